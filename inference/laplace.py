@@ -260,7 +260,10 @@ def diagonal_laplace(
         0.2499
     """
     check_callable("function", function)
-    mode = {name: value.detach() for name, value in check_tensors("parameters", parameters).items()}
+    mode = {
+        name: value.detach()
+        for name, value in check_tensors("parameters", parameters, finite=True).items()
+    }
     inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
     targets = as_tensor("targets", targets, f"({len(inputs)}, ...)", finite=True)
     fixed = {"noise": noise, "prior_scale": prior_scale}

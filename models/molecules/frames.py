@@ -43,8 +43,7 @@ def molecule_frames(
 ) -> MoleculeFrames:
     """Frames of Langevin dynamics of a molecule, with labels of GFN2-xTB [2].
 
-    They are made once on a machine, a methanol molecule in some 10 ms a frame, and then read from
-    the cache. Set ``OMP_NUM_THREADS=1``, without which the labels of small molecules take a hundred
+    They are made once on a machine, some 30 ms a frame of methanol, and then read from the cache. Set ``OMP_NUM_THREADS=1``, without which the labels of small molecules take a hundred
     times as long.
 
     :param str name: of a molecule that :func:`ase.build.molecule` knows.
@@ -72,7 +71,7 @@ def molecule_frames(
     check_number("temperature", temperature, above=0)
     check_integer("every", every, 1)
     check_number("time_step", time_step, above=0)
-    check_number("friction", friction, least=0)
+    check_number("friction", friction, above=0)
     check_integer("seed", seed, 0)
     build, langevin, units = (
         optional_module(module, "molecule_frames", "ase", "molecules")

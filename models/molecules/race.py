@@ -65,7 +65,7 @@ def polynomial_envelope(x: Tensor, power: int = 2) -> Tensor:
         >>> polynomial_envelope(torch.tensor([0.0, 0.5, 1.0, 2.0]))
         tensor([1.0000, 0.3125, 0.0000, 0.0000])
     """
-    x = as_tensor("x", x)
+    x = as_tensor("x", x, finite=True)
     p = check_integer("power", power, 1)
     inside = x.clamp(max=1.0)
     value = 1.0 - inside**p * (
@@ -90,7 +90,7 @@ def bessel_features(
         >>> bessel_features(torch.tensor([1.0, 5.0]), cutoff=5.0).shape
         torch.Size([2, 8])
     """
-    distance = as_tensor("distance", distance)
+    distance = as_tensor("distance", distance, finite=True)
     cutoff = check_number("cutoff", cutoff, above=0)
     orders = torch.arange(1, check_integer("num_features", num_features, 1) + 1)
     angles = distance[..., None] * (orders.to(distance) * (math.pi / cutoff))
@@ -330,8 +330,9 @@ class RACE(nn.Module):
         """Sum of the reference energies of atoms, which :attr:`Prediction.energy` does not hold."""
         return float(self.reference[self.places(species)].double().sum())
 
-    def relative(self, species: Any, energies: Tensor) -> Tensor:
+    def relative(self, species: Any, energies: Any) -> Tensor:
         """Energies less the reference, in the type of the network."""
+        energies = as_tensor("energies", energies, "(n,)", finite=True)
         return (energies.double() - self.reference_energy(species)).to(self.embedding)
 
     def _geometry(

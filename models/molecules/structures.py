@@ -119,4 +119,4 @@ def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True
     index[rows, places] = torch.from_numpy(second[order]).long()
     shifts[rows, places] = torch.from_numpy(images[order]).double() @ box
     mask[rows, places] = True
-    return Neighbors(index, shifts.to(torch.get_default_dtype()), mask)
+    return Neighbors(index, shifts, mask)

@@ -62,7 +62,7 @@ def test_energy_has_the_reference():
         one.center([8, 1, 1], energies, torch.ones(2, 3, 3))
     atoms = water()
     atoms.calc = RACECalculator(members)
-    relative = [float(one(torch.from_numpy(atoms.positions), [8, 1, 1]).energy) for one in members]
+    relative = [one(torch.from_numpy(atoms.positions), [8, 1, 1]).energy.item() for one in members]
     assert atoms.get_potential_energy() == pytest.approx(-101.0 + np.mean(relative))
 
 

@@ -124,20 +124,16 @@ def test_repeated_cell_is_the_larger_cell():
     race = network(cutoff=4.0, num_neighbors=20.0)
     cell = torch.diag(torch.tensor([3.0, 3.2, 3.5], dtype=torch.float64))
     positions = torch.tensor([[0.1, 0.2, 0.3], [1.4, 1.5, 1.9]], dtype=torch.float64)
-    one = race(positions, (6, 8), double(periodic_neighbors(positions, cell, 4.0)))
+    one = race(positions, (6, 8), periodic_neighbors(positions, cell, 4.0))
     twice = torch.cat([positions, positions + cell[0]])
     longer = torch.diag(torch.tensor([6.0, 3.2, 3.5], dtype=torch.float64))
-    two = race(twice, (6, 8, 6, 8), double(periodic_neighbors(twice, longer, 4.0)))
+    two = race(twice, (6, 8, 6, 8), periodic_neighbors(twice, longer, 4.0))
     torch.testing.assert_close(two.energy, 2 * one.energy)
     torch.testing.assert_close(two.forces, one.forces.repeat(2, 1))
     torch.testing.assert_close(two.virial, 2 * one.virial)
     torch.testing.assert_close(two.log_variance, one.log_variance)
-    moved = race(positions + cell[1], (6, 8), double(periodic_neighbors(positions, cell, 4.0)))
+    moved = race(positions + cell[1], (6, 8), periodic_neighbors(positions, cell, 4.0))
     torch.testing.assert_close(moved.energy, one.energy)
-
-
-def double(neighbors):
-    return Neighbors(neighbors.index, neighbors.shifts.double(), neighbors.mask)
 
 
 def test_images_are_those_of_a_grid():
