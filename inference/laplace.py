@@ -1,4 +1,4 @@
-"""Posteriors of a few parameters that many data determine: a Gaussian, and NUTS in its coordinates.
+"""Gaussian posteriors at a mode: of few parameters, with NUTS in its coordinates, and of weights.
 
 The posterior of a few hyperparameters of much data is narrow and strongly correlated, and each
 gradient takes milliseconds. In the coordinates of the Gaussian at the mode NUTS needs no mass
@@ -7,7 +7,8 @@ matrix and few gradients for a draw.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,18 +17,27 @@ from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
 from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
     check_instance,
     check_integer,
     check_number,
     check_sequence,
     check_tensors,
 )
+from pyro_ext.inference.training import Trainer
 from pyro_ext.posterior.modes import find_map, gradient_differences
 from pyro_ext.potential import Potential
 from pyro_ext.potential.potential import energy
-from pyro_ext.random import fresh_seed
+from pyro_ext.random import fresh_seed, seeded
 
-__all__ = ["LaplacePosterior", "laplace_posterior", "nuts_posterior"]
+__all__ = [
+    "DiagonalLaplace",
+    "LaplacePosterior",
+    "diagonal_laplace",
+    "laplace_posterior",
+    "nuts_posterior",
+]
 
 _STEP = 1e-3
 _STEP_SIZE = 0.4
@@ -168,3 +178,144 @@ def nuts_posterior(
         )
     flat = laplace.mode + mcmc.get_samples()["z"] @ laplace.scale_tril.mT
     return potential.constrain(potential.layout.unflatten(flat))
+
+
+class DiagonalLaplace(NamedTuple):
+    """Independent normal distributions of weights around a mode.
+
+    :param Mapping mode: where they are centered, by name.
+    :param Mapping scale: standard deviations, by name. **Shape:** as the mode.
+    :param Tensor noise: standard deviation of the targets. **Shape:** ``()``.
+    :param Tensor prior_scale: standard deviation of the prior of each weight. **Shape:** ``()``.
+    :param Tensor log_evidence: logarithm of the marginal likelihood, approximately.
+    """
+
+    mode: Mapping[str, Tensor]
+    scale: Mapping[str, Tensor]
+    noise: Tensor
+    prior_scale: Tensor
+    log_evidence: Tensor
+
+    def sample(self, num_samples: int, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws of the weights.
+
+        :param int num_samples: how many.
+        :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
+        :returns: by name. **Shape:** ``(num_samples, *shape)`` each.
+        """
+        number = check_integer("num_samples", num_samples, 1)
+        with seeded(fresh_seed(seed)):
+            return {
+                name: mean
+                + self.scale[name] * torch.randn(number, *mean.shape, dtype=mean.dtype).to(mean)
+                for name, mean in self.mode.items()
+            }
+
+
+def diagonal_laplace(
+    function: Callable[..., Tensor],
+    parameters: Mapping[str, Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    noise: float | None = None,
+    prior_scale: float | None = None,
+    num_steps: int = 200,
+    lr: float = 0.1,
+    batch_size: int = 32,
+) -> DiagonalLaplace:
+    r"""The normal posterior of the weights of a regression, after training, from its slopes [1].
+
+    The precision of a weight is the diagonal of the generalized Gauss-Newton matrix,
+    :math:`\sum_n (\partial f_n / \partial w)^2 / \sigma^2 + 1 / \tau^2`. Without ``noise`` and
+    ``prior_scale``, :math:`\sigma` and :math:`\tau` are where the marginal likelihood is largest,
+
+    .. math:: \log p(y) \approx \sum_n \log N(y_n; f_n, \sigma^2)
+              + \sum_w \bigl(\log N(w; 0, \tau^2) - \tfrac12 \log \tfrac{H_{ww}}{2 \pi}\bigr) .
+
+    The mode is taken to be where the weights are; for a linear function of weights whose slopes are
+    orthogonal all of it is exact.
+
+    :param Callable function: of weights by name and one input, as a network by
+        :func:`torch.func.functional_call`; returns one or several outputs.
+    :param Mapping parameters: the weights after training, by name.
+    :param Tensor inputs: **Shape:** ``(n, *event)``.
+    :param Tensor targets: **Shape:** ``(n, *outputs)``.
+    :param float noise: :math:`\sigma`.
+    :param float prior_scale: :math:`\tau`.
+    :param int num_steps: of Adam, with which the two are found.
+    :param float lr: its learning rate, in their logarithms.
+    :param int batch_size: inputs whose slopes are in memory at the same time.
+    :raises ValueError: for shapes that do not fit, or numbers out of range.
+
+    [1] E. Daxberger and others (2021), Laplace redux: effortless Bayesian deep learning.
+
+    Example::
+
+        >>> x = torch.tensor([1.0, -1.0, 1.0, -1.0])
+        >>> found = diagonal_laplace(
+        ...     lambda w, x: w["slope"] * x, {"slope": torch.tensor(2.0)}, x, 2.0 * x + 0.1,
+        ...     noise=0.5, prior_scale=10.0)
+        >>> round(float(found.scale["slope"]), 4)  # 1 / sqrt(4 / 0.25 + 0.01)
+        0.2499
+    """
+    check_callable("function", function)
+    mode = {
+        name: value.detach()
+        for name, value in check_tensors("parameters", parameters, finite=True).items()
+    }
+    inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+    targets = as_tensor("targets", targets, f"({len(inputs)}, ...)", finite=True)
+    fixed = {"noise": noise, "prior_scale": prior_scale}
+    for name, value in fixed.items():
+        if value is not None:
+            check_number(name, value, above=0)
+    check_integer("num_steps", num_steps, 1)
+    check_number("lr", lr, above=0)
+    check_integer("batch_size", batch_size, 1)
+
+    def outputs(weights: dict[str, Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
+        found = function(weights, row)
+        return found, found
+
+    slopes = torch.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
+    curvature = {name: torch.zeros_like(value) for name, value in mode.items()}
+    predicted = []
+    for rows in inputs.split(batch_size):
+        jacobian, values = slopes(mode, rows)
+        predicted.append(values.detach())
+        for name, found in jacobian.items():
+            flat = found.detach().reshape(-1, *mode[name].shape)
+            curvature[name] += flat.square().sum(0)
+    errors = targets.to(predicted[0]) - torch.cat(predicted).reshape(targets.shape)
+    square = errors.double().square().sum()
+    weights = torch.cat([value.double().flatten() for value in mode.values()])
+    found_curvature = torch.cat([value.double().flatten() for value in curvature.values()])
+
+    def evidence(log_noise: Tensor, log_prior: Tensor) -> Tensor:
+        likelihood = -errors.numel() * (log_noise + 0.5 * math.log(2.0 * math.pi))
+        likelihood = likelihood - 0.5 * square * (-2.0 * log_noise).exp()
+        precision = found_curvature * (-2.0 * log_noise).exp() + (-2.0 * log_prior).exp()
+        prior = -0.5 * weights.square().sum() * (-2.0 * log_prior).exp()
+        volume = -len(weights) * log_prior - 0.5 * precision.log().sum()
+        return likelihood + prior + volume
+
+    start = 0.5 * (square / errors.numel()).clamp(min=1e-12).log()
+    logs = {
+        "noise": start if noise is None else start.new_tensor(noise).log(),
+        "prior_scale": start.new_tensor(1.0 if prior_scale is None else prior_scale).log(),
+    }
+    logs = {name: value.clone().requires_grad_(fixed[name] is None) for name, value in logs.items()}
+    free = [value for value in logs.values() if value.requires_grad]
+    if free:
+        Trainer(free, partial(torch.optim.Adam, lr=lr)).run(
+            lambda: -evidence(*logs.values()), num_steps, progress=False
+        )
+    log_noise, log_prior = (value.detach() for value in logs.values())
+    scale = {
+        name: (value * (-2.0 * log_noise).exp() + (-2.0 * log_prior).exp()).rsqrt().to(value)
+        for name, value in curvature.items()
+    }
+    return DiagonalLaplace(
+        mode, scale, log_noise.exp(), log_prior.exp(), evidence(log_noise, log_prior)
+    )

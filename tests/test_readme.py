@@ -270,6 +270,8 @@ READER = {
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
     "SupervisedNotMIWAE(12, 9)": ({}, lambda model: model.impute(torch.randn(2, 4, 12))),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
+    "RACE([1, 6, 8])": ({}, lambda race: race(torch.randn(3, 3), [8, 1, 1])),
+    "IVON(parameters, ess=1000)": ({"parameters": [torch.zeros(2, requires_grad=True)]}, None),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
     'HumanFeedbackInversion(pipeline, "odd", feedback)': (
         lambda: {**pipeline(), "feedback": lambda images: images.mean((1, 2, 3)) > 0.0},

@@ -1,3 +1,66 @@
-"""Interatomic potentials that know how sure they are of energies and forces."""
+"""Interatomic potentials that know how sure they are of energies and forces.
 
-__all__: list[str] = []
+:class:`RACE` predicts energies and forces with their variances, :class:`EnergyForceModel` makes
+them observations of a Pyro model, and :class:`RACECalculator` runs molecular dynamics in ase, which
+is imported with that name. The extra is ``molecules``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pyro_ext._optional import optional_module
+from pyro_ext.models.molecules.frames import MoleculeFrames, molecule_frames
+from pyro_ext.models.molecules.likelihood import (
+    EnergyForceModel,
+    ensemble_prediction,
+    potential_loss,
+)
+from pyro_ext.models.molecules.race import RACE, Prediction, bessel_features, polynomial_envelope
+from pyro_ext.models.molecules.structures import (
+    Neighbors,
+    all_pairs,
+    atomic_numbers,
+    periodic_neighbors,
+)
+from pyro_ext.models.molecules.uncertainty import (
+    LeftTrainingRegion,
+    PredictiveMoments,
+    TrainingRegion,
+    predictive_moments,
+    training_region,
+)
+
+if TYPE_CHECKING:
+    from pyro_ext.models.molecules.calculator import RACECalculator
+
+__all__ = [
+    "EnergyForceModel",
+    "LeftTrainingRegion",
+    "MoleculeFrames",
+    "Neighbors",
+    "Prediction",
+    "PredictiveMoments",
+    "RACE",
+    "RACECalculator",
+    "TrainingRegion",
+    "all_pairs",
+    "atomic_numbers",
+    "bessel_features",
+    "ensemble_prediction",
+    "molecule_frames",
+    "periodic_neighbors",
+    "polynomial_envelope",
+    "potential_loss",
+    "predictive_moments",
+    "training_region",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ase with the class that is one of its calculators."""
+    if name != "RACECalculator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    optional_module("ase.calculators.calculator", name, "ase", "molecules")
+    from pyro_ext.models.molecules.calculator import RACECalculator
+
+    globals()[name] = RACECalculator
+    return RACECalculator

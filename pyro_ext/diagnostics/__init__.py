@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
     from pyro_ext.diagnostics.graphs import graph_mmd
+    from pyro_ext.diagnostics.recalibration import IsotonicRecalibrator
 
 __all__ = [
+    "IsotonicRecalibrator",
     "SBCResult",
     "diversity",
     "diversity_plots",
@@ -43,6 +45,7 @@ __all__ = [
 
 # Where a name lives that is not a module itself.
 _HOMES = {
+    "IsotonicRecalibrator": "recalibration",
     "SBCResult": "calibration",
     "graph_mmd": "graphs",
     "sbc": "calibration",

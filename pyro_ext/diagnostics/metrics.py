@@ -37,6 +37,7 @@ __all__ = [
     "deep_ensemble_equivalent",
     "ece",
     "ensemble_mutual_information",
+    "interval_calibration_error",
     "nll",
     "quantile_calibration_error",
     "temperature_scale",
@@ -225,14 +226,38 @@ def quantile_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> f
         >>> quantile_calibration_error(torch.tensor([0.1, 0.2]), num_levels=1)
         0.5
     """
-    values = as_numbers("cdf_values", cdf_values)
-    values = values[None] if values.dim() == 1 else values
-    as_tensor("cdf_values", values, "(num_draws, n)")
-    _check_all("cdf_values", (values >= 0) & (values <= 1), values, "lie between 0 and 1")
-    num_levels = check_integer("num_levels", num_levels, 1)
-    levels = torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)
-    below = values.mean(0, dtype=torch.float64).cpu()[:, None] <= levels
+    values = _cdf_values(cdf_values)
+    levels = _levels(num_levels)
+    below = values[:, None] <= levels
     return float((below.double().mean(0) - levels).square().mean().sqrt())
+
+
+def interval_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> float:
+    """Calibration error of central predictive intervals of a regression.
+
+    The mean square over the levels ``p = 1 / (K + 1), ..., K / (K + 1)`` of the difference between
+    ``p`` and the fraction of observations in the central interval that has this probability. It
+    sees only widths: intervals that are all too high may be calibrated, which
+    :func:`quantile_calibration_error` finds.
+
+    :param cdf_values: as of :func:`quantile_calibration_error`. **Shape:** ``(num_draws, n)`` or
+        ``(n,)``.
+    :param num_levels: number of levels ``K``, at least 1.
+
+    Reference: V. Kuleshov, N. Fenner and S. Ermon (2018), *Accurate uncertainties for deep learning
+    using calibrated regression*, https://arxiv.org/abs/1807.00263.
+
+    Example::
+
+        >>> interval_calibration_error(torch.tensor([0.1, 0.4]), num_levels=1)
+        0.0
+        >>> interval_calibration_error(torch.tensor([0.4, 0.6]), num_levels=1)
+        0.25
+    """
+    values = _cdf_values(cdf_values)
+    levels = _levels(num_levels)
+    inside = (2.0 * values - 1.0).abs()[:, None] <= levels
+    return float((inside.double().mean(0) - levels).square().mean())
 
 
 def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
@@ -512,3 +537,18 @@ def _check_all(argument: str, is_right: Tensor, values: Tensor, wanted: str) -> 
     if not is_right.all():
         where = tuple((~is_right).nonzero()[0].tolist())
         raise ValueError(f"{argument} must {wanted}, got {values[where].item():.6g} at {where}")
+
+
+def _cdf_values(cdf_values: ArrayLike) -> Tensor:
+    """Values of a predictive distribution function, averaged over draws, ``(n,)``."""
+    values = as_numbers("cdf_values", cdf_values)
+    values = values[None] if values.dim() == 1 else values
+    as_tensor("cdf_values", values, "(num_draws, n)")
+    _check_all("cdf_values", (values >= 0) & (values <= 1), values, "lie between 0 and 1")
+    return values.mean(0, dtype=torch.float64).cpu()
+
+
+def _levels(num_levels: int) -> Tensor:
+    """Probabilities between zero and one, evenly."""
+    num_levels = check_integer("num_levels", num_levels, 1)
+    return torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)

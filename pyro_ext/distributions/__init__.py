@@ -30,6 +30,7 @@ from pyro_ext.distributions.count_clusters import (
     PoissonCluster,
 )
 from pyro_ext.distributions.dirichlet_ou import DirichletOU
+from pyro_ext.distributions.force_normal import ForceNormal, force_heads
 from pyro_ext.distributions.gaussian_clusters import (
     DiagonalGaussianCluster,
     GaussianCluster,
@@ -52,6 +53,7 @@ __all__ = [
     "ConjugateCluster",
     "DiagonalGaussianCluster",
     "DirichletOU",
+    "ForceNormal",
     "GaussianCluster",
     "GeneralizedBFRY",
     "KnownVarianceGaussianCluster",
@@ -67,4 +69,5 @@ __all__ = [
     "TiltedBFRY",
     "TiltedStable",
     "TruncatedBFRY",
+    "force_heads",
 ]

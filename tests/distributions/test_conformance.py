@@ -20,6 +20,7 @@ from pyro_ext.distributions import (
     BlockDirichlet,
     DiagonalGaussianCluster,
     DirichletOU,
+    ForceNormal,
     GaussianCluster,
     GeneralizedBFRY,
     KnownVarianceGaussianCluster,
@@ -172,6 +173,7 @@ MULTIVARIATE = [
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
     Row(soft_matrix, {"strengths": (0.7, 0.4), "base_scale": 1.3}),
     Row(scaled_steps, {"scale": 1.4}),
+    Row(ForceNormal, {"loc": (0.3, -0.5, 1.1), "l6": (-0.7, 0.2, -0.2, 0.3, -0.4, 0.6)}),
 ]
 
 

@@ -1,0 +1,156 @@
+"""Which points to label next: what an ensemble of normal predictions does not agree on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_integer, check_sequence, shown
+
+__all__ = ["bald", "best_by_turns", "farthest_points", "mixture_moments"]
+
+
+def mixture_moments(means: Any, variances: Any, event_dim: int = 0) -> tuple[Tensor, Tensor]:
+    r"""Mean and variance of an equal mixture of normal distributions.
+
+    .. math:: \mu = \tfrac1M \sum_m \mu_m, \qquad
+              \Sigma = \tfrac1M \sum_m \Sigma_m
+              + \tfrac1M \sum_m (\mu_m - \mu)(\mu_m - \mu)^\top
+
+    :param Tensor means: of the members. **Shape:** ``(M, *batch)``, or ``(M, *batch, d)`` with
+        ``event_dim=1``.
+    :param Tensor variances: of the members. **Shape:** ``(M, *batch)``, or covariances
+        ``(M, *batch, d, d)``.
+    :param int event_dim: zero for numbers, one for vectors.
+    :returns: mean and variance, or mean and covariance, without the first dimension.
+    :raises ValueError: for shapes that do not fit, or negative variances.
+
+    Example::
+
+        >>> mixture_moments(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 0.5]))
+        (tensor(1.), tensor(1.8333))
+    """
+    mean, spread = _checked(means, variances, event_dim)
+    center = mean.mean(0)
+    apart = mean - center
+    between = apart[..., :, None] * apart[..., None, :] if event_dim else apart.square()
+    return center, spread.mean(0) + between.mean(0)
+
+
+def bald(means: Any, variances: Any, event_dim: int = 0) -> Tensor:
+    r"""How much a label would say about which member is right, for normal predictions [1].
+
+    .. math:: \alpha = \tfrac12 \Bigl(\log |\Sigma| - \tfrac1M \sum_m \log |\Sigma_m|\Bigr)
+
+    with :math:`\Sigma` of the mixture, as of :func:`mixture_moments`. It is the mutual information
+    of label and member where the mixture is taken to be normal too; it is never negative, and zero
+    where all members agree.
+
+    :param Tensor means: as of :func:`mixture_moments`, as all else is.
+    :returns: **Shape:** ``batch``; that of forces is averaged over the atoms next.
+    :raises ValueError: for shapes that do not fit, or variances that are not positive.
+
+    [1] N. Houlsby, F. Huszár, Z. Ghahramani, M. Lengyel (2011),
+    Bayesian active learning for classification and preference learning.
+
+    Example::
+
+        >>> bald(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 0.5]))
+        tensor(0.3031)
+    """
+    _, total = mixture_moments(means, variances, event_dim)
+    _, spread = _checked(means, variances, event_dim)
+    own = torch.linalg.slogdet(spread).logabsdet if event_dim else spread.log()
+    whole = torch.linalg.slogdet(total).logabsdet if event_dim else total.log()
+    found = 0.5 * (whole - own.mean(0))
+    if not bool(found.isfinite().all()):
+        raise ValueError("variances must be positive, got one that is not")
+    return found.clamp(min=0.0)
+
+
+def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
+    """Points that are far from each other: the next one is the farthest from all before.
+
+    :param Tensor points: **Shape:** ``(n, d)``; of a molecule its sorted distances between atoms.
+    :param int num_points: how many, at most as many as there are.
+    :param Tensor chosen: points that count as taken. **Shape:** ``(m, d)``. Without them the first
+        is the one farthest from the mean.
+    :returns: their numbers, in the order of choice. **Shape:** ``(num_points,)``.
+    :raises ValueError: for more points than there are, or shapes that do not fit.
+
+    Example::
+
+        >>> farthest_points(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), 3)
+        tensor([3, 0, 2])
+    """
+    points = as_tensor("points", points, "(n, d)", finite=True)
+    number = check_integer("num_points", num_points, 1)
+    if number > len(points):
+        raise ValueError(f"num_points must be at most the {len(points)} points, got {num_points}")
+    points = points.double()
+    if chosen is None:
+        first = int((points - points.mean(0)).square().sum(-1).argmax())
+        order, distances = [first], torch.cdist(points, points[[first]])[:, 0]
+    else:
+        taken = as_tensor("chosen", chosen, f"(m, {points.shape[1]})", finite=True).to(points)
+        order, distances = [], torch.cdist(points, taken).amin(1)
+    while len(order) < number:
+        if order:
+            distances[order] = -1.0
+        order.append(int(distances.argmax()))
+        distances = torch.minimum(distances, torch.cdist(points, points[[order[-1]]])[:, 0])
+    return torch.tensor(order)
+
+
+def best_by_turns(scores: Sequence[Any], num_points: int) -> Tensor:
+    """The best points by several scores, which choose by turns what is left.
+
+    With two scores each chooses half of the points, as energies and forces do in BALD-EF [2].
+
+    :param scores: larger is better. **Shape:** ``(n,)`` each.
+    :param int num_points: how many in all, at most as many as there are.
+    :returns: their numbers, in the order of choice. **Shape:** ``(num_points,)``.
+    :raises ValueError: for more points than there are, or shapes that do not fit.
+
+    [2] S. Y. Willow and others (2025), Bayesian E(3)-equivariant interatomic potential with
+    iterative restratification of many-body message passing, arXiv 2510.03046.
+
+    Example::
+
+        >>> best_by_turns([torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 2.0])], 2)
+        tensor([0, 2])
+    """
+    found = check_sequence("scores", scores, "a list of tensors")
+    first = as_tensor("scores[0]", found[0], "(n,)", finite=True)
+    ranked = [
+        as_tensor(f"scores[{k}]", one, f"({len(first)},)", finite=True)
+        .argsort(descending=True, stable=True)
+        .tolist()
+        for k, one in enumerate(found)
+    ]
+    number = check_integer("num_points", num_points, 1)
+    if number > len(first):
+        raise ValueError(f"num_points must be at most the {len(first)} points, got {num_points}")
+    order: list[int] = []
+    while len(order) < number:
+        turn = ranked[len(order) % len(ranked)]
+        order.append(next(one for one in turn if one not in order))
+    return torch.tensor(order)
+
+
+def _checked(means: Any, variances: Any, event_dim: int) -> tuple[Tensor, Tensor]:
+    """Means and variances of members whose shapes fit."""
+    if event_dim not in (0, 1) or isinstance(event_dim, bool):
+        raise ValueError(f"event_dim must be 0 or 1, got {event_dim!r:.80}")
+    mean = as_tensor("means", means, "(M, ...)", finite=True)
+    spread = as_tensor("variances", variances, "(M, ...)", finite=True)
+    if mean.dim() < 1 + event_dim:
+        raise ValueError(f"means must have the shape (M, *batch, d), got {shown(mean)}")
+    wanted = (*mean.shape, *mean.shape[-1:]) if event_dim else mean.shape
+    if spread.shape != wanted:
+        raise ValueError(f"variances must have the shape {tuple(wanted)}, got {shown(spread)}")
+    diagonal = spread.diagonal(dim1=-2, dim2=-1) if event_dim else spread
+    if not bool((diagonal >= 0).all()):
+        raise ValueError(f"variances must not be negative, got {float(diagonal.min()):g}")
+    return mean, spread

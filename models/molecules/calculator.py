@@ -1,0 +1,133 @@
+"""A trained potential as a calculator of ase, which says where it leaves its training region."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from ase.calculators.calculator import Calculator, all_changes
+
+from pyro_ext._checks import check_instance, check_optional, check_sequence
+from pyro_ext.models.molecules.likelihood import ensemble_prediction
+from pyro_ext.models.molecules.race import RACE
+from pyro_ext.models.molecules.structures import all_pairs, periodic_neighbors
+from pyro_ext.models.molecules.uncertainty import (
+    LeftTrainingRegion,
+    TrainingRegion,
+    departures,
+    predictive_moments,
+)
+
+__all__ = ["RACECalculator"]
+
+
+class RACECalculator(Calculator):
+    """A trained potential, or an ensemble of some, as a calculator of ase.
+
+    Energy, forces and, where the cell repeats in all directions, stress are means over the members,
+    so that forces are still minus the gradient of the energy and dynamics conserves it. ``results``
+    also holds ``"energy_uncertainty"``, a standard deviation in eV, ``"force_covariance"``, of
+    **Shape:** ``(num_atoms, 3, 3)``, ``"force_uncertainty"``, roots of its diagonal, and
+    ``"stress_uncertainty"``, the standard deviation over the members. These are of the mixture of
+    the members: what each is unsure of, and what they do not agree on.
+
+    With a ``region`` each calculation is compared with the training data. The first that is unlike
+    them gives a :class:`~pyro_ext.models.molecules.LeftTrainingRegion` warning, all are counted in
+    :attr:`departures`, and ``results["in_training_region"]`` says it of the last.
+
+    :param networks: one :class:`~pyro_ext.models.molecules.RACE`, or several of the same form.
+    :param TrainingRegion region: as of :func:`~pyro_ext.models.molecules.training_region`.
+    :ivar int num_calculations: how many structures have been calculated.
+    :ivar list departures: number of the calculation, and in what it was unlike the data, of each
+        outside of the region.
+    :raises TypeError: for arguments of a wrong type.
+
+    Example::
+
+        >>> from ase import Atoms
+        >>> from pyro_ext.models.molecules import RACE, RACECalculator
+        >>> atoms = Atoms("H2", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]])
+        >>> atoms.calc = RACECalculator([RACE([1], channels=4).double() for _ in range(3)])
+        >>> atoms.get_forces().shape, atoms.calc.results["force_uncertainty"].shape
+        ((2, 3), (2, 3))
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+    default_parameters: ClassVar[dict[str, Any]] = {}
+    nolabel = True
+
+    def __init__(
+        self, networks: RACE | Sequence[RACE], region: TrainingRegion | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(networks, RACE):
+            networks = [networks]
+        wanted = "a RACE or a list of such"
+        self.networks: list[RACE] = check_sequence("networks", networks, wanted, 1, RACE)
+        check_optional(check_instance, "region", region, TrainingRegion, "a TrainingRegion or None")
+        self.region = region
+        self.num_calculations = 0
+        self.departures: list[tuple[int, list[str]]] = []
+
+    def calculate(
+        self,
+        atoms: Any = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Fill :attr:`results`, as ase asks for it.
+
+        :param Atoms atoms: the structure.
+        :param properties: what is wanted; all is calculated.
+        :param system_changes: what has changed since the last calculation.
+        :raises ValueError: for elements that a network does not know, or atoms on top of each
+            other.
+        """
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        species = tuple(atoms.numbers.tolist())
+        first = self.networks[0]
+        first.places(species)
+        positions = torch.from_numpy(atoms.positions)
+        if atoms.pbc.any():
+            cell = torch.from_numpy(atoms.cell.array)
+            neighbors = periodic_neighbors(positions, cell, first.cutoff, atoms.pbc.tolist())
+        else:
+            neighbors = all_pairs(len(species))
+        found = ensemble_prediction(self.networks, positions, species, neighbors)
+        moments = predictive_moments(found)
+        reference = sum(one.reference_energy(species) for one in self.networks)
+        energy = float(moments.energy) + reference / len(self.networks)
+        covariance = moments.force_covariance
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": moments.forces.double().numpy(),
+            "energy_uncertainty": float(moments.energy_variance.sqrt()),
+            "force_covariance": covariance.double().numpy(),
+            "force_uncertainty": covariance.diagonal(dim1=-2, dim2=-1).sqrt().double().numpy(),
+        }
+        if atoms.pbc.all():
+            stresses = (found.virial.double() / atoms.get_volume()).flatten(1)[:, _VOIGT]
+            self.results["stress"] = stresses.mean(0).numpy()
+            self.results["stress_uncertainty"] = stresses.std(0, correction=0).numpy()
+        self.num_calculations += 1
+        if self.region is not None:
+            reasons = departures(self.region, moments, positions, species, neighbors)
+            self.results["in_training_region"] = not reasons
+            if reasons:
+                self._report(reasons)
+
+    def _report(self, reasons: list[str]) -> None:
+        """Count a structure outside of the region, and warn of the first."""
+        self.departures.append((self.num_calculations, reasons))
+        if len(self.departures) == 1:
+            warnings.warn(
+                f"calculation {self.num_calculations} left the training region: "
+                f"{'; '.join(reasons)}",
+                LeftTrainingRegion,
+                stacklevel=3,
+            )
+
+
+_VOIGT = [0, 4, 8, 5, 2, 1]

@@ -1,0 +1,227 @@
+"""Energies and forces as observations of a network: losses, a Pyro model, ensembles."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+)
+from pyro_ext.distributions import ForceNormal
+from pyro_ext.models.molecules.race import RACE, Prediction
+from pyro_ext.models.molecules.structures import Neighbors, atomic_numbers
+from pyro_ext.nn import BayesianModule
+
+__all__ = ["EnergyForceModel", "ensemble_prediction", "potential_loss"]
+
+LOSSES = ("mse", "energy", "joint")
+
+
+def potential_loss(
+    prediction: Prediction,
+    energies: Any,
+    forces: Any,
+    kind: str = "joint",
+    *,
+    energy_weight: float = 1.0,
+    force_weight: float = 1.0,
+    densities: bool = False,
+) -> Tensor:
+    r"""Loss of predicted energies and forces, as the paper has it [1].
+
+    .. math:: \lambda_E \frac{(y_E - \mu_E)^2}{\sigma_E^2} + \log \sigma_E^2
+              + \frac{1}{N} \sum_i \bigl(\lambda_F (y_i - F_i)^\top \Sigma_i^{-1} (y_i - F_i)
+              + \log |\Sigma_i|\bigr)
+
+    averaged over the structures. This is ``"joint"``; in ``"energy"`` all :math:`\Sigma_i` are
+    :math:`I`, and in ``"mse"`` :math:`\sigma_E^2` is one as well. The paper shows, and its page
+    here does again, that ``"energy"`` lets the energies drown the forces.
+
+    Weights other than one make the variances of the paper's loss too large by as much, since the
+    log determinants are left as they are. With ``densities=True`` they scale whole log densities,
+    as :class:`EnergyForceModel` does; ``force_weight=N`` then is the likelihood of all forces.
+
+    :param Prediction prediction: of structures. **Shape:** ``(n,)`` and ``(n, num_atoms, 3)``.
+    :param Tensor energies: relative to the reference, in eV. **Shape:** ``(n,)``.
+    :param Tensor forces: in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+    :param str kind: ``"joint"``, ``"energy"`` or ``"mse"``.
+    :param float energy_weight: :math:`\lambda_E`.
+    :param float force_weight: :math:`\lambda_F`.
+    :param bool densities: whether the weights scale the log determinants, too.
+    :returns: a scalar.
+    :raises ValueError: for shapes that do not fit, or numbers out of range.
+
+    Example::
+
+        >>> from pyro_ext.models.molecules import RACE, potential_loss
+        >>> network, x = RACE([1], channels=4), torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.7]]])
+        >>> loss = potential_loss(network(x, [1, 1]), torch.zeros(1), torch.zeros(1, 2, 3))
+        >>> loss.backward()
+    """
+    check_instance("prediction", prediction, Prediction, "a Prediction")
+    check_choice("kind", kind, LOSSES)
+    check_number("energy_weight", energy_weight, least=0)
+    check_number("force_weight", force_weight, least=0)
+    mean = prediction.energy
+    shapes = [str(tuple(one.shape)) for one in (mean, prediction.forces)]
+    energies = as_tensor("energies", energies, shapes[0], like=mean, finite=True)
+    forces = as_tensor("forces", forces, shapes[1], like=mean, finite=True)
+    check_boolean("densities", densities)
+    of_energy = energy_weight * (energies - mean).square()
+    if kind != "mse":
+        log_variance = prediction.log_variance
+        weight = energy_weight if densities else 1.0
+        of_energy = of_energy * (-log_variance).exp() + weight * log_variance
+    if kind == "joint":
+        normal = ForceNormal(prediction.forces, prediction.l6, validate_args=False)
+        weight = force_weight if densities else 1.0
+        of_force = force_weight * normal.mahalanobis(forces) + weight * normal.log_det()
+    else:
+        of_force = force_weight * (forces - prediction.forces).square().sum(-1)
+    return of_energy.mean() + of_force.mean()
+
+
+class EnergyForceModel(nn.Module):
+    r"""Energies and forces that a network predicts, with its variances, as a Pyro model.
+
+    Sites are ``"energy"``, relative to the reference energies, and ``"forces"``, both in the plate
+    ``"structures"``, and the weights where the network is a
+    :class:`~pyro_ext.nn.BayesianModule`; otherwise these are parameters.
+
+    Weights of the two sites scale their whole log densities, by ``energy_weight`` and by
+    ``force_weight`` over the number of atoms. With both at one, minus twice the log density is the
+    joint loss of :func:`potential_loss` times the number of structures, and a constant; otherwise
+    the paper leaves the log determinants unscaled.
+
+    :param network: a :class:`~pyro_ext.models.molecules.RACE`, or a
+        :class:`~pyro_ext.nn.BayesianModule` of one.
+    :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
+    :param Neighbors neighbors: who sees whom; by default all atoms see all others.
+    :param float energy_weight: :math:`\lambda_E`.
+    :param float force_weight: :math:`\lambda_F`.
+    :param int batch_size: structures of a minibatch; all where it is ``None``.
+    :raises TypeError: for a network of another kind.
+
+    Example::
+
+        >>> from pyro_ext.models.molecules import RACE, EnergyForceModel
+        >>> from pyro_ext.nn import BayesianModule
+        >>> model = EnergyForceModel(BayesianModule(RACE([1, 8], channels=4)), [8, 1, 1])
+        >>> water = torch.tensor([[[0.0, 0.0, 0.1], [0.0, 0.8, -0.5], [0.0, -0.8, -0.5]]])
+        >>> trace = pyro.poutine.trace(model).get_trace(water)
+        >>> trace.nodes["energy"]["value"].shape, trace.nodes["forces"]["value"].shape
+        (torch.Size([1]), torch.Size([1, 3, 3]))
+    """
+
+    def __init__(
+        self,
+        network: RACE | BayesianModule,
+        species: Any,
+        neighbors: Neighbors | None = None,
+        *,
+        energy_weight: float = 1.0,
+        force_weight: float = 1.0,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        kinds = "a RACE or a BayesianModule of one"
+        check_instance("network", network, (RACE, BayesianModule), kinds)
+        check_instance("network", _race(network), RACE, kinds)
+        check_optional(check_instance, "neighbors", neighbors, Neighbors, "Neighbors or None")
+        self.network, self.neighbors = network, neighbors
+        _race(network).places(species)
+        self.species = atomic_numbers(species)
+        self.energy_weight = check_number("energy_weight", energy_weight, above=0)
+        self.force_weight = check_number("force_weight", force_weight, above=0)
+        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+
+    def forward(self, positions: Any, energies: Any = None, forces: Any = None) -> Prediction:
+        """Run the model.
+
+        :param Tensor positions: in Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+        :param Tensor energies: observed, in eV, with the reference. **Shape:** ``(n,)``.
+        :param Tensor forces: observed, in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+        :returns: what the network predicts of the minibatch.
+        """
+        count, race = len(self.species), _race(self.network)
+        positions = as_tensor("positions", positions, f"(n, {count}, 3)", finite=True)
+        number = len(positions)
+        if energies is not None:
+            energies = as_tensor("energies", energies, f"({number},)", finite=True)
+            energies = race.relative(self.species, energies)
+        if forces is not None:
+            shape = f"({number}, {count}, 3)"
+            forces = as_tensor("forces", forces, shape, finite=True, like=race.embedding)
+        if isinstance(self.network, RACE):
+            pyro.module("network", self.network)
+        size = None if self.batch_size is None else min(self.batch_size, number)
+        plate = pyro.plate("structures", number, subsample_size=size)
+        if size is not None and size < number:
+            rows = plate.indices
+            positions = positions[rows]
+            energies = None if energies is None else energies[rows]
+            forces = None if forces is None else forces[rows]
+        found: Prediction = self.network(positions, self.species, self.neighbors)
+        with plate:
+            with poutine.scale(scale=self.energy_weight):
+                of_energy = dist.Normal(found.energy, (0.5 * found.log_variance).exp())
+                pyro.sample("energy", of_energy, obs=energies)
+            with poutine.scale(scale=self.force_weight / count):
+                of_force = ForceNormal(found.forces, found.l6).to_event(1)
+                pyro.sample("forces", of_force, obs=forces)
+        return found
+
+
+def ensemble_prediction(
+    networks: Sequence[RACE], positions: Any, species: Any, neighbors: Neighbors | None = None
+) -> Prediction:
+    """Predictions of several networks of the same form at once, without gradients in weights.
+
+    :param networks: the members, made with the same arguments.
+    :param Tensor positions: in Angstrom. **Shape:** ``(*batch, num_atoms, 3)``.
+    :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
+    :param Neighbors neighbors: who sees whom; by default all atoms see all others.
+    :returns: with a first dimension of members.
+    :raises ValueError: for networks of different forms, or wrong structures.
+
+    Example::
+
+        >>> from pyro_ext.models.molecules import RACE, ensemble_prediction
+        >>> members = [RACE([1], channels=4) for _ in range(3)]
+        >>> x = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.7]])
+        >>> ensemble_prediction(members, x, [1, 1]).forces.shape
+        torch.Size([3, 2, 3])
+    """
+    wanted = "a list of RACE networks"
+    members = check_sequence("networks", networks, wanted, 1, RACE)
+    forms = [{k: (v.shape, v.dtype) for k, v in one.state_dict().items()} for one in members]
+    if any(form != forms[0] for form in forms):
+        raise ValueError(f"networks must all have the same form, got {len(members)} that do not")
+    first = members[0]
+    with torch.no_grad():
+        if len(members) == 1:
+            alone = first(positions, species, neighbors)
+            return Prediction(*(one[None] for one in alone))
+        first.check_structures(positions, species, neighbors)
+        params, buffers = torch.func.stack_module_state(members)
+
+        def run(*state: dict[str, Tensor]) -> Prediction:
+            return torch.func.functional_call(first, state, (positions, species, neighbors))
+
+        return torch.vmap(run)(params, buffers)
+
+
+def _race(network: Any) -> Any:
+    return network.module if isinstance(network, BayesianModule) else network

@@ -1,0 +1,122 @@
+"""Which atoms see each other: molecules alone in space, and cells that repeat."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext._optional import optional_module
+
+__all__ = ["Neighbors", "all_pairs", "atomic_numbers", "periodic_neighbors"]
+
+LAST_ELEMENT = 118
+LEAST_DISTANCE = 0.1
+"""Angstrom; atoms that are nearer are on top of each other."""
+
+
+class Neighbors(NamedTuple):
+    """The atoms that each atom sees, padded to as many for each.
+
+    :param Tensor index: numbers of the atoms that are seen. **Shape:** ``(num_atoms, k)``.
+    :param Tensor shifts: where their images are, relative to the atoms themselves, in Angstrom.
+        **Shape:** ``(num_atoms, k, 3)``.
+    :param Tensor mask: true where there is an atom. **Shape:** ``(num_atoms, k)``.
+    """
+
+    index: Tensor
+    shifts: Tensor
+    mask: Tensor
+
+
+def atomic_numbers(species: Any) -> tuple[int, ...]:
+    """Atomic numbers of symbols or numbers.
+
+    :param species: atomic numbers, as a tensor, an array or a list, or symbols such as ``["C",
+        "O"]``, which need the package ase. **Shape:** ``(num_atoms,)``.
+    :raises ValueError: for what is no element.
+
+    Example::
+
+        >>> atomic_numbers(torch.tensor([6, 8, 1]))
+        (6, 8, 1)
+    """
+    if isinstance(species, tuple | list) and species and all(isinstance(s, str) for s in species):
+        data = optional_module("ase.data", "atomic_numbers of symbols", "ase", "molecules")
+        unknown = sorted({s for s in species if not data.atomic_numbers.get(s)})
+        if unknown:
+            raise ValueError(f"species must be symbols of elements, got {unknown}")
+        return tuple(data.atomic_numbers[s] for s in species)
+    if not (isinstance(species, tuple) and all(type(s) is int for s in species) and species):
+        species = as_tensor("species", species, "(num_atoms,)", kind="integers").tolist()
+    if wrong := sorted({number for number in species if not 1 <= number <= LAST_ELEMENT}):
+        raise ValueError(f"species must be atomic numbers from 1 to {LAST_ELEMENT}, got {wrong}")
+    return tuple(species)
+
+
+def all_pairs(num_atoms: int) -> Neighbors:
+    """Neighbors in a molecule that is alone in space: each atom sees all others.
+
+    What lies beyond the cutoff is left out by the network.
+
+    :param int num_atoms: how many atoms.
+
+    Example::
+
+        >>> all_pairs(3).index
+        tensor([[1, 2],
+                [0, 2],
+                [0, 1]])
+    """
+    count = check_integer("num_atoms", num_atoms, 1)
+    others = torch.arange(count - 1).expand(count, -1)
+    index = others + (others >= torch.arange(count)[:, None]).long()
+    shape = index.shape
+    return Neighbors(index, torch.zeros(*shape, 3), torch.ones(shape, dtype=torch.bool))
+
+
+def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True) -> Neighbors:
+    """Neighbors within a cutoff, images in repeated cells included.
+
+    They hold for these positions; atoms that move need them anew.
+
+    :param positions: in Angstrom. **Shape:** ``(num_atoms, 3)``.
+    :param cell: vectors of the cell in rows, in Angstrom. **Shape:** ``(3, 3)``.
+    :param float cutoff: in Angstrom.
+    :param pbc: whether the cell repeats, in each direction or in all.
+    :raises ValueError: for other shapes, or a cell without volume that repeats.
+    :raises ImportError: without ase.
+
+    Example::
+
+        >>> cube = periodic_neighbors([[0.0, 0.0, 0.0]], 3.0 * torch.eye(3), cutoff=3.5)
+        >>> cube.index.shape  # six images of the atom itself
+        torch.Size([1, 6])
+    """
+    check_number("cutoff", cutoff, above=0)
+    found = as_tensor("positions", positions, "(num_atoms, 3)", finite=True).detach().double()
+    box = as_tensor("cell", cell, "(3, 3)", finite=True).detach().double()
+    repeats = [pbc] * 3 if isinstance(pbc, bool) else check_sequence("pbc", pbc, "three booleans")
+    if len(repeats) != 3 or not all(isinstance(one, bool | np.bool_) for one in repeats):
+        raise TypeError(f"pbc must be True, False or three of these, got {shown(pbc)}")
+    if any(repeats) and not float(torch.linalg.det(box).abs()) > 0:
+        raise ValueError("cell must have a volume where it repeats, got vectors in a plane")
+    lists = optional_module("ase.neighborlist", "periodic_neighbors", "ase", "molecules")
+    first, second, images = lists.primitive_neighbor_list(
+        "ijS", repeats, box.numpy(), found.numpy(), float(cutoff), self_interaction=False
+    )
+    count = len(found)
+    degrees = np.bincount(first, minlength=count)
+    most = int(degrees.max(initial=0))
+    # Place of each pair among those of its first atom, whose pairs stand together.
+    order = np.argsort(first, kind="stable")
+    place = np.arange(len(first)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
+    rows, places = torch.from_numpy(first[order]), torch.from_numpy(place)
+    index = torch.zeros(count, most, dtype=torch.long)
+    shifts = torch.zeros(count, most, 3, dtype=torch.float64)
+    mask = torch.zeros(count, most, dtype=torch.bool)
+    index[rows, places] = torch.from_numpy(second[order]).long()
+    shifts[rows, places] = torch.from_numpy(images[order]).double() @ box
+    mask[rows, places] = True
+    return Neighbors(index, shifts, mask)

@@ -1,0 +1,86 @@
+"""The diagonal Laplace approximation, exact where slopes are orthogonal."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_ext.inference import diagonal_laplace
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def regression():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linalg.qr(torch.randn(30, 4, generator=generator))[0] * 5.0
+    return x, x @ torch.randn(4, generator=generator) + 0.4 * torch.randn(30, generator=generator)
+
+
+def linear(weights, row):
+    return row @ weights["w"]
+
+
+def exact_evidence(x, y, noise, prior_scale):
+    covariance = noise**2 * torch.eye(len(x)) + prior_scale**2 * x @ x.mT
+    zero = torch.zeros(len(x))
+    return torch.distributions.MultivariateNormal(zero, covariance).log_prob(y)
+
+
+def mode(x, y, noise, prior_scale):
+    precision = x.mT @ x / noise**2 + torch.eye(4) / prior_scale**2
+    return torch.linalg.solve(precision, x.mT @ y / noise**2)
+
+
+def test_posterior_and_evidence_of_a_linear_model(regression):
+    x, y = regression
+    w = mode(x, y, 0.4, 2.0)
+    found = diagonal_laplace(linear, {"w": w}, x, y, noise=0.4, prior_scale=2.0, batch_size=7)
+    precision = x.square().sum(0) / 0.16 + 0.25
+    torch.testing.assert_close(found.scale["w"], precision**-0.5)
+    torch.testing.assert_close(found.log_evidence, exact_evidence(x, y, 0.4, 2.0))
+
+
+def test_noise_and_prior_are_where_the_evidence_is_largest(regression):
+    """The mode moves little with them, so that the exact evidence is largest there as well."""
+    x, y = regression
+    found = diagonal_laplace(linear, {"w": mode(x, y, 0.4, 1.0)}, x, y, num_steps=400)
+    noise, prior = float(found.noise), float(found.prior_scale)
+    best = exact_evidence(x, y, noise, prior)
+    for factor in (0.8, 1.25):
+        assert exact_evidence(x, y, factor * noise, prior) < best
+        assert exact_evidence(x, y, noise, factor * prior) < best + 0.02
+    assert 0.3 < noise < 0.5
+
+
+def test_slopes_of_a_network_with_two_outputs():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    x, y = torch.randn(5, 2), torch.randn(5, 2)
+    found = diagonal_laplace(
+        lambda w, row: torch.func.functional_call(network, w, row),
+        dict(network.named_parameters()),
+        x,
+        y,
+        noise=1.0,
+        prior_scale=1e6,
+        batch_size=2,
+    )
+    total = torch.zeros(3, 2)
+    for row in x:
+        for output in range(2):
+            network.zero_grad()
+            network(row)[output].backward()
+            total += network[0].weight.grad.square()
+    torch.testing.assert_close(found.scale["0.weight"], total**-0.5, rtol=1e-4, atol=0)
+
+
+def test_draws():
+    x = torch.ones(10)
+    found = diagonal_laplace(
+        lambda w, row: w["a"] * row, {"a": torch.tensor(1.0)}, x, x, noise=1.0, prior_scale=9.0
+    )
+    before = torch.get_rng_state()
+    draws = found.sample(4000, seed=0)["a"]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(draws.std(), found.scale["a"], rtol=0.06, atol=0)
+    assert torch.equal(found.sample(4000, seed=0)["a"], draws)

@@ -1,0 +1,116 @@
+"""Potentials as calculators of ase: forces, stress, energy along dynamics, the training region."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ext.models.molecules import RACE, LeftTrainingRegion, molecule_frames, training_region
+
+ase = pytest.importorskip("ase")
+
+from ase import Atoms, units  # noqa: E402
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress  # noqa: E402
+from ase.md.verlet import VelocityVerlet  # noqa: E402
+
+from pyro_ext.models.molecules import RACECalculator  # noqa: E402
+
+
+def networks(count=2, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [
+            RACE([1, 8], channels=4, num_radial=6, radial_hidden=8, **options).double()
+            for _ in range(count)
+        ]
+
+
+def water():
+    return Atoms("OH2", [[0.0, 0.0, 0.1], [0.0, 0.8, -0.5], [0.1, -0.8, -0.5]])
+
+
+def test_forces_and_uncertainty_of_a_molecule():
+    atoms = water()
+    atoms.calc = RACECalculator(networks())
+    forces = atoms.get_forces()
+    np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, 1e-4), atol=1e-6)
+    results = atoms.calc.results
+    covariance = results["force_covariance"]
+    np.testing.assert_allclose(covariance, covariance.transpose(0, 2, 1))
+    np.testing.assert_allclose(results["force_uncertainty"][1, 2] ** 2, covariance[1, 2, 2])
+    assert "stress" not in results and results["energy_uncertainty"] > 0
+
+
+def test_stress_of_a_crystal():
+    atoms = Atoms("OH", [[0.0, 0.0, 0.0], [1.4, 1.5, 1.7]], cell=[3.0, 3.2, 3.4], pbc=True)
+    atoms.calc = RACECalculator(networks(cutoff=4.0))
+    stress = atoms.get_stress(voigt=False)
+    np.testing.assert_allclose(
+        stress, calculate_numerical_stress(atoms, 1e-5, voigt=False), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        atoms.get_forces(), calculate_numerical_forces(atoms, 1e-4), atol=1e-6
+    )
+    assert atoms.calc.results["stress_uncertainty"].shape == (6,)
+
+
+def test_energy_has_the_reference():
+    members = networks(2)
+    energies = torch.tensor([-100.0, -102.0])
+    for one in members:
+        one.center([8, 1, 1], energies, torch.ones(2, 3, 3))
+    atoms = water()
+    atoms.calc = RACECalculator(members)
+    relative = [one(torch.from_numpy(atoms.positions), [8, 1, 1]).energy.item() for one in members]
+    assert atoms.get_potential_energy() == pytest.approx(-101.0 + np.mean(relative))
+
+
+@pytest.mark.slow
+def test_energy_stays_along_dynamics():
+    atoms = water()
+    atoms.calc = RACECalculator(networks())
+    momenta = np.random.default_rng(0).standard_normal((3, 3))
+    atoms.set_momenta(momenta * np.sqrt(atoms.get_masses() * units.kB * 300)[:, None])
+    energies = []
+    verlet = VelocityVerlet(atoms, 0.2 * units.fs)
+    verlet.attach(lambda: energies.append(atoms.get_total_energy()))
+    verlet.run(200)
+    kinetic = 1.5 * units.kB * 300 * 3
+    assert np.ptp(energies) < 0.01 * kinetic
+
+
+def test_says_where_it_leaves_the_training_region():
+    members = networks()
+    start = torch.from_numpy(water().positions)
+    noise = torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    region = training_region(members, start + 0.02 * noise, [8, 1, 1])
+    atoms = water()
+    atoms.calc = RACECalculator(members, region)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.get_forces()
+    assert atoms.calc.results["in_training_region"] and not atoms.calc.departures
+    atoms.positions[1] *= 2.0
+    with pytest.warns(LeftTrainingRegion, match=r"calculation 2 left .* atom 1 is .* A from"):
+        atoms.get_forces()
+    assert not atoms.calc.results["in_training_region"]
+    atoms.positions[1] *= 1.01
+    atoms.get_forces()  # one warning is enough
+    assert [number for number, _ in atoms.calc.departures] == [2, 3]
+    with pytest.raises(ValueError, match=r"species must be among"):
+        RACECalculator(members).calculate(Atoms("N2", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]]))
+
+
+def test_frames_are_those_of_the_labels(tmp_path, monkeypatch):
+    tblite = pytest.importorskip("tblite.ase")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    frames = molecule_frames("H2O", 2, every=2, seed=3)
+    atoms = Atoms(numbers=frames.species.numpy(), positions=frames.positions[1].numpy())
+    atoms.calc = tblite.TBLite(method="GFN2-xTB", verbosity=0)
+    assert atoms.get_potential_energy() == pytest.approx(float(frames.energies[1]), abs=1e-4)
+    np.testing.assert_allclose(atoms.get_forces(), frames.forces[1].numpy(), atol=1e-3)
+    again = molecule_frames("H2O", 2, every=2, seed=3)
+    assert torch.equal(again.positions, frames.positions)
+    with pytest.raises(ValueError, match="name must be a molecule"):
+        molecule_frames("nonsense")

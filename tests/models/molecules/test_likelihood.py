@@ -1,0 +1,152 @@
+"""Losses, the joint likelihood as a Pyro model, ensembles and their posteriors."""
+
+import math
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO
+
+from pyro_ext.distributions import ForceNormal
+from pyro_ext.inference import AutoSWAG
+from pyro_ext.models.molecules import (
+    RACE,
+    EnergyForceModel,
+    Prediction,
+    ensemble_prediction,
+    potential_loss,
+    predictive_moments,
+)
+from pyro_ext.nn import BayesianModule
+
+SPECIES = (8, 1, 1)
+WATER = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.8, -0.5], [0.0, -0.8, -0.5]])
+
+
+@pytest.fixture
+def frames():
+    generator = torch.Generator().manual_seed(0)
+    positions = WATER + 0.05 * torch.randn(6, 3, 3, generator=generator)
+    return positions, torch.randn(6, generator=generator), torch.randn(6, 3, 3, generator=generator)
+
+
+def race(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = RACE(SPECIES, channels=4, num_radial=4, radial_hidden=4, num_layers=2)
+        for _, outputs in made.readouts:
+            torch.nn.init.normal_(outputs.weight, 0.0, 0.2)
+    return made
+
+
+@pytest.mark.parametrize("densities", [False, True])
+def test_losses_by_hand(frames, densities):
+    positions, energies, forces = frames
+    found = race()(positions, SPECIES)
+    loss = partial(
+        potential_loss,
+        found,
+        energies,
+        forces,
+        energy_weight=2.0,
+        force_weight=3.0,
+        densities=densities,
+    )
+    square = (energies - found.energy).square()
+    apart = forces - found.forces
+    torch.testing.assert_close(loss("mse"), (2 * square).mean() + 3 * apart.square().sum(-1).mean())
+    variance = found.log_variance.exp()
+    of_energy = (2 * square / variance + (2 if densities else 1) * variance.log()).mean()
+    torch.testing.assert_close(loss("energy"), of_energy + 3 * apart.square().sum(-1).mean())
+    covariance = ForceNormal(found.forces, found.l6).covariance_matrix
+    solved = torch.linalg.solve(covariance, apart)
+    of_force = 3 * (apart * solved).sum(-1) + (3 if densities else 1) * covariance.logdet()
+    torch.testing.assert_close(loss("joint"), of_energy + of_force.mean())
+
+
+def test_variance_is_best_where_it_is_the_squared_error():
+    """The minimum of q / s + log s is at s = q."""
+    q = torch.tensor(0.7)
+    logs = torch.linspace(-2, 1, 3001)
+    zero = torch.zeros(3001)
+    found = Prediction(
+        zero, torch.zeros(3001, 1, 3), logs, torch.zeros(3001, 1, 6), torch.zeros(3001, 3, 3)
+    )
+    values = [
+        potential_loss(
+            Prediction(*(one[k : k + 1] for one in found)), [float(q) ** 0.5], torch.zeros(1, 1, 3)
+        )
+        for k in range(0, 3001, 100)
+    ]
+    best = logs[::100][torch.stack(values).argmin()]
+    assert abs(float(best) - math.log(0.7)) <= 0.05 + 1e-6
+
+
+def test_model_is_the_loss(frames):
+    positions, energies, forces = frames
+    network = race()
+    network.center(SPECIES, energies - 200.0, forces)
+    loss = potential_loss(
+        network(positions, SPECIES),
+        network.relative(SPECIES, energies - 200.0),
+        forces,
+        energy_weight=2.0,
+        force_weight=3.0,
+        densities=True,
+    )
+    model = EnergyForceModel(network, SPECIES, energy_weight=2.0, force_weight=3.0)
+    trace = pyro.poutine.trace(model).get_trace(positions, energies - 200.0, forces)
+    density = trace.log_prob_sum()
+    constant = 2 * math.log(2 * math.pi) + 3 * 3 * math.log(2 * math.pi)
+    torch.testing.assert_close(-2 * density / 6, loss + constant, rtol=1e-4, atol=1e-4)
+    assert set(trace.observation_nodes) == {"energy", "forces"}
+
+
+def test_minibatches_are_rescaled(frames):
+    model = EnergyForceModel(race(), SPECIES, batch_size=2)
+    with pyro.plate("structures", 6, subsample=torch.tensor([1, 4])):
+        pass
+    conditioned = pyro.poutine.trace(model).get_trace(*frames)
+    assert conditioned.nodes["energy"]["value"].shape == (2,)
+    assert conditioned.nodes["energy"]["scale"] == 3.0
+
+
+def test_swag_of_the_weights(frames):
+    """The guide of averages takes the model as it is, and draws whole networks."""
+    model = EnergyForceModel(BayesianModule(race(), 1.0), SPECIES)
+    guide = AutoSWAG(model, start=3, max_rank=3)
+    with torch.random.fork_rng():
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        losses = [svi.step(*frames) for _ in range(8)]
+        draws = Predictive(model, guide=guide, num_samples=3, return_sites=["energy", "forces"])
+        found = draws(frames[0])
+    assert guide.num_collected == 5
+    assert losses[-1] < losses[0]
+    assert found["forces"].shape == (3, 6, 3, 3)
+
+
+def test_members_at_once_and_one_by_one(frames):
+    members = [race(seed) for seed in range(3)]
+    found = ensemble_prediction(members, frames[0], SPECIES)
+    for number, one in enumerate(members):
+        alone = one(frames[0], SPECIES)
+        for part, own in zip(found, alone, strict=True):
+            torch.testing.assert_close(part[number], own.detach(), rtol=1e-4, atol=1e-5)
+    moments = predictive_moments(found)
+    torch.testing.assert_close(moments.energy, found.energy.mean(0))
+    between = found.energy.var(0, correction=0)
+    torch.testing.assert_close(moments.energy_variance, found.log_variance.exp().mean(0) + between)
+    assert (torch.linalg.eigvalsh(moments.force_covariance) > 0).all()
+
+
+def test_errors_of_structures_reach_ensembles(frames):
+    members = [race(seed) for seed in range(2)]
+    with pytest.raises(ValueError, match="positions must have atoms at least"):
+        ensemble_prediction(members, torch.zeros(3, 3), SPECIES)
+    with pytest.raises(ValueError, match="networks must all have the same form"):
+        ensemble_prediction([race(), RACE(SPECIES, channels=3)], WATER, SPECIES)
+    with pytest.raises(TypeError, match="network must be a RACE"):
+        EnergyForceModel(torch.nn.Linear(2, 2), SPECIES)
