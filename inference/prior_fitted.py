@@ -6,6 +6,7 @@ Bayesian inference.
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.optim.lr_scheduler import LambdaLR
+from torch.overrides import TorchFunctionMode
 
 from pyro_ext._checks import (
     as_tensor,
@@ -38,7 +40,7 @@ from pyro_ext.random import fresh_seed, seeded, spawn_seed
 __all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive", "PriorFittedTransformer"]
 
 _FORMAT = "pyro_ext prior-data fitted network"
-_WARM_UP = 0.25
+_MAKE_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
 
 
 class PriorFittedTransformer(nn.Module):
@@ -199,8 +201,9 @@ class PriorDataFittedNetwork:
     :param tuple context: the least and the greatest fraction of them that is given.
     :param int least_context: least number of points that are given.
     :param int batch_size: number of data sets in a step.
-    :param float learning_rate: of AdamW, after it has risen over the first quarter of the steps and
-        before it falls to zero with the cosine.
+    :param float learning_rate: the largest, of AdamW. It rises at first, and then falls to zero
+        with the cosine.
+    :param float warm_up: fraction of the steps in which it rises.
     :param bool regress_context: whether the second term is in the loss.
     :param int num_for_borders: number of data sets that borders are found from.
     :param int seed: of the weights, the draws and the training.
@@ -242,6 +245,7 @@ class PriorDataFittedNetwork:
         least_context: int = 2,
         batch_size: int = 32,
         learning_rate: float = 1e-3,
+        warm_up: float = 0.25,
         regress_context: bool = True,
         num_for_borders: int = 5_000,
         seed: int | None = None,
@@ -272,6 +276,7 @@ class PriorDataFittedNetwork:
         self.context = least, most
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.learning_rate = check_number("learning_rate", learning_rate, above=0)
+        self.warm_up = check_number("warm_up", warm_up, least=0, below=1)
         self.regress_context = check_boolean("regress_context", regress_context)
         self.num_for_borders = check_integer("num_for_borders", num_for_borders, 1)
         self.seed = fresh_seed(seed)
@@ -350,10 +355,11 @@ class PriorDataFittedNetwork:
         if self.borders is None:
             self._find_borders()
         seed = spawn_seed(self.seed, 1, len(self.losses))
+        rate = partial(_rise_and_fall, num_steps=num_steps, warm_up=self.warm_up)
         trainer = Trainer(
             self.net,
             partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=0.0),
-            scheduler=partial(LambdaLR, lr_lambda=partial(_rise_and_fall, num_steps=num_steps)),
+            scheduler=partial(LambdaLR, lr_lambda=rate),
             max_norm=1.0,
             seed=seed,
         )
@@ -429,8 +435,7 @@ class PriorDataFittedNetwork:
             with torch.random.fork_rng():
                 self._is_vectorized = _can_be_vectorized(draw_one, x[:2])
         if self._is_vectorized:
-            with pyro.validation_enabled(False):
-                return torch.vmap(draw_one, randomness="different")(x)
+            return _vectorized(draw_one, x)
         return torch.stack([draw_one(row) for row in x])
 
     def _told(self, num_context: int) -> dict[str, int]:
@@ -441,7 +446,7 @@ class PriorDataFittedNetwork:
 
     def _draw_one(self, x: Tensor, **told: int) -> Tensor:
         """Values of one data set."""
-        with poutine.block(hide_all=True):
+        with poutine.block(hide_all=True), _OwnMemory(x):
             trace = poutine.trace(self.prior).get_trace(x, **told)
         if self.site not in trace.nodes:
             names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
@@ -637,19 +642,41 @@ class PriorFittedPredictive:
     forward = __call__
 
 
+class _OwnMemory(TorchFunctionMode):
+    """Gives each row its own memory for draws in place, which :func:`torch.vmap` asks for."""
+
+    def __init__(self, row: Tensor) -> None:
+        super().__init__()
+        self.zero = torch.zeros_like(row).sum()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in _MAKE_MEMORY and result.is_floating_point():
+            return result + self.zero.to(result)
+        return result
+
+
 def _can_be_vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     """Whether a model draws for all rows at once what it would draw for each."""
     try:
-        with pyro.validation_enabled(False):
-            values = torch.vmap(draw, randomness="different")(x)
+        return len(_vectorized(draw, x)) == len(x)
     except (RuntimeError, TypeError, NotImplementedError):
         return False
-    return len(values) == len(x)
 
 
-def _rise_and_fall(step: int, num_steps: int) -> float:
+def _vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Draws of a model for all rows."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        values: Tensor = torch.vmap(draw, randomness="different")(x)
+    return values
+
+
+def _rise_and_fall(step: int, num_steps: int, warm_up: float) -> float:
     """Learning rate in units of its largest, after some steps."""
-    warm_up = max(1.0, _WARM_UP * num_steps)
+    warm_up = max(1.0, warm_up * num_steps)
     if step < warm_up:
         return (step + 1) / (warm_up + 1)
     done = (step - warm_up) / max(num_steps - warm_up, 1)

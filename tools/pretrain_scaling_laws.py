@@ -1,7 +1,7 @@
 """Train the network that ships with :func:`~pyro_ext.models.scaling_laws.extrapolate`.
 
 ``python -m tools.pretrain_scaling_laws scaling_curves.safetensors`` makes the file again, from its
-seed, in some twenty minutes on one core. The network sees draws of the prior alone, and no curve
+seed, in some ten minutes on one core. The network sees draws of the prior alone, and no curve
 that was measured. Half of the curves have sizes that are uniform, as in the paper, the others sizes
 that are uniform on a logarithmic scale, as those of most curves that people measure.
 """
@@ -19,7 +19,7 @@ __all__ = ["pretrain_scaling_laws"]
 
 
 def pretrain_scaling_laws(
-    num_steps: int = 8_000,
+    num_steps: int = 5_000,
     *,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -36,6 +36,7 @@ def pretrain_scaling_laws(
         scaling_curve_prior,
         inputs=partial(scaling_grid, spacing="mixed"),
         sampler=sample_scaling_curves,
+        warm_up=0.4,
         seed=seed,
     )
     return network.fit(num_steps, checkpoint=checkpoint, progress=progress)
@@ -45,7 +46,7 @@ def main() -> None:
     """Train and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()

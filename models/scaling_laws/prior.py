@@ -38,7 +38,7 @@ _PROBS = (0.7, 0.2, 0.1)
 _NUM_PIECES = 3
 _MARGIN = 0.05  # between the last break and the cut
 _SHORTEST, _LONGEST = 0.2, 0.4
-_NUM_NEWTON = 12
+_NUM_NEWTON = 8
 # Means and standard deviations of logarithms: of scale, exponent and offset; alpha, scale, exponent.
 _OFFSET_LOC, _OFFSET_SCALE = (-1.0, -2.0, 0.0), (0.5, 1.0, 1.0)
 _INFLECTED_LOC, _INFLECTED_SCALE = (0.0, -1.0, 0.0), (0.5, 0.5, 0.5)

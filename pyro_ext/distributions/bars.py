@@ -118,7 +118,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
             raise ValueError(f"value must hold probabilities in (0, 1), got {value!r:.80}")
         probs = self.probs
         below = probs.cumsum(-1)
-        value = value.to(probs).expand(torch.broadcast_shapes(value.shape, self.batch_shape))
+        value = self._like_batch(value.to(probs))
         number = (value.unsqueeze(-1) >= below[..., :-1]).sum(-1)
         prob = self._chosen(probs, number).clamp(min=torch.finfo(probs.dtype).tiny)
         left = self._chosen(below, number) - prob
@@ -127,11 +127,8 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         if not self.full_support:
             return inside
         first, last = self._scales()
-        tiny, is_first, is_last = (
-            torch.finfo(probs.dtype).tiny,
-            number == 0,
-            number == self.num_bars - 1,
-        )
+        tiny = torch.finfo(probs.dtype).tiny
+        is_first, is_last = number == 0, number == self.num_bars - 1
         # Where neither tail is meant, a fraction that has a finite gradient there.
         down = torch.where(is_first, 0.5 * value / prob, 0.25).clamp(tiny, 0.5)
         up = torch.where(is_last, 0.5 * (1.0 - value) / prob, 0.25).clamp(tiny, 0.5)
@@ -202,9 +199,13 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 
     def _number_of(self, value: Tensor) -> Tensor:
         """The number of the bar that each value is in."""
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         inner = self.borders[1:-1]
-        return torch.bucketize(value.detach().contiguous(), inner, right=True).expand(shape)
+        number = torch.bucketize(value.detach().contiguous(), inner, right=True)
+        return self._like_batch(number)
+
+    def _like_batch(self, value: Tensor) -> Tensor:
+        """A value for each law; the function for shapes alone imports much of PyTorch."""
+        return torch.broadcast_tensors(value, self.logits[..., 0])[0]
 
     def _chosen(self, rows: Tensor, number: Tensor) -> Tensor:
         """The entry of each row that is numbered."""
