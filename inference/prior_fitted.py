@@ -117,7 +117,9 @@ class PriorFittedTransformer(nn.Module):
         num_context = xc.shape[-2]
         tokens = self.from_x((torch.cat([xc, xq], -2) - self.x_loc) / self.x_scale)
         values = self.from_y(((yc - self.y_loc) / self.y_scale).unsqueeze(-1))
-        tokens = torch.cat([tokens[..., :num_context, :] + values, tokens[..., num_context:, :]], -2)
+        tokens = torch.cat(
+            [tokens[..., :num_context, :] + values, tokens[..., num_context:, :]], -2
+        )
         for block in self.blocks:
             tokens = block(tokens, num_context)
         logits: Tensor = self.head(tokens[..., num_context:, :])
@@ -381,7 +383,9 @@ class PriorDataFittedNetwork:
     def _loss(self, curves: _Curves) -> Tensor:
         """Mean negative log density of values, those given included."""
         x, y, number = curves
-        logits = self.net(x[:, :number], y[:, :number], x if self.regress_context else x[:, number:])
+        logits = self.net(
+            x[:, :number], y[:, :number], x if self.regress_context else x[:, number:]
+        )
         target = y if self.regress_context else y[:, number:]
         bars = BarDistribution(logits, self._known_borders(y), validate_args=False)
         return -bars.log_prob(target).mean()
@@ -580,9 +584,7 @@ class PriorDataFittedNetwork:
                 raise ValueError(f"net must be given, since {path} has weights of one of its own")
             net = PriorFittedTransformer(**content["net"])
         state = {
-            name.removeprefix("net."): value
-            for name, value in tensors.items()
-            if name != "borders"
+            name.removeprefix("net."): value for name, value in tensors.items() if name != "borders"
         }
         try:
             net.load_state_dict(state)

@@ -277,7 +277,9 @@ def read_curve(
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"path must be a file of comma-separated values, got {path}: {error}") from error
+        raise ValueError(
+            f"path must be a file of comma-separated values, got {path}: {error}"
+        ) from error
     names: list[str] = []
     if rows and not any(_is_number(cell) for cell in rows[0]):
         names = [cell.strip() for cell in rows.pop(0)]

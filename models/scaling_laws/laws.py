@@ -74,9 +74,7 @@ def _bnsl(theta: Tensor, x: Tensor, least: Tensor) -> Tensor:
 _LAWS = {
     "M1": _Law(_m1, ("beta", "c"), (-1.0, -1.0), (1.5, 1.0)),
     "M2": _Law(_m2, ("beta", "c", "e_inf"), (-1.0, -1.0, 0.0), (1.5, 1.0, 1.7)),
-    "M3": _Law(
-        _m3, ("beta", "c", "e_inf", "gamma"), (-1.0, -1.0, 0.0, 0.0), (1.5, 1.0, 1.7, 2.0)
-    ),
+    "M3": _Law(_m3, ("beta", "c", "e_inf", "gamma"), (-1.0, -1.0, 0.0, 0.0), (1.5, 1.0, 1.7, 2.0)),
     "M4": _Law(
         _m4,
         ("beta", "c", "e_inf", "alpha", "e_0"),

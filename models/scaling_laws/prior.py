@@ -179,8 +179,10 @@ def _proposal(x: Tensor, num_context: int, family: int | None, full_rise: bool) 
         first.append(pyro.sample(f"first_{number}", dist.Uniform(x.new_tensor(0.2), 1.2)))
         fraction.append(pyro.sample(f"fraction_{number}", dist.Uniform(x.new_tensor(0.0), 1.0)))
         inflected.append(kind)
-    stacked = [torch.stack(part + part[-1:] * (_NUM_PIECES - num_pieces)) for part in
-               (inflected, params, first, fraction)]
+    stacked = [
+        torch.stack(part + part[-1:] * (_NUM_PIECES - num_pieces))
+        for part in (inflected, params, first, fraction)
+    ]
     curve = curves_of(x, Pieces(*stacked, ends, rise, rises), full_rise)
     pyro.deterministic("curve", curve)
     noise = pyro.sample("noise", dist.LogNormal(x.new_tensor(_NOISE_LOC), _NOISE_SCALE))

@@ -132,9 +132,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         # Where neither tail is meant, a fraction that has a finite gradient there.
         down = torch.where(is_first, 0.5 * value / prob, 0.25).clamp(tiny, 0.5)
         up = torch.where(is_last, 0.5 * (1.0 - value) / prob, 0.25).clamp(tiny, 0.5)
-        inside = torch.where(
-            is_first, self.borders[1] + first * torch.special.ndtri(down), inside
-        )
+        inside = torch.where(is_first, self.borders[1] + first * torch.special.ndtri(down), inside)
         return torch.where(is_last, self.borders[-2] - last * torch.special.ndtri(up), inside)
 
     def _rsample(self, shape: torch.Size) -> Tensor:

@@ -75,7 +75,9 @@ def borders(distribution):
 
 
 def five_bars(logit, **options):
-    logits = torch.stack([0.3 - logit, logit, logit.sin(), 0.8 * logit, torch.zeros_like(logit)], -1)
+    logits = torch.stack(
+        [0.3 - logit, logit, logit.sin(), 0.8 * logit, torch.zeros_like(logit)], -1
+    )
     return BarDistribution(logits, torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4]), **options)
 
 

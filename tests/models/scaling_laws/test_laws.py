@@ -68,7 +68,9 @@ def test_batches_are_curves_of_their_own():
     together = ScalingLaw("M2").fit(X.expand(2, 3, 12), y)
     alone = ScalingLaw("M2").fit(X, y[1, 2])
     assert together.predict([1e5]).shape == (2, 3, 1)
-    torch.testing.assert_close(together.predict([1e5])[1, 2], alone.predict([1e5]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        together.predict([1e5])[1, 2], alone.predict([1e5]), rtol=1e-4, atol=0
+    )
     assert together.predictive(X.expand(2, 3, 12)).batch_shape == (2, 3, 12)
 
 

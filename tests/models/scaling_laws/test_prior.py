@@ -55,8 +55,12 @@ def test_curves_without_noise(quiet):
 def test_noise_is_a_standard_deviation():
     """That of 20,000 curves far from zero: log of it is normal, mean -4, deviation 1."""
     torch.manual_seed(0)
-    noise = torch.stack([poutine.trace(scaling_curve_prior).get_trace(X, "down").nodes["noise"]
-                         ["value"] for _ in range(50)]).log()
+    noise = torch.stack(
+        [
+            poutine.trace(scaling_curve_prior).get_trace(X, "down").nodes["noise"]["value"]
+            for _ in range(50)
+        ]
+    ).log()
     assert float(noise.mean()) == pytest.approx(-4.1, abs=0.7)  # rejection takes the noisiest
     x = torch.linspace(0.9, 1.0, 60).expand(4_000, 60)
     y = sample_scaling_curves(x, "down", num_context=10, seed=0)
@@ -119,8 +123,15 @@ def test_the_model_and_the_sampler_have_one_law(family):
 
     def features(y):
         change = y.diff(dim=-1)
-        return [y[:, 0], y[:, 5], y[:, 20], y[:, -1], change.std(-1), change.max(-1).values,
-                y[:, 20] - y[:, 30]]
+        return [
+            y[:, 0],
+            y[:, 5],
+            y[:, 20],
+            y[:, -1],
+            change.std(-1),
+            change.max(-1).values,
+            y[:, 20] - y[:, 30],
+        ]
 
     for one, other in zip(features(slow), features(fast), strict=True):
         assert stats.ks_2samp(one.numpy(), other.numpy()).pvalue > 1e-3 / 7
