@@ -39,6 +39,7 @@ from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 __all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive", "PriorFittedTransformer"]
 
+_NUM_BARS = 200
 _FORMAT = "pyro_ext prior-data fitted network"
 _MAKE_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
 
@@ -196,7 +197,7 @@ class PriorDataFittedNetwork:
     :param Callable sampler: draws values of many data sets at once, given inputs and
         ``num_context=...``: the law of the prior, only faster.
     :param str site: name of the values in the prior.
-    :param int num_bars: number of bars, without ``net`` and ``borders``.
+    :param int num_bars: number of bars; by default that of ``net`` or ``borders``, or 200.
     :param int num_features: number of features of an input, without ``net``.
     :param tuple num_points: the least and the greatest number of points, uniform on a logarithmic
         scale.
@@ -240,7 +241,7 @@ class PriorDataFittedNetwork:
         inputs: Callable[[int, int], Tensor] | None = None,
         sampler: Callable[..., Tensor] | None = None,
         site: str = "y",
-        num_bars: int = 200,
+        num_bars: int | None = None,
         num_features: int = 1,
         num_points: Sequence[int] = (24, 60),
         context: Sequence[float] = (0.1, 0.9),
@@ -256,6 +257,8 @@ class PriorDataFittedNetwork:
             check_callable("prior", prior, "a Pyro model or None")
         self.prior, self.site = prior, site
         check_instance("site", site, str, "the name of a site")
+        if not site:
+            raise ValueError(f"site must be the name of a site, got {site!r}")
         check_optional(check_callable, "inputs", inputs, "a function of two numbers")
         check_optional(check_callable, "sampler", sampler, "a function of inputs")
         self.inputs, self.sampler = inputs, sampler
@@ -284,19 +287,27 @@ class PriorDataFittedNetwork:
         self.seed = fresh_seed(seed)
         self.losses: list[float] = []
         """The loss of each step of training."""
+        check_optional(check_integer, "num_bars", num_bars, 2)
         self.borders: Tensor | None = None
         """Borders of the bars, or ``None`` before they are found."""
         if borders is not None:
             self.borders = as_tensor("borders", borders, "(num_bars + 1,)", finite=True)
-            num_bars = len(self.borders) - 1
             check_borders("borders", self.borders)
+        check_optional(check_instance, "net", net, nn.Module, "a torch.nn.Module or None")
+        known = {
+            "num_bars": num_bars,
+            "borders": None if self.borders is None else len(self.borders) - 1,
+            "net": getattr(net, "num_bars", None),
+        }
+        given = {name: number for name, number in known.items() if number is not None}
+        if len(set(given.values())) > 1:
+            raise ValueError(f"num_bars, borders and net must be of as many bars, got {given}")
+        self.num_bars: int = next(iter(given.values()), _NUM_BARS)
         self._has_own_net = net is None
         if net is None:
             with seeded(self.seed):
-                net = PriorFittedTransformer(num_bars, num_features)
-        check_instance("net", net, nn.Module, "a torch.nn.Module or None")
+                net = PriorFittedTransformer(self.num_bars, num_features)
         self.net: nn.Module = net
-        self.num_bars = int(getattr(net, "num_bars", num_bars))
         self._is_vectorized: bool | None = None
 
     def __repr__(self) -> str:
@@ -513,7 +524,7 @@ class PriorDataFittedNetwork:
 
     def _as_inputs(self, name: str, value: Any, num_dims: int) -> Tensor:
         """Inputs with a dimension of features."""
-        x = as_tensor(name, value, allow_empty=name == "xq", finite=True)
+        x = as_tensor(name, value, finite=True)
         x = x.unsqueeze(-1) if x.dim() == num_dims and self.num_features == 1 else x
         if x.dim() != num_dims + 1 or x.shape[-1] != self.num_features:
             raise ValueError(
@@ -579,6 +590,7 @@ class PriorDataFittedNetwork:
         tensors, content, _ = read_tensors(Path(path))
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path} holds no prior-data fitted network")
+        check_optional(check_instance, "net", net, nn.Module, "a torch.nn.Module or None")
         if net is None:
             if content["net"] is None:
                 raise ValueError(f"net must be given, since {path} has weights of one of its own")

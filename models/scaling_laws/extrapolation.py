@@ -283,7 +283,8 @@ def read_curve(
     names: list[str] = []
     if rows and not any(_is_number(cell) for cell in rows[0]):
         names = [cell.strip() for cell in rows.pop(0)]
-    columns = [_column(argument, one, names) for argument, one in (("x", x), ("y", y))]
+    most = max((len(row) for row in rows), default=0)
+    columns = [_column(argument, one, names, most) for argument, one in (("x", x), ("y", y))]
     sizes, values, asked = [], [], []
     for row in rows:
         cells = [row[column].strip() if column < len(row) else "" for column in columns]
@@ -302,13 +303,16 @@ def read_curve(
     )
 
 
-def _column(argument: str, column: Any, names: list[str]) -> int:
+def _column(argument: str, column: Any, names: list[str], most: int) -> int:
     """Number of a column."""
     if isinstance(column, str):
         if column not in names:
             raise ValueError(f"{argument} must be one of the columns {names}, got {column!r}")
         return names.index(column)
-    return check_integer(argument, column, 0)
+    number = check_integer(argument, column, 0)
+    if number >= most:
+        raise ValueError(f"{argument} must be one of the {most} columns, from 0 on, got {column}")
+    return number
 
 
 def _is_number(cell: str) -> bool:

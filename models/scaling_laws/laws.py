@@ -175,7 +175,7 @@ class ScalingLaw:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the fit by name, in the units of the data. **Shape:** ``(*batch,)`` each."""
+        """Parameters of the fit by name, in units of the data. **Shape:** ``(*batch,)`` each."""
         self._check_fitted()
         x_unit, y_unit = self.x[..., -1], self.y.amax(-1)
         theta, least = self.theta, self.y.amin(-1)

@@ -39,7 +39,7 @@ _NUM_PIECES = 3
 _MARGIN = 0.05  # between the last break and the cut
 _SHORTEST, _LONGEST = 0.2, 0.4
 _NUM_NEWTON = 8
-# Means and standard deviations of logarithms: of scale, exponent and offset; alpha, scale, exponent.
+# Means and deviations of logarithms: of scale, exponent and offset; alpha, scale and exponent.
 _OFFSET_LOC, _OFFSET_SCALE = (-1.0, -2.0, 0.0), (0.5, 1.0, 1.0)
 _INFLECTED_LOC, _INFLECTED_SCALE = (0.0, -1.0, 0.0), (0.5, 0.5, 0.5)
 _NOISE_LOC, _NOISE_SCALE = -4.0, 1.0

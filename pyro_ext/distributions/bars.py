@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_boolean, check_integer, shown
+from pyro_ext._checks import as_tensor, check_boolean, check_instance, check_integer, shown
 from pyro_ext.distributions.bases import ParametricDistribution, ScalarDistribution
 
 __all__ = ["BarDistribution", "bar_borders"]
@@ -114,8 +114,11 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles, in closed form, with gradients."""
-        if self._validate_args and not bool(((value > 0) & (value < 1)).all()):
-            raise ValueError(f"value must hold probabilities in (0, 1), got {value!r:.80}")
+        if self._validate_args:
+            check_instance("value", value, Tensor, "a tensor of probabilities")
+            as_tensor("value", value)
+            if not bool(((value > 0) & (value < 1)).all()):
+                raise ValueError(f"value must hold probabilities in (0, 1), got {value!r:.80}")
         probs = self.probs
         below = probs.cumsum(-1)
         value = self._like_batch(value.to(probs))

@@ -1,5 +1,6 @@
 """Measured curves of the page on scaling laws: classifiers of digits, and double descent."""
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def widths() -> Tensor:
     return torch.logspace(1.0, np.log10(3_000), NUM_SIZES).round()
 
 
-def _learning_curves(seed: int, num_shuffles: int) -> Tensor:
+def _learning_curves(seed: int, num_shuffles: int, names: Sequence[str]) -> Tensor:
     """Test errors. **Shape:** ``(num_shuffles * num_classifiers, num_sizes)``."""
     import warnings
 
@@ -70,7 +71,8 @@ def _learning_curves(seed: int, num_shuffles: int) -> Tensor:
     for shuffle in range(num_shuffles):
         order = np.random.default_rng([seed, shuffle]).permutation(len(images))
         test, pool = order[:_NUM_TEST], order[_NUM_TEST:]
-        for model in classifiers(seed).values():
+        every = classifiers(seed)
+        for model in (every[name] for name in names):
             errors = []
             for size in sizes().int().tolist():
                 chosen = pool[:size]
@@ -103,21 +105,28 @@ def _descent_curves(seed: int, num_curves: int) -> Tensor:
     return torch.stack(curves).float()
 
 
-def measured_curves(seed: int, num_shuffles: int = 2, num_descents: int = 4) -> dict[str, Tensor]:
+def measured_curves(
+    seed: int,
+    num_shuffles: int = 2,
+    num_descents: int = 4,
+    names: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
     """Curves of a seed, measured once on a machine.
 
     :param int seed: of shuffles and features.
     :param int num_shuffles: of the images, each with a curve of each classifier.
     :param int num_descents: number of curves of double descent.
+    :param Sequence names: of classifiers, by default all.
     :returns: ``learning`` and ``descent``. **Shape:** ``(num_curves, num_sizes)`` each.
     """
     code = Path(__file__).read_bytes()
     versions = [metadata.version(name) for name in ("scikit-learn", "torch", "mlxtend")]
-    key = [code, *versions, f"{seed} {num_shuffles} {num_descents}"]
+    names = list(classifiers(seed)) if names is None else list(names)
+    key = [code, *versions, f"{seed} {num_shuffles} {num_descents}", *names]
 
     def make() -> dict[str, Tensor]:
         return {
-            "learning": _learning_curves(seed, num_shuffles),
+            "learning": _learning_curves(seed, num_shuffles, names),
             "descent": _descent_curves(seed, num_descents),
         }
 

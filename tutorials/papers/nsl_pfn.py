@@ -3,10 +3,10 @@
 # %% [markdown]
 # # Scaling laws by a prior-data fitted network
 #
-# How much better would a model be with ten times the data? D. Lee, D. B. Lee, S. Adriaensen, J.
-# Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. B. Lee (2025), Bayesian neural scaling law extrapolation
-# with prior-data fitted networks, write down a prior of scaling curves, with breaks and with the
-# rise of double descent, and train a network to predict its draws. A curve that was measured is
+# How much better would a model be with ten times the data? D. Lee, D. B. Lee, S. Adriaensen,
+# J. Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. B. Lee (2025), Bayesian neural scaling law
+# extrapolation with prior-data fitted networks, write down a prior of scaling curves, with breaks
+# and with the rise of double descent, and train a network to predict its draws. A measured curve is
 # then extrapolated in one pass, with a distribution for each size. Rivals are laws with few
 # parameters, by least squares and by MCMC.
 #
@@ -63,8 +63,10 @@ network = pretrained_network()
 # machine.
 
 # %%
+NAMES = page.length(tuple(classifiers(0)), smoke=("1 neighbor", "naive Bayes"))
 curves = {
-    seed: measured_curves(seed, page.length(2, smoke=1), page.length(4, smoke=1)) for seed in SEEDS
+    seed: measured_curves(seed, page.length(2, smoke=1), page.length(4, smoke=1), NAMES)
+    for seed in SEEDS
 }
 SIZES = {"learning": sizes(), "descent": widths()}
 
@@ -95,8 +97,8 @@ def by_least_squares(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 # %% [markdown]
 # ## The network against least squares
 #
-# M1 is a power law, M2 adds a floor, M3 an offset, M4 a ceiling and an inflection, and BNSL a break.
-# They predict a normal distribution around the fit, whose standard deviation is that of the
+# M1 is a power law, M2 adds a floor, M3 an offset, M4 a ceiling and an inflection, and BNSL a
+# break. They predict a normal distribution around the fit, whose standard deviation is that of the
 # residuals.
 
 # %%
@@ -346,10 +348,10 @@ page.claim(
 
 # %%
 figure, panels = plt.subplots(2, 3, figsize=(9.0, 5.2), layout="constrained")
-shown = [("learning", k, n) for k, n in list(enumerate(classifiers(0)))[1::2]] + [
-    ("descent", 0, "random features")
-]
-for axes, (kind, number, title) in zip(panels.flat, shown, strict=False):
+shown = [("learning", number, name) for number, name in list(enumerate(NAMES))[::2]]
+for axes, (kind, number, title) in zip(
+    panels.flat, [("descent", 0, "random features"), *shown], strict=False
+):
     x, y = SIZES[kind].double(), curves[SEEDS[0]][kind][number].double()
     asked = torch.logspace(x[NUM_CONTEXT - 1].log10(), x[-1].log10(), 40).double()
     place = 0.01 + 0.99 * (torch.cat([x[:NUM_CONTEXT], asked]) - x[0]) / (x[-1] - x[0])
