@@ -49,6 +49,11 @@ from .partitions import (
     ibhc,
     rbhc,
 )
+from .prior_fitted import (
+    PriorDataFittedNetwork,
+    PriorFittedPredictive,
+    PriorFittedTransformer,
+)
 from .pseudocoresets import (
     AutoPseudocoreset,
     ExpertBuffer,
@@ -136,6 +141,9 @@ __all__ = [
     "PolynomialSchedule",
     "PosteriorBootstrap",
     "PosteriorPredictive",
+    "PriorDataFittedNetwork",
+    "PriorFittedPredictive",
+    "PriorFittedTransformer",
     "PriorProposals",
     "RandomWalk",
     "ReverseKL",

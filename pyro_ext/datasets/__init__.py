@@ -2,8 +2,8 @@
 
 Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
 :func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
-returns edges, :func:`load_words`, which returns words, and :func:`load_time_series`, which returns
-series of different lengths.
+returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns series
+of different lengths, and :func:`load_scaling_curves`, which returns curves.
 Nothing is downloaded; :func:`records` tells what there is without reading it.
 
 Example::
@@ -31,12 +31,15 @@ from pyro_ext.datasets._records import (
 from pyro_ext.datasets._shipped import (
     FrequencyData,
     GraphData,
+    ScalingData,
     TimeSeriesData,
     frequency_names,
     graph_names,
     load_frequencies,
     load_graph,
+    load_scaling_curves,
     load_time_series,
+    scaling_curve_names,
     time_series_names,
 )
 from pyro_ext.datasets._words import WordData, load_words
@@ -48,6 +51,7 @@ __all__ = [
     "Options",
     "Record",
     "TimeSeriesData",
+    "ScalingData",
     "WordData",
     "frequency_names",
     "graph_names",
@@ -60,10 +64,12 @@ __all__ = [
     "load_hare_lynx",
     "load_mnist_5k",
     "load_time_series",
+    "load_scaling_curves",
     "load_wine",
     "load_words",
     "names",
     "random_shifts",
     "records",
     "time_series_names",
+    "scaling_curve_names",
 ]

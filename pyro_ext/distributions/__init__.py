@@ -21,6 +21,7 @@ distributions.
 [7] K. P. Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution.
 """
 
+from pyro_ext.distributions.bars import BarDistribution, bar_borders
 from pyro_ext.distributions.bfry import BFRY, RectifiedGamma, TiltedBFRY, TruncatedBFRY
 from pyro_ext.distributions.block_dirichlet import BlockDirichlet
 from pyro_ext.distributions.clusters import ClusterBlock, ConjugateCluster, PartitionedBlock
@@ -44,6 +45,7 @@ from pyro_ext.distributions.stable import PositiveStable, TiltedStable
 
 __all__ = [
     "BFRY",
+    "BarDistribution",
     "BernoulliCluster",
     "BernoulliExponentialGraph",
     "BetaPrimeBFRY",
@@ -69,5 +71,6 @@ __all__ = [
     "TiltedBFRY",
     "TiltedStable",
     "TruncatedBFRY",
+    "bar_borders",
     "force_heads",
 ]

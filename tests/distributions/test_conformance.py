@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import (
     BFRY,
+    BarDistribution,
     BernoulliCluster,
     BernoulliExponentialGraph,
     BetaPrimeBFRY,
@@ -80,9 +81,26 @@ def soft_matrix(strengths, base_scale):
     return SoftEquivariantNormal(
         TensorRep({1: 1}), TensorRep({0: 1, 1: 1}), GROUPS, strengths, base_scale
     )
+
+
 def scaled_steps(scale):
     factor = torch.tensor([[1.3, 0.0], [-0.4, 0.7]], dtype=scale.dtype)
     return PaddedMultivariateNormal(scale[..., None, None] * factor)
+
+
+def borders(distribution):
+    return distribution.borders
+
+
+def five_bars(logit, **options):
+    logits = torch.stack(
+        [0.3 - logit, logit, logit.sin(), 0.8 * logit, torch.zeros_like(logit)], -1
+    )
+    return BarDistribution(logits, torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4]), **options)
+
+
+def five_bars_between(logit):
+    return five_bars(logit, full_support=False)
 
 
 def pair_of_counts(concentration):
@@ -169,6 +187,8 @@ MULTIVARIATE = [
         {"features": ((0.3, -0.8), (1.2, 0.1), (-0.4, 0.9)), "log_scale": 0.2, "bias": -0.4},
         {"points": graphs(3, (0, 1, 2))},
     ),
+    Row(five_bars, {"logit": 0.7}, {"jumps": borders}),
+    Row(five_bars_between, {"logit": 0.7}, {"jumps": borders}),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
     Row(soft_matrix, {"strengths": (0.7, 0.4), "base_scale": 1.3}),

@@ -24,12 +24,6 @@ from pyro_ext.nn import (
     NodeScale,
     ResNet,
 )
-from pyro_ext.nn.equivariant import (
-    EquivariantBilinear,
-    GatedNonlinearity,
-    SoftEquivariantLinear,
-)
-from pyro_ext.testing.nn import check_module, check_set_block
 from pyro_ext.nn.axial import (
     GXCNN,
     SXCNN,
@@ -39,6 +33,11 @@ from pyro_ext.nn.axial import (
     AxialLinear,
     AxialPool,
     AxialSelfAttention,
+)
+from pyro_ext.nn.equivariant import (
+    EquivariantBilinear,
+    GatedNonlinearity,
+    SoftEquivariantLinear,
 )
 from pyro_ext.testing.nn import check_axial_block, check_module, check_set_block
 
