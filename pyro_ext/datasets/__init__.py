@@ -2,8 +2,8 @@
 
 Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
 :func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
-returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns series
-of different lengths, and :func:`load_scaling_curves`, which returns curves.
+returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns
+series of different lengths, and :func:`load_scaling_curves`, which returns curves.
 Nothing is downloaded; :func:`records` tells what there is without reading it.
 
 Example::
