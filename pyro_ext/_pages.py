@@ -2,16 +2,22 @@
 
 import ast
 import difflib
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO
 
-from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report
+from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report, versions
+
+RUN_NAME, PRINTED_NAME = "run.json", "printed.txt"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Outcome:
     returncode: int  # exit status of its process
     seconds: float  # how long it ran
     report: Report | None  # the report it left, if it left one
+    cpu_seconds: float | None = None  # of its process and those it started, where they are known
 
     @property
     def passed(self) -> bool:
@@ -74,30 +81,88 @@ def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
     return list(dict.fromkeys(chosen))
 
 
-def run_page(
-    page: Script, output: Path, seeds: Sequence[int], printed: IO[bytes] | None = None
-) -> Outcome:
-    """Run a page in a process of its own, which prints as it likes."""
+def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = False) -> Outcome:
+    """Run a page in a process of its own; its folder keeps how it ended, and what it printed."""
     folder = output / page.slug
-    # An older report must not be taken for that of this run.
-    (folder / FILE_NAME).unlink(missing_ok=True)
+    # What an older run left must not be taken for that of this run.
+    for path in [folder / name for name in (FILE_NAME, RUN_NAME)] + list(folder.glob("*.png")):
+        path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         FIGURES_VARIABLE: str(folder),
         SEEDS_VARIABLE: " ".join(map(str, seeds)),
     }
     # Pictures go to files, whether or not there is a screen.
     environment.setdefault("MPLBACKEND", "Agg")
+    environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))
+    source = _source(page, seeds)
     started = time.perf_counter()
     # -u: what it prints is seen at once. -P: modules beside it are no packages of their own.
     command = [sys.executable, "-u", "-P", str(page.path)]
-    errors = None if printed is None else subprocess.STDOUT
-    result = subprocess.run(command, env=environment, stdout=printed, stderr=errors, check=False)
-    seconds = time.perf_counter() - started
+    if not quiet:
+        print(f"{page.slug}: {page.title}", flush=True)
+    with (
+        (folder / PRINTED_NAME).open("w", encoding="utf-8") as printed,
+        subprocess.Popen(
+            command,
+            env=environment | {"PYTHONIOENCODING": "utf-8"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", file=printed, flush=True)
+            if not quiet:
+                print(line, end="", flush=True)
+        cpu_seconds = _wait(process)
+    record = {
+        "returncode": process.returncode,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": cpu_seconds,
+        **source,
+    }
+    unfinished = folder / f".{RUN_NAME}.unfinished"
+    unfinished.write_text(json.dumps(record, indent=1), "utf-8")
+    os.replace(unfinished, folder / RUN_NAME)
+    return _outcome(page, folder, record)
+
+
+def run_pages(
+    pages: Sequence[Script], output: Path, seeds: Sequence[int], num_processes: int
+) -> Iterator[Outcome]:
+    """Run pages, the first ones first, as many at once; yield how each ended."""
+    with ThreadPoolExecutor(num_processes) as executor:
+        futures = [
+            executor.submit(run_page, page, output, seeds, quiet=num_processes > 1)
+            for page in pages
+        ]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def last_outcome(page: Script, output: Path, seeds: Sequence[int] | None = None) -> Outcome | None:
+    """How a page ended when it ran last, if it was the page as it is now.
+
+    With seeds, also only if it ran with these and the package as it is now, to its end.
+    """
+    folder = output / page.slug
     try:
-        report = Report.load(folder)
+        record = json.loads((folder / RUN_NAME).read_text("utf-8"))
     except (OSError, ValueError):
-        report = None
-    return Outcome(page, result.returncode, seconds, report)
+        return None
+    source = _source(page, seeds or ())
+    needed = source if seeds else {"script": source["script"]}
+    if any(record.get(key) != value for key, value in needed.items()):
+        return None
+    outcome = _outcome(page, folder, record)
+    is_whole = outcome.returncode == (outcome.report.status if outcome.report else 0)
+    return outcome if is_whole or seeds is None else None
 
 
 def last_result(page: Script, output: Path) -> str:
@@ -121,3 +186,41 @@ def _statements(tree: ast.Module) -> Iterator[str]:
                 match [*node.args[:1], *named]:
                     case [ast.Constant(value=str(statement))]:
                         yield statement
+
+
+def _outcome(page: Script, folder: Path, record: dict[str, float]) -> Outcome:
+    """How a run ended, with its report."""
+    try:
+        report = Report.load(folder)
+    except (OSError, ValueError):  # most workflows make no claims, and what crashes leaves none
+        report = None
+    seconds, cpu_seconds = record["seconds"], record["cpu_seconds"]
+    return Outcome(page, int(record["returncode"]), seconds, report, cpu_seconds)
+
+
+def _wait(process: "subprocess.Popen[str]") -> float | None:
+    """Wait for the end of a process; CPU seconds of it and of those it has waited for."""
+    if not hasattr(os, "wait4"):  # Windows
+        process.wait()
+        return None
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _source(page: Script, seeds: Sequence[int]) -> dict[str, object]:
+    """What the result of a page depends on: the script, the package around it, the seeds."""
+    script = hashlib.sha256(page.path.read_bytes()).hexdigest()
+    return {"script": script, "package": _package_digest(), "seeds": list(seeds)}
+
+
+@cache
+def _package_digest() -> str:
+    """Digest of the package without its pages, and of the versions of what it runs with."""
+    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
+    for folder, folders, files in os.walk(Path(__file__).parent, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        is_roof = "tutorials" in Path(folder).parts
+        for name in sorted(name for name in files if not is_roof or name.startswith("_")):
+            digest.update(Path(folder, name).read_bytes())
+    return digest.hexdigest()

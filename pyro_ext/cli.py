@@ -109,13 +109,20 @@ def reproduce(
     output: Annotated[Path, _output(_REPORTS)] = Path("figures"),
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=3, help="Number of seeds.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Pages at once; their text goes to files.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="With --all: also what has run.")] = False,
 ) -> None:
-    """Run pages of papers and check their claims; fails where a claim fails."""
+    """Run pages of papers and check their claims; fails where a claim fails.
+
+    With --all it leaves a scoreboard of all pages in the folder of the output, as HTML, Markdown
+    and JSON, and goes on where it was stopped.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from pyro_ext._pages import choose, run_page
+    from pyro_ext._pages import choose, last_outcome, run_pages
+    from pyro_ext._scoreboard import write_scoreboard
 
     if every == bool(slugs):
         raise typer.BadParameter("give either slugs of pages or --all; `pyro-ext list` shows them")
@@ -125,10 +132,20 @@ def reproduce(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _make(output)
-    outcomes = []
-    for page in chosen:
-        typer.echo(f"{page.slug}: {page.title}")
-        outcomes.append(run_page(page, output, range(seed, seed + seeds)))
+    numbers = range(seed, seed + seeds)
+    found = {}
+    if every and not again:
+        kept = ((page.slug, last_outcome(page, output, numbers)) for page in pages)
+        found = {slug: outcome for slug, outcome in kept if outcome}
+    left = [page for page in chosen if page.slug not in found]
+    if found:
+        typer.echo(f"{len(found)} pages have run with this version; --again runs them too")
+    for outcome in run_pages(left, output, numbers, jobs):
+        typer.echo(f"{outcome.page.slug}: {outcome.verdict}, {outcome.seconds:.0f} s")
+        found[outcome.page.slug] = outcome
+        if every:  # after each page, since it may be stopped
+            write_scoreboard([found[page.slug] for page in pages if page.slug in found], output)
+    outcomes = [found[page.slug] for page in chosen]
     table = Table("slug", "result", "seconds", "")
     for outcome in outcomes:
         table.add_row(
@@ -138,6 +155,8 @@ def reproduce(
             "[green]passed[/]" if outcome.passed else "[bold red]FAILED[/]",
         )
     Console().print(table)
+    if every:
+        typer.echo(f"The scoreboard is {write_scoreboard(outcomes, output)}")
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)
 

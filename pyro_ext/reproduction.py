@@ -100,7 +100,8 @@ def seeds() -> tuple[int, ...]:
     return tuple(map(int, chosen))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers of a page depend on."""
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
@@ -199,6 +200,7 @@ class Report:
     :param Mapping settings: what the page ran with, plain values that JSON can hold.
     :param Mapping figures: the figures by name, things with matplotlib's ``savefig``; those of a
         loaded report are paths of pictures.
+    :param str reconstruction: what of the paper was not at hand, so that it is our reconstruction.
     :param float seconds: how long the page ran.
     :param bool smoke: whether this was a short run that only shows that the page works. Its
         numbers are shown but decide nothing.
@@ -218,9 +220,10 @@ class Report:
     paper: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Figure | Path] = field(default_factory=dict)
+    reconstruction: str = ""
     seconds: float | None = None
     smoke: bool = False
-    versions: Mapping[str, str] = field(default_factory=_versions)
+    versions: Mapping[str, str] = field(default_factory=versions)
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
@@ -275,6 +278,9 @@ class Report:
 
         console = console or Console()
         console.print(self._table())
+        if self.reconstruction:
+            text = f"A reconstruction: {self.reconstruction}"
+            console.print(text, markup=False, highlight=False)
         for number, claim in enumerate(self.claims, 1):
             console.print(f"[{number}] {claim.source}", markup=False, highlight=False)
             if claim.reason and not claim.holds and not self.smoke:
@@ -309,6 +315,7 @@ class Report:
             "claims": [_claim_to_json(claim) for claim in self.claims],
             "settings": self.settings,
             "figures": names,
+            "reconstruction": self.reconstruction,
             "seconds": self.seconds,
             "smoke": self.smoke,
             "versions": dict(self.versions),
@@ -378,6 +385,7 @@ class Page:
     :param str slug: short name of the page, as of :class:`Report`.
     :param str paper: the paper, as a reference.
     :param int num_threads: of PyTorch, or ``None`` for as many as there are.
+    :param str reconstruction: as of :class:`Report`.
     :ivar tuple seeds: the seeds to run with, see :func:`seeds`.
     :ivar bool smoke: whether this is a short run that only shows that the page works, since
         ``PYRO_EXT_SMOKE`` is set to something else than 0.
@@ -399,7 +407,14 @@ class Page:
         four      4.000
     """
 
-    def __init__(self, slug: str, *, paper: str = "", num_threads: int | None = 1) -> None:
+    def __init__(
+        self,
+        slug: str,
+        *,
+        paper: str = "",
+        num_threads: int | None = 1,
+        reconstruction: str = "",
+    ) -> None:
         _check_slug("slug", slug)
         if num_threads is not None:
             import torch  # listing pages needs this module, and no PyTorch
@@ -408,6 +423,7 @@ class Page:
 
             torch.set_num_threads(check_integer("num_threads", num_threads, 1))
         self.slug, self.paper, self.seeds = slug, paper, seeds()
+        self.reconstruction = reconstruction
         self.smoke = os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
         self.folder = Path(os.environ.get(FIGURES_VARIABLE, f"figures/{slug}"))
         self.claims: list[Claim] = []
@@ -518,6 +534,7 @@ class Page:
             paper=self.paper,
             settings=held,
             figures=self.figures,
+            reconstruction=self.reconstruction,
             seconds=time.perf_counter() - self._started,
             smoke=self.smoke,
         )

@@ -1,19 +1,18 @@
 """Run pages in full and keep what they leave in `reports/`, where their tests read it.
 
-``python -m tests.pages`` runs all, two at a time on two cores; ``--part 2/5`` a part of them.
+``python -m tests.pages`` runs all, two at a time on two cores; ``--part 2/5`` a part of them. Pages
+that ran to their end with the package as it is are left out, so that a run that was stopped goes
+on; ``--again`` runs them too. The scoreboard there is of all pages of papers that have been run.
 """
 
 import argparse
-import hashlib
-import json
 import math
 import os
-import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 
-from pyro_ext._pages import Outcome, Script, choose, find_pages, run_page
+from pyro_ext._pages import Script, choose, find_pages, last_outcome, run_pages
+from pyro_ext._scoreboard import write_scoreboard
 from pyro_ext.reproduction import MIN_SEEDS, Report
 from tests import durations
 
@@ -59,46 +58,11 @@ def part_of_commit(number: int) -> str:
     return f"{number % num_parts + 1}/{num_parts}"
 
 
-def run(page: Script, reports: Path = REPORTS) -> tuple[Outcome, float]:
-    """Outcome and CPU seconds of a page; its folder keeps them, and what the page printed."""
-    folder = reports / page.slug
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    before = os.times()
-    with (folder / "printed.txt").open("wb") as printed:
-        outcome = run_page(page, reports, range(MIN_SEEDS), printed)
-    after = os.times()
-    seconds = after.children_user + after.children_system
-    seconds -= before.children_user + before.children_system
-    record = {"returncode": outcome.returncode, "cpu_seconds": seconds, "source": _digest(page)}
-    (folder / "run.json").write_text(json.dumps(record, indent=1), "utf-8")
-    return outcome, seconds
-
-
-def last_outcome(page: Script, reports: Path = REPORTS) -> Outcome | None:
-    """What a page left when it ran last, if that was the page as it is now."""
-    folder = reports / page.slug
-    try:
-        record = json.loads((folder / "run.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    if record["source"] != _digest(page):
-        return None
-    try:
-        report = Report.load(folder)
-    except FileNotFoundError:  # most workflows make no claims, and what crashes leaves none
-        report = None
-    return Outcome(page, record["returncode"], record["cpu_seconds"], report)
-
-
-def _digest(page: Script) -> str:
-    return hashlib.sha256(page.path.read_bytes()).hexdigest()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.pages", description=__doc__)
     parser.add_argument("slugs", nargs="*", help="pages to run (default: all)")
     parser.add_argument("--part", type=durations.part, default=(1, 1), metavar="K/N")
+    parser.add_argument("--again", action="store_true", help="also what has run")
     parser.add_argument("--record-durations", action="store_true", help="into durations.json")
     parser.add_argument(
         "--part-of-commit", type=int, metavar="NUMBER", help="only print K/N for the NUMBER-th"
@@ -115,13 +79,18 @@ def main() -> None:
     libraries = ("MKL", "OMP", "OPENBLAS")
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in libraries}
     os.environ.pop("PYRO_EXT_SMOKE", None)
+    seeds = range(MIN_SEEDS)
+    if not options.again:
+        chosen = [page for page in chosen if not last_outcome(page, REPORTS, seeds)]
     taken = {}
-    with ProcessPoolExecutor() as executor:
-        for future in as_completed([executor.submit(run, page) for page in chosen]):
-            outcome, taken[outcome.page.slug] = future.result()
-            slug, seconds = outcome.page.slug, taken[outcome.page.slug]
-            verdict = outcome.verdict if outcome.report or outcome.returncode else "ran to its end"
-            print(f"{slug}: {verdict}, {seconds:.0f} CPU s, {outcome.seconds:.0f} s", flush=True)
+    for outcome in run_pages(chosen, REPORTS, seeds, os.cpu_count() or 1):
+        slug, cpu_seconds = outcome.page.slug, outcome.cpu_seconds or outcome.seconds
+        taken[slug] = cpu_seconds
+        verdict = outcome.verdict if outcome.report or outcome.returncode else "ran to its end"
+        print(f"{slug}: {verdict}, {cpu_seconds:.0f} CPU s, {outcome.seconds:.0f} s", flush=True)
+    papers = [page for page in pages() if page.path.parent == PAPERS]
+    kept = [outcome for page in papers if (outcome := last_outcome(page, REPORTS))]
+    write_scoreboard(kept, REPORTS)
     if options.record_durations:
         durations.save("pages", taken)
 

@@ -125,6 +125,16 @@ def test_reproduce_all_goes_on_after_a_failure(pages, tmp_path):
     assert "passed" in table["counts"]
     assert "0 of 1 claims hold" in table["counts-wrong"] and "FAILED" in table["counts-wrong"]
     assert "stopped with status 1" in table["crashes"] and "FAILED" in table["crashes"]
+    board = json.loads((tmp_path / "scoreboard.json").read_text())
+    assert [page["slug"] for page in board["pages"]] == ["counts", "counts-wrong", "crashes"]
+    assert (board["num_claims"], board["num_claims_that_hold"]) == (2, 1)
+    # What ran to its end is not run again.
+    options = ["--output", str(tmp_path), "--jobs", "2"]
+    again = runner.invoke(app, ["reproduce", "--all", *options])
+    assert again.exit_code == 1 and "2 pages have run with this version" in again.output
+    assert "crashes: stopped" in again.output and "counts-wrong: " not in again.output
+    again = runner.invoke(app, ["reproduce", "--all", "--again", *options])
+    assert "counts-wrong: 0 of 1 claims hold" in again.output
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """The runner of pages keeps what a run in full left, for tests that read it."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyro_ext._pages import Outcome, Script, find_pages
+from pyro_ext import _pages
+from pyro_ext._pages import Outcome, Script, find_pages, last_outcome, run_page, run_pages
 from pyro_ext.reproduction import Claim, Report
 from tests import durations, pages
-from tests.pages import last_outcome, part_of_commit, run
+from tests.pages import part_of_commit
 
 PAGE = '''"""A page."""
 import os
@@ -27,45 +27,75 @@ def write(folder, text):
     return find_pages(folder)[0]
 
 
-def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch):
+def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
     page, reports = write(tmp_path, PAGE), tmp_path / "reports"
     assert last_outcome(page, reports) is None
-    outcome, seconds = run(page, reports)
-    assert outcome.returncode == 1 and seconds > 0.01
+    outcome = run_page(page, reports, range(3), quiet=True)
+    assert outcome.returncode == 1 and 0.01 < outcome.cpu_seconds < 60
     assert (reports / "a-page" / "printed.txt").read_text().startswith("It begins.\n")
+    assert capsys.readouterr().out == ""
     kept = last_outcome(page, reports)
-    assert kept.returncode == 1 and list(kept.report.claims[0].values) == [0, 1, 2]
+    assert kept == outcome and list(kept.report.claims[0].values) == [0, 1, 2]
     page = write(tmp_path, "'A page.'\nprint('It begins.')\n1 / 0\n")
     assert last_outcome(page, reports) is None
     (reports / "a-page" / "old.png").touch()
-    run(page, reports)
+    (reports / "a-page" / "notes.txt").touch()
+    run_page(page, reports, range(3))
     assert not (reports / "a-page" / "old.png").exists()
+    assert (reports / "a-page" / "notes.txt").exists()
     kept = last_outcome(page, reports)
     assert kept.verdict == "stopped with status 1" and not kept.passed
     printed = (reports / "a-page" / "printed.txt").read_text()
     assert printed.startswith("It begins.\n") and "ZeroDivisionError" in printed
+    assert capsys.readouterr().out == f"a-page: A page.\n{printed}"
+
+
+def test_what_ran_to_its_end_with_this_package_need_not_run_again(tmp_path, monkeypatch):
+    page, reports = write(tmp_path, PAGE), tmp_path / "reports"
+    outcome = run_page(page, reports, range(3), quiet=True)
+    assert last_outcome(page, reports, range(3)) == outcome  # its claim fails, which is a result
+    assert last_outcome(page, reports, range(4)) is None
+    monkeypatch.setattr(_pages, "_package_digest", lambda: "another")
+    assert last_outcome(page, reports, range(3)) is None and last_outcome(page, reports)
+    crashing = write(tmp_path, "'A page.'\n1 / 0\n")
+    run_page(crashing, reports, range(3), quiet=True)
+    assert last_outcome(crashing, reports, range(3)) is None and last_outcome(crashing, reports)
+
+
+def test_pages_run_at_once_and_one_that_crashes_stops_no_other(tmp_path, capsys):
+    for name, text in (("a_page", "1 / 0\n"), ("b_page", "print('It begins.')\n")):
+        (tmp_path / f"{name}.py").write_text(text)
+    found = run_pages(find_pages(tmp_path), tmp_path / "reports", range(3), 2)
+    assert {outcome.page.slug: outcome.returncode for outcome in found} == {
+        "a-page": 1,
+        "b-page": 0,
+    }
+    assert capsys.readouterr().out == ""
 
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
     """Slugs of the pages that were run, of five that take 10 to 50 seconds and one unknown."""
     found = tuple(Script(tmp_path / f"page_{n}.py", "A page", ()) for n in (1, 2, 3, 4, 5, 6))
+    for page in found:
+        page.path.touch()
     monkeypatch.setattr(pages, "pages", lambda: found)
+    monkeypatch.setattr(pages, "REPORTS", tmp_path)
     monkeypatch.setattr(durations, "FILE", tmp_path / "durations.json")
     durations.save("pages", {f"page-{n}": 10.0 * n for n in (1, 2, 3, 4, 5)})
     durations.save("tests", {"tests/test_it.py::test_it": 1500.0})
     claim = Claim("One is one.", {0: 1, 1: 1, 2: 1}, "<=", 1.0, "here")
     slugs = []
 
-    def run(page):
+    def run(page, output, seeds, quiet):
         assert "PYRO_EXT_SMOKE" not in os.environ and os.environ["OMP_NUM_THREADS"] == "1"
         slugs.append(page.slug)
         report = Report(page.slug, [claim]) if page.slug == "page-1" else None
-        return Outcome(page, int(page.slug == "page-2"), 2.0, report), 7.0
+        return Outcome(page, int(page.slug == "page-2"), 2.0, report, 7.0)
 
-    monkeypatch.setattr(pages, "run", run)
-    monkeypatch.setattr(pages, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(_pages, "run_page", run)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(os, "environ", os.environ | {"PYRO_EXT_SMOKE": "1"})
     return slugs
 

@@ -89,7 +89,7 @@ def test_choose(tmp_path):
 def test_run(tmp_path, capfd, value, passed, verdict):
     counting = script(tmp_path, "counting", SCRIPT.format(value=value))
     outcome = run_page(counting, tmp_path / "out", range(5, 9))
-    assert capfd.readouterr().out == "counting\n"
+    assert capfd.readouterr().out == "counting: A title\ncounting\n"
     assert (outcome.passed, outcome.verdict) == (passed, verdict)
     assert outcome.report is not None and list(outcome.report.claims[0].values) == [5, 6, 7, 8]
     assert outcome.seconds > 0

@@ -204,6 +204,7 @@ def test_file_is_strict_json_with_a_stable_schema(tmp_path):
         "claims",
         "settings",
         "figures",
+        "reconstruction",
         "seconds",
         "smoke",
         "versions",

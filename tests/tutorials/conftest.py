@@ -8,7 +8,8 @@ import pyro
 import pytest
 import torch
 
-from tests.pages import REPORTS, last_outcome, page_named
+from pyro_ext._pages import PRINTED_NAME, last_outcome
+from tests.pages import REPORTS, page_named
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def short_run(request, tmp_path_factory):
 def full_run(request):
     """How the page ``PAGE`` of the module ended in full; its claims are those that it lists."""
     page = page_named(getattr(request, "param", None) or request.module.PAGE)
-    if (outcome := last_outcome(page)) is None:
+    if (outcome := last_outcome(page, REPORTS)) is None:
         pytest.skip("make pages runs it")
-    printed = (REPORTS / page.slug / "printed.txt").read_text("utf-8")
+    printed = (REPORTS / page.slug / PRINTED_NAME).read_text("utf-8")
     assert outcome.report or not outcome.returncode, printed[-4000:]
     claims = outcome.report.claims if outcome.report else []
     assert [claim.statement for claim in claims] == list(page.statements)

@@ -56,6 +56,8 @@ page = Page(
     "function-space-pseudocoreset",
     paper="B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian "
     "neural networks",
+    reconstruction="abstract and a summary were at hand; the gradient, the covariance and the "
+    "order of the steps are ours.",
 )
 SEEDS = page.seeds
 BACKEND: Backend = "eager" if page.smoke else "trace"  # a short run has no time to record graphs

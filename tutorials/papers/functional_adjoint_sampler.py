@@ -67,6 +67,8 @@ page = Page(
     "functional-adjoint-sampler",
     paper="B. Park, J. Lee, G.-H. Liu (2026), Functional adjoint sampler: scalable sampling on "
     "infinite dimensional spaces",
+    reconstruction="abstract and notes on it were at hand; the density of paths, the network and "
+    "all settings are ours.",
 )
 SEEDS = page.seeds
 NUM_DRAWS = page.length(4000, smoke=200)

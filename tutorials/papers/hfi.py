@@ -56,6 +56,8 @@ page = Page(
     "hfi",
     paper="S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image "
     "diffusion models with human feedback inversion, arXiv 2407.21032",
+    reconstruction="a detailed review was at hand, and no code; sizes, rates and the scale of "
+    "rewards are ours.",
 )
 SEEDS = page.seeds
 BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"

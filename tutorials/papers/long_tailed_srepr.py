@@ -51,6 +51,8 @@ page = Page(
     "long-tailed-srepr",
     paper="G. Nam, S. Jang, J. Lee (2023), Decoupled training for long-tailed classification with "
     "stochastic representations, arXiv 2304.09426",
+    reconstruction="the section on the method was not at hand; loss, weight, temperature and "
+    "numbers of draws are ours.",
 )
 SEEDS = page.seeds
 BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"

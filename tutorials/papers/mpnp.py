@@ -53,6 +53,8 @@ from pyro_ext.reproduction import Page
 page = Page(
     "mpnp",
     paper="H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes",
+    reconstruction="the loss and the generator are those of a public re-implementation; weights "
+    "and settings are ours.",
 )
 SEEDS = page.seeds
 FIRST = SEEDS[0]

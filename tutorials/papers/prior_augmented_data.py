@@ -47,6 +47,8 @@ page = Page(
     "prior-augmented-data",
     paper="J. Willette, J. Lee, S. J. Hwang (2021), Improving uncertainty calibration via prior "
     "augmented data, arXiv 2102.10803",
+    reconstruction="of the method, its abstract and introduction were at hand; losses, "
+    "generator, weights and constants are ours.",
 )
 SEEDS = page.seeds
 WILLETTE = "Willette et al. (2021), abstract"

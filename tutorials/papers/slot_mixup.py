@@ -47,6 +47,8 @@ page = Page(
     "slot-mixup",
     paper="S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple "
     "regularization for WSI classification, arXiv 2311.17466",
+    reconstruction="neither code nor all settings are public; layout, sizes, optimizer and data "
+    "are ours.",
 )
 SEEDS = page.seeds
 BLUE, RED, YELLOW, GRAY = "#2a6f97", "#d1495b", "#e09f3e", "#8d99ae"

@@ -1,0 +1,142 @@
+"""The scoreboard: one report on all pages, as JSON, and from it as Markdown and HTML."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pyro_ext._pages import Outcome
+from pyro_ext.reproduction import Claim, versions
+
+NAME = "scoreboard"
+_TEMPLATE = Path(__file__).with_name("scoreboard.html")
+_SCHEMA = 1
+
+
+def write_scoreboard(outcomes: Sequence[Outcome], folder: Path) -> Path:
+    """Write ``scoreboard.html``, ``.md`` and ``.json``; return the path of the first.
+
+    :param outcomes: how the pages of papers ended.
+    :param Path folder: of their reports, which figures are linked in.
+    """
+    content = scoreboard(outcomes)
+    texts = {
+        "json": json.dumps(content, indent=1, allow_nan=False) + "\n",
+        "md": to_markdown(content),
+        "html": to_html(content),
+    }
+    for suffix, text in texts.items():
+        unfinished = folder / f".{NAME}.{suffix}.unfinished"
+        unfinished.write_text(text, "utf-8")
+        os.replace(unfinished, folder / f"{NAME}.{suffix}")
+    return folder / f"{NAME}.html"
+
+
+def scoreboard(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Plain values that say how pages ended, claim by claim."""
+    pages = [_page(outcome) for outcome in outcomes]
+    claims = [claim for page in pages for claim in page["claims"] if not page["smoke"]]
+    return {
+        "schema": _SCHEMA,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": versions(),
+        "num_pages": len(pages),
+        "num_claims": len(claims),
+        "num_claims_that_hold": sum(claim["holds"] for claim in claims),
+        "pages": pages,
+    }
+
+
+def to_markdown(content: dict[str, Any]) -> str:
+    """The scoreboard as Markdown: a table of the pages, then one of the claims of each."""
+    lines = [
+        "# Scoreboard",
+        "",
+        _summary(content),
+        "",
+        "| page | result | CPU s | |",
+        "|---|---|---|---|",
+    ]
+    for page in content["pages"]:
+        mark = "reconstruction" if page["reconstruction"] else ""
+        cells = (f"[{page['slug']}](#{page['slug']})", page["verdict"], page["time"], mark)
+        lines.append(f"| {' | '.join(cells)} |")
+    for page in content["pages"]:
+        lines += ["", f"## {page['slug']}", "", f"{_cell(page['paper'] or page['title'])}", ""]
+        if page["reconstruction"]:
+            lines += [f"A reconstruction: {_cell(page['reconstruction'])}", ""]
+        if page["claims"]:
+            lines += ["| claim | bound | by seed | |", "|---|---|---|---|"]
+        for claim in page["claims"]:
+            words = f"{claim['statement']} ({claim['source']})"
+            cells = (words, claim["inequality"], claim["by_seed"], claim["result"])
+            lines.append(f"| {' | '.join(map(_cell, cells))} |")
+        if not page["claims"]:
+            lines.append(f"{page['verdict'].capitalize()}.")
+    return "\n".join(lines) + "\n"
+
+
+def to_html(content: dict[str, Any]) -> str:
+    """The scoreboard as one page of HTML that needs nothing else but the figures."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text("utf-8"))
+    return template.render(**content, summary=_summary(content))
+
+
+def _page(outcome: Outcome) -> dict[str, Any]:
+    """What came out of a page."""
+    report = outcome.report
+    cpu_seconds = outcome.cpu_seconds
+    return {
+        "slug": outcome.page.slug,
+        "title": outcome.page.title,
+        "paper": report.paper if report else "",
+        "reconstruction": report.reconstruction if report else "",
+        "verdict": outcome.verdict,
+        "passed": outcome.passed,
+        "smoke": bool(report and report.smoke),
+        "seconds": outcome.seconds,
+        "cpu_seconds": cpu_seconds,
+        "time": "" if cpu_seconds is None else f"{cpu_seconds:.0f}",
+        "date": report.date if report else "",
+        "versions": dict(report.versions) if report else {},
+        "figures": [Path(path).name for path in report.figures.values()] if report else [],  # type: ignore[arg-type]
+        "claims": [_claim(claim, report.smoke) for claim in report.claims] if report else [],
+    }
+
+
+def _claim(claim: Claim, smoke: bool) -> dict[str, Any]:
+    """What came out of a claim, with its inequality in words."""
+    values = [claim.values[seed] for seed in sorted(claim.values)]
+    reason = f": {claim.reason}" if claim.reason else ""
+    return {
+        "statement": claim.statement,
+        "source": claim.source,
+        "inequality": f"{claim.across} {claim.comparison} {claim.bound:.4g}",
+        "by_seed": ", ".join(f"{value:.4g}" for value in values),
+        "values": {str(seed): repr(value) for seed, value in claim.values.items()},
+        "holds": claim.holds,
+        "reason": claim.reason or "",
+        "result": "short run" if smoke else "holds" if claim.holds else f"**fails**{reason}",
+    }
+
+
+def _summary(content: dict[str, Any]) -> str:
+    """A sentence on the whole."""
+    facts = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    return (
+        f"{content['num_claims_that_hold']} of {content['num_claims']} claims of "
+        f"{content['num_pages']} pages hold. A claim that fails stays, with the reason where it is "
+        f"known. {content['date'][:10]}; {content['machine']}; {facts}."
+    )
+
+
+def _cell(text: str) -> str:
+    """Text of a cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,77 @@
+"""The scoreboard says of each claim what was measured, in all three forms."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyro_ext._pages import Outcome, Script
+from pyro_ext._scoreboard import scoreboard, to_html, to_markdown, write_scoreboard
+from pyro_ext.reproduction import Claim, Report
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def outcomes(tmp_path):
+    good = Claim("One <is> one | or less.", {0: 1, 1: 0.5, 2: 1}, "<=", 1.0, "table 1")
+    bad = Claim("It is > 2.", {0: 3, 1: NAN, 2: 3}, ">", 2.0, "figure 2", reason="it is not & was")
+    claims = {"counts": [good, bad], "short": [bad]}
+    found = []
+    for slug in ("counts", "short", "crashes"):
+        report = None
+        if slug in claims:
+            report = Report(
+                slug,
+                claims[slug],
+                paper=f"A. Author (2020), {slug}",
+                figures={"a-figure": Path("elsewhere/a-figure.png")},
+                smoke=slug == "short",
+                reconstruction="its algorithm was not at hand." if slug == "counts" else "",
+            )
+        found.append(Outcome(Script(tmp_path / f"{slug}.py", "T", ()), 1, 2.0, report, 61.4))
+    return found
+
+
+def test_content(outcomes):
+    content = scoreboard(outcomes)
+    assert (content["num_pages"], content["num_claims"], content["num_claims_that_hold"]) == (
+        3,
+        2,
+        1,
+    )
+    counts, short, crashes = content["pages"]
+    assert counts["claims"][1]["values"] == {"0": "3.0", "1": "nan", "2": "3.0"}
+    assert [claim["holds"] for claim in counts["claims"]] == [True, False]
+    assert short["smoke"] and crashes["claims"] == [] and not crashes["passed"]
+    assert crashes["verdict"] == "stopped with status 1"
+    json.dumps(content, allow_nan=False)
+
+
+def test_markdown(outcomes):
+    text = to_markdown(scoreboard(outcomes))
+    assert "1 of 2 claims of 3 pages hold" in text
+    assert "| [counts](#counts) | 1 of 2 claims hold | 61 | reconstruction |" in text
+    assert "| One <is> one \\| or less. (table 1) | every seed <= 1 | 1, 0.5, 1 | holds |" in text
+    assert "**fails**: it is not & was |" in text and "short run" in text
+    assert "Stopped with status 1." in text
+
+
+def test_html(outcomes):
+    text = to_html(scoreboard(outcomes))
+    assert "One &lt;is&gt; one | or less." in text and "it is not &amp; was" in text
+    assert "A reconstruction: its algorithm" in text
+    assert (
+        '<img src="counts/a-figure.png" loading="lazy" alt="a figure, a figure of counts">' in text
+    )
+
+
+def test_files(outcomes, tmp_path):
+    path = write_scoreboard(outcomes, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "scoreboard.html",
+        "scoreboard.json",
+        "scoreboard.md",
+    ]
+    assert path.read_text().startswith("<!doctype html>")
+    assert json.loads((tmp_path / "scoreboard.json").read_text())["num_pages"] == 3
