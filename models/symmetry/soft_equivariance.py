@@ -114,9 +114,9 @@ class SoftEMLPFit(NamedTuple):
 class SoftEMLP(nn.Module):
     r"""A network between tensors that may break a symmetry, and pays for it [1].
 
-    Each block is a :class:`~pyro_ext.nn.equivariant.SoftEquivariantLinear`, a tenth of an
-    :class:`~pyro_ext.nn.equivariant.EquivariantBilinear` and a
-    :class:`~pyro_ext.nn.equivariant.GatedNonlinearity`; a linear layer makes the outputs. Weights
+    Each block is a :class:`~pyro_ext.nn.SoftEquivariantLinear`, a tenth of an
+    :class:`~pyro_ext.nn.EquivariantBilinear` and a
+    :class:`~pyro_ext.nn.GatedNonlinearity`; a linear layer makes the outputs. Weights
     are free, and only their residuals tell groups apart. With ``soft_gates=False`` and weights that
     are projected the network is equivariant up to rounding.
 
