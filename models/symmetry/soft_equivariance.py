@@ -114,9 +114,9 @@ class SoftEMLPFit(NamedTuple):
 class SoftEMLP(nn.Module):
     r"""A network between tensors that may break a symmetry, and pays for it [1].
 
-    Each block is a :class:`~pyro_ext.nn.equivariant.SoftEquivariantLinear`, a tenth of an
-    :class:`~pyro_ext.nn.equivariant.EquivariantBilinear` and a
-    :class:`~pyro_ext.nn.equivariant.GatedNonlinearity`; a linear layer makes the outputs. Weights
+    Each block is a :class:`~pyro_ext.nn.SoftEquivariantLinear`, a tenth of an
+    :class:`~pyro_ext.nn.EquivariantBilinear` and a
+    :class:`~pyro_ext.nn.GatedNonlinearity`; a linear layer makes the outputs. Weights
     are free, and only their residuals tell groups apart. With ``soft_gates=False`` and weights that
     are projected the network is equivariant up to rounding.
 
@@ -205,8 +205,8 @@ class SoftEMLP(nn.Module):
 
         :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
         :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
-        :param strengths: at first; by default zero for the first group and 0.01 for the others, or
-            0.01 for a single one. **Shape:** ``(num_groups,)``.
+        :param strengths: at first; by default zero for the first group and the mean variance of the
+            targets for the others, or for a single one. **Shape:** ``(num_groups,)``.
         :param int num_steps: of the optimizer.
         :param float tune_at: fraction of them after which the strengths are set; residuals are
             taken from the half before that.
@@ -230,7 +230,7 @@ class SoftEMLP(nn.Module):
         check_number("gate_decay", gate_decay, least=0.0)
         check_boolean("progress", progress)
         if strengths is None:
-            strengths = torch.full((len(self.groups),), 0.01)
+            strengths = y.var(0, correction=0).mean().clamp(min=1e-6).repeat(len(self.groups))
             strengths[0] *= len(self.groups) == 1
         strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", like=like)
         tuner = EquivarianceTuner(strengths)

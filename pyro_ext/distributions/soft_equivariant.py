@@ -34,7 +34,7 @@ class SoftEquivariantNormal(ParametricDistribution):
     :param TensorRep rep_in: what the map takes; ``None`` for vectors of ``rep_out`` themselves,
         such as biases.
     :param TensorRep rep_out: what it makes.
-    :param Sequence groups: of :class:`~pyro_ext.nn.equivariant.Group`, on the same dimensions.
+    :param Sequence groups: of :class:`~pyro_ext.groups.Group`, on the same dimensions.
     :param strengths: :math:`\lambda_g \ge 0`. **Shape:** ``()`` or ``(*batch, num_groups)``.
     :param base_scale: :math:`\sigma`, the standard deviation of equivariant weights. **Shape:**
         ``(*batch)``.

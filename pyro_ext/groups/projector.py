@@ -86,9 +86,9 @@ class WeightBlocks:
         rep_in: TensorRep | None,
         rep_out: TensorRep,
         groups: Sequence[Group],
-        names: Sequence[str],
     ) -> None:
-        self.event_shape = _check_representations(rep_in, rep_out, groups, names)
+        reps = [rep_out] if rep_in is None else [rep_out, rep_in]
+        self.event_shape = torch.Size([rep.size(groups[0].dim) for rep in reps])
         kinds, self._inverse = _block_indices(
             rep_in, rep_out, groups[0].dim, all(group.is_orthogonal for group in groups)
         )
@@ -163,8 +163,8 @@ def _check_representations(
     rep_out: TensorRep,
     groups: Sequence[Group],
     names: Sequence[str],
-) -> torch.Size:
-    """Check that all groups act on two representations, and return the shape of the weights."""
+) -> None:
+    """Check that all groups act on two representations."""
     check_optional(check_instance, "rep_in", rep_in, TensorRep, "a TensorRep or None")
     check_instance("rep_out", rep_out, TensorRep, "a TensorRep")
     reps = {"rep_out": rep_out} if rep_in is None else {"rep_out": rep_out, "rep_in": rep_in}
@@ -183,7 +183,6 @@ def _check_representations(
             f"{' and '.join(reps)} must have blocks of at most {_LARGEST_BLOCK} numbers, got "
             f"{' and '.join(map(str, reps.values()))} with {dim}^{total} of them"
         )
-    return torch.Size([rep.size(dim) for rep in reps.values()])
 
 
 def check_groups(groups: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
@@ -195,7 +194,6 @@ def check_groups(groups: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     return found, names
 
 
-@lru_cache(maxsize=256)
 def weight_blocks(
     rep_in: TensorRep | None,
     rep_out: TensorRep,
@@ -203,7 +201,16 @@ def weight_blocks(
     names: tuple[str, ...],
 ) -> WeightBlocks:
     """The same blocks for the same representations and groups."""
-    return WeightBlocks(rep_in, rep_out, groups, names)
+    _check_representations(rep_in, rep_out, groups, names)
+    return _kept_blocks(rep_in, rep_out, groups)
+
+
+@lru_cache(maxsize=256)
+def _kept_blocks(
+    rep_in: TensorRep | None, rep_out: TensorRep, groups: tuple[Group, ...]
+) -> WeightBlocks:
+    """Blocks that are kept."""
+    return WeightBlocks(rep_in, rep_out, groups)
 
 
 def _block_indices(

@@ -60,7 +60,7 @@ class SoftEquivariantLinear(PyroModule):
 
     :param TensorRep rep_in: type of the inputs.
     :param TensorRep rep_out: type of the outputs.
-    :param Sequence groups: candidates for the symmetry, as :class:`Group`.
+    :param Sequence groups: candidates for the symmetry, as :class:`~pyro_ext.groups.Group`.
     :param strengths: :math:`\lambda_g` of the prior; without it weight and bias are parameters.
         **Shape:** ``()`` or ``(num_groups,)``.
     :param base_scale: standard deviation of equivariant weights in the prior. **Shape:** ``()``.

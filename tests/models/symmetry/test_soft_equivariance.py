@@ -80,18 +80,21 @@ def test_training():
         torch.manual_seed(1)
         network = SoftEMLP(IN, OUT, GROUPS, TensorRep({0: 4, 1: 4, 2: 2}), num_blocks=1)
         state = torch.get_rng_state()
-        fits.append(network.fit(x, y, num_steps=30, lr=0.02, batch_size=60, progress=False))
+        fits.append(network.fit(x, y, num_steps=20, lr=0.03, batch_size=60, progress=False))
         assert torch.equal(torch.get_rng_state(), state)
-    assert fits[0].losses == fits[1].losses and len(fits[0].losses) == 30
+    assert fits[0].losses == fits[1].losses and len(fits[0].losses) == 20
     assert fits[0].losses[-1] < 0.7 * fits[0].losses[0]
-    assert fits[0].strengths[0] == 0.0 and float(fits[0].strengths[1:].max()) == pytest.approx(0.01)
+    variance = float(y.var(0, correction=0).mean())
+    assert fits[0].strengths[0] == 0.0
+    assert float(fits[0].strengths[1:].max()) == pytest.approx(variance)
     assert fits[0].residuals.shape == (3,)
 
 
 def test_a_single_group_has_a_strength():
     network = SoftEMLP(IN, OUT, GROUPS[:1], 20, num_blocks=1)
-    fit = network.fit(torch.randn(5, 8), torch.randn(5, 9), num_steps=2, progress=False)
-    assert fit.strengths.tolist() == pytest.approx([0.01])
+    y = torch.randn(5, 9)
+    fit = network.fit(torch.randn(5, 8), y, num_steps=2, progress=False)
+    assert fit.strengths.tolist() == pytest.approx([float(y.var(0, correction=0).mean())])
 
 
 def test_network_errors():
