@@ -155,7 +155,10 @@ page.figure("accuracy", figure, despine=True)
 # many steps of the same size.
 #
 # The rival is a CNN of 3 layers in two dimensions with kernels that are inflated: repeated along a
-# new axis and divided by their size.
+# new axis and divided by their size. In two dimensions it is better than X-MPP after as many steps,
+# and on the heat equation it is at one seed better from scratch in three dimensions than anything
+# that was tuned: these equations are linear and local. What the paper claims, and what is claimed
+# here, is that an axial network gains from another number of dimensions.
 
 # %%
 SIZE, NUM_STEPS = 8, 2
@@ -409,6 +412,8 @@ page.claim(
     1.0,
     across="mean",
     source="Kim et al. (2025), fine-tuning against inflated kernels",
+    reason="X-MPP sees patches of two positions, and in so few steps learns a shift by less than one "
+    "position worse than the CNN does, in two dimensions already",
 )
 page.finish(
     {
