@@ -126,7 +126,7 @@ for row, kernel in enumerate(("RBF", "periodic")):
     for ax, cut, title in zip(
         axes[row], [images[row, ..., 0], *cuts], ["image", *names], strict=True
     ):
-        ax.imshow(cut, cmap="viridis", vmin=-2.5, vmax=2.5)
+        ax.imshow(cut.numpy(), cmap="viridis", vmin=-2.5, vmax=2.5)
         ax.set(xticks=[], yticks=[], title=title if row == 0 else "")
     axes[row, 0].set_ylabel(kernel)
 figure.suptitle("What is learned from, left, and slices of volumes that are never seen before")
@@ -135,8 +135,8 @@ page.figure("fields", figure)
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for place, (name, color) in enumerate(zip(NETWORKS, (BLUE, GREEN, GRAY), strict=True)):
     for num_axes, by_seed in accuracies[name].items():
-        for value in by_seed.values():
-            label = name if num_axes == 2 and value == by_seed[SEEDS[0]] else None
+        for seed, value in by_seed.items():
+            label = name if (num_axes, seed) == (2, SEEDS[0]) else None
             ax.plot(num_axes + 0.15 * (place - 1), value, "o", color=color, label=label)
 ax.axhline(0.5, color="k", lw=0.8, ls=":")
 ax.set(xticks=[1, 2, 3], xticklabels=["1-D", "2-D (trained)", "3-D"], ylabel="accuracy")
@@ -155,7 +155,10 @@ page.figure("accuracy", figure, despine=True)
 # many steps of the same size.
 #
 # The rival is a CNN of 3 layers in two dimensions with kernels that are inflated: repeated along a
-# new axis and divided by their size.
+# new axis and divided by their size. In two dimensions it is better than X-MPP after as many steps,
+# and on the heat equation it is at one seed better from scratch in three dimensions than anything
+# that was tuned: these equations are linear and local. What the paper claims, and what is claimed
+# here, is that an axial network gains from another number of dimensions.
 
 # %%
 SIZE, NUM_STEPS = 8, 2
@@ -284,7 +287,7 @@ for row, equation in enumerate(EQUATIONS):
     for title, volume in {"last state": last, "next state": truth, "X-MPP": found}.items():
         panels |= {f"{title}, first axis": volume[4], f"{title}, third axis": volume[:, :, 4]}
     for ax, (title, cut) in zip(axes[row], panels.items(), strict=True):
-        ax.imshow(cut, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="bicubic")
+        ax.imshow(cut.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="bicubic")
         ax.set(xticks=[], yticks=[])
         ax.set_title(title if row == 0 else "", fontsize=8)
     axes[row, 0].set_ylabel(equation)
@@ -409,6 +412,8 @@ page.claim(
     1.0,
     across="mean",
     source="Kim et al. (2025), fine-tuning against inflated kernels",
+    reason="X-MPP sees patches of two positions, and in so few steps learns a shift by less than "
+    "one position worse than the CNN does, in two dimensions already",
 )
 page.finish(
     {

@@ -68,8 +68,9 @@ def test_networks_see_images_only(short_run):
 
 
 @pytest.mark.page
-def test_full_run(full_run):
-    """Accuracies of the axial networks hold; that the padded CNN is far behind does not."""
+def test_full_run_meets_its_claims_but_three(full_run):
+    """The padded CNN is not far behind, and inflated kernels are better on advection."""
     claims = full_run.report.claims
     failed = [number for number, claim in enumerate(claims) if not claim.holds]
-    assert set(failed) <= {2, 3, 8, 9} and all(claims[number].reason for number in failed)
+    assert failed == [2, 3, 9] and all(claims[number].reason for number in failed)
+    assert full_run.returncode == 1
