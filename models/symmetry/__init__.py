@@ -23,15 +23,13 @@ from pyro_ext.models.symmetry.generators import (
     warp_images,
 )
 from pyro_ext.models.symmetry.lie_symmetries import LieSymmetries, learn_lie_symmetries
+from pyro_ext.nn.flows import FlowTransform, OneParameterGroupAugmentation, flow
 from pyro_ext.nn.generators import (
     AffineField,
-    FlowTransform,
     FunctionField,
     GeneratorField,
-    OneParameterGroupAugmentation,
     ScaledField,
     VectorField,
-    flow,
     image_grid,
     inner_products,
 )

@@ -3,15 +3,13 @@
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
 from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear
 from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
+from pyro_ext.nn.flows import FlowTransform, OneParameterGroupAugmentation, flow
 from pyro_ext.nn.generators import (
     AffineField,
-    FlowTransform,
     FunctionField,
     GeneratorField,
-    OneParameterGroupAugmentation,
     ScaledField,
     VectorField,
-    flow,
     image_grid,
     inner_products,
 )
