@@ -26,15 +26,13 @@ from pyro_ext.models.symmetry.generators import (
 from pyro_ext.models.symmetry.lie_symmetries import LieSymmetries, learn_lie_symmetries
 from pyro_ext.models.symmetry.soft_equivariance import EquivarianceTuner, SoftEMLP, SoftEMLPFit
 from pyro_ext.models.symmetry.transport import kernel_fields, transport_fields, transport_step
+from pyro_ext.nn.flows import FlowTransform, OneParameterGroupAugmentation, flow
 from pyro_ext.nn.generators import (
     AffineField,
-    FlowTransform,
     FunctionField,
     GeneratorField,
-    OneParameterGroupAugmentation,
     ScaledField,
     VectorField,
-    flow,
     image_grid,
     inner_products,
 )

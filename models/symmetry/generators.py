@@ -27,7 +27,8 @@ from pyro_ext._checks import (
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
-from pyro_ext.nn.generators import VectorField, flow, image_grid, inner_products
+from pyro_ext.nn.flows import flow
+from pyro_ext.nn.generators import VectorField, image_grid, inner_products
 from pyro_ext.random import seeded
 
 __all__ = [

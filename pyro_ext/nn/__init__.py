@@ -11,15 +11,13 @@ from pyro_ext.nn.equivariant import (
     equivariance_residuals,
     project_weights_,
 )
+from pyro_ext.nn.flows import FlowTransform, OneParameterGroupAugmentation, flow
 from pyro_ext.nn.generators import (
     AffineField,
-    FlowTransform,
     FunctionField,
     GeneratorField,
-    OneParameterGroupAugmentation,
     ScaledField,
     VectorField,
-    flow,
     image_grid,
     inner_products,
 )

@@ -202,6 +202,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("nn (vector fields).*.s", "0, -1", "any time"),
     ("models.symmetry (generators).*", "0", "no such term, no threshold, nothing to do"),
     ("models.symmetry (equations).*.orders", "[]", "first derivatives alone"),
+    ("models.symmetry (equations).dirichlet_kernel.v", "-1", "any distance"),
     ("models.symmetry (equations).*.num_steps", "0", "nothing to do"),
     ("inference.averaging.AutoSWAG.start", "0", "from the first call on"),
     ("models.ensembles*.class_weights.power", "0", "equal weights"),

@@ -100,9 +100,9 @@ def test_gradients_of_a_flow(float64):
 
 
 def test_determinant_of_the_transform(float64):
-    for dim in (1, 2, 3):
+    for dim in (1, 3):
         field = GeneratorField(dim, 1, 16, 8)
-        transform = FlowTransform(field, torch.tensor(0.8), num_steps=10)
+        transform = FlowTransform(field, torch.tensor(0.8), num_steps=5)
         z = torch.randn(5, dim)
         jacobian = vmap(jacrev(lambda x, t=transform: t(x[None])[0]))(z)
         expected = torch.linalg.slogdet(jacobian)

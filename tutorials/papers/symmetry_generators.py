@@ -375,14 +375,16 @@ with torch.no_grad():
     strips = warp_images(first.data.test_images[:1], moved)[:, :, 0, 0]
 figure, axes = plt.subplots(2, 4, figsize=(8.0, 3.2), height_ratios=[3, 1], layout="constrained")
 for number, (upper, lower) in enumerate(axes.T):
-    upper.imshow(first.data.images.mean(0)[0], cmap="Greys", extent=(-1, 1, 1, -1), alpha=0.8)
-    upper.imshow(first.weights, cmap="Oranges", extent=(-1, 1, 1, -1), alpha=0.35)
+    upper.imshow(
+        first.data.images.mean(0)[0].numpy(), cmap="Greys", extent=(-1, 1, 1, -1), alpha=0.8
+    )
+    upper.imshow(first.weights.numpy(), cmap="Oranges", extent=(-1, 1, 1, -1), alpha=0.35)
     at, value = pixels[sparse, sparse], arrows[sparse, sparse, number]
     upper.quiver(
         *at.unbind(-1), *value.unbind(-1), color=BLUE, angles="xy", scale_units="xy", scale=8.0
     )
     upper.set(title=f"angle {first.scores['learned'][number]:.2f}", xticks=[], yticks=[])
-    lower.imshow(torch.cat(list(strips[number]), 1), cmap="Greys")
+    lower.imshow(torch.cat(list(strips[number]), 1).numpy(), cmap="Greys")
     lower.set(xticks=[], yticks=[])
 page.figure("fields", figure)
 

@@ -1,0 +1,320 @@
+"""Flows of vector fields, as transforms and as random transformations.
+
+[1] G. Ko, H. Kim, J. Lee (2024), Learning infinitesimal generators of continuous symmetries from
+data.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.func import jvp
+from torch.nn import functional
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+)
+from pyro_ext._optional import optional_module
+from pyro_ext.nn.generators import Field, VectorField, image_grid
+
+__all__ = ["FlowTransform", "OneParameterGroupAugmentation", "flow"]
+
+_FIXED = ("midpoint", "euler")
+_METHODS = ("rk4", *_FIXED, "dopri5", "dopri8", "bosh3")
+
+
+def flow(
+    field: Field,
+    z: Tensor,
+    s: float | Tensor = 1.0,
+    *,
+    method: str = "rk4",
+    num_steps: int = 20,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    r"""Move points along a vector field.
+
+    .. math:: \frac{d}{ds} \phi_s(z) = V(\phi_s(z)), \qquad \phi_0(z) = z
+
+    Gradients go through the steps. Times may be negative: :math:`\phi_{-s}` is the inverse of
+    :math:`\phi_s`, up to the error of the solver. All fields of a :class:`VectorField` go along at
+    once, from points ``(n, *batch, dim)``, with ``field.each``.
+
+    :param Callable field: :math:`V`, from points to velocities of the same shape.
+    :param Tensor z: points. **Shape:** ``(*batch, dim)``.
+    :param s: times, a number or a tensor that broadcasts against ``(*batch)``.
+    :param str method: ``"rk4"``, Runge and Kutta's method with equal steps, which works under
+        :func:`torch.vmap`; or a solver of ``torchdiffeq``: ``"midpoint"`` or ``"euler"`` with equal
+        steps, ``"dopri5"``, ``"dopri8"`` or ``"bosh3"`` with steps that adapt.
+    :param int num_steps: number of equal steps.
+    :param float tolerance: of a solver whose steps adapt, absolute and relative.
+    :returns: points. **Shape:** as ``z``, broadcast against the times.
+    :raises ImportError: for a solver of ``torchdiffeq`` without it; the extra is ``series``.
+
+    Example::
+
+        >>> rotation = lambda z: torch.stack([-z[..., 1], z[..., 0]], -1)
+        >>> flow(rotation, torch.tensor([1.0, 0.0]), torch.pi / 2).abs().round(decimals=4)
+        tensor([0., 1.])
+    """
+    z, s = _start(field, z, s)
+    _check_solver(method, num_steps, tolerance)
+    moved: Tensor = _integrate(lambda y: s * field(y), z, method, num_steps, tolerance)
+    return moved
+
+
+class FlowTransform(TransformModule):
+    r"""The flow of a vector field as a bijection, whose log-determinant is that of its Jacobian.
+
+    .. math:: \log |\det D\phi_s(z)| = \int_0^s \operatorname{div} V(\phi_r(z))\, dr
+
+    The inverse is the flow back. The divergence is exact, by one forward derivative of the field
+    for each dimension.
+
+    :param Callable field: from points to velocities of the same shape, row by row; a module's
+        parameters are those of the transform. Of a :class:`VectorField` with one field that one is
+        taken, of another take ``field.combination(weights)``.
+    :param s: the time, a number, a tensor of one for each element of the batch, or a parameter.
+    :param str method: as of :func:`flow`, as are ``num_steps`` and ``tolerance``.
+
+    Example::
+
+        >>> from pyro_ext.nn import GeneratorField
+        >>> transform = FlowTransform(GeneratorField(2, 1), 0.5)
+        >>> law = dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0).to_event(1),
+        ...                                    [transform])
+        >>> x = law.sample((5,))
+        >>> law.log_prob(x).shape, torch.allclose(transform(transform.inv(x)), x, atol=1e-5)
+        (torch.Size([5]), True)
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+    s: float | Tensor
+
+    def __init__(
+        self,
+        field: Field,
+        s: float | Tensor = 1.0,
+        *,
+        method: str = "rk4",
+        num_steps: int = 20,
+        tolerance: float = 1e-6,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        check_callable("field", field, "a function of points", or_class=False)
+        if isinstance(field, VectorField) and field.n != 1:
+            raise ValueError(
+                f"field must have n = 1 here, got {field.n}: take field.combination(weights)"
+            )
+        self.s = _times(s)
+        _check_solver(method, num_steps, tolerance)
+        self.field = field
+        self.method, self.num_steps, self.tolerance = method, num_steps, tolerance
+
+    def _velocity(self, z: Tensor) -> Tensor:
+        value = self.field(z)
+        return value.squeeze(-2) if isinstance(self.field, VectorField) else value
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._flow(x, self.s)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._flow(y, -self.s)
+
+    def _flow(self, z: Tensor, s: float | Tensor) -> Tensor:
+        return flow(
+            self._velocity,
+            z,
+            s,
+            method=self.method,
+            num_steps=self.num_steps,
+            tolerance=self.tolerance,
+        )
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The integral of the divergence along the way from ``x`` to ``y``.
+
+        :param Tensor x: points. **Shape:** ``(*batch, dim)``.
+        :param Tensor y: where they go; it is not needed.
+        :returns: **Shape:** ``(*batch)``.
+        """
+        x, s = _start(self._velocity, x, self.s)
+        directions = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+
+        def slope(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            z = state[0]
+            divergence = torch.zeros_like(z[..., 0])
+            for axis, direction in enumerate(directions):
+                value, change, *_ = jvp(self._velocity, (z,), (direction.expand_as(z),))
+                divergence = divergence + change[..., axis]
+            return s * value, s[..., 0] * divergence
+
+        x = x.contiguous()  # forward derivatives want no expanded memory
+        begin = (x, torch.zeros_like(x[..., 0]))
+        end = _integrate(slope, begin, self.method, self.num_steps, self.tolerance)
+        result: Tensor = end[1]
+        return result
+
+
+class OneParameterGroupAugmentation(nn.Module):
+    r"""Random transformations along fields, as a stochastic function [1].
+
+    A call draws :math:`u_j \sim \mathrm{Uniform}(-c_j, c_j)` at a site of Pyro and follows the
+    field :math:`\sum_j u_j V_j` for a time of one.
+
+    :param VectorField field: the fields, mostly normalized.
+    :param scale: :math:`c > 0`, a number or one for each field. **Shape:** ``(n,)``.
+    :param str acts_on: ``"images"``, whose sampling coordinates are moved, in [-1, 1] as those of
+        :func:`image_grid`; or ``"points"``, which move themselves.
+    :param str name: of the site.
+    :param bool shared: whether the elements of a batch have one transformation in common, which is
+        faster, instead of one each, in a plate.
+    :param int num_steps: steps of the solver.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> from pyro_ext.nn import AffineField
+        >>> augment = OneParameterGroupAugmentation(AffineField(2), 0.1)
+        >>> images = torch.rand(5, 1, 8, 8)
+        >>> augment(images).shape
+        torch.Size([5, 1, 8, 8])
+        >>> trace = pyro.poutine.trace(augment).get_trace(images)
+        >>> trace.nodes["s"]["value"].shape
+        torch.Size([5, 6])
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        field: VectorField,
+        scale: float | Tensor = 0.1,
+        *,
+        acts_on: Literal["images", "points"] = "images",
+        name: str = "s",
+        shared: bool = False,
+        num_steps: int = 8,
+    ) -> None:
+        super().__init__()
+        check_instance("field", field, VectorField, "a VectorField")
+        scale = as_tensor("scale", scale, finite=True)
+        if scale.shape not in ((), (field.n,)) or not bool((scale > 0).all()):
+            raise ValueError(f"scale must be numbers > 0, one or {field.n}, got {scale!r:.80}")
+        check_choice("acts_on", acts_on, ("images", "points"))
+        if acts_on == "images" and field.dim != 2:
+            raise ValueError(f"field must have dim = 2 to act on images, got {field.dim}")
+        check_instance("name", name, str, "a name")
+        if not name:
+            raise ValueError("name must not be empty, got ''")
+        self.field, self.name, self.acts_on = field, name, acts_on
+        self.register_buffer("scale", scale.expand(field.n).clone())
+        self.shared = check_boolean("shared", shared)
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform at random.
+
+        :param Tensor x: images ``(batch, channels, height, width)``, or points ``(batch, *grid,
+            dim)``.
+        :returns: **Shape:** as ``x``.
+        """
+        is_image = self.acts_on == "images"
+        shape = "(batch, channels, height, width)" if is_image else "(batch, ...)"
+        x = as_tensor("x", x, shape, finite=True)
+        points = x
+        if is_image:
+            grid = image_grid(*x.shape[-2:], dtype=x.dtype, device=x.device)
+            points = grid.expand(1 if self.shared else len(x), *grid.shape)
+        elif x.dim() < 2 or x.shape[-1] != self.field.dim:
+            raise ValueError(
+                f"x must have the shape (batch, *grid, {self.field.dim}), got {tuple(x.shape)}"
+            )
+        scale = self.scale.to(x)
+        law = dist.Uniform(-scale, scale).to_event(1)
+        if self.shared:
+            weights = pyro.sample(self.name, law).expand(1, -1)
+        else:
+            with pyro.plate(f"{self.name}_plate", len(x)):
+                weights = pyro.sample(self.name, law)
+        weights = weights.reshape(len(weights), *[1] * (points.dim() - 2), self.field.n)
+        moved = flow(self.field.combination(weights), points, num_steps=self.num_steps)
+        if not is_image:
+            return moved
+        moved = moved.expand(len(x), *moved.shape[1:])
+        return functional.grid_sample(x, moved, align_corners=True)
+
+
+def _integrate(
+    slope: Callable[[Any], Any], begin: Any, method: str, num_steps: int, tolerance: float
+) -> Any:
+    """State at time one, of a tensor or a tuple of tensors."""
+    if method == "rk4":
+        # Not by torchdiffeq, which writes into tensors of its own: torch.vmap over chains can't.
+        h, state = 1.0 / num_steps, begin
+        for _ in range(num_steps):
+            first = slope(state)
+            second = slope(_ahead(state, first, h / 2))
+            third = slope(_ahead(state, second, h / 2))
+            last = slope(_ahead(state, third, h))
+            for part, weight in ((first, 1), (second, 2), (third, 2), (last, 1)):
+                state = _ahead(state, part, weight * h / 6)
+        return state
+    solver = optional_module("torchdiffeq", "flow", "torchdiffeq", "series")
+    is_fixed = method in _FIXED
+    x = begin if isinstance(begin, Tensor) else begin[0]
+    times = torch.linspace(0.0, 1.0, num_steps + 1 if is_fixed else 2).to(x)
+    options = {} if is_fixed else {"rtol": tolerance, "atol": tolerance}
+    path = solver.odeint(lambda _, state: slope(state), begin, times, method=method, **options)
+    return path[-1] if isinstance(path, Tensor) else tuple(part[-1] for part in path)
+
+
+def _ahead(state: Any, slope: Any, h: float) -> Any:
+    """A state, a step along a slope further."""
+    if isinstance(state, Tensor):
+        return torch.add(state, slope, alpha=h)
+    return tuple(torch.add(x, v, alpha=h) for x, v in zip(state, slope, strict=True))
+
+
+def _start(field: Field, z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Points and times, broadcast against each other, times with a last dimension of one."""
+    check_callable("field", field, "a function of points", or_class=False)
+    z = as_tensor("z", z, finite=True)
+    if not z.is_floating_point() or not z.dim():
+        raise ValueError(f"z must be real numbers of the shape (*batch, dim), got {z!r:.80}")
+    s = torch.as_tensor(_times(s)).to(z)
+    try:
+        shape = torch.broadcast_shapes(z.shape[:-1], s.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"s must broadcast against {tuple(z.shape[:-1])}, got the shape {tuple(s.shape)}"
+        ) from None
+    return z.expand(*shape, z.shape[-1]), s.expand(shape).unsqueeze(-1)
+
+
+def _times(s: float | Tensor) -> float | Tensor:
+    """Check times."""
+    if isinstance(s, Tensor):
+        return as_tensor("s", s, finite=True)
+    return check_number("s", s)
+
+
+def _check_solver(method: str, num_steps: int, tolerance: float) -> None:
+    check_choice("method", method, _METHODS)
+    check_integer("num_steps", num_steps, 1)
+    check_number("tolerance", tolerance, above=0)
