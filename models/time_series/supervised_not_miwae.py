@@ -66,8 +66,9 @@ class SupervisedNotMIWAE(PyroModule):
     .. math:: \log \frac1K \sum_k p(y \mid x'_k)\, p(s'_k \mid x'_k)\,
               \frac{p(x_o \mid z_k)\, p(z_k)}{q(z_k \mid x_o)},
 
-    where :math:`x_o` are the observed values. In training some of them are hidden from the
-    classifier, :func:`~pyro_ext.handlers.obs_dropout` at the site ``"seen"``, or it would learn to
+    where :math:`x_o` are the observed values; the guide also sees where they are. In
+    training some of them are hidden from the classifier,
+    :func:`~pyro_ext.handlers.obs_dropout` at the site ``"seen"``, or it would learn to
     do without the generated ones; :math:`s'` is the mask of what is left.
 
     Missing values cost nothing: anything may stand in the cells where the mask is false. Series

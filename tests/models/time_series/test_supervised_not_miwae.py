@@ -252,6 +252,20 @@ def test_missing_model_sees_what_is_left():
     )
 
 
+def test_weights_of_the_code_count_what_is_hidden():
+    """By the number of observed cells that are left, and of those that are hidden."""
+    model = small(weight_by_mask=True, dropout_rate=0.2)
+    x, y, mask, times, lengths = data()
+    program = obs_dropout(["seen"], 0.2)(model.model)
+    trace = poutine.trace(program).get_trace(x, mask, times, lengths, None, y)
+    trace.compute_log_prob()
+    seen, observed = trace.nodes["seen"]["value"], mask & VALID[..., None]
+    hidden = (observed & ~seen).sum((1, 2))
+    expected = seen.sum((1, 2)) * math.log(0.8) + hidden * math.log(0.2)
+    torch.testing.assert_close(trace.nodes["seen_weight"]["log_prob"], expected)
+    assert int(hidden.sum()) > 0
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_rates_of_nothing_and_all(rate):
     model = small()
