@@ -142,18 +142,18 @@ class _Layer(nn.Module):
 class _Edges(NamedTuple):
     """Pairs of neighbors; batches stand last, so that elementwise work is done in long runs.
 
-    ``index`` is ``(k, n)``, ``units`` are directions ``(3, k, n, b)``, ``features`` those of
+    ``others`` is ``(k, n)``, ``units`` are directions ``(3, k, n, b)``, ``features`` those of
     distances ``(f, k, n, b)``, and ``share`` is one over the usual number of neighbors.
     """
 
-    index: Tensor
+    others: Tensor
     units: Tensor
     features: Tensor
     share: float
 
     def seen(self, features: Tensor) -> Tensor:
         """Features of neighbors, ``(..., k, n, b)`` of ``(..., n, b)``."""
-        return features.index_select(-2, self.index.flatten()).unflatten(-2, self.index.shape)
+        return features.index_select(-2, self.others.flatten()).unflatten(-2, self.others.shape)
 
     def turned(self, messages: Tensor) -> Tensor:
         """Messages ``(c, k, n, b)`` along directions, summed over neighbors: ``(c, 3, n, b)``."""
@@ -414,7 +414,7 @@ def _checked(neighbors: Neighbors, count: int) -> Neighbors:
     index, shifts, mask = neighbors
     k = index.shape[-1] if isinstance(index, Tensor) and index.dim() else 0
     return Neighbors(
-        as_tensor("neighbors.index", index, f"({count}, {k})", kind="integers", allow_empty=True),
+        as_tensor("neighbors.others", index, f"({count}, {k})", kind="integers", allow_empty=True),
         as_tensor("neighbors.shifts", shifts, f"({count}, {k}, 3)", allow_empty=True, finite=True),
         as_tensor("neighbors.mask", mask, f"({count}, {k})", kind="booleans", allow_empty=True),
     )
