@@ -204,7 +204,8 @@ def errors(networks: Sequence[RACE], frames: MoleculeFrames) -> tuple[float, flo
     found = ensemble_prediction(networks, frames.positions, SPECIES)
     energies = found.energy.mean(0) - networks[0].relative(SPECIES, frames.energies)
     forces = found.forces.mean(0) - frames.forces
-    return tuple(1e3 * float(x.double().square().mean().sqrt()) for x in (energies, forces))
+    of_energy, of_force = (x.double().square().mean().sqrt() for x in (energies, forces))
+    return 1e3 * float(of_energy), 1e3 * float(of_force)
 
 
 results = {
@@ -318,7 +319,9 @@ def swag_draws() -> dict[int, list[RACE]]:
 def ivon_draws() -> dict[int, list[RACE]]:
     """Draws of IVON, which goes on from the first members."""
     stack = Stack([ensembles[s][0] for s in SEEDS], [data[s].train for s in SEEDS], 2)
-    settings = dict(ess=NUM_TRAIN, hess_init=50.0, betas=(0.9, 0.98), clip_radius=1.0, seed=0)
+    settings: dict[str, Any] = dict(
+        ess=NUM_TRAIN, hess_init=50.0, betas=(0.9, 0.98), clip_radius=1.0, seed=0
+    )
     trainer = Trainer(stack.params, partial(IVON, lr=1e-3, **settings), seed=2)
     # The paper's loss is twice the negative log density.
     loss = trainer.optimizer.sampled(lambda *batch: 0.5 * stack.losses("joint", *batch).sum())
@@ -428,7 +431,8 @@ def force_probabilities(networks: Sequence[RACE], frames: MoleculeFrames) -> Ten
     """Predictive distribution function at the components of forces, ``(n, num_atoms, 3)``."""
     found = predictive_moments(ensemble_prediction(networks, frames.positions, SPECIES))
     scale = found.force_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    return torch.distributions.Normal(found.forces, scale).cdf(frames.forces.float())
+    values: Tensor = torch.distributions.Normal(found.forces, scale).cdf(frames.forces.float())
+    return values
 
 
 calibration = {}
@@ -462,7 +466,8 @@ def distances(frames: MoleculeFrames) -> Tensor:
     """Sorted distances between atoms, ``(n, pairs)``."""
     rows, columns = torch.triu_indices(NUM_ATOMS, NUM_ATOMS, 1)
     vectors = frames.positions[:, rows] - frames.positions[:, columns]
-    return vectors.norm(dim=-1).sort(-1).values
+    values: Tensor = vectors.norm(dim=-1).sort(-1).values
+    return values
 
 
 def choices(seed: int) -> dict[str, Tensor]:
@@ -571,7 +576,7 @@ def dynamics(seed: int, temperature: float, num_steps: int) -> Run:
     """Constant energy from a test frame."""
     frames = data[seed].tests[300.0]
     region = training_region(ensembles[seed], data[seed].train.positions, SPECIES)
-    atoms = Atoms(numbers=SPECIES.numpy(), positions=frames.positions[0].numpy())
+    atoms: Any = Atoms(numbers=SPECIES.numpy(), positions=frames.positions[0].numpy())
     atoms.calc = RACECalculator(ensembles[seed], region)
     noise = np.random.default_rng(seed).standard_normal((NUM_ATOMS, 3))
     atoms.set_momenta(noise * np.sqrt(atoms.get_masses() * units.kB * temperature)[:, None])
@@ -582,7 +587,7 @@ def dynamics(seed: int, temperature: float, num_steps: int) -> Run:
         forces.append(atoms.get_forces()[1])
         spread.append(atoms.calc.results["force_uncertainty"][1])
 
-    verlet = VelocityVerlet(atoms, 0.5 * units.fs)
+    verlet: Any = VelocityVerlet(atoms, 0.5 * units.fs)
     verlet.attach(record)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftTrainingRegion)
@@ -657,10 +662,10 @@ for column, (title, run) in enumerate((("300 K", runs[SEEDS[0]]), ("3,000 K", ho
     axes[0, column].fill_between(
         time[shown], force - 2 * spread, force + 2 * spread, color=BLUE, alpha=0.3, lw=0
     )
-    outside = np.array(run.outside, dtype=int) - 1
-    outside = outside[outside < len(time[shown])]
-    low = np.full(len(outside), axes[0, column].get_ylim()[0])
-    axes[0, column].plot(time[outside], low, "|", color=RED, ms=8, label="left training region")
+    steps = np.array(run.outside, dtype=int) - 1
+    steps = steps[steps < len(time[shown])]
+    low = np.full(len(steps), axes[0, column].get_ylim()[0])
+    axes[0, column].plot(time[steps], low, "|", color=RED, ms=8, label="left training region")
     axes[0, column].set_title(f"methanol from {title}")
     axes[1, column].plot(time[shown], 1e3 * (run.total - run.total[0])[shown], color=GRAY, lw=1)
     axes[1, column].set_xlabel("time, fs")
