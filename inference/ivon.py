@@ -160,7 +160,7 @@ class IVON(Optimizer):
         return run
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take a step with the gradients at draws.
 
         :param Callable closure: the loss, where it has not been evaluated by :meth:`sampled`.
@@ -223,7 +223,7 @@ class IVON(Optimizer):
 
     def _noises(self, number: int) -> list[Tensor]:
         """Noise of a draw, which follows from the seed and the number of the step."""
-        noises = []
+        noises: list[Tensor] = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 key = (self.state[parameter]["step"], number, len(noises))

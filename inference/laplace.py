@@ -211,6 +211,46 @@ class DiagonalLaplace(NamedTuple):
                 for name, mean in self.mode.items()
             }
 
+    def predict(
+        self, function: Callable[..., Tensor], inputs: Tensor, *, batch_size: int = 32
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the outputs, without noise, of the function that is linearized.
+
+        Draws of the weights of a network put through the network itself go far astray where few
+        data determine many weights; the slopes at the mode do not.
+
+        :param Callable function: as of :func:`diagonal_laplace`.
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :param int batch_size: inputs whose slopes are in memory at the same time.
+        :returns: **Shape:** ``(n, *outputs)`` each.
+        """
+        check_callable("function", function)
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        means, variances = [], []
+        for rows in inputs.split(check_integer("batch_size", batch_size, 1)):
+            slopes, values = _slopes(function, self.mode, rows)
+            means.append(values)
+            total = torch.zeros_like(values)
+            for name, slope in slopes.items():
+                terms = (slope * self.scale[name]).square().reshape(*values.shape, -1)
+                total = total + terms.sum(-1)
+            variances.append(total)
+        return torch.cat(means), torch.cat(variances)
+
+
+def _slopes(
+    function: Callable[..., Tensor], mode: Mapping[str, Tensor], rows: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Derivatives of the outputs of each row in the weights, and the outputs."""
+
+    def outputs(weights: dict[str, Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
+        found = function(weights, row)
+        return found, found
+
+    slopes = torch.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
+    jacobian, values = slopes(dict(mode), rows)
+    return {name: one.detach() for name, one in jacobian.items()}, values.detach()
+
 
 def diagonal_laplace(
     function: Callable[..., Tensor],
@@ -274,19 +314,13 @@ def diagonal_laplace(
     check_number("lr", lr, above=0)
     check_integer("batch_size", batch_size, 1)
 
-    def outputs(weights: dict[str, Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
-        found = function(weights, row)
-        return found, found
-
-    slopes = torch.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
     curvature = {name: torch.zeros_like(value) for name, value in mode.items()}
     predicted = []
     for rows in inputs.split(batch_size):
-        jacobian, values = slopes(mode, rows)
-        predicted.append(values.detach())
-        for name, found in jacobian.items():
-            flat = found.detach().reshape(-1, *mode[name].shape)
-            curvature[name] += flat.square().sum(0)
+        slopes, values = _slopes(function, mode, rows)
+        predicted.append(values)
+        for name, found in slopes.items():
+            curvature[name] += found.reshape(-1, *mode[name].shape).square().sum(0)
     errors = targets.to(predicted[0]) - torch.cat(predicted).reshape(targets.shape)
     square = errors.double().square().sum()
     weights = torch.cat([value.double().flatten() for value in mode.values()])

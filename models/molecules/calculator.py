@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from ase.calculators.calculator import Calculator, all_changes
@@ -52,14 +52,13 @@ class RACECalculator(Calculator):
         ((2, 3), (2, 3))
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
-    default_parameters: ClassVar[dict[str, Any]] = {}
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
     nolabel = True
 
     def __init__(
         self, networks: RACE | Sequence[RACE], region: TrainingRegion | None = None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if isinstance(networks, RACE):
             networks = [networks]
         wanted = "a RACE or a list of such"
@@ -83,7 +82,9 @@ class RACECalculator(Calculator):
         :raises ValueError: for elements that a network does not know, or atoms on top of each
             other.
         """
-        super().calculate(atoms, properties, system_changes)
+        super().calculate(  # type: ignore[no-untyped-call]
+            atoms, properties, system_changes
+        )
         atoms = self.atoms
         species = tuple(atoms.numbers.tolist())
         first = self.networks[0]

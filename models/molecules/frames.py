@@ -43,8 +43,9 @@ def molecule_frames(
 ) -> MoleculeFrames:
     """Frames of Langevin dynamics of a molecule, with labels of GFN2-xTB [2].
 
-    They are made once on a machine, some 30 ms a frame of methanol, and then read from the cache. Set ``OMP_NUM_THREADS=1``, without which the labels of small molecules take a hundred
-    times as long.
+    They are made once on a machine, some 30 ms a frame of methanol, and then read from the cache.
+    Set ``OMP_NUM_THREADS=1``, without which the labels of small molecules take a hundred times as
+    long.
 
     :param str name: of a molecule that :func:`ase.build.molecule` knows.
     :param int num_frames: how many, after 500 steps that are not kept.

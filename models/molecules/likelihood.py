@@ -90,7 +90,8 @@ def potential_loss(
         of_force = force_weight * normal.mahalanobis(forces) + weight * normal.log_det()
     else:
         of_force = force_weight * (forces - prediction.forces).square().sum(-1)
-    return of_energy.mean() + of_force.mean()
+    total: Tensor = of_energy.mean() + of_force.mean()
+    return total
 
 
 class EnergyForceModel(nn.Module):
@@ -179,7 +180,8 @@ class EnergyForceModel(nn.Module):
                 of_energy = dist.Normal(found.energy, (0.5 * found.log_variance).exp())
                 pyro.sample("energy", of_energy, obs=energies)
             with poutine.scale(scale=self.force_weight / count):
-                of_force = ForceNormal(found.forces, found.l6).to_event(1)
+                own: Any = ForceNormal(found.forces, found.l6)
+                of_force = own.to_event(1)
                 pyro.sample("forces", of_force, obs=forces)
         return found
 
@@ -218,9 +220,13 @@ def ensemble_prediction(
         params, buffers = torch.func.stack_module_state(members)
 
         def run(*state: dict[str, Tensor]) -> Prediction:
-            return torch.func.functional_call(first, state, (positions, species, neighbors))
+            found: Prediction = torch.func.functional_call(
+                first, state, (positions, species, neighbors)
+            )
+            return found
 
-        return torch.vmap(run)(params, buffers)
+        every: Prediction = torch.vmap(run)(params, buffers)
+        return every
 
 
 def _race(network: Any) -> Any:

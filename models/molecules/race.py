@@ -142,18 +142,20 @@ class _Layer(nn.Module):
 class _Edges(NamedTuple):
     """Pairs of neighbors; batches stand last, so that elementwise work is done in long runs.
 
-    ``index`` is ``(k, n)``, ``units`` are directions ``(3, k, n, b)``, ``features`` those of
+    ``others`` is ``(k, n)``, ``units`` are directions ``(3, k, n, b)``, ``features`` those of
     distances ``(f, k, n, b)``, and ``share`` is one over the usual number of neighbors.
     """
 
-    index: Tensor
+    others: Tensor
     units: Tensor
     features: Tensor
     share: float
 
     def seen(self, features: Tensor) -> Tensor:
         """Features of neighbors, ``(..., k, n, b)`` of ``(..., n, b)``."""
-        return features.index_select(-2, self.index.flatten()).unflatten(-2, self.index.shape)
+        found = features.index_select(-2, self.others.flatten())
+        seen: Tensor = found.unflatten(-2, self.others.shape)
+        return seen
 
     def turned(self, messages: Tensor) -> Tensor:
         """Messages ``(c, k, n, b)`` along directions, summed over neighbors: ``(c, 3, n, b)``."""
@@ -249,7 +251,8 @@ class RACE(nn.Module):
             nn.ModuleList([nn.Linear(channels, channels), _linear(channels, _NUM_HEADS)])
             for _ in range(num_layers)
         )
-        for _, outputs in self.readouts:
+        readouts: Any = self.readouts
+        for _, outputs in readouts:
             nn.init.zeros_(outputs.weight[1:])  # variances start at one, whatever the structure
         if covariance == "equivariant":
             self.arrows = nn.ModuleList(_linear(channels, _NUM_VECTORS) for _ in range(num_layers))
@@ -333,7 +336,8 @@ class RACE(nn.Module):
     def relative(self, species: Any, energies: Any) -> Tensor:
         """Energies less the reference, in the type of the network."""
         energies = as_tensor("energies", energies, "(n,)", finite=True)
-        return (energies.double() - self.reference_energy(species)).to(self.embedding)
+        found: Tensor = (energies.double() - self.reference_energy(species)).to(self.embedding)
+        return found
 
     def _geometry(
         self, positions: Any, count: int, neighbors: Neighbors | None
@@ -365,7 +369,8 @@ class RACE(nn.Module):
         heads, turned = [], []
         for number, layer in enumerate(self.layers):
             scalars, arrows = layer(scalars, arrows, own, places, edges)
-            hidden, outputs = self.readouts[number]
+            readout: Any = self.readouts[number]
+            hidden, outputs = readout
             heads.append(_mapped(outputs, silu(_mapped(hidden, scalars))))
             if self.covariance == "equivariant":
                 turned.append(_mapped(self.arrows[number], arrows))
@@ -414,7 +419,7 @@ def _checked(neighbors: Neighbors, count: int) -> Neighbors:
     index, shifts, mask = neighbors
     k = index.shape[-1] if isinstance(index, Tensor) and index.dim() else 0
     return Neighbors(
-        as_tensor("neighbors.index", index, f"({count}, {k})", kind="integers", allow_empty=True),
+        as_tensor("neighbors.others", index, f"({count}, {k})", kind="integers", allow_empty=True),
         as_tensor("neighbors.shifts", shifts, f"({count}, {k}, 3)", allow_empty=True, finite=True),
         as_tensor("neighbors.mask", mask, f"({count}, {k})", kind="booleans", allow_empty=True),
     )

@@ -19,13 +19,13 @@ LEAST_DISTANCE = 0.1
 class Neighbors(NamedTuple):
     """The atoms that each atom sees, padded to as many for each.
 
-    :param Tensor index: numbers of the atoms that are seen. **Shape:** ``(num_atoms, k)``.
+    :param Tensor others: numbers of the atoms that are seen. **Shape:** ``(num_atoms, k)``.
     :param Tensor shifts: where their images are, relative to the atoms themselves, in Angstrom.
         **Shape:** ``(num_atoms, k, 3)``.
     :param Tensor mask: true where there is an atom. **Shape:** ``(num_atoms, k)``.
     """
 
-    index: Tensor
+    others: Tensor
     shifts: Tensor
     mask: Tensor
 
@@ -64,7 +64,7 @@ def all_pairs(num_atoms: int) -> Neighbors:
 
     Example::
 
-        >>> all_pairs(3).index
+        >>> all_pairs(3).others
         tensor([[1, 2],
                 [0, 2],
                 [0, 1]])
@@ -91,7 +91,7 @@ def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True
     Example::
 
         >>> cube = periodic_neighbors([[0.0, 0.0, 0.0]], 3.0 * torch.eye(3), cutoff=3.5)
-        >>> cube.index.shape  # six images of the atom itself
+        >>> cube.others.shape  # six images of the atom itself
         torch.Size([1, 6])
     """
     check_number("cutoff", cutoff, above=0)

@@ -159,9 +159,11 @@ def _nearest(positions: Tensor, neighbors: Neighbors) -> Tensor:
     distances = vectors.square().sum(-1).sqrt()
     if not index.shape[1]:
         return positions.new_full(positions.shape[:-1], torch.inf)
-    return torch.where(mask, distances, torch.inf).amin(-1)
+    nearest: Tensor = torch.where(mask, distances, torch.inf).amin(-1)
+    return nearest
 
 
 def _force_scales(covariance: Tensor) -> Tensor:
     """Standard deviations of forces along their most uncertain direction."""
-    return torch.linalg.eigvalsh(covariance)[..., -1].clamp(min=0.0).sqrt()
+    scale: Tensor = torch.linalg.eigvalsh(covariance)[..., -1].clamp(min=0.0).sqrt()
+    return scale

@@ -38,6 +38,10 @@ def test_posterior_and_evidence_of_a_linear_model(regression):
     precision = x.square().sum(0) / 0.16 + 0.25
     torch.testing.assert_close(found.scale["w"], precision**-0.5)
     torch.testing.assert_close(found.log_evidence, exact_evidence(x, y, 0.4, 2.0))
+    new = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.0, 0.0, 3.0, 1.0]])
+    mean, variance = found.predict(linear, new, batch_size=1)
+    torch.testing.assert_close(mean, new @ w)
+    torch.testing.assert_close(variance, new.square() @ (1 / precision))
 
 
 def test_noise_and_prior_are_where_the_evidence_is_largest(regression):

@@ -12,7 +12,8 @@
 #
 # Everything here is methanol, with energies and forces of GFN2-xTB: 250 frames at 300 K to learn
 # from, and frames at 300, 600 and 1200 K for tests. Networks have 16 channels and three layers with
-# vectors at most, and 300 minibatches of 25 frames.
+# vectors at most, and 300 minibatches of 25 frames. In trials with one seed forces that weighed a
+# sixth of what they do in the likelihood were 1.8 times worse by the joint loss than by squares.
 #
 # `pyro-ext reproduce bayesian-e3-potential` runs the page, and so does
 # `python tutorials/papers/bayesian_e3_potential.py`. Both print a table of claims and save it with
@@ -97,7 +98,7 @@ data = {
     for seed in SEEDS
 }
 SPECIES = data[SEEDS[0]].train.species
-NUM_ATOMS = len(SPECIES)
+NUM_ATOMS, KEY = len(SPECIES), SPECIES.tolist()
 
 # %% [markdown]
 # ## Training by three losses
@@ -146,9 +147,6 @@ class Stack:
         for number, network in enumerate(self.networks):
             network.load_state_dict({k: v[number] for k, v in self.params.items()}, strict=False)
         return self.networks
-
-
-KEY = SPECIES.tolist()
 
 
 def started(frames: MoleculeFrames, seed: int) -> RACE:
@@ -206,7 +204,8 @@ def errors(networks: Sequence[RACE], frames: MoleculeFrames) -> tuple[float, flo
     found = ensemble_prediction(networks, frames.positions, SPECIES)
     energies = found.energy.mean(0) - networks[0].relative(SPECIES, frames.energies)
     forces = found.forces.mean(0) - frames.forces
-    return tuple(1e3 * float(x.double().square().mean().sqrt()) for x in (energies, forces))
+    of_energy, of_force = (x.double().square().mean().sqrt() for x in (energies, forces))
+    return 1e3 * float(of_energy), 1e3 * float(of_force)
 
 
 results = {
@@ -274,8 +273,9 @@ page.claim(
 # The standard deviation of the energy is to be larger at 1200 K than at 300 K; the area under the
 # ROC curve (AUROC) says for how many pairs of frames it is. A single network's own variance is one
 # way, the total of an ensemble another. From the first member of each ensemble go on SWAG, with a
-# constant learning rate, and IVON; the Laplace approximation is that of the network of squares,
-# with its noise. Each of the three has ten draws.
+# constant learning rate, and IVON, with ten draws each. The Laplace approximation is that of the
+# energies of the network of squares, linearized, with its noise: draws of its weights, of which the
+# data determine few, gave energies of no sense in a first run.
 
 # %%
 NUM_DRAWS = page.length(10, smoke=3)
@@ -319,7 +319,9 @@ def swag_draws() -> dict[int, list[RACE]]:
 def ivon_draws() -> dict[int, list[RACE]]:
     """Draws of IVON, which goes on from the first members."""
     stack = Stack([ensembles[s][0] for s in SEEDS], [data[s].train for s in SEEDS], 2)
-    settings = dict(ess=NUM_TRAIN, hess_init=50.0, betas=(0.9, 0.98), clip_radius=1.0, seed=0)
+    settings: dict[str, Any] = dict(
+        ess=NUM_TRAIN, hess_init=50.0, betas=(0.9, 0.98), clip_radius=1.0, seed=0
+    )
     trainer = Trainer(stack.params, partial(IVON, lr=1e-3, **settings), seed=2)
     # The paper's loss is twice the negative log density.
     loss = trainer.optimizer.sampled(lambda *batch: 0.5 * stack.losses("joint", *batch).sum())
@@ -332,36 +334,28 @@ def ivon_draws() -> dict[int, list[RACE]]:
     }
 
 
-def laplace_draws() -> tuple[dict[int, list[RACE]], dict[int, float]]:
-    """Draws of the Laplace approximation at networks of squares, and the noise of energies."""
-    found, noises = {}, {}
-    for seed in SEEDS:
-        network, frames = by_loss["mse"][seed], data[seed].train
+def laplace_scales(seed: int) -> dict[float, Tensor]:
+    """Total standard deviations of energies by the Laplace approximation of a seed."""
+    network, own = by_loss["mse"][seed], data[seed]
 
-        def energy(weights: Any, x: Tensor, network: RACE = network) -> Tensor:
-            state = {**weights, **dict(network.named_buffers())}
-            value: Tensor = functional_call(network, state, (x, tuple(KEY))).energy
-            return value
+    def energy(weights: Any, x: Tensor) -> Tensor:
+        state = {**weights, **dict(network.named_buffers())}
+        value: Tensor = functional_call(network, state, (x, tuple(KEY))).energy
+        return value
 
-        posterior = diagonal_laplace(
-            energy,
-            dict(network.named_parameters()),
-            frames.positions.float(),
-            network.relative(SPECIES, frames.energies),
-        )
-        found[seed] = with_weights(network, posterior.sample(NUM_DRAWS, seed=seed))
-        noises[seed] = float(posterior.noise)
-    return found, noises
+    targets = network.relative(SPECIES, own.train.energies)
+    weights = dict(network.named_parameters())
+    found = diagonal_laplace(energy, weights, own.train.positions.float(), targets)
+    return {
+        t: (found.predict(energy, frames.positions.float())[1] + found.noise**2).sqrt()
+        for t, frames in own.tests.items()
+    }
 
 
-def energy_scale(
-    networks: Sequence[RACE], frames: MoleculeFrames, noise: float | None = None
-) -> Tensor:
-    """Total standard deviation of the energy, in eV; with a noise that stands for own variances."""
+def energy_scale(networks: Sequence[RACE], frames: MoleculeFrames) -> Tensor:
+    """Total standard deviation of the energy, in eV."""
     found = ensemble_prediction(networks, frames.positions, SPECIES)
-    if noise is None:
-        return predictive_moments(found).energy_variance.sqrt()
-    return (found.energy.var(0, correction=0) + noise**2).sqrt()
+    return predictive_moments(found).energy_variance.sqrt()
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
@@ -369,20 +363,18 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     return float((outside[:, None] > inside).double().mean())
 
 
-laplace, noises = laplace_draws()
 posteriors = {
     "one network": {s: [one] for s, one in by_loss["joint"].items()},
     "ensemble": ensembles,
     "SWAG": swag_draws(),
     "IVON": ivon_draws(),
-    "Laplace": laplace,
+    "Laplace": {s: [one] for s, one in by_loss["mse"].items()},
 }
 scales = {
     name: {
-        s: {
-            t: energy_scale(networks[s], frames, noises[s] if name == "Laplace" else None)
-            for t, frames in data[s].tests.items()
-        }
+        s: laplace_scales(s)
+        if name == "Laplace"
+        else {t: energy_scale(networks[s], frames) for t, frames in data[s].tests.items()}
         for s in SEEDS
     }
     for name, networks in posteriors.items()
@@ -423,6 +415,8 @@ page.claim(
     ">",
     0.0,
     source="Willow et al. (2025), figures of oBN25: 1.00 and 0.54",
+    reason="the variance of one network is larger by a tenth only at 1200 K than at 300 K, but in "
+    "the same order of frames, and the area asks for the order alone",
 )
 
 # %% [markdown]
@@ -437,7 +431,8 @@ def force_probabilities(networks: Sequence[RACE], frames: MoleculeFrames) -> Ten
     """Predictive distribution function at the components of forces, ``(n, num_atoms, 3)``."""
     found = predictive_moments(ensemble_prediction(networks, frames.positions, SPECIES))
     scale = found.force_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    return torch.distributions.Normal(found.forces, scale).cdf(frames.forces.float())
+    values: Tensor = torch.distributions.Normal(found.forces, scale).cdf(frames.forces.float())
+    return values
 
 
 calibration = {}
@@ -471,7 +466,8 @@ def distances(frames: MoleculeFrames) -> Tensor:
     """Sorted distances between atoms, ``(n, pairs)``."""
     rows, columns = torch.triu_indices(NUM_ATOMS, NUM_ATOMS, 1)
     vectors = frames.positions[:, rows] - frames.positions[:, columns]
-    return vectors.norm(dim=-1).sort(-1).values
+    values: Tensor = vectors.norm(dim=-1).sort(-1).values
+    return values
 
 
 def choices(seed: int) -> dict[str, Tensor]:
@@ -580,7 +576,7 @@ def dynamics(seed: int, temperature: float, num_steps: int) -> Run:
     """Constant energy from a test frame."""
     frames = data[seed].tests[300.0]
     region = training_region(ensembles[seed], data[seed].train.positions, SPECIES)
-    atoms = Atoms(numbers=SPECIES.numpy(), positions=frames.positions[0].numpy())
+    atoms: Any = Atoms(numbers=SPECIES.numpy(), positions=frames.positions[0].numpy())
     atoms.calc = RACECalculator(ensembles[seed], region)
     noise = np.random.default_rng(seed).standard_normal((NUM_ATOMS, 3))
     atoms.set_momenta(noise * np.sqrt(atoms.get_masses() * units.kB * temperature)[:, None])
@@ -591,7 +587,7 @@ def dynamics(seed: int, temperature: float, num_steps: int) -> Run:
         forces.append(atoms.get_forces()[1])
         spread.append(atoms.calc.results["force_uncertainty"][1])
 
-    verlet = VelocityVerlet(atoms, 0.5 * units.fs)
+    verlet: Any = VelocityVerlet(atoms, 0.5 * units.fs)
     verlet.attach(record)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftTrainingRegion)
@@ -666,10 +662,10 @@ for column, (title, run) in enumerate((("300 K", runs[SEEDS[0]]), ("3,000 K", ho
     axes[0, column].fill_between(
         time[shown], force - 2 * spread, force + 2 * spread, color=BLUE, alpha=0.3, lw=0
     )
-    outside = np.array(run.outside, dtype=int) - 1
-    outside = outside[outside < len(time[shown])]
-    low = np.full(len(outside), axes[0, column].get_ylim()[0])
-    axes[0, column].plot(time[outside], low, "|", color=RED, ms=8, label="left training region")
+    steps = np.array(run.outside, dtype=int) - 1
+    steps = steps[steps < len(time[shown])]
+    low = np.full(len(steps), axes[0, column].get_ylim()[0])
+    axes[0, column].plot(time[steps], low, "|", color=RED, ms=8, label="left training region")
     axes[0, column].set_title(f"methanol from {title}")
     axes[1, column].plot(time[shown], 1e3 * (run.total - run.total[0])[shown], color=GRAY, lw=1)
     axes[1, column].set_xlabel("time, fs")

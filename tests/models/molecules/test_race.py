@@ -141,7 +141,7 @@ def test_images_are_those_of_a_grid():
     positions = torch.tensor([[0.0, 0.0, 0.0], [0.9, 1.1, 0.7]], dtype=torch.float64)
     grid = torch.cartesian_prod(*[torch.arange(-3.0, 4.0, dtype=torch.float64)] * 3) @ cell
     found = periodic_neighbors(positions, cell, 3.3)
-    vectors = positions[found.index] - positions[:, None] + found.shifts.double()
+    vectors = positions[found.others] - positions[:, None] + found.shifts.double()
     for atom in range(2):
         every = (positions[:, None] + grid - positions[atom]).reshape(-1, 3).norm(dim=-1)
         every = every[(every > 1e-9) & (every < 3.3)].sort().values
