@@ -177,7 +177,7 @@ page.figure("gradient", figure, despine=True)
 # setting, and bounds were set for it. The claims held, but said little: with a teacher (error .0686
 # in units of the range) or without (.0684) the networks predicted the mean of all images. Hence the
 # smaller minibatches, the standardized images, and a claim that something is learned. Even so it is
-# not much: transformers need far more images than these.
+# not much in so few steps.
 
 # %%
 NUM_LABELS, NUM_TESTS = page.length(1000, smoke=200), page.length(1000, smoke=50)
@@ -308,10 +308,11 @@ page.figure("reconstructions", figure)
 # %% [markdown]
 # ## Other teachers
 #
-# The variants are trained for 400 steps: a teacher that remembers more (momentum .99 at first, where
-# the default is .9); one that is followed in visible patches, too; one that sees other patches, a
-# mistake that is easy to make; and one that encodes the whole image, whose features of the visible
-# patches the student predicts from these, as in self-distillation.
+# The variants are trained for 400 steps, which is when networks begin to tell images apart: a
+# teacher that remembers more (momentum .99 at first, where the default is .9); one that is followed
+# in visible patches, too; one that sees other patches, a mistake that is easy to make; and one that
+# encodes the whole image, whose features of the visible patches the student predicts from these, as
+# in self-distillation.
 
 
 # %%
