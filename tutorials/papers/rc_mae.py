@@ -154,8 +154,9 @@ page.claim(
 # %%
 figure, axes = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
 parts = linear[SEEDS[0]].parts
-axes.scatter(parts.similarity, parts.undone, s=4, color=BLUE, alpha=0.4, label="a step")
-ends = torch.tensor([0.0, float(parts.similarity.max())])
+similarity, undone = parts.similarity.numpy(), parts.undone.numpy()
+axes.scatter(similarity, undone, s=4, color=BLUE, alpha=0.4, label="a step")
+ends = np.array([0.0, similarity.max()])
 axes.plot(ends, STEP_SIZE * MOMENTUM * ends, color=RED, label=r"slope $\lambda\alpha$")
 axes.set(xlabel="similarity to the input before", ylabel="part of the last step taken back")
 axes.legend(frameon=False)
@@ -300,7 +301,7 @@ rows_shown = {
 }
 figure, panels = plt.subplots(len(rows_shown), 1, figsize=(6.4, 4.4), layout="constrained")
 for panel, (name, row) in zip(panels, rows_shown.items(), strict=True):
-    panel.imshow(torch.cat(list(row[:, 0]), 1), cmap="gray", vmin=-0.4, vmax=2.8)
+    panel.imshow(torch.cat(list(row[:, 0]), 1).numpy(), cmap="gray", vmin=-0.4, vmax=2.8)
     panel.set_ylabel(name, rotation=0, ha="right", va="center")
     panel.set(xticks=[], yticks=[])
 page.figure("reconstructions", figure)
