@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, one_hot
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_ext.datasets import Dataset, load_digits, load_mnist_5k
+from pyro_ext.datasets import load_digits, load_mnist_5k
 from pyro_ext.models.vision import MaskedAutoencoder, MaskedAutoencoderTerms
 from pyro_ext.nn import MeanTeacher, TeacherDecomposition, teacher_gradient_decomposition
 from pyro_ext.reproduction import Page
@@ -40,15 +40,6 @@ page = Page(
 )
 SEEDS = page.seeds
 BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"
-
-
-def gray_levels(data: Dataset, most: float) -> tuple[Tensor, Tensor]:
-    """Images to train on and for tests, with values between 0 and 1."""
-    train, test = (
-        (inputs * data.input_scale + data.input_loc) / most
-        for inputs in (data.train_inputs, data.test_inputs)
-    )
-    return train, test
 
 
 # %% [markdown]
@@ -63,7 +54,9 @@ def gray_levels(data: Dataset, most: float) -> tuple[Tensor, Tensor]:
 # %%
 STEP_SIZE, MOMENTUM = 0.05, 0.5
 NUM_LINEAR_STEPS = page.length(1500, smoke=60)
-digits = torch.cat(gray_levels(load_digits(), 16.0)).double()
+of_digits = load_digits()
+digits = torch.cat([of_digits.train_inputs, of_digits.test_inputs])
+digits = ((digits * of_digits.input_scale + of_digits.input_loc) / 16.0).double()
 
 
 class LinearRun(NamedTuple):
@@ -161,8 +154,9 @@ page.claim(
 # %%
 figure, axes = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
 parts = linear[SEEDS[0]].parts
-axes.scatter(parts.similarity, parts.undone, s=4, color=BLUE, alpha=0.4, label="a step")
-ends = torch.tensor([0.0, float(parts.similarity.max())])
+similarity, undone = parts.similarity.numpy(), parts.undone.numpy()
+axes.scatter(similarity, undone, s=4, color=BLUE, alpha=0.4, label="a step")
+ends = np.array([0.0, similarity.max()])
 axes.plot(ends, STEP_SIZE * MOMENTUM * ends, color=RED, label=r"slope $\lambda\alpha$")
 axes.set(xlabel="similarity to the input before", ylabel="part of the last step taken back")
 axes.legend(frameon=False)
@@ -171,21 +165,26 @@ page.figure("gradient", figure, despine=True)
 # %% [markdown]
 # ## Digits
 #
-# 4,000 images of MNIST, patches of 4 x 4 pixels of which 12 of 49 are visible, three blocks of
-# width 48 and one of width 32 that fills in, ten epochs. With one seed all start from the same
-# weights and see the same minibatches and masks. The teacher's momentum is .9 at first and 1 in the
-# end: it remembers a fortieth of the training, which is what `fit` takes by default.
+# 4,000 images of MNIST, patches of 7 x 7 pixels of which 4 of 16 are visible, three blocks of
+# width 48 and one of width 32 that fills in, minibatches of 25. With one seed all start from the
+# same weights and see the same minibatches and masks. The teacher's momentum is .96 at first and 1
+# in the end: it remembers a fortieth of the training, which is what `fit` takes by default.
 #
-# The error is that of hidden patches of 1,000 other images, in units of the full range of gray
-# levels. The probe is a linear classifier by ridge regression on features of whole images, from
-# 1,000 labels.
+# The error is that of hidden patches of 1,000 other images, divided by the error of the mean of
+# each pixel in the images to train on. The probe is a linear classifier by ridge regression on
+# features of whole images, from 1,000 labels.
+#
+# Patches of 4 x 4 pixels, gray levels from 0 to 1 and 400 minibatches of 100 were the first
+# setting, and bounds were set for it. The claims held, but said little: with a teacher (error .0686
+# in units of the range) or without (.0684) the networks predicted the mean of all images. Hence the
+# smaller minibatches, the standardized images, and a claim that something is learned. Even so it is
+# not much in so few steps.
 
 # %%
 NUM_LABELS, NUM_TESTS = page.length(1000, smoke=200), page.length(1000, smoke=50)
 mnist = load_mnist_5k()
-images, test_images = gray_levels(mnist, 255.0)
+images, test_images = mnist.train_inputs, mnist.test_inputs[:NUM_TESTS]
 labels, test_labels = mnist.train_targets, mnist.test_targets[:NUM_TESTS]
-test_images = test_images[:NUM_TESTS]
 
 
 class Result(NamedTuple):
@@ -212,22 +211,23 @@ def probe(network: MaskedAutoencoder) -> float:
 
 @torch.no_grad()
 def error(network: MaskedAutoencoder) -> float:
-    """Mean squared error of hidden patches, with the same masks for all."""
+    """Mean squared error of hidden patches, with the same masks for all, by that of pixel means."""
     order = network.random_order(len(test_images), seed=1000)
-    return float(network.terms(test_images, order).reconstruction)
+    distance = network.patchify(test_images) - network.patchify(images).mean(0)
+    of_means = distance.square().mean(-1)[~network.visible(order)].mean()
+    return float(network.terms(test_images, order).reconstruction / of_means)
 
 
 def trained(
     seed: int,
     num_steps: int,
-    patch_size: int = 4,
     kind: type[MaskedAutoencoder] = MaskedAutoencoder,
     **options: Any,
 ) -> tuple[MaskedAutoencoder, MaskedAutoencoder]:
     """A student and its teacher."""
     torch.manual_seed(seed)
-    student = kind((1, 28, 28), patch_size)
-    teacher = student.fit(images, num_steps, seed=seed, progress=False, **options)
+    student = kind((1, 28, 28), 7)
+    teacher = student.fit(images, num_steps, batch_size=25, seed=seed, progress=False, **options)
     return student, teacher
 
 
@@ -249,7 +249,7 @@ def table(found: dict[str, dict[int, Result]]) -> None:
         print(f"{name}, error by seed:", *(f"{one.error:.4f}" for one in by_seed.values()))
 
 
-NUM_STEPS = page.length(400, smoke=2)
+NUM_STEPS = page.length(1000, smoke=2)
 networks = {
     "MAE": {seed: trained(seed, NUM_STEPS, consistency=0.0) for seed in SEEDS},
     "RC-MAE": {seed: trained(seed, NUM_STEPS) for seed in SEEDS},
@@ -260,6 +260,13 @@ results = {
 }
 table(results)
 
+page.claim(
+    "RC-MAE predicts hidden patches better than the mean of each pixel does (ratio of errors).",
+    {seed: one.error for seed, one in results["RC-MAE"].items()},
+    "<",
+    1.0,
+    source="control: without it the next two claims say nothing",
+)
 page.claim(
     "A teacher costs no reconstruction (ratio of errors of RC-MAE and MAE).",
     {seed: results["RC-MAE"][seed].error / results["MAE"][seed].error for seed in SEEDS},
@@ -283,9 +290,8 @@ SHOWN = 8
 seen = test_images[:: len(test_images) // SHOWN][:SHOWN]
 student, teacher = networks["RC-MAE"][SEEDS[0]]
 order = student.random_order(SHOWN, seed=1)
-visible = student.patchify(seen) * student.visible(order)[..., None] + 0.5 * (
-    ~student.visible(order)[..., None]
-)
+is_visible = student.visible(order)[..., None]
+visible = torch.where(is_visible, student.patchify(seen), torch.ones(()))
 rows_shown = {
     "visible": student.unpatchify(visible),
     "MAE": networks["MAE"][SEEDS[0]][0].reconstruct(seen, order),
@@ -295,7 +301,7 @@ rows_shown = {
 }
 figure, panels = plt.subplots(len(rows_shown), 1, figsize=(6.4, 4.4), layout="constrained")
 for panel, (name, row) in zip(panels, rows_shown.items(), strict=True):
-    panel.imshow(torch.cat(list(row[:, 0]), 1).clamp(0, 1), cmap="gray", vmin=0, vmax=1)
+    panel.imshow(torch.cat(list(row[:, 0]), 1).numpy(), cmap="gray", vmin=-0.4, vmax=2.8)
     panel.set_ylabel(name, rotation=0, ha="right", va="center")
     panel.set(xticks=[], yticks=[])
 page.figure("reconstructions", figure)
@@ -303,11 +309,11 @@ page.figure("reconstructions", figure)
 # %% [markdown]
 # ## Other teachers
 #
-# The variants are trained for 160 steps with patches of 7 x 7 pixels, 4 of 16 visible, which takes
-# a third of the time: a teacher that remembers more (momentum .99 at first); one that is followed
-# in visible patches, too; one that sees other patches, a mistake that is easy to make; and one that
-# encodes the whole image, whose features of the visible patches the student predicts from these,
-# as in self-distillation.
+# The variants are trained for 300 steps, when networks hardly begin to tell images apart: a teacher
+# that remembers more (momentum .99 at first, where the default is .87); one that is followed in
+# visible patches, too; one that sees other patches, a mistake that is easy to make; and one that
+# encodes the whole image, whose features of the visible patches the student predicts from these, as
+# in self-distillation.
 
 
 # %%
@@ -357,9 +363,9 @@ VARIANTS: dict[str, Any] = {
     "other mask": partial(trained, kind=OtherMask),
     "latent target": partial(trained, kind=LatentTarget),
 }
-NUM_VARIANT_STEPS = page.length(160, smoke=2)
+NUM_VARIANT_STEPS = page.length(300, smoke=2)
 variants = {
-    name: {seed: result(*train(seed, NUM_VARIANT_STEPS, 7)) for seed in SEEDS}
+    name: {seed: result(*train(seed, NUM_VARIANT_STEPS)) for seed in SEEDS}
     for name, train in VARIANTS.items()
 }
 table(variants)
@@ -422,7 +428,10 @@ for place, (name, by_seed) in enumerate(variants.items()):
     found = list(by_seed.values())
     left.plot([place] * len(found), [one.error for one in found], "o", color=color, ms=4)
     right.plot([place] * len(found), [one.teacher_probe for one in found], "o", color=color, ms=4)
-for panel, label in ((left, "error of hidden patches"), (right, "accuracy of the teacher's probe")):
+for panel, label in (
+    (left, "error by that of pixel means"),
+    (right, "accuracy of the teacher's probe"),
+):
     panel.set_ylabel(label)
     panel.set_xticks(range(len(variants)), list(variants), rotation=40, ha="right", fontsize=8)
 page.figure("variants", figure, despine=True)

@@ -11,7 +11,6 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_ext import datasets
 from pyro_ext.handlers import consistency
 from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.vision import MaskedAutoencoder
@@ -194,6 +193,13 @@ class TestTerms:
         everywhere = network.terms(x, order, teacher, patches="all").consistency
         torch.testing.assert_close(everywhere, (prediction - teacher(x, order)).square().mean())
 
+    def test_no_gradient_goes_into_a_teacher_that_could_take_one(self):
+        network, teacher, x = small(), small(), images()
+        found = network.terms(x, network.random_order(5, seed=0), teacher)
+        (found.reconstruction + found.consistency).backward()
+        assert all(p.grad is None for p in teacher.parameters())
+        assert all(p.grad is not None for p in network.parameters())
+
     def test_predictions_of_visible_patches_do_not_count(self):
         torch.manual_seed(1)
         network = small()
@@ -362,23 +368,16 @@ class TestPyro:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "rgb"])
-def test_defaults_learn_what_they_were_not_made_for(name):
-    """Hidden patches are predicted better than by the mean of each pixel, and by half better."""
-    if name == "digits":
-        data = datasets.load("digits")
-        x, test = (part.reshape(-1, 1, 8, 8) for part in (data.train_inputs, data.test_inputs))
-        network = MaskedAutoencoder((1, 8, 8), patch_size=2)
-    else:  # smooth colors
-        place = torch.linspace(0, 1, 16)
-        phase = 2 * math.pi * torch.rand(1200, 3, 1, 1)
-        waves = (phase + 4 * place[:, None] + 3 * place).sin()
-        x, test = waves[:1000], waves[1000:]
-        network = MaskedAutoencoder((3, 16, 16), patch_size=4)
+def test_defaults_learn_what_they_were_not_made_for():
+    """Smooth waves in color: hidden patches follow from visible ones."""
+    place = torch.linspace(0, 1, 16)
+    waves = (2 * math.pi * torch.rand(1200, 3, 1, 1) + 4 * place[:, None] + 3 * place).sin()
+    x, test = waves[:1000], waves[1000:]
+    network = MaskedAutoencoder((3, 16, 16), patch_size=4)
     teacher = network.fit(x, 600, batch_size=50, seed=0, progress=False)
     order = network.random_order(len(test), seed=0)
-    error = (network.patchify(test) - network.patchify(x).mean(0)).square().mean(-1)
-    baseline = float(error[~network.visible(order)].mean())
+    distance = (network.patchify(test) - network.patchify(x).mean(0)).square().mean(-1)
+    of_means = float(distance[~network.visible(order)].mean())
     for one in (network, teacher):
         with torch.no_grad():
-            assert float(one.terms(test, order).reconstruction) < 0.6 * baseline
+            assert float(one.terms(test, order).reconstruction) < 0.1 * of_means

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"gradient", "reconstructions", "variants"})
+    check_short_report(folder, PAGE, 9, {"gradient", "reconstructions", "variants"})
 
 
 def test_a_wrong_momentum_is_seen(short_run):
@@ -26,11 +26,21 @@ def test_a_wrong_momentum_is_seen(short_run):
     assert names["regression"](wrong)[1] > 1.1 * 0.05 * 0.5
 
 
-def test_images_have_gray_levels_from_zero_to_one(short_run):
+def test_digits_have_gray_levels_from_zero_to_one(short_run):
     names, _ = short_run
-    for images in (names["images"], names["test_images"], names["digits"]):
-        assert float(images.min()) == pytest.approx(0.0, abs=1e-6)
-        assert float(images.max()) == pytest.approx(1.0)
+    assert float(names["digits"].min()) == pytest.approx(0.0, abs=1e-6)
+    assert float(names["digits"].max()) == pytest.approx(1.0)
+
+
+def test_errors_are_relative_to_means_of_pixels(short_run):
+    names, _ = short_run
+    images, network = names["images"], names["networks"]["MAE"][0][0]
+
+    class Means(type(network)):
+        def forward(self, x, order):
+            return self.patchify(images).mean(0).expand(len(x), -1, -1)
+
+    assert names["error"](Means((1, 28, 28), 7)) == pytest.approx(1.0)
 
 
 def test_student_and_rivals_start_alike(short_run):
