@@ -45,6 +45,11 @@ from .partitions import (
     ibhc,
     rbhc,
 )
+from .prior_fitted import (
+    PriorDataFittedNetwork,
+    PriorFittedPredictive,
+    PriorFittedTransformer,
+)
 from .pseudocoresets import (
     AutoPseudocoreset,
     ExpertBuffer,
@@ -130,6 +135,9 @@ __all__ = [
     "MarkovSMC",
     "PathPCN",
     "PolynomialSchedule",
+    "PriorDataFittedNetwork",
+    "PriorFittedPredictive",
+    "PriorFittedTransformer",
     "PriorProposals",
     "RandomWalk",
     "ReverseKL",

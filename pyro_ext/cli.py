@@ -179,6 +179,58 @@ def rate(
 
 
 @app.command()
+def extrapolate(
+    curve: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CURVE.csv", help="Sizes and values; rows without a value are predicted."
+        ),
+    ],
+    at: Annotated[
+        list[float] | None, typer.Option(help="Size to predict at; may be given several times.")
+    ] = None,
+    horizon: Annotated[
+        float | None, typer.Option(help="Largest size that matters; 10 times the last by default.")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="What values are divided by, found by default.")
+    ] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Column of sizes; the first one.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Column of values; the second one.")] = None,
+    plot: Annotated[
+        Path, typer.Option(help="Picture of the curve.", dir_okay=False, writable=True)
+    ] = Path("extrapolation.png"),
+) -> None:
+    """Predict a curve of error or loss at larger sizes, by a network that needs no training."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pyro_ext._optional import optional_module
+    from pyro_ext.models.scaling_laws import extrapolate as predict
+    from pyro_ext.models.scaling_laws import read_curve
+
+    try:
+        sizes, values, missing = read_curve(curve, 0 if x is None else x, 1 if y is None else y)
+        asked = [*missing.tolist(), *(at or [])]
+        found = predict(sizes, values, asked or None, horizon=horizon, scale=scale)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    _make(plot.parent)
+    figures = optional_module("matplotlib.figure", "extrapolate", "matplotlib", "plots")
+    figure = figures.Figure(figsize=(5.6, 3.6), layout="constrained")
+    found.plot(figure.subplots())
+    figure.savefig(plot, dpi=150)
+    table = Table("size", "median", "50 %", "90 %")
+    ends = [found.interval(level) for level in (0.5, 0.9)]
+    step = max(1, (len(found.query) - 1) // 8) if not asked else 1
+    for row in range(0, len(found.query), step):
+        bands = [f"{low[row]:.4g} to {high[row]:.4g}" for low, high in ends]
+        table.add_row(f"{found.query[row]:.6g}", f"{found.median[row]:.4g}", *bands)
+    Console().print(table)
+    typer.echo(f"{plot} shows the curve")
+
+
+@app.command()
 def doctor(
     compile: Annotated[bool, typer.Option(help="Try the C++ compiler.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports.")] = False,

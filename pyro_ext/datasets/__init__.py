@@ -2,7 +2,8 @@
 
 Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
 :func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
-returns edges, and :func:`load_words`, which returns words.
+returns edges, :func:`load_scaling_curves`, which returns curves, and :func:`load_words`, which
+returns words.
 Nothing is downloaded; :func:`records` tells what there is without reading it.
 
 Example::
@@ -30,10 +31,13 @@ from pyro_ext.datasets._records import (
 from pyro_ext.datasets._shipped import (
     FrequencyData,
     GraphData,
+    ScalingData,
     frequency_names,
     graph_names,
     load_frequencies,
     load_graph,
+    load_scaling_curves,
+    scaling_curve_names,
 )
 from pyro_ext.datasets._words import WordData, load_words
 
@@ -43,6 +47,7 @@ __all__ = [
     "GraphData",
     "Options",
     "Record",
+    "ScalingData",
     "WordData",
     "frequency_names",
     "graph_names",
@@ -54,9 +59,11 @@ __all__ = [
     "load_graph",
     "load_hare_lynx",
     "load_mnist_5k",
+    "load_scaling_curves",
     "load_wine",
     "load_words",
     "names",
     "random_shifts",
     "records",
+    "scaling_curve_names",
 ]

@@ -12,6 +12,7 @@ from pyro_ext.checkpoint.files import read_tensors
 
 _FREQUENCIES = Path(__file__).with_name("frequency_counts")
 _GRAPHS = Path(__file__).with_name("graph_edges")
+_SCALING = Path(__file__).with_name("scaling_curves")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,6 +147,74 @@ def load_graph(name: str) -> GraphData:
     """
     tensors, facts = _read(_GRAPHS, name)
     return GraphData(name, facts.pop("num_nodes"), tensors["edges"].long(), **facts)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScalingData:
+    """Losses or errors against the size of data or model, of several curves.
+
+    :param str name: the name that :func:`load_scaling_curves` knows them by.
+    :param Tensor curve: number of the curve of each point. **Shape:** ``(num_points,)``, as all.
+    :param Tensor x: sizes, rising in each curve.
+    :param Tensor y: losses or errors.
+    :param Tensor given: whether a point is meant to be given, or to be predicted.
+    :param str description: what is measured against what.
+    :param str source: where the curves come from.
+    :param str license: the terms of the source.
+    """
+
+    name: str
+    curve: Tensor
+    x: Tensor
+    y: Tensor
+    given: Tensor
+    description: str
+    source: str
+    license: str
+
+    def curves(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Sizes, values, and which of them are given, of each curve."""
+        rows = [self.curve == number for number in range(int(self.curve.max()) + 1)]
+        return [(self.x[row], self.y[row], self.given[row]) for row in rows]
+
+    def __repr__(self) -> str:
+        """Show the name and the sizes; never the numbers."""
+        return f"ScalingData({self.name!r}, {int(self.curve.max()) + 1} curves)"
+
+
+def scaling_curve_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_scaling_curves` knows, sorted.
+
+    Example::
+
+        >>> scaling_curve_names()
+        ('big_bench', 'double_descent', 'language_modeling', 'translation')
+    """
+    return _names(_SCALING)
+
+
+def load_scaling_curves(name: str) -> ScalingData:
+    """Load published scaling curves.
+
+    * ``"big_bench"``: loss of a language model on tasks, against examples seen.
+    * ``"double_descent"``: test error of a translation model in percent, against its width.
+    * ``"language_modeling"``: validation loss of language models, against examples seen.
+    * ``"translation"``: log perplexity of translation models, against examples seen.
+
+    ``python -m tools.make_scaling_curves`` made the files from the sources.
+
+    :param str name: one of :func:`scaling_curve_names`.
+    :raises CheckpointError: where the file is missing, cut or changed.
+
+    Example::
+
+        >>> data = load_scaling_curves("translation")
+        >>> data, [len(x) for x, _, _ in data.curves()]
+        (ScalingData('translation', 5 curves), [11, 10, 11, 11, 10])
+    """
+    tensors, facts = _read(_SCALING, name)
+    curve, x, y, given = (tensors[part] for part in ("curve", "x", "y", "given"))
+    return ScalingData(name, curve, x, y, given, **facts)
 
 
 for _class in (FrequencyData, GraphData):

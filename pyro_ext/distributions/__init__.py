@@ -1,4 +1,4 @@
-"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths, random graphs.
+"""Heavy-tailed positive numbers, weights in blocks, clusters, paths, random graphs, bars.
 
 [1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
 On a particular class of self-decomposable random variables: the durations of Bessel excursions
@@ -21,6 +21,7 @@ distributions.
 [7] K. P. Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution.
 """
 
+from pyro_ext.distributions.bars import BarDistribution, bar_borders
 from pyro_ext.distributions.bfry import BFRY, RectifiedGamma, TiltedBFRY, TruncatedBFRY
 from pyro_ext.distributions.block_dirichlet import BlockDirichlet
 from pyro_ext.distributions.clusters import ClusterBlock, ConjugateCluster, PartitionedBlock
@@ -41,6 +42,7 @@ from pyro_ext.distributions.stable import PositiveStable, TiltedStable
 
 __all__ = [
     "BFRY",
+    "BarDistribution",
     "BernoulliCluster",
     "BernoulliExponentialGraph",
     "BetaPrimeBFRY",
@@ -62,4 +64,5 @@ __all__ = [
     "TiltedBFRY",
     "TiltedStable",
     "TruncatedBFRY",
+    "bar_borders",
 ]

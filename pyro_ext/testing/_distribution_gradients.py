@@ -79,6 +79,7 @@ def check_rsample(
     parameters: Parameters,
     *,
     atoms: Atoms | None = None,
+    jumps: Atoms | None = None,
     num_draws: int = 4_000,
     seed: int = 0,
     false_alarm_rate: float = 1e-5,
@@ -115,7 +116,7 @@ def check_rsample(
         score = ((factor - factor.mean()) * moved.log_prob(draws.detach())).sum()
         exacts = list(torch.autograd.grad(score, list(each.values())))
     else:
-        quadrature = Quadrature(distribution, [bounded], atoms)
+        quadrature = Quadrature(distribution, [bounded], atoms, jumps)
         exacts = []
         for key, value in parameters.items():
             step = 1e-5 * max(1.0, float(value.abs()))

@@ -81,6 +81,7 @@ class Quadrature:
         distribution: TorchDistribution,
         functions: Sequence[Integrand],
         atoms: Callable[[TorchDistribution], Tensor] | None = None,
+        jumps: Callable[[TorchDistribution], Tensor] | None = None,
     ) -> None:
         self.distribution, self.functions, self.atoms = distribution, functions, atoms
         transform, low, high = coordinate(distribution.support)
@@ -92,6 +93,8 @@ class Quadrature:
         near = (typical[-1] - typical[0]) * 0.5 ** torch.arange(10.0).to(draws)
         coarse = torch.linspace(low, high, 25).to(draws)
         edges = torch.cat([coarse, typical, typical[0] - near, typical[-1] + near])
+        if jumps is not None:
+            edges = torch.cat([edges, transform.inv(jumps(distribution)).to(edges)])
         edges = edges.clamp(low, high).unique()
         self.panels = Panels(self.integrand(distribution), edges)
 

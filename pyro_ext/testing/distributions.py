@@ -63,6 +63,7 @@ def check_distribution(
     *,
     points: Tensor | None = None,
     atoms: Atoms | None = None,
+    jumps: Atoms | None = None,
     num_draws: int = 10_000,
 ) -> None:
     """Check all that can be checked of a distribution at one point of its parameters, by itself.
@@ -76,6 +77,7 @@ def check_distribution(
         the probability. **Shape:** ``(num_points, *event)``.
     :param atoms: function of the distribution that returns the values at which ``log_prob`` is the
         logarithm of a probability, where elsewhere it is that of a density.
+    :param jumps: function of the distribution that returns the values at which its density jumps.
     :param int num_draws: for the comparisons of draws, which fail for one seed in 100,000.
     :raises AssertionError: where something does not hold; it says what, and by how much.
 
@@ -96,11 +98,12 @@ def check_distribution(
     check_dtypes(make, parameters)
     check_arguments(make, parameters)
     if points is not None or not distribution.event_shape:
-        check_density(distribution, points=points, atoms=atoms)
+        check_density(distribution, points=points, atoms=atoms, jumps=jumps)
     check_draws(distribution, points=points, atoms=atoms, num_draws=num_draws)
     check_gradients(make, parameters, atoms=atoms)
     if distribution.has_rsample:
-        check_rsample(make, parameters, atoms=atoms, num_draws=min(num_draws, 4_000))
+        num_draws = min(num_draws, 4_000)
+        check_rsample(make, parameters, atoms=atoms, jumps=jumps, num_draws=num_draws)
 
 
 def check_shapes(make: Make, parameters: Parameters) -> None:
@@ -214,6 +217,7 @@ def check_density(
     *,
     points: Tensor | None = None,
     atoms: Atoms | None = None,
+    jumps: Atoms | None = None,
     expectations: Expectations = (),
     tail_mass: float | None = None,
     tolerance: float = 1e-8,
@@ -225,7 +229,7 @@ def check_density(
     goes on with those where numbers end. Probabilities of a discrete distribution are summed.
 
     :param TorchDistribution distribution: of one number, or discrete; without batch shape.
-    :param Tensor points: as in :func:`check_distribution`, as is ``atoms``.
+    :param Tensor points: as in :func:`check_distribution`, as are ``atoms`` and ``jumps``.
     :param expectations: pairs of a function of values, bounded, and its exact expectation.
     :param float tail_mass: probability of more than ``exp(300)``, where it is not that of a power
         distribution that has been reached there.
@@ -262,7 +266,7 @@ def check_density(
     for number, (function, value) in enumerate(expectations):
         terms.append((f"has an expectation {number} of", function, value))
     functions = [function for _, function, _ in terms]
-    quadrature = Quadrature(distribution, functions, atoms)
+    quadrature = Quadrature(distribution, functions, atoms, jumps)
     if tail_mass is not None:
         end = torch.full((), torch.finfo(torch.float64).max ** 0.4, dtype=torch.float64)
         quadrature.panels.after = torch.stack([function(end) * tail_mass for function in functions])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import (
     BFRY,
+    BarDistribution,
     BernoulliCluster,
     BernoulliExponentialGraph,
     BetaPrimeBFRY,
@@ -67,6 +68,21 @@ def two_blocks(concentration):
 
 def modes_of_paths(rate):
     return DirichletOU(2.0, 2, 1, rate=rate)
+
+
+def borders(distribution):
+    return distribution.borders
+
+
+def five_bars(logit, **options):
+    logits = torch.stack(
+        [0.3 - logit, logit, logit.sin(), 0.8 * logit, torch.zeros_like(logit)], -1
+    )
+    return BarDistribution(logits, torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4]), **options)
+
+
+def five_bars_between(logit):
+    return five_bars(logit, full_support=False)
 
 
 def pair_of_counts(concentration):
@@ -153,6 +169,8 @@ MULTIVARIATE = [
         {"features": ((0.3, -0.8), (1.2, 0.1), (-0.4, 0.9)), "log_scale": 0.2, "bias": -0.4},
         {"points": graphs(3, (0, 1, 2))},
     ),
+    Row(five_bars, {"logit": 0.7}, {"jumps": borders}),
+    Row(five_bars_between, {"logit": 0.7}, {"jumps": borders}),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
 ]

@@ -1,0 +1,706 @@
+r"""Prior-data fitted networks: a network that learns what a prior predicts, once for all data.
+
+S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022), Transformers can do
+Bayesian inference.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from torch.optim.lr_scheduler import LambdaLR
+from torch.overrides import TorchFunctionMode
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+    shown,
+)
+from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
+from pyro_ext.distributions import BarDistribution, bar_borders
+from pyro_ext.distributions.bars import check_borders
+from pyro_ext.inference.training import Trainer
+from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+__all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive", "PriorFittedTransformer"]
+
+_NUM_BARS = 200
+_FORMAT = "pyro_ext prior-data fitted network"
+_MAKE_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
+
+
+class PriorFittedTransformer(nn.Module):
+    """Transformer from points that are given to logits at points that are asked for [1].
+
+    All tokens look at those of the given points, and a query at itself besides, so that neither
+    the order of the points nor other queries matter, and the cost grows with the number of queries
+    no faster than that. The last layers of all blocks start at zero: at first a prediction depends
+    on its query alone.
+
+    :param int num_bars: number of logits.
+    :param int num_features: number of features of an input.
+    :param int width: number of features of a token, a multiple of ``num_heads``.
+    :param int num_layers: number of blocks.
+    :param int num_heads: number of heads.
+
+    [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
+    Transformers can do Bayesian inference.
+
+    Example::
+
+        >>> net = PriorFittedTransformer(num_bars=20, width=16, num_layers=2)
+        >>> net(torch.rand(8, 5, 1), torch.rand(8, 5), torch.rand(8, 7, 1)).shape
+        torch.Size([8, 7, 20])
+    """
+
+    x_loc: Tensor
+    x_scale: Tensor
+    y_loc: Tensor
+    y_scale: Tensor
+
+    def __init__(
+        self,
+        num_bars: int,
+        num_features: int = 1,
+        *,
+        width: int = 64,
+        num_layers: int = 3,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.num_bars = check_integer("num_bars", num_bars, 2)
+        self.num_features = check_integer("num_features", num_features, 1)
+        self.width = check_integer("width", width, 1)
+        self.num_layers = check_integer("num_layers", num_layers, 1)
+        self.num_heads = check_integer("num_heads", num_heads, 1)
+        if width % num_heads:
+            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
+        for name in ("x", "y"):  # those of a uniform number
+            size = (num_features,) if name == "x" else ()
+            self.register_buffer(f"{name}_loc", torch.full(size, 0.5))
+            self.register_buffer(f"{name}_scale", torch.full(size, math.sqrt(1.0 / 12.0)))
+        self.from_x = nn.Linear(num_features, width)
+        self.from_y = nn.Linear(1, width)
+        self.blocks = nn.ModuleList(_Block(width, num_heads) for _ in range(num_layers))
+        self.head = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, num_bars)
+        )
+
+    def settings(self) -> dict[str, int]:
+        """What the constructor was given."""
+        names = ("num_bars", "num_features", "width", "num_layers", "num_heads")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, xc: Tensor, yc: Tensor, xq: Tensor) -> Tensor:
+        """Logits at the queries.
+
+        :param Tensor xc: inputs of the given points. **Shape:**
+            ``(*batch, num_context, num_features)``.
+        :param Tensor yc: their values. **Shape:** ``(*batch, num_context)``.
+        :param Tensor xq: inputs of the queries. **Shape:** ``(*batch, num_queries, num_features)``.
+        :returns: **Shape:** ``(*batch, num_queries, num_bars)``.
+        """
+        num_context = xc.shape[-2]
+        tokens = self.from_x((torch.cat([xc, xq], -2) - self.x_loc) / self.x_scale)
+        values = self.from_y(((yc - self.y_loc) / self.y_scale).unsqueeze(-1))
+        tokens = torch.cat(
+            [tokens[..., :num_context, :] + values, tokens[..., num_context:, :]], -2
+        )
+        for block in self.blocks:
+            tokens = block(tokens, num_context)
+        logits: Tensor = self.head(tokens[..., num_context:, :])
+        return logits
+
+
+class _Block(nn.Module):
+    """A layer of an encoder, normalized after each of its two parts."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.project = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.attention_norm, self.output_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        for layer in (self.output, self.outer):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: Tensor, num_context: int) -> Tensor:
+        heads = self.project(tokens).unflatten(-1, (3 * self.num_heads, -1)).transpose(-2, -3)
+        query, key, value = heads.chunk(3, -3)
+        query = query / math.sqrt(query.shape[-1])
+        given = query @ key[..., :num_context, :].mT
+        # The weight of a query in its own attention; that of a given point is among those above.
+        own = (query * key).sum(-1, keepdim=True)
+        is_given = torch.arange(tokens.shape[-2], device=tokens.device) < num_context
+        own = own.masked_fill(is_given[:, None], -torch.inf)
+        weights = torch.cat([given, own], -1).softmax(-1)
+        mixed = weights[..., :-1] @ value[..., :num_context, :] + weights[..., -1:] * value
+        mixed = self.output(mixed.transpose(-2, -3).flatten(-2))
+        tokens = self.attention_norm(tokens + mixed)
+        normalized: Tensor = self.output_norm(tokens + self.outer(gelu(self.inner(tokens))))
+        return normalized
+
+
+class _Curves(NamedTuple):
+    """Data sets that a prior has drawn, with as many points each."""
+
+    x: Tensor
+    y: Tensor
+    num_context: int
+
+
+class PriorDataFittedNetwork:
+    r"""Predicts by a network that has learned a prior from its draws [1].
+
+    A Pyro model says what data look like: at inputs ``x`` of shape ``(n,)`` or ``(n,
+    num_features)`` it draws values at the site ``y``, of shape ``(n,)``, by whatever there is
+    between. The network sees the first points of such a draw and is asked for all of them,
+
+    .. math::
+        \min_\theta\; -\mathrm{E} \log q_\theta(Y^* \mid X^*, C)
+        - \mathrm{E} \log q_\theta(Y \mid X, C), \qquad C = (X, Y),
+
+    the second term being what keeps predictions smooth where the given points end [2]. Its minimum
+    is the posterior predictive distribution of each value, for any data, in one pass.
+
+    Predictions hold for data that the prior might have drawn, with numbers of points that training
+    has seen; elsewhere they mean nothing. They are of each value by itself, not of all together.
+
+    :param Callable prior: a Pyro model of ``x``. If it takes ``num_context`` by keyword, it is told
+        how many points are given. It is run for many draws at once by :func:`torch.vmap` where that
+        works, otherwise one by one. ``None`` for a network that predicts only.
+    :param torch.nn.Module net: maps ``(xc, yc, xq)`` to logits as :class:`PriorFittedTransformer`,
+        which is the default.
+    :param Tensor borders: of the bars of the predictions, as of
+        :class:`~pyro_ext.distributions.BarDistribution`; by default those of equal probability
+        under the prior, found when training begins. **Shape:** ``(num_bars + 1,)``.
+    :param Callable inputs: draws inputs, given how many data sets and how many points of each, as a
+        tensor ``(num_sets, n)`` or ``(num_sets, n, num_features)``. Inputs that rise teach how to
+        extrapolate, others how to interpolate. By default they are uniform on (0, 1).
+    :param Callable sampler: draws values of many data sets at once, given inputs and
+        ``num_context=...``: the law of the prior, only faster.
+    :param str site: name of the values in the prior.
+    :param int num_bars: number of bars; by default that of ``net`` or ``borders``, or 200.
+    :param int num_features: number of features of an input, without ``net``.
+    :param tuple num_points: the least and the greatest number of points, uniform on a logarithmic
+        scale.
+    :param tuple context: the least and the greatest fraction of them that is given.
+    :param int least_context: least number of points that are given.
+    :param int batch_size: number of data sets in a step.
+    :param float learning_rate: the largest, of AdamW. It rises at first, and then falls to zero
+        with the cosine.
+    :param float warm_up: fraction of the steps in which it rises.
+    :param bool regress_context: whether the second term is in the loss.
+    :param int num_for_borders: number of data sets that borders are found from.
+    :param int seed: of the weights, the draws and the training.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for numbers out of range.
+
+    [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
+    Transformers can do Bayesian inference.
+
+    [2] D. Lee, D. B. Lee, S. Adriaensen, J. Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. B. Lee
+    (2025), Bayesian neural scaling law extrapolation with prior-data fitted networks.
+
+    Example::
+
+        >>> def prior(x):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(slope * x, 0.1).to_event(1))
+        >>> pfn = PriorDataFittedNetwork(prior, num_bars=20, num_points=(4, 8), seed=0)
+        >>> pfn = pfn.fit(5, progress=False)
+        >>> x = torch.tensor([0.2, 0.4, 0.6])
+        >>> prediction = pfn.predictive(x, 0.5 * x, torch.tensor([0.8, 1.0]))
+        >>> prediction.batch_shape, prediction.icdf(torch.tensor(0.5)).shape
+        (torch.Size([2]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        prior: Callable[..., Any] | None,
+        net: nn.Module | None = None,
+        borders: Any = None,
+        *,
+        inputs: Callable[[int, int], Tensor] | None = None,
+        sampler: Callable[..., Tensor] | None = None,
+        site: str = "y",
+        num_bars: int | None = None,
+        num_features: int = 1,
+        num_points: Sequence[int] = (24, 60),
+        context: Sequence[float] = (0.1, 0.9),
+        least_context: int = 2,
+        batch_size: int = 32,
+        learning_rate: float = 1e-3,
+        warm_up: float = 0.25,
+        regress_context: bool = True,
+        num_for_borders: int = 5_000,
+        seed: int | None = None,
+    ) -> None:
+        if prior is not None:
+            check_callable("prior", prior, "a Pyro model or None")
+        self.prior, self.site = prior, site
+        check_instance("site", site, str, "the name of a site")
+        if not site:
+            raise ValueError(f"site must be the name of a site, got {site!r}")
+        check_optional(check_callable, "inputs", inputs, "a function of two numbers")
+        check_optional(check_callable, "sampler", sampler, "a function of inputs")
+        self.inputs, self.sampler = inputs, sampler
+        self.num_features = check_integer("num_features", num_features, 1)
+        low, high = (
+            check_integer("num_points", number, 2) for number in _pair("num_points", num_points)
+        )
+        self.least_context = check_integer("least_context", least_context, 1)
+        if not self.least_context < low <= high:
+            raise ValueError(
+                f"num_points must rise and be more than least_context={least_context}, got "
+                f"{shown(num_points)}"
+            )
+        self.num_points = low, high
+        least, most = (
+            check_number("context", part, least=0, below=1) for part in _pair("context", context)
+        )
+        if least > most:
+            raise ValueError(f"context must rise, got {shown(context)}")
+        self.context = least, most
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.learning_rate = check_number("learning_rate", learning_rate, above=0)
+        self.warm_up = check_number("warm_up", warm_up, least=0, below=1)
+        self.regress_context = check_boolean("regress_context", regress_context)
+        self.num_for_borders = check_integer("num_for_borders", num_for_borders, 1)
+        self.seed = fresh_seed(seed)
+        self.losses: list[float] = []
+        """The loss of each step of training."""
+        check_optional(check_integer, "num_bars", num_bars, 2)
+        self.borders: Tensor | None = None
+        """Borders of the bars, or ``None`` before they are found."""
+        if borders is not None:
+            self.borders = as_tensor("borders", borders, "(num_bars + 1,)", finite=True)
+            check_borders("borders", self.borders)
+        check_optional(check_instance, "net", net, nn.Module, "a torch.nn.Module or None")
+        known = {
+            "num_bars": num_bars,
+            "borders": None if self.borders is None else len(self.borders) - 1,
+            "net": getattr(net, "num_bars", None),
+        }
+        given = {name: number for name, number in known.items() if number is not None}
+        if len(set(given.values())) > 1:
+            raise ValueError(f"num_bars, borders and net must be of as many bars, got {given}")
+        self.num_bars: int = next(iter(given.values()), _NUM_BARS)
+        self._has_own_net = net is None
+        if net is None:
+            with seeded(self.seed):
+                net = PriorFittedTransformer(self.num_bars, num_features)
+        self.net: nn.Module = net
+        self._is_vectorized: bool | None = None
+
+    def __repr__(self) -> str:
+        state = "no borders yet" if self.borders is None else f"{len(self.losses)} steps"
+        return f"PriorDataFittedNetwork({self.num_bars} bars, {state})"
+
+    # Training ------------------------------------------------------------------------------------
+
+    def draw(
+        self, num_sets: int, num_points: int, num_context: int, *, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw data sets from the prior.
+
+        :param int num_sets: number of data sets.
+        :param int num_points: number of points of each.
+        :param int num_context: number of points that are to be given.
+        :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+        :returns: inputs ``(num_sets, n)`` or ``(num_sets, n, num_features)``, and values
+            ``(num_sets, n)``.
+        :raises ValueError: where the prior has no such site, or its values have another shape.
+        """
+        check_integer("num_sets", num_sets, 1)
+        check_integer("num_points", num_points, 2)
+        check_integer("num_context", num_context, 1)
+        if num_context >= num_points:
+            raise ValueError(
+                f"num_context must be less than num_points={num_points}, got {num_context}"
+            )
+        with seeded(seed), torch.no_grad():
+            x = self._inputs(num_sets, num_points)
+            y = self._values(x, num_context)
+        if tuple(y.shape) != (num_sets, num_points) or not bool(y.isfinite().all()):
+            what = "sampler" if self.sampler is not None else "prior"
+            raise ValueError(
+                f"{what} must draw finite values of the shape {(num_points,)} at {self.site!r}, "
+                f"one for each input, got {shown(y)} for {num_sets} data sets"
+            )
+        return x, y
+
+    def fit(
+        self,
+        num_steps: int,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Train the network on draws of the prior, each of which is seen once.
+
+        Another call goes on from the weights with a new schedule.
+
+        :param int num_steps: number of steps.
+        :param checkpoint: as of :meth:`~pyro_ext.inference.training.Trainer.run`.
+        :param bool progress: whether to show a progress bar.
+        :returns: the network itself.
+        :raises TrainingDiverged: where the loss or a gradient is not finite.
+        """
+        num_steps = check_integer("num_steps", num_steps, 0)
+        if self.borders is None:
+            self._find_borders()
+        seed = spawn_seed(self.seed, 1, len(self.losses))
+        rate = partial(_rise_and_fall, num_steps=num_steps, warm_up=self.warm_up)
+        trainer = Trainer(
+            self.net,
+            partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=0.0),
+            scheduler=partial(LambdaLR, lr_lambda=rate),
+            max_norm=1.0,
+            seed=seed,
+        )
+        self.net.train()
+        try:
+            trainer.run(
+                self._loss,
+                num_steps,
+                self._curves,
+                checkpoint=checkpoint,
+                progress=progress,
+                description="Prior-data fitted network",
+            )
+        finally:
+            self.net.eval()
+            self.losses.extend(trainer.losses)
+        return self
+
+    def _loss(self, curves: _Curves) -> Tensor:
+        """Mean negative log density of values, those given included."""
+        x, y, number = curves
+        logits = self.net(
+            x[:, :number], y[:, :number], x if self.regress_context else x[:, number:]
+        )
+        target = y if self.regress_context else y[:, number:]
+        bars = BarDistribution(logits, self._known_borders(y), validate_args=False)
+        return -bars.log_prob(target).mean()
+
+    def _curves(self, seed: int, num_sets: int | None = None) -> _Curves:
+        """Data sets of random sizes, inputs with a dimension of features."""
+        with seeded(seed):
+            low, high = (math.log(number) for number in self.num_points)
+            num_points = round(math.exp(low + (high - low) * float(torch.rand(()))))
+            least, most = (int(part * num_points) for part in self.context)
+            num_context = least + int(torch.randint(most - least + 1, ()))
+            num_context = min(max(num_context, self.least_context), num_points - 1)
+            x, y = self.draw(num_sets or self.batch_size, num_points, num_context)
+        weights = next(self.net.parameters())
+        return _Curves(self._with_features(x).to(weights), y.to(weights), num_context)
+
+    def _find_borders(self) -> None:
+        """Take borders from the prior, and the units of the network's own inputs and values."""
+        inputs, values = [], []
+        number = 0
+        while number < self.num_for_borders:
+            curves = self._curves(
+                spawn_seed(self.seed, 2, number), min(500, self.num_for_borders - number)
+            )
+            number += len(curves.x)
+            inputs.append(curves.x.flatten(0, 1))
+            values.append(curves.y.flatten())
+        x, y = torch.cat(inputs), torch.cat(values)
+        self.borders = bar_borders(y, self.num_bars)
+        if self._has_own_net:
+            net: Any = self.net
+            net.x_loc.copy_(x.mean(0))
+            net.x_scale.copy_(x.std(0).clamp(min=1e-6))
+            net.y_loc.copy_(y.mean())
+            net.y_scale.copy_(y.std().clamp(min=1e-6))
+
+    def _inputs(self, num_sets: int, num_points: int) -> Tensor:
+        if self.inputs is not None:
+            return as_tensor("inputs", self.inputs(num_sets, num_points), finite=True)
+        size = (num_sets, num_points, self.num_features)
+        x = torch.rand(size)
+        return x.squeeze(-1) if self.num_features == 1 else x
+
+    def _values(self, x: Tensor, num_context: int) -> Tensor:
+        if self.sampler is not None:
+            return as_tensor("sampler", self.sampler(x, num_context=num_context))
+        if self.prior is None:
+            raise ValueError("prior must be a Pyro model to draw from or to train on, got None")
+        draw_one = partial(self._draw_one, told=self._told(num_context))
+        if self._is_vectorized is None:
+            with torch.random.fork_rng():
+                self._is_vectorized = _can_be_vectorized(draw_one, x[:2])
+        if self._is_vectorized:
+            return _vectorized(draw_one, x)
+        return torch.stack([draw_one(row) for row in x])
+
+    def _told(self, num_context: int) -> dict[str, int]:
+        """What the prior is told by keyword."""
+        assert self.prior is not None
+        parameters = inspect.signature(self.prior).parameters
+        return {"num_context": num_context} if "num_context" in parameters else {}
+
+    def _draw_one(self, x: Tensor, told: Mapping[str, Any]) -> Tensor:
+        """Values of one data set."""
+        with poutine.block(hide_all=True), _OwnMemory(x):
+            tracer: Any = poutine.trace(self.prior)
+            trace = tracer.get_trace(x, **told)
+        if self.site not in trace.nodes:
+            names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+            raise ValueError(f"prior must have the site {self.site!r}, got the sites {names}")
+        values: Tensor = trace.nodes[self.site]["value"]
+        return values
+
+    # Prediction ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predictive(self, xc: Any, yc: Any, xq: Any) -> BarDistribution:
+        """Predict values at queries from points that are given.
+
+        :param Tensor xc: inputs of the given points. **Shape:** ``(*batch, num_context)``, or
+            ``(*batch, num_context, num_features)`` where there are several features.
+        :param Tensor yc: their values. **Shape:** ``(*batch, num_context)``.
+        :param Tensor xq: inputs of the queries. **Shape:** as ``xc``, with any number of points.
+        :returns: distributions of the values. **Batch shape:** ``(*batch, num_queries)``.
+        :raises ValueError: for numbers that are not finite, shapes that do not fit, or a network
+            that was not trained.
+        """
+        weights = next(self.net.parameters())
+        values = as_tensor("yc", yc, "(*batch, num_context)", finite=True).to(weights)
+        given = self._as_inputs("xc", xc, values.dim()).to(weights)
+        asked = self._as_inputs("xq", xq, values.dim()).to(weights)
+        if given.shape[:-1] != values.shape:
+            raise ValueError(
+                f"yc must have one value for each of the inputs xc, got {shown(yc)} for {shown(xc)}"
+            )
+        if asked.shape[:-2] != given.shape[:-2]:
+            raise ValueError(
+                f"xq must have the leading dimensions of xc, got {shown(xq)} for {shown(xc)}"
+            )
+        self.net.eval()
+        logits = self.net(given, values, asked)
+        return BarDistribution(logits, self._known_borders(logits))
+
+    def as_predictive(
+        self, xc: Any, yc: Any, num_samples: int = 1_000, *, seed: int | None = None
+    ) -> "PriorFittedPredictive":
+        """Make what works as :class:`pyro.infer.Predictive` of the prior, given points.
+
+        :param Tensor xc: inputs of the given points, as of :meth:`predictive`.
+        :param Tensor yc: their values.
+        :param int num_samples: number of draws.
+        :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+        :returns: a function of queries that returns draws by site.
+
+        Example::
+
+            >>> def prior(x):
+            ...     pyro.sample("y", dist.Normal(x, 1.0).to_event(1))
+            >>> pfn = PriorDataFittedNetwork(prior, num_bars=20, num_points=(4, 8), seed=0)
+            >>> predictive = pfn.fit(2, progress=False).as_predictive([0.1, 0.2], [0.0, 1.0])
+            >>> predictive(torch.tensor([0.5, 0.6, 0.7]))["y"].shape
+            torch.Size([1000, 3])
+        """
+        self.predictive(xc, yc, xc)  # checks all of them
+        return PriorFittedPredictive(self, xc, yc, num_samples, seed=seed)
+
+    def _as_inputs(self, name: str, value: Any, num_dims: int) -> Tensor:
+        """Inputs with a dimension of features."""
+        x = as_tensor(name, value, finite=True)
+        x = x.unsqueeze(-1) if x.dim() == num_dims and self.num_features == 1 else x
+        if x.dim() != num_dims + 1 or x.shape[-1] != self.num_features:
+            raise ValueError(
+                f"{name} must have the shape (*batch, n, {self.num_features}), or (*batch, n) for "
+                f"one feature, with the batch of yc, got {shown(value)}"
+            )
+        return x
+
+    def _with_features(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-1) if x.dim() == 2 else x
+
+    def _known_borders(self, like: Tensor) -> Tensor:
+        if self.borders is None:
+            raise ValueError("borders must be given or found by fit() first, got None")
+        self.borders = self.borders.to(like)
+        return self.borders
+
+    # Files ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, **facts: Any) -> None:
+        """Write weights and borders to a file of safetensors, which holds nothing that executes.
+
+        :param path: the file.
+        :param facts: plain values to remember, such as what it was trained on.
+        :raises CheckpointError: where the file cannot be written.
+        :raises ValueError: before the borders are known.
+        """
+        check_instance("path", path, (str, Path), "a path")
+        check_folder_of(Path(path))
+        borders = self._known_borders(next(self.net.parameters()))
+        settings = self.net.settings() if isinstance(self.net, PriorFittedTransformer) else None
+        content = {
+            "format": _FORMAT,
+            "net": settings,
+            "site": self.site,
+            "num_features": self.num_features,
+            "num_points": list(self.num_points),
+            "context": list(self.context),
+            "least_context": self.least_context,
+            "num_steps": len(self.losses),
+            "facts": facts,
+        }
+        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        write_tensors(Path(path), {"borders": borders, **tensors}, content)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        prior: Callable[..., Any] | None = None,
+        net: nn.Module | None = None,
+        **options: Any,
+    ) -> Self:
+        """Read what :meth:`save` wrote.
+
+        :param path: the file.
+        :param Callable prior: as of the constructor, to train further.
+        :param torch.nn.Module net: of the same form, where it was not the default one.
+        :param options: what else the constructor takes by keyword.
+        :raises CheckpointError: where the file is missing, damaged, or of something else.
+        """
+        check_instance("path", path, (str, Path), "a path")
+        tensors, content, _ = read_tensors(Path(path))
+        if content.get("format") != _FORMAT:
+            raise CheckpointError(f"{path} holds no prior-data fitted network")
+        check_optional(check_instance, "net", net, nn.Module, "a torch.nn.Module or None")
+        if net is None:
+            if content["net"] is None:
+                raise ValueError(f"net must be given, since {path} has weights of one of its own")
+            net = PriorFittedTransformer(**content["net"])
+        state = {
+            name.removeprefix("net."): value for name, value in tensors.items() if name != "borders"
+        }
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} is of another network: {error}") from error
+        names = ("site", "num_features", "num_points", "context", "least_context")
+        settings = {name: content[name] for name in names}
+        return cls(prior, net.eval(), tensors["borders"], **{**settings, **options})
+
+
+class PriorFittedPredictive:
+    """Draws of values at queries, as :class:`pyro.infer.Predictive` makes them.
+
+    Each value is drawn from its own predictive distribution, apart from the others.
+
+    :param PriorDataFittedNetwork network: the network.
+    :param Tensor xc: inputs of the given points.
+    :param Tensor yc: their values.
+    :param int num_samples: number of draws.
+    :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+
+    Example::
+
+        >>> net = PriorFittedTransformer(num_bars=4, width=8, num_layers=1)
+        >>> pfn = PriorDataFittedNetwork(None, net, torch.linspace(0.0, 1.0, 5))
+        >>> predictive = PriorFittedPredictive(pfn, [0.1, 0.2], [0.5, 0.4], num_samples=10)
+        >>> predictive([0.3, 0.4, 0.5])["y"].shape
+        torch.Size([10, 3])
+    """
+
+    def __init__(
+        self,
+        network: PriorDataFittedNetwork,
+        xc: Any,
+        yc: Any,
+        num_samples: int = 1_000,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        wanted = "a PriorDataFittedNetwork"
+        check_instance("network", network, PriorDataFittedNetwork, wanted)
+        network.predictive(xc, yc, xc)  # checks all of them
+        self.network, self.xc, self.yc = network, xc, yc
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.seed = None if seed is None else fresh_seed(seed)
+
+    def __call__(self, x: Any) -> dict[str, Tensor]:
+        """Draw values.
+
+        :param Tensor x: inputs of the queries.
+        :returns: draws by site. **Shape:** ``(num_samples, *batch, num_queries)``.
+        """
+        prediction = self.network.predictive(self.xc, self.yc, x)
+        with seeded(self.seed):
+            return {self.network.site: prediction.sample((self.num_samples,))}
+
+    forward = __call__
+
+
+class _OwnMemory(TorchFunctionMode):
+    """Gives each row its own memory for draws in place, which :func:`torch.vmap` asks for."""
+
+    def __init__(self, row: Tensor) -> None:
+        super().__init__()
+        self.zero = torch.zeros_like(row).sum()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in _MAKE_MEMORY and result.is_floating_point():
+            return result + self.zero.to(result)
+        return result
+
+
+def _can_be_vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a model draws for all rows at once what it would draw for each."""
+    try:
+        return len(_vectorized(draw, x)) == len(x)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+
+
+def _vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Draws of a model for all rows."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        values: Tensor = torch.vmap(draw, randomness="different")(x)
+    return values
+
+
+def _rise_and_fall(step: int, num_steps: int, warm_up: float) -> float:
+    """Learning rate in units of its largest, after some steps."""
+    warm_up = max(1.0, warm_up * num_steps)
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    done = (step - warm_up) / max(num_steps - warm_up, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _pair(argument: str, value: Any) -> Iterator[Any]:
+    """Two numbers."""
+    numbers = check_sequence(argument, value, "two numbers", 2)
+    if len(numbers) != 2:
+        raise ValueError(f"{argument} must be two numbers, got {shown(value)}")
+    return iter(numbers)

@@ -1,0 +1,381 @@
+r"""A prior of scaling curves: error or loss against the size of data or model.
+
+Curves fall as power laws with offsets and inflections, some with breaks between laws, some with a
+rise in between, as in double descent. All of them carry noise.
+
+D. Lee, D. B. Lee, S. Adriaensen, J. Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. B. Lee (2025),
+Bayesian neural scaling law extrapolation with prior-data fitted networks.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_integer
+from pyro_ext.random import seeded
+
+__all__ = [
+    "FAMILIES",
+    "SMALLEST_SIZE",
+    "sample_scaling_curves",
+    "scaling_curve_prior",
+    "scaling_grid",
+]
+
+FAMILIES = ("down", "down-down", "down-up-down")
+"""Families of curves: without breaks, with one or two, and with a rise between two breaks."""
+
+SMALLEST_SIZE = 0.01
+"""The least size of a grid, of which the largest is one."""
+
+_PROBS = (0.7, 0.2, 0.1)
+_NUM_PIECES = 3
+_MARGIN = 0.05  # between the last break and the cut
+_SHORTEST, _LONGEST = 0.2, 0.4
+_NUM_NEWTON = 8
+# Means and deviations of logarithms: of scale, exponent and offset; alpha, scale and exponent.
+_OFFSET_LOC, _OFFSET_SCALE = (-1.0, -2.0, 0.0), (0.5, 1.0, 1.0)
+_INFLECTED_LOC, _INFLECTED_SCALE = (0.0, -1.0, 0.0), (0.5, 0.5, 0.5)
+_NOISE_LOC, _NOISE_SCALE = -4.0, 1.0
+
+
+class Pieces(NamedTuple):
+    """Parameters of the pieces of curves, which have leading dimensions.
+
+    :param Tensor inflected: whether a piece has an inflection. **Shape:** ``(..., 3)``.
+    :param Tensor params: three positive numbers each. **Shape:** ``(..., 3, 3)``.
+    :param Tensor first: value at the least size. **Shape:** ``(..., 3)``.
+    :param Tensor fraction: of it that is left at the largest. **Shape:** ``(..., 3)``.
+    :param Tensor ends: numbers of the first points after each break. **Shape:** ``(..., 2)``.
+    :param Tensor rise: exponent, power and slope of a rise. **Shape:** ``(..., 3)``.
+    :param Tensor rises: whether the middle piece is a rise. **Shape:** ``(...)``.
+    """
+
+    inflected: Tensor
+    params: Tensor
+    first: Tensor
+    fraction: Tensor
+    ends: Tensor
+    rise: Tensor
+    rises: Tensor
+
+
+def offset_law(x: Tensor, scale: Tensor, exponent: Tensor, offset: Tensor) -> Tensor:
+    r"""The law M3 without its floor, :math:`\beta (1/x + \gamma)^c`."""
+    return scale * (1.0 / x + offset) ** exponent
+
+
+def inflected_law(x: Tensor, alpha: Tensor, scale: Tensor, exponent: Tensor) -> Tensor:
+    r"""The law M4 between floor 0 and ceiling 1, :math:`w = \beta x^{-c} (1 - w)^\alpha`.
+
+    The logit of :math:`w` solves an equation whose slope lies between 1 and :math:`\alpha`, and
+    which bends one way only, so that Newton's method finds it from anywhere.
+    """
+    target = scale.log() - exponent * x.log()
+    logit = target
+    for _ in range(_NUM_NEWTON):
+        w = logit.sigmoid()
+        excess = alpha * softplus(logit) - softplus(-logit) - target
+        logit = logit - excess / (1.0 - w + alpha * w)
+    return logit.sigmoid()
+
+
+def between(y: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Stretch and shift curves so that they have the given first and last values."""
+    start, end = y[..., :1], y[..., -1:]
+    return torch.lerp(last.expand_as(y), first.expand_as(y), (y - end) / (start - end))
+
+
+def break_points(x: Tensor, lengths: Tensor, num_context: int, kept: Tensor, rises: Tensor) -> Any:
+    """Numbers of the first points after the two breaks, the second at the end where not kept.
+
+    :param Tensor lengths: of pieces. **Shape:** ``(..., 2)``.
+    :param Tensor kept: whether there are two breaks. **Shape:** ``(...)``, as ``rises``.
+    """
+    places = lengths.cumprod(-1).flip(-1)  # the product of two comes first
+    single = torch.stack([lengths[..., 0], torch.full_like(lengths[..., 0], 2.0)], -1)
+    places = torch.where(kept[..., None], places, single)
+    latest = x[..., num_context] - _MARGIN
+    decisive = torch.where(rises | ~kept, places[..., 0], places[..., 1])
+    shrunk = torch.minimum(decisive, latest) / decisive
+    places = torch.where(places < 2.0, places * shrunk[..., None], places)
+    before = (x[..., None, :] < places[..., :, None]).sum(-1)
+    return before.clamp(min=1)
+
+
+def curves_of(x: Tensor, pieces: Pieces, full_rise: bool) -> Tensor:
+    """Curves without noise. **Shape:** ``(..., n)``."""
+    sizes = x[..., None, :]
+    one, two, three = (number[..., None] for number in pieces.params.unbind(-1))
+    law = torch.where(
+        pieces.inflected[..., None],
+        inflected_law(sizes, one, two, three),
+        offset_law(sizes, one, two, three),
+    )
+    first = pieces.first[..., None]
+    law = between(law, first, first * pieces.fraction[..., None])
+    if bool(pieces.rises.any()):
+        middle = torch.where(
+            pieces.rises[..., None], _rise(x, pieces.ends, pieces.rise, full_rise), law[..., 1, :]
+        )
+        law = torch.stack([law[..., 0, :], middle, law[..., 2, :]], -2)
+    # Each piece goes on where the one before ended, so that what counts are its steps.
+    number = torch.arange(x.shape[-1], device=x.device)
+    index = (number >= pieces.ends[..., :, None]).sum(-2, keepdim=True)
+    steps = law.diff(dim=-1).gather(-2, index[..., 1:]).squeeze(-2)
+    start = law[..., 0, :1]
+    return torch.cat([start, start + steps.cumsum(-1)], -1)
+
+
+def _rise(x: Tensor, ends: Tensor, rise: Tensor, full: bool) -> Tensor:
+    """A rise between two breaks by the distribution function of a symmetric beta distribution."""
+    from scipy.special import betainc
+
+    exponent, power, slope = rise[..., None].unbind(-2)
+    at = x.gather(-1, ends - 1)
+    start, end = at[..., :1], at[..., 1:]
+    length = (end - start).clamp(min=torch.finfo(x.dtype).tiny)
+    place = ((x - start) / (length if full else end)).clamp(0.0, 1.0)
+    shape = exponent.expand_as(place).cpu().numpy()
+    fraction = torch.as_tensor(betainc(shape, shape, place.cpu().numpy())).to(x)
+    return slope * (end - start) * fraction**power
+
+
+def is_allowed(y: Tensor, rises: Tensor) -> Tensor:
+    """Whether curves are without negative values and NaN, and those that rise begin highest."""
+    is_inside = (y >= 0).all(-1)
+    return is_inside & (~rises | (y <= y[..., :1]).all(-1))
+
+
+def _proposal(x: Tensor, num_context: int, family: int | None, full_rise: bool) -> None:
+    """One curve before any is rejected, as a Pyro model."""
+    chosen = pyro.sample("family", dist.Categorical(x.new_tensor(_PROBS)), obs=_given(x, family))
+    rises, kept = chosen == 2, chosen == 2
+    unused = x.new_tensor([x.shape[-1], x.shape[-1]]).long()
+    num_pieces, ends, rise = 1, unused, x.new_ones(3)
+    if bool(chosen > 0):
+        if bool(chosen == 1):
+            kept = pyro.sample("two_breaks", dist.Bernoulli(x.new_tensor(0.5))).bool()
+        lowest = _shortest(x, num_context)
+        lengths = pyro.sample("breaks", dist.Uniform(lowest, _LONGEST).expand([2]).to_event(1))
+        ends = break_points(x, lengths, num_context, kept, rises)
+        num_pieces = 2 + int(kept)
+    if bool(rises):
+        low, high = x.new_tensor([0.5, 0.01]), x.new_tensor([1.0, 0.7])
+        exponent, slope = pyro.sample("rise", dist.Uniform(low, high).to_event(1))
+        power = pyro.sample("rise_power", dist.LogNormal(x.new_tensor(0.0), 0.1))
+        rise = torch.stack([exponent.exp(), power, slope])
+    inflected, params, first, fraction = [], [], [], []
+    for number in range(num_pieces):
+        kind = pyro.sample(f"inflected_{number}", dist.Bernoulli(x.new_tensor(0.5))).bool()
+        loc, scale = _log_laws(x, kind)
+        params.append(pyro.sample(f"params_{number}", dist.LogNormal(loc, scale).to_event(1)))
+        first.append(pyro.sample(f"first_{number}", dist.Uniform(x.new_tensor(0.2), 1.2)))
+        fraction.append(pyro.sample(f"fraction_{number}", dist.Uniform(x.new_tensor(0.0), 1.0)))
+        inflected.append(kind)
+    kinds, numbers, firsts, fractions = (
+        torch.stack(part + part[-1:] * (_NUM_PIECES - num_pieces))
+        for part in (inflected, params, first, fraction)
+    )
+    pieces = Pieces(kinds, numbers, firsts, fractions, ends, rise, rises)
+    curve = curves_of(x, pieces, full_rise)
+    pyro.deterministic("curve", curve)
+    noise = pyro.sample("noise", dist.LogNormal(x.new_tensor(_NOISE_LOC), _NOISE_SCALE))
+    pyro.sample("y", dist.Normal(curve, noise).to_event(1))
+
+
+def scaling_curve_prior(
+    x: Any,
+    family: str | None = None,
+    *,
+    num_context: int | None = None,
+    full_rise: bool = False,
+) -> Tensor:
+    r"""One scaling curve with noise, as a Pyro model [1].
+
+    A curve falls by one law (with probability 0.7), by two or three with breaks between them (0.2),
+    or rises in between (0.1). A law is :math:`\beta (1/x + \gamma)^c`, or the root :math:`w` of
+    :math:`w = \beta x^{-c} (1 - w)^\alpha`, either stretched to a first value that is uniform on
+    (0.2, 1.2) and to a last one that is uniform below. All breaks but the end of a rise come before
+    the cut between context and what is to be predicted. A curve with a negative value, or one that
+    rises above its first value, is drawn again, with all of its sites but the family; the densities
+    at the sites are those before.
+
+    Sites are ``family``; ``two_breaks``, ``breaks``, ``rise``, ``rise_power`` where there are any;
+    ``inflected_k``, ``params_k``, ``first_k`` and ``fraction_k`` of each piece; ``curve``;
+    ``noise``, its standard deviation; and ``y``, the values.
+
+    :param Tensor x: sizes, rising, between 0 and 1. **Shape:** ``(n,)``.
+    :param str family: one of :data:`FAMILIES`; by default one at random.
+    :param int num_context: number of points before the cut; by default half of them.
+    :param bool full_rise: whether a rise ends level with its piece. In the official code, which is
+        the default, it is cut short, since it is drawn out over sizes from zero on.
+    :returns: values of the curve. **Shape:** ``(n,)``.
+    :raises ValueError: for sizes that do not rise or are not in (0, 1].
+
+    [1] D. Lee et al. (2025), Bayesian neural scaling law extrapolation with prior-data fitted
+    networks, section 4.
+
+    Example::
+
+        >>> pyro.set_rng_seed(0)
+        >>> x = torch.linspace(0.01, 1.0, 30)
+        >>> trace = pyro.poutine.trace(scaling_curve_prior).get_trace(x, "down")
+        >>> trace.nodes["y"]["value"].shape, len(trace.stochastic_nodes)
+        (torch.Size([30]), 6)
+    """
+    x, num_context, number = _checked(x, num_context, family, full_rise, "(n,)")
+    if number is None:
+        number, given = int(dist.Categorical(x.new_tensor(_PROBS)).sample()), None
+    else:
+        given = number
+    with poutine.block(hide_all=True):
+        while True:
+            trace = poutine.trace(_proposal).get_trace(x, num_context, number, full_rise)
+            y: Any = trace.nodes["y"]["value"]
+            if bool(is_allowed(y, torch.tensor(number == 2))):
+                break
+    trace.nodes["family"]["is_observed"] = False
+    with poutine.replay(trace=trace):
+        _proposal(x, num_context, given, full_rise)
+    values: Tensor = y
+    return values
+
+
+def sample_scaling_curves(
+    x: Any,
+    family: str | None = None,
+    *,
+    num_context: int | None = None,
+    full_rise: bool = False,
+    seed: int | None = None,
+) -> Tensor:
+    """Many curves of :func:`scaling_curve_prior` at once.
+
+    :param Tensor x: sizes of each curve. **Shape:** ``(num_curves, n)``.
+    :param str family: as there, like all else.
+    :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+    :returns: values of the curves. **Shape:** ``(num_curves, n)``.
+
+    Example::
+
+        >>> x = scaling_grid(100, 30, seed=0)
+        >>> sample_scaling_curves(x, num_context=10, seed=0).shape
+        torch.Size([100, 30])
+    """
+    x, num_context, number = _checked(x, num_context, family, full_rise, "(num_curves, n)")
+    with seeded(seed):
+        if number is None:
+            families = dist.Categorical(x.new_tensor(_PROBS)).sample((len(x),))
+        else:
+            families = torch.full((len(x),), number, device=x.device)
+        y = torch.empty_like(x)
+        waiting = torch.arange(len(x), device=x.device)
+        while len(waiting):
+            proposed = _proposals(x[waiting], num_context, families[waiting], full_rise)
+            is_right = is_allowed(proposed, families[waiting] == 2)
+            y[waiting[is_right]] = proposed[is_right]
+            waiting = waiting[~is_right]
+    return y
+
+
+def _proposals(x: Tensor, num_context: int, families: Tensor, full_rise: bool) -> Tensor:
+    """Curves with noise, one a row, before any is rejected."""
+    rows = len(x)
+    uniform = partial(torch.rand, dtype=x.dtype, device=x.device)
+    normal = partial(torch.randn, dtype=x.dtype, device=x.device)
+    inflected = uniform(rows, _NUM_PIECES) < 0.5
+    loc, scale = _log_laws(x, inflected[..., None])
+    rises = families == 2
+    kept = rises | ((families == 1) & (uniform(rows) < 0.5))
+    shortest = _shortest(x, num_context)[:, None]
+    lengths = shortest + (_LONGEST - shortest) * uniform(rows, 2)
+    ends = break_points(x, lengths, num_context, kept, rises)
+    ends = torch.where((families > 0)[:, None], ends, x.shape[-1])
+    exponent, power = (0.5 + 0.5 * uniform(rows)).exp(), (0.1 * normal(rows)).exp()
+    pieces = Pieces(
+        inflected,
+        (loc + scale * normal(rows, _NUM_PIECES, 3)).exp(),
+        0.2 + uniform(rows, _NUM_PIECES),
+        uniform(rows, _NUM_PIECES),
+        ends,
+        torch.stack([exponent, power, 0.01 + 0.69 * uniform(rows)], -1),
+        rises,
+    )
+    noise = (_NOISE_LOC + _NOISE_SCALE * normal(rows, 1)).exp()
+    return curves_of(x, pieces, full_rise) + noise * torch.randn_like(x)
+
+
+def scaling_grid(
+    num_curves: int, num_points: int, *, spacing: str = "uniform", seed: int | None = None
+) -> Tensor:
+    """Random sizes of curves, each from 0.01 to 1 and rising.
+
+    :param int num_curves: number of curves.
+    :param int num_points: number of points of each, two at least.
+    :param str spacing: how points between the ends are drawn: ``"uniform"``, as in the paper,
+        ``"log"``, uniformly on a logarithmic scale, or ``"mixed"``, half of the curves each.
+    :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+    :returns: **Shape:** ``(num_curves, num_points)``.
+
+    Example::
+
+        >>> scaling_grid(2, 3, seed=0)[:, [0, 2]]
+        tensor([[0.0100, 1.0000],
+                [0.0100, 1.0000]])
+    """
+    num_curves = check_integer("num_curves", num_curves, 1)
+    num_points = check_integer("num_points", num_points, 2)
+    check_choice("spacing", spacing, ("uniform", "log", "mixed"))
+    with seeded(seed):
+        inner = torch.rand(num_curves, num_points - 2)
+        is_log = torch.rand(num_curves, 1) < {"uniform": 0.0, "log": 1.0, "mixed": 0.5}[spacing]
+    even = SMALLEST_SIZE + (1.0 - SMALLEST_SIZE) * inner
+    inner = torch.where(is_log, SMALLEST_SIZE ** (1.0 - inner), even).sort(-1).values
+    ends = inner.new_tensor([SMALLEST_SIZE, 1.0]).expand(num_curves, 2)
+    return torch.cat([ends[:, :1], inner, ends[:, 1:]], -1)
+
+
+def _checked(
+    x: Any, num_context: int | None, family: str | None, full_rise: bool, shape: str
+) -> tuple[Tensor, int, int | None]:
+    """Arguments that the prior and its sampler share."""
+    x = as_tensor("x", x, shape, finite=True)
+    if not x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
+    if x.shape[-1] < 3 or not bool((x > 0).all() & (x <= 1).all() & (x.diff(dim=-1) >= 0).all()):
+        raise ValueError(f"x must be three sizes at least, in (0, 1] and rising, got {x!r:.80}")
+    if num_context is None:
+        num_context = x.shape[-1] // 2
+    num_context = check_integer("num_context", num_context, 1)
+    if num_context >= x.shape[-1]:
+        raise ValueError(
+            f"num_context must be less than the {x.shape[-1]} points of x, got {num_context}"
+        )
+    if family is not None:
+        check_choice("family", family, FAMILIES)
+    check_boolean("full_rise", full_rise)
+    return x, num_context, None if family is None else FAMILIES.index(family)
+
+
+def _given(x: Tensor, family: int | None) -> Tensor | None:
+    """The family as an observed value."""
+    return None if family is None else torch.tensor(family, device=x.device)
+
+
+def _shortest(x: Tensor, num_context: int) -> Tensor:
+    """The least length of a piece."""
+    return (x[..., num_context] - _MARGIN).clamp(0.0, _SHORTEST)
+
+
+def _log_laws(x: Tensor, inflected: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of the logarithms of parameters."""
+    loc = torch.where(inflected, x.new_tensor(_INFLECTED_LOC), x.new_tensor(_OFFSET_LOC))
+    scale = torch.where(inflected, x.new_tensor(_INFLECTED_SCALE), x.new_tensor(_OFFSET_SCALE))
+    return loc, scale

@@ -1,0 +1,256 @@
+"""Distributions that are piecewise uniform, with tails that leave no number out."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext._checks import as_tensor, check_boolean, check_instance, check_integer, shown
+from pyro_ext.distributions.bases import ParametricDistribution, ScalarDistribution
+
+__all__ = ["BarDistribution", "bar_borders"]
+
+_HALF_NORMAL_MEDIAN = 0.6744897501960817
+_HALF_NORMAL_MEAN = math.sqrt(2.0 / math.pi)
+
+
+class BarDistribution(ParametricDistribution, ScalarDistribution):
+    r"""A number that falls into bar :math:`k` with probability :math:`\mathrm{softmax}(l)_k` [1].
+
+    Inside a bar the density is uniform, between its borders :math:`b_k` and :math:`b_{k+1}`. With
+    full support the first and the last bar are half-normal distributions in its place: one goes
+    down from :math:`b_1`, the other up from :math:`b_{K-1}`, each with half of its probability
+    within the outermost border, so that their scales are :math:`(b_1 - b_0) / 0.67449` and
+    :math:`(b_K - b_{K-1}) / 0.67449`. Quantiles are exact, those of the tails, too.
+
+    :param Tensor logits: log probabilities of the bars, up to a constant. **Shape:**
+        ``(*batch, num_bars)``.
+    :param Tensor borders: of the bars, rising. **Shape:** ``(num_bars + 1,)``.
+    :param bool full_support: whether the support is all real numbers, which takes two bars at
+        least; otherwise it is the interval from the first border to the last.
+    :raises ValueError: for borders that do not rise, or are not one more than the logits.
+
+    [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
+    Transformers can do Bayesian inference.
+
+    Example::
+
+        >>> bars = BarDistribution(torch.zeros(4), torch.linspace(0.0, 1.0, 5))
+        >>> bars.mean, bars.icdf(torch.tensor([0.25, 0.5]))
+        (tensor(0.5000), tensor([0.2500, 0.5000]))
+        >>> bars.log_prob(torch.tensor([0.3, 5.0])).exp()
+        tensor([1.0000e+00, 3.6078e-29])
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+
+    logits: Tensor
+    borders: Tensor
+
+    def __init__(
+        self,
+        logits: Any,
+        borders: Any,
+        full_support: bool = True,
+        validate_args: bool | None = None,
+    ) -> None:
+        logits = as_tensor("logits", logits, "(*batch, num_bars)")
+        if not logits.is_floating_point():
+            logits = logits.to(torch.get_default_dtype())
+        borders = as_tensor("borders", borders, "(num_bars + 1,)", like=logits).to(logits.dtype)
+        self.full_support = check_boolean("full_support", full_support)
+        num_bars, least = logits.shape[-1], 2 if full_support else 1
+        if num_bars < least or len(borders) != num_bars + 1:
+            raise ValueError(
+                f"borders must be one more than the bars of logits, of which there are {least} at "
+                f"least, got {shown(borders)} for {num_bars} bars"
+            )
+        check_borders("borders", borders)
+        self.borders = borders
+        super().__init__(
+            {"logits": logits}, {"logits": 1}, logits.shape[:-1], torch.Size(), validate_args
+        )
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """All real numbers, or the interval between the outermost borders."""
+        if self.full_support:
+            return constraints.real
+        return constraints.interval(self.borders[0], self.borders[-1])
+
+    @property
+    def num_bars(self) -> int:
+        """Number of bars."""
+        return self.logits.shape[-1]
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of the bars. **Shape:** ``(*batch, num_bars)``."""
+        return self.logits.softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        return (self.probs * self._bar_moments()[0]).sum(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        means, variances = self._bar_moments()
+        apart = means - self.mean.unsqueeze(-1)
+        return (self.probs * (variances + apart.square())).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy."""
+        inner = self.borders.diff().log()
+        if self.full_support:
+            low, high = self._scales()
+            tail = 0.5 + 0.5 * math.log(math.pi / 2.0)
+            inner = torch.cat([(low.log() + tail)[None], inner[1:-1], (high.log() + tail)[None]])
+        log_probs = self.logits.log_softmax(-1)
+        return (log_probs.exp() * (inner - log_probs)).sum(-1)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles, in closed form, with gradients."""
+        if self._validate_args:
+            check_instance("value", value, Tensor, "a tensor of probabilities")
+            as_tensor("value", value)
+            if not bool(((value > 0) & (value < 1)).all()):
+                raise ValueError(f"value must hold probabilities in (0, 1), got {value!r:.80}")
+        probs = self.probs
+        below = probs.cumsum(-1)
+        value = self._like_batch(value.to(probs))
+        number = (value.unsqueeze(-1) >= below[..., :-1]).sum(-1)
+        prob = self._chosen(probs, number).clamp(min=torch.finfo(probs.dtype).tiny)
+        left = self._chosen(below, number) - prob
+        low, width = self.borders[number], self.borders.diff()[number]
+        inside = low + width * ((value - left) / prob).clamp(0.0, 1.0)
+        if not self.full_support:
+            return inside
+        first, last = self._scales()
+        tiny = torch.finfo(probs.dtype).tiny
+        is_first, is_last = number == 0, number == self.num_bars - 1
+        # Where neither tail is meant, a fraction that has a finite gradient there.
+        down = torch.where(is_first, 0.5 * value / prob, 0.25).clamp(tiny, 0.5)
+        up = torch.where(is_last, 0.5 * (1.0 - value) / prob, 0.25).clamp(tiny, 0.5)
+        inside = torch.where(is_first, self.borders[1] + first * torch.special.ndtri(down), inside)
+        return torch.where(is_last, self.borders[-2] - last * torch.special.ndtri(up), inside)
+
+    def _rsample(self, shape: torch.Size) -> Tensor:
+        """Quantiles of uniform numbers, which depend on the logits without a jump."""
+        limits = torch.finfo(self.logits.dtype)
+        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        return self.icdf(uniform.clamp(limits.tiny, 1.0 - 0.5 * limits.eps))
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        number = self._number_of(value)
+        log_prob = self._chosen(self.logits.log_softmax(-1), number)
+        inside = log_prob - self.borders.diff().log()[number]
+        if not self.full_support:
+            is_inside = (value >= self.borders[0]) & (value <= self.borders[-1])
+            return torch.where(is_inside, inside, -torch.inf)
+        first, last = self._scales()
+        down = ((self.borders[1] - value) / first).clamp(min=0.0)
+        up = ((value - self.borders[-2]) / last).clamp(min=0.0)
+        of_two = math.log(2.0) - 0.5 * math.log(2.0 * math.pi)
+        inside = torch.where(
+            number == 0, log_prob + of_two - first.log() - 0.5 * down.square(), inside
+        )
+        is_last = number == self.num_bars - 1
+        return torch.where(is_last, log_prob + of_two - last.log() - 0.5 * up.square(), inside)
+
+    def _cdf(self, value: Tensor) -> Tensor:
+        probs, number = self.probs, self._number_of(value)
+        prob = self._chosen(probs, number)
+        left = self._chosen(probs.cumsum(-1), number) - prob
+        low, width = self.borders[number], self.borders.diff()[number]
+        inside = left + prob * ((value - low) / width).clamp(0.0, 1.0)
+        if not self.full_support:
+            return inside
+        first, last = self._scales()
+        down = ((self.borders[1] - value) / first).clamp(min=0.0) * math.sqrt(0.5)
+        up = ((value - self.borders[-2]) / last).clamp(min=0.0) * math.sqrt(0.5)
+        inside = torch.where(number == 0, prob * torch.special.erfc(down), inside)
+        is_last = number == self.num_bars - 1
+        return torch.where(is_last, 1.0 - prob * torch.special.erfc(up), inside)
+
+    def _bar_moments(self) -> tuple[Tensor, Tensor]:
+        """Means and variances inside each bar."""
+        width = self.borders.diff()
+        means, variances = self.borders[:-1] + 0.5 * width, width.square() / 12.0
+        if self.full_support:
+            first, last = self._scales()
+            ends = torch.stack(
+                [
+                    self.borders[1] - _HALF_NORMAL_MEAN * first,
+                    self.borders[-2] + _HALF_NORMAL_MEAN * last,
+                ]
+            )
+            spread = (1.0 - 2.0 / math.pi) * torch.stack([first, last]).square()
+            means = torch.cat([ends[:1], means[1:-1], ends[1:]])
+            variances = torch.cat([spread[:1], variances[1:-1], spread[1:]])
+        return means, variances
+
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """Scales of the two half-normal distributions."""
+        width = self.borders.diff() / _HALF_NORMAL_MEDIAN
+        return width[0], width[-1]
+
+    def _number_of(self, value: Tensor) -> Tensor:
+        """The number of the bar that each value is in."""
+        inner = self.borders[1:-1]
+        number = torch.bucketize(value.detach().contiguous(), inner, right=True)
+        return self._like_batch(number)
+
+    def _like_batch(self, value: Tensor) -> Tensor:
+        """A value for each law; the function for shapes alone imports much of PyTorch."""
+        each: Tensor = torch.broadcast_tensors(value, self.logits[..., 0])[0]
+        return each
+
+    def _chosen(self, rows: Tensor, number: Tensor) -> Tensor:
+        """The entry of each row that is numbered."""
+        rows = rows.expand(*number.shape, self.num_bars)
+        return rows.gather(-1, number.unsqueeze(-1)).squeeze(-1)
+
+
+def bar_borders(values: Any, num_bars: int) -> Tensor:
+    """Borders between which equally many of some values lie.
+
+    They are in the middle of two neighboring values, the outermost ones the least and the greatest.
+
+    :param Tensor values: draws of what is to be predicted. **Shape:** any.
+    :param int num_bars: number of bars.
+    :returns: **Shape:** ``(num_bars + 1,)``.
+    :raises ValueError: where there are too few values, or too many that are equal.
+
+    Example::
+
+        >>> bar_borders(torch.arange(9.0), 3)
+        tensor([0.0000, 2.5000, 5.5000, 8.0000])
+    """
+    num_bars = check_integer("num_bars", num_bars, 1)
+    ordered = as_tensor("values", values, finite=True).flatten().sort().values
+    if not ordered.is_floating_point():
+        ordered = ordered.to(torch.get_default_dtype())
+    if len(ordered) < 2 * num_bars:
+        raise ValueError(
+            f"values must be {2 * num_bars} at least for {num_bars} bars, got {len(ordered)}"
+        )
+    steps = torch.arange(1, num_bars, device=ordered.device)
+    at = steps * len(ordered) // num_bars
+    inner = 0.5 * (ordered[at - 1] + ordered[at])
+    borders = torch.cat([ordered[:1], inner, ordered[-1:]])
+    if not bool((borders.diff() > 0).all()):
+        raise ValueError(
+            f"values must differ enough for {num_bars} bars, got {len(ordered)} of which more than "
+            "one in so many are equal: take fewer bars"
+        )
+    return borders
+
+
+def check_borders(argument: str, borders: Tensor) -> None:
+    """Check that borders are finite and rise."""
+    if not bool(borders.isfinite().all() & (borders.diff() > 0).all()):
+        raise ValueError(f"{argument} must be finite and rise, got {borders!r:.80}")

@@ -1,0 +1,119 @@
+"""Bars against quadrature, and quantiles against probabilities, on random laws."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_ext.distributions import BarDistribution, bar_borders
+from pyro_ext.special import gauss_legendre
+
+pytestmark = pytest.mark.usefixtures("float64")
+NUM_BORDERS, NUM_EACH = 40, 25
+
+
+def random_laws():
+    """A thousand laws of two to thirty bars, from nearly uniform to nearly one bar."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(NUM_BORDERS):
+        num_bars = 2 + number % 29
+        widths = torch.randn(num_bars, generator=generator).exp()
+        borders = torch.cat([torch.zeros(1), widths.cumsum(0)]) - 3.0 * number / NUM_BORDERS
+        scale = 10.0 ** torch.linspace(-1.0, 1.0, NUM_EACH)[:, None]
+        yield borders, scale * torch.randn(NUM_EACH, num_bars, generator=generator)
+
+
+def integrals(law, functions):
+    """Integrals of functions times the density, bar by bar, and twelve scales into each tail."""
+    nodes, weights = gauss_legendre(16)
+    low, high = law.borders[:-1].clone(), law.borders[1:].clone()
+    pieces = [torch.stack([low, high], -1)]
+    if law.full_support:
+        first, last = law._scales()
+        steps = torch.arange(13.0)
+        down, up = law.borders[1] - first * steps, law.borders[-2] + last * steps
+        pieces = [
+            pieces[0][1:-1],
+            torch.stack([down[1:], down[:-1]], -1),
+            torch.stack([up[:-1], up[1:]], -1),
+        ]
+    panels = torch.cat(pieces)
+    at = (panels[:, :1] + panels.diff() * nodes).flatten()[:, None]
+    density = law.log_prob(at).exp()
+    mass = (panels.diff() * weights).flatten()[:, None] * density
+    return [(mass * function(at)).sum(0) for function in functions]
+
+
+@pytest.mark.parametrize("full_support", [True, False])
+def test_a_thousand_laws(full_support):
+    probs = torch.linspace(0.001, 0.999, 41)[:, None]
+    for borders, logits in random_laws():
+        law = BarDistribution(logits, borders, full_support)
+        ones, mean = integrals(law, [torch.ones_like, lambda x: x])
+        torch.testing.assert_close(ones, torch.ones(NUM_EACH), rtol=1e-9, atol=0)
+        torch.testing.assert_close(mean, law.mean, rtol=1e-9, atol=1e-9)
+        second, entropy = integrals(
+            law,
+            [lambda x, law=law: (x - law.mean).square(), lambda x, law=law: -law.log_prob(x)],
+        )
+        torch.testing.assert_close(second, law.variance, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(entropy, law.entropy(), rtol=1e-8, atol=1e-9)
+        quantiles = law.icdf(probs)
+        assert bool((quantiles.diff(dim=0) > 0).all())
+        torch.testing.assert_close(
+            law.cdf(quantiles), probs.expand_as(quantiles), rtol=1e-10, atol=1e-12
+        )
+
+
+def test_half_of_a_tail_is_within_its_outermost_border():
+    law = BarDistribution(torch.tensor([0.2, -0.4, 0.9]), torch.tensor([-1.0, 0.0, 1.0, 3.0]))
+    first, _, last = law.probs
+    assert law.cdf(torch.tensor(-1.0)).item() == pytest.approx(first.item() / 2)
+    assert law.cdf(torch.tensor(3.0)).item() == pytest.approx(1 - last.item() / 2)
+    far = torch.tensor([-7.0, 15.0])  # log densities of half-normal laws
+    scale = torch.tensor([1.0, 2.0]) / 0.6744897501960817
+    z = torch.tensor([7.0, 14.0]) / scale
+    exact = law.probs[[0, 2]].log() + math.log(2 / math.sqrt(2 * math.pi)) - scale.log() - z**2 / 2
+    torch.testing.assert_close(law.log_prob(far), exact)
+
+
+def test_equal_logits():
+    """A density inside is one over so many times the width; the mean is in the middle."""
+    borders = torch.linspace(0.0, 1.0, 1001)
+    law = BarDistribution(torch.full((1001 - 1,), 3.0), borders)
+    assert law.mean.item() == pytest.approx(0.5, abs=1e-12)
+    value = torch.tensor([0.20003, 0.5, 0.98765])
+    torch.testing.assert_close(law.log_prob(value), -torch.log(torch.full((3,), 1000 * 0.001)))
+    uneven = torch.tensor([0.0, 0.1, 0.4, 0.5])
+    nll = -BarDistribution(torch.zeros(3), uneven).log_prob(torch.tensor(0.2))
+    assert nll.item() == pytest.approx(math.log(3 * 0.3))
+
+
+def test_borders_are_quantiles():
+    values = torch.randn(9_000, generator=torch.Generator().manual_seed(0)).exp()
+    borders = bar_borders(values.reshape(90, 100), 30)
+    counts = torch.histc(torch.bucketize(values, borders[1:-1]).double(), 30, -0.5, 29.5)
+    assert counts.tolist() == [300] * 30
+    assert (borders[0], borders[-1]) == (values.min(), values.max())
+
+
+def test_gradients_of_draws_are_those_of_quantiles():
+    """By finite differences of all logits, with the same uniform numbers."""
+    borders = torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4])
+
+    def draws(logits):
+        torch.manual_seed(3)
+        return BarDistribution(logits, borders).rsample((40,))
+
+    logits = torch.tensor([0.2, -0.5, 0.9, 0.1, -0.3], requires_grad=True)
+    assert torch.autograd.gradcheck(draws, (logits,), eps=1e-7, atol=1e-5)
+
+
+def test_wrong_borders():
+    for borders in ([0.0, 1.0, 1.0], [0.0, 2.0, 1.0], [0.0, float("nan"), 1.0], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="borders"):
+            BarDistribution(torch.zeros(2), torch.tensor(borders))
+    with pytest.raises(ValueError, match="two bars|2 at least"):
+        BarDistribution(torch.zeros(1), torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="fewer bars"):
+        bar_borders(torch.zeros(50), 5)

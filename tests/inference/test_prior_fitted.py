@@ -1,0 +1,221 @@
+"""Prior-data fitted networks: what their attention sees, and an exact posterior predictive."""
+
+import json
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from pyro_ext.checkpoint.files import CheckpointError
+from pyro_ext.inference import PriorDataFittedNetwork, PriorFittedTransformer
+
+LOC, NOISE = 1.0, 0.5
+
+
+def conjugate(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, LOC))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(mean, NOISE))
+
+
+def line(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    return pyro.sample("y", dist.Normal(slope * x, 0.1).to_event(1))
+
+
+def branching(x):
+    if pyro.sample("sign", dist.Bernoulli(0.5)) > 0:
+        return pyro.sample("y", dist.Normal(x, 0.1).to_event(1))
+    return pyro.sample("y", dist.Normal(-x, 0.1).to_event(1))
+
+
+def exact_predictive(y):
+    precision = 1 / LOC**2 + y.shape[-1] / NOISE**2
+    mean = y.sum(-1) / NOISE**2 / precision
+    return dist.Normal(mean[:, None], (1 / precision + NOISE**2) ** 0.5)
+
+
+def network(prior=line, **options):
+    settings = dict(num_bars=20, num_points=(6, 12), num_for_borders=300, seed=0) | options
+    return PriorDataFittedNetwork(prior, **settings)
+
+
+@pytest.fixture
+def moved():
+    """A network whose weights are anything, so that everything matters that can."""
+    torch.manual_seed(0)
+    net = PriorFittedTransformer(8, width=16, num_layers=2, num_heads=2)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return net.requires_grad_(False)
+
+
+def test_at_first_the_context_does_not_matter():
+    net = PriorFittedTransformer(8, width=16)
+    xq = torch.rand(3, 5, 1)
+    one, other = (net(torch.rand(3, 4, 1), torch.rand(3, 4), xq) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_neither_order_nor_other_queries_matter(moved):
+    xc, yc, xq = torch.rand(3, 6, 1), torch.rand(3, 6), torch.rand(3, 5, 1)
+    logits = moved(xc, yc, xq)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(moved(xc[:, order], yc[:, order], xq), logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(moved(xc, yc, xq[:, :2]), logits[:, :2], atol=1e-5, rtol=0)
+    assert float((moved(xc, yc + 1.0, xq) - logits).abs().max()) > 0.1
+    assert float((moved(xc, yc, xq + 1.0) - logits).abs().max()) > 0.1
+
+
+def test_attention_is_that_of_a_masked_encoder(moved):
+    """All tokens see the given points, and queries themselves: against PyTorch's own layer."""
+    block = moved.blocks[0]
+    layer = torch.nn.TransformerEncoderLayer(
+        16, 2, 32, 0.0, "gelu", batch_first=True, norm_first=False
+    )
+    own = {
+        "self_attn.in_proj_weight": block.project.weight,
+        "self_attn.in_proj_bias": block.project.bias,
+        "self_attn.out_proj.weight": block.output.weight,
+        "self_attn.out_proj.bias": block.output.bias,
+    }
+    parts = {
+        "linear1": block.inner,
+        "linear2": block.outer,
+        "norm1": block.attention_norm,
+        "norm2": block.output_norm,
+    }
+    for name, part in parts.items():
+        own |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
+    layer.load_state_dict(own)
+    tokens, number = torch.randn(3, 9, 16), 4
+    is_hidden = torch.arange(9)[None] >= number
+    is_hidden = is_hidden & ~torch.eye(9, dtype=torch.bool)
+    torch.testing.assert_close(
+        block(tokens, number), layer(tokens, src_mask=is_hidden), atol=2e-5, rtol=1e-5
+    )
+
+
+def test_draws_are_those_of_the_prior():
+    """Vectorized where that works, one by one where the model branches, or by a sampler."""
+    for prior, is_vectorized in ((line, True), (conjugate, True), (branching, False)):
+        one = network(prior)
+        x, y = one.draw(400, 8, 3, seed=0)
+        assert one._is_vectorized is is_vectorized and x.shape == y.shape == (400, 8)
+        assert torch.equal(y, one.draw(400, 8, 3, seed=0)[1])
+    slope = (x * y).sum(-1) / x.square().sum(-1)
+    assert {round(float(value)) for value in slope} == {-1, 1}
+    x, y = network(line).draw(2_000, 8, 3, seed=0)
+    assert float(((x * y).sum(-1) / x.square().sum(-1)).std()) == pytest.approx(1.0, rel=0.1)
+    given = network(line, sampler=lambda x, num_context: x + num_context).draw(2, 8, 3)
+    torch.testing.assert_close(given[1], given[0] + 3.0)
+
+
+def test_the_prior_may_be_told_how_many_points_are_given():
+    def told(x, num_context):
+        return pyro.sample("y", dist.Delta(x + num_context).to_event(1))
+
+    x, y = network(told).draw(3, 8, 5)
+    torch.testing.assert_close(y, x + 5.0)
+
+
+def test_training_leaves_generators_alone_and_repeats():
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    one, other = (network().fit(3, progress=False) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state()) and one.losses == other.losses
+    x = torch.rand(4)
+    ours, theirs = (pfn.predictive(x, x, x).logits for pfn in (one, other))
+    assert torch.equal(ours, theirs)
+    assert len(one.fit(2, progress=False).losses) == 5 and one.losses[:3] == other.losses
+    assert network(regress_context=False).fit(1, progress=False).losses != one.losses[:1]
+
+
+def test_loss_is_of_all_points_or_of_those_that_are_not_given():
+    pfn = network().fit(2, progress=False)
+    curves = pfn._curves(0)
+    x, y, number = curves
+    density = pfn.predictive(x[:, :number], y[:, :number], x).log_prob(y)
+    assert pfn._loss(curves).item() == pytest.approx(-float(density.mean()), rel=1e-5)
+    pfn.regress_context = False
+    assert pfn._loss(curves).item() == pytest.approx(-float(density[:, number:].mean()), rel=1e-5)
+
+
+def test_files(tmp_path):
+    pfn = network().fit(2, progress=False)
+    path = tmp_path / "pfn.safetensors"
+    pfn.save(path, made="here")
+    again = PriorDataFittedNetwork.load(path, line)
+    x = torch.rand(4)
+    assert torch.equal(pfn.predictive(x, x, x).logits, again.predictive(x, x, x).logits)
+    assert again.num_points == (6, 12) and again.borders.equal(pfn.borders)
+    again.fit(1, progress=False)
+    with pytest.raises(ValueError, match="prior must be a Pyro model"):
+        PriorDataFittedNetwork.load(path).fit(1, progress=False)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="changed"):
+        PriorDataFittedNetwork.load(path)
+    (tmp_path / "other").write_text(json.dumps({}))
+    with pytest.raises(CheckpointError):
+        PriorDataFittedNetwork.load(tmp_path / "other")
+
+
+def test_predictive_draws():
+    pfn = network().fit(2, progress=False)
+    xc, yc, xq = torch.rand(5, 4), torch.rand(5, 4), torch.rand(5, 3)
+    predictive = pfn.as_predictive(xc, yc, num_samples=4_000, seed=1)
+    draws = predictive(xq)["y"]
+    assert draws.shape == (4_000, 5, 3) and torch.equal(draws, predictive(xq)["y"])
+    law = pfn.predictive(xc, yc, xq)
+    z = (draws.mean(0) - law.mean) / (law.variance / 4_000).sqrt()
+    assert float(z.abs().max()) < 5.0
+
+
+def test_several_features():
+    def plane(x):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ weight, 0.1).to_event(1))
+
+    pfn = network(plane, num_features=2).fit(2, progress=False)
+    assert pfn.predictive(torch.rand(4, 2), torch.rand(4), torch.rand(7, 2)).batch_shape == (7,)
+
+
+def test_wrong_priors():
+    with pytest.raises(ValueError, match="site 'z'"):
+        network(site="z").fit(1, progress=False)
+
+    def scalar(x):
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"of the shape \(\d+,\) at 'y'"):
+        network(scalar).fit(1, progress=False)
+    with pytest.raises(ValueError, match="borders must be given or found"):
+        network().predictive([0.1, 0.2], [0.1, 0.2], [0.3])
+
+
+def test_a_prior_keeps_its_sites_to_itself():
+    with poutine.trace() as trace:
+        network().draw(2, 8, 3)
+    assert not trace.trace.nodes.keys() - {"_INPUT", "_RETURN"}
+
+
+@pytest.mark.slow
+def test_predictions_are_nearly_exact():
+    """A mean that is not known: log densities within 0.02 of the exact ones on new data."""
+    pfn = PriorDataFittedNetwork(
+        conjugate, PriorFittedTransformer(50, width=32, num_layers=2), num_points=(8, 16), seed=0
+    )
+    pfn.fit(700, progress=False)
+    for number in (2, 6):
+        x, y = pfn.draw(2_000, 12, number, seed=1)
+        prediction = pfn.predictive(x[:, :number], y[:, :number], x[:, number:])
+        exact = exact_predictive(y[:, :number])
+        future = y[:, number:]
+        excess = (exact.log_prob(future) - prediction.log_prob(future)).mean()
+        assert -0.005 < float(excess) < 0.03
+        error = (prediction.mean - exact.loc).square().mean().sqrt()
+        assert float(error) < 0.1
