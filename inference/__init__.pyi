@@ -48,8 +48,8 @@ from .partitions import (
 from .prior_fitted import (
     PriorDataFittedNetwork,
     PriorFittedPredictive,
-    PriorFittedTransformer,
 )
+from .prior_fitted_transformer import PriorFittedTransformer
 from .pseudocoresets import (
     AutoPseudocoreset,
     ExpertBuffer,
