@@ -49,11 +49,8 @@ from .partitions import (
     ibhc,
     rbhc,
 )
-from .prior_fitted import (
-    PriorDataFittedNetwork,
-    PriorFittedPredictive,
-    PriorFittedTransformer,
-)
+from .prior_fitted import PriorDataFittedNetwork, PriorFittedPredictive
+from .prior_fitted_transformer import PriorFittedTransformer
 from .pseudocoresets import (
     AutoPseudocoreset,
     ExpertBuffer,

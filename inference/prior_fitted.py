@@ -7,7 +7,7 @@ Bayesian inference.
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,7 +16,6 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 from torch.optim.lr_scheduler import LambdaLR
 from torch.overrides import TorchFunctionMode
 
@@ -34,128 +33,15 @@ from pyro_ext._checks import (
 from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
 from pyro_ext.distributions import BarDistribution, bar_borders
 from pyro_ext.distributions.bars import check_borders
+from pyro_ext.inference.prior_fitted_transformer import PriorFittedTransformer
 from pyro_ext.inference.training import Trainer
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
-__all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive", "PriorFittedTransformer"]
+__all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive"]
 
 _NUM_BARS = 200
 _FORMAT = "pyro_ext prior-data fitted network"
 _MAKE_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
-
-
-class PriorFittedTransformer(nn.Module):
-    """Transformer from points that are given to logits at points that are asked for [1].
-
-    All tokens look at those of the given points, and a query at itself besides, so that neither
-    the order of the points nor other queries matter, and the cost grows with the number of queries
-    no faster than that. The last layers of all blocks start at zero: at first a prediction depends
-    on its query alone.
-
-    :param int num_bars: number of logits.
-    :param int num_features: number of features of an input.
-    :param int width: number of features of a token, a multiple of ``num_heads``.
-    :param int num_layers: number of blocks.
-    :param int num_heads: number of heads.
-
-    [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
-    Transformers can do Bayesian inference.
-
-    Example::
-
-        >>> net = PriorFittedTransformer(num_bars=20, width=16, num_layers=2)
-        >>> net(torch.rand(8, 5, 1), torch.rand(8, 5), torch.rand(8, 7, 1)).shape
-        torch.Size([8, 7, 20])
-    """
-
-    x_loc: Tensor
-    x_scale: Tensor
-    y_loc: Tensor
-    y_scale: Tensor
-
-    def __init__(
-        self,
-        num_bars: int,
-        num_features: int = 1,
-        *,
-        width: int = 64,
-        num_layers: int = 3,
-        num_heads: int = 4,
-    ) -> None:
-        super().__init__()
-        self.num_bars = check_integer("num_bars", num_bars, 2)
-        self.num_features = check_integer("num_features", num_features, 1)
-        self.width = check_integer("width", width, 1)
-        self.num_layers = check_integer("num_layers", num_layers, 1)
-        self.num_heads = check_integer("num_heads", num_heads, 1)
-        if width % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        for name in ("x", "y"):  # those of a uniform number
-            size = (num_features,) if name == "x" else ()
-            self.register_buffer(f"{name}_loc", torch.full(size, 0.5))
-            self.register_buffer(f"{name}_scale", torch.full(size, math.sqrt(1.0 / 12.0)))
-        self.from_x = nn.Linear(num_features, width)
-        self.from_y = nn.Linear(1, width)
-        self.blocks = nn.ModuleList(_Block(width, num_heads) for _ in range(num_layers))
-        self.head = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, num_bars)
-        )
-
-    def settings(self) -> dict[str, int]:
-        """What the constructor was given."""
-        names = ("num_bars", "num_features", "width", "num_layers", "num_heads")
-        return {name: getattr(self, name) for name in names}
-
-    def forward(self, xc: Tensor, yc: Tensor, xq: Tensor) -> Tensor:
-        """Logits at the queries.
-
-        :param Tensor xc: inputs of the given points. **Shape:**
-            ``(*batch, num_context, num_features)``.
-        :param Tensor yc: their values. **Shape:** ``(*batch, num_context)``.
-        :param Tensor xq: inputs of the queries. **Shape:** ``(*batch, num_queries, num_features)``.
-        :returns: **Shape:** ``(*batch, num_queries, num_bars)``.
-        """
-        num_context = xc.shape[-2]
-        tokens = self.from_x((torch.cat([xc, xq], -2) - self.x_loc) / self.x_scale)
-        values = self.from_y(((yc - self.y_loc) / self.y_scale).unsqueeze(-1))
-        tokens = torch.cat(
-            [tokens[..., :num_context, :] + values, tokens[..., num_context:, :]], -2
-        )
-        for block in self.blocks:
-            tokens = block(tokens, num_context)
-        logits: Tensor = self.head(tokens[..., num_context:, :])
-        return logits
-
-
-class _Block(nn.Module):
-    """A layer of an encoder, normalized after each of its two parts."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.project = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.attention_norm, self.output_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        for layer in (self.output, self.outer):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, tokens: Tensor, num_context: int) -> Tensor:
-        heads = self.project(tokens).unflatten(-1, (3 * self.num_heads, -1)).transpose(-2, -3)
-        query, key, value = heads.chunk(3, -3)
-        query = query / math.sqrt(query.shape[-1])
-        given = query @ key[..., :num_context, :].mT
-        # The weight of a query in its own attention; that of a given point is among those above.
-        own = (query * key).sum(-1, keepdim=True)
-        is_given = torch.arange(tokens.shape[-2], device=tokens.device) < num_context
-        own = own.masked_fill(is_given[:, None], -torch.inf)
-        weights = torch.cat([given, own], -1).softmax(-1)
-        mixed = weights[..., :-1] @ value[..., :num_context, :] + weights[..., -1:] * value
-        mixed = self.output(mixed.transpose(-2, -3).flatten(-2))
-        tokens = self.attention_norm(tokens + mixed)
-        normalized: Tensor = self.output_norm(tokens + self.outer(gelu(self.inner(tokens))))
-        return normalized
 
 
 class _Curves(NamedTuple):
@@ -445,7 +331,7 @@ class PriorDataFittedNetwork:
             return as_tensor("sampler", self.sampler(x, num_context=num_context))
         if self.prior is None:
             raise ValueError("prior must be a Pyro model to draw from or to train on, got None")
-        draw_one = partial(self._draw_one, **self._told(num_context))
+        draw_one = partial(self._draw_one, told=self._told(num_context))
         if self._is_vectorized is None:
             with torch.random.fork_rng():
                 self._is_vectorized = _can_be_vectorized(draw_one, x[:2])
@@ -459,10 +345,11 @@ class PriorDataFittedNetwork:
         parameters = inspect.signature(self.prior).parameters
         return {"num_context": num_context} if "num_context" in parameters else {}
 
-    def _draw_one(self, x: Tensor, **told: int) -> Tensor:
+    def _draw_one(self, x: Tensor, told: Mapping[str, Any]) -> Tensor:
         """Values of one data set."""
         with poutine.block(hide_all=True), _OwnMemory(x):
-            trace = poutine.trace(self.prior).get_trace(x, **told)
+            tracer: Any = poutine.trace(self.prior)
+            trace = tracer.get_trace(x, **told)
         if self.site not in trace.nodes:
             names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
             raise ValueError(f"prior must have the site {self.site!r}, got the sites {names}")

@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report, versions
 
@@ -188,14 +189,13 @@ def _statements(tree: ast.Module) -> Iterator[str]:
                         yield statement
 
 
-def _outcome(page: Script, folder: Path, record: dict[str, float]) -> Outcome:
+def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:
     """How a run ended, with its report."""
     try:
         report = Report.load(folder)
     except (OSError, ValueError):  # most workflows make no claims, and what crashes leaves none
         report = None
-    seconds, cpu_seconds = record["seconds"], record["cpu_seconds"]
-    return Outcome(page, int(record["returncode"]), seconds, report, cpu_seconds)
+    return Outcome(page, record["returncode"], record["seconds"], report, record["cpu_seconds"])
 
 
 def _wait(process: "subprocess.Popen[str]") -> float | None:

@@ -127,6 +127,18 @@ READER = {
         },
         None,
     ),
+    "extrapolate(sizes, errors)": (
+        {"sizes": 10.0 * 2.0 ** torch.arange(8), "errors": 0.9 ** torch.arange(8)},
+        lambda found: found.interval(0.9),
+    ),
+    'ScalingLaw("M2")': (
+        {},
+        lambda law: law.fit(2.0 ** torch.arange(8), 0.9 ** torch.arange(8)).predict([200.0]),
+    ),
+    "PriorDataFittedNetwork(model)": (
+        {"model": lambda x: pyro.sample("y", dist.Normal(x, 1.0).to_event(1))},
+        lambda pfn: pfn.draw(2, 5, 2),
+    ),
     'MCMC(..., checkpoint="folder")': ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
     'to_arviz("folder")': ({}, None),
     "MCMC(..., chain_method=executor)": (

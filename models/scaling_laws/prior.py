@@ -179,11 +179,12 @@ def _proposal(x: Tensor, num_context: int, family: int | None, full_rise: bool) 
         first.append(pyro.sample(f"first_{number}", dist.Uniform(x.new_tensor(0.2), 1.2)))
         fraction.append(pyro.sample(f"fraction_{number}", dist.Uniform(x.new_tensor(0.0), 1.0)))
         inflected.append(kind)
-    stacked = [
+    kinds, numbers, firsts, fractions = (
         torch.stack(part + part[-1:] * (_NUM_PIECES - num_pieces))
         for part in (inflected, params, first, fraction)
-    ]
-    curve = curves_of(x, Pieces(*stacked, ends, rise, rises), full_rise)
+    )
+    pieces = Pieces(kinds, numbers, firsts, fractions, ends, rise, rises)
+    curve = curves_of(x, pieces, full_rise)
     pyro.deterministic("curve", curve)
     noise = pyro.sample("noise", dist.LogNormal(x.new_tensor(_NOISE_LOC), _NOISE_SCALE))
     pyro.sample("y", dist.Normal(curve, noise).to_event(1))
@@ -237,7 +238,7 @@ def scaling_curve_prior(
     with poutine.block(hide_all=True):
         while True:
             trace = poutine.trace(_proposal).get_trace(x, num_context, number, full_rise)
-            y = trace.nodes["y"]["value"]
+            y: Any = trace.nodes["y"]["value"]
             if bool(is_allowed(y, torch.tensor(number == 2))):
                 break
     trace.nodes["family"]["is_observed"] = False

@@ -300,7 +300,8 @@ def load_scaling_curves(name: str) -> ScalingData:
         (ScalingData('translation', 5 curves), [11, 10, 11, 11, 10])
     """
     tensors, facts = _read(_SCALING, name)
-    return ScalingData(name, **tensors, **facts)
+    curve, x, y, given = (tensors[part] for part in ("curve", "x", "y", "given"))
+    return ScalingData(name, curve, x, y, given, **facts)
 
 
 for _class in (FrequencyData, GraphData):

@@ -206,7 +206,8 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 
     def _like_batch(self, value: Tensor) -> Tensor:
         """A value for each law; the function for shapes alone imports much of PyTorch."""
-        return torch.broadcast_tensors(value, self.logits[..., 0])[0]
+        each: Tensor = torch.broadcast_tensors(value, self.logits[..., 0])[0]
+        return each
 
     def _chosen(self, rows: Tensor, number: Tensor) -> Tensor:
         """The entry of each row that is numbered."""

@@ -122,7 +122,7 @@ def measured_curves(
     code = Path(__file__).read_bytes()
     versions = [metadata.version(name) for name in ("scikit-learn", "torch", "mlxtend")]
     names = list(classifiers(seed)) if names is None else list(names)
-    key = [code, *versions, f"{seed} {num_shuffles} {num_descents}", *names]
+    key: list[bytes | str] = [code, *versions, f"{seed} {num_shuffles} {num_descents}", *names]
 
     def make() -> dict[str, Tensor]:
         return {
