@@ -15,9 +15,8 @@
 # with more noise, dynamics that are pulled, and two-way shooting. Then a mixture of Gaussians in
 # the plane, and the posterior of a Pyro model on real data.
 #
-# `pyro-ext reproduce functional-adjoint-sampler` runs the page, and so does
-# `python tutorials/papers/functional_adjoint_sampler.py`. Both print a table of claims and save it
-# with the figures in `figures/functional-adjoint-sampler`.
+# `pyro-ext reproduce functional-adjoint-sampler` runs the page, prints a table of its claims and
+# saves it with the figures in `figures/functional-adjoint-sampler`.
 
 # %%
 import math
@@ -67,8 +66,7 @@ page = Page(
     "functional-adjoint-sampler",
     paper="B. Park, J. Lee, G.-H. Liu (2026), Functional adjoint sampler: scalable sampling on "
     "infinite dimensional spaces",
-    reconstruction="abstract and notes on it were at hand; the density of paths, the network and "
-    "all settings are ours.",
+    reconstruction="an abstract and notes were at hand; paths, network and settings are ours.",
 )
 SEEDS = page.seeds
 NUM_DRAWS = page.length(4000, smoke=200)
