@@ -1,3 +1,6 @@
 """Link prediction on streams of events, attacks on it and defenses."""
 
-__all__: list[str] = []
+from pyro_ext.models.temporal_graphs.events import EventStream
+from pyro_ext.models.temporal_graphs.network import GraphState, TemporalGraphNetwork
+
+__all__ = ["EventStream", "GraphState", "TemporalGraphNetwork"]
