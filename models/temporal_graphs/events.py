@@ -214,3 +214,10 @@ def check_stream(argument: str, value: Any) -> EventStream:
         raise ValueError(f"{argument} must have events, got {value}")
     check_finite(argument, value.times)
     return value  # type: ignore[no-any-return]
+
+
+def last_events(nodes: Tensor) -> Tensor:
+    """Where each node that occurs does so for the last time. **Shape:** ``(num_different,)``."""
+    order = nodes.argsort(stable=True)
+    ends = nodes[order].diff(append=nodes.new_full((1,), -1)) != 0
+    return order[ends]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_finite, check_instance, check_integer, check_number
-from pyro_ext.models.temporal_graphs.events import EventStream, check_stream
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, last_events
 
 __all__ = ["GraphState", "TemporalGraphNetwork"]
 
@@ -23,7 +23,8 @@ class GraphState(NamedTuple):
     """What a :class:`TemporalGraphNetwork` remembers of the past.
 
     :ivar Tensor memory: of each node. **Shape:** ``(num_nodes, hidden_size)``.
-    :ivar Tensor memory_time: of the event that it last took in, or NaN. **Shape:** ``(num_nodes,)``.
+    :ivar Tensor memory_time: of the event that it last took in, or NaN. **Shape:**
+        ``(num_nodes,)``.
     :ivar Tensor mail: of the last event of each node, to be taken in. **Shape:**
         ``(num_nodes, 2 * hidden_size + num_features)``.
     :ivar Tensor mail_time: of that event, or NaN. **Shape:** ``(num_nodes,)``.
@@ -56,10 +57,11 @@ class TemporalGraphNetwork(nn.Module):
         \Phi(t - t_u)], \quad w \propto \exp \mathrm{LeakyReLU}_{0.2}(q \cdot k),
 
     with :math:`\Phi(\Delta) = \cos(\omega \Delta + b)`, where :math:`\omega` starts with periods
-    from seconds to years. The logit of an event is :math:`w^\top \mathrm{ReLU}(W_s h_u + W_d h_v)`.
+    from seconds to years. The logit of an event is :math:`w^\top \mathrm{ReLU}(W_s h_u + W_d
+    h_v)`.
 
-    Nothing is remembered in the module: :meth:`reset` makes a :class:`GraphState`, :meth:`embed` and
-    :meth:`score` read it, and :meth:`update` returns the next one. All events that a batch is
+    Nothing is remembered in the module: :meth:`reset` makes a :class:`GraphState`, :meth:`embed`
+    and :meth:`score` read it, and :meth:`update` returns the next one. All events that a batch is
     scored by are in earlier batches.
 
     :param int num_nodes: number of nodes.
@@ -69,7 +71,7 @@ class TemporalGraphNetwork(nn.Module):
         them a node is known by its events alone. **Shape:** ``(num_nodes, num_node_features)``.
     :param int num_neighbors: how many recent events are attended to.
     :param int num_heads: of attention; divides the hidden size.
-    :param float dropout: of embeddings, in training.
+    :param float dropout: of embeddings, in training; 0.2 in T-SPEAR's code.
 
     [1] E. Rossi, B. Chamberlain, F. Frasca, D. Eynard, F. Monti, M. Bronstein (2020),
     Temporal graph networks for deep learning on dynamic graphs.
@@ -100,7 +102,7 @@ class TemporalGraphNetwork(nn.Module):
         node_features: Any = None,
         num_neighbors: int = 10,
         num_heads: int = 2,
-        dropout: float = 0.2,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_nodes = check_integer("num_nodes", num_nodes, 2)
@@ -181,7 +183,7 @@ class TemporalGraphNetwork(nn.Module):
         grouped, count = nodes[order], nodes.bincount(minlength=self.num_nodes)
         rank = torch.arange(len(order), device=order.device) - torch.searchsorted(grouped, grouped)
 
-        last = order[rank == count[grouped] - 1]
+        last = last_events(nodes)
         mail, mail_time = state.mail.clone(), state.mail_time.clone()
         mail[nodes[last]] = torch.cat(
             [memory[nodes[last]], memory[others[last]], features[last]], -1
@@ -226,25 +228,14 @@ class TemporalGraphNetwork(nn.Module):
         if self.node_features is not None:
             memories = memories + self.of_features(self.node_features[needed])
         own = memories[place[nodes]]
-        lapse = self._encode(times[:, None] - state.neighbor_times[nodes])
-        around = torch.cat(
-            [memories[place[neighbors]], state.neighbor_features[nodes], lapse], -1
-        )
-        heads = (self.num_heads, -1)
+        lapse = times[:, None] - state.neighbor_times[nodes]
+        # The gradient of an embedding is faster than that of an index.
+        around = [functional.embedding(place[neighbors], memories), self._encode(lapse)]
+        if self.num_features:
+            around.append(state.neighbor_features[nodes])
         query = self.query(torch.cat([own, self.phase.cos().expand_as(own)], -1))
-        query = query.unflatten(-1, heads)
-        # Maps of keys and values are applied to the query and to the sum: there are fewer of them.
-        key, bias = self.key.weight.unflatten(0, heads), self.key.bias.unflatten(0, heads)
-        products = torch.einsum("nhc,hcd->nhd", query, key) @ around.mT
-        products = products + (query * bias).sum(-1, keepdim=True)
-        products = functional.leaky_relu(products, 0.2)
-        lowest = torch.finfo(products.dtype).min
-        weights = products.masked_fill(absent[:, None], lowest).softmax(-1)
-        weights = weights.masked_fill(absent[:, None], 0.0)
-        value = self.value.weight.unflatten(0, heads)
-        attended = torch.einsum("nhd,hcd->nhc", weights @ around, value)
-        attended = attended + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, heads)
-        hidden = self.combine(torch.cat([attended.flatten(1), own], -1))
+        attended = self._attend(query, around, absent)
+        hidden = self.combine(torch.cat([attended, own], -1))
         hidden = functional.dropout(hidden, self.dropout, self.training)
         embeddings: Tensor = self.norm(hidden.relu())
         return embeddings
@@ -303,7 +294,8 @@ class TemporalGraphNetwork(nn.Module):
 
         :param GraphState state: all that is known.
         :param EventStream events: what is observed.
-        :param Tensor negatives: a destination without an event for each source. **Shape:** ``(n,)``.
+        :param Tensor negatives: a destination without an event for each source. **Shape:**
+            ``(n,)``.
         :param Tensor keep: true for events that count, and by default for all. **Shape:** ``(n,)``.
         :param Tensor weights: positive factors of their log densities. **Shape:** ``(n,)``.
         :returns: logits, those of the events first, **Shape:** ``(2, n)``; and embeddings of
@@ -337,7 +329,26 @@ class TemporalGraphNetwork(nn.Module):
 
     def _encode(self, lapse: Tensor) -> Tensor:
         """Cosines of a time since something."""
-        return (lapse.to(self.omega)[..., None] * self.omega + self.phase).cos()
+        return torch.addcmul(self.phase, lapse.to(self.omega)[..., None], self.omega).cos()
+
+    def _attend(self, query: Tensor, around: list[Tensor], absent: Tensor) -> Tensor:
+        """Sum of values over neighbors, of whom parts are known, weighted by heads of attention."""
+        # Maps to keys and values are applied to queries and sums, of which there are fewer.
+        heads, sizes = (self.num_heads, -1), [part.shape[-1] for part in around]
+        query = query.unflatten(-1, heads)
+        key, bias = self.key.weight.unflatten(0, heads), self.key.bias.unflatten(0, heads)
+        of_parts = torch.einsum("nhc,hcd->nhd", query, key).split(sizes, -1)
+        products = (query * bias).sum(-1, keepdim=True).expand(-1, -1, absent.shape[1])
+        for part, values in zip(of_parts, around, strict=True):
+            products = torch.baddbmm(products, part, values.mT)
+        products = functional.leaky_relu(products, 0.2)
+        absent = absent[:, None]
+        lowest = torch.finfo(products.dtype).min  # and not -inf: a node may have no neighbor
+        weights = products.masked_fill(absent, lowest).softmax(-1).masked_fill(absent, 0.0)
+        sums = torch.cat([weights @ values for values in around], -1)
+        attended = torch.einsum("nhd,hcd->nhc", sums, self.value.weight.unflatten(0, heads))
+        total = weights.sum(-1, keepdim=True)
+        return (attended + total * self.value.bias.unflatten(0, heads)).flatten(1)
 
     def _memories(self, state: GraphState, nodes: Tensor) -> Tensor:
         """Memories of different nodes with what is in their mail."""

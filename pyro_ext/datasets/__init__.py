@@ -2,7 +2,8 @@
 
 Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
 :func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
-returns edges, and :func:`load_words`, which returns words.
+returns edges, :func:`load_words`, which returns words, and :func:`load_contacts`, which returns who
+was near whom.
 Nothing is downloaded; :func:`records` tells what there is without reading it.
 
 Example::
@@ -15,6 +16,7 @@ Example::
 """
 
 from pyro_ext.datasets._augmentation import random_shifts
+from pyro_ext.datasets._contacts import ContactData, contact_names, load_contacts
 from pyro_ext.datasets._dataset import Dataset, Options, Record
 from pyro_ext.datasets._records import (
     load,
@@ -38,16 +40,19 @@ from pyro_ext.datasets._shipped import (
 from pyro_ext.datasets._words import WordData, load_words
 
 __all__ = [
+    "ContactData",
     "Dataset",
     "FrequencyData",
     "GraphData",
     "Options",
     "Record",
     "WordData",
+    "contact_names",
     "frequency_names",
     "graph_names",
     "load",
     "load_breast_cancer",
+    "load_contacts",
     "load_diabetes",
     "load_digits",
     "load_frequencies",
