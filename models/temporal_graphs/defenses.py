@@ -5,6 +5,7 @@ model-based link prediction on continuous-time dynamic graphs.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Defense:
         :param float progress: what fraction of the epochs is over; one after the training.
         :returns: **Shape:** ``(n,)``, booleans.
         """
+        logits, _ = _checked(logits, embeddings, progress)
         return torch.ones_like(logits, dtype=torch.bool)
 
     def weights(self, stream: EventStream) -> Tensor | None:
@@ -130,7 +132,7 @@ class TShield(Defense):
 
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
         """Keep events whose probability is not below the threshold; see :meth:`Defense.keep`."""
-        probabilities = as_tensor("logits", logits, "(n,)", finite=True).sigmoid()
+        probabilities = _checked(logits, embeddings, progress)[0].sigmoid()
         threshold = self.threshold(progress)
         if num_kept := math.ceil(self.min_kept * len(probabilities)):
             threshold = min(threshold, float(probabilities.topk(num_kept).values[-1]))
@@ -162,7 +164,7 @@ class CosineFilter(Defense):
 
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
         """Keep events between nodes that are alike; see :meth:`Defense.keep`."""
-        sources, destinations = as_tensor("embeddings", embeddings, "(2, n, size)", finite=True)
+        sources, destinations = _checked(logits, embeddings, progress)[1]
         return cosine_similarity(sources, destinations, dim=-1) >= self.threshold
 
 
@@ -247,3 +249,11 @@ def temporal_smoothness(
         raise ValueError(f"lapse must be a time >= 0 or NaN, got {float(lapse[seen].min())}")
     cosines = cosine_similarity(embeddings[seen], previous[seen].detach(), dim=-1)
     return -((-theta * lapse[seen]).exp() * cosines).sum() / max(int(seen.sum()), 1)
+
+
+def _checked(logits: Any, embeddings: Any, progress: float) -> tuple[Tensor, Tensor]:
+    """Arguments of a filter, as tensors."""
+    logits = as_tensor("logits", logits, "(n,)", finite=True)
+    shape = f"(2, {len(logits)}, size)"
+    check_number("progress", progress, least=0, most=1)
+    return logits, as_tensor("embeddings", embeddings, shape, finite=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._checks import check_callable, check_instance, check_integer
 from pyro_ext.diagnostics.ranking import hits_at, mean_reciprocal_rank
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
@@ -99,6 +99,7 @@ def fit_links(
     """
     _check_network(network, stream=stream)
     check_integer("num_epochs", num_epochs, 0)
+    check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
     defense = _checked_defense(defense)
     batches = stream.batches(batch_size)
     walk = _Walk(network, stream, batches, defense, num_epochs)

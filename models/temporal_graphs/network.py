@@ -248,7 +248,7 @@ class TemporalGraphNetwork(nn.Module):
         :returns: **Shape:** ``(*batch,)``.
         """
         for name, value in (("sources", sources), ("destinations", destinations)):
-            as_tensor(name, value, f"(*batch, {self.hidden_size})")
+            as_tensor(name, value, f"(*batch, {self.hidden_size})", finite=True)
         hidden = self.of_source(sources) + self.of_destination(destinations)
         logits: Tensor = self.logit(hidden.relu()).squeeze(-1)
         return logits
