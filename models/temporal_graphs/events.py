@@ -191,8 +191,11 @@ class EventStream:
         if pool is None:
             pool = self.pool()
         pool = as_tensor("pool", pool, "(m,)", kind="integers").unique().to(self.sources.device)
-        if len(pool) < 2:
-            raise ValueError(f"pool must have two nodes at least, got {pool.tolist()}")
+        if len(pool) < 2 or not 0 <= int(pool[0]) <= int(pool[-1]) < self.num_nodes:
+            raise ValueError(
+                f"pool must have two nodes at least, from 0 to {self.num_nodes - 1}, got "
+                f"{pool.tolist()!r:.80}"
+            )
         # A step around the circle of the pool from the true destination, or from anywhere.
         place = torch.searchsorted(pool, self.destinations).clamp(max=len(pool) - 1)
         within = (pool[place] == self.destinations).long()

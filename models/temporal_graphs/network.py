@@ -18,6 +18,8 @@ from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, la
 
 __all__ = ["GraphState", "TemporalGraphNetwork"]
 
+_MOST_PRODUCTS = 1 << 25  # of nodes and memories at a time
+
 
 class GraphState(NamedTuple):
     """What a :class:`TemporalGraphNetwork` remembers of the past.
@@ -219,6 +221,9 @@ class TemporalGraphNetwork(nn.Module):
         self._check_state(state)
         nodes = self._checked_nodes("nodes", nodes)
         times = as_tensor("times", times, f"({len(nodes)},)", dtype=torch.float64, finite=True)
+        if len(nodes) > (most := max(_MOST_PRODUCTS // self.num_nodes, 1)):
+            parts = zip(nodes.split(most), times.split(most), strict=True)
+            return torch.cat([self.embed(state, *part) for part in parts])
         neighbors, present = state.neighbors[nodes], state.num_events[nodes, None]
         absent = torch.arange(self.num_neighbors, device=nodes.device) >= present
         needed = torch.zeros(self.num_nodes, dtype=torch.bool, device=nodes.device)
@@ -229,12 +234,11 @@ class TemporalGraphNetwork(nn.Module):
             memories = memories + self.of_features(self.node_features[needed])
         own = memories[place[nodes]]
         lapse = times[:, None] - state.neighbor_times[nodes]
-        # The gradient of an embedding is faster than that of an index.
-        around = [functional.embedding(place[neighbors], memories), self._encode(lapse)]
+        around = [self._encode(lapse)]
         if self.num_features:
             around.append(state.neighbor_features[nodes])
         query = self.query(torch.cat([own, self.phase.cos().expand_as(own)], -1))
-        attended = self._attend(query, around, absent)
+        attended = self._attend(query, memories, place[neighbors], around, absent)
         hidden = self.combine(torch.cat([attended, own], -1))
         hidden = functional.dropout(hidden, self.dropout, self.training)
         embeddings: Tensor = self.norm(hidden.relu())
@@ -331,22 +335,32 @@ class TemporalGraphNetwork(nn.Module):
         """Cosines of a time since something."""
         return torch.addcmul(self.phase, lapse.to(self.omega)[..., None], self.omega).cos()
 
-    def _attend(self, query: Tensor, around: list[Tensor], absent: Tensor) -> Tensor:
-        """Sum of values over neighbors, of whom parts are known, weighted by heads of attention."""
-        # Maps to keys and values are applied to queries and sums, of which there are fewer.
-        heads, sizes = (self.num_heads, -1), [part.shape[-1] for part in around]
+    def _attend(
+        self, query: Tensor, memories: Tensor, index: Tensor, around: list[Tensor], absent: Tensor
+    ) -> Tensor:
+        """Sum of values over neighbors, of whom parts are known, weighted by heads of attention.
+
+        Maps to keys and values are applied to queries and sums, of which there are fewer. Products
+        with memories are those with all of them, one large product of matrices.
+        """
+        heads, sizes = (self.num_heads, -1), [part.shape[-1] for part in (memories, *around)]
         query = query.unflatten(-1, heads)
         key, bias = self.key.weight.unflatten(0, heads), self.key.bias.unflatten(0, heads)
-        of_parts = torch.einsum("nhc,hcd->nhd", query, key).split(sizes, -1)
-        products = (query * bias).sum(-1, keepdim=True).expand(-1, -1, absent.shape[1])
+        of_memory, *of_parts = torch.einsum("nhc,hcd->nhd", query, key).split(sizes, -1)
+        index = index[:, None].expand(-1, self.num_heads, -1)
+        products = (of_memory @ memories.mT).gather(-1, index)
+        products = products + (query * bias).sum(-1, keepdim=True)
         for part, values in zip(of_parts, around, strict=True):
             products = torch.baddbmm(products, part, values.mT)
         products = functional.leaky_relu(products, 0.2)
         absent = absent[:, None]
         lowest = torch.finfo(products.dtype).min  # and not -inf: a node may have no neighbor
         weights = products.masked_fill(absent, lowest).softmax(-1).masked_fill(absent, 0.0)
-        sums = torch.cat([weights @ values for values in around], -1)
-        attended = torch.einsum("nhd,hcd->nhc", sums, self.value.weight.unflatten(0, heads))
+        of_nodes = weights.new_zeros(*weights.shape[:2], len(memories))
+        of_nodes = of_nodes.scatter_add(-1, index, weights)
+        sums = [of_nodes @ memories, *(weights @ values for values in around)]
+        value = self.value.weight.unflatten(0, heads)
+        attended = torch.einsum("nhd,hcd->nhc", torch.cat(sums, -1), value)
         total = weights.sum(-1, keepdim=True)
         return (attended + total * self.value.bias.unflatten(0, heads)).flatten(1)
 
