@@ -19,6 +19,7 @@ from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.diffusion import digit_pipeline, digit_transformer_pipeline
 from pyro_ext.models.sets import DeepSet
+from pyro_ext.models.temporal_graphs import EventStream, TemporalGraphNetwork
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
 
@@ -236,6 +237,20 @@ READER = {
     "SetVAE(2)": ({}, lambda vae: vae.sample([3, 5])),
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
+    "fit_links(network, stream, 20, defense=TShield())": (
+        {
+            "network": TemporalGraphNetwork(4, 8),
+            "stream": EventStream([0, 1, 2, 3], [1, 2, 3, 0], [0.0, 1.0, 2.0, 5.0]),
+        },
+        None,
+    ),
+    "TSpear(network).perturb(stream)": (
+        {
+            "network": TemporalGraphNetwork(4, 8),
+            "stream": EventStream([0, 1, 2, 3], [1, 2, 3, 0], [0.0, 1.0, 2.0, 5.0]),
+        },
+        None,
+    ),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
     'HumanFeedbackInversion(pipeline, "odd", feedback)': (
         lambda: {**pipeline(), "feedback": lambda images: images.mean((1, 2, 3)) > 0.0},
