@@ -280,7 +280,7 @@ class StructuralAttack(_Attack):
         return graph if history is None else self._advance(graph, history)
 
     def _advance(self, memory: Any, batch: EventStream) -> Any:
-        graph = memory.to(batch.sources.device).clone()
+        graph: Tensor = memory.to(batch.sources.device).clone()
         graph[batch.sources, batch.destinations] = True
         graph[batch.destinations, batch.sources] = True
         return graph
@@ -288,7 +288,7 @@ class StructuralAttack(_Attack):
     def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
         if self.kind == "random":
             return torch.rand(len(sources), len(destinations), dtype=torch.float64)
-        graph = memory.double()
+        graph: Tensor = memory.double()
         degrees = graph.sum(-1)
         if self.kind == "jaccard":
             common = graph[sources] @ graph[destinations].T

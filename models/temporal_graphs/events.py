@@ -190,7 +190,8 @@ class EventStream:
         check_integer("num_negatives", num_negatives, 1)
         if pool is None:
             pool = self.pool()
-        pool = as_tensor("pool", pool, "(m,)", kind="integers").unique().to(self.sources.device)
+        pool = as_tensor("pool", pool, "(m,)", kind="integers").to(self.sources.device)
+        pool = torch.unique(pool)
         if len(pool) < 2 or not 0 <= int(pool[0]) <= int(pool[-1]) < self.num_nodes:
             raise ValueError(
                 f"pool must have two nodes at least, from 0 to {self.num_nodes - 1}, got "
@@ -205,9 +206,8 @@ class EventStream:
 
     def pool(self) -> Tensor:
         """Nodes that negatives are drawn from. **Shape:** ``(m,)``."""
-        if self.bipartite:
-            return self.destinations.unique()
-        return torch.arange(self.num_nodes, device=self.sources.device)
+        nodes: Tensor = torch.arange(self.num_nodes, device=self.sources.device)
+        return self.destinations.unique() if self.bipartite else nodes
 
 
 def check_stream(argument: str, value: Any) -> EventStream:

@@ -242,12 +242,12 @@ class _Walk:
         ).get_trace()
         if keep is None:
             keep = torch.ones_like(events.fake)
-            logits = trace.nodes["_RETURN"]["value"]
-            self.probabilities.append(logits.detach().sigmoid())
+            found: Any = trace.nodes["_RETURN"]["value"]
+            self.probabilities.append(found.detach().sigmoid())
         self.kept.append(keep)
         self.state = self.network.update(self.state, events, keep)
         self.step += 1
-        return -trace.log_prob_sum()
+        return -torch.as_tensor(trace.log_prob_sum())
 
     def _with_smoothness(
         self, program: Callable[[], tuple[Tensor, Tensor]], events: EventStream, keep: Tensor | None
@@ -274,7 +274,8 @@ class _Walk:
 def _embed_ends(network: TemporalGraphNetwork, state: GraphState, events: EventStream) -> Tensor:
     """Embeddings of sources and destinations. **Shape:** ``(2, n, size)``."""
     nodes = torch.cat([events.sources, events.destinations])
-    return network.embed(state, nodes, events.times.repeat(2)).unflatten(0, (2, -1))
+    embeddings: Tensor = network.embed(state, nodes, events.times.repeat(2)).unflatten(0, (2, -1))
+    return embeddings
 
 
 @contextmanager

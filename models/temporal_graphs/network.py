@@ -195,16 +195,15 @@ class TemporalGraphNetwork(nn.Module):
         recent = rank >= count[grouped] - self.num_neighbors
         order, rows = order[recent], grouped[recent]
         slots = (state.num_events[rows] + rank[recent]) % self.num_neighbors
-        buffers = [
-            buffer.index_put((rows, slots), values[order])
-            for buffer, values in (
-                (state.neighbors, others),
-                (state.neighbor_times, times),
-                (state.neighbor_features, features),
-            )
-        ]
         return GraphState(
-            memory, memory_time, mail, mail_time, *buffers, num_events=state.num_events + count
+            memory,
+            memory_time,
+            mail,
+            mail_time,
+            neighbors=state.neighbors.index_put((rows, slots), others[order]),
+            neighbor_times=state.neighbor_times.index_put((rows, slots), times[order]),
+            neighbor_features=state.neighbor_features.index_put((rows, slots), features[order]),
+            num_events=state.num_events + count,
         )
 
     # Scores --------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ class TemporalGraphNetwork(nn.Module):
         with (
             pyro.plate("kinds", 2, dim=-2),
             pyro.plate("events", num, dim=-1),
-            pyro.poutine.mask(mask=keep),
+            pyro.poutine.mask(mask=keep),  # type: ignore[call-overload]
             pyro.poutine.scale(scale=scale),
         ):
             pyro.sample("link", dist.Bernoulli(logits=logits), obs=labels)
@@ -360,9 +359,10 @@ class TemporalGraphNetwork(nn.Module):
         of_nodes = of_nodes.scatter_add(-1, index, weights)
         sums = [of_nodes @ memories, *(weights @ values for values in around)]
         value = self.value.weight.unflatten(0, heads)
-        attended = torch.einsum("nhd,hcd->nhc", torch.cat(sums, -1), value)
+        attended: Tensor = torch.einsum("nhd,hcd->nhc", torch.cat(sums, -1), value)
         total = weights.sum(-1, keepdim=True)
-        return (attended + total * self.value.bias.unflatten(0, heads)).flatten(1)
+        attended = attended + total * self.value.bias.unflatten(0, heads)
+        return attended.flatten(1)
 
     def _memories(self, state: GraphState, nodes: Tensor) -> Tensor:
         """Memories of different nodes with what is in their mail."""
@@ -379,8 +379,8 @@ class TemporalGraphNetwork(nn.Module):
                 f"state must have memories of shape {shape}, got {tuple(state.memory.shape)}"
             )
 
-    def _checked_nodes(self, name: str, nodes: Any, shape: str = "(n,)") -> Tensor:
-        nodes = as_tensor(name, nodes, shape, kind="integers").long()
+    def _checked_nodes(self, name: str, value: Any, shape: str = "(n,)") -> Tensor:
+        nodes = as_tensor(name, value, shape, kind="integers").long()
         if int(nodes.min()) < 0 or int(nodes.max()) >= self.num_nodes:
             raise ValueError(
                 f"{name} must be nodes from 0 to {self.num_nodes - 1}, got {int(nodes.min())} to "

@@ -57,7 +57,7 @@ BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#5
 contacts = load_contacts("hospital")
 NUM_CONTACTS = page.length(9000, smoke=1000)
 people, pairs = contacts.pairs[:NUM_CONTACTS].unique(return_inverse=True)
-stream = EventStream(*pairs.unbind(1), contacts.times[:NUM_CONTACTS], num_nodes=len(people))
+stream = EventStream(pairs[:, 0], pairs[:, 1], contacts.times[:NUM_CONTACTS], num_nodes=len(people))
 train, test = stream.split(0.8)
 print(train, test)
 
@@ -105,9 +105,17 @@ def trained(
         stream.num_nodes, node_features=FEATURES if setting == "with" else None
     )
     batch_size = BATCH + NUM_FAKES if bool(streams[0].fake.any()) else BATCH
-    options = {"batch_size": batch_size, "defense": defense, "seed": seed}
-    fit = fit_links(network, streams[0], EPOCHS[setting], progress=False, **options)
-    return Result(network, fit, evaluate_links(network, *streams, **options), streams[0])
+    fit = fit_links(
+        network,
+        streams[0],
+        EPOCHS[setting],
+        batch_size=batch_size,
+        defense=defense,
+        seed=seed,
+        progress=False,
+    )
+    scores = evaluate_links(network, *streams, batch_size=batch_size, defense=defense, seed=seed)
+    return Result(network, fit, scores, streams[0])
 
 
 def poisoned(attack: TSpear | StructuralAttack, seed: int) -> tuple[EventStream, EventStream]:
