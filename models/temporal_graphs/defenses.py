@@ -184,7 +184,7 @@ class LowRankWeights(Defense):
         >>> from pyro_ext.models.temporal_graphs import EventStream
         >>> stream = EventStream([0, 1, 0, 3], [1, 2, 2, 4], [0.0, 1.0, 2.0, 3.0])
         >>> LowRankWeights(1).weights(stream)
-        tensor([1.3320, 1.3320, 1.3320, 0.0040])
+        tensor([1.3327, 1.3327, 1.3327, 0.0020])
     """
 
     def __init__(self, rank: int = 50) -> None:

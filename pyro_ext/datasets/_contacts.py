@@ -99,7 +99,7 @@ def load_contacts(name: str) -> ContactData:
         >>> data, data.roles[0]
         (ContactData('hospital', 32,424 of 75 people), 'ADM')
         >>> (data.times[-1] - data.times[0]) / 3600.0
-        tensor(96.5222, dtype=torch.float64)
+        tensor(96.5278, dtype=torch.float64)
     """
     check_choice("name", name, contact_names())
     source = _SOURCES[name]
