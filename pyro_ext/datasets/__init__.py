@@ -3,7 +3,8 @@
 Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
 :func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
 returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns
-series of different lengths, and :func:`load_scaling_curves`, which returns curves.
+series of different lengths, :func:`load_scaling_curves`, which returns curves, and
+:func:`load_contacts`, which returns who was near whom.
 Nothing is downloaded; :func:`records` tells what there is without reading it.
 
 Example::
@@ -16,6 +17,7 @@ Example::
 """
 
 from pyro_ext.datasets._augmentation import random_shifts
+from pyro_ext.datasets._contacts import ContactData, contact_names, load_contacts
 from pyro_ext.datasets._dataset import Dataset, Options, Record
 from pyro_ext.datasets._records import (
     load,
@@ -45,31 +47,34 @@ from pyro_ext.datasets._shipped import (
 from pyro_ext.datasets._words import WordData, load_words
 
 __all__ = [
+    "ContactData",
     "Dataset",
     "FrequencyData",
     "GraphData",
     "Options",
     "Record",
-    "TimeSeriesData",
     "ScalingData",
+    "TimeSeriesData",
     "WordData",
+    "contact_names",
     "frequency_names",
     "graph_names",
     "load",
     "load_breast_cancer",
+    "load_contacts",
     "load_diabetes",
     "load_digits",
     "load_frequencies",
     "load_graph",
     "load_hare_lynx",
     "load_mnist_5k",
-    "load_time_series",
     "load_scaling_curves",
+    "load_time_series",
     "load_wine",
     "load_words",
     "names",
     "random_shifts",
     "records",
-    "time_series_names",
     "scaling_curve_names",
+    "time_series_names",
 ]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         metrics,
         partitions,
         plots,
+        ranking,
         sets,
     )
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
@@ -38,6 +39,7 @@ __all__ = [
     "metrics",
     "partitions",
     "plots",
+    "ranking",
     "sbc",
     "sets",
     "to_arviz",

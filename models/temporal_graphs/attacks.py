@@ -1,0 +1,313 @@
+"""Fake events that poison a stream before a network is trained on it.
+
+[1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods for
+model-based link prediction on continuous-time dynamic graphs.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext import _optional
+from pyro_ext._checks import (
+    as_tensor,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
+from pyro_ext.models.temporal_graphs.events import EventStream, check_stream
+from pyro_ext.models.temporal_graphs.link_prediction import evaluating, replay
+from pyro_ext.models.temporal_graphs.network import TemporalGraphNetwork
+from pyro_ext.random import seeded
+
+__all__ = ["StructuralAttack", "TSpear", "spread_pairs"]
+
+_BANDWIDTH = 0.1
+_STRUCTURAL = ("random", "preference", "jaccard", "degree", "pagerank")
+
+
+def spread_pairs(costs: Any, num_pairs: int, *, extra_rounds: int = 0) -> tuple[Tensor, Tensor]:
+    """Cheap pairs of rows and columns, spread over both.
+
+    Rounds of the assignment problem choose pairs one to one, each among those that no round before
+    has chosen, until there are enough; the cheapest of them are taken. Where all pairs have been
+    chosen, all may be so again.
+
+    :param Tensor costs: infinite where a pair is not allowed. **Shape:** ``(m, k)``.
+    :param int num_pairs: number of pairs.
+    :param int extra_rounds: rounds after there are enough, for a cheaper and less spread choice.
+    :returns: rows and columns, the cheapest pair first. **Shape:** ``(num_pairs,)`` each.
+
+    Example::
+
+        >>> inf = float("inf")
+        >>> rows, columns = spread_pairs([[inf, 1.0, 5.0], [2.0, inf, 3.0], [6.0, 4.0, inf]], 3)
+        >>> sorted(rows.tolist()), sorted(columns.tolist())
+        ([0, 1, 2], [0, 1, 2])
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    matrix = as_tensor("costs", costs, "(m, k)").detach().double().cpu().numpy()
+    check_integer("num_pairs", num_pairs, 0)
+    check_integer("extra_rounds", extra_rounds, 0)
+    allowed = np.isfinite(matrix)
+    if np.isnan(matrix).any() or np.isneginf(matrix).any():
+        raise ValueError("costs must be numbers or inf, got NaN or -inf")
+    if not allowed.any():
+        raise ValueError("costs must allow a pair, got inf alone")
+    low, high = matrix[allowed].min(), matrix[allowed].max()
+    # One pair more is worth any change of the others.
+    closed = high + (high - low + 1.0) * (min(matrix.shape) + 1.0)
+    open_pairs, found = allowed.copy(), np.zeros((0, 2), dtype=np.int64)
+    rounds_left = extra_rounds
+    while len(found) < num_pairs or rounds_left:
+        rounds_left -= len(found) >= num_pairs
+        if not open_pairs.any():
+            open_pairs = allowed.copy()
+        pairs = np.stack(linear_sum_assignment(np.where(open_pairs, matrix, closed)), 1)
+        pairs = pairs[open_pairs[tuple(pairs.T)]]
+        open_pairs[tuple(pairs.T)] = False
+        found = np.concatenate([found, pairs])
+    found = found[matrix[tuple(found.T)].argsort(kind="stable")[:num_pairs]]
+    rows, columns = torch.from_numpy(found.copy()).unbind(1)
+    return rows, columns
+
+
+class _Attack:
+    """What attacks have in common: when fake events happen, and between which nodes they may."""
+
+    def __init__(
+        self,
+        budget: float,
+        batch_size: int,
+        resolution: float | None,
+        extra_rounds: int,
+    ) -> None:
+        self.budget = check_number("budget", budget, least=0)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.resolution = check_optional(check_number, "resolution", resolution, above=0)
+        self.extra_rounds = check_integer("extra_rounds", extra_rounds, 0)
+
+    def perturb(
+        self, stream: EventStream, *, history: EventStream | None = None, seed: int | None = None
+    ) -> EventStream:
+        """Put fake events into a stream.
+
+        :param EventStream stream: is not changed. Its first batch gets no fake events.
+        :param EventStream history: what the attacker knows of the time before.
+        :param int seed: of all draws; ``None`` draws from PyTorch's generator.
+        :returns: all events by time, where ``fake`` marks those that were put in.
+
+        Example::
+
+            >>> from pyro_ext.models.temporal_graphs import EventStream, StructuralAttack
+            >>> stream = EventStream([0, 1, 2, 0] * 5, [1, 2, 0, 2] * 5, list(range(20)))
+            >>> StructuralAttack("degree", batch_size=10).perturb(stream, seed=0)
+            EventStream(23 events, 3 nodes, 0 features, 3 fake)
+        """
+        check_stream("stream", stream)
+        if history is not None:
+            check_stream("history", history)
+            if history.num_nodes != stream.num_nodes:
+                raise ValueError(
+                    f"history must have the {stream.num_nodes} nodes of the stream, got "
+                    f"{history.num_nodes}"
+                )
+        fakes, before, memory = [], None, self._begin(stream, history)
+        with seeded(seed):
+            for batch in stream.batches(self.batch_size):
+                if before is not None and (number := int(self.budget * len(batch))):
+                    fakes.append(self._fakes(memory, before, batch, number))
+                before, memory = batch, self._advance(memory, batch)
+        for fake in fakes:
+            stream = stream.merge(fake)
+        return stream
+
+    def _fakes(
+        self, memory: Any, before: EventStream, batch: EventStream, number: int
+    ) -> EventStream:
+        """Fake events of a batch, in the order of time."""
+        first, last = float(batch.times[0]), float(batch.times[-1])
+        times = _near(batch.times[:, None], number)[:, 0]
+        if self.resolution is not None:
+            times = (times / self.resolution).floor() * self.resolution
+        times = times.clamp(first, last).sort().values
+        features = (_near(before.features, number) * 1e4).round() / 1e4
+        sources, destinations = before.sources.unique(), before.destinations.unique()
+        if not batch.bipartite:
+            sources = destinations = torch.cat([sources, destinations]).unique()
+        costs = self._costs(memory, sources, destinations, times[0]).double()
+        costs = costs.masked_fill(sources[:, None] == destinations, torch.inf)
+        if not bool(costs.isfinite().any()):
+            raise ValueError(
+                "stream must have two nodes in each batch to make fake events of, got one with the "
+                f"node {int(sources[0])} alone"
+            )
+        rows, columns = spread_pairs(costs, number, extra_rounds=self.extra_rounds)
+        order = torch.randperm(number)
+        return EventStream(
+            sources[rows[order]],
+            destinations[columns[order]],
+            times,
+            features,
+            num_nodes=batch.num_nodes,
+            fake=torch.ones(number, dtype=torch.bool),
+            bipartite=batch.bipartite,
+        )
+
+    def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
+        """What is known before the stream."""
+        raise NotImplementedError
+
+    def _advance(self, memory: Any, batch: EventStream) -> Any:
+        """What is known after real events."""
+        raise NotImplementedError
+
+    def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
+        """Costs of all pairs, the lowest to be chosen."""
+        raise NotImplementedError
+
+
+class TSpear(_Attack):
+    r"""T-SPEAR: events that a network finds implausible, and that are hard to notice otherwise [1].
+
+    * In each batch but the first there are ``budget`` times as many fake events as real ones.
+    * Their times are drawn from a kernel density estimate of those of the batch, and their features
+      from one of those of the batch before, with a normal kernel of standard deviation 0.1.
+    * Their nodes occur in the batch before.
+    * They are spread over nodes by :func:`spread_pairs`, at the logits of the surrogate before the
+      batch. The surrogate remembers real events only.
+
+    :param TemporalGraphNetwork surrogate: trained by the attacker, such as by :func:`fit_links` on
+        the same stream; it is not changed.
+    :param float budget: fake events for each real one.
+    :param int batch_size: events of a batch.
+    :param float resolution: unit that times are rounded down to; ``None`` for none.
+    :param int extra_rounds: as of :func:`spread_pairs`.
+
+    [1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods
+    for model-based link prediction on continuous-time dynamic graphs.
+
+    Example::
+
+        >>> from pyro_ext.models.temporal_graphs import EventStream, TemporalGraphNetwork
+        >>> stream = EventStream([0, 1, 2, 0] * 5, [1, 2, 0, 2] * 5, list(range(20)))
+        >>> surrogate = TemporalGraphNetwork(3, hidden_size=8)  # which is to be trained
+        >>> TSpear(surrogate, budget=0.3, batch_size=10).perturb(stream, seed=0)
+        EventStream(23 events, 3 nodes, 0 features, 3 fake)
+    """
+
+    def __init__(
+        self,
+        surrogate: TemporalGraphNetwork,
+        budget: float = 0.3,
+        *,
+        batch_size: int = 200,
+        resolution: float | None = 1.0,
+        extra_rounds: int = 0,
+    ) -> None:
+        check_instance("surrogate", surrogate, TemporalGraphNetwork, "a TemporalGraphNetwork")
+        super().__init__(budget, batch_size, resolution, extra_rounds)
+        self.surrogate = surrogate
+
+    def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
+        """State of the surrogate."""
+        for size in ("num_nodes", "num_features"):
+            if getattr(stream, size) != getattr(self.surrogate, size):
+                raise ValueError(
+                    f"stream must have the {size} of the surrogate, "
+                    f"{getattr(self.surrogate, size)}, got {getattr(stream, size)}"
+                )
+        state = self.surrogate.reset()
+        if history is None:
+            return state
+        return replay(self.surrogate, state, history, self.batch_size)
+
+    def _advance(self, memory: Any, batch: EventStream) -> Any:
+        return self.surrogate.update(memory, batch)
+
+    @torch.no_grad()
+    def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
+        """Logits."""
+        nodes = torch.cat([sources, destinations])
+        with evaluating(self.surrogate):
+            embeddings = self.surrogate.embed(memory, nodes, time.expand(len(nodes)))
+        first, second = embeddings.split([len(sources), len(destinations)])
+        return self.surrogate.decode(first[:, None], second)
+
+
+class StructuralAttack(_Attack):
+    """Rivals of :class:`TSpear`, whose costs come from the graph of all real events so far.
+
+    Nodes, times and features are chosen in the same way.
+
+    :param str kind: the cost of a pair: ``"random"``, which is uniform; ``"preference"``, the
+        product of degrees; ``"jaccard"``, the fraction of neighbors in common; ``"degree"`` or
+        ``"pagerank"``, sums over both nodes. An edge between two nodes counts once.
+    :param float budget: fake events for each real one.
+    :param int batch_size: events of a batch.
+    :param float resolution: unit that times are rounded down to; ``None`` for none.
+    :param int extra_rounds: as of :func:`spread_pairs`.
+
+    Example::
+
+        >>> from pyro_ext.models.temporal_graphs import EventStream
+        >>> stream = EventStream([0, 1, 2, 0] * 5, [1, 2, 0, 2] * 5, list(range(20)))
+        >>> StructuralAttack("random", batch_size=10).perturb(stream, seed=0).fake.sum()
+        tensor(3)
+    """
+
+    def __init__(
+        self,
+        kind: str = "random",
+        budget: float = 0.3,
+        *,
+        batch_size: int = 200,
+        resolution: float | None = 1.0,
+        extra_rounds: int = 0,
+    ) -> None:
+        check_choice("kind", kind, _STRUCTURAL)
+        super().__init__(budget, batch_size, resolution, extra_rounds)
+        self.kind = kind
+
+    def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
+        """Which pairs of nodes have had an event."""
+        graph = torch.zeros(stream.num_nodes, stream.num_nodes, dtype=torch.bool)
+        return graph if history is None else self._advance(graph, history)
+
+    def _advance(self, memory: Any, batch: EventStream) -> Any:
+        graph: Tensor = memory.to(batch.sources.device).clone()
+        graph[batch.sources, batch.destinations] = True
+        graph[batch.destinations, batch.sources] = True
+        return graph
+
+    def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
+        if self.kind == "random":
+            return torch.rand(len(sources), len(destinations), dtype=torch.float64)
+        graph: Tensor = memory.double()
+        degrees = graph.sum(-1)
+        if self.kind == "jaccard":
+            common = graph[sources] @ graph[destinations].T
+            total = degrees[sources][:, None] + degrees[destinations] - common
+            return common / total.clamp(min=1.0)
+        if self.kind == "preference":
+            return degrees[sources][:, None] * degrees[destinations]
+        values = degrees if self.kind == "degree" else _pagerank(graph)
+        return values[sources][:, None] + values[destinations]
+
+
+def _near(values: Tensor, number: int) -> Tensor:
+    """Draws from the kernel density estimate of rows."""
+    drawn = values[torch.randint(len(values), (number,))]
+    return drawn + _BANDWIDTH * torch.randn_like(drawn)
+
+
+def _pagerank(graph: Tensor) -> Tensor:
+    """PageRank of each node."""
+    networkx = _optional.optional_module("networkx", "PageRank", "networkx", "graphs")
+    found = networkx.pagerank(networkx.from_numpy_array(graph.numpy(force=True)))
+    return torch.tensor([found[node] for node in range(len(graph))], dtype=graph.dtype)

@@ -1,0 +1,306 @@
+"""Training of temporal graph networks, and how well they tell where the next event goes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyro_ext._checks import check_callable, check_instance, check_integer
+from pyro_ext.diagnostics.ranking import hits_at, mean_reciprocal_rank
+from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.models.temporal_graphs.defenses import Defense, temporal_smoothness
+from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, last_events
+from pyro_ext.models.temporal_graphs.network import GraphState, TemporalGraphNetwork
+from pyro_ext.random import seeded
+
+__all__ = ["LinkFit", "LinkScores", "evaluate_links", "fit_links"]
+
+_ADAM = partial(torch.optim.Adam, lr=4e-3)
+
+
+@dataclass(frozen=True, eq=False)
+class LinkFit:
+    """What a training leaves besides the network.
+
+    :ivar list losses: of each step.
+    :ivar Tensor probabilities: that the network gave each event when it came to it, in each epoch.
+        **Shape:** ``(num_epochs, n)``.
+    :ivar Tensor kept: which events the defense kept. **Shape:** ``(num_epochs, n)``.
+    """
+
+    losses: list[float]
+    probabilities: Tensor
+    kept: Tensor
+
+
+class LinkScores(NamedTuple):
+    """Logits of real events and of the same sources with other destinations.
+
+    :ivar Tensor events: **Shape:** ``(n,)``.
+    :ivar Tensor negatives: **Shape:** ``(n, num_negatives)``.
+    """
+
+    events: Tensor
+    negatives: Tensor
+
+    @property
+    def mrr(self) -> float:
+        """Mean reciprocal rank; see :func:`~pyro_ext.diagnostics.ranking.mean_reciprocal_rank`."""
+        return mean_reciprocal_rank(self.events, self.negatives)
+
+    def hits(self, k: int = 10) -> float:
+        """Fraction of ranks up to ``k``; see :func:`~pyro_ext.diagnostics.ranking.hits_at`."""
+        return hits_at(self.events, self.negatives, k)
+
+
+def fit_links(
+    network: TemporalGraphNetwork,
+    stream: EventStream,
+    num_epochs: int,
+    *,
+    batch_size: int = 200,
+    defense: Defense | None = None,
+    optimizer: Optimizer = _ADAM,
+    seed: int | None = None,
+    progress: bool = True,
+) -> LinkFit:
+    """Train a network to tell events from pairs of nodes that have none.
+
+    An epoch walks through the stream once, from an empty state. Each event comes with one negative
+    destination, which is drawn anew. The learning rate falls to zero along a cosine.
+
+    :param TemporalGraphNetwork network: is changed in place.
+    :param EventStream stream: what happens, by whoever.
+    :param int num_epochs: number of walks.
+    :param int batch_size: events of a step.
+    :param Defense defense: what is done about events that an attack has put in, such as
+        :class:`TShield`; nothing by default.
+    :param Callable optimizer: makes an optimizer of a list of parameters.
+    :param int seed: of all draws; ``None`` draws from PyTorch's generator.
+    :param bool progress: whether to show a progress bar.
+    :returns: losses, and what the network and the defense thought of each event.
+    :raises TrainingDiverged: where loss or gradient are not finite.
+
+    Example::
+
+        >>> from pyro_ext.models.temporal_graphs import EventStream, TShield
+        >>> stream = EventStream([0, 1, 2, 0] * 5, [1, 2, 0, 2] * 5, list(range(20)))
+        >>> network = TemporalGraphNetwork(3, hidden_size=8)
+        >>> fit = fit_links(network, stream, 2, batch_size=10, defense=TShield(), progress=False)
+        >>> len(fit.losses), fit.probabilities.shape
+        (4, torch.Size([2, 20]))
+    """
+    _check_network(network, stream=stream)
+    check_integer("num_epochs", num_epochs, 0)
+    check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+    defense = _checked_defense(defense)
+    batches = stream.batches(batch_size)
+    walk = _Walk(network, stream, batches, defense, num_epochs)
+    num_steps = num_epochs * len(batches)
+    cosine = partial(CosineAnnealingLR, T_max=max(num_steps, 1))
+    trainer = Trainer(network, optimizer, scheduler=cosine, seed=seed)
+    with evaluating(network, training=True):
+        losses = trainer.run(walk.loss, num_steps, progress=progress)
+    shape = (num_epochs, len(stream))
+    probabilities = torch.cat([*walk.probabilities, torch.zeros(0)]).reshape(shape)
+    kept = torch.cat([*walk.kept, torch.zeros(0, dtype=torch.bool)]).reshape(shape)
+    return LinkFit(losses, probabilities, kept)
+
+
+@torch.no_grad()
+def evaluate_links(
+    network: TemporalGraphNetwork,
+    history: EventStream,
+    stream: EventStream,
+    *,
+    batch_size: int = 200,
+    num_negatives: int = 50,
+    defense: Defense | None = None,
+    seed: int | None = None,
+) -> LinkScores:
+    """Score the real events of a stream, each batch given all that was before.
+
+    All events are scored first, and then taken in, without those that a defense leaves out: it is
+    not told which are fake. Negatives depend on the seed and the real events alone.
+
+    :param TemporalGraphNetwork network: as it has been trained.
+    :param EventStream history: what was before; it is taken in without being scored.
+    :param EventStream stream: what is scored.
+    :param int batch_size: events that are scored before any of them is taken in.
+    :param int num_negatives: number of other destinations that each event is compared with.
+    :param Defense defense: as of :func:`fit_links`, at the end of its schedule.
+    :param int seed: of the negatives; ``None`` draws from PyTorch's generator.
+    :returns: logits.
+
+    Example::
+
+        >>> from pyro_ext.models.temporal_graphs import EventStream
+        >>> stream = EventStream([0, 1, 2, 0] * 5, [1, 2, 0, 2] * 5, list(range(20)))
+        >>> network = TemporalGraphNetwork(3, hidden_size=8)
+        >>> scores = evaluate_links(network, *stream.split(0.8), batch_size=4, num_negatives=2)
+        >>> scores.negatives.shape, 1.0 / 3.0 <= scores.mrr <= 1.0
+        (torch.Size([4, 2]), True)
+    """
+    _check_network(network, history=history, stream=stream)
+    check_integer("num_negatives", num_negatives, 1)
+    defense = _checked_defense(defense)
+    if bool(history.times[-1] > stream.times[0]):
+        raise ValueError("stream must not begin before the history ends, got one that does")
+    real = stream.real
+    if not len(real):
+        raise ValueError(f"stream must have real events, got {stream}")
+    pool = torch.cat([history.pool(), stream.pool()]).unique()
+    with seeded(seed):
+        negatives = real.negatives(num_negatives, pool)
+    columns = iter(negatives.split([len(b.real) for b in stream.batches(batch_size)], 1))
+    found = []
+    with evaluating(network):
+        state = replay(network, network.reset(), history, batch_size, defense)
+        for batch in stream.batches(batch_size):
+            events, others = batch.real, next(columns)
+            if len(events):
+                ends = torch.cat([events.destinations[None], others])
+                found.append(network.score(state, events.sources, ends, events.times))
+            state = replay(network, state, batch, batch_size, defense)
+    logits = torch.cat(found, 1)
+    return LinkScores(logits[0], logits[1:].T)
+
+
+@torch.no_grad()
+def replay(
+    network: TemporalGraphNetwork,
+    state: GraphState,
+    stream: EventStream,
+    batch_size: int,
+    defense: Defense | None = None,
+) -> GraphState:
+    """Take in events in batches, without those that a defense leaves out."""
+    for batch in stream.batches(batch_size):
+        keep = None
+        if defense is not None and defense.filters:
+            embeddings = _embed_ends(network, state, batch)
+            keep = defense.keep(network.decode(*embeddings), embeddings)
+        state = network.update(state, batch, keep)
+    return state
+
+
+class _Walk:
+    """The loss of a training, which remembers where in the stream it is."""
+
+    def __init__(
+        self,
+        network: TemporalGraphNetwork,
+        stream: EventStream,
+        batches: list[EventStream],
+        defense: Defense,
+        num_epochs: int,
+    ) -> None:
+        self.network, self.batches, self.defense = network, batches, defense
+        self.num_epochs, self.pool, self.step = num_epochs, stream.pool(), 0
+        weights = defense.weights(stream)
+        sizes = [len(batch) for batch in batches]
+        self.weights = None if weights is None else weights.split(sizes)
+        self.probabilities: list[Tensor] = []
+        self.kept: list[Tensor] = []
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget all events."""
+        self.state = self.network.reset()
+        self.previous = torch.zeros_like(self.state.memory)
+        self.previous_time = self.state.memory_time.clone()
+
+    def loss(self) -> Tensor:
+        """Minus the log density of the next batch, which is then taken in."""
+        epoch, number = divmod(self.step, len(self.batches))
+        if not number:
+            self._restart()
+        events, keep = self.batches[number], None
+        if self.defense.filters:
+            with torch.no_grad(), evaluating(self.network):
+                embeddings = _embed_ends(self.network, self.state, events)
+                logits = self.network.decode(*embeddings)
+                keep = self.defense.keep(logits, embeddings, epoch / self.num_epochs)
+            self.probabilities.append(logits.sigmoid())
+        program = partial(
+            self.network,
+            self.state,
+            events,
+            events.negatives(1, self.pool)[0],
+            keep=keep,
+            weights=None if self.weights is None else self.weights[number],
+        )
+        trace = pyro.poutine.trace(
+            partial(self._with_smoothness, program, events, keep)
+        ).get_trace()
+        if keep is None:
+            keep = torch.ones_like(events.fake)
+            found: Any = trace.nodes["_RETURN"]["value"]
+            self.probabilities.append(found.detach().sigmoid())
+        self.kept.append(keep)
+        self.state = self.network.update(self.state, events, keep)
+        self.step += 1
+        return -torch.as_tensor(trace.log_prob_sum())
+
+    def _with_smoothness(
+        self, program: Callable[[], tuple[Tensor, Tensor]], events: EventStream, keep: Tensor | None
+    ) -> Tensor:
+        """The Pyro program with a factor for the steadiness of nodes; logits of the events."""
+        logits, embeddings = program()
+        if self.defense.eta:
+            ends = embeddings[:2].transpose(0, 1)
+            nodes = torch.stack([events.sources, events.destinations], 1)
+            times = events.times[:, None].expand_as(nodes)
+            if keep is not None:
+                ends, nodes, times = ends[keep], nodes[keep], times[keep]
+            ends, nodes, times = ends.flatten(0, 1), nodes.flatten(), times.flatten()
+            smoothness = temporal_smoothness(
+                ends, self.previous[nodes], times - self.previous_time[nodes], self.defense.theta
+            )
+            pyro.factor("smooth", -self.defense.eta * smoothness)
+            last = last_events(nodes)
+            self.previous[nodes[last]] = ends[last].detach()
+            self.previous_time[nodes[last]] = times[last]
+        return logits[0]
+
+
+def _embed_ends(network: TemporalGraphNetwork, state: GraphState, events: EventStream) -> Tensor:
+    """Embeddings of sources and destinations. **Shape:** ``(2, n, size)``."""
+    nodes = torch.cat([events.sources, events.destinations])
+    embeddings: Tensor = network.embed(state, nodes, events.times.repeat(2)).unflatten(0, (2, -1))
+    return embeddings
+
+
+@contextmanager
+def evaluating(network: TemporalGraphNetwork, training: bool = False) -> Iterator[None]:
+    """Put a network in evaluation or training mode, and back after."""
+    before = network.training
+    network.train(training)
+    try:
+        yield
+    finally:
+        network.train(before)
+
+
+def _check_network(network: Any, **streams: Any) -> None:
+    check_instance("network", network, TemporalGraphNetwork, "a TemporalGraphNetwork")
+    for name, stream in streams.items():
+        check_stream(name, stream)
+        for size in ("num_nodes", "num_features"):
+            if getattr(stream, size) != getattr(network, size):
+                raise ValueError(
+                    f"{name} must have the {size} of the network, {getattr(network, size)}, got "
+                    f"{getattr(stream, size)}"
+                )
+
+
+def _checked_defense(defense: Any) -> Defense:
+    check_instance("defense", defense, (Defense, type(None)), "a Defense or None")
+    return defense or Defense()

@@ -1,0 +1,201 @@
+"""Training and evaluation of networks on streams, with defenses and without."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pyro_ext.diagnostics.ranking import mean_reciprocal_rank
+from pyro_ext.models.temporal_graphs import (
+    CosineFilter,
+    Defense,
+    EventStream,
+    LowRankWeights,
+    StructuralAttack,
+    TShield,
+    evaluate_links,
+    fit_links,
+)
+from tests.models.temporal_graphs.helpers import network_for, random_stream
+
+
+def fitted(stream, defense=None, num_epochs=2, seed=0, **options):
+    network = network_for(stream)
+    fit = fit_links(
+        network,
+        stream,
+        num_epochs,
+        batch_size=20,
+        defense=defense,
+        seed=seed,
+        progress=False,
+        **options,
+    )
+    return network, fit
+
+
+def test_a_shield_that_is_off_is_plain_training_bit_for_bit():
+    stream = random_stream()
+    plain, fit = fitted(stream)
+    shielded, other = fitted(stream, TShield(0.0, 0.0, eta=0.0))
+    assert fit.losses == other.losses and other.kept.all()
+    for a, b in zip(plain.parameters(), shielded.parameters(), strict=True):
+        assert torch.equal(a, b)
+    _, smooth = fitted(stream, TShield(0.0, 0.0, eta=0.1))
+    assert smooth.losses[0] == fit.losses[0] and smooth.losses[1:] != fit.losses[1:]
+
+
+def test_losses_are_those_of_the_walk():
+    """Without dropout and steps: cross-entropies, and smoothness from the second batch on."""
+    stream = random_stream()
+    network = network_for(stream, dropout=0.0)
+    shield = TShield(0.0, 0.0, eta=0.5, theta=0.01)
+    still = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
+    torch.manual_seed(3)
+    fit = fit_links(
+        network, stream, 2, batch_size=20, defense=shield, optimizer=still, progress=False
+    )
+    torch.manual_seed(3)
+    state, last = network.reset(), {}
+    for batch, found in zip(stream.batches(20), fit.losses, strict=False):
+        negatives = batch.negatives(1)[0]
+        positive = network.score(state, batch.sources, batch.destinations, batch.times)
+        negative = network.score(state, batch.sources, negatives, batch.times)
+        loss = (functional.softplus(-positive) + functional.softplus(negative)).mean()
+        terms, now = [], {}
+        for u, v, t in zip(batch.sources, batch.destinations, batch.times, strict=True):
+            for node in (int(u), int(v)):
+                h = network.embed(state, torch.tensor([node]), t[None])[0]
+                if node in last:
+                    before, when = last[node]
+                    decay = torch.exp(-0.01 * (t - when))
+                    terms.append(decay * functional.cosine_similarity(h, before, dim=0))
+                now[node] = h, t
+        last |= now
+        if terms:
+            loss = loss - 0.5 * torch.stack(terms).mean()
+        assert found == pytest.approx(loss.item(), rel=1e-5)
+        state = network.update(state, batch)
+    probabilities = fit.probabilities[0, -20:]
+    torch.testing.assert_close(probabilities, positive.sigmoid())
+
+
+def test_what_is_filtered_is_gone_for_the_epoch_and_back_in_the_next():
+    class First(Defense):
+        """Keeps the first half of each batch, and in the second epoch all."""
+
+        filters = True
+
+        def keep(self, logits, embeddings, progress=1.0):
+            return torch.arange(len(logits)) < (10 if progress == 0.0 else 99)
+
+    stream = random_stream()
+    _, fit = fitted(stream, First())
+    assert fit.kept[0].sum() == 30 and fit.kept[1].all()
+    # As if the rest had never been: the same probabilities on a stream without it.
+    still = lambda parameters: torch.optim.SGD(parameters, lr=0.0)  # noqa: E731
+    _, fit = fitted(stream, First(), 1, optimizer=still)
+    less = stream[fit.kept[0]]
+    network = network_for(stream)
+    alone = fit_links(
+        network, less, 1, batch_size=10, defense=TShield(0.0, 0.0), optimizer=still, progress=False
+    )
+    torch.testing.assert_close(alone.probabilities[0], fit.probabilities[0][fit.kept[0]])
+
+
+def test_weights_of_a_defense_count():
+    stream = random_stream()
+    weights = LowRankWeights(2).weights(stream)
+    assert weights.std() > 0.1
+    _, plain = fitted(stream)
+    _, weighted = fitted(stream, LowRankWeights(2))
+    assert plain.losses != weighted.losses and weighted.kept.all()
+
+
+def test_training_learns_who_is_about():
+    """Three of ten nodes meet each other; a negative is one of these in one of nine draws."""
+    torch.manual_seed(0)
+    sources = torch.randint(3, (200,))
+    destinations = (sources + torch.randint(1, 3, (200,))) % 3
+    stream = EventStream(sources, destinations, torch.arange(200.0), num_nodes=10)
+    network = network_for(stream)
+    train, test = stream.split(0.8)
+    options = dict(num_negatives=4, seed=0)
+    before = evaluate_links(network, train, test, **options).mrr
+    fit = fit_links(network, train, 5, batch_size=20, seed=0, progress=False)
+    scores = evaluate_links(network, train, test, **options)
+    assert before < 0.7 and scores.mrr > 0.8 and scores.hits(2) > 0.9
+    assert sum(fit.losses[-8:]) < 0.95 * sum(fit.losses[:8])
+    assert scores.mrr == mean_reciprocal_rank(scores.events, scores.negatives)
+
+
+def test_evaluation_scores_real_events_alone_and_takes_in_fake_ones():
+    stream = random_stream(100)
+    train, test = stream.split(0.6)
+    network = network_for(stream)
+    attack = StructuralAttack("random", 0.5, batch_size=10)
+    poisoned = attack.perturb(test, history=train, seed=0)
+    clean = evaluate_links(network, train, test, batch_size=10, num_negatives=3, seed=0)
+    found = evaluate_links(network, train, poisoned, batch_size=10, num_negatives=3, seed=0)
+    assert clean.events.shape == found.events.shape == (40,)
+    assert found.negatives.shape == (40, 3)
+    # The first batch of ten has no fakes before it.
+    torch.testing.assert_close(found.events[:10], clean.events[:10])
+    assert not torch.allclose(found.events[20:], clean.events[20:])
+
+    class Knows(Defense):
+        """Keeps the real events, whose numbers it was told."""
+
+        filters = True
+
+        def __init__(self, keeps):
+            self.keeps = iter(keeps)
+
+        def keep(self, logits, embeddings, progress=1.0):
+            return next(self.keeps)
+
+    keeps = [~batch.fake for batch in (*train.batches(10), *poisoned.batches(10))]
+    told = evaluate_links(
+        network, train, poisoned, batch_size=10, num_negatives=3, defense=Knows(keeps), seed=0
+    )
+    assert not torch.allclose(told.events[20:], found.events[20:])
+    # Marks are for metrics: another defense does not see them.
+    unmarked = copy.copy(poisoned)
+    unmarked.fake = torch.zeros_like(poisoned.fake)
+    shield = TShield(0.0, 0.6)
+    marked = evaluate_links(network, train, poisoned, defense=shield, num_negatives=3, seed=0)
+    blind = evaluate_links(network, train, unmarked, defense=shield, num_negatives=3, seed=0)
+    torch.testing.assert_close(blind.events[~poisoned.fake], marked.events)
+
+
+def test_seeds_decide_and_generators_go_on():
+    stream = random_stream()
+    before = torch.get_rng_state()
+    first, fit = fitted(stream, CosineFilter(), seed=5)
+    second, other = fitted(stream, CosineFilter(), seed=5)
+    assert fit.losses == other.losses and torch.equal(fit.kept, other.kept)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    fit_links(first, stream, 1, seed=1, progress=False)
+    evaluate_links(first, *stream.split(0.5), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_float64_and_no_epochs():
+    stream = random_stream()
+    network = network_for(stream).double()
+    fit = fit_links(network, stream, 1, batch_size=20, defense=TShield(), progress=False)
+    assert fit.probabilities.dtype == torch.float64 and network.omega.dtype == torch.float64
+    nothing = fit_links(network, stream, 0, progress=False)
+    assert nothing.losses == [] and nothing.kept.shape == (0, 60)
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    stream, network = random_stream(), network_for(random_stream())
+    with pytest.raises(ValueError, match=r"stream must have the num_nodes of the network, 7"):
+        fit_links(network, random_stream(num_nodes=8), 1)
+    with pytest.raises(TypeError, match=r"defense must be a Defense or None"):
+        fit_links(network, stream, 1, defense=TShield)
+    with pytest.raises(ValueError, match=r"stream must not begin before the history ends"):
+        evaluate_links(network, stream[30:], stream[:30])
