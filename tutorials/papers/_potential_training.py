@@ -15,7 +15,7 @@ from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.molecules import RACE, MoleculeFrames, potential_loss
 
-BATCH_SIZE = 25
+BATCH_SIZE, MAX_NORM = 25, 10.0
 AMSGRAD = partial(torch.optim.Adam, amsgrad=True)
 
 
@@ -60,6 +60,16 @@ class Stack:
         values: Tensor = torch.vmap(one, dims)(self.params, self.buffers, *batch)
         return values
 
+    def clipped(self, kind: str, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Sum of :meth:`losses`, and its gradients, with a norm of 10 at most in each network."""
+        total = self.losses(kind, *batch).sum()
+        found = torch.autograd.grad(
+            total, list(self.params.values()), allow_unused=True, materialize_grads=True
+        )
+        norms = torch.stack([g.flatten(1).square().sum(1) for g in found]).sum(0).sqrt()
+        factors = (MAX_NORM / norms).clamp(max=1.0)
+        return total.detach(), [g * factors.reshape(-1, *[1] * (g.dim() - 1)) for g in found]
+
     def trained(self) -> list[RACE]:
         """The networks with their weights."""
         for number, network in enumerate(self.networks):
@@ -102,12 +112,9 @@ def fit(
         stack.params,
         partial(AMSGRAD, lr=lr),
         scheduler=partial(CosineAnnealingLR, T_max=num_steps),
-        max_norm=10.0,
         seed=seed,
     )
-    trainer.run(
-        lambda *batch: stack.losses(kind, *batch).sum(), num_steps, stack.batches, progress=False
-    )
+    trainer.run(partial(stack.clipped, kind), num_steps, stack.batches, progress=False)
     return stack.trained()
 
 
@@ -117,13 +124,13 @@ def swag_draws(
     """Draws of SWAG for each network, which goes on from it with a constant learning rate."""
     stack = Stack(networks, frames, 1)
     averages = [SWAG(max_rank=20) for _ in networks]
-    trainer = Trainer(stack.params, partial(AMSGRAD, lr=2e-3), max_norm=10.0, seed=1)
+    trainer = Trainer(stack.params, partial(AMSGRAD, lr=2e-3), seed=1)
 
-    def loss(*batch: Tensor) -> Tensor:
+    def loss(*batch: Tensor) -> tuple[Tensor, list[Tensor]]:
         if trainer.num_steps % 4 == 0:
             for number, one in enumerate(averages):
                 one.collect({k: v[number].detach() for k, v in stack.params.items()})
-        return stack.losses("joint", *batch).sum()
+        return stack.clipped("joint", *batch)
 
     trainer.run(loss, max(num_steps, 12), stack.batches, progress=False)
     found = []

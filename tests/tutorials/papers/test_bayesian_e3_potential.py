@@ -41,6 +41,27 @@ def test_a_stack_is_its_networks(frames):
     assert torch.equal(stack.trained()[0].embedding, networks[0].embedding)
 
 
+def test_gradients_are_clipped_network_by_network(frames):
+    """As if each were trained alone, so that one with large gradients slows no other one."""
+    networks = [started(frames, seed) for seed in range(2)]
+    stack = Stack(networks, [frames, frames], 0)
+    batch = stack.batches.batch(0, 0)
+    value, found = stack.clipped("joint", *batch)
+    losses = stack.losses("joint", *batch)
+    torch.testing.assert_close(value, losses.sum())
+    for number in range(2):
+        raw = torch.autograd.grad(
+            losses[number],
+            list(stack.params.values()),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        own = torch.cat([g[number].flatten() for g in raw])
+        clipped = torch.cat([g[number].flatten() for g in found])
+        torch.testing.assert_close(clipped, own * min(1.0, 10.0 / float(own.norm())))
+
+
 @pytest.mark.parametrize("draws", [swag_draws, ivon_draws])
 def test_draws_go_on_from_a_network(frames, draws):
     networks = [started(frames, seed) for seed in range(2)]
