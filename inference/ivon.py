@@ -160,7 +160,7 @@ class IVON(Optimizer):
         return run
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients at draws.
 
         :param Callable closure: the loss, where it has not been evaluated by :meth:`sampled`.

@@ -102,6 +102,25 @@ def test_says_where_it_leaves_the_training_region():
         RACECalculator(members).calculate(Atoms("N2", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]]))
 
 
+def test_region_is_of_standard_deviations():
+    """A margin times the largest of the training frames, in eV and eV per Angstrom."""
+    members = networks()
+    noise = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    positions = torch.from_numpy(water().positions) + 0.05 * noise
+    region = training_region(members, positions, [8, 1, 1], margin=2.0, distance_margin=0.1)
+    of_energy, of_force, nearest = [], [], []
+    for position in positions:
+        atoms = Atoms("OH2", position.numpy())
+        atoms.calc = RACECalculator(members)
+        atoms.get_forces()
+        of_energy.append(atoms.calc.results["energy_uncertainty"])
+        of_force.append(np.linalg.eigvalsh(atoms.calc.results["force_covariance"]).max() ** 0.5)
+        nearest.append(np.linalg.norm(position[1:] - position[0], axis=1).min())
+    assert region.energy_scale == pytest.approx(2.0 * max(of_energy))
+    assert region.force_scale == pytest.approx(2.0 * max(of_force))
+    assert region.nearest[8] == pytest.approx((0.9 * min(nearest), 1.1 * max(nearest)))
+
+
 def test_frames_are_those_of_the_labels(tmp_path, monkeypatch):
     tblite = pytest.importorskip("tblite.ase")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from pyro_ext.models.molecules import molecule_frames, potential_loss
 from tests.pages import check_short_report
 
 pytest.importorskip("ase")
 pytest.importorskip("tblite")
+
+from pyro_ext.tutorials.papers._potential_training import Stack, ivon_draws, started, swag_draws
 
 PAGE = "bayesian-e3-potential"
 pytestmark = pytest.mark.slow
@@ -17,22 +20,59 @@ def test_short_run_saves_a_report_and_figures(short_run):
     check_short_report(folder, PAGE, 12, {"losses", "trajectory", "uncertainty"})
 
 
-def test_a_stack_is_its_networks(short_run):
-    """Losses of all at once are those of each with its own frames."""
-    names, _ = short_run
-    frames = names["data"][0].train
-    networks = [names["started"](frames, seed) for seed in range(2)]
-    stack = names["Stack"](networks, [frames, frames], 0)
+@pytest.fixture(scope="module")
+def frames():
+    return molecule_frames("H2O", 12, every=2)
+
+
+def test_a_stack_is_its_networks(frames):
+    """Losses of all at once are those of each with its own frames, in an order of its own."""
+    networks = [started(frames, seed) for seed in range(2)]
+    stack = Stack(networks, [frames, frames], 0)
     batch = stack.batches.batch(0, 0)
     losses = stack.losses("joint", *batch)
     for number, network in enumerate(networks):
         x, energies, forces = (rows[:, number] for rows in batch)
-        found = network(x, names["SPECIES"])
-        alone = names["potential_loss"](
-            found, energies, forces, force_weight=names["NUM_ATOMS"], densities=True
+        alone = potential_loss(
+            network(x, frames.species), energies, forces, force_weight=3, densities=True
         )
         torch.testing.assert_close(losses[number], alone)
+    assert not torch.equal(batch[0][:, 0], batch[0][:, 1])
     assert torch.equal(stack.trained()[0].embedding, networks[0].embedding)
+
+
+def test_gradients_are_clipped_network_by_network(frames):
+    """As if each were trained alone, so that one with large gradients slows no other one."""
+    networks = [started(frames, seed) for seed in range(2)]
+    stack = Stack(networks, [frames, frames], 0)
+    batch = stack.batches.batch(0, 0)
+    value, found = stack.clipped("joint", *batch)
+    losses = stack.losses("joint", *batch)
+    torch.testing.assert_close(value, losses.sum())
+    for number in range(2):
+        raw = torch.autograd.grad(
+            losses[number],
+            list(stack.params.values()),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        own = torch.cat([g[number].flatten() for g in raw])
+        clipped = torch.cat([g[number].flatten() for g in found])
+        torch.testing.assert_close(clipped, own * min(1.0, 10.0 / float(own.norm())))
+
+
+@pytest.mark.parametrize("draws", [swag_draws, ivon_draws])
+def test_draws_go_on_from_a_network(frames, draws):
+    networks = [started(frames, seed) for seed in range(2)]
+    before = networks[0].embedding.detach().clone()
+    found = draws(networks, [frames, frames], 12, 3)
+    assert [len(one) for one in found] == [3, 3]
+    assert torch.equal(networks[0].embedding, before)
+    for network, own in zip(networks, found, strict=True):
+        every = torch.stack([one.embedding.detach() for one in own])
+        assert 0 < every.std(0).max() < 0.1
+        assert (every.mean(0) - network.embedding).abs().max() < 0.3
 
 
 def test_area_under_the_curve(short_run):
@@ -51,10 +91,14 @@ def test_errors_of_the_labels_themselves(short_run):
     assert max(names["errors"]([network], exact)) < 0.1
 
 
-def test_chosen_frames_are_of_the_pool(short_run):
+def test_chosen_frames_are_of_the_pool_and_learned_from(short_run):
     names, _ = short_run
+    own = names["data"][0]
     for chosen in names["choices"](0).values():
         assert len(set(chosen.tolist())) == names["NUM_CHOSEN"]
+        more = names["with_chosen"](0, chosen)
+        assert torch.equal(more.energies[: len(own.train.energies)], own.train.energies)
+        assert torch.equal(more.forces[len(own.train.energies) :], own.pool.forces[chosen])
 
 
 @pytest.mark.page
