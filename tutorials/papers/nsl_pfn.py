@@ -138,7 +138,7 @@ for kind in ("learning", "descent"):
         name: {key: sum(rows[seed][key] for seed in SEEDS) / len(SEEDS) for key in ("LL", "RMSLE")}
         for name, rows in table.items()
     }
-    page.table(means, title=kind)
+    page.table(means, title=kind, number_format=".3g")
 
 
 def coverage(probs: Tensor, level: float) -> float:
@@ -150,7 +150,7 @@ def coverage(probs: Tensor, level: float) -> float:
 # ## MCMC
 #
 # The law M2 with Gaussian noise as a Pyro model, by NUTS, on three of the learning curves of each
-# seed, since a curve takes seconds where the network takes milliseconds.
+# seed at once, since that takes seconds where the network takes milliseconds.
 
 # %%
 SAMPLED = page.length((0, 5, 8), smoke=(0,))
@@ -158,23 +158,20 @@ bayes: dict[int, dict[str, float]] = {}
 on_sampled: dict[int, dict[str, float]] = {}
 for seed in SEEDS:
     x, y = SIZES["learning"].double(), curves[seed]["learning"].double()[list(SAMPLED)]
-    medians, densities = [], []
-    for row in y:
-        law = ScalingLaw("M2").fit(x[:NUM_CONTEXT], row[:NUM_CONTEXT])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the chains do not agree")
-            mcmc = MCMC(
-                NUTS(law.model, max_tree_depth=6),
-                num_samples=page.length(100, smoke=5),
-                warmup_steps=page.length(100, smoke=5),
-                seed=seed,
-                progress=False,
-            ).run()
-        mixture = law.predictive(x[NUM_CONTEXT:], mcmc.get_samples())
-        densities.append(mixture.log_prob(row[NUM_CONTEXT:]))
-        medians.append(mixture.component_distribution.loc.median(-1).values)
-    truth = y[:, NUM_CONTEXT:]
-    bayes[seed] = scores(torch.stack(medians), torch.stack(densities), truth)
+    given, truth = y[:, :NUM_CONTEXT], y[:, NUM_CONTEXT:]
+    law = ScalingLaw("M2").fit(x[:NUM_CONTEXT].expand_as(given), given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the chains do not agree")
+        mcmc = MCMC(
+            NUTS(law.model, max_tree_depth=6),
+            num_samples=page.length(100, smoke=5),
+            warmup_steps=page.length(100, smoke=5),
+            seed=seed,
+            progress=False,
+        ).run()
+    mixture = law.predictive(x[NUM_CONTEXT:], mcmc.get_samples())
+    median = mixture.component_distribution.loc.median(-1).values
+    bayes[seed] = scores(median, mixture.log_prob(truth), truth)
     median, density, _ = by_network(SIZES["learning"], y.float(), network)
     on_sampled[seed] = scores(median, density, truth)
 page.table(
@@ -289,8 +286,9 @@ page.claim(
     ">=",
     0.3,
     source="Lee et al. (2025), table of results on vision; bound preregistered",
-    reason="the network, trained for 3,500 steps where the paper has 100,000, predicts more widely "
-    "than it has to: its intervals of 90 percent hold nearly everything",
+    reason="the network is above M2, but by less: M2 has nearly the right form for these curves, "
+    "as the paper finds for simple ones, and the network, small and trained for 6,000 steps where "
+    "the paper's has 100,000, knows its prior less exactly",
 )
 page.claim(
     "Its error is at most 1.1 times that of the better one of M2 and M4 (ratio of RMSLE).",
@@ -302,6 +300,7 @@ page.claim(
     "<=",
     1.1,
     source="Lee et al. (2025), table of results on vision; bound preregistered",
+    reason="M2 has nearly the right form for these curves",
 )
 page.claim(
     "Central intervals of 90 percent hold at least 70 percent of what was measured.",
