@@ -76,7 +76,8 @@ class PriorDataFittedNetwork:
         which is the default.
     :param Tensor borders: of the bars of the predictions, as of
         :class:`~pyro_ext.distributions.BarDistribution`; by default those of equal probability
-        under the prior, found when training begins. **Shape:** ``(num_bars + 1,)``.
+        under the prior, found when training begins, with the units of the default network.
+        **Shape:** ``(num_bars + 1,)``.
     :param Callable inputs: draws inputs, given how many data sets and how many points of each, as a
         tensor ``(num_sets, n)`` or ``(num_sets, n, num_features)``. Inputs that rise teach how to
         extrapolate, others how to interpolate. By default they are uniform on (0, 1).
@@ -189,7 +190,6 @@ class PriorDataFittedNetwork:
         if len(set(given.values())) > 1:
             raise ValueError(f"num_bars, borders and net must be of as many bars, got {given}")
         self.num_bars: int = next(iter(given.values()), _NUM_BARS)
-        self._has_own_net = net is None
         if net is None:
             with seeded(self.seed):
                 net = PriorFittedTransformer(self.num_bars, num_features)
@@ -312,12 +312,8 @@ class PriorDataFittedNetwork:
             values.append(curves.y.flatten())
         x, y = torch.cat(inputs), torch.cat(values)
         self.borders = bar_borders(y, self.num_bars)
-        if self._has_own_net:
-            net: Any = self.net
-            net.x_loc.copy_(x.mean(0))
-            net.x_scale.copy_(x.std(0).clamp(min=1e-6))
-            net.y_loc.copy_(y.mean())
-            net.y_scale.copy_(y.std().clamp(min=1e-6))
+        if isinstance(self.net, PriorFittedTransformer):
+            self.net.take_units(x, y)
 
     def _inputs(self, num_sets: int, num_points: int) -> Tensor:
         if self.inputs is not None:
@@ -418,6 +414,8 @@ class PriorDataFittedNetwork:
                 f"{name} must have the shape (*batch, n, {self.num_features}), or (*batch, n) for "
                 f"one feature, with the batch of yc, got {shown(value)}"
             )
+        if isinstance(self.net, PriorFittedTransformer):
+            self.net.check_inputs(name, x)
         return x
 
     def _with_features(self, x: Tensor) -> Tensor:

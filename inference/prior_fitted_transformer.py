@@ -1,12 +1,13 @@
 """The transformer of prior-data fitted networks."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_boolean, check_integer
 
 __all__ = ["PriorFittedTransformer"]
 
@@ -24,6 +25,8 @@ class PriorFittedTransformer(nn.Module):
     :param int width: number of features of a token, a multiple of ``num_heads``.
     :param int num_layers: number of blocks.
     :param int num_heads: number of heads.
+    :param bool log_inputs: whether a token knows the logarithm of its input besides, as is right
+        for positive inputs of many orders of magnitude.
 
     [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
     Transformers can do Bayesian inference.
@@ -48,6 +51,7 @@ class PriorFittedTransformer(nn.Module):
         width: int = 64,
         num_layers: int = 3,
         num_heads: int = 4,
+        log_inputs: bool = False,
     ) -> None:
         super().__init__()
         self.num_bars = check_integer("num_bars", num_bars, 2)
@@ -57,21 +61,55 @@ class PriorFittedTransformer(nn.Module):
         self.num_heads = check_integer("num_heads", num_heads, 1)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        for name in ("x", "y"):  # those of a uniform number
-            size = (num_features,) if name == "x" else ()
+        self.log_inputs = check_boolean("log_inputs", log_inputs)
+        num_seen = 2 * num_features if log_inputs else num_features
+        for name, size in (("x", (num_seen,)), ("y", ())):  # those of a uniform number
             self.register_buffer(f"{name}_loc", torch.full(size, 0.5))
             self.register_buffer(f"{name}_scale", torch.full(size, math.sqrt(1.0 / 12.0)))
-        self.from_x = nn.Linear(num_features, width)
+        self.from_x = nn.Linear(num_seen, width)
         self.from_y = nn.Linear(1, width)
         self.blocks = nn.ModuleList(_Block(width, num_heads) for _ in range(num_layers))
         self.head = nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, num_bars)
         )
 
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, int | bool]:
         """What the constructor was given."""
-        names = ("num_bars", "num_features", "width", "num_layers", "num_heads")
+        names = ("num_bars", "num_features", "width", "num_layers", "num_heads", "log_inputs")
         return {name: getattr(self, name) for name in names}
+
+    @torch.no_grad()
+    def take_units(self, x: Any, y: Any) -> None:
+        """Measure inputs and values by their means and standard deviations from now on.
+
+        :param Tensor x: typical inputs. **Shape:** ``(n, num_features)``.
+        :param Tensor y: typical values. **Shape:** any.
+        :raises ValueError: for inputs that have no logarithm where that is needed.
+        """
+        x, y = as_tensor("x", x, "(n, num_features)", finite=True), as_tensor("y", y, finite=True)
+        self.check_inputs("x", x)
+        seen = self._seen(x)
+        self.x_loc.copy_(seen.mean(0))
+        self.x_scale.copy_(seen.std(0).clamp(min=1e-6))
+        self.y_loc.copy_(y.mean())
+        self.y_scale.copy_(y.std().clamp(min=1e-6))
+
+    def check_inputs(self, argument: str, x: Tensor) -> None:
+        """Check that inputs have logarithms, where those are needed.
+
+        :param str argument: its name.
+        :param Tensor x: inputs.
+        :raises ValueError: for inputs that are not positive.
+        """
+        if self.log_inputs and not bool((x > 0).all()):
+            raise ValueError(
+                f"{argument} must be positive for a network with log_inputs=True, got "
+                f"{float(x.min()):g}"
+            )
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """What tokens know of inputs."""
+        return torch.cat([x, x.log()], -1) if self.log_inputs else x
 
     def forward(self, xc: Tensor, yc: Tensor, xq: Tensor) -> Tensor:
         """Logits at the queries.
@@ -83,7 +121,8 @@ class PriorFittedTransformer(nn.Module):
         :returns: **Shape:** ``(*batch, num_queries, num_bars)``.
         """
         num_context = xc.shape[-2]
-        tokens = self.from_x((torch.cat([xc, xq], -2) - self.x_loc) / self.x_scale)
+        tokens = self._seen(torch.cat([xc, xq], -2))
+        tokens = self.from_x((tokens - self.x_loc) / self.x_scale)
         values = self.from_y(((yc - self.y_loc) / self.y_scale).unsqueeze(-1))
         tokens = torch.cat(
             [tokens[..., :num_context, :] + values, tokens[..., num_context:, :]], -2

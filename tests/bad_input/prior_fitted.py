@@ -69,7 +69,12 @@ def inference() -> dict[str, Call]:
         "PriorDataFittedNetwork.save": of(network(), path=path),
         "PriorDataFittedNetwork.load": call(path=path),
         "PriorFittedPredictive": call(network=network(), xc=X, yc=Y, num_samples=5),
-        "PriorFittedTransformer": call(num_bars=4, num_features=1, width=8, num_heads=2),
+        "PriorFittedTransformer": call(
+            num_bars=4, num_features=1, width=8, num_heads=2, log_inputs=True
+        ),
+        "PriorFittedTransformer.take_units": of(
+            PriorFittedTransformer(4, width=8), x=torch.rand(5, 1), y=torch.rand(5)
+        ),
     }
 
 

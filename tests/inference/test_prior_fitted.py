@@ -98,6 +98,36 @@ def test_attention_is_that_of_a_masked_encoder(moved):
     )
 
 
+def test_tokens_that_know_logarithms(tmp_path):
+    """Their units are those of draws; a network that sees logarithms only knows no scale."""
+    net = PriorFittedTransformer(20, width=16, num_layers=1, log_inputs=True)
+    pfn = PriorDataFittedNetwork(line, net, num_points=(6, 12), num_for_borders=300, seed=0)
+    pfn.fit(2, progress=False)
+    x = pfn.draw(400, 9, 3, seed=1)[0].reshape(-1, 1)
+    seen = (torch.cat([x, x.log()], -1) - net.x_loc) / net.x_scale
+    torch.testing.assert_close(seen.mean(0), torch.zeros(2), atol=0.1, rtol=0)
+    torch.testing.assert_close(seen.std(0), torch.ones(2), atol=0.1, rtol=0)
+    pfn.save(tmp_path / "pfn.safetensors")
+    again = PriorDataFittedNetwork.load(tmp_path / "pfn.safetensors")
+    x = torch.rand(5) + 0.1
+    assert torch.equal(pfn.predictive(x, x, x).logits, again.predictive(x, x, x).logits)
+    with pytest.raises(ValueError, match=r"xq must be positive .* got -0\.5"):
+        pfn.predictive(x, x, [0.5, -0.5])
+    with pytest.raises(ValueError, match="x must be positive"):
+        net.take_units(-x[:, None], x)
+    with torch.no_grad():
+        net.from_x.weight[:, 0] = 0.0
+        net.x_loc[1] = 0.0
+        net.from_x.weight[:, 1] = net.x_scale[1]
+        net.from_x.bias.zero_()
+        one, other = net(x[:, None], x, x[:, None]), net(3 * x[:, None], x, 3 * x[:, None])
+        assert not torch.allclose(one, other)
+        net.from_x.bias -= torch.tensor(3.0).log()
+        torch.testing.assert_close(
+            net(3 * x[:, None], x, 3 * x[:, None]), one, atol=1e-5, rtol=1e-4
+        )
+
+
 def test_draws_are_those_of_the_prior():
     """Vectorized where that works, one by one where the model branches, or by a sampler."""
     for prior, is_vectorized in ((line, True), (conjugate, True), (branching, False)):

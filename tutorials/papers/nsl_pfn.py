@@ -10,7 +10,12 @@
 # then extrapolated in one pass, with a distribution for each size. Rivals are laws with few
 # parameters, by least squares and by MCMC.
 #
-# The network that predicts here ships with the package. It has seen draws of the prior alone.
+# The network that predicts here ships with the package. It has seen draws of the prior alone, and
+# `tools/pretrain_scaling_laws.py` makes it. It was trained again after the first claim below had
+# failed: a network trained for 3,500 steps, on curves of 24 to 60 points, was too wide. This one
+# knows logarithms of sizes as well, since measured sizes are mostly spaced evenly on a logarithmic
+# scale and crowd near zero otherwise, has seen curves of 10 to 60 points, and was trained for 6,000
+# steps with a learning rate twice as large.
 #
 # `pyro-ext reproduce nsl-pfn` runs the page, and so does `python tutorials/papers/nsl_pfn.py`. Both
 # print a table of claims and save it with the figures in `figures/nsl-pfn`.
@@ -20,6 +25,7 @@ import warnings
 from functools import partial
 
 import matplotlib.pyplot as plt
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -86,11 +92,21 @@ def by_network(x: Tensor, y: Tensor, net: PriorDataFittedNetwork) -> tuple[Tenso
     return law.icdf(torch.tensor(0.5)).clamp(min=1e-4), law.log_prob(future), law.cdf(future)
 
 
-def by_least_squares(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of a law, and log densities under its residuals' standard deviation."""
+def by_least_squares(
+    name: str, x: Tensor, y: Tensor, corrected: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Values of a law, and log densities under its residuals' standard deviation.
+
+    That is their root mean square, or where corrected the sum of squares is divided by the number
+    of points without that of parameters.
+    """
     x, y = x.double().expand_as(y), y.double()
-    law = ScalingLaw(name).fit(x[:, :NUM_CONTEXT], y[:, :NUM_CONTEXT])
+    given = x[:, :NUM_CONTEXT], y[:, :NUM_CONTEXT]
+    law = ScalingLaw(name).fit(*given)
     normal = law.predictive(x[:, NUM_CONTEXT:])
+    if not corrected:
+        spread = (law.predict(given[0]) - given[1]).square().mean(-1, keepdim=True).sqrt()
+        normal = dist.Normal(normal.loc, spread.clamp(min=1e-6).expand_as(normal.loc))
     return normal.mean, normal.log_prob(y[:, NUM_CONTEXT:])
 
 
@@ -98,14 +114,15 @@ def by_least_squares(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 # ## The network against least squares
 #
 # M1 is a power law, M2 adds a floor, M3 an offset, M4 a ceiling and an inflection, and BNSL a
-# break. They predict a normal distribution around the fit, whose standard deviation is that of the
-# residuals.
+# break. They predict a normal distribution around the fit, whose standard deviation is the root
+# mean square of the residuals. In the last row that of M2 is corrected for its three parameters.
 
 # %%
+ROWS = ("network", *LAWS, "M2, corrected")
 results: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
 below: dict[str, dict[int, Tensor]] = {}
 for kind in ("learning", "descent"):
-    table: dict[str, dict[int, dict[str, float]]] = {name: {} for name in ("network", *LAWS)}
+    table: dict[str, dict[int, dict[str, float]]] = {name: {} for name in ROWS}
     below[kind] = {}
     for seed in SEEDS:
         values = curves[seed][kind]
@@ -114,12 +131,14 @@ for kind in ("learning", "descent"):
         table["network"][seed] = scores(median, density, truth)
         for name in LAWS:
             table[name][seed] = scores(*by_least_squares(name, SIZES[kind], values), truth)
+        corrected = by_least_squares("M2", SIZES[kind], values, corrected=True)
+        table[ROWS[-1]][seed] = scores(*corrected, truth)
     results[kind] = table
     means = {
         name: {key: sum(rows[seed][key] for seed in SEEDS) / len(SEEDS) for key in ("LL", "RMSLE")}
         for name, rows in table.items()
     }
-    page.table(means, title=kind)
+    page.table(means, title=kind, number_format=".3g")
 
 
 def coverage(probs: Tensor, level: float) -> float:
@@ -131,7 +150,7 @@ def coverage(probs: Tensor, level: float) -> float:
 # ## MCMC
 #
 # The law M2 with Gaussian noise as a Pyro model, by NUTS, on three of the learning curves of each
-# seed, since a curve takes seconds where the network takes milliseconds.
+# seed at once, since that takes seconds where the network takes milliseconds.
 
 # %%
 SAMPLED = page.length((0, 5, 8), smoke=(0,))
@@ -139,23 +158,20 @@ bayes: dict[int, dict[str, float]] = {}
 on_sampled: dict[int, dict[str, float]] = {}
 for seed in SEEDS:
     x, y = SIZES["learning"].double(), curves[seed]["learning"].double()[list(SAMPLED)]
-    medians, densities = [], []
-    for row in y:
-        law = ScalingLaw("M2").fit(x[:NUM_CONTEXT], row[:NUM_CONTEXT])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the chains do not agree")
-            mcmc = MCMC(
-                NUTS(law.model, max_tree_depth=6),
-                num_samples=page.length(100, smoke=5),
-                warmup_steps=page.length(100, smoke=5),
-                seed=seed,
-                progress=False,
-            ).run()
-        mixture = law.predictive(x[NUM_CONTEXT:], mcmc.get_samples())
-        densities.append(mixture.log_prob(row[NUM_CONTEXT:]))
-        medians.append(mixture.component_distribution.loc.median(-1).values)
-    truth = y[:, NUM_CONTEXT:]
-    bayes[seed] = scores(torch.stack(medians), torch.stack(densities), truth)
+    given, truth = y[:, :NUM_CONTEXT], y[:, NUM_CONTEXT:]
+    law = ScalingLaw("M2").fit(x[:NUM_CONTEXT].expand_as(given), given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the chains do not agree")
+        mcmc = MCMC(
+            NUTS(law.model, max_tree_depth=6),
+            num_samples=page.length(100, smoke=5),
+            warmup_steps=page.length(100, smoke=5),
+            seed=seed,
+            progress=False,
+        ).run()
+    mixture = law.predictive(x[NUM_CONTEXT:], mcmc.get_samples())
+    median = mixture.component_distribution.loc.median(-1).values
+    bayes[seed] = scores(median, mixture.log_prob(truth), truth)
     median, density, _ = by_network(SIZES["learning"], y.float(), network)
     on_sampled[seed] = scores(median, density, truth)
 page.table(
@@ -176,13 +192,13 @@ NUM_STEPS = page.length(350, smoke=2)
 def trained(seed: int, family: str | None) -> PriorDataFittedNetwork:
     """A small network, with borders of its own prior."""
     torch.manual_seed(seed)
-    net = PriorFittedTransformer(100, width=32, num_layers=2)
+    net = PriorFittedTransformer(100, width=32, num_layers=2, log_inputs=True)
     made = PriorDataFittedNetwork(
         partial(scaling_curve_prior, family=family),
         net,
         inputs=partial(scaling_grid, spacing="mixed"),
         sampler=partial(sample_scaling_curves, family=family),
-        num_points=(24, 40),
+        num_points=(10, 40),
         num_for_borders=page.length(5_000, smoke=200),
         learning_rate=2e-3,
         seed=seed,
@@ -270,8 +286,9 @@ page.claim(
     ">=",
     0.3,
     source="Lee et al. (2025), table of results on vision; bound preregistered",
-    reason="the network, trained for 3,500 steps where the paper has 100,000, predicts more widely "
-    "than it has to: its intervals of 90 percent hold nearly everything",
+    reason="the network is above M2, but by less: M2 has nearly the right form for these curves, "
+    "as the paper finds for simple ones, and the network, small and trained for 6,000 steps where "
+    "the paper's has 100,000, knows its prior less exactly",
 )
 page.claim(
     "Its error is at most 1.1 times that of the better one of M2 and M4 (ratio of RMSLE).",
@@ -283,6 +300,7 @@ page.claim(
     "<=",
     1.1,
     source="Lee et al. (2025), table of results on vision; bound preregistered",
+    reason="M2 has nearly the right form for these curves",
 )
 page.claim(
     "Central intervals of 90 percent hold at least 70 percent of what was measured.",
