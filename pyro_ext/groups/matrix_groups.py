@@ -74,7 +74,9 @@ class Group:
         least = self._tolerance * abs(self._algebra).max((-1, -2), keepdims=True, initial=0.0)
         skew = self._algebra + self._algebra.swapaxes(-1, -2)
         unit = self._discrete @ self._discrete.swapaxes(-1, -2) - np.eye(self.dim)
-        self.is_orthogonal = bool((abs(skew) <= least).all() and (abs(unit) < self._tolerance).all())
+        self.is_orthogonal = bool(
+            (abs(skew) <= least).all() and (abs(unit) < self._tolerance).all()
+        )
         self.name = name if name is not None else f"a group on {self.dim} dimensions"
         self._bases: dict[tuple[int, int], Any] = {}
 
