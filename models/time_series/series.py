@@ -16,7 +16,7 @@ class Series(NamedTuple):
 
     x: Tensor  # (num_series, num_steps, num_channels)
     mask: Tensor  # bool, as x: true where observed
-    times: Tensor  # (num_series, num_steps), in [0, 1] unless there is a duration; then zero
+    times: Tensor  # (num_series, num_steps), in [0, 1] unless there is a duration
     lengths: Tensor  # (num_series,)
     static: Tensor  # (num_series, num_static)
 

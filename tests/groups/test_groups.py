@@ -105,7 +105,7 @@ def test_projections(group):
     x = torch.randn(20, IN.size(group.dim), dtype=torch.float64)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
         one = projector.project(weight[0].to(dtype))
-        assert one.dtype == dtype
+        assert one.dtype == IN.act(g, x.to(dtype)).dtype == dtype
         moved = IN.act(g, x).to(dtype) @ one.mT
         after = OUT.act(g.to(dtype), x.to(dtype) @ one.mT)
         size = moved.norm(dim=-1) + after.norm(dim=-1)
