@@ -172,6 +172,7 @@ class Trainer:
         self._good: list[Tensor] = []
         self._good_buffers: list[Tensor] = []
         self.losses: list[float] = []
+        self.interrupted = False
         """The loss of each step, before the step."""
         tensors = list(self._named.values())
         self.optimizer: Any = (
@@ -309,6 +310,7 @@ class Trainer:
         bar = progress_bar(
             total=num_steps, initial=num_saved, desc=description, unit="step", disable=not progress
         )
+        self.interrupted = False
         with self._randomness(), bar, Interrupts() as interrupts:
             while self.num_steps < num_steps and not interrupts.are_pending:
                 if batches is not None and self._batch_seed is None:
@@ -320,6 +322,7 @@ class Trainer:
                         interrupts.held_back,
                     )
                 except KeyboardInterrupt:
+                    self.interrupted = True
                     break
                 bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
                 bar.update()
@@ -328,7 +331,8 @@ class Trainer:
                     num_saved = self.num_steps
             if checkpoint is not None and num_saved != self.num_steps:
                 self._write(checkpoint, identity)
-        if self.num_steps < num_steps:
+        self.interrupted |= interrupts.are_pending
+        if self.interrupted:
             warnings.warn(
                 f"stopped after {self.num_steps} of {num_steps} steps, which are kept",
                 stacklevel=2,

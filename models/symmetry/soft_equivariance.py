@@ -33,6 +33,8 @@ from pyro_ext.nn.equivariant import (
 
 __all__ = ["EquivarianceTuner", "SoftEMLP", "SoftEMLPFit"]
 
+_LARGEST_SIZE = 128  # of the tensors by which groups are compared
+
 
 class EquivarianceTuner:
     r"""Sets the strength of each group by how well the weights keep its symmetry [1].
@@ -218,11 +220,12 @@ class SoftEMLP(nn.Module):
         :param int seed: of minibatches.
         :param bool progress: whether there is a progress bar.
         :returns: losses, strengths and residuals.
+        :raises ValueError: without strengths, where the first group does not hold the others.
         """
         dim = self.groups[0].dim
         like = self.output.weight
-        x = as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", finite=True, like=like)
-        y = as_tensor("y", y, f"({len(x)}, {self.rep_out.size(dim)})", finite=True, like=like)
+        x = as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", finite=True).to(like)
+        y = as_tensor("y", y, f"({len(x)}, {self.rep_out.size(dim)})", finite=True).to(like)
         check_integer("num_steps", num_steps, 2)
         check_number("tune_at", tune_at, above=0.0, below=1.0)
         check_number("power", power, least=0.0)
@@ -230,6 +233,12 @@ class SoftEMLP(nn.Module):
         check_number("gate_decay", gate_decay, least=0.0)
         check_boolean("progress", progress)
         if strengths is None:
+            first, *others = self.groups
+            if not all(_holds(first, other) for other in others):
+                raise ValueError(
+                    "groups must begin with one that holds the others, whose strength is zero, or "
+                    f"strengths be given, got {list(self.groups)!r:.120}"
+                )
             strengths = y.var(0, correction=0).mean().clamp(min=1e-6).repeat(len(self.groups))
             strengths[0] *= len(self.groups) == 1
         strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", like=like)
@@ -260,7 +269,20 @@ class SoftEMLP(nn.Module):
             trainer.run(loss, step, batches, progress=progress)
             with torch.no_grad():
                 tuner.update(equivariance_residuals(self))
-        tuner.adjust(power)
-        trainer.run(loss, num_steps, batches, progress=progress)
+            if trainer.interrupted:
+                break
+        else:
+            tuner.adjust(power)
+            trainer.run(loss, num_steps, batches, progress=progress)
         assert tuner.residuals is not None
         return SoftEMLPFit(list(trainer.losses), tuner.strengths, tuner.residuals)
+
+
+def _holds(whole: Group, part: Group) -> bool:
+    """Whether what a group leaves alone, of low ranks, is left alone by a part of it."""
+    for upper, lower in ((1, 0), (2, 0), (1, 1), (3, 0)):
+        if whole.dim ** (upper + lower) <= _LARGEST_SIZE:
+            kept, own = whole.invariants(upper, lower), part.invariants(upper, lower)
+            if bool(((kept - own @ (own.mT @ kept)).abs() > 1e-4).any()):
+                return False
+    return True

@@ -1,5 +1,6 @@
 """Classifiers of series with gaps that impute one value, or none: what others are compared with."""
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -7,7 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_finite, check_integer
-from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, last_observed
+from pyro_ext.models.time_series.networks import (
+    DecayImputer,
+    SeriesTransformer,
+    fade,
+    last_observed,
+)
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import train
 
@@ -127,13 +133,13 @@ class _Classifier(nn.Module):
         series = self._series(x, mask, times, lengths)
         y = check_labels(y, series, self.num_classes, online=False)
 
-        def loss(part: Series, labels: Tensor) -> Tensor:
-            return functional.cross_entropy(self._logits(part), labels)
+        def loss(part: Series, labels: Tensor, reduction: str = "mean") -> Tensor:
+            return functional.cross_entropy(self._logits(part), labels, reduction=reduction)
 
         return train(
             self,
             loss,
-            loss,
+            partial(loss, reduction="sum"),
             series,
             y,
             num_epochs=num_epochs,
@@ -221,8 +227,8 @@ class GRUD(_Classifier):
     r"""A recurrent network whose inputs and states decay in gaps, GRU-D [1].
 
     With :math:`\delta` the time since the last observed value of each channel, inputs are these
-    values as they fade into the mean, zero, by :math:`\gamma_x = \exp(-\max(0, w \delta + b))`, and
-    the mask; the state of the step before is multiplied by :math:`\gamma_h = \exp(-\max(0,
+    values as they fade into the mean, zero, by :math:`\gamma_x = \exp(-\max(0, w \delta + |b|))`,
+    and the mask; the state of the step before is multiplied by :math:`\gamma_h = \exp(-\max(0,
     W \delta + b))`.
 
     :param int num_channels: number of channels.
@@ -247,7 +253,7 @@ class GRUD(_Classifier):
         self.imputer = DecayImputer(num_channels)
 
     def _logits(self, series: Series) -> Tensor:
-        filled = self.imputer(series.x, series.mask, torch.zeros_like(series.x), series.times)
+        filled = fade(self.imputer, series.x, series.mask, torch.zeros_like(series.x), series.times)
         inputs = torch.cat([filled, series.mask.to(filled)], -1)
         # Since the last value before the step, or since the beginning.
         before = functional.pad(series.mask[:, :-1], (0, 0, 1, 0))

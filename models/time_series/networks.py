@@ -142,10 +142,19 @@ class DecayImputer(PyroModule):
                 f"{tuple(x.shape)}, {tuple(mask.shape)}, {tuple(generated.shape)} and "
                 f"{tuple(times.shape)}"
             ) from None
-        last, elapsed = last_observed(x, mask, times)
-        gamma = self.gamma(elapsed)
-        filled = gamma * last + (1.0 - gamma) * generated
-        return torch.where(mask, x, filled).expand(size)
+        if bool((times[..., 1:] < times[..., :-1]).any()):
+            raise ValueError("times must rise from step to step, got times that fall")
+        return fade(self, x, mask, generated, times).expand(size)
+
+
+def fade(
+    imputer: DecayImputer, x: Tensor, mask: Tensor, generated: Tensor, times: Tensor
+) -> Tensor:
+    """What the imputer makes of series, whose times may be zero again at padding."""
+    generated = torch.where(mask, 0.0, generated)  # or NaN there would be in the gradients
+    last, elapsed = last_observed(x, mask, times)
+    gamma = imputer.gamma(elapsed)
+    return torch.where(mask, x, gamma * last + (1.0 - gamma) * generated)
 
 
 def last_observed(x: Tensor, mask: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

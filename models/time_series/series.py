@@ -1,6 +1,8 @@
 """Time series with gaps, padded to one length, at times that need not be regular."""
 
+import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +40,8 @@ def pad_series(series: Sequence[Tensor], padding: float = 0.0) -> tuple[Tensor, 
     """Pad series of different lengths to the longest one.
 
     :param Sequence series: tensors with the steps first. **Shape:** ``(num_steps, *event)`` each.
-    :param float padding: what stands after the end of a series; any number will do, since lengths
-        say where that is.
+    :param float padding: what stands after the end of a series; any number that the type of the
+        series holds will do, since lengths say where that is.
     :returns: the padded series, **Shape:** ``(num_series, num_steps, *event)``, and their lengths,
         **Shape:** ``(num_series,)``.
 
@@ -54,7 +56,14 @@ def pad_series(series: Sequence[Tensor], padding: float = 0.0) -> tuple[Tensor, 
     shapes = {tuple(one.shape[1:]) for one in tensors}
     if len(shapes) > 1:
         raise ValueError(f"series must have the same channels each, got shapes {sorted(shapes)}")
-    padding = float(as_tensor("padding", padding, "()"))
+    dtype = reduce(torch.promote_types, (one.dtype for one in tensors))
+    tensors = [one.to(dtype) for one in tensors]
+    padding = float(as_tensor("padding", padding, "()", dtype=torch.float64))
+    held = float(torch.tensor(padding, dtype=torch.float64).to(dtype))
+    if math.isfinite(held) != math.isfinite(padding) or not (
+        dtype.is_floating_point or held == padding
+    ):
+        raise ValueError(f"padding must be a number that {dtype} holds, got {padding:g}")
     padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
     return padded, torch.tensor([len(one) for one in tensors])
 
@@ -100,7 +109,9 @@ def as_series(
     check_finite("x", x)
     if times is None:
         times = torch.arange(num_steps).expand(num_series, -1)
-    times = as_tensor("times", times, f"({num_series}, {num_steps})").to(x)
+    # In float64, since seconds of a clock differ by less than float32 can tell.
+    times = as_tensor("times", times, f"({num_series}, {num_steps})", dtype=torch.float64)
+    times = times.to(x.device)
     times = torch.where(valid, times, 0.0)
     check_finite("times", times)
     is_late = (times[:, 1:] <= times[:, :-1]) & valid[:, 1:]
@@ -112,7 +123,14 @@ def as_series(
             f"{row}"
         )
     last = times.gather(1, lengths[:, None] - 1)
-    scaled = times / torch.where(last > 0, last, 1.0) if duration is None else times / duration
+    unit = torch.where(last > 0, last, 1.0) if duration is None else duration
+    scaled = (times / unit).to(x)
+    is_late = (scaled[:, 1:] <= scaled[:, :-1]) & valid[:, 1:]
+    if bool(is_late.any()):
+        raise ValueError(
+            "times must be counted from the start of the series, got steps in row "
+            f"{int(is_late.any(1).nonzero()[0])} that {x.dtype} cannot tell apart"
+        )
     if static is None:
         if num_static:
             raise ValueError(f"static must have the shape (num_series, {num_static}), got None")

@@ -20,7 +20,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext.distributions import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.handlers import obs_dropout
-from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer
+from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, fade
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import train
 from pyro_ext.nn import MLP
@@ -407,11 +407,11 @@ class SupervisedNotMIWAE(PyroModule):
         log_ratio = log_ratio.cumsum(-1) if self.online else log_ratio.sum(-1)
         weights = log_ratio.softmax(0)
         _, logits, _ = self._draw_gaps(series, loc, scale, num_draws, 0.0)
-        by_draw = (weights[..., None] * logits.softmax(-1)).sum(1)
         if average == "geometric":
-            probs = by_draw.log().mean(0).softmax(-1)
+            log_joint = log_ratio.log_softmax(0)[..., None] + logits.log_softmax(-1)
+            probs = log_joint.logsumexp(1).mean(0).softmax(-1)
         else:
-            probs = by_draw.mean(0)
+            probs = (weights[..., None] * logits.softmax(-1)).sum(1).mean(0)
         each = weights[..., None] if self.online else weights[..., None, None]
         mean = (each * loc).sum(0)
         variance = (each * (scale.square() + (loc - mean).square())).sum(0)
@@ -471,7 +471,7 @@ class SupervisedNotMIWAE(PyroModule):
         def validate(part: Series, labels: Tensor) -> Tensor:
             probs = self._predict(part, num_latents, 1, "arithmetic").probs
             log_probs = probs.gather(-1, labels[..., None])[..., 0].clamp(min=1e-30).log()
-            return -(log_probs[part.valid] if self.online else log_probs).mean()
+            return -(log_probs[part.valid] if self.online else log_probs).sum()
 
         return train(
             self,
@@ -514,7 +514,13 @@ class SupervisedNotMIWAE(PyroModule):
             covariance = as_tensor(
                 "prior", self.prior.covariance(num_steps), f"({num_steps}, {num_steps})"
             )
-            factor = torch.linalg.cholesky(covariance.double()).to(like)
+            factor, failed = torch.linalg.cholesky_ex(covariance.double())
+            if bool(failed):
+                raise ValueError(
+                    f"prior must have a covariance of {num_steps} steps that is positive definite "
+                    f"in {covariance.dtype}, got {self.prior!r:.80}: a larger jitter makes it so"
+                )
+            factor = factor.to(like)
         lengths = series.lengths[:, None].expand(-1, self.latent_size)
         return PaddedMultivariateNormal(factor, lengths, validate_args=False)
 
@@ -541,7 +547,7 @@ class SupervisedNotMIWAE(PyroModule):
         if self.imputer is None:
             filled = torch.where(seen, series.x, generated)
         else:
-            filled = self.imputer(series.x, seen, generated, series.times)
+            filled = fade(self.imputer, series.x, seen, generated, series.times)
         return torch.where(series.valid[..., None], filled, 0.0)
 
     def _missing_logits(self, filled: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +35,8 @@ def train(
 ) -> list[float]:
     """Train by Adam; where series are held out, the weights are those that are best on them.
 
-    ``loss`` is a scalar; ``validate`` a negative log likelihood of labels, which decides where to
-    stop.
+    ``loss`` is a scalar; ``validate`` a negative log likelihood of labels, summed, which decides
+    where to stop.
     """
     check_integer("num_epochs", num_epochs, 0)
     check_integer("batch_size", batch_size, 1)
@@ -46,7 +48,7 @@ def train(
     seed = fresh_seed(seed)
     num_series = len(y)
     order = torch.randperm(num_series, generator=torch.Generator().manual_seed(seed))
-    num_held_out = math.ceil(validation_fraction * num_series)
+    num_held_out = math.ceil(validation_fraction * num_series - 1e-9)  # 0.1 * 30 is over 3
     held_out, kept = order[:num_held_out], order[num_held_out:]
     if not len(kept):
         raise ValueError(
@@ -71,15 +73,25 @@ def train(
     name = type(module).__name__
     if not num_held_out:
         return trainer.run(of_batch, num_steps, batches, progress=progress, description=name)
-    best, best_state, best_epoch = math.inf, copy.deepcopy(module.state_dict()), 0
-    for epoch in range(num_epochs):
-        target = (epoch + 1) * len(batches)
-        trainer.run(of_batch, target, batches, progress=progress, description=name)
-        with torch.no_grad(), seeded(spawn_seed(seed, 3)):  # the same draws in every epoch
-            value = float(validate(series.rows(held_out), y[held_out]))
-        if value < best:
-            best, best_state, best_epoch = value, copy.deepcopy(module.state_dict()), epoch
-        if trainer.num_steps < target or epoch - best_epoch >= patience:
-            break
-    module.load_state_dict(best_state)
+    best, best_epoch = math.inf, 0
+    best_state: dict[str, Any] | None = None
+    try:
+        for epoch in range(num_epochs):
+            target = (epoch + 1) * len(batches)
+            trainer.run(of_batch, target, batches, progress=progress, description=name)
+            with torch.no_grad(), seeded(spawn_seed(seed, 3)):  # the same draws in every epoch
+                parts = held_out.split(batch_size)
+                value = sum(float(validate(series.rows(part), y[part])) for part in parts)
+            if value < best:
+                best, best_state, best_epoch = value, copy.deepcopy(module.state_dict()), epoch
+            if trainer.interrupted or epoch - best_epoch >= patience:
+                break
+    except KeyboardInterrupt:
+        warnings.warn(
+            f"stopped in the validation after {trainer.num_steps} of {num_steps} steps, of which "
+            "the best weights are kept",
+            stacklevel=3,
+        )
+    if best_state is not None:
+        module.load_state_dict(best_state)
     return trainer.losses

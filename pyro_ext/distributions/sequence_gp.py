@@ -7,7 +7,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
 from pyro_ext.distributions.bases import expanded
 
 _HALF_LOG_2PI = 0.9189385332046727
@@ -52,6 +58,8 @@ class PaddedMultivariateNormal(TorchDistribution):
         self, scale_tril: Tensor, lengths: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
         scale_tril = as_tensor("scale_tril", scale_tril, "(*batch, T, T)", finite=True)
+        if not scale_tril.is_floating_point():
+            scale_tril = scale_tril.to(torch.get_default_dtype())
         size = scale_tril.shape[-1]
         if scale_tril.shape[-2] != size:
             raise ValueError(
@@ -109,6 +117,10 @@ class PaddedMultivariateNormal(TorchDistribution):
         :returns: zero for elements that do not count. **Shape:** ``(*batch, T)``.
         """
         size = self.event_shape[0]
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"value must have the shape (*batch, {size}), got {tuple(value.shape)}"
+            )
         counts = torch.arange(size, device=self.lengths.device) < self.lengths[..., None]
         value = torch.where(counts, value, 0.0)
         if self._validate_args:
@@ -161,16 +173,34 @@ class CauchyGP:
         :param int num_steps: number of steps.
         :returns: **Shape:** ``(num_steps, num_steps)``.
         """
-        steps = torch.arange(float(check_integer("num_steps", num_steps, 1)))
-        lag = (steps[:, None] - steps) / self.length
-        return self.scale / (1.0 + lag.square()) + self.jitter * torch.eye(num_steps)
+        return self._covariance(num_steps, torch.get_default_dtype())
 
-    def prior(self, lengths: Tensor, num_steps: int) -> PaddedMultivariateNormal:
+    def _covariance(self, num_steps: int, dtype: torch.dtype) -> Tensor:
+        """Covariances of steps, computed in a type."""
+        steps = torch.arange(float(check_integer("num_steps", num_steps, 1)), dtype=dtype)
+        lag = (steps[:, None] - steps) / self.length
+        return self.scale / (1.0 + lag.square()) + self.jitter * torch.eye(num_steps, dtype=dtype)
+
+    def prior(
+        self, lengths: Tensor, num_steps: int, dtype: torch.dtype | None = None
+    ) -> PaddedMultivariateNormal:
         """The process over the steps of padded sequences.
 
         :param Tensor lengths: number of steps of each that count. **Shape:** ``(*batch)``.
         :param int num_steps: number of steps with padding.
+        :param torch.dtype dtype: of its values; by default PyTorch's. The factor is computed in
+            float64.
+        :raises ValueError: where the jitter is too small for a factor.
         """
-        factor = torch.linalg.cholesky(self.covariance(num_steps))
+        check_optional(check_instance, "dtype", dtype, torch.dtype, "a torch.dtype or None")
+        dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be one of real numbers, got {dtype}")
         lengths = as_tensor("lengths", lengths, "(*batch)", kind="integers")
-        return PaddedMultivariateNormal(factor.to(lengths.device), lengths)
+        factor, failed = torch.linalg.cholesky_ex(self._covariance(num_steps, torch.float64))
+        if bool(failed):
+            raise ValueError(
+                f"jitter must be larger, got {self.jitter:g}, with which the covariance of "
+                f"{num_steps} steps at length = {self.length:g} has no Cholesky factor"
+            )
+        return PaddedMultivariateNormal(factor.to(lengths.device, dtype), lengths)

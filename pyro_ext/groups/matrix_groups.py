@@ -11,13 +11,16 @@ from pyro_ext._checks import as_tensor, check_instance, check_integer, check_opt
 
 __all__ = ["SO", "EmbeddedO2", "Group", "O", "Scale", "check_dim"]
 
-_TOLERANCE = 1e-9  # below which a singular value of a condition counts as zero
+# Below which a singular value of a condition counts as zero; the second one for matrices that
+# float32 can hold, which may have been rounded to it.
+_TOLERANCE, _TOLERANCE_FLOAT32 = 1e-9, 1e-5
 
 
 class Group:
     r"""A group of matrices, by generators of its Lie algebra and discrete generators.
 
-    Groups keep what has been computed for them: make them once, outside of models.
+    Groups keep what has been computed for them: make them once, outside of models. Matrices in
+    float32 are taken to be what they are rounded from.
 
     :param Tensor lie_algebra: matrices :math:`A` with :math:`e^{tA}` in the group for all
         :math:`t`. **Shape:** ``(num_generators, dim, dim)``.
@@ -66,9 +69,14 @@ class Group:
                 raise ValueError(
                     f"discrete must be invertible matrices, got a singular one in row {row}"
                 )
+        is_rounded = any(np.array_equal(m, m.float().double()) for m in found.values())
+        self._tolerance = _TOLERANCE_FLOAT32 if is_rounded else _TOLERANCE
+        least = self._tolerance * abs(self._algebra).max((-1, -2), keepdims=True, initial=0.0)
         skew = self._algebra + self._algebra.swapaxes(-1, -2)
         unit = self._discrete @ self._discrete.swapaxes(-1, -2) - np.eye(self.dim)
-        self.is_orthogonal = bool((abs(skew) < _TOLERANCE).all() and (abs(unit) < _TOLERANCE).all())
+        self.is_orthogonal = bool(
+            (abs(skew) <= least).all() and (abs(unit) < self._tolerance).all()
+        )
         self.name = name if name is not None else f"a group on {self.dim} dimensions"
         self._bases: dict[tuple[int, int], Any] = {}
 
@@ -137,11 +145,11 @@ class Group:
             for algebra in self._algebra:
                 norm = np.linalg.norm(algebra, 2)
                 unit = algebra / norm if norm > 0 else algebra
-                basis = _null_space(_algebra_action(unit, upper, lower), basis, 1.0)
+                basis = _null_space(_algebra_action(unit, upper, lower), basis, self._tolerance)
             for matrix in self._discrete:
                 action = _kron([matrix] * upper + [np.linalg.inv(matrix).T] * lower)
-                scale = max(1.0, float(np.linalg.norm(action, 2)))
-                basis = _null_space(action - np.eye(len(action)), basis, scale)
+                least = self._tolerance * max(1.0, float(np.linalg.norm(action, 2)))
+                basis = _null_space(action - np.eye(len(action)), basis, least)
             self._bases[key] = basis
         return self._bases[key]
 
@@ -240,7 +248,8 @@ def check_dim(name: str, group: Group, dim: int) -> None:
 
 def _as_matrices(name: str, value: Any) -> Tensor:
     """Square matrices in float64, on the CPU."""
-    matrices = as_tensor(name, value, "(num_generators, dim, dim)", finite=True)
+    dtype = None if isinstance(value, Tensor) else torch.float64
+    matrices = as_tensor(name, value, "(num_generators, dim, dim)", finite=True, dtype=dtype)
     if matrices.shape[-1] != matrices.shape[-2]:
         raise ValueError(f"{name} must be square matrices, got {shown(matrices)}")
     return matrices.detach().cpu().double().clone()
@@ -277,7 +286,7 @@ def _algebra_action(matrix: Any, upper: int, lower: int) -> Any:
     return action
 
 
-def _null_space(condition: Any, basis: Any, scale: float) -> Any:
+def _null_space(condition: Any, basis: Any, least: float) -> Any:
     """Those of the vectors that the basis spans on which a condition vanishes."""
     _, singular, right = np.linalg.svd(condition @ basis, full_matrices=True)
-    return basis @ right[int((singular > _TOLERANCE * scale).sum()) :].T
+    return basis @ right[int((singular > least).sum()) :].T

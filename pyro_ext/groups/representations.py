@@ -94,7 +94,7 @@ class TensorRep:
 
         :param Tensor g: **Shape:** ``(*batch, dim, dim)``.
         :param Tensor x: **Shape:** ``(*batch, size)``.
-        :returns: **Shape:** as ``x``, of both batches.
+        :returns: in the type of ``x``. **Shape:** as ``x``, of both batches.
 
         Example::
 
@@ -102,6 +102,7 @@ class TensorRep:
             tensor([1., 2., 2., 2.])
         """
         g, x = as_tensor("g", g, "(*batch, dim, dim)"), as_tensor("x", x, "(*batch, size)")
+        g, x = (g.to(x), x) if x.is_floating_point() else (g, x.to(g))
         dim = g.shape[-1]
         if g.shape[-2] != dim:
             raise ValueError(f"g must be square matrices, got {shown(g)}")

@@ -373,6 +373,9 @@ def _soft_layers(module: nn.Module) -> list[SoftEquivariantLinear]:
     found = [each for each in module.modules() if isinstance(each, SoftEquivariantLinear)]
     if not found or any(layer.is_bayesian for layer in found):
         raise ValueError("module must have layers of SoftEquivariantLinear with parameters")
-    if any(list(map(str, layer.groups)) != list(map(str, found[0].groups)) for layer in found):
+    kinds = [
+        [(g.lie_algebra.tolist(), g.discrete.tolist()) for g in layer.groups] for layer in found
+    ]
+    if any(kind != kinds[0] for kind in kinds):
         raise ValueError("module must have the same groups in all of its layers")
     return found

@@ -39,7 +39,7 @@ def time_series() -> dict[str, Call]:
     return {
         "CauchyGP": call(length=7.0, scale=1.005, jitter=1e-3),
         "CauchyGP.covariance": of(Prior(), num_steps=4),
-        "CauchyGP.prior": of(Prior(), lengths=LENGTHS, num_steps=5),
+        "CauchyGP.prior": of(Prior(), lengths=LENGTHS, num_steps=5, dtype=torch.float32),
         "DecayImputer": call(num_channels=2, bias=0.05),
         "DecayImputer.gamma": of(imputer, elapsed=torch.rand(3, 2)),
         "DecayImputer.forward": of(imputer, x=X, mask=MASK, generated=X, times=TIMES),

@@ -35,6 +35,14 @@ def test_density_is_that_of_the_beginning():
     torch.testing.assert_close(prior.variance, torch.full((4, 5), 1.006))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_types(dtype):
+    """Factors are computed in float64, which small jitters need."""
+    prior = CauchyGP(length=50.0, jitter=1e-8).prior(torch.tensor([100]), 100, dtype)
+    assert prior.sample().dtype == prior.log_prob(torch.zeros(1, 100, dtype=dtype)).dtype == dtype
+    assert PaddedMultivariateNormal(torch.eye(3, dtype=torch.int64)).sample().dtype == torch.float32
+
+
 @pytest.mark.statistical
 @pytest.mark.usefixtures("float64")
 def test_draws_have_the_covariance():
@@ -55,5 +63,12 @@ def test_arguments_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             PaddedMultivariateNormal(*arguments)
+    for size in (1, 2, 4):
+        with pytest.raises(ValueError, match=rf"value must have .*3\), got \({size},\)"):
+            PaddedMultivariateNormal(factor).log_prob(torch.zeros(size))
+    with pytest.raises(ValueError, match="jitter must be larger, got 1e-14.* of 300 steps"):
+        CauchyGP(length=200.0, jitter=1e-14).prior(torch.tensor(300), 300)
+    with pytest.raises(ValueError, match="dtype must be one of real numbers"):
+        CauchyGP().prior(torch.tensor(3), 3, torch.int64)
     with pytest.raises(ValueError, match="jitter must be a finite number > 0"):
         CauchyGP(jitter=0.0)

@@ -41,6 +41,30 @@ def test_invariants_of_tensors(group, dims):
     assert found == dims == [group.invariants(k).shape[1] for k in range(5)]
 
 
+@pytest.mark.parametrize("as_given", [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.float])
+def test_invariants_of_rounded_matrices(as_given):
+    """Rotations by 60 degrees, of a plane and about an axis, and SO(3) in another basis."""
+    axis = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    about = torch.einsum("i,ijk->jk", axis / axis.norm(), SO(3).lie_algebra.flip(0))
+    about[0, 2], about[2, 0] = -about[0, 2], -about[2, 0]
+    basis = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = torch.linalg.inv(basis) @ SO(3).lie_algebra @ basis
+    plane = torch.linalg.matrix_exp(SO(2).lie_algebra * torch.pi / 3)
+    turn = torch.linalg.matrix_exp(about[None] * torch.pi / 3)
+    for algebra, discrete, orthogonal, ranks in (
+        (None, plane, True, [1, 0, 2, 0, 6]),
+        (None, turn, True, [1, 1, 3, 7]),
+        (1e3 * about[None], None, True, [1, 1, 3, 7]),
+        (other, None, False, [1, 0, 1, 1]),
+    ):
+        group = Group(*(m if m is None else as_given(m) for m in (algebra, discrete)))
+        assert group.is_orthogonal == orthogonal
+        assert [group.invariants(rank).shape[1] for rank in range(len(ranks))] == ranks
+    assert not Group(as_given(1e-8 * torch.eye(2).double()[None])).is_orthogonal
+    small = torch.linalg.matrix_exp(SO(2).lie_algebra * 1e-6)
+    assert Group(discrete=small).invariants(1).shape[1] == 0
+
+
 def test_maps_under_groups_that_are_not_orthogonal():
     """Any matrix commutes with a scale, though it changes every vector."""
     vector, matrix = TensorRep({1: 1}), TensorRep({2: 1})
@@ -81,7 +105,7 @@ def test_projections(group):
     x = torch.randn(20, IN.size(group.dim), dtype=torch.float64)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
         one = projector.project(weight[0].to(dtype))
-        assert one.dtype == dtype
+        assert one.dtype == IN.act(g, x.to(dtype)).dtype == dtype
         moved = IN.act(g, x).to(dtype) @ one.mT
         after = OUT.act(g.to(dtype), x.to(dtype) @ one.mT)
         size = moved.norm(dim=-1) + after.norm(dim=-1)

@@ -1,11 +1,13 @@
 """Layers of tensors: equivariance once projected, residuals, sites, and what they refuse."""
 
+import copy
+
 import pyro
 import pytest
 import torch
 from torch import nn
 
-from pyro_ext.groups import SO, EmbeddedO2, EquivariantProjector, O, Scale, TensorRep
+from pyro_ext.groups import SO, EmbeddedO2, EquivariantProjector, Group, O, Scale, TensorRep
 from pyro_ext.nn.equivariant import (
     EquivariantBilinear,
     GatedNonlinearity,
@@ -43,6 +45,18 @@ def test_projected_layers_are_equivariant(group, dtype, bound):
     project_weights_(network, 0)
     assert equivariance_error(network, IN, OUT, group, x) < bound < 0.01 < before
     assert float(equivariance_residuals(network).detach()) < 1e-12
+
+
+def test_groups_of_layers_are_compared_by_their_matrices():
+    vector = TensorRep({1: 1})
+    reflections = [Group(discrete=torch.tensor(m).diag()[None]) for m in ([1.0, -1.0], [-1.0, 1.0])]
+    for second, differs in ((reflections[0], False), (reflections[1], True)):
+        pair = [SoftEquivariantLinear(vector, vector, [g]) for g in (reflections[0], second)]
+        if not differs:
+            assert equivariance_residuals(copy.deepcopy(nn.Sequential(*pair))).shape == (1,)
+            continue
+        with pytest.raises(ValueError, match="module must have the same groups"):
+            equivariance_residuals(nn.Sequential(*pair))
 
 
 def test_soft_gates_break_the_symmetry_a_little():

@@ -1,11 +1,14 @@
 """The tuner of strengths by its formula, and networks that it trains."""
 
+import os
+import signal
+
 import pytest
 import torch
 
 from pyro_ext.models.symmetry import EquivarianceTuner, SoftEMLP
 from pyro_ext.nn import equivariance_error, equivariance_residuals, project_weights_
-from pyro_ext.nn.equivariant import EmbeddedO2, O, TensorRep
+from pyro_ext.nn.equivariant import SO, EmbeddedO2, O, Scale, TensorRep
 
 GROUPS = [O(3), EmbeddedO2(0, 1), EmbeddedO2(1, 2)]
 IN, OUT = TensorRep({0: 2, 1: 2}), TensorRep({2: 1})
@@ -95,6 +98,48 @@ def test_a_single_group_has_a_strength():
     y = torch.randn(5, 9)
     fit = network.fit(torch.randn(5, 8), y, num_steps=2, progress=False)
     assert fit.strengths.tolist() == pytest.approx([float(y.var(0, correction=0).mean())])
+
+
+@pytest.mark.parametrize(("step", "is_tuned"), [(12, False), (20, False), (25, True)])
+def test_ctrl_c_stops_the_training(step, is_tuned):
+    """Before the strengths are set, in the last step before that, and after."""
+    torch.manual_seed(0)
+    network = SoftEMLP(IN, OUT, GROUPS, 20, num_blocks=1)
+    calls = []
+
+    def hook(*_):
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    network.register_forward_pre_hook(hook)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.warns(UserWarning, match=f"stopped after {step} of"):
+            strengths = [0.0, 1.0, 1.0]
+            data = torch.randn(5, 8), torch.randn(5, 9), strengths
+            fit = network.fit(*data, num_steps=80, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(fit.losses) == step and (fit.strengths.tolist() != strengths) == is_tuned
+
+
+def test_whole_numbers_are_data():
+    network = SoftEMLP(IN, OUT, GROUPS, 20, num_blocks=1)
+    x, y = torch.arange(24).view(3, 8) % 5, torch.arange(27).view(3, 9) % 4
+    assert len(network.fit(x, y, num_steps=2, progress=False).losses) == 2
+
+
+def test_the_first_group_holds_the_others():
+    """Or none of them is to be without a strength."""
+    x, y = torch.randn(3, 8), torch.randn(3, 9)
+    for groups in ([GROUPS[1], O(3)], GROUPS[1:], [SO(3), O(3)], [O(3), SO(3) | Scale(3)]):
+        network = SoftEMLP(IN, OUT, groups, 20, num_blocks=1)
+        with pytest.raises(ValueError, match="groups must begin with one that holds the others"):
+            network.fit(x, y, num_steps=2, progress=False)
+    network.fit(x, y, [1.0, 1.0], num_steps=2, progress=False)
+    for groups in ([O(3), SO(3)], [SO(3) | Scale(3), SO(3), Scale(3)]):
+        SoftEMLP(IN, OUT, groups, 20, num_blocks=1).fit(x, y, num_steps=2, progress=False)
 
 
 def test_network_errors():

@@ -48,6 +48,17 @@ def test_what_is_observed_stays():
     torch.testing.assert_close(nothing, (1 - imputer.gamma(times[..., None].expand(4, 5, 3))))
 
 
+def test_values_that_are_not_used_have_no_gradient():
+    imputer = DecayImputer(1)
+    x, mask = torch.ones(3, 1), torch.tensor([[True], [False], [True]])
+    generated = torch.tensor([[torch.nan], [2.0], [torch.inf]], requires_grad=True)
+    imputer(x, mask, generated, torch.arange(3.0)).sum().backward()
+    torch.testing.assert_close(generated.grad[:, 0], torch.tensor([0.0, 0.048771, 0.0]))
+    assert bool(imputer.bias.grad.isfinite().all())
+    with pytest.raises(ValueError, match="times must rise from step to step"):
+        imputer(x, mask, x, torch.tensor([0.0, 2.0, 1.0]))
+
+
 def test_last_values_and_their_age():
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
     mask = torch.tensor([False, True, False, True])[:, None]

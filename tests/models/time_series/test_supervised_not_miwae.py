@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import signal
 
 import pyro
 import pyro.distributions as dist
@@ -367,6 +369,72 @@ def test_training_and_early_stopping():
     assert any(not torch.equal(start[name], value) for name, value in held.state_dict().items())
 
 
+@pytest.mark.parametrize("step", [200, 86_400])
+def test_times_of_a_clock(step):
+    """Scaled in float64, though the network is in float32."""
+    x, _, mask, *_ = data()
+    stamps = 1_700_000_000 + step * torch.arange(NUM_STEPS).expand(NUM_SERIES, -1)
+    for times in (stamps, stamps.double(), stamps.tolist()):
+        found = small()._series(x, mask, times, None, None).times
+        exact = stamps.double() / stamps[:, -1:]
+        assert found.dtype == torch.float32 and torch.equal(found, exact.float())
+
+
+def test_geometric_means_of_certain_classes():
+    """Each class has the probability zero in some of the draws."""
+    model = small(decay=False)
+    x, _, *rest = data()
+    with torch.no_grad():
+        model.to_values.bias[NUM_CHANNELS:] = 5.0
+        model.to_classes.weight *= 1e5
+    found = model.predict(x, *rest, average="geometric", num_latents=1, num_draws=50, seed=0)
+    torch.testing.assert_close(found.probs.sum(-1), torch.ones(NUM_SERIES))
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "num_losses"), [("_loss", 3, 3), ("_loss", 4, 4), ("_predict", 2, 4)]
+)
+def test_ctrl_c_leaves_the_best_weights(monkeypatch, method, call, num_losses):
+    """In the midst of the second of ten epochs of two steps, in its last step, and after it."""
+    model = small()
+    x, y, *rest = data()
+    own, calls, states = getattr(model, method), [], []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        states.append(copy.deepcopy(model.state_dict()))
+        return own(*args)
+
+    monkeypatch.setattr(model, method, interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.warns(UserWarning, match=f"stopped .*after {num_losses} of"):
+            options = dict(batch_size=2, validation_fraction=0.3, seed=0, progress=False)
+            losses = model.fit(x, y, *rest, num_epochs=10, learning_rate=1.0, **options)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert len(losses) == num_losses
+    if method == "_predict":  # the weights are those of the validation before
+        assert all(map(torch.equal, model.state_dict().values(), states[0].values()))
+
+
+def test_series_held_out():
+    """A tenth of thirty are three; they are judged in batches."""
+    model, sizes = small(), []
+    x, mask, y = torch.randn(30, 2, NUM_CHANNELS), torch.ones(30, 2, NUM_CHANNELS).bool(), [0] * 30
+    own = model._predict
+
+    def counted(part, *args):
+        sizes.append(len(part.x))
+        return own(part, *args)
+
+    model._predict = counted
+    model.fit(x, y, mask, num_epochs=1, batch_size=2, seed=0, progress=False)
+    assert sizes == [2, 1]
+
+
 def test_other_losses_of_pyro():
     model = small()
     x, y, *rest = data()
@@ -393,6 +461,16 @@ def test_series_are_checked():
         (lambda: model.predict(x, mask[:3]), "mask must have the shape"),
         (lambda: model.predict(x, mask, unsorted, lengths), "times must .* in row 4"),
         (lambda: model.predict(x, mask, times - 1), "times must be >= 0"),
+        (
+            lambda: model.predict(x, mask, 1_700_000_000 + torch.arange(7).expand(6, 7)),
+            "times must be counted from the start of the series, got steps in row 0",
+        ),
+        (
+            lambda: small(prior=CauchyGP(length=50.0, jitter=1e-8)).predict(
+                x.repeat(1, 15, 1), mask.repeat(1, 15, 1)
+            ),
+            r"prior must have a covariance of 105 .* got CauchyGP.* larger jitter",
+        ),
         (lambda: model.predict(x, lengths=lengths + 1), "lengths must be from 1 to 7"),
         (lambda: model.loss(x, y + 1), "y must hold classes from 0 to 3"),
         (lambda: small(num_static=2).predict(x), "static must have the shape"),
@@ -407,5 +485,10 @@ def test_series_are_checked():
 def test_series_are_padded():
     x, lengths = pad_series([torch.ones(2, 3), torch.ones(4, 3)], padding=5.0)
     assert lengths.tolist() == [2, 4] and bool((x[0, 2:] == 5).all()) and x.shape == (2, 4, 3)
+    mixed = [torch.ones(2, 1, dtype=torch.int64), torch.full((1, 1), 0.5, dtype=torch.float64)]
+    assert pad_series(mixed, 0.1)[0].flatten().tolist() == [1.0, 1.0, 0.5, 0.1]
+    for dtype, padding in ((torch.int64, 0.5), (torch.bool, 2), (torch.float16, 1e6)):
+        with pytest.raises(ValueError, match="padding must be a number that torch"):
+            pad_series([torch.ones(2, 1, dtype=dtype)], padding)
     with pytest.raises(ValueError, match="series must have the same channels"):
         pad_series([torch.ones(2, 3), torch.ones(4, 2)])
