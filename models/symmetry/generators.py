@@ -472,12 +472,17 @@ def train_generators(
     def loss(*batch: Tensor) -> Tensor:
         z = batch[0] if points is None else points
         values = field(z).movedim(-2, 0)
-        normal = field.normalized(z, weights)
-        values = normal.scale.reshape(-1, *[1] * z.dim()) * values
+        scale = field._inverse_norms(z, weights).reshape(-1, *[1] * z.dim())
+        values = scale * values
         if flow_steps:
             sign = 2.0 * torch.randint(2, (field.n,)) - 1
             s = (sigma * torch.rand(()) * sign).to(z).reshape(-1, *[1] * (z.dim() - 1))
-            moved = flow(normal.each, z.expand(field.n, *z.shape), s, num_steps=flow_steps)
+            moved = flow(
+                lambda y: scale * field.each(y),
+                z.expand(field.n, *z.shape),
+                s,
+                num_steps=flow_steps,
+            )
         else:
             moved = values
         total = symmetry * _checked_scores(validity(moved, *batch), field.n).sum()
