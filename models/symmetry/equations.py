@@ -25,7 +25,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
-from pyro_ext.nn.generators import FunctionField, field_values
+from pyro_ext.nn.generators import FunctionField, as_floating, field_values
 from pyro_ext.random import seeded
 
 __all__ = [
@@ -172,10 +172,8 @@ def simulate(
     equation = _equation(equation)
     check_integer("num_solutions", num_solutions, 1)
     if check_integer("num_x", num_x, 8) // 3 <= equation.waves[1]:
-        raise ValueError(
-            f"num_x must be at least {3 * equation.waves[1] + 3} for {equation.waves[1]} waves, got "
-            f"{num_x}"
-        )
+        least = 3 * equation.waves[1] + 3
+        raise ValueError(f"num_x must be at least {least} for this equation's waves, got {num_x}")
     check_integer("num_t", num_t, 2)
     check_integer("substeps", substeps, 1)
     x = torch.arange(num_x, dtype=torch.float64) * (equation.length / num_x)
@@ -283,8 +281,7 @@ def scattered_derivatives(
 
 def _graph(points: Any) -> Tensor:
     """Points of a graph as floating-point numbers."""
-    points = as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True)
-    return points if points.is_floating_point() else points.to(torch.get_default_dtype())
+    return as_floating(as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True))
 
 
 def _spacing(differences: Tensor) -> Tensor:
@@ -401,22 +398,18 @@ def principal_cosines(values: Tensor, others: Tensor) -> Tensor:
             "values and others must have the shapes (n, *grid, dim) and (m, *grid, dim), got "
             f"{tuple(values.shape)} and {tuple(others.shape)}"
         )
-    bases = [
-        _basis(each.flatten(1).mT.to(torch.result_type(values, others)))
-        for each in (values, others)
-    ]
-    cosines: Tensor = torch.linalg.svdvals(bases[0].mT @ bases[1])
-    return cosines
+    dtype = torch.promote_types(values.dtype, others.dtype)
+    rounding = 100 * max(torch.finfo(values.dtype).eps, torch.finfo(others.dtype).eps)
+    bases = [_basis(each.flatten(1).mT.double(), rounding) for each in (values, others)]
+    return torch.linalg.svdvals(bases[0].mT @ bases[1].to(bases[0])).to(dtype)
 
 
-def _basis(columns: Tensor) -> Tensor:
+def _basis(columns: Tensor, rounding: float) -> Tensor:
     """An orthonormal basis of a span, of as many columns as are independent up to rounding."""
     sizes = torch.linalg.vector_norm(columns, dim=0)
     columns = columns[:, sizes > 0] / sizes[sizes > 0]
     basis, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    if not values.numel():
-        return basis
-    return basis[:, values > max(columns.shape) * torch.finfo(values.dtype).eps * values[0]]
+    return basis[:, values > rounding]
 
 
 def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:
@@ -469,9 +462,7 @@ def regrid(
         >>> torch.allclose(u, points[..., 2]), present.all()
         (True, tensor(True))
     """
-    points = as_tensor("points", points, "(num_t, num_x, 3)", finite=True)
-    if not points.is_floating_point():
-        points = points.to(torch.get_default_dtype())
+    points = as_floating(as_tensor("points", points, "(num_t, num_x, 3)", finite=True))
     grid = as_tensor("grid", grid, "(rows, num_x, dim)", finite=True).to(points)
     if grid.shape[1] != points.shape[1] or grid.shape[2] < 2 or len(grid) < 2:
         raise ValueError(

@@ -125,7 +125,7 @@ class VectorField(nn.Module):
             raise ValueError(
                 f"z must have the shape ({self.n}, *batch, {self.dim}), got {tuple(z.shape)}"
             )
-        return z if z.is_floating_point() else z.to(torch.get_default_dtype())
+        return as_floating(z)
 
 
 class _Combination(nn.Module):
@@ -367,7 +367,12 @@ def field_values(values: Tensor, argument: str = "values") -> Tensor:
         raise ValueError(
             f"{argument} must have the shape (n, *grid, dim), got {tuple(values.shape)}"
         )
-    return values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    return as_floating(values)
+
+
+def as_floating(tensor: Tensor) -> Tensor:
+    """Integers as floating-point numbers."""
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
 def is_given(tensor: Tensor) -> bool:
