@@ -94,7 +94,7 @@ class XMPP(nn.Module):
         _check_history(history, self.in_channels, self.patch_size)
         positions = list(range(1, history.dim() - 1))
         loc = history.mean(positions, keepdim=True)
-        scale = (history - loc).square().mean(positions, keepdim=True).sqrt() + 1e-6
+        scale = ((history - loc).square().mean(positions, keepdim=True) + 1e-12).sqrt()
         features = self.lift(((history - loc) / scale).flatten(0, 1)).unflatten(
             0, history.shape[:2]
         )
@@ -165,6 +165,7 @@ class XCViT(nn.Module):
             nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, in_channels)
         )
         self.in_channels, self.patch_size, self.num_heads = in_channels, patch_size, num_heads
+        self.period = 1.0 if padding_mode == "circular" else 2.0  # the ends of an axis are apart
 
     def forward(self, history: Tensor, points: Tensor) -> Tensor:
         """Predict the next state at some points.
@@ -182,14 +183,14 @@ class XCViT(nn.Module):
         for block in self.blocks:
             features = block(features)
         field = features[:, 0].mean(1)
-        coordinates = _waves(points)
+        coordinates = _waves(points / self.period)
         query = self.own(coordinates) + self.others(coordinates).amax(1, keepdim=True)
         found = self._heads(self.value(field)).unsqueeze(1)  # (batch, 1, *spatial, heads, width)
         for axis in range(num_axes):
             size = field.shape[1 + axis]
             middle = (torch.arange(size, device=field.device).to(field) + 0.5) / size
             lines = field.movedim(1 + axis, 1).flatten(2, -2).mean(2) if num_axes > 1 else field
-            key = self._heads(self.place(_waves(middle)) + self.content(lines))
+            key = self._heads(self.place(_waves(middle / self.period)) + self.content(lines))
             scores = torch.einsum("nhc,bdhc->bhnd", self._heads(query[:, axis]), key)
             weights = (scores / math.sqrt(key.shape[-1])).softmax(-1)
             found = torch.einsum(

@@ -10,6 +10,8 @@ data.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
-from pyro_ext.nn.generators import FunctionField
+from pyro_ext.nn.generators import FunctionField, as_floating, field_values
 from pyro_ext.random import seeded
 
 __all__ = [
@@ -45,9 +47,9 @@ _LARGEST = 1e9  # of coefficients and of roughness
 def _check_orders(orders: Sequence[int]) -> list[int]:
     """Check orders of derivatives."""
     orders = check_sequence("orders", orders, "a list of integers from 2 to 4", 0)
-    if not all(isinstance(k, int) and k in (2, 3, 4) for k in orders):
+    if not all(isinstance(k, Integral) and k in (2, 3, 4) for k in orders):
         raise ValueError(f"orders must be integers from 2 to 4, got {orders!r:.80}")
-    return orders
+    return [int(k) for k in orders]
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,12 @@ def simulate(
 
     :param Equation equation: one of ``EQUATIONS``, or its name.
     :param int num_solutions: number of solutions.
-    :param int num_x: points of the circle.
+    :param int num_x: points of the circle, more than three for each wave at the start.
     :param int num_t: times, from zero to the equation's duration.
     :param int substeps: steps between two times.
     :param int seed: of the starts; ``None`` draws from PyTorch's generator.
     :returns: points ``(x, t, u)`` in float64. **Shape:** ``(num_solutions, num_t, num_x, 3)``.
+    :raises ValueError: for steps that are too long for the equation, or numbers out of range.
 
     Example::
 
@@ -168,7 +171,9 @@ def simulate(
     """
     equation = _equation(equation)
     check_integer("num_solutions", num_solutions, 1)
-    check_integer("num_x", num_x, 8)
+    if check_integer("num_x", num_x, 8) // 3 <= equation.waves[1]:
+        least = 3 * equation.waves[1] + 3
+        raise ValueError(f"num_x must be at least {least} for this equation's waves, got {num_x}")
     check_integer("num_t", num_t, 2)
     check_integer("substeps", substeps, 1)
     x = torch.arange(num_x, dtype=torch.float64) * (equation.length / num_x)
@@ -206,6 +211,11 @@ def simulate(
         if (step + 1) % substeps == 0:
             found.append(torch.fft.irfft(spectrum, num_x))
     u = torch.stack(found, 1)
+    if not bool(u.isfinite().all()):
+        raise ValueError(
+            f"substeps must be more than {substeps} with num_t={num_t}: the solution of steps of "
+            f"{h:g} is not finite"
+        )
     return torch.stack([x.expand_as(u), times[:, None].expand_as(u), u], -1)
 
 
@@ -238,7 +248,7 @@ def scattered_derivatives(
         >>> {name: value[0].tolist() for name, value in scattered_derivatives(graph, [2]).items()}
         {'x': [2.0, 2.0], 't': [2.0, 3.0], 'xx': [0.0, 0.0]}
     """
-    points = as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True)
+    points = _graph(points)
     orders = _check_orders(orders)
     if length is not None:
         check_number("length", length, above=0)
@@ -267,6 +277,11 @@ def scattered_derivatives(
         else:
             found["x" * k] = terms[..., 2 * k]
     return found
+
+
+def _graph(points: Any) -> Tensor:
+    """Points of a graph as floating-point numbers."""
+    return as_floating(as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True))
 
 
 def _spacing(differences: Tensor) -> Tensor:
@@ -324,7 +339,7 @@ def validity_pde(equation: Equation | str, points: Tensor) -> Tensor:
         tensor([True])
     """
     equation = _equation(equation)
-    points = as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True)
+    points = _graph(points)
     found = scattered_derivatives(points, equation.orders, length=equation.length)
     residual = equation.residual(found, points[..., 1:-1, 2:-2, :])
     return residual.abs().clamp(min=_FLOOR).log().mean((-2, -1))
@@ -368,7 +383,8 @@ def principal_cosines(values: Tensor, others: Tensor) -> Tensor:
 
     :param Tensor values: fields at points. **Shape:** ``(n, *grid, dim)``.
     :param Tensor others: **Shape:** ``(m, *grid, dim)``.
-    :returns: **Shape:** ``(min(n, m),)``.
+    :returns: one for each dimension of the smaller span, which are ``min(n, m)`` where fields are
+        independent.
 
     Example::
 
@@ -376,16 +392,24 @@ def principal_cosines(values: Tensor, others: Tensor) -> Tensor:
         >>> principal_cosines(plane, torch.tensor([[[0.0, 1.0, 1.0]]]))
         tensor([0.7071])
     """
-    values = as_tensor("values", values, "(n, ...)", finite=True)
-    others = as_tensor("others", others, "(m, ...)", finite=True)
-    if values.dim() < 3 or values.shape[1:] != others.shape[1:]:
+    values, others = field_values(values), field_values(others, "others")
+    if values.shape[1:] != others.shape[1:]:
         raise ValueError(
             "values and others must have the shapes (n, *grid, dim) and (m, *grid, dim), got "
             f"{tuple(values.shape)} and {tuple(others.shape)}"
         )
-    bases = [torch.linalg.qr(each.flatten(1).mT)[0] for each in (values, others)]
-    cosines: Tensor = torch.linalg.svdvals(bases[0].mT @ bases[1])
-    return cosines
+    dtype = torch.promote_types(values.dtype, others.dtype)
+    rounding = 100 * max(torch.finfo(values.dtype).eps, torch.finfo(others.dtype).eps)
+    bases = [_basis(each.flatten(1).mT.double(), rounding) for each in (values, others)]
+    return torch.linalg.svdvals(bases[0].mT @ bases[1].to(bases[0])).to(dtype)
+
+
+def _basis(columns: Tensor, rounding: float) -> Tensor:
+    """An orthonormal basis of a span, of as many columns as are independent up to rounding."""
+    sizes = torch.linalg.vector_norm(columns, dim=0)
+    columns = columns[:, sizes > 0] / sizes[sizes > 0]
+    basis, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    return basis[:, values > rounding]
 
 
 def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:
@@ -438,8 +462,8 @@ def regrid(
         >>> torch.allclose(u, points[..., 2]), present.all()
         (True, tensor(True))
     """
-    points = as_tensor("points", points, "(num_t, num_x, 3)", finite=True)
-    grid = as_tensor("grid", grid, "(rows, num_x, dim)", finite=True)
+    points = as_floating(as_tensor("points", points, "(num_t, num_x, 3)", finite=True))
+    grid = as_tensor("grid", grid, "(rows, num_x, dim)", finite=True).to(points)
     if grid.shape[1] != points.shape[1] or grid.shape[2] < 2 or len(grid) < 2:
         raise ValueError(
             f"grid must have the shape (rows, {points.shape[1]}, 2), at least two rows, got "

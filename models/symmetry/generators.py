@@ -24,11 +24,18 @@ from pyro_ext._checks import (
     check_number,
     check_optional,
 )
+from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.nn.flows import flow
-from pyro_ext.nn.generators import VectorField, image_grid, inner_products
+from pyro_ext.nn.generators import (
+    VectorField,
+    as_floating,
+    field_values,
+    image_grid,
+    inner_products,
+)
 from pyro_ext.random import seeded
 
 __all__ = [
@@ -72,16 +79,21 @@ def ortho_loss(values: Tensor, weights: Tensor | None = None) -> Tensor:
         >>> ortho_loss(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
         tensor(0.)
     """
-    values = as_tensor("values", values, "(n, ...)", finite=True)
-    with torch.no_grad():
-        norms = inner_products(values, weights).diagonal().sqrt()
+    values = field_values(values)
+    # By powers of two, which are exact, so that no square is too small or too large.
+    size = values.detach().abs().flatten(1).amax(1).clamp(min=2.0**-120)
+    power = (size.frexp()[0] / size).reshape(-1, *[1] * (values.dim() - 1))
+    norms = inner_products(power * values.detach(), weights).diagonal().sqrt()
     if not bool((norms > 0).all()):
-        raise ValueError(f"values must hold fields that are not zero, got norms {norms.tolist()}")
+        raise ValueError(
+            "values must hold fields that are not zero, got norms "
+            f"{(norms / power.flatten()).tolist()}"
+        )
     total = values.new_zeros(())
     for later in range(1, len(values)):
         for earlier in range(later):
             pair = torch.stack([values[earlier].detach(), values[later]])
-            products = inner_products(pair, weights)
+            products = inner_products(power[[earlier, later]] * pair, weights)
             cosine = products[0, 1].abs() / products.diagonal().prod().sqrt()
             total = total + math.pi / 2 - cosine.clamp(max=1 - _MARGIN).acos()
     return total
@@ -101,7 +113,8 @@ def lipschitz_loss(
     :param Tensor values: fields on a grid. **Shape:** ``(n, *grid, dim)``.
     :param float threshold: :math:`\tau`.
     :param Tensor points: where the grid's points are. With them differences are divided by
-        distances, and each direction of the grid counts by its mean instead of its sum.
+        distances, and each direction of the grid counts by its mean instead of its sum; neighbors
+        at one place do not count.
         **Shape:** ``(*grid, dim)``.
     :param int grid_dim: number of axes that are the grid's, before the last; others are a batch. By
         default all but the first.
@@ -114,12 +127,10 @@ def lipschitz_loss(
         >>> lipschitz_loss(torch.tensor([[[0.0], [1.0], [1.2]]]))
         tensor(0.5000)
     """
-    values = as_tensor("values", values, "(n, ...)", finite=True)
-    if values.dim() < 3:
-        raise ValueError(f"values must have the shape (n, *grid, dim), got {tuple(values.shape)}")
+    values = field_values(values)
     check_number("threshold", threshold, least=0)
     if points is not None:
-        points = as_tensor("points", points, finite=True)
+        points = as_floating(as_tensor("points", points, finite=True))
         if points.shape != values.shape[1:]:
             raise ValueError(
                 f"points must have the shape {tuple(values.shape[1:])}, got {tuple(points.shape)}"
@@ -134,8 +145,10 @@ def lipschitz_loss(
             total = total + (size - threshold).clamp(min=0).sum()
         elif size.numel():
             distance = torch.linalg.vector_norm(points.diff(dim=axis), dim=-1)
-            excess = (size / distance - threshold).clamp(min=0)
-            total = total + excess.flatten(1).mean(1).sum()
+            is_apart = distance > 0
+            slope = size / torch.where(is_apart, distance, torch.ones_like(distance))
+            excess = (slope - threshold).clamp(min=0) * is_apart
+            total = total + (excess.flatten(1).sum(1) / is_apart.sum().clamp(min=1)).sum()
     return total
 
 
@@ -156,9 +169,7 @@ def sobolev_loss(values: Tensor) -> Tensor:
         >>> sobolev_loss(angle.cos()) < sobolev_loss((2 * angle).cos())
         tensor(True)
     """
-    values = as_tensor("values", values, "(n, ...)", finite=True)
-    if values.dim() < 3:
-        raise ValueError(f"values must have the shape (n, *grid, dim), got {tuple(values.shape)}")
+    values = field_values(values)
     spectrum = torch.fft.rfft(values, dim=-2, norm="forward").abs().square()
     k = torch.arange(spectrum.shape[-2], dtype=values.dtype, device=values.device)
     size = (((1 + k * k) ** 2 - 1)[:, None] * spectrum).mean(-2)
@@ -184,8 +195,8 @@ def warp_images(images: Tensor, grid: Tensor) -> Tensor:
         >>> torch.allclose(warp_images(images, image_grid(8, 8)), images, atol=1e-6)
         True
     """
-    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
-    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", finite=True, like=images)
+    images = _images(images)
+    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", finite=True).to(images)
     sample, size = grid.shape[:-3], grid.shape[-3:-1]
     grids = grid.reshape(-1, *size, 2)
     as_channels = images.reshape(1, -1, *images.shape[-2:]).expand(len(grids), -1, -1, -1)
@@ -217,7 +228,7 @@ def validity_images(features: Features, images: Tensor, grid: Tensor) -> Tensor:
         tensor(True)
     """
     check_callable("features", features, "a function of images")
-    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
+    images = _images(images)
     grid = as_tensor("grid", grid, "(n, rows, columns, 2)", finite=True)
     moved = warp_images(images, grid)
     with torch.no_grad():
@@ -248,8 +259,8 @@ def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor
         torch.Size([1])
     """
     check_callable("features", features, "a function of images")
-    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
-    velocity = as_tensor("velocity", velocity, "(n, height, width, 2)", finite=True)
+    images = _images(images)
+    velocity = as_tensor("velocity", velocity, "(n, height, width, 2)", finite=True).to(images)
     if velocity.shape[1:-1] != images.shape[-2:]:
         raise ValueError(
             f"velocity must be of the images' {tuple(images.shape[-2:])} pixels, got the shape "
@@ -304,7 +315,7 @@ def feature_weights(
         tensor(True)
     """
     check_callable("features", features, "a function of images")
-    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
+    images = _images(images)
     check_integer("num_windows", num_windows, 1)
     check_number("width", width, above=0)
     check_integer("batch_size", batch_size, 1)
@@ -331,6 +342,12 @@ def feature_weights(
     return weights / weights.mean()
 
 
+def _images(images: Any) -> Tensor:
+    """Images as floating-point numbers."""
+    shape = "(batch, channels, height, width)"
+    return as_floating(as_tensor("images", images, shape, finite=True))
+
+
 def _features(features: Features, images: Tensor) -> Tensor:
     """Features, checked."""
     values = features(images)
@@ -345,6 +362,8 @@ def _features(features: Features, images: Tensor) -> Tensor:
 def _image_slopes(images: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives of images in ``x`` and ``y``."""
     height, width = images.shape[-2:]
+    if min(height, width) < 2:
+        raise ValueError(f"images must have two rows and columns, got {tuple(images.shape)}")
     spacing = (2 / (height - 1), 2 / (width - 1))
     y, x = torch.gradient(images, spacing=spacing, dim=(-2, -1))
     return x, y
@@ -389,7 +408,8 @@ def train_generators(
 
     :param VectorField field: what is trained, such as a :class:`~pyro_ext.nn.GeneratorField`.
     :param Callable validity: :math:`S` of each field, ``(n,)``: a function of moved points ``(n,
-        *grid, dim)`` and then of the tensors of a minibatch. It should be as large for one field
+        *grid, dim)`` and then of the tensors of a minibatch. Where it has a method ``identity``,
+        whose result is plain, a checkpoint compares that. It should be as large for one field
         as for another that is as bad, such as an angle or a logarithm.
     :param int num_steps: number of steps of the optimizer.
     :param ShuffledBatches batches: what the validity is given besides.
@@ -438,6 +458,7 @@ def train_generators(
     points = check_optional(
         as_tensor, "points", points, f"(*grid, {field.dim})", finite=True, allow_empty=False
     )
+    points = None if points is None else as_floating(points)
     if points is None and batches is None:
         raise ValueError("points must be given where there are no batches, got None")
     if weights is not None:
@@ -455,6 +476,7 @@ def train_generators(
     check_number("threshold", threshold, least=0)
     check_boolean("per_distance", per_distance)
     check_integer("flow_steps", flow_steps, 0)
+    data = {"points": points, "weights": weights}
     trainer = Trainer(
         field,
         optimizer,
@@ -465,6 +487,8 @@ def train_generators(
             "sigma": sigma,
             "loss": [symmetry, ortho, lipschitz, threshold, per_distance, sobolev],
             "flow_steps": flow_steps,
+            "data": digest_of({k: v for k, v in data.items() if v is not None}),
+            "validity": validity.identity() if hasattr(validity, "identity") else None,
         },
         seed=seed_of(seed, checkpoint),
     )
@@ -472,12 +496,17 @@ def train_generators(
     def loss(*batch: Tensor) -> Tensor:
         z = batch[0] if points is None else points
         values = field(z).movedim(-2, 0)
-        normal = field.normalized(z, weights)
-        values = normal.scale.reshape(-1, *[1] * z.dim()) * values
+        scale = field._inverse_norms(z, weights).reshape(-1, *[1] * z.dim())
+        values = scale * values
         if flow_steps:
             sign = 2.0 * torch.randint(2, (field.n,)) - 1
             s = (sigma * torch.rand(()) * sign).to(z).reshape(-1, *[1] * (z.dim() - 1))
-            moved = flow(normal.each, z.expand(field.n, *z.shape), s, num_steps=flow_steps)
+            moved = flow(
+                lambda y: scale * field.each(y),
+                z.expand(field.n, *z.shape),
+                s,
+                num_steps=flow_steps,
+            )
         else:
             moved = values
         total = symmetry * _checked_scores(validity(moved, *batch), field.n).sum()
@@ -540,7 +569,7 @@ def validity_scores(
     """
     check_instance("field", field, VectorField, "a VectorField")
     check_callable("validity", validity)
-    points = as_tensor("points", points, f"(*grid, {field.dim})", finite=True)
+    points = as_floating(as_tensor("points", points, f"(*grid, {field.dim})", finite=True))
     check_number("sigma", sigma, above=0)
     check_integer("num_times", num_times, 1)
     check_integer("flow_steps", flow_steps, 1)

@@ -6,7 +6,7 @@ data.
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
-from pyro_ext.models.symmetry.equations import Equation, _equation, validity_pde
+from pyro_ext.models.symmetry.equations import EQUATIONS, Equation, _equation, validity_pde
 from pyro_ext.models.symmetry.generators import train_generators
 from pyro_ext.nn.generators import GeneratorField
 from pyro_ext.random import seeded
@@ -129,16 +129,18 @@ def learn_lie_symmetries(
     check_integer("num_patches", num_patches, batch_size)
     seed = seed_of(seed, checkpoint)
     units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
+    validity = _Residual(equation, units.to(solutions.device))
     with seeded(seed):
         field = GeneratorField(3, n, trunk, periods={0: equation.length / float(units[0])})
         first = [torch.randint(high, (num_patches, 1, 1)) for high in _starts(solutions, patch)]
+    field = field.to(solutions.device)
     rows = first[1] + torch.arange(patch[0])[:, None]
     columns = (first[2] + torch.arange(patch[1])) % solutions.shape[2]
     patches = (solutions[first[0], rows, columns] / units.to(solutions)).float()
     batches = ShuffledBatches(patches, batch_size=batch_size)
     losses = train_generators(
         field,
-        lambda moved, _: validity_pde(equation, moved * units).mean(1),
+        validity,
         num_steps,
         batches,
         sigma=sigma,
@@ -154,7 +156,23 @@ def learn_lie_symmetries(
         checkpoint=checkpoint,
         progress=progress,
     )
-    return LieSymmetries(field, units, losses)
+    return LieSymmetries(field, validity.units, losses)
+
+
+class _Residual:
+    """The validity of patches of solutions, in units."""
+
+    def __init__(self, equation: Equation, units: Tensor) -> None:
+        self.equation, self.units = equation, units
+
+    def __call__(self, moved: Tensor, _: Tensor) -> Tensor:
+        return validity_pde(self.equation, moved * self.units).mean(1)
+
+    def identity(self) -> list[Any]:
+        """What tells an equation from others: its name where it has one, and numbers."""
+        e = self.equation
+        names = [name for name, known in EQUATIONS.items() if known is e]
+        return [*names, e.length, e.duration, e.scale, *e.orders]
 
 
 def _starts(solutions: Tensor, patch: tuple[int, int]) -> tuple[int, int, int]:

@@ -33,6 +33,9 @@ def transport_step(
         \hat u_k(t) = e^{-(\kappa |2 \pi k|^2 + 2 \pi i\, c \sum_j k_j) t}\, \hat u_k(0)
 
     The speed is the same along each axis, so that the solution commutes with permutations of them.
+    It is that of the trigonometric polynomial through the field. On an axis of even size a wave
+    from each point to the next has no sine at the points: as it moves it is lost in part, and two
+    steps are one only for fields without such waves.
 
     :param Tensor field: **Shape:** ``(batch, *spatial, channels)``.
     :param diffusivity: :math:`\kappa \ge 0`, a number, or one for each field.
@@ -99,7 +102,7 @@ def transport_fields(
     :param int size: of each axis.
     :param int num_steps: number of times in a history.
     :param str equation: ``"heat"`` or ``"advection"``.
-    :param float max_mode: :math:`m`, from which on modes are small.
+    :param float max_mode: :math:`m`, from which on modes are small, at least 0.5.
     :param int seed: of the draws.
     :returns: **Shape:** ``(num_fields, num_steps, *spatial, 1)``.
     :raises ValueError: for numbers out of range.
@@ -112,7 +115,7 @@ def transport_fields(
     num_fields, shape = _shape(num_fields, num_axes, size)
     check_integer("num_steps", num_steps, 1)
     check_choice("equation", equation, ("heat", "advection"))
-    check_number("max_mode", max_mode, above=0)
+    check_number("max_mode", max_mode, least=0.5)  # below are rounding errors alone
     with seeded(seed):
         noise, rate = torch.randn(num_fields, *shape, 1), torch.rand(num_fields)
     start = transport_step(noise, 1 / (2 * math.pi * max_mode) ** 2)

@@ -93,20 +93,35 @@ class _Conv(nn.Sequential):
         if check_boolean("transposed", transposed) and padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros' if transposed, got {padding_mode!r}")
         layers: list[nn.Module] = []
+        first, least = stride, 1 if transposed else stride
         for _ in range(check_integer("depth", depth, 1)):
             conv = getattr(nn, f"Conv{'Transpose' * transposed}{num_axes}d")
             sizes = (in_channels, out_channels, kernel_size, stride, (kernel_size - stride) // 2)
             layers.append(conv(*sizes, padding_mode=padding_mode))
+            if padding_mode == "circular":  # at most once around, in cells before the stride
+                least = max(least, sizes[-1] * (first if len(layers) > 1 else 1))
             if activation is not None:
-                layers.append(nn.Sequential(_ChannelNorm(out_channels), activation()))
+                layers.append(nn.Sequential(_ChannelNorm(out_channels), _made(activation)))
             in_channels, kernel_size, stride = out_channels, kernel_size - 1 + kernel_size % 2, 1
         super().__init__(*layers)
+        self.least_size = least
 
     def forward(self, inputs: Tensor) -> Tensor:
         values = inputs.movedim(-1, 1)
         for layer in self:
             values = layer(values)
         return values.movedim(1, -1)
+
+
+def _made(activation: Callable[[], nn.Module]) -> nn.Module:
+    """A layer by a class or a function."""
+    wanted = "a class of modules, or a function that makes one, or None"
+    try:
+        layer = activation()
+    except TypeError as error:
+        raise TypeError(f"activation must be {wanted}, got {shown(activation)}") from error
+    check_instance("activation", layer, nn.Module, wanted)
+    return layer
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -132,7 +147,7 @@ class _SetMap(nn.Module):
         :param Tensor inputs: a field. **Shape:** ``(batch, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, *new_spatial, out_channels)``.
         """
-        _check("inputs", inputs, self.in_channels, self.size)
+        _check("inputs", inputs, self.in_channels, self.size, self.operator)
         found = [_along(self.operator, inputs, [axis]) for axis in range(1, inputs.dim() - 1)]
         sizes = [one.shape[axis] for axis, one in enumerate(found, 1)]
         return _aggregate([_resize(one, sizes) for one in found], self.agg)
@@ -304,7 +319,7 @@ class AxialLift(nn.Module):
         :param Tensor inputs: a field. **Shape:** ``(batch, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, K, *new_spatial, out_channels)``.
         """
-        _check("inputs", inputs, self.in_channels)
+        _check("inputs", inputs, self.in_channels, operator=self.operator)
         axes = range(1, inputs.dim() - 1)
         if len(axes) == 1:
             wide = inputs[:, None].expand(-1, self.kernel_size, -1, -1)
@@ -358,7 +373,7 @@ class AxialGraphConv(nn.Module):
         :param Tensor features: **Shape:** ``(batch, K, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, K, *new_spatial, out_channels)``.
         """
-        _check("features", features, self.in_channels)
+        _check("features", features, self.in_channels, operator=self.node)
         each = list(enumerate(features.unbind(1), 1))
         own = [_along(self.node, feature, [axis]) for axis, feature in each]
         sizes = [feature.shape[axis] for axis, feature in enumerate(own, 1)]
@@ -517,17 +532,21 @@ def check_axis_equivariance(
         True
     """
     check_callable("module", module, "a module or a function of a field", or_class=False)
-    check_instance("dtype", dtype, torch.dtype, "a type of floating-point numbers")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a type of floating-point numbers, got {shown(dtype)}")
     size = as_size("shape", shape)
     if len(size) < 3 or not size.numel():
         raise ValueError(f"shape must be (batch, *spatial, channels), got {tuple(size)}")
     check_number("tolerance", tolerance, above=0)
     with seeded(check_integer("seed", seed, 0)):
         field = torch.randn(size, dtype=dtype)
+    if isinstance(module, nn.Module):
+        field = field.to(next((one.device for one in module.parameters()), None))
     worst = 0.0
     with torch.no_grad():
         outputs = module(field)
-        if outputs.dim() not in (2, len(size)):
+        is_tensor = isinstance(outputs, Tensor) and outputs.is_floating_point()
+        if not is_tensor or outputs.dim() not in (2, len(size)) or len(outputs) != len(field):
             raise ValueError(
                 f"module must map a field to a field or to (batch, size), got {shown(outputs)}"
             )
@@ -576,7 +595,13 @@ def _aggregate(parts: list[Tensor], agg: Aggregation) -> Tensor:
     return together.mean(0) if agg == "mean" else together.sum(0)
 
 
-def _check(argument: str, value: Any, channels: int | None, size: int | None = None) -> None:
+def _check(
+    argument: str,
+    value: Any,
+    channels: int | None,
+    size: int | None = None,
+    operator: nn.Module | None = None,
+) -> None:
     """Check the shape of a field, or of the feature fields of all its axes."""
     check_instance(argument, value, Tensor, "a tensor")
     is_field, shape = argument == "inputs", value.shape
@@ -589,5 +614,10 @@ def _check(argument: str, value: Any, channels: int | None, size: int | None = N
         )
     if size is not None and set(shape[1:-1]) != {size}:
         raise ValueError(f"{argument} must have axes of size {size}, got {tuple(shape)}")
+    least = operator.least_size if isinstance(operator, _Conv) else 1
+    if min(shape[1 if is_field else 2 : -1]) < least:
+        raise ValueError(
+            f"{argument} must have axes of size {least} at least for the kernel, got {tuple(shape)}"
+        )
     if not value.is_floating_point():
         raise TypeError(f"{argument} must be floating-point numbers, got {shown(value)}")

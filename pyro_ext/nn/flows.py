@@ -4,7 +4,8 @@
 data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -21,12 +22,14 @@ from pyro_ext._checks import (
     check_boolean,
     check_callable,
     check_choice,
+    check_finite,
     check_instance,
     check_integer,
     check_number,
+    shown,
 )
 from pyro_ext._optional import optional_module
-from pyro_ext.nn.generators import Field, VectorField, image_grid
+from pyro_ext.nn.generators import Field, VectorField, hold, image_grid, is_given
 
 __all__ = ["FlowTransform", "OneParameterGroupAugmentation", "flow"]
 
@@ -51,7 +54,8 @@ def flow(
     :math:`\phi_s`, up to the error of the solver. All fields of a :class:`VectorField` go along at
     once, from points ``(n, *batch, dim)``, with ``field.each``.
 
-    :param Callable field: :math:`V`, from points to velocities of the same shape.
+    :param Callable field: :math:`V`, from points to velocities of the same shape; of a
+        :class:`VectorField` with one field that one is taken.
     :param Tensor z: points. **Shape:** ``(*batch, dim)``.
     :param s: times, a number or a tensor that broadcasts against ``(*batch)``.
     :param str method: ``"rk4"``, Runge and Kutta's method with equal steps, which works under
@@ -60,6 +64,8 @@ def flow(
     :param int num_steps: number of equal steps.
     :param float tolerance: of a solver whose steps adapt, absolute and relative.
     :returns: points. **Shape:** as ``z``, broadcast against the times.
+    :raises ValueError: for a field whose velocities have another shape than its points, or that
+        takes points to infinity.
     :raises ImportError: for a solver of ``torchdiffeq`` without it; the extra is ``series``.
 
     Example::
@@ -68,9 +74,12 @@ def flow(
         >>> flow(rotation, torch.tensor([1.0, 0.0]), torch.pi / 2).abs().round(decimals=4)
         tensor([0., 1.])
     """
-    z, s = _start(field, z, s)
+    _check_field(field)
+    z = as_tensor("z", z, allow_empty=True, finite=True)
+    z, s = _start(z, _times(s, finite=True))
     _check_solver(method, num_steps, tolerance)
-    moved: Tensor = _integrate(lambda y: s * field(y), z, method, num_steps, tolerance)
+    moved: Tensor = _integrate(lambda y: s * _velocity(field, y), z, method, num_steps, tolerance)
+    check_finite("points along field", moved)
     return moved
 
 
@@ -114,19 +123,19 @@ class FlowTransform(TransformModule):
         tolerance: float = 1e-6,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        check_callable("field", field, "a function of points", or_class=False)
-        if isinstance(field, VectorField) and field.n != 1:
-            raise ValueError(
-                f"field must have n = 1 here, got {field.n}: take field.combination(weights)"
-            )
-        self.s = _times(s)
+        _check_field(field)
+        s = _times(s, finite=not isinstance(s, Tensor) or is_given(s))
+        hold(self, "s", s)
         _check_solver(method, num_steps, tolerance)
         self.field = field
         self.method, self.num_steps, self.tolerance = method, num_steps, tolerance
 
-    def _velocity(self, z: Tensor) -> Tensor:
-        value = self.field(z)
-        return value.squeeze(-2) if isinstance(self.field, VectorField) else value
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of moved points, broadcast against the times."""
+        batch = torch.broadcast_shapes(shape[:-1], torch.as_tensor(self.s).shape)
+        return torch.Size([*batch, *shape[-1:]])
+
+    inverse_shape = forward_shape
 
     def _call(self, x: Tensor) -> Tensor:
         return self._flow(x, self.s)
@@ -135,14 +144,12 @@ class FlowTransform(TransformModule):
         return self._flow(y, -self.s)
 
     def _flow(self, z: Tensor, s: float | Tensor) -> Tensor:
-        return flow(
-            self._velocity,
-            z,
-            s,
-            method=self.method,
-            num_steps=self.num_steps,
-            tolerance=self.tolerance,
+        # Values may be infinite in a sampler, which then refuses the step: no check here.
+        z, s = _start(z, s)
+        moved: Tensor = _integrate(
+            lambda y: s * _velocity(self.field, y), z, self.method, self.num_steps, self.tolerance
         )
+        return moved
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The integral of the divergence along the way from ``x`` to ``y``.
@@ -151,14 +158,14 @@ class FlowTransform(TransformModule):
         :param Tensor y: where they go; it is not needed.
         :returns: **Shape:** ``(*batch)``.
         """
-        x, s = _start(self._velocity, x, self.s)
-        directions = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        x, s = _start(x, self.s)
+        field, directions = partial(_velocity, self.field), torch.eye(x.shape[-1]).to(x)
 
         def slope(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             z = state[0]
             divergence = torch.zeros_like(z[..., 0])
             for axis, direction in enumerate(directions):
-                value, change, *_ = jvp(self._velocity, (z,), (direction.expand_as(z),))
+                value, change, *_ = jvp(field, (z,), (direction.expand_as(z),))
                 divergence = divergence + change[..., axis]
             return s * value, s[..., 0] * divergence
 
@@ -232,11 +239,13 @@ class OneParameterGroupAugmentation(nn.Module):
 
         :param Tensor x: images ``(batch, channels, height, width)``, or points ``(batch, *grid,
             dim)``.
-        :returns: **Shape:** as ``x``.
+        :returns: **Shape:** as ``x``, after the dimensions of other plates around the call.
         """
         is_image = self.acts_on == "images"
         shape = "(batch, channels, height, width)" if is_image else "(batch, ...)"
         x = as_tensor("x", x, shape, finite=True)
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating-point numbers, got {shown(x)}")
         points = x
         if is_image:
             grid = image_grid(*x.shape[-2:], dtype=x.dtype, device=x.device)
@@ -248,16 +257,21 @@ class OneParameterGroupAugmentation(nn.Module):
         scale = self.scale.to(x)
         law = dist.Uniform(-scale, scale).to_event(1)
         if self.shared:
-            weights = pyro.sample(self.name, law).expand(1, -1)
+            weights = pyro.sample(self.name, law).unsqueeze(-2)
         else:
-            with pyro.plate(f"{self.name}_plate", len(x)):
-                weights = pyro.sample(self.name, law)
-        weights = weights.reshape(len(weights), *[1] * (points.dim() - 2), self.field.n)
+            plate = pyro.plate(f"{self.name}_plate", len(x))
+            with plate:
+                weights = pyro.sample(self.name, law).movedim(plate.dim - 1, -2)
+        outer = weights.shape[:-2]  # of other plates
+        weights = weights.reshape(*weights.shape[:-1], *[1] * (points.dim() - 2), self.field.n)
+        points = points.expand(*outer, *points.shape)
         moved = flow(self.field.combination(weights), points, num_steps=self.num_steps)
         if not is_image:
             return moved
-        moved = moved.expand(len(x), *moved.shape[1:])
-        return functional.grid_sample(x, moved, align_corners=True)
+        images = x.expand(*outer, *x.shape)
+        moved = moved.expand(*images.shape[:-3], *moved.shape[-3:]).flatten(0, -4)
+        found = functional.grid_sample(images.flatten(0, -4), moved, align_corners=True)
+        return found.view_as(images)
 
 
 def _integrate(
@@ -291,13 +305,23 @@ def _ahead(state: Any, slope: Any, h: float) -> Any:
     return tuple(torch.add(x, v, alpha=h) for x, v in zip(state, slope, strict=True))
 
 
-def _start(field: Field, z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
+def _velocity(field: Field, z: Tensor) -> Tensor:
+    """Velocities at points, which a field may not write into."""
+    value = field(z.clone())
+    if isinstance(field, VectorField):
+        value = value.squeeze(-2)
+    if not isinstance(value, Tensor) or value.shape != z.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
+        raise ValueError(f"field must give velocities of the shape {tuple(z.shape)}, got {got}")
+    return value
+
+
+def _start(z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
     """Points and times, broadcast against each other, times with a last dimension of one."""
-    check_callable("field", field, "a function of points", or_class=False)
-    z = as_tensor("z", z, finite=True)
+    z = as_tensor("z", z, allow_empty=True)
     if not z.is_floating_point() or not z.dim():
         raise ValueError(f"z must be real numbers of the shape (*batch, dim), got {z!r:.80}")
-    s = torch.as_tensor(_times(s)).to(z)
+    s = torch.as_tensor(s).to(z)
     try:
         shape = torch.broadcast_shapes(z.shape[:-1], s.shape)
     except RuntimeError:
@@ -307,11 +331,20 @@ def _start(field: Field, z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
     return z.expand(*shape, z.shape[-1]), s.expand(shape).unsqueeze(-1)
 
 
-def _times(s: float | Tensor) -> float | Tensor:
+def _times(s: float | Tensor, *, finite: bool) -> float | Tensor:
     """Check times."""
     if isinstance(s, Tensor):
-        return as_tensor("s", s, finite=True)
+        return as_tensor("s", s, finite=finite, allow_empty=True)
     return check_number("s", s)
+
+
+def _check_field(field: Field) -> None:
+    check_callable("field", field, "a function of points", or_class=False)
+    if isinstance(field, VectorField) and field.n != 1:
+        raise ValueError(
+            f"field must have n = 1 here, got {field.n}: take field.combination(weights), or "
+            "field.each"
+        )
 
 
 def _check_solver(method: str, num_steps: int, tolerance: float) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from pyro_ext._checks import (
     as_tensor,
     check_callable,
+    check_finite,
     check_instance,
     check_integer,
     check_mapping,
@@ -63,15 +64,16 @@ class VectorField(nn.Module):
         :param Tensor z: **Shape:** ``(*batch, dim)``.
         :returns: **Shape:** ``(*batch, n, dim)``.
         """
-        z = as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
+        z = self._points(z)
         return self.each(z.expand(self.n, *z.shape)).movedim(0, -2)
 
-    def combination(self, weights: Tensor) -> Field:
+    def combination(self, weights: Tensor) -> nn.Module:
         r"""The field :math:`\sum_j u_j V_j`.
 
         :param Tensor weights: :math:`u`. **Shape:** ``(*batch, n)``; its batch broadcasts against
             that of the points.
-        :returns: a function from points to velocities, both of the shape ``(*batch, dim)``.
+        :returns: a module from points to velocities, both of the shape ``(*batch, dim)``, with
+            ``field`` and ``weights``, which are a parameter where they are given as one.
 
         Example::
 
@@ -79,18 +81,14 @@ class VectorField(nn.Module):
             >>> shift(torch.zeros(2))
             tensor([1., 0.])
         """
-        weights = as_tensor("weights", weights, f"(*batch, {self.n})", finite=True)
-
-        def field(z: Tensor) -> Tensor:
-            values: Tensor = self(z)
-            return (weights.unsqueeze(-1) * values).sum(-2)
-
-        return field
+        return _Combination(self, weights)
 
     def normalized(self, points: Tensor, weights: Tensor | None = None) -> "ScaledField":
         r"""The fields divided by their norms over points.
 
         .. math:: \tilde V_j = V_j / \sqrt{\langle V_j, V_j \rangle}
+
+        Norms are numbers, through which no gradient goes.
 
         :param Tensor points: **Shape:** ``(*grid, dim)``.
         :param Tensor weights: of the points, see :func:`inner_products`. **Shape:** ``(*grid)``.
@@ -103,14 +101,49 @@ class VectorField(nn.Module):
             >>> inner_products(fields(grid).movedim(-2, 0)).diagonal().round(decimals=3)
             tensor([1., 1., 1., 1., 1., 1.])
         """
+        return ScaledField(self, self._inverse_norms(points, weights))
+
+    def _inverse_norms(self, points: Tensor, weights: Tensor | None) -> Tensor:
+        """What normalizes the fields, with its gradient."""
         points = as_tensor("points", points, f"(*grid, {self.dim})", finite=True)
-        values = self(points).movedim(-2, 0)
-        norms = inner_products(values, weights).diagonal().sqrt()
+        if points.dim() < 2:
+            raise ValueError(
+                f"points must have the shape (*grid, {self.dim}), at least one axis in grid, got "
+                f"{tuple(points.shape)}"
+            )
+        norms = inner_products(self(points).movedim(-2, 0), weights).diagonal().sqrt()
         if not bool((norms > 0).all()):
             raise ValueError(
                 f"points must be such that no field is zero at all, got norms {norms.tolist()}"
             )
-        return ScaledField(self, 1.0 / norms)
+        return 1.0 / norms
+
+    def _points(self, z: Tensor, *, each: bool = False) -> Tensor:
+        """Points as floating-point numbers, of each field's own or of all."""
+        z = as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
+        if each and (z.dim() < 2 or len(z) != self.n):
+            raise ValueError(
+                f"z must have the shape ({self.n}, *batch, {self.dim}), got {tuple(z.shape)}"
+            )
+        return as_floating(z)
+
+
+class _Combination(nn.Module):
+    """The sum of fields times weights."""
+
+    weights: Tensor
+
+    def __init__(self, field: VectorField, weights: Tensor) -> None:
+        super().__init__()
+        self.field = field
+        weights = as_tensor("weights", weights, f"(*batch, {field.n})")
+        if is_given(weights):
+            check_finite("weights", weights)
+        hold(self, "weights", weights)
+
+    def forward(self, z: Tensor) -> Tensor:
+        values: Tensor = self.field(z)
+        return (self.weights.to(values).unsqueeze(-1) * values).sum(-2)
 
 
 class GeneratorField(VectorField):
@@ -156,16 +189,12 @@ class GeneratorField(VectorField):
 
     def each(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.each`."""
-        as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
-        if z.dim() < 2 or len(z) != self.n:
-            raise ValueError(
-                f"z must have the shape ({self.n}, *batch, {self.dim}), got {tuple(z.shape)}"
-            )
+        z = self._points(z, each=True).to(self.head_weight)
         return self._heads(self.trunk(self._features(z)).flatten(1, -2)).view_as(z)
 
     def forward(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
-        z = as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
+        z = self._points(z).to(self.head_weight)
         common = self.trunk(self._features(z)).reshape(1, -1, self.trunk[0].out_features)
         values = self._heads(common.expand(self.n, -1, -1))
         return values.movedim(0, 1).reshape(*z.shape[:-1], self.n, self.dim)
@@ -221,7 +250,7 @@ class AffineField(VectorField):
 
     def each(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.each`."""
-        as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
+        z = self._points(z, each=True)
         maps = self.maps.to(z)
         shift = maps[:, :, -1].reshape(self.n, *[1] * (z.dim() - 2), self.dim)
         return torch.einsum("nij,n...j->n...i", maps[:, :, :-1], z) + shift
@@ -249,7 +278,7 @@ class FunctionField(VectorField):
 
     def forward(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
-        z = as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
+        z = self._points(z)
         values = self.function(z)
         wanted = (*z.shape[:-1], self.n, self.dim)
         if not isinstance(values, Tensor) or values.shape != wanted:
@@ -261,6 +290,7 @@ class FunctionField(VectorField):
 
     def each(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.each`."""
+        z = self._points(z, each=True)
         return torch.stack([self(points)[..., j, :] for j, points in enumerate(z)])
 
 
@@ -268,7 +298,8 @@ class ScaledField(VectorField):
     """Vector fields times numbers.
 
     :param VectorField field: the fields.
-    :param Tensor scale: a number for each. **Shape:** ``(n,)``.
+    :param Tensor scale: a number for each, or a parameter; of what was computed no gradient is
+        kept. **Shape:** ``(n,)``.
 
     Example::
 
@@ -283,7 +314,8 @@ class ScaledField(VectorField):
         check_instance("field", field, VectorField, "a VectorField")
         super().__init__(field.dim, field.n)
         self.field = field
-        self.register_buffer("scale", as_tensor("scale", scale, f"({field.n},)", finite=True))
+        scale = as_tensor("scale", scale, f"({field.n},)", finite=True)
+        hold(self, "scale", scale if scale.is_leaf else scale.detach())
 
     def forward(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
@@ -292,7 +324,8 @@ class ScaledField(VectorField):
 
     def each(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.each`."""
-        return self.scale.reshape(-1, *[1] * (z.dim() - 1)) * self.field.each(z)
+        values = self.field.each(z)
+        return self.scale.reshape(-1, *[1] * (values.dim() - 1)) * values
 
 
 def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -313,13 +346,11 @@ def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
         >>> inner_products(rotation[None])
         tensor([[0.7097]])
     """
-    values = as_tensor("values", values, "(n, ...)", finite=True)
-    if values.dim() < 3:
-        raise ValueError(f"values must have the shape (n, *grid, dim), got {tuple(values.shape)}")
+    values = field_values(values)
     if weights is None:
         weighted = values / values[0, ..., 0].numel()
     else:
-        weights = as_tensor("weights", weights, finite=True)
+        weights = as_tensor("weights", weights, finite=True).to(values)
         if weights.shape != values.shape[1:-1] or not bool((weights >= 0).all() & weights.any()):
             raise ValueError(
                 f"weights must be numbers >= 0 of the shape {tuple(values.shape[1:-1])}, not all "
@@ -327,6 +358,34 @@ def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
             )
         weighted = values * (weights / weights.sum())[..., None]
     return weighted.flatten(1) @ values.flatten(1).mT
+
+
+def field_values(values: Tensor, argument: str = "values") -> Tensor:
+    """Check fields at points, which become floating-point numbers."""
+    values = as_tensor(argument, values, "(n, ...)", finite=True)
+    if values.dim() < 3:
+        raise ValueError(
+            f"{argument} must have the shape (n, *grid, dim), got {tuple(values.shape)}"
+        )
+    return as_floating(values)
+
+
+def as_floating(tensor: Tensor) -> Tensor:
+    """Integers as floating-point numbers."""
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def is_given(tensor: Tensor) -> bool:
+    """Whether a tensor is the user's, and not a value in a log density that may be infinite."""
+    return isinstance(tensor, nn.Parameter) or not tensor.requires_grad
+
+
+def hold(module: nn.Module, name: str, value: float | Tensor) -> None:
+    """Keep a parameter as one, another tensor as a buffer, and a number as it is."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value)
+    else:
+        setattr(module, name, value)
 
 
 def image_grid(

@@ -1,12 +1,14 @@
 """Vector fields and their flows: exact flows, determinants, inner products, sites."""
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from torch.func import jacrev, vmap
 
 from pyro_ext.nn import (
@@ -151,6 +153,94 @@ def test_transform_learns_in_a_guide(float64):
     assert float(time.detach().exp()) == pytest.approx(2.0, rel=0.15)
 
 
+def test_times_have_a_posterior():
+    """By NUTS, whose steps may go to infinity first: then the density is, and nothing is raised."""
+    pyro.set_rng_seed(1)
+    base = dist.Normal(torch.tensor([2.0, 0.0]), 0.3).to_event(1)
+    data = turned(base.sample((50,)), 0.6)
+
+    def model():
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        law = dist.TransformedDistribution(base, [FlowTransform(rotation, s, num_steps=2)])
+        with pyro.plate("data", 50):
+            pyro.sample("x", law, obs=data)
+
+    mcmc = MCMC(NUTS(model, max_tree_depth=3), num_samples=5, warmup_steps=5, disable_progbar=True)
+    mcmc.run()
+    assert mcmc.get_samples()["s"].isfinite().all()
+    growth = FlowTransform(lambda z: z**3, torch.tensor(100.0, requires_grad=True))
+    end = growth(torch.ones(2))
+    assert not end.isfinite().any() and not growth.log_abs_det_jacobian(end, end).isfinite()
+    field = AffineField(2).combination(torch.full((6,), torch.nan, requires_grad=True))
+    assert field(torch.ones(2)).isnan().all()
+    with pytest.raises(ValueError, match="points along field must be finite, got inf in row 0"):
+        flow(lambda z: z**3, torch.ones(1, 2), 100.0)
+    with pytest.raises(ValueError, match="s must be finite"):
+        FlowTransform(rotation, torch.tensor(torch.nan))
+
+
+def test_times_of_a_batch(float64):
+    """A base without a batch is expanded, and a law has empty draws."""
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    transform = FlowTransform(lambda z: z, torch.tensor([0.1, 0.2, 0.3]))
+    assert "s" in dict(transform.named_buffers())
+    law = dist.TransformedDistribution(base, [transform])
+    assert law.batch_shape == (3,) and law.sample((0,)).shape == (0, 3, 2)
+    draws = law.sample((4,))
+    assert len(draws.unique()) == draws.numel()
+    exact = dist.Normal(torch.zeros(3, 2), transform.s.exp()[:, None]).to_event(1)
+    torch.testing.assert_close(law.log_prob(draws), exact.log_prob(draws), atol=1e-6, rtol=1e-6)
+
+
+def test_velocities_are_those_of_the_points():
+    z = torch.ones(5, 2)
+    one = GeneratorField(2, 1, 8, 4)
+    torch.testing.assert_close(flow(one, z, 0.3), FlowTransform(one, 0.3)(z))
+    torch.testing.assert_close(flow(lambda y: y.neg_(), z), z / math.e, atol=1e-5, rtol=0)
+    assert torch.equal(z, torch.ones(5, 2))
+    with pytest.raises(ValueError, match=r"field must have n = 1 here, got 3: .* field.each"):
+        flow(GeneratorField(2, 3, 8, 4), z)
+    for wrong in (lambda y: y[..., :1], lambda y: y[..., None, :]):
+        for move in (lambda f: flow(f, z), lambda f: FlowTransform(f, 0.5)(z)):
+            with pytest.raises(ValueError, match=r"field must give velocities of the shape \(5, 2"):
+                move(wrong)
+
+
+def test_combinations_are_modules():
+    """With parameters of the fields and of weights, pickled, copied and brought to a type."""
+    field = GeneratorField(2, 3, 8, 4)
+    fixed, learned = (
+        FlowTransform(field.combination(w), 0.5)
+        for w in (torch.ones(3), torch.nn.Parameter(torch.ones(3)))
+    )
+    assert len(list(fixed.parameters())) + 1 == len(list(learned.parameters())) == 9
+    z = torch.randn(5, 2)
+    double = copy.deepcopy(fixed).double()
+    torch.testing.assert_close(double(z.double()).float(), fixed(z))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(fixed.field))(z), fixed.field(z))
+
+
+def test_normalized_fields_keep_no_graph():
+    """They serve in a model twice, and are copied."""
+    pyro.clear_param_store()
+    points = image_grid(6, 6)
+    transform = FlowTransform(GeneratorField(2, 1, 8, 4).normalized(points), 0.3, num_steps=2)
+    assert not copy.deepcopy(transform).field.scale.requires_grad
+    scale = torch.nn.Parameter(torch.ones(6))
+    assert ScaledField(AffineField(2), scale).scale is scale
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model():
+        with pyro.plate("data", 5):
+            pyro.sample("x", dist.TransformedDistribution(base, [transform]), obs=points[0, :5])
+
+    def guide():
+        pyro.module("transform", transform)
+
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    assert svi.step() != svi.step()
+
+
 def test_inner_products_of_known_fields(float64):
     grid = image_grid(32, 32)
     x, y = grid.unbind(-1)
@@ -221,6 +311,51 @@ def test_augmentation_of_points(float64):
     torch.testing.assert_close(moved - points, shift)
     with pytest.raises(ValueError, match=r"x must have the shape \(batch, \*grid, 3\)"):
         augment(points[..., :2])
+
+
+@pytest.mark.parametrize("acts_on", ["images", "points"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_augmentation_in_other_plates(shared, acts_on):
+    """Each element of a plate around it, or draw of many, has transformations of its own."""
+    x = torch.rand(4, 2, 5, 5) if acts_on == "images" else torch.randn(4, 3, 2)
+    augment = OneParameterGroupAugmentation(AffineField(2), shared=shared, acts_on=acts_on)
+
+    def outer():
+        with pyro.plate("outer", 3):
+            return augment(x)
+
+    trace = pyro.poutine.trace(outer).get_trace()
+    moved, s = trace.nodes["_RETURN"]["value"], trace.nodes["s"]["value"]
+    assert moved.shape == (3, *x.shape)
+    for row in range(3):
+        alone = pyro.condition(augment, {"s": s[row] if shared else s[:, row]})(x)
+        torch.testing.assert_close(moved[row], alone)
+    many = Predictive(lambda: pyro.deterministic("y", augment(x)), num_samples=3, parallel=True)()
+    assert many["y"].shape[:1] == (3,) and many["y"].numel() == 3 * x.numel()
+    with pytest.raises(TypeError, match="x must be floating-point numbers"):
+        augment(x.long())
+
+
+def test_types_of_points_and_weights():
+    field, z = GeneratorField(2, 3, 8, 4), torch.randn(5, 2)
+    for points in (z.double(), z.numpy(), z.tolist()):
+        torch.testing.assert_close(field(points), field(z))
+    assert flow(GeneratorField(2, 1, 8, 4), z.double()).dtype == torch.float64
+    whole = torch.arange(6).reshape(3, 2)
+    for fields in (field, AffineField(2), FunctionField(AffineField(2), 2, 6)):
+        torch.testing.assert_close(fields(whole), fields(whole.float()))
+        each = torch.ones(fields.n, 4, 2)
+        for own in (fields, ScaledField(fields, torch.ones(fields.n))):
+            torch.testing.assert_close(own.each(each.tolist()), own.each(each))
+        with pytest.raises(ValueError, match=rf"z must have the shape \({fields.n}, \*batch, 2\)"):
+            fields.each(torch.ones(2, 4, 2))
+    values, weights = torch.randn(2, 5, 2), torch.arange(5)
+    expected = inner_products(values, weights.float())
+    for same in (weights, weights.double()):
+        torch.testing.assert_close(inner_products(values, same), expected)
+    torch.testing.assert_close(inner_products(whole[None]), torch.tensor([[55 / 3]]))
+    with pytest.raises(ValueError, match=r"points must have the shape \(\*grid, 2\)"):
+        field.normalized(z[0])
 
 
 def test_a_missing_solver_names_the_extra(monkeypatch):
