@@ -27,8 +27,15 @@ from pyro_ext.nn import BayesianModule
 __all__ = ["EnergyForceModel", "ensemble_prediction", "potential_loss"]
 
 LOSSES = ("mse", "energy", "joint")
-_SETTINGS = ("species", "cutoff", "num_radial", "envelope_power", "num_neighbors", "covariance")
-_SETTINGS += ("extensive",)
+_SETTINGS = (
+    "species",
+    "cutoff",
+    "num_radial",
+    "envelope_power",
+    "num_neighbors",
+    "covariance",
+    "extensive",
+)
 
 
 def potential_loss(
