@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from pyro_ext._checks import (
     check_callable,
+    check_finite,
     check_integer,
     check_mapping,
     check_number,
@@ -118,16 +119,19 @@ class IVON(Optimizer):
         """Add parameters, which start with the curvature ``hess_init``.
 
         :param dict param_group: ``"params"``, and settings that are not those of the others.
-        :raises ValueError: for settings out of range.
+        :raises ValueError: for settings out of range, or parameters that are not finite.
         :raises TypeError: for parameters that are no floating-point tensors.
         """
         check_mapping("param_group", param_group, "a dict with params")
         _check_settings({**self.defaults, **param_group})
         params = param_group.get("params")
         params = [params] if isinstance(params, Tensor) else list(params or [])
+        if not params:
+            raise ValueError(f"param_group must hold params, got {shown(param_group)}")
         for one in params:
             if not (isinstance(one, Tensor) and one.is_floating_point()):
                 raise TypeError(f"params must be floating-point tensors, got {shown(one)}")
+            check_finite("params", one)
         super().add_param_group({**param_group, "params": params})
         group = self.param_groups[-1]
         for parameter in params:
