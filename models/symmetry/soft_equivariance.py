@@ -209,8 +209,8 @@ class SoftEMLP(nn.Module):
         only, residuals may differ little when the strengths are set, and false groups keep most of
         theirs: for :math:`a_x b_x + a_y b_y + 2 a_z b_z + \sin a_z` of 200 pairs of vectors 61 to
         64 % with the defaults, and four times the test error of an ordinary network. With
-        ``hidden=30`` a tenth of the strength made the error smaller, and told groups apart no
-        better; nor did a later time at which they are set.
+        ``hidden=30`` a tenth of the strength made the error smaller, and told groups apart hardly
+        better (two seeds); nor did a later time at which they are set (one).
 
         :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
         :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
