@@ -192,7 +192,8 @@ def test_simulations(float64, name):
         assert bool((validity_pde(name, points) < validity_pde(name, louder) - 0.1).all())
     again = simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=0)
     assert torch.equal(points, again)
-    assert not torch.equal(points, simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=1))
+    other = simulate(name, 2, num_x=128, num_t=61, substeps=12, seed=1)
+    assert not torch.equal(points[:, 0], other[:, 0])
 
 
 def test_dirichlet_kernel(float64):
