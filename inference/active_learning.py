@@ -24,7 +24,8 @@ def mixture_moments(means: Any, variances: Any, event_dim: int = 0) -> tuple[Ten
         ``(M, *batch, d, d)``.
     :param int event_dim: zero for numbers, one for vectors.
     :returns: mean and variance, or mean and covariance, without the first dimension.
-    :raises ValueError: for shapes that do not fit, or negative variances.
+    :raises ValueError: for shapes that do not fit, negative variances, or covariances that are not
+        symmetric or have negative eigenvalues.
 
     Example::
 
@@ -49,7 +50,8 @@ def bald(means: Any, variances: Any, event_dim: int = 0) -> Tensor:
 
     :param Tensor means: as of :func:`mixture_moments`, as all else is.
     :returns: **Shape:** ``batch``; that of forces is averaged over the atoms next.
-    :raises ValueError: for shapes that do not fit, or variances that are not positive.
+    :raises ValueError: for shapes that do not fit, or variances that are not positive, or
+        covariances that are not positive definite.
 
     [1] N. Houlsby, F. Huszár, Z. Ghahramani, M. Lengyel (2011),
     Bayesian active learning for classification and preference learning.
@@ -61,11 +63,19 @@ def bald(means: Any, variances: Any, event_dim: int = 0) -> Tensor:
     """
     _, total = mixture_moments(means, variances, event_dim)
     _, spread = _checked(means, variances, event_dim)
-    own = torch.linalg.slogdet(spread).logabsdet if event_dim else spread.log()
-    whole = torch.linalg.slogdet(total).logabsdet if event_dim else total.log()
-    found = 0.5 * (whole - own.mean(0))
+    if event_dim:
+        whole, own = torch.linalg.slogdet(total).logabsdet, torch.linalg.slogdet(spread)
+        is_positive, own = own.sign > 0, own.logabsdet
+    else:
+        whole, own, is_positive = total.log(), spread.log(), spread > 0
+    if not bool(is_positive.all()):
+        wanted = "positive definite" if event_dim else "positive"
+        raise ValueError(
+            f"variances must be {wanted}, got {int((~is_positive).sum())} that are not"
+        )
+    found: Tensor = 0.5 * (whole - own.mean(0))
     if not bool(found.isfinite().all()):
-        raise ValueError("variances must be positive, got one that is not")
+        raise ValueError("means must not be so far apart that their squares overflow")
     return found.clamp(min=0.0)
 
 
@@ -143,8 +153,8 @@ def _checked(means: Any, variances: Any, event_dim: int) -> tuple[Tensor, Tensor
     """Means and variances of members whose shapes fit."""
     if event_dim not in (0, 1) or isinstance(event_dim, bool):
         raise ValueError(f"event_dim must be 0 or 1, got {event_dim!r:.80}")
-    mean = as_tensor("means", means, "(M, ...)", finite=True)
-    spread = as_tensor("variances", variances, "(M, ...)", finite=True)
+    mean = _as_floats("means", means)
+    spread = _as_floats("variances", variances)
     if mean.dim() < 1 + event_dim:
         raise ValueError(f"means must have the shape (M, *batch, d), got {shown(mean)}")
     wanted = (*mean.shape, *mean.shape[-1:]) if event_dim else mean.shape
@@ -153,4 +163,24 @@ def _checked(means: Any, variances: Any, event_dim: int) -> tuple[Tensor, Tensor
     diagonal = spread.diagonal(dim1=-2, dim2=-1) if event_dim else spread
     if not bool((diagonal >= 0).all()):
         raise ValueError(f"variances must not be negative, got {float(diagonal.min()):g}")
+    if event_dim:
+        _check_covariances(spread)
     return mean, spread
+
+
+def _as_floats(argument: str, values: Any) -> Tensor:
+    """Numbers of members, of which integers become floating-point numbers."""
+    found = as_tensor(argument, values, "(M, ...)", finite=True)
+    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
+
+
+def _check_covariances(matrices: Tensor) -> None:
+    """Check that matrices are symmetric without negative eigenvalues, up to rounding."""
+    matrices = matrices.detach()
+    size = matrices.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
+    if bool(((matrices - matrices.mT).abs() > 1e-4 * size).any()):
+        raise ValueError("variances must be symmetric matrices, got one that is not")
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    lifted = matrices + (1e-5 * size + torch.finfo(matrices.dtype).tiny) * eye
+    if wrong := int((torch.linalg.cholesky_ex(lifted)[1] > 0).sum()):
+        raise ValueError(f"variances must have no negative eigenvalues, got {wrong} that have")

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence, shown
+from pyro_ext._checks import (
+    check_callable,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_optional,
+    check_sequence,
+    shown,
+)
 from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["IVON"]
@@ -34,7 +42,8 @@ class IVON(Optimizer):
 
     A curvature that starts too small makes the first draws wide, and the steps long: where
     training diverges, raise ``hess_init``. Take :math:`1 / \rho` steps at least, or the curvature
-    is still what it was at the start.
+    is still what it was at the start. Parameters that require no gradient are left as they are, and
+    out of scales and draws.
 
     :param params: tensors, or groups of them, as of :class:`torch.optim.Optimizer`.
     :param float lr: :math:`\alpha`.
@@ -46,7 +55,8 @@ class IVON(Optimizer):
         ``None`` does not clip.
     :param int num_samples: draws of a step.
     :param int seed: of the draws, which are the same in a training that goes on from a checkpoint.
-    :raises ValueError: for numbers out of range.
+    :raises ValueError: for numbers out of range, in groups too.
+    :raises TypeError: for parameters that are no floating-point tensors.
 
     [1] Y. Shen and others (2024), Variational learning is effective for large deep networks.
 
@@ -77,17 +87,6 @@ class IVON(Optimizer):
         num_samples: int = 1,
         seed: int | None = None,
     ) -> None:
-        check_number("lr", lr, above=0)
-        check_number("ess", ess, above=0)
-        check_number("hess_init", hess_init, above=0)
-        pair = check_sequence("betas", betas, "two numbers from 0 to below 1")
-        if len(pair) != 2:
-            raise ValueError(f"betas must be two numbers from 0 to below 1, got {shown(betas)}")
-        for beta in pair:
-            check_number("betas", beta, least=0, below=1)
-        check_number("weight_decay", weight_decay, least=0)
-        if clip_radius is not None:
-            check_number("clip_radius", clip_radius, above=0)
         self.num_samples = check_integer("num_samples", num_samples, 1)
         self._curvatures: list[Tensor] | None = None
         if isinstance(params, Tensor | str) or not hasattr(params, "__iter__"):
@@ -100,22 +99,50 @@ class IVON(Optimizer):
             lr=lr,
             ess=ess,
             hess_init=hess_init,
-            betas=tuple(pair),
+            betas=betas,
             weight_decay=weight_decay,
             clip_radius=clip_radius,
             seed=fresh_seed(seed),
         )
+        _check_settings(defaults)
         super().__init__(given, defaults)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter] = {
-                    "step": 0,
-                    "momentum": torch.zeros_like(parameter),
-                    "hess": torch.full_like(parameter, group["hess_init"]),
-                }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "num_samples": self.num_samples}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._curvatures = None
+        super().__setstate__(state)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, which start with the curvature ``hess_init``.
+
+        :param dict param_group: ``"params"``, and settings that are not those of the others.
+        :raises ValueError: for settings out of range.
+        :raises TypeError: for parameters that are no floating-point tensors.
+        """
+        check_mapping("param_group", param_group, "a dict with params")
+        _check_settings({**self.defaults, **param_group})
+        params = param_group.get("params")
+        params = [params] if isinstance(params, Tensor) else list(params or [])
+        for one in params:
+            if not (isinstance(one, Tensor) and one.is_floating_point()):
+                raise TypeError(f"params must be floating-point tensors, got {shown(one)}")
+        super().add_param_group({**param_group, "params": params})
+        group = self.param_groups[-1]
+        for parameter in params:
+            self.state[parameter] = {
+                "step": 0,
+                "momentum": torch.zeros_like(parameter),
+                "hess": torch.full_like(parameter, group["hess_init"]),
+            }
+        self._curvatures = None  # they are not of the new parameters
 
     def sampled(self, loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, list[Tensor]]]:
         """The loss at draws from the posterior, with its gradients there.
+
+        The gradients also are left in ``grad`` of the parameters, for :meth:`step`, as if the loss
+        had gone backward; those that were there before are lost.
 
         :param Callable loss: returns a scalar, or one of each row that has nothing to do with
             others; the mean over the data of what is to be minimized.
@@ -130,6 +157,8 @@ class IVON(Optimizer):
             means = [parameter.detach().clone() for parameter in parameters]
             scales = self.scales()
             values, gradients, curvatures = [], [], []
+            for parameter in parameters:
+                parameter.grad = None
             try:
                 for number in range(self.num_samples):
                     noises = self._noises(number)
@@ -137,6 +166,11 @@ class IVON(Optimizer):
                         for p, m, s, e in zip(parameters, means, scales, noises, strict=True):
                             p.copy_(m + s * e)
                     value = loss(*args)
+                    if any(parameter.grad is not None for parameter in parameters):
+                        raise RuntimeError(
+                            "loss must not call backward(), as IVON takes the gradients itself; "
+                            "return its value only"
+                        )
                     if not isinstance(value, Tensor) or not value.requires_grad:
                         raise ValueError(
                             "loss must return a tensor that depends on the parameters, got "
@@ -155,7 +189,10 @@ class IVON(Optimizer):
                     for parameter, mean in zip(parameters, means, strict=True):
                         parameter.copy_(mean)
             self._curvatures = _averages(curvatures)
-            return torch.stack(values).mean(0), _averages(gradients)
+            averages = _averages(gradients)
+            for parameter, gradient in zip(parameters, averages, strict=True):
+                parameter.grad = gradient
+            return torch.stack(values).mean(0), averages
 
         return run
 
@@ -163,23 +200,27 @@ class IVON(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients at draws.
 
-        :param Callable closure: the loss, where it has not been evaluated by :meth:`sampled`.
+        :param Callable closure: the loss, where it has not been evaluated by :meth:`sampled`. It
+            returns the value and does not call ``backward()``.
         :returns: the loss of the closure.
-        :raises RuntimeError: where no loss has been evaluated since the last step.
+        :raises RuntimeError: where no loss has been evaluated since the last step, or its gradients
+            have been set to ``None``.
         """
         value = None
         if closure is not None:
             with torch.enable_grad():
-                value, gradients = self.sampled(closure)()
-            for parameter, gradient in zip(self._parameters(), gradients, strict=True):
-                parameter.grad = gradient
+                value, _ = self.sampled(closure)()
         if self._curvatures is None:
             raise RuntimeError("IVON needs the loss to be evaluated by sampled(loss) before a step")
+        if all(parameter.grad is None for parameter in self._parameters()):
+            raise RuntimeError(
+                "IVON needs gradients: call zero_grad() before sampled(loss), if ever"
+            )
         curvatures, self._curvatures = iter(self._curvatures), None
         for group in self.param_groups:
             decay, radius = group["weight_decay"], group["clip_radius"]
             beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
+            for parameter in _trained(group):
                 state, curvature = self.state[parameter], next(curvatures)
                 state["step"] += 1
                 gradient = parameter.grad
@@ -201,7 +242,7 @@ class IVON(Optimizer):
         return [
             (group["ess"] * (self.state[p]["hess"] + group["weight_decay"])).rsqrt()
             for group in self.param_groups
-            for p in group["params"]
+            for p in _trained(group)
         ]
 
     def draws(self, num_samples: int, *, seed: int | None = None) -> list[Tensor]:
@@ -219,16 +260,37 @@ class IVON(Optimizer):
         ]
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.param_groups for parameter in group["params"]]
+        return [parameter for group in self.param_groups for parameter in _trained(group)]
 
     def _noises(self, number: int) -> list[Tensor]:
         """Noise of a draw, which follows from the seed and the number of the step."""
         noises: list[Tensor] = []
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in _trained(group):
                 key = (self.state[parameter]["step"], number, len(noises))
                 noises.append(_noise(parameter.shape, parameter, spawn_seed(group["seed"], *key)))
         return noises
+
+
+def _trained(group: dict[str, Any]) -> list[Tensor]:
+    """Parameters of a group that require gradients."""
+    return [parameter for parameter in group["params"] if parameter.requires_grad]
+
+
+def _check_settings(group: dict[str, Any]) -> None:
+    """Check the numbers of a group."""
+    for name in ("lr", "ess", "hess_init"):
+        check_number(name, group[name], above=0)
+    pair = check_sequence("betas", group["betas"], "two numbers from 0 to below 1")
+    if len(pair) != 2:
+        raise ValueError(
+            f"betas must be two numbers from 0 to below 1, got {shown(group['betas'])}"
+        )
+    for beta in pair:
+        check_number("betas", beta, least=0, below=1)
+    check_number("weight_decay", group["weight_decay"], least=0)
+    check_optional(check_number, "clip_radius", group["clip_radius"], above=0)
+    check_integer("seed", group["seed"], 0)
 
 
 def _noise(shape: Any, like: Tensor, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import MCMC, NUTS
@@ -225,7 +225,7 @@ class DiagonalLaplace(NamedTuple):
         :returns: **Shape:** ``(n, *outputs)`` each.
         """
         check_callable("function", function)
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        inputs = _rows(inputs, self.mode)
         means, variances = [], []
         for rows in inputs.split(check_integer("batch_size", batch_size, 1)):
             slopes, values = _slopes(function, self.mode, rows)
@@ -245,11 +245,18 @@ def _slopes(
 
     def outputs(weights: dict[str, Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
         found = function(weights, row)
+        check_instance("what function returns", found, Tensor, "a tensor")
         return found, found
 
     slopes = torch.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
     jacobian, values = slopes(dict(mode), rows)
     return {name: one.detach() for name, one in jacobian.items()}, values.detach()
+
+
+def _rows(inputs: Any, mode: Mapping[str, Tensor]) -> Tensor:
+    """Inputs of the type and on the device of the weights."""
+    like = next(iter(mode.values()))
+    return as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
 
 
 def diagonal_laplace(
@@ -277,7 +284,8 @@ def diagonal_laplace(
     orthogonal all of it is exact.
 
     :param Callable function: of weights by name and one input, as a network by
-        :func:`torch.func.functional_call`; returns one or several outputs.
+        :func:`torch.func.functional_call`; returns one or several outputs. Inputs take the type
+        of the weights.
     :param Mapping parameters: the weights after training, by name.
     :param Tensor inputs: **Shape:** ``(n, *event)``.
     :param Tensor targets: **Shape:** ``(n, *outputs)``.
@@ -301,10 +309,10 @@ def diagonal_laplace(
     """
     check_callable("function", function)
     mode = {
-        name: value.detach()
+        name: value.detach().clone()
         for name, value in check_tensors("parameters", parameters, finite=True).items()
     }
-    inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+    inputs = _rows(inputs, mode)
     targets = as_tensor("targets", targets, f"({len(inputs)}, ...)", finite=True)
     fixed = {"noise": noise, "prior_scale": prior_scale}
     for name, value in fixed.items():
@@ -318,10 +326,15 @@ def diagonal_laplace(
     predicted = []
     for rows in inputs.split(batch_size):
         slopes, values = _slopes(function, mode, rows)
+        if values.shape[1:] != targets.shape[1:]:
+            raise ValueError(
+                f"targets of one input must have the shape {tuple(values.shape[1:])} of what "
+                f"function returns, got {tuple(targets.shape[1:])}"
+            )
         predicted.append(values)
         for name, found in slopes.items():
             curvature[name] += found.reshape(-1, *mode[name].shape).square().sum(0)
-    errors = targets.to(predicted[0]) - torch.cat(predicted).reshape(targets.shape)
+    errors = targets.to(predicted[0]) - torch.cat(predicted)
     square = errors.double().square().sum()
     weights = torch.cat([value.double().flatten() for value in mode.values()])
     found_curvature = torch.cat([value.double().flatten() for value in curvature.values()])

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from ase.calculators.calculator import Calculator, all_changes
+from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_optional, check_sequence
-from pyro_ext.models.molecules.likelihood import ensemble_prediction
+from pyro_ext._checks import check_instance, check_optional
+from pyro_ext.models.molecules.likelihood import as_members, ensemble_prediction
 from pyro_ext.models.molecules.race import RACE
 from pyro_ext.models.molecules.structures import all_pairs, periodic_neighbors
 from pyro_ext.models.molecules.uncertainty import (
@@ -29,7 +30,9 @@ class RACECalculator(Calculator):
     also holds ``"energy_uncertainty"``, a standard deviation in eV, ``"force_covariance"``, of
     **Shape:** ``(num_atoms, 3, 3)``, ``"force_uncertainty"``, roots of its diagonal, and
     ``"stress_uncertainty"``, the standard deviation over the members. These are of the mixture of
-    the members: what each is unsure of, and what they do not agree on.
+    the members: what each is unsure of, and what they do not agree on. A calculator that holds
+    fixed results, such as ``SinglePointCalculator`` of ase, takes those of
+    :attr:`implemented_properties` alone.
 
     With a ``region`` each calculation is compared with the training data. The first that is unlike
     them gives a :class:`~pyro_ext.models.molecules.LeftTrainingRegion` warning, all are counted in
@@ -41,6 +44,7 @@ class RACECalculator(Calculator):
     :ivar list departures: number of the calculation, and in what it was unlike the data, of each
         outside of the region.
     :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for networks of different forms.
 
     Example::
 
@@ -61,8 +65,7 @@ class RACECalculator(Calculator):
         super().__init__()  # type: ignore[no-untyped-call]
         if isinstance(networks, RACE):
             networks = [networks]
-        wanted = "a RACE or a list of such"
-        self.networks: list[RACE] = check_sequence("networks", networks, wanted, 1, RACE)
+        self.networks = as_members(networks)
         check_optional(check_instance, "region", region, TrainingRegion, "a TrainingRegion or None")
         self.region = region
         self.num_calculations = 0
@@ -86,11 +89,13 @@ class RACECalculator(Calculator):
             atoms, properties, system_changes
         )
         atoms = self.atoms
+        if not len(atoms):
+            raise ValueError("atoms must hold at least one atom, got none")
         species = tuple(atoms.numbers.tolist())
         first = self.networks[0]
         first.places(species)
         positions = torch.from_numpy(atoms.positions)
-        if atoms.pbc.any():
+        if atoms.pbc.any() or len(species) > _MOST_PAIRED:
             cell = torch.from_numpy(atoms.cell.array)
             neighbors = periodic_neighbors(positions, cell, first.cutoff, atoms.pbc.tolist())
         else:
@@ -103,15 +108,15 @@ class RACECalculator(Calculator):
         self.results = {
             "energy": energy,
             "free_energy": energy,
-            "forces": moments.forces.double().numpy(),
+            "forces": _array(moments.forces),
             "energy_uncertainty": float(moments.energy_variance.sqrt()),
-            "force_covariance": covariance.double().numpy(),
-            "force_uncertainty": covariance.diagonal(dim1=-2, dim2=-1).sqrt().double().numpy(),
+            "force_covariance": _array(covariance),
+            "force_uncertainty": _array(covariance.diagonal(dim1=-2, dim2=-1).sqrt()),
         }
         if atoms.pbc.all():
-            stresses = (found.virial.double() / atoms.get_volume()).flatten(1)[:, _VOIGT]
-            self.results["stress"] = stresses.mean(0).numpy()
-            self.results["stress_uncertainty"] = stresses.std(0, correction=0).numpy()
+            stresses = _array(found.virial.flatten(1)[:, _VOIGT]) / atoms.get_volume()
+            self.results["stress"] = stresses.mean(0)
+            self.results["stress_uncertainty"] = stresses.std(0)
         self.num_calculations += 1
         if self.region is not None:
             reasons = departures(self.region, moments, positions, species, neighbors)
@@ -131,4 +136,11 @@ class RACECalculator(Calculator):
             )
 
 
+def _array(tensor: Tensor) -> Any:
+    """Numbers in double precision."""
+    return tensor.cpu().double().numpy()
+
+
 _VOIGT = [0, 4, 8, 5, 2, 1]
+_MOST_PAIRED = 40
+"""Atoms of a cluster up to which all pairs cost no more than a list of neighbors."""

@@ -27,6 +27,15 @@ from pyro_ext.nn import BayesianModule
 __all__ = ["EnergyForceModel", "ensemble_prediction", "potential_loss"]
 
 LOSSES = ("mse", "energy", "joint")
+_SETTINGS = (
+    "species",
+    "cutoff",
+    "num_radial",
+    "envelope_power",
+    "num_neighbors",
+    "covariance",
+    "extensive",
+)
 
 
 def potential_loss(
@@ -191,6 +200,8 @@ def ensemble_prediction(
 ) -> Prediction:
     """Predictions of several networks of the same form at once, without gradients in weights.
 
+    Where members count energies from references of their own, all count from the mean of these.
+
     :param networks: the members, made with the same arguments.
     :param Tensor positions: in Angstrom. **Shape:** ``(*batch, num_atoms, 3)``.
     :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
@@ -206,27 +217,49 @@ def ensemble_prediction(
         >>> ensemble_prediction(members, x, [1, 1]).forces.shape
         torch.Size([3, 2, 3])
     """
-    wanted = "a list of RACE networks"
-    members = check_sequence("networks", networks, wanted, 1, RACE)
-    forms = [{k: (v.shape, v.dtype) for k, v in one.state_dict().items()} for one in members]
-    if any(form != forms[0] for form in forms):
-        raise ValueError(f"networks must all have the same form, got {len(members)} that do not")
+    members = as_members(networks)
     first = members[0]
     with torch.no_grad():
         if len(members) == 1:
             alone = first(positions, species, neighbors)
             return Prediction(*(one[None] for one in alone))
         first.check_structures(positions, species, neighbors)
-        params, buffers = torch.func.stack_module_state(members)
+        states = [one.state_dict() for one in members]
+        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
-        def run(*state: dict[str, Tensor]) -> Prediction:
+        def run(state: dict[str, Tensor]) -> Prediction:
             found: Prediction = torch.func.functional_call(
                 first, state, (positions, species, neighbors)
             )
             return found
 
-        every: Prediction = torch.vmap(run)(params, buffers)
-        return every
+        every: Prediction = torch.vmap(run)(stacked)
+        references = [one.reference_energy(species) for one in members]
+        middle = sum(references) / len(references)
+        apart = every.energy.new_tensor([reference - middle for reference in references])
+        return every._replace(
+            energy=every.energy + apart.reshape(-1, *[1] * (every.energy.dim() - 1))
+        )
+
+
+def as_members(networks: Any) -> list[RACE]:
+    """Networks that are all of the same form."""
+    members: list[RACE] = check_sequence("networks", networks, "a list of RACE networks", 1, RACE)
+    first = _form(members[0])
+    for number, one in enumerate(members):
+        form = _form(one)
+        if other := [name for name in first | form if first.get(name) != form.get(name)]:
+            raise ValueError(
+                f"networks must all have the same form, got networks[{number}] of which "
+                f"{', '.join(other[:3])} {'is' if len(other) == 1 else 'are'} not as of networks[0]"
+            )
+    return members
+
+
+def _form(network: RACE) -> dict[str, Any]:
+    """Settings of a network, and shape, type and device of its tensors."""
+    tensors = {k: (v.shape, v.dtype, v.device) for k, v in network.state_dict().items()}
+    return {name: getattr(network, name) for name in _SETTINGS} | tensors
 
 
 def _race(network: Any) -> Any:

@@ -65,7 +65,7 @@ def polynomial_envelope(x: Tensor, power: int = 2) -> Tensor:
         >>> polynomial_envelope(torch.tensor([0.0, 0.5, 1.0, 2.0]))
         tensor([1.0000, 0.3125, 0.0000, 0.0000])
     """
-    x = as_tensor("x", x, finite=True)
+    x = as_tensor("x", x, finite=True, allow_empty=True)
     p = check_integer("power", power, 1)
     inside = x.clamp(max=1.0)
     value = 1.0 - inside**p * (
@@ -79,20 +79,33 @@ def bessel_features(
 ) -> Tensor:
     r"""Features of a distance, :math:`\sqrt{2 / r_c} \sin(n \pi r / r_c) / r` times the envelope.
 
-    :param Tensor distance: :math:`r > 0`. **Shape:** ``shape``.
+    :param Tensor distance: :math:`r`, whose limit is taken at zero. **Shape:** ``shape``.
     :param float cutoff: :math:`r_c`.
     :param int num_features: for :math:`n` from one on.
     :param int power: of :func:`polynomial_envelope`.
     :returns: **Shape:** ``(*shape, num_features)``.
+    :raises ValueError: for negative distances, or numbers out of range.
 
     Example::
 
         >>> bessel_features(torch.tensor([1.0, 5.0]), cutoff=5.0).shape
         torch.Size([2, 8])
     """
-    distance = as_tensor("distance", distance, finite=True)
+    distance = as_tensor("distance", distance, finite=True, allow_empty=True)
+    if not distance.is_floating_point():
+        distance = distance.to(torch.get_default_dtype())
     cutoff = check_number("cutoff", cutoff, above=0)
-    orders = torch.arange(1, check_integer("num_features", num_features, 1) + 1)
+    check_integer("num_features", num_features, 1)
+    if bool((distance < 0).any()):
+        raise ValueError(f"distance must not be negative, got {float(distance.min()):g}")
+    # The sine of so small a number over the number is what it is in the limit.
+    distance = distance.clamp(min=torch.finfo(distance.dtype).eps ** 2)
+    return _bessel(distance, cutoff, num_features, power)
+
+
+def _bessel(distance: Tensor, cutoff: float, num_features: int, power: int) -> Tensor:
+    """The features of distances above zero."""
+    orders = torch.arange(1, num_features + 1)
     angles = distance[..., None] * (orders.to(distance) * (math.pi / cutoff))
     envelope = math.sqrt(2.0 / cutoff) * polynomial_envelope(distance / cutoff, power) / distance
     return angles.sin() * envelope[..., None]
@@ -360,7 +373,7 @@ class RACE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Energies, log variances and heads of forces, of vectors to neighbors ``(3, k, n, b)``."""
         distances = vectors.square().sum(0).sqrt()
-        features = bessel_features(distances, self.cutoff, self.num_radial, self.envelope_power)
+        features = _bessel(distances, self.cutoff, self.num_radial, self.envelope_power)
         scaled = features.movedim(-1, 0) * math.sqrt(self.cutoff)
         edges = _Edges(index, vectors / distances, scaled, 1.0 / self.num_neighbors)
         scalars = self.embedding[places].mT[..., None].expand(-1, -1, vectors.shape[-1])
@@ -418,8 +431,16 @@ def _checked(neighbors: Neighbors, count: int) -> Neighbors:
     check_instance("neighbors", neighbors, Neighbors, "Neighbors or None")
     index, shifts, mask = neighbors
     k = index.shape[-1] if isinstance(index, Tensor) and index.dim() else 0
+    index = as_tensor(
+        "neighbors.others", index, f"({count}, {k})", kind="integers", allow_empty=True
+    )
+    if bool(((index < 0) | (index >= count)).any()):
+        raise ValueError(
+            f"neighbors.others must be numbers of atoms from 0 to {count - 1}, got "
+            f"{int(index.min())} to {int(index.max())}"
+        )
     return Neighbors(
-        as_tensor("neighbors.others", index, f"({count}, {k})", kind="integers", allow_empty=True),
+        index,
         as_tensor("neighbors.shifts", shifts, f"({count}, {k}, 3)", allow_empty=True, finite=True),
         as_tensor("neighbors.mask", mask, f"({count}, {k})", kind="booleans", allow_empty=True),
     )

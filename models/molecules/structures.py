@@ -42,6 +42,8 @@ def atomic_numbers(species: Any) -> tuple[int, ...]:
         >>> atomic_numbers(torch.tensor([6, 8, 1]))
         (6, 8, 1)
     """
+    if isinstance(species, np.ndarray) and species.dtype.kind == "U":
+        species = species.tolist()
     if isinstance(species, tuple | list) and species and all(isinstance(s, str) for s in species):
         data = optional_module("ase.data", "atomic_numbers of symbols", "ase", "molecules")
         unknown = sorted({s for s in species if not data.atomic_numbers.get(s)})
@@ -82,10 +84,11 @@ def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True
     They hold for these positions; atoms that move need them anew.
 
     :param positions: in Angstrom. **Shape:** ``(num_atoms, 3)``.
-    :param cell: vectors of the cell in rows, in Angstrom. **Shape:** ``(3, 3)``.
+    :param cell: vectors of the cell in rows, in Angstrom; those of directions that do not repeat
+        may be zero. **Shape:** ``(3, 3)``.
     :param float cutoff: in Angstrom.
     :param pbc: whether the cell repeats, in each direction or in all.
-    :raises ValueError: for other shapes, or a cell without volume that repeats.
+    :raises ValueError: for other shapes, or vectors that repeat and depend on each other.
     :raises ImportError: without ase.
 
     Example::
@@ -96,12 +99,21 @@ def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True
     """
     check_number("cutoff", cutoff, above=0)
     found = as_tensor("positions", positions, "(num_atoms, 3)", finite=True).detach().double()
-    box = as_tensor("cell", cell, "(3, 3)", finite=True).detach().double()
+    box = as_tensor("cell", cell, "(3, 3)", finite=True).detach().double().clone()
     repeats = [pbc] * 3 if isinstance(pbc, bool) else check_sequence("pbc", pbc, "three booleans")
     if len(repeats) != 3 or not all(isinstance(one, bool | np.bool_) for one in repeats):
         raise TypeError(f"pbc must be True, False or three of these, got {shown(pbc)}")
-    if any(repeats) and not float(torch.linalg.det(box).abs()) > 0:
-        raise ValueError("cell must have a volume where it repeats, got vectors in a plane")
+    along = box[torch.tensor(repeats)]
+    if len(along) and int(torch.linalg.matrix_rank(along)) < len(along):
+        raise ValueError(
+            f"cell must have independent vectors where it repeats, got {along.tolist()}"
+        )
+    # Other directions are at right angles to these, as long as the atoms reach.
+    across = torch.linalg.svd(along)[2][len(along) :]
+    places_across = found @ across.mT
+    low, high = places_across.aminmax(dim=0)
+    box[~torch.tensor(repeats)] = across * (high - low + float(cutoff))[:, None]
+    found = found - low @ across
     lists = optional_module("ase.neighborlist", "periodic_neighbors", "ase", "molecules")
     first, second, images = lists.primitive_neighbor_list(
         "ijS", repeats, box.numpy(), found.numpy(), float(cutoff), self_interaction=False

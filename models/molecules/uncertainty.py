@@ -154,7 +154,7 @@ def departures(
 
 def _nearest(positions: Tensor, neighbors: Neighbors) -> Tensor:
     """Distances to the nearest other atom. **Shape:** ``(*batch, num_atoms)``."""
-    index, shifts, mask = neighbors
+    index, shifts, mask = (one.to(positions.device) for one in neighbors)
     vectors = positions[..., index, :] - positions[..., None, :] + shifts.to(positions)
     distances = vectors.square().sum(-1).sqrt()
     if not index.shape[1]:

@@ -1,5 +1,7 @@
 """Predictive distributions of a regression that are made to keep what they promise."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +23,10 @@ class IsotonicRecalibrator:
 
     :param cdf_values: the predictive distribution function at the held-out observations, such as
         ``Normal(loc, scale).cdf(y)``. **Shape:** ``(n,)``.
+        Where the distribution function is rounded to exactly zero or one, nothing is known of how
+        far out observations are, and :math:`R` passes them by.
     :raises ValueError: for what is no probability, or for no values.
+    :warns RuntimeWarning: where more than one in a hundred values are exactly zero or one.
 
     [1] V. Kuleshov, N. Fenner, S. Ermon (2018),
     Accurate uncertainties for deep learning using calibrated regression.
@@ -45,6 +50,15 @@ class IsotonicRecalibrator:
         # The middle of the steps, so that a calibrated model of few data is left as it is.
         fractions = (counts.cumsum(0).double() - 0.5 * counts) / len(values)
         is_inside = (levels > 0) & (levels < 1)
+        num_lost = int(counts[~is_inside].sum())
+        if num_lost > 0.01 * len(values):
+            warnings.warn(
+                f"{num_lost} of {len(values)} cdf_values are exactly 0 or 1, so that the tails are "
+                "not recalibrated; evaluate the distribution function in float64, or widen the "
+                "predictions",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
         self.levels = torch.cat([ends[:1], levels[is_inside], ends[1:]])
         self.fractions = torch.cat([ends[:1], fractions[is_inside], ends[1:]])

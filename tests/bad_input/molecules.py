@@ -108,6 +108,9 @@ def inference() -> dict[str, Call]:
             seed=0,
         ),
         "IVON.sampled": of(IVON([weight], ess=10.0), loss=lambda: weight.square().sum()),
+        "IVON.add_param_group": of(
+            IVON([weight], ess=10.0), param_group={"params": torch.zeros(2, requires_grad=True)}
+        ),
         "IVON.draws": of(IVON([weight], ess=10.0), num_samples=2, seed=0),
         "diagonal_laplace": call(
             function=lambda weights, x: weights["w"] * x,

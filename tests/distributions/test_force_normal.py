@@ -80,3 +80,5 @@ def test_wrong_arguments():
         force_heads(torch.diag(torch.tensor([1.0, -1.0, 1.0])))
     with pytest.raises(ValueError, match="covariance must be symmetric"):
         force_heads(torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    with pytest.raises(ValueError, match="covariance must be symmetric"):
+        force_heads(1e-8 * torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))

@@ -16,6 +16,11 @@ def test_numbers_of_three_members():
     assert round(float(bald(means, variances)), 4) == 0.3031
 
 
+def test_integers_are_numbers():
+    assert mixture_moments([0, 1, 2], [1, 2, 1])[1] == pytest.approx(2.0)
+    assert bald([0, 1, 2], [1, 2, 1]) > 0
+
+
 def test_vectors_of_one_component_are_numbers():
     generator = torch.Generator().manual_seed(0)
     means, variances = torch.randn(4, 5, generator=generator), torch.rand(4, 5, generator=generator)
@@ -73,5 +78,16 @@ def test_wrong_arguments():
         mixture_moments(torch.zeros(2), torch.tensor([1.0, -1.0]))
     with pytest.raises(ValueError, match="variances must be positive"):
         bald(torch.zeros(2), torch.zeros(2))
+    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).expand(2, 2, 2)
+    lopsided = torch.tensor([[1.0, 0.9], [0.0, 1.0]]).expand(2, 2, 2)
+    for function in (bald, mixture_moments):
+        with pytest.raises(ValueError, match="no negative eigenvalues, got 2 that have"):
+            function(torch.zeros(2, 2), indefinite, 1)
+        with pytest.raises(ValueError, match="variances must be symmetric"):
+            function(torch.zeros(2, 2), lopsided, 1)
+    flat = torch.ones(2, 2, 2)
+    assert torch.equal(mixture_moments(torch.zeros(2, 2), flat, 1)[1], flat[0])
+    with pytest.raises(ValueError, match="variances must be positive definite, got 2"):
+        bald(torch.zeros(2, 2), flat, 1)
     with pytest.raises(ValueError, match="num_points must be at most the 2 points"):
         farthest_points(torch.zeros(2, 1), 3)

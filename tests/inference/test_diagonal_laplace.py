@@ -88,3 +88,28 @@ def test_draws():
     assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(draws.std(), found.scale["a"], rtol=0.06, atol=0)
     assert torch.equal(found.sample(4000, seed=0)["a"], draws)
+
+
+def test_the_network_may_change_afterwards():
+    network, x = nn.Linear(2, 1).float(), torch.randn(5, 2)
+
+    def function(weights, row):
+        return torch.func.functional_call(network, weights, row)[0]
+
+    parameters = dict(network.named_parameters())
+    found = diagonal_laplace(function, parameters, x, x.sum(-1), noise=1.0, prior_scale=1.0)
+    before = found.predict(function, x)[0]  # of double precision, which become single
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    assert torch.equal(found.predict(function, x)[0], before)
+
+
+def test_shapes_of_targets_and_outputs():
+    def function(weights, row):
+        return weights["w"] * row.expand(2, 3)
+
+    weights, x = {"w": torch.ones(3)}, torch.ones(4, 3)
+    with pytest.raises(ValueError, match=r"targets of one input must have the shape \(2, 3\)"):
+        diagonal_laplace(function, weights, x, torch.zeros(4, 3, 2), noise=1.0, prior_scale=1.0)
+    with pytest.raises(TypeError, match="what function returns must be a tensor, got 1.0"):
+        diagonal_laplace(lambda w, row: 1.0, weights, x, x, noise=1.0, prior_scale=1.0)

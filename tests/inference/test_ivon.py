@@ -1,5 +1,7 @@
 """IVON: its step by hand, curvature and posterior of quadratic losses, and the house's trainer."""
 
+import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -112,6 +114,46 @@ def test_a_closure_and_clipping():
     torch.testing.assert_close(w.detach(), torch.tensor([4.95]))
 
 
+def test_copies_and_pickles_take_steps():
+    w = nn.Parameter(torch.ones(2))
+    ivon = IVON([w], ess=10, num_samples=3, seed=0)
+    for other in (copy.deepcopy(ivon), pickle.loads(pickle.dumps(ivon))):
+        (v,) = other.param_groups[0]["params"]
+        other.step(lambda v=v: v.square().sum())
+        assert other.num_samples == 3 and not torch.equal(v, w)
+
+
+def test_gradients_need_not_be_copied():
+    w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    one, other = IVON([w], ess=10, seed=0), IVON([v], ess=10, seed=0)
+    for _ in range(2):
+        one.sampled(lambda: w.square().sum())()
+        one.step()
+        other.step(lambda: v.square().sum())
+    assert torch.equal(w, v) and not torch.equal(w, torch.ones(2))
+    one.sampled(lambda: w.square().sum())()
+    one.zero_grad()
+    with pytest.raises(RuntimeError, match="IVON needs gradients"):
+        one.step()
+
+
+def test_frozen_and_added_parameters():
+    network = nn.Linear(2, 1)
+    network.bias.requires_grad_(False)
+    before = network.bias.clone()
+    ivon = IVON(network.parameters(), ess=10, seed=0)
+    ivon.step(lambda: network(torch.ones(3, 2)).square().mean())
+    assert torch.equal(network.bias, before) and len(ivon.draws(1)) == len(ivon.scales()) == 1
+    added = nn.Parameter(torch.zeros(3))
+    ivon.add_param_group({"params": added, "hess_init": 4.0, "weight_decay": 0.0})
+    torch.testing.assert_close(ivon.scales()[1], torch.full((3,), 40.0**-0.5))
+    ivon.step(lambda: network(torch.ones(3, 2)).square().mean() + (added - 1).square().sum())
+    assert added.all()
+    with pytest.raises(ValueError, match="lr must be a finite number > 0, got -1"):
+        ivon.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": -1.0})
+    assert len(ivon.param_groups) == 2
+
+
 def test_draws_leave_the_global_generator_alone():
     w = nn.Parameter(torch.zeros(4))
     ivon = IVON([w], ess=10, seed=0)
@@ -130,3 +172,16 @@ def test_wrong_use():
         IVON([w], ess=1, betas=(0.9,))
     with pytest.raises(ValueError, match="loss must return a tensor that depends"):
         IVON([w], ess=1).sampled(lambda: torch.zeros(()))()
+    with pytest.raises(TypeError, match="params must be floating-point tensors"):
+        IVON([torch.ones(3, dtype=torch.long)], ess=1)
+    with pytest.raises(ValueError, match="ess must be a finite number > 0"):
+        IVON([{"params": [w], "ess": -3.0}], ess=1)
+
+    def closure():
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"loss must not call backward\(\)"):
+        IVON([w], ess=1).step(closure)
+    assert not w.detach().any()

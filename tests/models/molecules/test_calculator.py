@@ -1,5 +1,6 @@
 """Potentials as calculators of ase: forces, stress, energy along dynamics, the training region."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -64,6 +65,66 @@ def test_energy_has_the_reference():
     atoms.calc = RACECalculator(members)
     relative = [one(torch.from_numpy(atoms.positions), [8, 1, 1]).energy.item() for one in members]
     assert atoms.get_potential_energy() == pytest.approx(-101.0 + np.mean(relative))
+
+
+def test_references_that_differ_are_uncertainty():
+    one = networks(1)[0]
+    other = copy.deepcopy(one)
+    other.center([8, 1, 1], torch.full((2,), -7.0), torch.ones(2, 3, 3))
+    atoms = water()
+    x = torch.from_numpy(atoms.positions)
+    atoms.calc = RACECalculator([one, other])
+    totals = [n(x, [8, 1, 1]).energy.item() + n.reference_energy([8, 1, 1]) for n in (one, other)]
+    own = [n(x, [8, 1, 1]).log_variance.exp().item() for n in (one, other)]
+    assert atoms.get_potential_energy() == pytest.approx(np.mean(totals))
+    whole = (np.mean(own) + np.var(totals)) ** 0.5
+    assert atoms.calc.results["energy_uncertainty"] == pytest.approx(whole)
+    region = training_region([one, other], x[None], [8, 1, 1], margin=1.0)
+    assert region.energy_scale == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_atoms_without_neighbors(count):
+    members = networks(count)
+    alone = Atoms("H", calculator=RACECalculator(members))
+    repeated = Atoms("H", cell=[20.0] * 3, pbc=True, calculator=RACECalculator(members))
+    assert alone.get_potential_energy() == pytest.approx(repeated.get_potential_energy())
+    assert not alone.get_forces().any() and not repeated.get_stress().any()
+    apart = Atoms("H2", [[0.0, 0.0, 0.0], [0.0, 0.0, 30.0]], calculator=RACECalculator(members))
+    assert apart.get_potential_energy() == pytest.approx(2 * alone.get_potential_energy())
+    with pytest.raises(ValueError, match="atoms must hold at least one atom"):
+        Atoms(calculator=RACECalculator(members)).get_potential_energy()
+
+
+def test_large_clusters_have_a_list_of_neighbors(monkeypatch):
+    """A cluster of a hundred atoms has the energy that all pairs give."""
+    grid = np.stack(np.meshgrid(*[np.arange(5.0)] * 3), -1).reshape(-1, 3)[:100]
+    atoms = Atoms("H100", 2.0 * grid)
+    members = networks(1, cutoff=3.0)
+    atoms.calc = RACECalculator(members)
+    found = atoms.get_potential_energy()
+    everyone = members[0](torch.from_numpy(atoms.positions), atoms.numbers)
+    assert found == pytest.approx(everyone.energy.item())
+    monkeypatch.setattr("pyro_ext.models.molecules.calculator.all_pairs", None)
+    atoms.rattle(0.01)
+    atoms.get_potential_energy()
+
+
+def test_cells_with_vectors_of_zero():
+    """A chain that repeats in one direction is one whose other vectors are long."""
+    chain = Atoms("OH", [[0.0, 0.0, 0.0], [1.4, 0.5, 0.7]], cell=[0.0, 3.2, 0.0], pbc=[0, 1, 0])
+    chain.calc = RACECalculator(networks(cutoff=4.0))
+    wide = chain.copy()
+    wide.set_cell([50.0, 3.2, 50.0])
+    wide.pbc = True
+    wide.calc = chain.calc
+    assert chain.get_potential_energy() == pytest.approx(wide.get_potential_energy())
+    np.testing.assert_allclose(
+        chain.get_forces(), calculate_numerical_forces(chain, 1e-4), atol=1e-6
+    )
+    chain.pbc = True
+    with pytest.raises(ValueError, match="cell must have independent vectors where it repeats"):
+        chain.get_potential_energy()
 
 
 @pytest.mark.slow

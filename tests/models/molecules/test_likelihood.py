@@ -142,11 +142,28 @@ def test_members_at_once_and_one_by_one(frames):
     assert (torch.linalg.eigvalsh(moments.force_covariance) > 0).all()
 
 
+def test_members_in_other_modes(frames):
+    members = [race(seed) for seed in range(2)]
+    wanted = ensemble_prediction(members, frames[0], SPECIES)
+    members[0].eval()
+    members[1].requires_grad_(False).embedding.requires_grad_(True)
+    found = ensemble_prediction(members, frames[0], SPECIES)
+    assert torch.equal(found.energy, wanted.energy) and not found.energy.requires_grad
+
+
 def test_errors_of_structures_reach_ensembles(frames):
     members = [race(seed) for seed in range(2)]
     with pytest.raises(ValueError, match="positions must have atoms at least"):
         ensemble_prediction(members, torch.zeros(3, 3), SPECIES)
     with pytest.raises(ValueError, match="networks must all have the same form"):
         ensemble_prediction([race(), RACE(SPECIES, channels=3)], WATER, SPECIES)
+    made = RACE(SPECIES, channels=4)
+    others = dict(cutoff=4.0, envelope_power=3, num_neighbors=20.0, extensive=True)
+    for name, value in others.items():
+        other = RACE(SPECIES, channels=4, **{name: value})
+        with pytest.raises(ValueError, match=rf"got networks\[1\] of which {name} is not"):
+            ensemble_prediction([made, other], WATER, SPECIES)
+    with pytest.raises(ValueError, match=r"networks\[1\] of which species is not"):
+        ensemble_prediction([made, RACE((7, 1), channels=4)], WATER, (1, 1, 1))
     with pytest.raises(TypeError, match="network must be a RACE"):
         EnergyForceModel(torch.nn.Linear(2, 2), SPECIES)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from pyro_ext.models.molecules import (
     RACE,
     Neighbors,
     all_pairs,
+    atomic_numbers,
     bessel_features,
     periodic_neighbors,
     polynomial_envelope,
@@ -64,6 +66,11 @@ def test_bessel_features():
     for n in (1, 2, 3):
         wave = math.sqrt(2 / 5) * (n * math.pi * distance / 5).sin() / distance
         torch.testing.assert_close(found[:, n - 1], wave * polynomial_envelope(distance / 5))
+    at_zero = bessel_features(torch.tensor([0, 1]), 5.0, 2)[0]
+    near = bessel_features(torch.tensor([1e-4]), 5.0, 2)[0]
+    torch.testing.assert_close(at_zero, near)
+    with pytest.raises(ValueError, match="distance must not be negative, got -1"):
+        bessel_features(torch.tensor([-1.0, 2.0]), 5.0)
 
 
 @pytest.mark.parametrize("covariance", ["invariant", "equivariant"])
@@ -214,9 +221,16 @@ def test_wrong_structures_are_named():
         race(torch.stack([METHANOL, on_top]), SPECIES)
     with pytest.raises(ValueError, match=r"species must be among .*\[1, 6, 8\].* got \[7\]"):
         race(METHANOL, (6, 7, 1, 1, 1, 1))
+    pairs = all_pairs(6)
+    with pytest.raises(ValueError, match=r"neighbors\.others must be .* 0 to 5, got 1 to 6"):
+        race(METHANOL, SPECIES, pairs._replace(others=pairs.others + 1))
     with pytest.raises(ValueError, match="species must be symbols of elements"):
         race(METHANOL, ["C", "O", "H", "H", "H", "Q"])
     with pytest.raises(ValueError, match=r"positions must be finite, got nan in row 1"):
         race(torch.stack([METHANOL, METHANOL * math.nan]), SPECIES)
     with pytest.raises(ValueError, match="positions must have the shape"):
         race(METHANOL[:5], SPECIES)
+
+
+def test_symbols_of_numpy():
+    assert atomic_numbers(np.array(["C", "O"])) == (6, 8)
