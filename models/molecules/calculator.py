@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from ase.calculators.calculator import Calculator, all_changes
 
-from pyro_ext._checks import check_instance, check_optional, check_sequence
-from pyro_ext.models.molecules.likelihood import ensemble_prediction
+from pyro_ext._checks import check_instance, check_optional
+from pyro_ext.models.molecules.likelihood import check_members, members_prediction
 from pyro_ext.models.molecules.race import RACE
 from pyro_ext.models.molecules.structures import all_pairs, periodic_neighbors
 from pyro_ext.models.molecules.uncertainty import (
@@ -41,6 +41,7 @@ class RACECalculator(Calculator):
     :ivar list departures: number of the calculation, and in what it was unlike the data, of each
         outside of the region.
     :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for networks of different forms.
 
     Example::
 
@@ -61,8 +62,7 @@ class RACECalculator(Calculator):
         super().__init__()  # type: ignore[no-untyped-call]
         if isinstance(networks, RACE):
             networks = [networks]
-        wanted = "a RACE or a list of such"
-        self.networks: list[RACE] = check_sequence("networks", networks, wanted, 1, RACE)
+        self.networks = check_members(networks)
         check_optional(check_instance, "region", region, TrainingRegion, "a TrainingRegion or None")
         self.region = region
         self.num_calculations = 0
@@ -88,14 +88,14 @@ class RACECalculator(Calculator):
         atoms = self.atoms
         species = tuple(atoms.numbers.tolist())
         first = self.networks[0]
-        first.places(species)
         positions = torch.from_numpy(atoms.positions)
         if atoms.pbc.any():
             cell = torch.from_numpy(atoms.cell.array)
             neighbors = periodic_neighbors(positions, cell, first.cutoff, atoms.pbc.tolist())
         else:
             neighbors = all_pairs(len(species))
-        found = ensemble_prediction(self.networks, positions, species, neighbors)
+        first.check_structures(positions, species, neighbors)
+        found = members_prediction(self.networks, positions, species, neighbors)
         moments = predictive_moments(found)
         reference = sum(one.reference_energy(species) for one in self.networks)
         energy = float(moments.energy) + reference / len(self.networks)

@@ -206,18 +206,31 @@ def ensemble_prediction(
         >>> ensemble_prediction(members, x, [1, 1]).forces.shape
         torch.Size([3, 2, 3])
     """
-    wanted = "a list of RACE networks"
-    members = check_sequence("networks", networks, wanted, 1, RACE)
+    members = check_members(networks)
+    if len(members) > 1:
+        members[0].check_structures(positions, species, neighbors)
+    return members_prediction(members, positions, species, neighbors)
+
+
+def check_members(networks: Sequence[RACE]) -> list[RACE]:
+    """Networks of the same form as a list, with an error for others."""
+    members: list[RACE] = check_sequence("networks", networks, "a list of RACE networks", 1, RACE)
     forms = [{k: (v.shape, v.dtype) for k, v in one.state_dict().items()} for one in members]
     if any(form != forms[0] for form in forms):
         raise ValueError(f"networks must all have the same form, got {len(members)} that do not")
+    return members
+
+
+def members_prediction(
+    members: Sequence[RACE], positions: Any, species: Any, neighbors: Neighbors | None = None
+) -> Prediction:
+    """Predictions of members that are known to have the same form."""
     first = members[0]
     with torch.no_grad():
         if len(members) == 1:
             alone = first(positions, species, neighbors)
             return Prediction(*(one[None] for one in alone))
-        first.check_structures(positions, species, neighbors)
-        params, buffers = torch.func.stack_module_state(members)
+        params, buffers = torch.func.stack_module_state(list(members))
 
         def run(*state: dict[str, Tensor]) -> Prediction:
             found: Prediction = torch.func.functional_call(
