@@ -281,7 +281,9 @@ def diagonal_laplace(
               + \sum_w \bigl(\log N(w; 0, \tau^2) - \tfrac12 \log \tfrac{H_{ww}}{2 \pi}\bigr) .
 
     The mode is taken to be where the weights are; for a linear function of weights whose slopes are
-    orthogonal all of it is exact.
+    orthogonal all of it is exact. With many more weights than targets let ``noise`` be given: the
+    diagonal takes each weight as determined by itself, so that the marginal likelihood is largest
+    where the noise is far too large.
 
     :param Callable function: of weights by name and one input, as a network by
         :func:`torch.func.functional_call`; returns one or several outputs. Inputs take the type

@@ -89,7 +89,8 @@ class Trainer:
     :class:`~pyro_ext.inference.training.TrainingDiverged` says what was not finite, and where. So
     do generators and buffers, whatever a step raises. An optimizer keeps the moments of a step that
     was refused in its update: after that start anew, or from a checkpoint. Ctrl-C ends :meth:`run`
-    after the step that is under way, with a warning; pressed again, it ends the step, too.
+    after the step that is under way, with a warning, and sets ``interrupted``; pressed again, it
+    ends the step, too.
 
     A training goes on where it was, in the next call of :meth:`run` or :meth:`step` and, from a
     checkpoint, in another process. With as many threads it then takes the same course, bit for bit,
@@ -331,7 +332,7 @@ class Trainer:
                     num_saved = self.num_steps
             if checkpoint is not None and num_saved != self.num_steps:
                 self._write(checkpoint, identity)
-        self.interrupted |= interrupts.are_pending
+        self.interrupted |= interrupts.are_pending  # it may have come in the last step
         if self.interrupted:
             warnings.warn(
                 f"stopped after {self.num_steps} of {num_steps} steps, which are kept",

@@ -9,7 +9,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_optional
-from pyro_ext.models.molecules.likelihood import as_members, ensemble_prediction
+from pyro_ext.models.molecules.likelihood import as_members, members_prediction
 from pyro_ext.models.molecules.race import RACE
 from pyro_ext.models.molecules.structures import all_pairs, periodic_neighbors
 from pyro_ext.models.molecules.uncertainty import (
@@ -93,14 +93,14 @@ class RACECalculator(Calculator):
             raise ValueError("atoms must hold at least one atom, got none")
         species = tuple(atoms.numbers.tolist())
         first = self.networks[0]
-        first.places(species)
         positions = torch.from_numpy(atoms.positions)
         if atoms.pbc.any() or len(species) > _MOST_PAIRED:
             cell = torch.from_numpy(atoms.cell.array)
             neighbors = periodic_neighbors(positions, cell, first.cutoff, atoms.pbc.tolist())
         else:
             neighbors = all_pairs(len(species))
-        found = ensemble_prediction(self.networks, positions, species, neighbors)
+        first.check_structures(positions, species, neighbors)
+        found = members_prediction(self.networks, positions, species, neighbors)
         moments = predictive_moments(found)
         reference = sum(one.reference_energy(species) for one in self.networks)
         energy = float(moments.energy) + reference / len(self.networks)

@@ -218,12 +218,20 @@ def ensemble_prediction(
         torch.Size([3, 2, 3])
     """
     members = as_members(networks)
+    if len(members) > 1:  # one checks by itself
+        members[0].check_structures(positions, species, neighbors)
+    return members_prediction(members, positions, species, neighbors)
+
+
+def members_prediction(
+    members: Sequence[RACE], positions: Any, species: Any, neighbors: Neighbors | None = None
+) -> Prediction:
+    """Predictions of members of the same form for structures, both of which have been checked."""
     first = members[0]
     with torch.no_grad():
         if len(members) == 1:
             alone = first(positions, species, neighbors)
             return Prediction(*(one[None] for one in alone))
-        first.check_structures(positions, species, neighbors)
         states = [one.state_dict() for one in members]
         stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
 

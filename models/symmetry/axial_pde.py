@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
+from pyro_ext.nn._axial_convolutions import PaddingMode
 from pyro_ext.nn.axial import (
     Aggregation,
     AxialGraphConv,
     AxialLift,
     AxialPool,
     AxialSelfAttention,
-    PaddingMode,
 )
 
 __all__ = ["XMPP", "XCViT"]

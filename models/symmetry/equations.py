@@ -401,7 +401,8 @@ def principal_cosines(values: Tensor, others: Tensor) -> Tensor:
     dtype = torch.promote_types(values.dtype, others.dtype)
     rounding = 100 * max(torch.finfo(values.dtype).eps, torch.finfo(others.dtype).eps)
     bases = [_basis(each.flatten(1).mT.double(), rounding) for each in (values, others)]
-    return torch.linalg.svdvals(bases[0].mT @ bases[1].to(bases[0])).to(dtype)
+    cosines: Tensor = torch.linalg.svdvals(bases[0].mT @ bases[1].to(bases[0]))
+    return cosines.to(dtype)
 
 
 def _basis(columns: Tensor, rounding: float) -> Tensor:
@@ -409,7 +410,8 @@ def _basis(columns: Tensor, rounding: float) -> Tensor:
     sizes = torch.linalg.vector_norm(columns, dim=0)
     columns = columns[:, sizes > 0] / sizes[sizes > 0]
     basis, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    return basis[:, values > rounding]
+    chosen: Tensor = basis[:, values > rounding]
+    return chosen
 
 
 def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:

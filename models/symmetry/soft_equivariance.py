@@ -205,6 +205,13 @@ class SoftEMLP(nn.Module):
         with residuals summed over layers, so that it takes smaller strengths for larger networks.
         The learning rate falls to zero as a cosine.
 
+        Compare the result with a network without penalties. Where targets keep one of the groups
+        only, residuals may differ little when the strengths are set, and false groups keep most of
+        theirs: for :math:`a_x b_x + a_y b_y + 2 a_z b_z + \sin a_z` of 200 pairs of vectors 61 to
+        64 % with the defaults, and four times the test error of an ordinary network. With
+        ``hidden=30`` a tenth of the strength made the error smaller, and told groups apart hardly
+        better (two seeds); nor did a later time at which they are set (one).
+
         :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
         :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
         :param strengths: at first; by default zero for the first group and the mean variance of the

@@ -17,7 +17,7 @@ Axial neural networks for dimension-free foundation models. arXiv 2510.13665.
 
 from collections.abc import Callable, Sequence
 from itertools import permutations
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from torch.nn import functional
 
 from pyro_ext._checks import (
     as_size,
-    check_boolean,
     check_callable,
     check_choice,
     check_instance,
@@ -34,6 +33,7 @@ from pyro_ext._checks import (
     check_optional,
     shown,
 )
+from pyro_ext.nn._axial_convolutions import ConvOptions, _Conv
 from pyro_ext.random import seeded
 
 __all__ = [
@@ -49,86 +49,6 @@ __all__ = [
 ]
 
 Aggregation = Literal["max", "mean", "sum"]
-PaddingMode = Literal["zeros", "circular"]
-
-
-class ConvOptions(TypedDict, total=False):
-    """Keyword arguments of what convolves; :class:`AxialConv` says what they are."""
-
-    stride: int
-    activation: Callable[[], nn.Module] | None
-    padding_mode: PaddingMode
-    transposed: bool
-    depth: int
-
-
-class _Conv(nn.Sequential):
-    """Convolutions over all axes but the first, each with a norm over channels and an activation.
-
-    The first takes an axis of size ``d`` to ``d // stride``, or to ``stride * d`` if transposed.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        num_axes: int,
-        *,
-        stride: int = 1,
-        activation: Callable[[], nn.Module] | None = nn.ReLU,
-        padding_mode: PaddingMode = "zeros",
-        transposed: bool = False,
-        depth: int = 1,
-    ) -> None:
-        check_integer("in_channels", in_channels, 1)
-        check_integer("out_channels", out_channels, 1)
-        check_integer("stride", stride, 1)
-        if check_integer("kernel_size", kernel_size, stride) % 2 != stride % 2:
-            raise ValueError(
-                f"kernel_size must be stride={stride} plus an even number, got {kernel_size}"
-            )
-        check_optional(check_callable, "activation", activation, "a class of modules or None")
-        check_choice("padding_mode", padding_mode, get_args(PaddingMode))
-        if check_boolean("transposed", transposed) and padding_mode != "zeros":
-            raise ValueError(f"padding_mode must be 'zeros' if transposed, got {padding_mode!r}")
-        layers: list[nn.Module] = []
-        first, least = stride, 1 if transposed else stride
-        for _ in range(check_integer("depth", depth, 1)):
-            conv = getattr(nn, f"Conv{'Transpose' * transposed}{num_axes}d")
-            sizes = (in_channels, out_channels, kernel_size, stride, (kernel_size - stride) // 2)
-            layers.append(conv(*sizes, padding_mode=padding_mode))
-            if padding_mode == "circular":  # at most once around, in cells before the stride
-                least = max(least, sizes[-1] * (first if len(layers) > 1 else 1))
-            if activation is not None:
-                layers.append(nn.Sequential(_ChannelNorm(out_channels), _made(activation)))
-            in_channels, kernel_size, stride = out_channels, kernel_size - 1 + kernel_size % 2, 1
-        super().__init__(*layers)
-        self.least_size = least
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        values = inputs.movedim(-1, 1)
-        for layer in self:
-            values = layer(values)
-        return values.movedim(1, -1)
-
-
-def _made(activation: Callable[[], nn.Module]) -> nn.Module:
-    """A layer by a class or a function."""
-    wanted = "a class of modules, or a function that makes one, or None"
-    try:
-        layer = activation()
-    except TypeError as error:
-        raise TypeError(f"activation must be {wanted}, got {shown(activation)}") from error
-    check_instance("activation", layer, nn.Module, wanted)
-    return layer
-
-
-class _ChannelNorm(nn.LayerNorm):
-    """A layer norm over the second dimension."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs.movedim(1, -1)).movedim(-1, 1)
 
 
 class _SetMap(nn.Module):

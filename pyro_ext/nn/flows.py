@@ -261,7 +261,8 @@ class OneParameterGroupAugmentation(nn.Module):
         else:
             plate = pyro.plate(f"{self.name}_plate", len(x))
             with plate:
-                weights = pyro.sample(self.name, law).movedim(plate.dim - 1, -2)
+                dim: int = plate.dim  # type: ignore[assignment]  # known as it is entered
+                weights = pyro.sample(self.name, law).movedim(dim - 1, -2)
         outer = weights.shape[:-2]  # of other plates
         weights = weights.reshape(*weights.shape[:-1], *[1] * (points.dim() - 2), self.field.n)
         points = points.expand(*outer, *points.shape)

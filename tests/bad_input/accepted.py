@@ -98,6 +98,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.ensembles (bridges).BridgeSchedule.*.x?", "-1", "a number is a point"),
     ("models.molecules.bessel_features.distance", "0", "the limit is taken"),
     ("models.molecules.polynomial_envelope.x", "0, -1", "a number is a point"),
+    ("models.molecules.bessel_features.distance", "0, -1, [], empty", "points, or none"),
+    ("models.molecules.polynomial_envelope.x", "0, -1, [], empty", "points, or none"),
     ("models.molecules.potential_loss.*_weight", "0", "the other term alone"),
     ("models.molecules.training_region.distance_margin", "0", "no margin"),
     ("distributions (forces).ForceNormal.eps", "0", "the factor as it is"),

@@ -56,6 +56,23 @@ def test_noise_and_prior_are_where_the_evidence_is_largest(regression):
     assert 0.3 < noise < 0.5
 
 
+def test_noise_is_overestimated_with_more_weights_than_targets():
+    """What is found is the largest of the diagonal evidence, and this is what is to blame."""
+    x, w = torch.linspace(-1.0, 1.0, 20), torch.full((200,), 0.005)
+    y = x + 0.1 * torch.cos(9.0 * x)
+    errors, curvature = y - x, x.square().sum()
+
+    def evidence(noise, prior):
+        fit = torch.distributions.Normal(0.0, noise).log_prob(errors).sum()
+        volume = 0.5 * len(w) * (1.0 + curvature * prior**2 / noise**2).log()
+        return float(fit - 0.5 * w.square().sum() / prior**2 - volume)
+
+    found = diagonal_laplace(lambda w, row: w["w"].sum() * row, {"w": w}, x, y, prior_scale=0.1)
+    best = max((0.01 * k for k in range(2, 300)), key=lambda noise: evidence(noise, 0.1))
+    assert abs(float(found.noise) - best) < 0.01
+    assert best > 3.0 * errors.square().mean().sqrt()
+
+
 def test_slopes_of_a_network_with_two_outputs():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))

@@ -197,8 +197,17 @@ def test_the_checker_finds_what_is_not_equivariant(make):
 def test_the_checker_refuses_nan_and_other_outputs():
     with pytest.raises(AssertionError, match="differ by nan"):
         check_axis_equivariance(lambda x: x * torch.nan, (2, 4, 5, 3))
-    with pytest.raises(ValueError, match="module must map"):
-        check_axis_equivariance(lambda x: x.sum(), (2, 4, 5, 3))
+    for wrong in (torch.sum, lambda x: (x,), lambda x: x[:1], lambda x: x.long()):
+        with pytest.raises(ValueError, match="module must map"):
+            check_axis_equivariance(wrong, (2, 4, 5, 3))
+    with pytest.raises(TypeError, match="dtype must be a type of floating-point numbers"):
+        check_axis_equivariance(nn.Identity(), (2, 4, 5, 3), dtype=torch.long)
+    seen = []
+    module = nn.Linear(3, 3, device="meta")
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].device.type))
+    with pytest.raises((NotImplementedError, RuntimeError)):  # there are no values to compare
+        check_axis_equivariance(module, (2, 4, 5, 3))
+    assert seen[0] == "meta"
     with pytest.raises(AssertionError, match="does not count"):
         check_axial_block(Blind, 3)
 
@@ -242,4 +251,18 @@ def test_wrong_fields_are_refused():
         AxialConv(2, 3, 3, stride=2)
     with pytest.raises(ValueError, match="padding_mode must be 'zeros' if transposed"):
         AxialConv(2, 3, padding_mode="circular", transposed=True)
+    for activation in (nn.ReLU(), torch.relu, lambda: 3):
+        with pytest.raises(TypeError, match="activation must be a class of modules"):
+            SXCNN(2, activation=activation)
+    for block, least in (
+        (AxialConv(2, 3, 7, padding_mode="circular"), 3),
+        (AxialConv(2, 3, 4, stride=4), 4),
+        (AxialLift(2, 3, 7, padding_mode="circular", stride=3, depth=2), 9),
+    ):
+        assert block(torch.randn(1, least, least, 2)).shape[0] == 1
+        for sizes in ((least - 1, 9), (9, least - 1)):
+            with pytest.raises(ValueError, match=f"inputs must have axes of size {least} at least"):
+                block(torch.randn(1, *sizes, 2))
+    with pytest.raises(ValueError, match="features must have axes of size 4 at least"):
+        AxialGraphConv(2, 3, 4, stride=4)(torch.randn(1, 2, 3, 5, 2))
     assert SXCNN(1, 2, 4, 2)(torch.full((1, 3, 4, 1), torch.nan)).isnan().all()

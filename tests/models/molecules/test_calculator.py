@@ -161,6 +161,8 @@ def test_says_where_it_leaves_the_training_region():
     assert [number for number, _ in atoms.calc.departures] == [2, 3]
     with pytest.raises(ValueError, match=r"species must be among"):
         RACECalculator(members).calculate(Atoms("N2", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]]))
+    with pytest.raises(ValueError, match="networks must all have the same form"):
+        RACECalculator([*members, RACE([1, 8], channels=3)])
 
 
 def test_region_is_of_standard_deviations():

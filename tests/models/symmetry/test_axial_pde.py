@@ -61,6 +61,23 @@ def test_units_of_a_field_do_not_matter():
     torch.testing.assert_close(network(flat), flat[:, -1], atol=1e-4, rtol=0)
 
 
+def test_gradients_of_a_constant_channel():
+    history = torch.randn(2, 3, 4, 6, 2)
+    history[..., 1] = 3.0
+    history.requires_grad_()
+    XMPP(2, channels=8, num_heads=2)(history).square().sum().backward()
+    assert history.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_ends_of_an_axis_are_one_place_on_a_circle_only(padding_mode):
+    network = XCViT(2, channels=8, num_heads=2, padding_mode=padding_mode)
+    history = torch.randn(2, 2, 4, 6, 1)
+    ends = network(history, torch.tensor([[0.0, 0.3], [1.0, 0.3]]))
+    is_same = torch.allclose(ends[:, 0], ends[:, 1], atol=1e-5)
+    assert is_same == (padding_mode == "circular")
+
+
 def test_patches_are_undone():
     for patch_size in (1, 2, 3, 4):
         network = XMPP(1, channels=4, num_blocks=1, num_heads=1, patch_size=patch_size)

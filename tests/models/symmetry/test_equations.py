@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.models.symmetry import (
     EQUATIONS,
     dirichlet_kernel,
@@ -190,7 +192,8 @@ def test_simulations(float64, name):
         assert bool((validity_pde(name, points) < validity_pde(name, louder) - 0.1).all())
     again = simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=0)
     assert torch.equal(points, again)
-    assert not torch.equal(points, simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=1))
+    other = simulate(name, 2, num_x=128, num_t=61, substeps=12, seed=1)
+    assert not torch.equal(points[:, 0], other[:, 0])
 
 
 def test_dirichlet_kernel(float64):
@@ -239,6 +242,53 @@ def test_principal_cosines(float64):
     projected = torch.linalg.lstsq(flat.mT, other.flatten(1).mT).solution
     expected = (flat.mT @ projected).norm()
     torch.testing.assert_close(principal_cosines(plane, other)[0], expected)
+
+
+def test_principal_cosines_of_dependent_fields():
+    """Of spans, whose bases hold no rounding: e_0 twice is a line, at a right angle to others."""
+    e = torch.eye(3)[:, None]
+    assert principal_cosines(torch.stack([e[0], e[0], 0 * e[0]]), e[1:]).tolist() == [0.0]
+    v = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0))
+    twice = torch.cat([v, 2 * v, 1e-6 * v])
+    torch.testing.assert_close(principal_cosines(twice, v.double()), torch.ones(1).double())
+    assert principal_cosines((10 * v).long(), v).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "name, options, argument",
+    [
+        ("burgers", dict(num_x=256, num_t=10, substeps=2), "substeps must be more than 2"),
+        ("burgers", dict(num_x=256, num_t=20, substeps=1), "substeps must be more than 1"),
+        ("burgers", dict(num_x=20), "num_x must be at least 21"),
+    ],
+)
+def test_simulations_that_are_too_coarse(name, options, argument):
+    with pytest.raises(ValueError, match=argument):
+        simulate(name, 1, seed=0, **options)
+
+
+def test_types_of_graphs():
+    points = simulate("kdv", 1, num_x=16, num_t=5, seed=0)[0]
+    whole = (10 * points).long()
+    for graph in (whole, whole.numpy()):
+        found = scattered_derivatives(graph, [np.int64(2)], length=1280)
+        expected = scattered_derivatives(whole.float(), [2], length=1280)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(validity_pde("kdv", graph), validity_pde("kdv", whole.float()))
+    u, _ = regrid(points, points.float(), length=128.0)
+    torch.testing.assert_close(u, points[..., 2], atol=1e-5, rtol=0)
+    assert regrid(whole, points, length=128.0)[0].dtype == torch.float32
+
+
+def test_a_checkpoint_knows_the_equation(tmp_path):
+    solutions = simulate("kdv", 1, num_x=16, num_t=8, seed=0)
+    options = dict(n=2, patch=(5, 8), batch_size=2, num_patches=4, trunk=4, flow_steps=1)
+    options |= dict(seed=0, progress=False, checkpoint=tmp_path / "f")
+    learned = learn_lie_symmetries("kdv", solutions, 1, **options)
+    with pytest.raises(CheckpointError, match="validity"):
+        learn_lie_symmetries("nkdv", solutions, 1, **options)
+    with pytest.raises(ValueError, match="points must have the shape"):
+        learned(solutions[0, 0, 0])
 
 
 @pytest.mark.slow

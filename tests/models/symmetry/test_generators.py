@@ -1,11 +1,13 @@
 """Learning generators: losses with known values, validity of images, a field that is known."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.symmetry import (
     AffineField,
@@ -78,6 +80,57 @@ def test_lipschitz_loss(float64):
     )
     found = lipschitz_loss(values, 0.5, points=points)
     assert float(found) == pytest.approx(2 * (2.5 - 0.5) / 8 + 2 * (5 - 0.5) / 9)
+
+
+def test_neighbors_at_one_place_do_not_count(float64):
+    values = torch.tensor([0.0, 1.0, 5.0])[None, :, None].requires_grad_()
+    points = torch.tensor([[0.0], [0.0], [2.0]])
+    loss = lipschitz_loss(values, 0.5, points=points)
+    assert float(loss.detach()) == pytest.approx(1.5)
+    assert torch.autograd.grad(loss, values)[0].isfinite().all()
+    assert float(lipschitz_loss(values.detach(), points=torch.zeros(3, 1))) == 0
+
+
+def test_units_of_fields_do_not_matter():
+    values = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-18, 1e18, torch.tensor([1e-25, 1.0, 1e25])[:, None, None]):
+        torch.testing.assert_close(ortho_loss(scale * values), ortho_loss(values))
+    weights = torch.arange(5)
+    torch.testing.assert_close(ortho_loss(values, weights), ortho_loss(values, weights.float()))
+
+
+def test_integers_are_numbers():
+    """In place of floating-point numbers they give the same."""
+    values, grid, images = torch.arange(24).reshape(2, 6, 2), image_grid(4, 4), torch.eye(4).long()
+    images = images.expand(2, 1, 4, 4)
+    for loss in (lipschitz_loss, sobolev_loss, ortho_loss):
+        torch.testing.assert_close(loss(values), loss(values.float()))
+    for use in (
+        lambda x: warp_images(x, grid),
+        lambda x: validity_images(flat, x, grid[None].double()),
+        lambda x: validity_images_tangent(flat, x, grid[None].double()),
+        lambda x: feature_weights(flat, x, 10, seed=0),
+    ):
+        torch.testing.assert_close(use(images), use(images.float()))
+    points = torch.arange(8).reshape(4, 2)
+    score = partial(validity_scores, AffineField(2), lambda moved: moved.mean((1, 2)))
+    torch.testing.assert_close(score(points), score(points.float()))
+    with pytest.raises(ValueError, match="images must have two rows and columns"):
+        validity_images_tangent(flat, torch.rand(2, 1, 1, 4), torch.rand(1, 1, 4, 2))
+
+
+def test_a_checkpoint_knows_points_and_weights(tmp_path):
+    train = partial(
+        train_generators, validity=lambda moved: moved.mean((1, 2)), num_steps=1, seed=0,
+        checkpoint=tmp_path / "f", progress=False,
+    )  # fmt: skip
+    points = torch.randn(6, 2)
+    train(GeneratorField(2, 2, 4, 4), points=points, weights=torch.ones(6, dtype=torch.float64))
+    for other in (dict(points=points), dict(points=points + 1, weights=torch.ones(6))):
+        with pytest.raises(CheckpointError, match="data"):
+            train(GeneratorField(2, 2, 4, 4), **other)
+    with pytest.raises(ValueError, match="points must have the shape"):
+        train(GeneratorField(2, 1, 4, 4), points=points[0], checkpoint=None)
 
 
 def test_sobolev_loss(float64):

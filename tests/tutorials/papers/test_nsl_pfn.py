@@ -42,3 +42,16 @@ def test_scores(short_run):
     even = (torch.arange(1_000) + 0.5) / 1_000
     assert names["distance"](even) < 1e-6 and names["coverage"](even, 0.9) == pytest.approx(0.9)
     assert names["distance"](even.square()) == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.page
+def test_full_run_meets_its_claims_but_some(full_run):
+    """Curves are measured, and draws are the same with each run: it passes always or never.
+
+    The network is above M2 by least squares on average, by less than was asked for.
+    """
+    claims = full_run.report.claims
+    failed = [number for number, claim in enumerate(claims) if not claim.holds]
+    assert failed == [0, 1, 4, 6] and all(claims[number].reason for number in failed)
+    assert sum(claims[0].values.values()) / 3 > 0.05
+    assert full_run.returncode == 1
