@@ -65,12 +65,8 @@ def polynomial_envelope(x: Tensor, power: int = 2) -> Tensor:
         >>> polynomial_envelope(torch.tensor([0.0, 0.5, 1.0, 2.0]))
         tensor([1.0000, 0.3125, 0.0000, 0.0000])
     """
-    x = as_tensor("x", x, finite=True)
-    return _envelope(x, check_integer("power", power, 1))
-
-
-def _envelope(x: Tensor, p: int) -> Tensor:
-    """The polynomial, without checks."""
+    x = as_tensor("x", x, finite=True, allow_empty=True)
+    p = check_integer("power", power, 1)
     inside = x.clamp(max=1.0)
     value = 1.0 - inside**p * (
         (p + 1) * (p + 2) / 2 - p * (p + 2) * inside + p * (p + 1) / 2 * inside.square()
@@ -95,12 +91,11 @@ def bessel_features(
         >>> bessel_features(torch.tensor([1.0, 5.0]), cutoff=5.0).shape
         torch.Size([2, 8])
     """
-    distance = as_tensor("distance", distance, finite=True)
+    distance = as_tensor("distance", distance, finite=True, allow_empty=True)
     if not distance.is_floating_point():
         distance = distance.to(torch.get_default_dtype())
     cutoff = check_number("cutoff", cutoff, above=0)
     check_integer("num_features", num_features, 1)
-    check_integer("power", power, 1)
     if bool((distance < 0).any()):
         raise ValueError(f"distance must not be negative, got {float(distance.min()):g}")
     # The sine of so small a number over the number is what it is in the limit.
@@ -112,7 +107,7 @@ def _bessel(distance: Tensor, cutoff: float, num_features: int, power: int) -> T
     """The features of distances above zero."""
     orders = torch.arange(1, num_features + 1)
     angles = distance[..., None] * (orders.to(distance) * (math.pi / cutoff))
-    envelope = math.sqrt(2.0 / cutoff) * _envelope(distance / cutoff, power) / distance
+    envelope = math.sqrt(2.0 / cutoff) * polynomial_envelope(distance / cutoff, power) / distance
     return angles.sin() * envelope[..., None]
 
 
