@@ -128,7 +128,8 @@ class EnergyForceModel(nn.Module):
 
         >>> from pyro_ext.models.molecules import RACE, EnergyForceModel
         >>> from pyro_ext.nn import BayesianModule
-        >>> model = EnergyForceModel(BayesianModule(RACE([1, 8], channels=4)), [8, 1, 1])
+        >>> network = BayesianModule(RACE([1, 8], channels=4), prior_scale=0.1)
+        >>> model = EnergyForceModel(network, [8, 1, 1])
         >>> water = torch.tensor([[[0.0, 0.0, 0.1], [0.0, 0.8, -0.5], [0.0, -0.8, -0.5]]])
         >>> trace = pyro.poutine.trace(model).get_trace(water)
         >>> trace.nodes["energy"]["value"].shape, trace.nodes["forces"]["value"].shape

@@ -96,7 +96,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.ensembles (bridges).*.ema_decay", "0", "the last weights"),
     ("models.ensembles (bridges).*.y", "with -7", "the distribution checks its value"),
     ("models.ensembles (bridges).BridgeSchedule.*.x?", "-1", "a number is a point"),
-    ("models.molecules.bessel_features.distance", "0, -1, [], empty", "points, or none"),
+    ("models.molecules.bessel_features.distance", "0, [], empty", "points, or none"),
     ("models.molecules.polynomial_envelope.x", "0, -1, [], empty", "points, or none"),
     ("models.molecules.potential_loss.*_weight", "0", "the other term alone"),
     ("models.molecules.training_region.distance_margin", "0", "no margin"),
