@@ -83,10 +83,14 @@ class PriorFittedTransformer(nn.Module):
         """Measure inputs and values by their means and standard deviations from now on.
 
         :param Tensor x: typical inputs. **Shape:** ``(n, num_features)``.
-        :param Tensor y: typical values. **Shape:** any.
-        :raises ValueError: for inputs that have no logarithm where that is needed.
+        :param Tensor y: typical values, at least two. **Shape:** any.
+        :raises ValueError: for inputs that have no logarithm where that is needed, or one value.
         """
         x, y = as_tensor("x", x, "(n, num_features)", finite=True), as_tensor("y", y, finite=True)
+        for name, each in (("x", x), ("y", y)):
+            if len(x) < 2 or each.numel() < 2:
+                raise ValueError(f"{name} must hold at least two points, got {each!r:.80}")
+        y = y.to(self.y_loc)
         self.check_inputs("x", x)
         seen = self._seen(x)
         self.x_loc.copy_(seen.mean(0))

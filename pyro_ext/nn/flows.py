@@ -320,7 +320,7 @@ def _velocity(field: Field, z: Tensor) -> Tensor:
 def _start(z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
     """Points and times, broadcast against each other, times with a last dimension of one."""
     z = as_tensor("z", z, allow_empty=True)
-    if not z.is_floating_point() or not z.dim():
+    if not z.is_floating_point() or not z.dim() or not z.shape[-1]:
         raise ValueError(f"z must be real numbers of the shape (*batch, dim), got {z!r:.80}")
     s = torch.as_tensor(s).to(z)
     try:

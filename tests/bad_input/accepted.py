@@ -212,6 +212,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("nn (vector fields).GeneratorField.periods", "{}", "no coordinate is periodic"),
     ("nn (vector fields).GeneratorField.*.z", "empty, with nan, with inf", "velocities are alike"),
     ("nn (vector fields).Flow*.y", "*", "the transform goes by x alone"),
+    ("nn (vector fields).Flow*.x", "empty, with nan, with inf", "a divergence in a log density"),
+    ("nn (vector fields).flow.z", "[], empty", "no points stay none"),
     ("nn (vector fields).*.s", "0, -1", "any time"),
     ("models.symmetry (generators).*", "0", "no such term, no threshold, nothing to do"),
     ("models.symmetry (equations).*.orders", "[]", "first derivatives alone"),
