@@ -238,11 +238,11 @@ class ScalingLaw:
 
         Example::
 
-            >>> from pyro_ext.inference import MCMC, NUTS
+            >>> from pyro.infer import Predictive
             >>> x = torch.tensor([10.0, 20.0, 40.0, 80.0, 160.0])
             >>> law = ScalingLaw("M1").fit(x, 2.0 * x**-0.5)
-            >>> mcmc = MCMC(NUTS(law.model), num_samples=20, warmup_steps=20, progress=False)
-            >>> law.predictive([1000.0], mcmc.run().get_samples()).batch_shape
+            >>> prior = Predictive(law.model, num_samples=20)()  # MCMC(NUTS(law.model), ...)
+            >>> law.predictive([1000.0], prior).batch_shape
             torch.Size([1])
         """
         self._check_fitted()
