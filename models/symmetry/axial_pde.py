@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
-from pyro_ext.nn._axial_convolutions import PaddingMode
 from pyro_ext.nn.axial import (
     Aggregation,
     AxialGraphConv,
@@ -22,6 +21,7 @@ from pyro_ext.nn.axial import (
     AxialPool,
     AxialSelfAttention,
 )
+from pyro_ext.nn.axial_convolutions import PaddingMode
 
 __all__ = ["XMPP", "XCViT"]
 

@@ -33,7 +33,7 @@ from pyro_ext._checks import (
     check_optional,
     shown,
 )
-from pyro_ext.nn._axial_convolutions import ConvOptions, _Conv
+from pyro_ext.nn.axial_convolutions import ConvOptions, _Conv
 from pyro_ext.random import seeded
 
 __all__ = [
