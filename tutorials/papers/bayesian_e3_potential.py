@@ -29,9 +29,7 @@
 # claims 1 to 3, 5 and 12 (the first: 0.38, 0.81 and 0.78). Since then there are 350, and each
 # network's gradients are clipped by themselves, as if it were alone.
 #
-# `pyro-ext reproduce bayesian-e3-potential` runs the page, and so does
-# `python tutorials/papers/bayesian_e3_potential.py`. Both print a table of claims and save it with
-# the figures in `figures/bayesian-e3-potential`.
+# `pyro-ext reproduce bayesian-e3-potential` runs it.
 
 # %%
 import warnings

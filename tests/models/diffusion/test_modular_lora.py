@@ -363,7 +363,7 @@ def test_adapters_in_a_pipeline(pipeline, released):
     drawn = images_of(with_unet(pipeline, released.module))
     assert (drawn - images_of(pipeline)).abs().max() > 0.01
     torch.testing.assert_close(
-        drawn, images_of(with_unet(pipeline, released.merge())), atol=1e-5, rtol=0.0
+        drawn, images_of(with_unet(pipeline, released.merge())), atol=1e-4, rtol=0.0
     )
     released.weights = {}
     assert torch.equal(images_of(with_unet(pipeline, released.module)), images_of(pipeline))
@@ -380,7 +380,7 @@ def test_the_pipeline_switches_and_fuses(pipeline, released):
     lora.weights = {"safety": 0.5, "task": 1.0}
     assert torch.equal(images_of(mine), drawn)
     mine.fuse_lora()
-    torch.testing.assert_close(images_of(mine), drawn, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(images_of(mine), drawn, atol=1e-4, rtol=0.0)
     for method in (lora.merge, partial(lora.remove, "task"), partial(lora.add, "new")):
         with pytest.raises(ValueError, match="an adapter that is not fused, got"):
             method()
