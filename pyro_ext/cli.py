@@ -1,6 +1,7 @@
 """The ``pyro-ext`` command: the door of the house."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,15 @@ def _pages() -> "list[Script]":
     return find_pages(Path(papers.__path__[0]))
 
 
+def _tutorials() -> "list[Script]":
+    """Workflows and papers, without the demonstration, which is a program."""
+    from pyro_ext import tutorials
+    from pyro_ext._pages import find_pages
+
+    workflows = find_pages(Path(tutorials.__path__[0]))
+    return [*(page for page in workflows if page.slug != "demo"), *_pages()]
+
+
 @app.command(name="list")
 def list_pages(output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figures")) -> None:
     """List the pages of papers, what they claim, and what their last runs gave."""
@@ -159,6 +169,53 @@ def reproduce(
         typer.echo(f"The scoreboard is {write_scoreboard(outcomes, output)}")
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the project and of its folder.")
+    ],
+) -> None:
+    """Write a small project of your own: a model, a run, a test and a page."""
+    from pyro_ext._new_project import write_project
+
+    try:
+        folder = write_project(name, Path())
+    except (ValueError, FileExistsError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except OSError as error:
+        raise typer.BadParameter(f"{name} cannot be made here: {error.strerror}") from error
+    typer.echo(f"{folder} holds a model, a run, a test and a page. Next:\n")
+    typer.echo(f"cd {folder}")
+    for module, command in {
+        "matplotlib": "python -m pip install 'pyro-ext[plots]'",
+        "pytest": "python -m pip install pytest",
+    }.items():
+        if find_spec(module) is None:
+            typer.echo(command)
+    typer.echo("python run.py\npython -m pytest\npyro-ext reproduce page.py")
+
+
+@app.command()
+def notebooks(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write them.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Tutorials; all by default.")
+    ] = None,
+) -> None:
+    """Write the tutorials as notebooks for Jupyter."""
+    from pyro_ext import tutorials
+    from pyro_ext._notebooks import write_notebooks
+    from pyro_ext._pages import choose
+
+    scripts = _tutorials()
+    try:
+        chosen = choose(scripts, names) if names else scripts
+        written = write_notebooks(chosen, Path(tutorials.__path__[0]), folder)
+    except (ValueError, FileExistsError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{len(written)} notebooks are in {folder}, such as {written[0]}")
 
 
 @app.command()
