@@ -65,6 +65,11 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
     """Sample a Bayesian network on handwritten digits and diagnose it with ArviZ."""
+    from pyro_ext._optional import optional_module
+
+    # Now, and not after a minute of sampling.
+    for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
+        optional_module(module, "demo", package, "demo")
     _make(output)
     # Looks upward, as only this module may, and late: help should not wait for PyTorch.
     from pyro_ext.tutorials import demo as page
@@ -113,7 +118,8 @@ def list_pages(output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figu
 @app.command()
 def reproduce(
     slugs: Annotated[
-        list[str] | None, typer.Argument(metavar="SLUG", help="Pages, as `list` names them.")
+        list[str] | None,
+        typer.Argument(metavar="SLUG", help="Pages, as `list` names them, or scripts of your own."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Run all pages.")] = False,
     output: Annotated[Path, _output(_REPORTS)] = Path("figures"),
@@ -131,7 +137,7 @@ def reproduce(
     from rich.markup import escape
     from rich.table import Table
 
-    from pyro_ext._pages import choose, last_outcome, run_pages
+    from pyro_ext._pages import check_modules, choose, last_outcome, run_pages
     from pyro_ext._scoreboard import write_scoreboard
 
     if every == bool(slugs):
@@ -141,6 +147,8 @@ def reproduce(
         chosen = pages if every else choose(pages, slugs or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    for page in chosen:
+        check_modules(page)
     _make(output)
     numbers = range(seed, seed + seeds)
     found = {}
@@ -326,4 +334,10 @@ def doctor(
 
 def main() -> None:
     """Run the command."""
-    app()
+    from pyro_ext._optional import MissingModuleError
+
+    try:
+        app()
+    except MissingModuleError as error:  # what it says is all there is to know
+        typer.echo(str(error), err=True)
+        raise SystemExit(1) from None
