@@ -9,7 +9,6 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-
 _DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # of modules with another name than theirs
 
 
