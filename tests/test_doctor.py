@@ -76,20 +76,20 @@ def test_missing_extra(without):
     assert extras["all"]["fix"] == extras["data"]["fix"] and extras["plots"]["fix"] is None
     text = printed(diagnosis)
     assert "scikit-learn missing" in text and PURPOSES["data"] in text
-    assert f"\ndata: {extras['data']['fix']}\n" in text, "in a line of its own, to be copied"
+    assert f"\n{extras['data']['fix']}  # data\n" in text, "in a line of its own, to be copied"
 
 
 def test_extras_of_extras_are_not_lost(without):
     """They look like markup of Rich."""
     without(dask=None)
-    assert "\nscale: python -m pip install 'dask[distributed]>=" in printed(diagnose(compile=False))
+    assert "\npython -m pip install 'dask[distributed]>=" in printed(diagnose(compile=False))
 
 
 def test_every_extra_has_a_purpose():
-    """But for those that work on the package itself takes."""
+    """But for sums of others, and those that work on the package itself takes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    of_developers = {"test", "docs", "bench", "dev"}
-    assert {*PURPOSES} == {*project["optional-dependencies"]} - of_developers
+    others = {"all", "test", "docs", "bench", "dev"}
+    assert {*PURPOSES} == {*project["optional-dependencies"]} - others
 
 
 def test_package_that_is_not_installed(monkeypatch):
