@@ -13,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pyro_ext._optional import optional_module
+from pyro_ext._requirements import extra_with
 from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report, versions
 
 RUN_NAME, PRINTED_NAME = "run.json", "printed.txt"
@@ -60,19 +63,24 @@ class Outcome:
 
 def find_pages(folder: Path) -> list[Script]:
     """Read the scripts of a folder without running them."""
-    pages = []
-    for path in sorted(folder.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
-        title = (ast.get_docstring(tree) or path.stem).splitlines()[0]
-        pages.append(Script(path, title, tuple(_statements(tree))))
-    return pages
+    return [read_page(path) for path in sorted(folder.glob("[!_]*.py"))]
+
+
+def read_page(path: Path) -> Script:
+    """Read a script without running it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    title = (ast.get_docstring(tree) or path.stem).splitlines()[0]
+    return Script(path, title, tuple(_statements(tree)))
 
 
 def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
-    """Pages by their names."""
+    """Pages by their names, or by the paths of scripts that exist."""
     known = {page.slug: page for page in pages}
     chosen = []
     for slug in slugs:
+        if slug.endswith(".py") and Path(slug).is_file():
+            chosen.append(read_page(Path(slug)))
+            continue
         name = slug.lower().replace("_", "-")
         if name not in known:
             close = difflib.get_close_matches(name, known)
@@ -80,6 +88,20 @@ def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
             raise ValueError(f"slug must be one of {', '.join([*close, *others])}; got {slug!r}")
         chosen.append(known[name])
     return list(dict.fromkeys(chosen))
+
+
+def check_modules(page: Script) -> None:
+    """See that what a page imports is there, as far as extras of the package install it.
+
+    :raises MissingModuleError: otherwise; it names the extra.
+    """
+    for node in ast.walk(ast.parse(page.path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+            if find_spec(module) is None and (extra := extra_with("pyro-ext", module)):
+                optional_module(module, page.slug, module, extra)
 
 
 def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = False) -> Outcome:
@@ -98,8 +120,9 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
     environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))
     source = _source(page, seeds)
     started = time.perf_counter()
-    # -u: what it prints is seen at once. -P: modules beside it are no packages of their own.
-    command = [sys.executable, "-u", "-P", str(page.path)]
+    # -u: what it prints is seen at once. -P: modules beside a page of ours belong to its package.
+    is_ours = (page.path.parent / "__init__.py").exists()
+    command = [sys.executable, "-u", *["-P"] * is_ours, str(page.path)]
     if not quiet:
         print(f"{page.slug}: {page.title}", flush=True)
     with (

@@ -12,6 +12,7 @@ claim fails::
 ``pyro-ext list`` shows the pages with their last results, ``pyro-ext reproduce`` runs them.
 """
 
+import builtins
 import json
 import math
 import numbers
@@ -352,9 +353,11 @@ class Report:
     def exit(self) -> None:
         """End the program with status 1 where a claim fails; otherwise go on.
 
+        In a notebook, which has no exit status, always go on.
+
         :raises SystemExit: where a claim fails.
         """
-        if self.status:
+        if self.status and not hasattr(builtins, "get_ipython"):
             raise SystemExit(self.status)
 
     def _table(self) -> "Table":
