@@ -51,7 +51,10 @@ autodoc_default_options = {"members": True}
 # References to other projects cannot be checked without their inventories, which take a network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(arviz|ase|concurrent|collections|matplotlib|np|numpy|pyro|torch|typing|xarray)\..*"),
+    (
+        r"py:.*",
+        r"(arviz|ase|concurrent|collections|matplotlib|np|numpy|pyro|torch|typing|xarray)\..*",
+    ),
     (
         r"py:class",
         r"Atoms|Axes|Console|Constraint|Executor|Fallback|GraphModule|MCMCKernel|SGMCMCKernel|Tensor|TorchDistribution",
