@@ -66,8 +66,8 @@ typecheck: .venv/.test ## check types
 bench: .venv-bench/.bench ## run every benchmark beside its peers and print a table
 	$(BIN_BENCH)/python benchmarks/table.py
 
-docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutorials shortly
-	$(if $(SMOKE),PYRO_EXT_SMOKE=$(SMOKE)) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+docs: .venv/.docs ## build the site in docs/_build/html, with the runs in docs/runs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 release-check: .venv/.test ## build wheel and sdist, check them, and use them in empty environments of both Pythons
 	tools/check_release.sh $(BIN)/python $(PYTHON) $(PYTHON_ARVIZ1)

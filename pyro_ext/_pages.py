@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,14 @@ from typing import Any
 
 from pyro_ext._optional import optional_module
 from pyro_ext._requirements import extra_with
-from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report, versions
+from pyro_ext.reproduction import (
+    FIGURES_VARIABLE,
+    FILE_NAME,
+    SEEDS_VARIABLE,
+    Report,
+    is_smoke,
+    versions,
+)
 
 RUN_NAME, PRINTED_NAME = "run.json", "printed.txt"
 
@@ -47,6 +55,14 @@ class Outcome:
     seconds: float  # how long it ran
     report: Report | None  # the report it left, if it left one
     cpu_seconds: float | None = None  # of its process and those it started, where they are known
+    machine: str = ""  # what it ran on
+    smoke: bool = False  # whether it was a short run
+    is_current: bool = True  # whether the script is still the one that ran
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the page ran to its end, with or without claims that fail."""
+        return self.returncode == (self.report.status if self.report else 0)
 
     @property
     def passed(self) -> bool:
@@ -146,6 +162,8 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
         "returncode": process.returncode,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": cpu_seconds,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "smoke": is_smoke(),
         **source,
     }
     unfinished = folder / f".{RUN_NAME}.unfinished"
@@ -175,18 +193,19 @@ def last_outcome(page: Script, output: Path, seeds: Sequence[int] | None = None)
 
     With seeds, also only if it ran with these and the package as it is now, to its end.
     """
-    folder = output / page.slug
-    try:
-        record = json.loads((folder / RUN_NAME).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
+    record = _read_record(output / page.slug)
     source = _source(page, seeds or ())
     needed = source if seeds else {"script": source["script"]}
     if any(record.get(key) != value for key, value in needed.items()):
         return None
-    outcome = _outcome(page, folder, record)
-    is_whole = outcome.returncode == (outcome.report.status if outcome.report else 0)
-    return outcome if is_whole or seeds is None else None
+    outcome = _outcome(page, output / page.slug, record)
+    return outcome if outcome.is_whole or seeds is None else None
+
+
+def kept_outcome(page: Script, output: Path) -> Outcome | None:
+    """How a page ended when it ran last, even if its script has changed since."""
+    record = _read_record(output / page.slug)
+    return _outcome(page, output / page.slug, record) if record else None
 
 
 def last_result(page: Script, output: Path) -> str:
@@ -212,13 +231,31 @@ def _statements(tree: ast.Module) -> Iterator[str]:
                         yield statement
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What is kept of the last run; nothing where there was none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RUN_NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
 def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:
     """How a run ended, with its report."""
     try:
         report = Report.load(folder)
     except (OSError, ValueError):  # most workflows make no claims, and what crashes leaves none
         report = None
-    return Outcome(page, record["returncode"], record["seconds"], report, record["cpu_seconds"])
+    return Outcome(
+        page,
+        record["returncode"],
+        record["seconds"],
+        report,
+        record["cpu_seconds"],
+        record.get("machine", ""),
+        record.get("smoke", False) or bool(report and report.smoke),
+        record["script"] == _source(page, ())["script"],
+    )
 
 
 def _wait(process: "subprocess.Popen[str]") -> float | None:

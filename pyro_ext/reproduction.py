@@ -101,6 +101,11 @@ def seeds() -> tuple[int, ...]:
     return tuple(map(int, chosen))
 
 
+def is_smoke() -> bool:
+    """Whether pages are to run shortly."""
+    return os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers of a page depend on."""
     found = {"python": platform.python_version()}
@@ -427,7 +432,7 @@ class Page:
             torch.set_num_threads(check_integer("num_threads", num_threads, 1))
         self.slug, self.paper, self.seeds = slug, paper, seeds()
         self.reconstruction = reconstruction
-        self.smoke = os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
+        self.smoke = is_smoke()
         self.folder = Path(os.environ.get(FIGURES_VARIABLE, f"figures/{slug}"))
         self.claims: list[Claim] = []
         self.figures: dict[str, Path] = {}
@@ -463,7 +468,7 @@ class Page:
         return claim
 
     def figure(self, name: str, figure: Any, *, dpi: float = 120, despine: bool = False) -> Any:
-        """Save a figure of matplotlib as a picture, and close it.
+        """Save a figure of matplotlib as a picture, with its text in words, and close it.
 
         :param str name: name of the picture, as those of figures of :class:`Report`.
         :param Figure figure: the figure.
@@ -473,13 +478,15 @@ class Page:
         """
         import matplotlib.pyplot as plt
 
+        from pyro_ext._figure_text import describe_figure
+
         _check_slug("name", name)
         if despine:
             for axes in figure.axes:
                 axes.spines[["top", "right"]].set_visible(False)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.png"
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, metadata={"Description": describe_figure(figure)})
         plt.close(figure)
         self.figures[name] = path
         return figure
