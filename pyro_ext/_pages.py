@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report, versions
+from pyro_ext._optional import optional_module
+from pyro_ext._requirements import extra_with
+from pyro_ext.reproduction import (
+    FIGURES_VARIABLE,
+    FILE_NAME,
+    SEEDS_VARIABLE,
+    Report,
+    is_smoke,
+    versions,
+)
 
 RUN_NAME, PRINTED_NAME = "run.json", "printed.txt"
 
@@ -44,6 +55,14 @@ class Outcome:
     seconds: float  # how long it ran
     report: Report | None  # the report it left, if it left one
     cpu_seconds: float | None = None  # of its process and those it started, where they are known
+    machine: str = ""  # what it ran on
+    smoke: bool = False  # whether it was a short run
+    is_current: bool = True  # whether the script is still the one that ran
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the page ran to its end, with or without claims that fail."""
+        return self.returncode == (self.report.status if self.report else 0)
 
     @property
     def passed(self) -> bool:
@@ -60,19 +79,24 @@ class Outcome:
 
 def find_pages(folder: Path) -> list[Script]:
     """Read the scripts of a folder without running them."""
-    pages = []
-    for path in sorted(folder.glob("[!_]*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
-        title = (ast.get_docstring(tree) or path.stem).splitlines()[0]
-        pages.append(Script(path, title, tuple(_statements(tree))))
-    return pages
+    return [read_page(path) for path in sorted(folder.glob("[!_]*.py"))]
+
+
+def read_page(path: Path) -> Script:
+    """Read a script without running it."""
+    tree = ast.parse(path.read_text("utf-8"))
+    title = (ast.get_docstring(tree) or path.stem).splitlines()[0]
+    return Script(path, title, tuple(_statements(tree)))
 
 
 def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
-    """Pages by their names."""
+    """Pages by their names, or by the paths of scripts that exist."""
     known = {page.slug: page for page in pages}
     chosen = []
     for slug in slugs:
+        if slug.endswith(".py") and Path(slug).is_file():
+            chosen.append(read_page(Path(slug)))
+            continue
         name = slug.lower().replace("_", "-")
         if name not in known:
             close = difflib.get_close_matches(name, known)
@@ -80,6 +104,20 @@ def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
             raise ValueError(f"slug must be one of {', '.join([*close, *others])}; got {slug!r}")
         chosen.append(known[name])
     return list(dict.fromkeys(chosen))
+
+
+def check_modules(page: Script) -> None:
+    """See that what a page imports is there, as far as extras of the package install it.
+
+    :raises MissingModuleError: otherwise; it names the extra.
+    """
+    for node in ast.walk(ast.parse(page.path.read_text("utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+            if find_spec(module) is None and (extra := extra_with("pyro-ext", module)):
+                optional_module(module, page.slug, module, extra)
 
 
 def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = False) -> Outcome:
@@ -98,8 +136,9 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
     environment.setdefault("COLUMNS", str(shutil.get_terminal_size().columns))
     source = _source(page, seeds)
     started = time.perf_counter()
-    # -u: what it prints is seen at once. -P: modules beside it are no packages of their own.
-    command = [sys.executable, "-u", "-P", str(page.path)]
+    # -u: what it prints is seen at once. -P: modules beside a page of ours belong to its package.
+    is_ours = (page.path.parent / "__init__.py").exists()
+    command = [sys.executable, "-u", *["-P"] * is_ours, str(page.path)]
     if not quiet:
         print(f"{page.slug}: {page.title}", flush=True)
     with (
@@ -123,6 +162,8 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
         "returncode": process.returncode,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": cpu_seconds,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "smoke": is_smoke(),
         **source,
     }
     unfinished = folder / f".{RUN_NAME}.unfinished"
@@ -152,18 +193,19 @@ def last_outcome(page: Script, output: Path, seeds: Sequence[int] | None = None)
 
     With seeds, also only if it ran with these and the package as it is now, to its end.
     """
-    folder = output / page.slug
-    try:
-        record = json.loads((folder / RUN_NAME).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
+    record = _read_record(output / page.slug)
     source = _source(page, seeds or ())
     needed = source if seeds else {"script": source["script"]}
     if any(record.get(key) != value for key, value in needed.items()):
         return None
-    outcome = _outcome(page, folder, record)
-    is_whole = outcome.returncode == (outcome.report.status if outcome.report else 0)
-    return outcome if is_whole or seeds is None else None
+    outcome = _outcome(page, output / page.slug, record)
+    return outcome if outcome.is_whole or seeds is None else None
+
+
+def kept_outcome(page: Script, output: Path) -> Outcome | None:
+    """How a page ended when it ran last, even if its script has changed since."""
+    record = _read_record(output / page.slug)
+    return _outcome(page, output / page.slug, record) if record else None
 
 
 def last_result(page: Script, output: Path) -> str:
@@ -189,13 +231,31 @@ def _statements(tree: ast.Module) -> Iterator[str]:
                         yield statement
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What is kept of the last run; nothing where there was none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RUN_NAME).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
+
+
 def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:
     """How a run ended, with its report."""
     try:
         report = Report.load(folder)
     except (OSError, ValueError):  # most workflows make no claims, and what crashes leaves none
         report = None
-    return Outcome(page, record["returncode"], record["seconds"], report, record["cpu_seconds"])
+    return Outcome(
+        page,
+        record["returncode"],
+        record["seconds"],
+        report,
+        record["cpu_seconds"],
+        record.get("machine", ""),
+        record.get("smoke", False) or bool(report and report.smoke),
+        record["script"] == _source(page, ())["script"],
+    )
 
 
 def _wait(process: "subprocess.Popen[str]") -> float | None:

@@ -1,10 +1,12 @@
-"""Public names that have changed: the old ones go on for one release, with a warning."""
+"""Public names that have changed: the old ones go on for one minor release, with a warning."""
 
 import functools
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+REMOVED_IN = "0.3"  # the first release without the old names
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -86,5 +88,5 @@ class RenamedKeys(dict[str, Any]):
 
 def _warn(old: str, new: str, stacklevel: int) -> None:
     """Say that a name has changed."""
-    message = f"{old} is called {new} now; the old name will go with the next release"
+    message = f"{old} is called {new} now; the old name goes with version {REMOVED_IN}"
     warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)

@@ -9,6 +9,8 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # of modules with another name than theirs
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -36,6 +38,19 @@ def extras(distribution: str) -> list[str]:
 def findings(distribution: str, extra: str | None = None) -> list[Finding]:
     """Look up what a distribution requires."""
     return list(dict.fromkeys(_findings(distribution, extra, set())))
+
+
+def extra_with(distribution: str, module: str) -> str | None:
+    """The first extra of an installed distribution that installs a module, if one does."""
+    wanted = canonicalize_name(_DISTRIBUTIONS.get(module, module))
+    try:
+        for extra in extras(distribution):
+            names = {canonicalize_name(found.name) for found in findings(distribution, extra)}
+            if wanted in names:
+                return extra
+    except metadata.PackageNotFoundError:
+        pass
+    return None
 
 
 def pip_line(unmet: Iterable[Finding]) -> str:

@@ -2,14 +2,13 @@
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pyro_ext._pages import Outcome
-from pyro_ext.reproduction import Claim, versions
+from pyro_ext.reproduction import Claim
 
 NAME = "scoreboard"
 _TEMPLATE = Path(__file__).with_name("scoreboard.html")
@@ -42,8 +41,8 @@ def scoreboard(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": versions(),
+        "machine": "; ".join(sorted({outcome.machine for outcome in outcomes} - {""})),
+        "versions": _versions(outcomes),
         "num_pages": len(pages),
         "num_claims": len(claims),
         "num_claims_that_hold": sum(claim["holds"] for claim in claims),
@@ -56,7 +55,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     lines = [
         "# Scoreboard",
         "",
-        _summary(content),
+        summary(content),
         "",
         "| page | result | CPU s | |",
         "|---|---|---|---|",
@@ -86,7 +85,7 @@ def to_html(content: dict[str, Any]) -> str:
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text("utf-8"))
-    return template.render(**content, summary=_summary(content))
+    return template.render(**content, summary=summary(content))
 
 
 def _page(outcome: Outcome) -> dict[str, Any]:
@@ -101,6 +100,7 @@ def _page(outcome: Outcome) -> dict[str, Any]:
         "verdict": outcome.verdict,
         "passed": outcome.passed,
         "smoke": bool(report and report.smoke),
+        "machine": outcome.machine,
         "seconds": outcome.seconds,
         "cpu_seconds": cpu_seconds,
         "time": "" if cpu_seconds is None else f"{cpu_seconds:.0f}",
@@ -127,14 +127,24 @@ def _claim(claim: Claim, smoke: bool) -> dict[str, Any]:
     }
 
 
-def _summary(content: dict[str, Any]) -> str:
+def summary(content: dict[str, Any]) -> str:
     """A sentence on the whole."""
     facts = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    found = "; ".join(filter(None, [content["date"][:10], content["machine"], facts]))
     return (
         f"{content['num_claims_that_hold']} of {content['num_claims']} claims of "
         f"{content['num_pages']} pages hold. A claim that fails stays, with the reason where it is "
-        f"known. {content['date'][:10]}; {content['machine']}; {facts}."
+        f"known. {found}."
     )
+
+
+def _versions(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What the pages ran with, all versions of each."""
+    found: dict[str, set[str]] = {}
+    for outcome in outcomes:
+        for name, version in outcome.report.versions.items() if outcome.report else ():
+            found.setdefault(name, set()).add(version)
+    return {name: " and ".join(sorted(versions)) for name, versions in found.items()}
 
 
 def _cell(text: str) -> str:

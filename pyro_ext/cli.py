@@ -1,6 +1,7 @@
 """The ``pyro-ext`` command: the door of the house."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,11 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
     """Sample a Bayesian network on handwritten digits and diagnose it with ArviZ."""
+    from pyro_ext._optional import optional_module
+
+    # Now, and not after a minute of sampling.
+    for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
+        optional_module(module, "demo", package, "demo")
     _make(output)
     # Looks upward, as only this module may, and late: help should not wait for PyTorch.
     from pyro_ext.tutorials import demo as page
@@ -80,6 +86,15 @@ def _pages() -> "list[Script]":
     from pyro_ext.tutorials import papers
 
     return find_pages(Path(papers.__path__[0]))
+
+
+def _tutorials() -> "list[Script]":
+    """Workflows and papers, without the demonstration, which is a program."""
+    from pyro_ext import tutorials
+    from pyro_ext._pages import find_pages
+
+    workflows = find_pages(Path(tutorials.__path__[0]))
+    return [*(page for page in workflows if page.slug != "demo"), *_pages()]
 
 
 @app.command(name="list")
@@ -103,7 +118,8 @@ def list_pages(output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figu
 @app.command()
 def reproduce(
     slugs: Annotated[
-        list[str] | None, typer.Argument(metavar="SLUG", help="Pages, as `list` names them.")
+        list[str] | None,
+        typer.Argument(metavar="SLUG", help="Pages, as `list` names them, or scripts of your own."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Run all pages.")] = False,
     output: Annotated[Path, _output(_REPORTS)] = Path("figures"),
@@ -121,7 +137,7 @@ def reproduce(
     from rich.markup import escape
     from rich.table import Table
 
-    from pyro_ext._pages import choose, last_outcome, run_pages
+    from pyro_ext._pages import check_modules, choose, last_outcome, run_pages
     from pyro_ext._scoreboard import write_scoreboard
 
     if every == bool(slugs):
@@ -131,6 +147,8 @@ def reproduce(
         chosen = pages if every else choose(pages, slugs or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    for page in chosen:
+        check_modules(page)
     _make(output)
     numbers = range(seed, seed + seeds)
     found = {}
@@ -159,6 +177,53 @@ def reproduce(
         typer.echo(f"The scoreboard is {write_scoreboard(outcomes, output)}")
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the project and of its folder.")
+    ],
+) -> None:
+    """Write a small project of your own: a model, a run, a test and a page."""
+    from pyro_ext._new_project import write_project
+
+    try:
+        folder = write_project(name, Path())
+    except (ValueError, FileExistsError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except OSError as error:
+        raise typer.BadParameter(f"{name} cannot be made here: {error.strerror}") from error
+    typer.echo(f"{folder} holds a model, a run, a test and a page. Next:\n")
+    typer.echo(f"cd {folder}")
+    for module, command in {
+        "matplotlib": "python -m pip install 'pyro-ext[plots]'",
+        "pytest": "python -m pip install pytest",
+    }.items():
+        if find_spec(module) is None:
+            typer.echo(command)
+    typer.echo("python run.py\npython -m pytest\npyro-ext reproduce page.py")
+
+
+@app.command()
+def notebooks(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write them.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Tutorials; all by default.")
+    ] = None,
+) -> None:
+    """Write the tutorials as notebooks for Jupyter."""
+    from pyro_ext import tutorials
+    from pyro_ext._notebooks import write_notebooks
+    from pyro_ext._pages import choose
+
+    scripts = _tutorials()
+    try:
+        chosen = choose(scripts, names) if names else scripts
+        written = write_notebooks(chosen, Path(tutorials.__path__[0]), folder)
+    except (ValueError, FileExistsError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{len(written)} notebooks are in {folder}, such as {written[0]}")
 
 
 @app.command()
@@ -259,14 +324,23 @@ def doctor(
 
     from pyro_ext._doctor import diagnose
 
-    diagnosis = diagnose(compile=compile)
     if as_json:
+        diagnosis = diagnose(compile=compile)
         typer.echo(json.dumps(diagnosis.to_json(), indent=2))
     else:
-        diagnosis.print(Console())
+        console = Console()
+        with console.status("Looking, and trying the C++ compiler" if compile else "Looking"):
+            diagnosis = diagnose(compile=compile)
+        diagnosis.print(console)
     raise typer.Exit(diagnosis.status)
 
 
 def main() -> None:
     """Run the command."""
-    app()
+    from pyro_ext._optional import MissingModuleError
+
+    try:
+        app()
+    except MissingModuleError as error:  # what it says is all there is to know
+        typer.echo(str(error), err=True)
+        raise SystemExit(1) from None

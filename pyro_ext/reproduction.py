@@ -12,6 +12,7 @@ claim fails::
 ``pyro-ext list`` shows the pages with their last results, ``pyro-ext reproduce`` runs them.
 """
 
+import builtins
 import json
 import math
 import numbers
@@ -98,6 +99,11 @@ def seeds() -> tuple[int, ...]:
             f"between them, got {text!r}"
         )
     return tuple(map(int, chosen))
+
+
+def is_smoke() -> bool:
+    """Whether pages are to run shortly."""
+    return os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
 
 
 def versions() -> dict[str, str]:
@@ -352,9 +358,11 @@ class Report:
     def exit(self) -> None:
         """End the program with status 1 where a claim fails; otherwise go on.
 
+        In a notebook, which has no exit status, always go on.
+
         :raises SystemExit: where a claim fails.
         """
-        if self.status:
+        if self.status and not hasattr(builtins, "get_ipython"):
             raise SystemExit(self.status)
 
     def _table(self) -> "Table":
@@ -424,7 +432,7 @@ class Page:
             torch.set_num_threads(check_integer("num_threads", num_threads, 1))
         self.slug, self.paper, self.seeds = slug, paper, seeds()
         self.reconstruction = reconstruction
-        self.smoke = os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
+        self.smoke = is_smoke()
         self.folder = Path(os.environ.get(FIGURES_VARIABLE, f"figures/{slug}"))
         self.claims: list[Claim] = []
         self.figures: dict[str, Path] = {}
@@ -460,7 +468,7 @@ class Page:
         return claim
 
     def figure(self, name: str, figure: Any, *, dpi: float = 120, despine: bool = False) -> Any:
-        """Save a figure of matplotlib as a picture, and close it.
+        """Save a figure of matplotlib as a picture, with its text in words, and close it.
 
         :param str name: name of the picture, as those of figures of :class:`Report`.
         :param Figure figure: the figure.
@@ -470,13 +478,15 @@ class Page:
         """
         import matplotlib.pyplot as plt
 
+        from pyro_ext._figure_text import describe_figure
+
         _check_slug("name", name)
         if despine:
             for axes in figure.axes:
                 axes.spines[["top", "right"]].set_visible(False)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.png"
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=dpi, metadata={"Description": describe_figure(figure)})
         plt.close(figure)
         self.figures[name] = path
         return figure

@@ -3,22 +3,45 @@
 ``python -m tests.pages`` runs all, two at a time on two cores; ``--part 2/5`` a part of them. Pages
 that ran to their end with the package as it is are left out, so that a run that was stopped goes
 on; ``--again`` runs them too. The scoreboard there is of all pages of papers that have been run.
+
+``python -m tests.pages --save`` runs nothing: it copies finished runs to `docs/runs`, where the
+site finds them, and says which of those are older than their scripts.
 """
 
 import argparse
 import math
 import os
+import re
+import shutil
+from collections.abc import Iterable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
-from pyro_ext._pages import Script, choose, find_pages, last_outcome, run_pages
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pyro_ext._pages import (
+    PRINTED_NAME,
+    RUN_NAME,
+    Script,
+    choose,
+    find_pages,
+    kept_outcome,
+    last_outcome,
+    run_pages,
+)
 from pyro_ext._scoreboard import write_scoreboard
-from pyro_ext.reproduction import MIN_SEEDS, Report
+from pyro_ext.reproduction import FILE_NAME, MIN_SEEDS, Report
 from tests import durations
 
-TUTORIALS = Path(__file__).parents[1] / "tutorials"
+ROOT = Path(__file__).parents[1]
+TUTORIALS = ROOT / "tutorials"
 PAPERS = TUTORIALS / "papers"
-REPORTS = Path(__file__).parents[1] / "reports"
+REPORTS = ROOT / "reports"
+SAVED = ROOT / "docs" / "runs"
+PICTURE_WIDTH = 1400
+PICTURE_BYTES, PAGE_BYTES = 60_000, 200_000
 PART = 1200.0  # CPU seconds of slow tests and pages that CI has time for
 
 
@@ -58,6 +81,72 @@ def part_of_commit(number: int) -> str:
     return f"{number % num_parts + 1}/{num_parts}"
 
 
+def save_runs(chosen: Iterable[Script], all_must_do: bool) -> None:
+    """Copy finished runs in full for the site, and say what it shows then.
+
+    With ``all_must_do`` it is an error where a page has no such run.
+    """
+    refused = []
+    for page in chosen:
+        outcome = kept_outcome(page, REPORTS)
+        if outcome is None:
+            reason = "has no run"
+        elif outcome.smoke:
+            reason = "ran shortly"
+        elif not outcome.is_whole:
+            reason = outcome.verdict
+        else:
+            copy_run(REPORTS / page.slug, SAVED / page.slug)
+            reason = ""
+        if reason:
+            refused.append(page.slug)
+        shown = kept_outcome(page, SAVED)
+        state = "no saved run" if shown is None else f"saved: {shown.verdict}"
+        if shown and not shown.is_current:
+            state += ", OLDER than its script"
+        print(f"{page.slug}: {state}" + (f"; the one in reports: {reason}" if reason else ""))
+    if refused and all_must_do:
+        raise SystemExit(f"not saved: {', '.join(refused)}")
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """Copy what a run left, with small pictures and without paths of this machine."""
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for name in (RUN_NAME, FILE_NAME, PRINTED_NAME):
+        if (source / name).exists():
+            text = (source / name).read_text("utf-8")
+            text = re.sub(r"[^\n]*\r(?!\n)", "", text)  # progress that was overwritten
+            text = re.sub(r"[^\s\"'(]*/site-packages/", "", text).replace(f"{ROOT}/", "")
+            (unfinished / name).write_text(text, "utf-8")
+    pictures = sorted(source.glob("*.png"))
+    for path in pictures:
+        size = min(PICTURE_BYTES, PAGE_BYTES // len(pictures))
+        (unfinished / path.name).write_bytes(small_picture(path, size))
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+
+
+def small_picture(path: Path, size: int) -> bytes:
+    """A picture with as many colors and dots as fit into so many bytes, and its description."""
+    with Image.open(path) as opened:
+        about = PngInfo()
+        about.add_text("Description", opened.info.get("Description", ""))
+        image = opened.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image.thumbnail((PICTURE_WIDTH, 2 * PICTURE_WIDTH), Image.Resampling.LANCZOS)
+    while True:
+        for num_colors in (256, 128, 64, 32, 16):
+            written = BytesIO()
+            image.quantize(num_colors, dither=Image.Dither.NONE).save(
+                written, "png", optimize=True, pnginfo=about
+            )
+            if written.tell() <= size:
+                return written.getvalue()
+        image.thumbnail((0.85 * image.width, image.height), Image.Resampling.LANCZOS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.pages", description=__doc__)
     parser.add_argument("slugs", nargs="*", help="pages to run (default: all)")
@@ -67,6 +156,7 @@ def main() -> None:
     parser.add_argument(
         "--part-of-commit", type=int, metavar="NUMBER", help="only print K/N for the NUMBER-th"
     )
+    parser.add_argument("--save", action="store_true", help="copy finished runs to docs/runs")
     options = parser.parse_args()
     if options.part_of_commit is not None:
         print(part_of_commit(options.part_of_commit))
@@ -75,6 +165,9 @@ def main() -> None:
     chosen = durations.divide(expected_seconds(), num_parts)[number - 1]
     if options.slugs:
         chosen = choose(pages(), options.slugs)
+    if options.save:
+        save_runs(chosen if options.slugs else pages(), bool(options.slugs))
+        return
     # A page gets one thread, since as many run at once as there are cores.
     libraries = ("MKL", "OMP", "OPENBLAS")
     os.environ |= {f"{library}_NUM_THREADS": "1" for library in libraries}

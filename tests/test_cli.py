@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from pyro_ext import __version__, _doctor, cli
+from pyro_ext._optional import MissingModuleError
 from pyro_ext._pages import find_pages
 from pyro_ext.cli import app
 from pyro_ext.reproduction import Report
@@ -151,6 +152,44 @@ def test_bad_arguments_of_reproduce(pages, tmp_path, arguments, words):
     result = runner.invoke(app, ["reproduce", *arguments, "--output", str(tmp_path / "out")])
     assert result.exit_code == 2 and words in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_reproduce_a_script_of_ones_own(pages, tmp_path):
+    """What stands beside it can be imported, unlike beside a page of the package."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "beside.py").write_text("ONE = 1")
+    script = folder / "my_page.py"
+    script.write_text("'Mine.'\nimport beside\n" + PAGE.format(slug="mine", value="beside.ONE"))
+    options = ["--output", str(tmp_path / "out")]
+    result = runner.invoke(app, ["reproduce", str(script), *options])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 claims hold" in rows(result.output)["my-page"]
+    result = runner.invoke(app, ["reproduce", str(folder / "no_page.py"), *options])
+    assert result.exit_code == 2 and "no_page.py" in result.output
+
+
+def test_a_page_without_its_packages_does_not_begin(pages, tmp_path, monkeypatch):
+    page = cli._pages()[0].path
+    page.write_text("import json\nfrom sklearn.svm import SVC\n" + page.read_text())
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    result = runner.invoke(app, ["reproduce", "counts", "--output", str(tmp_path / "out")])
+    assert isinstance(result.exception, MissingModuleError)
+    assert str(result.exception) == (
+        "counts needs sklearn; install it with: pip install 'pyro-ext[data]'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(sys, "argv", ["pyro-ext", "demo", "--output", str(tmp_path / "demo")])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        "demo needs matplotlib; install it with: pip install 'pyro-ext[demo]'\n"
+    )
+    assert not (tmp_path / "demo").exists(), "nothing has been done"
 
 
 def test_doctor():

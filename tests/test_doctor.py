@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+import tomllib
 import types
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from rich.console import Console
 
 from pyro_ext import _doctor, _requirements
-from pyro_ext._doctor import Compiler, diagnose, try_compiler
+from pyro_ext._doctor import PURPOSES, Compiler, diagnose, try_compiler
+
+ROOT = Path(__file__).parents[1]
 
 
 def printed(diagnosis) -> str:
@@ -71,7 +74,22 @@ def test_missing_extra(without):
     extras = diagnosis.to_json()["extras"]
     assert extras["data"]["fix"].startswith("python -m pip install 'scikit-learn>=")
     assert extras["all"]["fix"] == extras["data"]["fix"] and extras["plots"]["fix"] is None
-    assert "scikit-learn missing" in printed(diagnosis)
+    text = printed(diagnosis)
+    assert "scikit-learn missing" in text and PURPOSES["data"] in text
+    assert f"\n{extras['data']['fix']}  # data\n" in text, "in a line of its own, to be copied"
+
+
+def test_extras_of_extras_are_not_lost(without):
+    """They look like markup of Rich."""
+    without(dask=None)
+    assert "\npython -m pip install 'dask[distributed]>=" in printed(diagnose(compile=False))
+
+
+def test_every_extra_has_a_purpose():
+    """But for sums of others, and those that work on the package itself takes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    others = {"all", "test", "docs", "bench", "dev"}
+    assert {*PURPOSES} == {*project["optional-dependencies"]} - others
 
 
 def test_package_that_is_not_installed(monkeypatch):

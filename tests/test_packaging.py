@@ -164,7 +164,7 @@ def data_files() -> list[Path]:
         for folder in ("pyro_ext", *FLOORS)
         for directory, _, names in os.walk(ROOT / folder)
         for name in names
-        if name.endswith((".safetensors", ".html"))
+        if name.endswith((".safetensors", ".html", ".jinja"))
     ]
 
 

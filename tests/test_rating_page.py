@@ -1,13 +1,11 @@
 """The page of ``pyro-ext rate`` in a real browser: what a person does there ends in the file."""
 
 import os
-import shutil
 import signal
 import subprocess
 
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
@@ -15,29 +13,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from pyro_ext.ratings import read_ratings
 from tests.test_rating_server import COMMAND
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMEDRIVER = shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and CHROMEDRIVER),
-        reason="needs Chromium; on Debian: apt-get install chromium chromium-driver",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    # As root it has no sandbox, and containers have little shared memory.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield browser
-    browser.quit()
+pytestmark = pytest.mark.slow
 
 
 class Person:

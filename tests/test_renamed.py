@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 
-from pyro_ext import random_measures, special
-from pyro_ext._renamed import RenamedKeys, renamed, renamed_arguments, renamed_attribute
+from pyro_ext import __version__, random_measures, special
+from pyro_ext._renamed import (
+    REMOVED_IN,
+    RenamedKeys,
+    renamed,
+    renamed_arguments,
+    renamed_attribute,
+)
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import IndependenceMetropolis, TreeGuided, pseudocoresets
 from pyro_ext.inference.martingale import NPTL
@@ -37,6 +44,10 @@ from pyro_ext.random_measures import (
     log_joint_given_cluster_tilts,
 )
 from pyro_ext.testing.random_measures import check_partitions
+
+
+def test_old_names_are_gone_when_they_should_be() -> None:
+    assert Version(__version__) < Version(REMOVED_IN)
 
 
 def test_module_gives_renamed_names() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_ext._requirements import Finding, extras, findings, pip_line
+from pyro_ext._requirements import Finding, extra_with, extras, findings, pip_line
 
 
 @pytest.fixture
@@ -84,3 +84,19 @@ def test_own_extras():
     assert {"data", "plots", "test", "all"} <= set(extras("pyro-ext"))
     names = {finding.name for finding in findings("pyro-ext", "all")}
     assert {"scikit-learn", "matplotlib"} <= names and "torch" not in names
+
+
+def test_extra_that_brings_a_module(install):
+    install(
+        "made-up",
+        "0.1",
+        "made-core",
+        'scikit-learn; extra == "data"',
+        'made-up[data]; extra == "all"',
+        'Made.Plots; extra == "all"',
+        extras=("data", "all"),
+    )
+    assert extra_with("made-up", "sklearn") == "data"
+    assert extra_with("made-up", "made_plots") == "all"
+    assert extra_with("made-up", "made_core") is None
+    assert extra_with("made-nowhere", "sklearn") is None

@@ -173,8 +173,9 @@ class Trainer:
         self._good: list[Tensor] = []
         self._good_buffers: list[Tensor] = []
         self.losses: list[float] = []
-        self.interrupted = False
         """The loss of each step, before the step."""
+        self.interrupted = False
+        """Whether Ctrl-C ended the last run."""
         tensors = list(self._named.values())
         self.optimizer: Any = (
             PyroOptimizer(optimizer, tensors)

@@ -32,11 +32,11 @@ class RACECalculator(Calculator):
     ``"stress_uncertainty"``, the standard deviation over the members. These are of the mixture of
     the members: what each is unsure of, and what they do not agree on. A calculator that holds
     fixed results, such as ``SinglePointCalculator`` of ase, takes those of
-    :attr:`implemented_properties` alone.
+    ``implemented_properties`` alone.
 
     With a ``region`` each calculation is compared with the training data. The first that is unlike
     them gives a :class:`~pyro_ext.models.molecules.LeftTrainingRegion` warning, all are counted in
-    :attr:`departures`, and ``results["in_training_region"]`` says it of the last.
+    ``departures``, and ``results["in_training_region"]`` says it of the last.
 
     :param networks: one :class:`~pyro_ext.models.molecules.RACE`, or several of the same form.
     :param TrainingRegion region: as of :func:`~pyro_ext.models.molecules.training_region`.
@@ -77,7 +77,7 @@ class RACECalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Fill :attr:`results`, as ase asks for it.
+        """Fill ``results``, as ase asks for it.
 
         :param Atoms atoms: the structure.
         :param properties: what is wanted; all is calculated.

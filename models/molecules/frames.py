@@ -47,7 +47,7 @@ def molecule_frames(
     Set ``OMP_NUM_THREADS=1``, without which the labels of small molecules take a hundred times as
     long.
 
-    :param str name: of a molecule that :func:`ase.build.molecule` knows.
+    :param str name: of a molecule that ``ase.build.molecule`` knows.
     :param int num_frames: how many, after 500 steps that are not kept.
     :param float temperature: in Kelvin.
     :param int every: steps from one frame to the next.

@@ -1,6 +1,7 @@
 """Classifiers of series with gaps that impute one value, or none: what others are compared with."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -110,6 +111,7 @@ class _Classifier(nn.Module):
         validation_fraction: float = 0.1,
         patience: int = 20,
         seed: int | None = None,
+        checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> list[float]:
         """Train by cross entropy, as :meth:`SupervisedNotMIWAE.fit` does by its bound.
@@ -126,9 +128,12 @@ class _Classifier(nn.Module):
         :param float validation_fraction: of the series, which are held out to stop by.
         :param int patience: epochs without a better one, after which the training stops.
         :param int seed: of minibatches and series held out.
+        :param checkpoint: a file as of :meth:`~pyro_ext.inference.Trainer.run`, of a training with
+            the same seed and data.
         :param bool progress: whether to show a progress bar.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises CheckpointError: where the checkpoint is damaged or of another training.
         """
         series = self._series(x, mask, times, lengths)
         y = check_labels(y, series, self.num_classes, online=False)
@@ -149,6 +154,7 @@ class _Classifier(nn.Module):
             validation_fraction=validation_fraction,
             patience=patience,
             seed=seed,
+            checkpoint=checkpoint,
             progress=progress,
         )
 

@@ -1,5 +1,6 @@
 """Classification of series whose values are missing not at random, through what is imputed."""
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyro
@@ -439,6 +440,7 @@ class SupervisedNotMIWAE(PyroModule):
         validation_fraction: float = 0.1,
         patience: int = 20,
         seed: int | None = None,
+        checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> list[float]:
         """Train by Adam, with a learning rate that falls to zero along a cosine.
@@ -459,9 +461,12 @@ class SupervisedNotMIWAE(PyroModule):
             are those of the epoch that predicts their labels best; without any, the last ones.
         :param int patience: epochs without a better one, after which the training stops.
         :param int seed: of minibatches, series held out and draws.
+        :param checkpoint: a file as of :meth:`~pyro_ext.inference.Trainer.run`, of a training with
+            the same seed and data.
         :param bool progress: whether to show a progress bar.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises CheckpointError: where the checkpoint is damaged or of another training.
         """
         check_integer("num_latents", num_latents, 1)
         check_integer("num_draws", num_draws, 1)
@@ -486,6 +491,7 @@ class SupervisedNotMIWAE(PyroModule):
             validation_fraction=validation_fraction,
             patience=patience,
             seed=seed,
+            checkpoint=checkpoint,
             progress=progress,
         )
 

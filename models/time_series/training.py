@@ -4,7 +4,9 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,23 @@ from pyro_ext._checks import check_boolean, check_integer, check_number, check_o
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.time_series.series import Series
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+
+@dataclass
+class _Best:
+    """Weights of the epoch that predicts best, which a checkpoint holds too."""
+
+    value: float | None = None
+    epoch: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its fields."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over its fields."""
+        vars(self).update(state)
 
 
 def train(
@@ -31,6 +50,7 @@ def train(
     validation_fraction: float,
     patience: int,
     seed: int | None,
+    checkpoint: str | Path | None,
     progress: bool,
 ) -> list[float]:
     """Train by Adam; where series are held out, the weights are those that are best on them.
@@ -57,11 +77,14 @@ def train(
         )
     batches = ShuffledBatches(*series.rows(kept), y[kept], batch_size=min(batch_size, len(kept)))
     num_steps = num_epochs * len(batches)
+    best = _Best()
     trainer = Trainer(
         module,
         partial(torch.optim.Adam, lr=learning_rate, fused=True),
         scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
         max_norm=max_norm,
+        stateful=[best],
+        identity={"validation_fraction": validation_fraction},
         seed=seed,
     )
 
@@ -70,21 +93,27 @@ def train(
         labels = rows[-1]
         return loss(batch, labels if labels.dim() == 1 else labels[:, : batch.x.shape[1]])
 
-    name = type(module).__name__
+    run = partial(
+        trainer.run,
+        of_batch,
+        batches=batches,
+        checkpoint=checkpoint,
+        progress=progress,
+        description=type(module).__name__,
+    )
     if not num_held_out:
-        return trainer.run(of_batch, num_steps, batches, progress=progress, description=name)
-    best, best_epoch = math.inf, 0
-    best_state: dict[str, Any] | None = None
+        return run(num_steps)
+    run(0)  # takes up the checkpoint, which was saved before the validation of its epoch
     try:
-        for epoch in range(num_epochs):
-            target = (epoch + 1) * len(batches)
-            trainer.run(of_batch, target, batches, progress=progress, description=name)
+        for epoch in range(max(trainer.num_steps - 1, 0) // len(batches), num_epochs):
+            run((epoch + 1) * len(batches))
             with torch.no_grad(), seeded(spawn_seed(seed, 3)):  # the same draws in every epoch
                 parts = held_out.split(batch_size)
                 value = sum(float(validate(series.rows(part), y[part])) for part in parts)
-            if value < best:
-                best, best_state, best_epoch = value, copy.deepcopy(module.state_dict()), epoch
-            if trainer.interrupted or epoch - best_epoch >= patience:
+            if value < (math.inf if best.value is None else best.value):
+                weights = copy.deepcopy(dict(module.state_dict()))
+                best.value, best.epoch, best.weights = value, epoch, weights
+            if trainer.interrupted or epoch - best.epoch >= patience:
                 break
     except KeyboardInterrupt:
         warnings.warn(
@@ -92,6 +121,6 @@ def train(
             "the best weights are kept",
             stacklevel=3,
         )
-    if best_state is not None:
-        module.load_state_dict(best_state)
+    if best.weights:
+        module.load_state_dict(best.weights)
     return trainer.losses

@@ -182,7 +182,7 @@ class GatedNonlinearity(nn.Module):
     scalars in addition. With ``soft`` a term :math:`w \circ \operatorname{swish}(x)` is added, with
     a small weight that is trained: the first thing in [1] that may break a symmetry.
 
-    :param TensorRep rep: type of the outputs; :attr:`rep_in` is that of the inputs.
+    :param TensorRep rep: type of the outputs; ``rep_in`` is that of the inputs.
     :param int dim: of the space.
     :param bool soft: whether there is the other term.
 
@@ -206,7 +206,7 @@ class GatedNonlinearity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gates.
 
-        :param Tensor x: of type :attr:`rep_in`. **Shape:** ``(*batch, num_inputs)``.
+        :param Tensor x: of type ``rep_in``. **Shape:** ``(*batch, num_inputs)``.
         :returns: **Shape:** ``(*batch, size)``.
         """
         parts = self.rep_in.split(x, self.dim)

@@ -35,7 +35,7 @@ class MeanTeacher(nn.Module):
     precision are kept in single precision, and rounded in the copy.
 
     It is a module itself, so that ``stateful=[teacher]`` puts it into the checkpoints of a
-    :class:`~pyro_ext.inference.training.Trainer`, whose ``ema_decay`` is for averages that the loss
+    :class:`~pyro_ext.inference.Trainer`, whose ``ema_decay`` is for averages that the loss
     does not look at. The module that it follows is not a part of its state.
 
     :param module: any module, which stays as it is. A PyroModule keeps the names of its sites and

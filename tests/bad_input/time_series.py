@@ -27,6 +27,7 @@ FIT = dict(
     validation_fraction=0.25,
     patience=2,
     seed=0,
+    checkpoint=None,
     progress=False,
 )
 

@@ -158,16 +158,16 @@ def test_own_mcmc() -> None:
     kernel = SGLD(linear, step_size=1e-3)
     mcmc = MCMC(
         kernel,
-        num_samples=50,
-        warmup_steps=1000,
+        num_samples=30,
+        warmup_steps=400,
         num_chains=2,
-        thinning=80,
+        thinning=60,
         seed=0,
         progress=False,
     ).run(x, y, 5)
     data = to_arviz(mcmc, posterior_predictive=True)
     draws = mcmc.get_samples(group_by_chain=True)
-    assert values(data, "posterior", "weight").shape == (2, 50, 2)
+    assert values(data, "posterior", "weight").shape == (2, 30, 2)
     np.testing.assert_allclose(
         values(data, "log_likelihood", "y"),
         linear_log_likelihood(draws, x, y),
@@ -176,7 +176,7 @@ def test_own_mcmc() -> None:
     )
     assert data["posterior"]["mean"].dims == ("chain", "draw", "data")
     for statistic in data["sample_stats"].data_vars.values():
-        assert statistic.shape == (2, 50)
+        assert statistic.shape == (2, 30)
     arviz().summary(data)
 
 

@@ -244,9 +244,9 @@ def test_runs_go_on_from_a_checkpoint(name, tmp_path):
     """After some draws, in pieces of any length, and after Ctrl-C in the warm-up."""
     make = mixtures if name == "partitions" else lambda: Gibbs(BLOCKS[name]())
     data = POINTS if name == "partitions" else X
-    options = {"warmup_steps": 8, "num_chains": 2, "seed": 3, "progress": False}
+    options = {"warmup_steps": 5, "num_chains": 2, "seed": 3, "progress": False}
     expected = MCMC(make(), 9, **options).run(data).get_samples(group_by_chain=True)
-    for number in (4, 7, 9):
+    for number in (4, 9):
         mcmc = MCMC(make(), number, checkpoint=tmp_path / "run", **options).run(data)
         for site, values in mcmc.get_samples(group_by_chain=True).items():
             assert torch.equal(values, expected[site][:, :number])

@@ -113,7 +113,7 @@ METHODS: dict[str, dict[Group, float]] = {
 test_x, test_y = inertia(page.length(2000, smoke=200), torch.Generator().manual_seed(10_000), 0.0)
 
 
-def test_error(weight: Tensor) -> float:
+def error_of(weight: Tensor) -> float:
     """Mean squared error of noiseless targets."""
     return float((test_x @ weight.T - test_y).square().mean())
 
@@ -128,7 +128,7 @@ def run(x: Tensor, y: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
     weights["tuned"] = fit(x, y, dict(zip(PLANES, strengths.tolist(), strict=True)))
     wrong = strengths.roll(1)  # the strength of the plane xy goes to the plane yz
     weights["tuned, wrong group"] = fit(x, y, dict(zip(PLANES, wrong.tolist(), strict=True)))
-    return {name: test_error(weight) for name, weight in weights.items()}, residuals, strengths
+    return {name: error_of(weight) for name, weight in weights.items()}, residuals, strengths
 
 
 runs = {}
@@ -296,7 +296,7 @@ for seed in SEEDS:
         x, y = inertia(25, generator, NOISE)
         strengths = best_strengths(x, y)
         weight = fit(x, y, dict(zip(PLANES, strengths.tolist(), strict=True)))
-        evidence[seed].append((test_error(weight), int(strengths.argmax()) == 0))
+        evidence[seed].append((error_of(weight), int(strengths.argmax()) == 0))
 by_evidence = {seed: mean(error for error, _ in rows) for seed, rows in evidence.items()}
 page.table(
     {

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.handlers import obs_dropout
 from pyro_ext.models.time_series import CauchyGP, SupervisedNotMIWAE, pad_series
 from pyro_ext.random import seeded
@@ -367,6 +368,33 @@ def test_training_and_early_stopping():
     losses = held.fit(x, y, *rest, num_epochs=50, validation_fraction=0.3, patience=2, **options)
     assert len(losses) < 2 * 50
     assert any(not torch.equal(start[name], value) for name, value in held.state_dict().items())
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    """After a crash in a validation, and after the training has stopped early."""
+    x, y, *rest = data()
+    file, start = tmp_path / "training", small()
+    options = dict(batch_size=2, validation_fraction=0.3, patience=2, learning_rate=0.2, seed=0)
+    expected = copy.deepcopy(start)
+    losses = expected.fit(x, y, *rest, num_epochs=20, progress=False, **options)
+    crashed, again = copy.deepcopy(start), copy.deepcopy(start)
+    own, calls = crashed._predict, []
+
+    def crash(*args):
+        calls.append(None)
+        if len(calls) == 3:
+            raise RuntimeError("the machine stops")
+        return own(*args)
+
+    monkeypatch.setattr(crashed, "_predict", crash)
+    options |= {"checkpoint": file, "progress": False, "num_epochs": 20}
+    with pytest.raises(RuntimeError, match="the machine stops"):
+        crashed.fit(x, y, *rest, **options)
+    for _ in range(2):
+        assert again.fit(x, y, *rest, **options) == losses
+        assert all(map(torch.equal, again.state_dict().values(), expected.state_dict().values()))
+    with pytest.raises(CheckpointError, match="seed"):
+        again.fit(x, y, *rest, **options | {"seed": 1})
 
 
 @pytest.mark.parametrize("step", [200, 86_400])

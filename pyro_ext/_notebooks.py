@@ -1,0 +1,43 @@
+"""The tutorials as notebooks, which ``pyro-ext notebooks`` writes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_ext._optional import optional_module
+from pyro_ext._pages import Script
+
+
+def to_notebook(script: Script) -> Any:
+    """Turn a script of percent cells into a notebook; its docstring stands below the title."""
+    jupytext = optional_module("jupytext", "a notebook", "jupytext", "notebooks")
+    notebook = jupytext.reads(script.path.read_text("utf-8"), fmt="py:percent")
+    first = notebook.cells[1]
+    title, _, text = first.source.partition("\n")
+    first.source = f"{title}\n\n*{script.title}*\n{text}".rstrip()
+    notebook.cells = notebook.cells[1:]  # without the docstring
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def write_notebooks(scripts: Sequence[Script], root: Path, output: Path) -> list[Path]:
+    """Write notebooks of tutorials, in folders as theirs.
+
+    :param scripts: the tutorials.
+    :param Path root: the folder that they all are in.
+    :param Path output: the folder of the notebooks; made if it is missing.
+    :returns: paths of the notebooks.
+    :raises FileExistsError: where one of them exists; then none is written.
+    """
+    jupytext = optional_module("jupytext", "a notebook", "jupytext", "notebooks")
+    targets = [output / script.path.relative_to(root).with_suffix(".ipynb") for script in scripts]
+    for target in targets:
+        if target.exists():
+            raise FileExistsError(f"{target} exists, and may hold changes of yours")
+    for script, target in zip(scripts, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        jupytext.write(to_notebook(script), target, fmt="ipynb")
+    return targets

@@ -1,0 +1,346 @@
+"""The site: its gallery is written from scripts and saved runs, and it works in Chromium."""
+
+import http.server
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from pyro_ext._pages import find_pages, run_page
+from tests import pages as page_runs
+from tests.test_docs import DOCS, PAGES, ROOT, name_of
+
+PHONE, DESKTOP = (390, 844), (1280, 900)
+SCRIPT = '''"""Numbers: what they are for."""
+
+# %% [markdown]
+# # Counting
+#
+# A. Author (2020) counts. See `other_page.py`.
+
+# %%
+import matplotlib
+import matplotlib.pyplot as plt
+
+from pyro_ext.reproduction import Page
+
+page = Page("a-page", paper="A. Author (2020), Counting", reconstruction="its fingers are ours.")
+
+# %% [markdown]
+# ## One
+
+# %%
+figure, axes = plt.subplots()
+axes.plot([1, 2], label="up")
+axes.set(xlabel="$n$", ylabel="fingers", title="Counted")
+axes.legend()
+page.figure("a-figure", figure)
+page.claim("One is | less than *two*.", 1.0, "<", 2, source="table 1")
+page.claim("One is three.", 1.0, ">=", 3, source="table 2", reason="it is one")
+
+# %%
+print("counted")
+page.finish()
+'''
+
+
+@pytest.fixture(scope="module")
+def gallery_pages():
+    pytest.importorskip("jupytext", reason="needs the extra 'docs'")
+    sys.path.insert(0, str(DOCS))
+    yield importlib.import_module("gallery_pages")
+    sys.path.remove(str(DOCS))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch, gallery_pages):
+    """A gallery of one paper and one workflow, in a function that writes it."""
+    scripts = tmp_path / "tutorials"
+    (scripts / "papers").mkdir(parents=True)
+    (scripts / "papers" / "a_page.py").write_text(SCRIPT)
+    workflow = '"""A job."""\n\n# %% [markdown]\n# # Other\n\n# %%\nprint(1)\n'
+    (scripts / "other_page.py").write_text(workflow)
+    monkeypatch.setattr(gallery_pages, "WORKFLOWS", ("other-page",))
+    monkeypatch.setattr(gallery_pages, "THEMES", {"Numbers": ("a-page",)})
+    monkeypatch.setattr(page_runs, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(page_runs, "SAVED", tmp_path / "runs")
+    monkeypatch.setattr(page_runs, "pages", lambda: tuple(find_pages(scripts / "papers")))
+
+    def write():
+        gallery_pages.write_gallery(scripts, tmp_path / "runs", tmp_path / "gallery")
+        return {
+            path.relative_to(tmp_path / "gallery").as_posix(): path
+            for path in (tmp_path / "gallery").rglob("*.*")
+        }
+
+    return write
+
+
+def cells_of(path):
+    return json.loads(path.read_text("utf-8"))["cells"]
+
+
+def save(monkeypatch, capsys, *slugs):
+    monkeypatch.setattr("sys.argv", ["tests.pages", "--save", *slugs])
+    page_runs.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_gallery_shows_what_a_saved_run_measured(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
+    (page,) = page_runs.pages()
+    assert run_page(page, tmp_path / "reports", range(3), quiet=True).returncode == 1
+    assert save(monkeypatch, capsys) == "a-page: saved: 1 of 2 claims hold\n"
+    written = small()
+    head, results, set_up, one, _, figure, *_, printed = cells_of(written["papers/a_page.ipynb"])
+    assert "".join(head["source"]).startswith("# Counting\n")
+    assert "{doc}`other_page.py </gallery/other_page>`" in "".join(head["source"])
+    results = "".join(results["source"])
+    shown = 'A figure, a figure of Counting. Counted: fingers against n; for up"'
+    assert results.index("a-figure.png") < results.index("| claim |") and shown in results
+    assert (
+        "| One is \\| less than \\*two\\*. [table 1]{.source} | every seed \\< 2 | 1, 1, 1 |"
+        in results
+    )
+    assert "[fails]{.fails}: it is one |" in results and "its fingers are ours" in results
+    assert "reconstruction" in results and "CPU s" in results
+    assert set_up["metadata"]["tags"] == ["hide-input"] and one["source"] == ["## One"]
+    assert "a-figure.png" in "".join(figure["source"])
+    assert "counted" in "".join(printed["source"])
+    index = written["index.md"].read_text()
+    assert index.index("Other") < index.index("Numbers") < index.index("Counting")
+    assert "thumbnails/a-page.png" in index and "thumbnails/other-page.svg" in index
+    assert "1 of 2 claims hold" in index and "not run in full for this release" in index
+    board = written["scoreboard.md"].read_text()
+    assert "| {doc}`a-page </gallery/papers/a_page>` | 1 of 2 claims hold |" in board
+    plain = "".join("".join(cell["source"]) for cell in cells_of(written["notebooks/a_page.ipynb"]))
+    assert "claims" not in plain and "a figure of" not in plain
+
+
+@pytest.mark.slow
+def test_gallery_says_which_runs_are_missing_or_old(small, tmp_path, monkeypatch, capsys):
+    written = small()
+    note = "".join(cells_of(written["papers/a_page.ipynb"])[1]["source"])
+    assert "not run in full for this release" in note and "claim" not in note
+    assert "a-page" in written["scoreboard.md"].read_text()
+    (page,) = page_runs.pages()
+    monkeypatch.setenv("PYRO_EXT_SMOKE", "1")
+    run_page(page, tmp_path / "reports", range(3), quiet=True)
+    assert "no saved run; the one in reports: ran shortly" in save(monkeypatch, capsys)
+    monkeypatch.delenv("PYRO_EXT_SMOKE")
+    run_page(page, tmp_path / "reports", range(3), quiet=True)
+    save(monkeypatch, capsys)
+    page.path.write_text(SCRIPT + "1 / 0\n")
+    assert save(monkeypatch, capsys).strip().endswith("OLDER than its script")
+    assert "The script has changed" in "".join(
+        cells_of(small()["papers/a_page.ipynb"])[1]["source"]
+    )
+    page.path.write_text(SCRIPT.replace("page.finish()", "1 / 0"))
+    run_page(page, tmp_path / "reports", range(3), quiet=True)
+    with pytest.raises(SystemExit, match="not saved: a-page"):
+        save(monkeypatch, capsys, "a-page")
+    printed = capsys.readouterr().out
+    assert "saved: 1 of 2 claims hold" in printed and "stopped with status 1" in printed
+
+
+def test_gallery_has_a_place_for_each_page(small, gallery_pages, monkeypatch):
+    small()
+    monkeypatch.setattr(gallery_pages, "THEMES", {"Numbers": ("a-page", "gone")})
+    with pytest.raises(ValueError, match=r"without a page: \['gone'\]"):
+        small()
+
+
+def test_gallery_is_written_again_where_it_has_changed(small, tmp_path):
+    written = small()
+    (tmp_path / "gallery" / "old.md").touch()
+    before = {name: path.stat().st_mtime_ns for name, path in written.items()}
+    after = small()
+    assert before == {name: path.stat().st_mtime_ns for name, path in after.items()}
+
+
+def test_saved_pictures_are_small_and_keep_their_words(tmp_path, monkeypatch):
+    noise = Image.effect_noise((1600, 1200), 60).convert("RGB")
+    about = PngInfo()
+    about.add_text("Description", "noise against time")
+    noise.save(tmp_path / "noise.png", pnginfo=about)
+    written = page_runs.small_picture(tmp_path / "noise.png", 60_000)
+    (tmp_path / "small.png").write_bytes(written)
+    assert len(written) <= 60_000
+    with Image.open(tmp_path / "small.png") as image:
+        assert image.info["Description"] == "noise against time"
+
+
+def test_saved_runs_are_in_full_and_small(subtests):
+    for folder in sorted(path for path in page_runs.SAVED.glob("*") if path.is_dir()):
+        with subtests.test(folder.name):
+            outcome = page_runs.kept_outcome(page_runs.page_named(folder.name), page_runs.SAVED)
+            assert outcome.is_whole and not outcome.smoke
+            sizes = [path.stat().st_size for path in folder.glob("*.png")]
+            assert max(sizes, default=0) <= page_runs.PICTURE_BYTES
+            assert sum(sizes) <= page_runs.PAGE_BYTES
+            for path in folder.glob("*.[jt][sx]*"):
+                assert str(Path.home()) not in path.read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built once, without warnings."""
+    pytest.importorskip("myst_nb", reason="needs the extra 'docs'")
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("_build", "gallery"))
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, folder)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    result = subprocess.run(
+        [*command, str(folder / "docs"), str(folder / "html")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder / "html"
+
+
+class Document(HTMLParser):
+    """What a page links to, what can be linked to in it, and its pictures."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.names, self.pictures = [], set(), []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.names |= {values[key] for key in ("id", "name") if values.get(key)}
+        self.links += [values[key] for key in ("href", "src") if values.get(key)]
+        if tag == "img":
+            self.pictures.append((values.get("src"), values.get("alt")))
+
+
+@pytest.mark.slow
+def test_site_builds_with_all_pages_links_and_pictures(site, subtests):
+    """No link within it is broken, and each picture has a text instead."""
+    for page in PAGES:
+        assert (site / name_of(page)).with_suffix(".html").exists()
+    for page in page_runs.pages():
+        place = "papers/" if page.path.parent == page_runs.PAPERS else ""
+        assert (site / "gallery" / f"{place}{page.path.stem}.html").exists()
+    documents = {path: Document(path) for path in site.rglob("*.html")}
+    assert len(documents) > 100
+    for path, document in documents.items():
+        with subtests.test(path.relative_to(site).as_posix()):
+            for link in document.links:
+                parts = urlsplit(link)
+                if parts.scheme or parts.netloc:
+                    continue
+                address, fragment = urldefrag(link)
+                target = (path.parent / unquote(address.partition("?")[0])).resolve()
+                target = path if not address else target
+                assert target.is_file(), link
+                if fragment and target in documents and "_modules" not in path.parts:
+                    assert unquote(fragment) in documents[target].names, link
+            assert all(alternative for _, alternative in document.pictures), document.pictures
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served, on this machine only."""
+    handler = partial(QuietHandler, directory=str(site))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def resize(browser, size):
+    width, height = size
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+    )
+
+
+WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+BROKEN = (
+    "return [...document.images].filter((image) => image.complete && !image.naturalWidth)"
+    ".map((image) => image.src)"
+)
+
+
+@pytest.mark.slow
+def test_site_builds_for_phones_and_desktops(site, address, browser, subtests):
+    """No page scrolls sideways, no picture is broken, and the console stays empty."""
+    browser.get_log("browser")
+    paths = [path for path in sorted(site.rglob("*.html")) if "_modules" not in path.parts]
+    for path in paths:
+        name = path.relative_to(site).as_posix()
+        with subtests.test(name):
+            browser.get(f"{address}/{name}")
+            for size in (PHONE, DESKTOP):
+                resize(browser, size)
+                assert browser.execute_script(WIDER) <= 0, size
+            assert browser.execute_script(BROKEN) == []
+            assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+
+def results_of(browser, word):
+    """Titles of what the search finds."""
+    find = "return [...document.querySelectorAll('#search-results li a')].map((a) => a.textContent)"
+    browser.get(word)
+    WebDriverWait(browser, 30, 0.1).until(lambda _: browser.execute_script(find))
+    return browser.execute_script(find)
+
+
+@pytest.mark.slow
+def test_site_builds_with_a_search_that_needs_no_network(site, address, browser):
+    for start in (address, site.as_uri()):
+        found = results_of(browser, f"{start}/search.html?q=AutoPseudocoreset")
+        assert any("pseudocoreset" in title.lower() for title in found)
+    browser.get_log("browser")
+
+
+@pytest.mark.slow
+def test_site_builds_dark_and_light(address, browser):
+    browser.get(f"{address}/gallery/scoreboard.html")
+    background = "return getComputedStyle(document.body).backgroundColor"
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": "light"}]},
+    )
+    seen = {browser.execute_script(background)}
+    for _ in range(3):  # by itself, then the two that one can choose
+        browser.execute_script("document.querySelector('.theme-toggle').click()")
+        seen.add(browser.execute_script(background))
+    assert len(seen) == 2
+    assert {sum(map(int, re.findall(r"\d+", color)[:3])) < 200 for color in seen} == {True, False}
+
+
+@pytest.mark.slow
+def test_site_builds_a_gallery_that_is_filtered(address, browser):
+    browser.get(f"{address}/gallery/index.html")
+    cards = browser.find_elements(By.CSS_SELECTOR, ".gallery-cards .sd-card")
+    assert len(cards) == len(page_runs.pages())
+    browser.find_element(By.CSS_SELECTOR, ".gallery-filter").send_keys("tree clustering")
+    shown = [card.text for card in cards if card.is_displayed()]
+    assert 0 < len(shown) < 5 and any("Relaxed Bayesian" in text for text in shown)
