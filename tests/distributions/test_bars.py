@@ -94,7 +94,19 @@ def test_borders_are_quantiles():
     borders = bar_borders(values.reshape(90, 100), 30)
     counts = torch.histc(torch.bucketize(values, borders[1:-1]).double(), 30, -0.5, 29.5)
     assert counts.tolist() == [300] * 30
-    assert (borders[0], borders[-1]) == (values.min(), values.max())
+    low, high = values[values < borders[1]], values[values > borders[-2]]
+    assert float(borders[0]) == pytest.approx(float(low.quantile(0.5)))
+    assert float(borders[-1]) == pytest.approx(float(high.quantile(0.5)))
+
+
+def test_borders_of_many_draws_leave_moments_as_they_are():
+    """Tails as wide as the draws', however far away the greatest draw is."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    values = normal.icdf((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+    bars = BarDistribution(torch.zeros(20, dtype=torch.float64), bar_borders(values, 20))
+    assert float(bars.variance) == pytest.approx(1.0, abs=0.02)
+    excess = normal.log_prob(values) - bars.log_prob(values)
+    assert 0.0 < float(excess.mean()) < 0.02
 
 
 def test_gradients_of_draws_are_those_of_quantiles():

@@ -201,6 +201,7 @@ def trained(seed: int, family: str | None) -> PriorDataFittedNetwork:
         num_points=(10, 40),
         num_for_borders=page.length(5_000, smoke=200),
         learning_rate=2e-3,
+        regress_context=True,
         seed=seed,
     )
     return made.fit(NUM_STEPS, progress=False)
