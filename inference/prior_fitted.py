@@ -84,7 +84,7 @@ class PriorDataFittedNetwork:
         tensor ``(num_sets, n)`` or ``(num_sets, n, num_features)``. Inputs that rise teach how to
         extrapolate, others how to interpolate. By default they are uniform on (0, 1).
     :param Callable sampler: draws values of many data sets at once, given inputs and
-        ``num_context=...``: the law of the prior, only faster.
+        ``num_context=...``: the distribution of the prior, only faster.
     :param str site: name of the values in the prior.
     :param int num_bars: number of bars; by default that of ``net`` or ``borders``, or 200.
     :param int num_features: number of features of an input, without ``net``.

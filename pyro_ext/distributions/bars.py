@@ -205,7 +205,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         return self._like_batch(number)
 
     def _like_batch(self, value: Tensor) -> Tensor:
-        """A value for each law; the function for shapes alone imports much of PyTorch."""
+        """A value for each distribution; the function for shapes alone imports much of PyTorch."""
         each: Tensor = torch.broadcast_tensors(value, self.logits[..., 0])[0]
         return each
 

@@ -200,8 +200,8 @@ def test_predictive_draws():
     predictive = pfn.as_predictive(xc, yc, num_samples=4_000, seed=1)
     draws = predictive(xq)["y"]
     assert draws.shape == (4_000, 5, 3) and torch.equal(draws, predictive(xq)["y"])
-    law = pfn.predictive(xc, yc, xq)
-    z = (draws.mean(0) - law.mean) / (law.variance / 4_000).sqrt()
+    prediction = pfn.predictive(xc, yc, xq)
+    z = (draws.mean(0) - prediction.mean) / (prediction.variance / 4_000).sqrt()
     assert float(z.abs().max()) < 5.0
 
 
