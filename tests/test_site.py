@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -195,6 +196,18 @@ def test_saved_runs_are_in_full_and_small(subtests):
             assert sum(sizes) <= page_runs.PAGE_BYTES
             for path in folder.glob("*.[jt][sx]*"):
                 assert str(Path.home()) not in path.read_text("utf-8")
+
+
+def test_formulas_are_written_for_browsers(gallery_pages):
+    nodes = pytest.importorskip("docutils.nodes")
+    mathml = importlib.import_module("mathml")  # the fixture makes its folder known
+    written = mathml.to_mathml(None, r"n_1, \dots, n_k \Big/ 2", as_block=False)
+    assert written.startswith("<math") and "…" in written
+    translator = SimpleNamespace(body=[])
+    for text in (r"a = \frac12", "a &= 1\n\nb &= 2"):
+        with pytest.raises(nodes.SkipNode):
+            mathml.visit_displaymath(translator, nodes.math_block("", text))
+    assert [text.count("<mtr>") for text in translator.body] == [0, 2]
 
 
 @pytest.mark.slow
