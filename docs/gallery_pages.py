@@ -250,6 +250,7 @@ def _as_page(page: SavedPage, titles: dict[str, SavedPage]) -> NotebookNode:
         f"{{download}}`Script <{up}scripts/{stem}.py>` · "
         f"{{download}}`Notebook <{up}notebooks/{stem}.ipynb>`"
     )
+    text = _linked(text, page, titles)
     head = new_markdown_cell(
         f"# {page.title}\n\n{_paragraph(page.script.title, 'lead')}\n{text}\n\n{downloads}"
     )
@@ -363,7 +364,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>$|#])", r"\\\1", " ".join(text.split()))
 
 
-def _index(workflows: Iterable[SavedPage], papers: dict[str, SavedPage]) -> str:
+def _index(workflows: Sequence[SavedPage], papers: dict[str, SavedPage]) -> str:
     """The gallery."""
     parts = [
         "# Gallery",
@@ -378,15 +379,9 @@ def _index(workflows: Iterable[SavedPage], papers: dict[str, SavedPage]) -> str:
     ]
     for theme, slugs in THEMES.items():
         parts += [f"### {theme}", _cards(papers[slug] for slug in slugs)]
-    parts.append(_toctree("Workflows", (page.document for page in workflows)))
-    parts.append(_toctree("Papers", (page.document for page in papers.values())))
-    parts.append(_toctree("", ["scoreboard"]))
+    documents = ["scoreboard", *(page.document for page in [*workflows, *papers.values()])]
+    parts.append("\n".join(["```{toctree}", ":hidden:", "", *documents, "```"]))
     return "\n\n".join(parts) + "\n"
-
-
-def _toctree(caption: str, documents: Iterable[str]) -> str:
-    options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
-    return "\n".join(["```{toctree}", *options, "", *documents, "```"])
 
 
 def _cards(pages: Iterable[SavedPage]) -> str:
@@ -460,7 +455,7 @@ def _placeholder(title: str) -> str:
     """A drawing of the title, for a page without figures."""
     width, height = THUMBNAIL
     lines = wrap(title, 24)
-    first = height / 2 - 17 * (len(lines) - 1) + 10
+    first = 0.36 * height - 17 * (len(lines) - 1) + 10
     texts = "".join(
         f'<text x="{width / 2:g}" y="{first + 34 * number:g}">{escape(line)}</text>'
         for number, line in enumerate(lines)

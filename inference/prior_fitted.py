@@ -57,14 +57,16 @@ class PriorDataFittedNetwork:
 
     A Pyro model says what data look like: at inputs ``x`` of shape ``(n,)`` or ``(n,
     num_features)`` it draws values at the site ``y``, of shape ``(n,)``, by whatever there is
-    between. The network sees the first points of such a draw and is asked for all of them,
+    between. The network sees the first points of such a draw and is asked for the others,
 
     .. math::
-        \min_\theta\; -\mathrm{E} \log q_\theta(Y^* \mid X^*, C)
-        - \mathrm{E} \log q_\theta(Y \mid X, C), \qquad C = (X, Y),
+        \min_\theta\; -\mathrm{E} \log q_\theta(Y^* \mid X^*, C), \qquad C = (X, Y),
 
-    the second term being what keeps predictions smooth where the given points end [2]. Its minimum
-    is the posterior predictive distribution of each value, for any data, in one pass.
+    whose minimum is the posterior predictive distribution of each value, for any data, in one pass.
+    With ``regress_context=True`` it is asked for the given points, too, which adds
+    :math:`-\mathrm{E} \log q_\theta(Y \mid X, C)` and keeps predictions smooth where the given
+    points end [2]: right where queries lie beyond them. It rewards repeating what was given, noise
+    and all, so that among given points predictions become too sure.
 
     Predictions hold for data that the prior might have drawn, with numbers of points that training
     has seen; elsewhere they mean nothing. They are of each value by itself, not of all together.
@@ -82,7 +84,7 @@ class PriorDataFittedNetwork:
         tensor ``(num_sets, n)`` or ``(num_sets, n, num_features)``. Inputs that rise teach how to
         extrapolate, others how to interpolate. By default they are uniform on (0, 1).
     :param Callable sampler: draws values of many data sets at once, given inputs and
-        ``num_context=...``: the law of the prior, only faster.
+        ``num_context=...``: the distribution of the prior, only faster.
     :param str site: name of the values in the prior.
     :param int num_bars: number of bars; by default that of ``net`` or ``borders``, or 200.
     :param int num_features: number of features of an input, without ``net``.
@@ -94,7 +96,7 @@ class PriorDataFittedNetwork:
     :param float learning_rate: the largest, of AdamW. It rises at first, and then falls to zero
         with the cosine.
     :param float warm_up: fraction of the steps in which it rises.
-    :param bool regress_context: whether the second term is in the loss.
+    :param bool regress_context: whether given points are asked for, too; see above.
     :param int num_for_borders: number of data sets that borders are found from.
     :param int seed: of the weights, the draws and the training.
     :raises TypeError: for arguments of a wrong type.
@@ -136,7 +138,7 @@ class PriorDataFittedNetwork:
         batch_size: int = 32,
         learning_rate: float = 1e-3,
         warm_up: float = 0.25,
-        regress_context: bool = True,
+        regress_context: bool = False,
         num_for_borders: int = 5_000,
         seed: int | None = None,
     ) -> None:
@@ -278,7 +280,7 @@ class PriorDataFittedNetwork:
         return self
 
     def _loss(self, curves: _Curves) -> Tensor:
-        """Mean negative log density of values, those given included."""
+        """Mean negative log density of values, with those given where they are asked for."""
         x, y, number = curves
         logits = self.net(
             x[:, :number], y[:, :number], x if self.regress_context else x[:, number:]

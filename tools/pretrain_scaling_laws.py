@@ -48,6 +48,7 @@ def pretrain_scaling_laws(
         num_points=(10, 60),
         learning_rate=2e-3,
         warm_up=0.1,
+        regress_context=True,
         seed=seed,
     )
     return network.fit(num_steps, checkpoint=checkpoint, progress=progress)

@@ -250,8 +250,8 @@ class ScalingLaw:
         batch, size = y.shape[:-1], len(self._law.loc)
         loc, scale = (torch.tensor(part).to(y).expand(*batch, size) for part in self._law[2:])
         theta = pyro.sample("theta", dist.Normal(loc, scale).to_event(loc.dim()))
-        noise_law = dist.LogNormal(_NOISE_LOC, _NOISE_SCALE).expand(batch).to_event(len(batch))
-        noise = pyro.sample("noise", noise_law)
+        noise_prior = dist.LogNormal(_NOISE_LOC, _NOISE_SCALE).expand(batch).to_event(len(batch))
+        noise = pyro.sample("noise", noise_prior)
         curve = self._law.curve(theta, x, least)
         pyro.sample("y", dist.Normal(curve, noise[..., None]).to_event(y.dim()), obs=y)
 

@@ -174,7 +174,7 @@ def _proposal(x: Tensor, num_context: int, family: int | None, full_rise: bool) 
     inflected, params, first, fraction = [], [], [], []
     for number in range(num_pieces):
         kind = pyro.sample(f"inflected_{number}", dist.Bernoulli(x.new_tensor(0.5))).bool()
-        loc, scale = _log_laws(x, kind)
+        loc, scale = _log_params(x, kind)
         params.append(pyro.sample(f"params_{number}", dist.LogNormal(loc, scale).to_event(1)))
         first.append(pyro.sample(f"first_{number}", dist.Uniform(x.new_tensor(0.2), 1.2)))
         fraction.append(pyro.sample(f"fraction_{number}", dist.Uniform(x.new_tensor(0.0), 1.0)))
@@ -295,7 +295,7 @@ def _proposals(x: Tensor, num_context: int, families: Tensor, full_rise: bool) -
     uniform = partial(torch.rand, dtype=x.dtype, device=x.device)
     normal = partial(torch.randn, dtype=x.dtype, device=x.device)
     inflected = uniform(rows, _NUM_PIECES) < 0.5
-    loc, scale = _log_laws(x, inflected[..., None])
+    loc, scale = _log_params(x, inflected[..., None])
     rises = families == 2
     kept = rises | ((families == 1) & (uniform(rows) < 0.5))
     shortest = _shortest(x, num_context)[:, None]
@@ -378,7 +378,7 @@ def _shortest(x: Tensor, num_context: int) -> Tensor:
     return (x[..., num_context] - _MARGIN).clamp(0.0, _SHORTEST)
 
 
-def _log_laws(x: Tensor, inflected: Tensor) -> tuple[Tensor, Tensor]:
+def _log_params(x: Tensor, inflected: Tensor) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of the logarithms of parameters."""
     loc = torch.where(inflected, x.new_tensor(_INFLECTED_LOC), x.new_tensor(_OFFSET_LOC))
     scale = torch.where(inflected, x.new_tensor(_INFLECTED_SCALE), x.new_tensor(_OFFSET_SCALE))

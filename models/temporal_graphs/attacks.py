@@ -4,6 +4,7 @@
 model-based link prediction on continuous-time dynamic graphs.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from pyro_ext._checks import (
     check_number,
     check_optional,
 )
-from pyro_ext.models.temporal_graphs.events import EventStream, check_stream
+from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, merged
 from pyro_ext.models.temporal_graphs.link_prediction import evaluating, replay
 from pyro_ext.models.temporal_graphs.network import TemporalGraphNetwork
 from pyro_ext.random import seeded
@@ -120,12 +121,14 @@ class _Attack:
         fakes, before, memory = [], None, self._begin(stream, history)
         with seeded(seed):
             for batch in stream.batches(self.batch_size):
-                if before is not None and (number := int(self.budget * len(batch))):
+                if before is not None and (number := self._number(batch)):
                     fakes.append(self._fakes(memory, before, batch, number))
                 before, memory = batch, self._advance(memory, batch)
-        for fake in fakes:
-            stream = stream.merge(fake)
-        return stream
+        return merged([stream, *fakes])
+
+    def _number(self, batch: EventStream) -> int:
+        """Number of fake events of a batch; a product like 0.29 * 100 is not rounded down to 28."""
+        return math.floor(self.budget * len(batch) + 1e-9)
 
     def _fakes(
         self, memory: Any, before: EventStream, batch: EventStream, number: int
@@ -287,7 +290,8 @@ class StructuralAttack(_Attack):
 
     def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
         if self.kind == "random":
-            return torch.rand(len(sources), len(destinations), dtype=torch.float64)
+            size = len(sources), len(destinations)
+            return torch.rand(size, dtype=torch.float64, device=sources.device)
         graph: Tensor = memory.double()
         degrees = graph.sum(-1)
         if self.kind == "jaccard":

@@ -1,6 +1,6 @@
 """Events between nodes of a graph, in the order of time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -162,20 +162,7 @@ class EventStream:
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
                 raise ValueError(f"other must have the {name} {mine}, got {its}")
-        fields = ("sources", "destinations", "times", "features", "fake")
-        sources, destinations, times, features, fake = (
-            torch.cat([getattr(self, name), getattr(other, name).to(self.sources.device)])
-            for name in fields
-        )
-        return EventStream(
-            sources,
-            destinations,
-            times,
-            features,
-            num_nodes=self.num_nodes,
-            fake=fake,
-            bipartite=self.bipartite,
-        )
+        return merged([self, other])
 
     def negatives(self, num_negatives: int, pool: Tensor | None = None) -> Tensor:
         """Draw nodes that might have been the destinations, from PyTorch's generator.
@@ -190,6 +177,7 @@ class EventStream:
         check_integer("num_negatives", num_negatives, 1)
         if pool is None:
             pool = self.pool()
+            check_pool("stream", pool)
         pool = as_tensor("pool", pool, "(m,)", kind="integers").to(self.sources.device)
         pool = torch.unique(pool)
         if len(pool) < 2 or not 0 <= int(pool[0]) <= int(pool[-1]) < self.num_nodes:
@@ -217,6 +205,27 @@ def check_stream(argument: str, value: Any) -> EventStream:
         raise ValueError(f"{argument} must have events, got {value}")
     check_finite(argument, value.times)
     return value  # type: ignore[no-any-return]
+
+
+def check_pool(argument: str, pool: Tensor) -> None:
+    """Check that a stream has nodes to draw negatives from."""
+    if len(pool) < 2:
+        raise ValueError(
+            f"{argument} must have two nodes at least that events go to, for one that is not the "
+            f"destination, got {pool.tolist()}"
+        )
+
+
+def merged(streams: Sequence[EventStream]) -> EventStream:
+    """Events of streams of the same nodes by time, in the order of the streams at equal times."""
+    first = streams[0]
+    parts = {
+        name: torch.cat([getattr(stream, name).to(first.sources.device) for stream in streams])
+        for name in ("sources", "destinations", "times", "features", "fake")
+    }
+    if not len(parts["times"]):
+        return first
+    return EventStream(**parts, num_nodes=first.num_nodes, bipartite=first.bipartite)
 
 
 def last_events(nodes: Tensor) -> Tensor:

@@ -16,7 +16,12 @@ from pyro_ext.diagnostics.ranking import hits_at, mean_reciprocal_rank
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.temporal_graphs.defenses import Defense, temporal_smoothness
-from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, last_events
+from pyro_ext.models.temporal_graphs.events import (
+    EventStream,
+    check_pool,
+    check_stream,
+    last_events,
+)
 from pyro_ext.models.temporal_graphs.network import GraphState, TemporalGraphNetwork
 from pyro_ext.random import seeded
 
@@ -30,8 +35,8 @@ class LinkFit:
     """What a training leaves besides the network.
 
     :ivar list losses: of each step.
-    :ivar Tensor probabilities: that the network gave each event when it came to it, in each epoch.
-        **Shape:** ``(num_epochs, n)``.
+    :ivar Tensor probabilities: that the network gave each event when it came to it, in each epoch;
+        NaN where Ctrl-C came before. **Shape:** ``(num_epochs, n)``.
     :ivar Tensor kept: which events the defense kept. **Shape:** ``(num_epochs, n)``.
     """
 
@@ -74,7 +79,8 @@ def fit_links(
     """Train a network to tell events from pairs of nodes that have none.
 
     An epoch walks through the stream once, from an empty state. Each event comes with one negative
-    destination, which is drawn anew. The learning rate falls to zero along a cosine.
+    destination, which is drawn anew. The learning rate falls to zero along a cosine. Ctrl-C ends
+    the training after a step, with a warning.
 
     :param TemporalGraphNetwork network: is changed in place.
     :param EventStream stream: what happens, by whoever.
@@ -101,6 +107,7 @@ def fit_links(
     check_integer("num_epochs", num_epochs, 0)
     check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
     defense = _checked_defense(defense)
+    check_pool("stream", stream.pool())
     batches = stream.batches(batch_size)
     walk = _Walk(network, stream, batches, defense, num_epochs)
     num_steps = num_epochs * len(batches)
@@ -108,10 +115,15 @@ def fit_links(
     trainer = Trainer(network, optimizer, scheduler=cosine, seed=seed)
     with evaluating(network, training=True):
         losses = trainer.run(walk.loss, num_steps, progress=progress)
-    shape = (num_epochs, len(stream))
-    probabilities = torch.cat([*walk.probabilities, torch.zeros(0)]).reshape(shape)
-    kept = torch.cat([*walk.kept, torch.zeros(0, dtype=torch.bool)]).reshape(shape)
-    return LinkFit(losses, probabilities, kept)
+    probabilities = torch.full((num_epochs * len(stream),), torch.nan).to(network.omega.detach())
+    kept = torch.zeros_like(probabilities, dtype=torch.bool)
+    # A step that was broken off may have left something, too.
+    for found, parts in ((probabilities, walk.probabilities), (kept, walk.kept)):
+        if parts := parts[: len(losses)]:
+            taken = torch.cat(parts)
+            found[: len(taken)] = taken
+    shape = num_epochs, len(stream)
+    return LinkFit(losses, probabilities.reshape(shape), kept.reshape(shape))
 
 
 @torch.no_grad()
@@ -157,6 +169,7 @@ def evaluate_links(
     if not len(real):
         raise ValueError(f"stream must have real events, got {stream}")
     pool = torch.cat([history.pool(), stream.pool()]).unique()
+    check_pool("stream", pool)
     with seeded(seed):
         negatives = real.negatives(num_negatives, pool)
     columns = iter(negatives.split([len(b.real) for b in stream.batches(batch_size)], 1))
@@ -226,7 +239,12 @@ class _Walk:
         if self.defense.filters:
             with torch.no_grad(), evaluating(self.network):
                 embeddings = _embed_ends(self.network, self.state, events)
+                wrong = torch.tensor(torch.nan)  # of which the trainer says what helps
+                if not bool(embeddings.isfinite().all()):
+                    return wrong
                 logits = self.network.decode(*embeddings)
+                if not bool(logits.isfinite().all()):
+                    return wrong
                 keep = self.defense.keep(logits, embeddings, epoch / self.num_epochs)
             self.probabilities.append(logits.sigmoid())
         program = partial(
@@ -237,9 +255,11 @@ class _Walk:
             keep=keep,
             weights=None if self.weights is None else self.weights[number],
         )
-        trace = pyro.poutine.trace(
-            partial(self._with_smoothness, program, events, keep)
-        ).get_trace()
+        with pyro.validation_enabled(False):  # what is not finite is for the trainer to say
+            trace = pyro.poutine.trace(
+                partial(self._with_smoothness, program, events, keep)
+            ).get_trace()
+            log_prob = torch.as_tensor(trace.log_prob_sum())
         if keep is None:
             keep = torch.ones_like(events.fake)
             found: Any = trace.nodes["_RETURN"]["value"]
@@ -247,14 +267,14 @@ class _Walk:
         self.kept.append(keep)
         self.state = self.network.update(self.state, events, keep)
         self.step += 1
-        return -torch.as_tensor(trace.log_prob_sum())
+        return -log_prob
 
     def _with_smoothness(
         self, program: Callable[[], tuple[Tensor, Tensor]], events: EventStream, keep: Tensor | None
     ) -> Tensor:
         """The Pyro program with a factor for the steadiness of nodes; logits of the events."""
         logits, embeddings = program()
-        if self.defense.eta:
+        if self.defense.eta and bool(embeddings.isfinite().all()):
             ends = embeddings[:2].transpose(0, 1)
             nodes = torch.stack([events.sources, events.destinations], 1)
             times = events.times[:, None].expand_as(nodes)
@@ -280,13 +300,14 @@ def _embed_ends(network: TemporalGraphNetwork, state: GraphState, events: EventS
 
 @contextmanager
 def evaluating(network: TemporalGraphNetwork, training: bool = False) -> Iterator[None]:
-    """Put a network in evaluation or training mode, and back after."""
-    before = network.training
+    """Put a network in evaluation or training mode, and each of its modules back after."""
+    before = [(module, module.training) for module in network.modules()]
     network.train(training)
     try:
         yield
     finally:
-        network.train(before)
+        for module, mode in before:
+            module.training = mode
 
 
 def _check_network(network: Any, **streams: Any) -> None:

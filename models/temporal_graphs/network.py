@@ -164,7 +164,7 @@ class TemporalGraphNetwork(nn.Module):
         :returns: the state after them, without a gradient.
         """
         self._check_state(state)
-        check_instance("events", events, EventStream, "an EventStream")
+        self._check_events(events)
         if keep is not None:
             events = events[as_tensor("keep", keep, f"({len(events)},)", kind="booleans")]
         if not len(events):
@@ -252,9 +252,7 @@ class TemporalGraphNetwork(nn.Module):
         """
         for name, value in (("sources", sources), ("destinations", destinations)):
             as_tensor(name, value, f"(*batch, {self.hidden_size})", finite=True)
-        hidden = self.of_source(sources) + self.of_destination(destinations)
-        logits: Tensor = self.logit(hidden.relu()).squeeze(-1)
-        return logits
+        return self._decode(sources, destinations)
 
     def score(
         self, state: GraphState, sources: Tensor, destinations: Tensor, times: Tensor
@@ -279,7 +277,7 @@ class TemporalGraphNetwork(nn.Module):
                 f"{int(ends.min())} to {int(ends.max())}"
             )
         embeddings = self.embed(state, ends.flatten(), all_times).unflatten(0, ends.shape)
-        return self.decode(embeddings[0], embeddings[1:]).reshape(destinations.shape)
+        return self._decode(embeddings[0], embeddings[1:]).reshape(destinations.shape)
 
     def forward(
         self,
@@ -304,11 +302,12 @@ class TemporalGraphNetwork(nn.Module):
         :returns: logits, those of the events first, **Shape:** ``(2, n)``; and embeddings of
             sources, destinations and negatives, **Shape:** ``(3, n, hidden_size)``.
         """
+        self._check_events(events)
         events, num = check_stream("events", events), len(events)
         negatives = self._checked_nodes("negatives", negatives, f"({num},)")
         nodes = torch.cat([events.sources, events.destinations, negatives])
         embeddings = self.embed(state, nodes, events.times.repeat(3)).unflatten(0, (3, num))
-        logits = self.decode(embeddings[0], embeddings[1:])
+        logits = self._decode(embeddings[0], embeddings[1:])
         num_kept = num
         if keep is None:
             keep = torch.ones(num, dtype=torch.bool, device=logits.device)
@@ -317,7 +316,10 @@ class TemporalGraphNetwork(nn.Module):
             num_kept = max(int(keep.sum()), 1)
         scale = torch.full((num,), 1.0 / num_kept).to(logits)
         if weights is not None:
-            scale = scale * as_tensor("weights", weights, f"({num},)", like=logits, finite=True)
+            weights = as_tensor("weights", weights, f"({num},)", like=logits, finite=True)
+            if not bool((weights > 0).all()):
+                raise ValueError(f"weights must be positive, got {float(weights.min()):g}")
+            scale = scale * weights
         labels = torch.tensor([[1.0], [0.0]]).to(logits).expand(2, num)
         with (
             pyro.plate("kinds", 2, dim=-2),
@@ -329,6 +331,12 @@ class TemporalGraphNetwork(nn.Module):
         return logits, embeddings
 
     # Helpers -------------------------------------------------------------------------------------
+
+    def _decode(self, sources: Tensor, destinations: Tensor) -> Tensor:
+        """As :meth:`decode`, of whatever a training may come to."""
+        hidden = self.of_source(sources) + self.of_destination(destinations)
+        logits: Tensor = self.logit(hidden.relu()).squeeze(-1)
+        return logits
 
     def _encode(self, lapse: Tensor) -> Tensor:
         """Cosines of a time since something."""
@@ -377,6 +385,19 @@ class TemporalGraphNetwork(nn.Module):
         if state.memory.shape != shape:
             raise ValueError(
                 f"state must have memories of shape {shape}, got {tuple(state.memory.shape)}"
+            )
+
+    def _check_events(self, events: Any) -> None:
+        check_instance("events", events, EventStream, "an EventStream")
+        ends = torch.stack([events.sources, events.destinations])
+        if len(events) and int(ends.max()) >= self.num_nodes:
+            raise ValueError(
+                f"events must be of nodes from 0 to {self.num_nodes - 1}, got {int(ends.max())}"
+            )
+        if events.num_features != self.num_features:
+            raise ValueError(
+                f"events must have the num_features of the network, {self.num_features}, got "
+                f"{events.num_features}"
             )
 
     def _checked_nodes(self, name: str, value: Any, shape: str = "(n,)") -> Tensor:

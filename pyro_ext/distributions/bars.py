@@ -205,7 +205,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         return self._like_batch(number)
 
     def _like_batch(self, value: Tensor) -> Tensor:
-        """A value for each law; the function for shapes alone imports much of PyTorch."""
+        """A value for each distribution; the function for shapes alone imports much of PyTorch."""
         each: Tensor = torch.broadcast_tensors(value, self.logits[..., 0])[0]
         return each
 
@@ -216,21 +216,24 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 
 
 def bar_borders(values: Any, num_bars: int) -> Tensor:
-    """Borders between which equally many of some values lie.
+    """Borders between which equally many of some values lie, for full support.
 
-    They are in the middle of two neighboring values, the outermost ones the least and the greatest.
+    They are in the middle of two neighboring values. The outermost ones are the medians of the
+    values beyond those next to them, since that is where the tails of :class:`BarDistribution` have
+    half of their probability: the least and the greatest value, which grow with the number of
+    values, would make tails several times too wide.
 
     :param Tensor values: draws of what is to be predicted. **Shape:** any.
-    :param int num_bars: number of bars.
+    :param int num_bars: number of bars, two at least.
     :returns: **Shape:** ``(num_bars + 1,)``.
     :raises ValueError: where there are too few values, or too many that are equal.
 
     Example::
 
         >>> bar_borders(torch.arange(9.0), 3)
-        tensor([0.0000, 2.5000, 5.5000, 8.0000])
+        tensor([1.0000, 2.5000, 5.5000, 7.0000])
     """
-    num_bars = check_integer("num_bars", num_bars, 1)
+    num_bars = check_integer("num_bars", num_bars, 2)
     ordered = as_tensor("values", values, finite=True).flatten().sort().values
     if not ordered.is_floating_point():
         ordered = ordered.to(torch.get_default_dtype())
@@ -241,7 +244,10 @@ def bar_borders(values: Any, num_bars: int) -> Tensor:
     steps = torch.arange(1, num_bars, device=ordered.device)
     at = steps * len(ordered) // num_bars
     inner = 0.5 * (ordered[at - 1] + ordered[at])
-    borders = torch.cat([ordered[:1], inner, ordered[-1:]])
+    size = len(ordered) // num_bars
+    middle = torch.tensor([(size - 1) // 2, size // 2], device=ordered.device)
+    low, high = ordered[middle].mean(), ordered[-size:][middle].mean()
+    borders = torch.cat([low[None], inner, high[None]])
     if not bool((borders.diff() > 0).all()):
         raise ValueError(
             f"values must differ enough for {num_bars} bars, got {len(ordered)} of which more than "

@@ -160,7 +160,7 @@ def test_training_leaves_generators_alone_and_repeats():
     ours, theirs = (pfn.predictive(x, x, x).logits for pfn in (one, other))
     assert torch.equal(ours, theirs)
     assert len(one.fit(2, progress=False).losses) == 5 and one.losses[:3] == other.losses
-    assert network(regress_context=False).fit(1, progress=False).losses != one.losses[:1]
+    assert network(regress_context=True).fit(1, progress=False).losses != one.losses[:1]
 
 
 def test_loss_is_of_all_points_or_of_those_that_are_not_given():
@@ -168,9 +168,9 @@ def test_loss_is_of_all_points_or_of_those_that_are_not_given():
     curves = pfn._curves(0)
     x, y, number = curves
     density = pfn.predictive(x[:, :number], y[:, :number], x).log_prob(y)
-    assert pfn._loss(curves).item() == pytest.approx(-float(density.mean()), rel=1e-5)
-    pfn.regress_context = False
     assert pfn._loss(curves).item() == pytest.approx(-float(density[:, number:].mean()), rel=1e-5)
+    pfn.regress_context = True
+    assert pfn._loss(curves).item() == pytest.approx(-float(density.mean()), rel=1e-5)
 
 
 def test_files(tmp_path):
@@ -200,8 +200,8 @@ def test_predictive_draws():
     predictive = pfn.as_predictive(xc, yc, num_samples=4_000, seed=1)
     draws = predictive(xq)["y"]
     assert draws.shape == (4_000, 5, 3) and torch.equal(draws, predictive(xq)["y"])
-    law = pfn.predictive(xc, yc, xq)
-    z = (draws.mean(0) - law.mean) / (law.variance / 4_000).sqrt()
+    prediction = pfn.predictive(xc, yc, xq)
+    z = (draws.mean(0) - prediction.mean) / (prediction.variance / 4_000).sqrt()
     assert float(z.abs().max()) < 5.0
 
 

@@ -88,8 +88,9 @@ def by_network(x: Tensor, y: Tensor, net: PriorDataFittedNetwork) -> tuple[Tenso
     place = 0.01 + 0.99 * (x - x[0]) / (x[-1] - x[0])
     place = place.expand_as(y)
     future = y[:, NUM_CONTEXT:]
-    law = net.predictive(place[:, :NUM_CONTEXT], y[:, :NUM_CONTEXT], place[:, NUM_CONTEXT:])
-    return law.icdf(torch.tensor(0.5)).clamp(min=1e-4), law.log_prob(future), law.cdf(future)
+    prediction = net.predictive(place[:, :NUM_CONTEXT], y[:, :NUM_CONTEXT], place[:, NUM_CONTEXT:])
+    median = prediction.icdf(torch.tensor(0.5)).clamp(min=1e-4)
+    return median, prediction.log_prob(future), prediction.cdf(future)
 
 
 def by_least_squares(
@@ -201,6 +202,7 @@ def trained(seed: int, family: str | None) -> PriorDataFittedNetwork:
         num_points=(10, 40),
         num_for_borders=page.length(5_000, smoke=200),
         learning_rate=2e-3,
+        regress_context=True,
         seed=seed,
     )
     return made.fit(NUM_STEPS, progress=False)
@@ -233,8 +235,8 @@ for seed in SEEDS:
         y = sample_scaling_curves(x, num_context=num_context, seed=2_000 + 10 * seed + number)
         generator = torch.Generator().manual_seed(seed)
         at = torch.randint(num_context, 40, (len(x), 1), generator=generator)
-        law = network.predictive(x[:, :num_context], y[:, :num_context], x.gather(1, at))
-        found.append(law.cdf(y.gather(1, at)).flatten())
+        prediction = network.predictive(x[:, :num_context], y[:, :num_context], x.gather(1, at))
+        found.append(prediction.cdf(y.gather(1, at)).flatten())
     ranks[seed] = torch.cat(found)
 
 
@@ -379,8 +381,8 @@ for axes, (kind, number, title) in zip(
     x, y = SIZES[kind].double(), curves[SEEDS[0]][kind][number].double()
     asked = torch.logspace(x[NUM_CONTEXT - 1].log10(), x[-1].log10(), 40).double()
     place = 0.01 + 0.99 * (torch.cat([x[:NUM_CONTEXT], asked]) - x[0]) / (x[-1] - x[0])
-    law = network.predictive(place[:NUM_CONTEXT], y[:NUM_CONTEXT], place[NUM_CONTEXT:])
-    Extrapolation(x[:NUM_CONTEXT], y[:NUM_CONTEXT], asked, law, 1.0, float(x[-1])).plot(axes)
+    prediction = network.predictive(place[:NUM_CONTEXT], y[:NUM_CONTEXT], place[NUM_CONTEXT:])
+    Extrapolation(x[:NUM_CONTEXT], y[:NUM_CONTEXT], asked, prediction, 1.0, float(x[-1])).plot(axes)
     axes.plot(x[NUM_CONTEXT:], y[NUM_CONTEXT:], "o", mfc="white", mec="black", ms=4)
     for name, color in (("M2", RED), ("M4", YELLOW)):
         fit = ScalingLaw(name).fit(x[:NUM_CONTEXT], y[:NUM_CONTEXT])

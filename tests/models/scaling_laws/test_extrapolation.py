@@ -91,12 +91,12 @@ def test_ranks_of_draws_of_the_prior():
     net = pretrained_network()
     x = scaling_grid(1_500, 30, spacing="mixed", seed=0)
     y = sample_scaling_curves(x, num_context=10, seed=1)
-    law = net.predictive(x[:, :10], y[:, :10], x[:, 20:21])
-    below = law.cdf(y[:, 20:21]).flatten().sort().values
+    prediction = net.predictive(x[:, :10], y[:, :10], x[:, 20:21])
+    below = prediction.cdf(y[:, 20:21]).flatten().sort().values
     assert float(((below - 0.5).abs() < 0.45).double().mean()) == pytest.approx(0.9, abs=0.04)
     assert float((below - torch.linspace(0, 1, len(below))).abs().max()) < 0.08
     blind = net.predictive(x[:, :2], y[:, :2], x[:, 20:21]).log_prob(y[:, 20:21]).mean()
-    assert float(law.log_prob(y[:, 20:21]).mean() - blind) > 0.5
+    assert float(prediction.log_prob(y[:, 20:21]).mean() - blind) > 0.5
 
 
 def test_files_of_curves(tmp_path):

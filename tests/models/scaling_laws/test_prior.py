@@ -106,7 +106,7 @@ def test_a_rise(quiet):
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_model_and_the_sampler_have_one_law(family):
+def test_the_model_and_the_sampler_have_one_distribution(family):
     """Seven features of 150 curves against 20,000 by Kolmogorov-Smirnov: one seed in 1,000."""
     num_context = 20
     torch.manual_seed(0)

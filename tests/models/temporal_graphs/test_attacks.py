@@ -206,3 +206,10 @@ def test_a_node_alone_has_no_fakes():
         StructuralAttack("degree", 0.5, batch_size=2).perturb(stream, seed=0)
     with pytest.raises(ValueError, match=r"stream must have the num_nodes of the surrogate, 7"):
         TSpear(network_for(random_stream())).perturb(stream)
+
+
+def test_budgets_are_not_rounded_down_by_rounding():
+    stream = random_stream(200)
+    for budget, number in ((0.29, 29), (0.57, 57), (0.295, 29), (0.005, 0)):
+        attack = StructuralAttack("degree", budget, batch_size=100)
+        assert int(attack.perturb(stream, seed=0).fake.sum()) == number

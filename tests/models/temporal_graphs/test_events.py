@@ -48,6 +48,9 @@ def test_merging_sorts_and_marks():
     merged = stream.merge(fake)
     assert len(merged) == 62 and int(merged.fake.sum()) == 2 and bool(merged.fake[0])
     assert bool((merged.times.diff() >= 0).all()) and same(merged.real, stream)
+    none = stream[:0]
+    assert same(stream.merge(none), stream) and same(none.merge(stream), stream)
+    assert len(none.merge(none)) == 0
     with pytest.raises(ValueError, match=r"other must have the num_features 0, got 1"):
         stream.merge(random_stream(num_features=1))
 

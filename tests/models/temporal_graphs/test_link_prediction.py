@@ -1,12 +1,14 @@
 """Training and evaluation of networks on streams, with defenses and without."""
 
 import copy
+import signal
 
 import pytest
 import torch
 from torch.nn import functional
 
 from pyro_ext.diagnostics.ranking import mean_reciprocal_rank
+from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.temporal_graphs import (
     CosineFilter,
     Defense,
@@ -191,11 +193,61 @@ def test_float64_and_no_epochs():
     assert nothing.losses == [] and nothing.kept.shape == (0, 60)
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_what_was_done_before_ctrl_c_is_kept(presses):
+    """Once, after the step that is under way; twice, before it is over."""
+    stream = random_stream()
+
+    class Pressed(Defense):
+        """Keeps all, and is interrupted in the fourth step."""
+
+        filters = True
+        steps = 0
+
+        def keep(self, logits, embeddings, progress=1.0):
+            self.steps += 1
+            for _ in range(presses if self.steps == 4 else 0):
+                signal.raise_signal(signal.SIGINT)
+            return super().keep(logits, embeddings, progress)
+
+    with pytest.warns(UserWarning, match=r"stopped after \d of 6 steps"):
+        _, fit = fitted(stream, Pressed())
+    num_seen = {1: 80, 2: 60}[presses]
+    _, whole = fitted(stream, Defense())
+    assert len(fit.losses) == num_seen // 20
+    seen = torch.arange(120).reshape(2, 60) < num_seen
+    assert torch.equal(fit.kept, seen) and torch.equal(~fit.probabilities.isnan(), seen)
+    assert fit.probabilities.shape == whole.probabilities.shape
+
+
+@pytest.mark.parametrize("rate", [1e18, 1e30])
+@pytest.mark.parametrize("defense", [None, TShield(), CosineFilter()])
+def test_training_that_diverges_says_so(defense, rate):
+    too_far = lambda parameters: torch.optim.SGD(parameters, lr=rate)  # noqa: E731
+    with pytest.raises(TrainingDiverged, match=r"take a smaller learning rate"):
+        fitted(random_stream(), defense, optimizer=too_far)
+
+
+def test_modules_keep_their_modes():
+    stream = random_stream()
+    network = network_for(stream)
+    network.norm.train()
+    modes = [module.training for module in network.modules()]
+    fit_links(network, stream, 1, progress=False)
+    evaluate_links(network, *stream.split(0.5))
+    assert [module.training for module in network.modules()] == modes
+
+
 def test_what_does_not_fit_is_refused_by_name():
     stream, network = random_stream(), network_for(random_stream())
     with pytest.raises(ValueError, match=r"stream must have the num_nodes of the network, 7"):
         fit_links(network, random_stream(num_nodes=8), 1)
     with pytest.raises(TypeError, match=r"defense must be a Defense or None"):
         fit_links(network, stream, 1, defense=TShield)
+    one = EventStream([0, 1, 3], [2, 2, 2], [0.0, 1.0, 2.0], num_nodes=7, bipartite=True)
+    with pytest.raises(ValueError, match=r"stream must have two nodes at least that events go to"):
+        fit_links(network, one, 1)
+    with pytest.raises(ValueError, match=r"stream must have two nodes at least that events go to"):
+        evaluate_links(network, one[:2], one[2:])
     with pytest.raises(ValueError, match=r"stream must not begin before the history ends"):
         evaluate_links(network, stream[30:], stream[:30])

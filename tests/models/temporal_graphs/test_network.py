@@ -1,6 +1,7 @@
 """Temporal graph networks against a loop over events, and what they may not see."""
 
 import math
+from functools import partial
 
 import pyro
 import pytest
@@ -247,3 +248,11 @@ def test_what_does_not_fit_is_refused_by_name():
         network.embed(state, torch.tensor([7]), torch.tensor([0.0]))
     with pytest.raises(ValueError, match=r"state must have memories of shape \(7, 6\)"):
         network.update(network_for(random_stream(num_nodes=8)).reset(), stream)
+    with pytest.raises(ValueError, match=r"events must be of nodes from 0 to 6, got 7"):
+        network.update(state, EventStream([7], [0], [0.0]))
+    with_features = random_stream(num_features=2)
+    for take_in in (network.update, partial(network, negatives=stream.negatives(1)[0])):
+        with pytest.raises(ValueError, match=r"events must have the num_features of the network"):
+            take_in(state, with_features)
+    with pytest.raises(ValueError, match=r"weights must be positive, got 0"):
+        network(state, stream, stream.negatives(1)[0], weights=torch.zeros(60))
