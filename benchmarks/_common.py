@@ -115,7 +115,7 @@ class Case:
     :param str name: what is compared.
     :param Timings timings: of each side. Ours is called ``OURS``, other samplers of ours begin with
         it and a comma; a peer's name may go on with a comma and how it is used.
-    :param Mapping first_call: seconds of the first call of each side, compilation included.
+    :param Mapping first_call: CPU seconds of the first call of each side, compilation included.
     :param Mapping quality: by side, numbers that say how good its draws are.
     """
 
@@ -255,7 +255,7 @@ def step_times(
         for the seconds they take.
     :param int num_chains: number of chains.
     :param Options options: how often each side is measured, and where.
-    :returns: the times, and the seconds of each side's first call.
+    :returns: the times, and the CPU seconds of each side's first call.
     """
     first_call = {}
 
@@ -266,7 +266,9 @@ def step_times(
             made.append(make())
             made[0].advance(num_steps[side])
 
-        first_call[side] = wall_seconds(first)
+        before = _with_children()
+        first()
+        first_call[side] = _with_children() - before
         per_chain_step = 1e6 / (num_steps[side] * num_chains)
         return lambda: options.seconds(lambda: made[0].advance(num_steps[side])) * per_chain_step
 
@@ -274,6 +276,11 @@ def step_times(
         {side: lambda side=side, make=make: begun(side, make) for side, make in makers.items()}
     )
     return in_turn(sides, options.rounds, missing), first_call
+
+
+def _with_children() -> float:
+    """CPU time so far, that of compilers included, to a hundredth of a second."""
+    return sum(os.times()[:4])
 
 
 def _single_thread(device: torch.device) -> None:

@@ -72,8 +72,10 @@ def cases(options: Options) -> Iterator[Case]:
         algorithms: tuple[str, ...] = ("SGLD", "SGHMC")
         if not options.full:
             algorithms = ("SGLD",) if problem.name == "logistic regression" else ("SGHMC",)
-        numbers = (1, 16, 64) if options.full else (2,) if options.smoke else (1, 16)
+        numbers: tuple[int, ...] = (1, 16, 64) if options.full else (2,) if options.smoke else (16,)
         for algorithm in algorithms:
+            if algorithm == "SGLD" and not (options.full or options.smoke):
+                numbers = (1, 16)
             for num_chains in numbers:
                 yield measure(problem, algorithm, num_chains, options, reference)
 
