@@ -104,13 +104,13 @@ def print_table(results: Results) -> None:
 
     console = Console()
     smoke = ", tiny sizes that measure nothing" if results["smoke"] else ""
-    table = Table(title=f"{_where(results)}{smoke}", title_justify="left", *COLUMNS)
+    table = Table(*COLUMNS, title=f"{_where(results)}{smoke}", title_justify="left")
     for row in rows(results):
         table.add_row(*cells(row))
     if table.row_count:
         console.print(table)
     alone = Table("case", "of ours", "median", "unit", "quality", title="ours alone")
-    for case in (case for found in results["benchmarks"].values() for case in found["cases"]):
+    for case in _cases(results):
         own = {side: time for side, time in case.get("median", {}).items() if side.startswith(OURS)}
         if len(own) > 1 or len(own) == len(case.get("median", {})):
             for side, time in own.items():
@@ -198,19 +198,19 @@ def picture(results: Results) -> str:
 
 
 def _where(results: Results) -> str:
-    devices = {
-        case["device"] for b in results["benchmarks"].values() for case in b.get("cases", ())
-    }
-    cards = [device for device in sorted(devices) if device != "cpu"]
+    cards = sorted({case["device"] for case in _cases(results)} - {"cpu"})
     where = [*cards, results["machine"]["processor"], results["machine"]["system"]]
     return f"{', '.join(where)}, {results['date']}"
 
 
+def _cases(results: Results) -> list[dict[str, Any]]:
+    return [case for found in results["benchmarks"].values() for case in found.get("cases", ())]
+
+
 def _versions(results: Results) -> str:
     found: dict[str, str] = {}
-    for benchmark in results["benchmarks"].values():
-        for case in benchmark.get("cases", ()):
-            found |= case["versions"]
+    for case in _cases(results):
+        found |= case["versions"]
     return ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
 
 

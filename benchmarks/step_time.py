@@ -12,6 +12,7 @@ predictive loss and on the logistic regression their moments next to those of a 
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 
 from _common import OURS, Case, Chains, Options, main, step_times
 from _libraries import BlackJAXChains, EagerPyro, PosteriorsChains
@@ -33,6 +34,11 @@ from pyro_ext.inference import SGHMC, SGLD
 
 MakeChains = Callable[[Problem, str, int], Chains]
 
+IN_TABLE = (
+    ("logistic regression", "SGLD", 1),
+    ("logistic regression", "SGLD", 16),
+    ("network", "SGHMC", 16),
+)
 QUALITY_CHAINS = 16
 BLOCK = 256
 
@@ -65,18 +71,13 @@ SIDES: Mapping[str, tuple[MakeChains, int]] = {
 
 def cases(options: Options) -> Iterator[Case]:
     """Each problem and algorithm with each number of chains."""
+    chosen = IN_TABLE[:1] if options.smoke else IN_TABLE
     for problem in PROBLEMS.values():
         reference = None
         if options.full and problem.name == "logistic regression":
             reference = reference_draws(1000, 500, problem.load())
-        algorithms: tuple[str, ...] = ("SGLD", "SGHMC")
-        if not options.full:
-            algorithms = ("SGLD",) if problem.name == "logistic regression" else ("SGHMC",)
-        numbers: tuple[int, ...] = (1, 16, 64) if options.full else (2,) if options.smoke else (16,)
-        for algorithm in algorithms:
-            if algorithm == "SGLD" and not (options.full or options.smoke):
-                numbers = (1, 16)
-            for num_chains in numbers:
+        for algorithm, num_chains in product(("SGLD", "SGHMC"), (1, 16, 64)):
+            if options.full or (problem.name, algorithm, num_chains) in chosen:
                 yield measure(problem, algorithm, num_chains, options, reference)
 
 
