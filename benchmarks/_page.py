@@ -6,7 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["PAGE", "PICTURE", "Results", "Row", "page", "print_table", "rows", "write_page"]
+__all__ = [
+    "PAGE",
+    "PICTURE",
+    "Results",
+    "Row",
+    "cells",
+    "page",
+    "picture",
+    "print_table",
+    "rows",
+    "saved",
+    "write_page",
+]
 
 Results = dict[str, Any]
 """What ``table.py`` keeps: date, machine, and the cases of each benchmark."""
@@ -80,7 +92,7 @@ def rows(results: Results) -> Iterator[Row]:
             for peer, why in case.get("missing", {}).items():
                 yield Row(case["case"], peer, case["unit"], missing=why)
         if "error" in benchmark:
-            yield Row(f"{name}.py", "all that follow", "", missing=benchmark["error"])
+            yield Row(f"{name}.py", "every peer", "", missing=benchmark["error"])
 
 
 def cells(row: Row) -> list[str]:

@@ -114,4 +114,4 @@ def by_hand(pipeline: Any, batch_size: int) -> Steps:
 
 
 if __name__ == "__main__":
-    main(cases, "ms per step", rounds=9, packages=("diffusers", "transformers"))
+    main(cases, "ms per step", rounds=5, packages=("diffusers", "transformers"))

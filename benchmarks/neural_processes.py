@@ -71,4 +71,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    main(cases, "ms per step", rounds=7, packages=("gpytorch",))
+    main(cases, "ms per step", rounds=3, packages=("gpytorch",))

@@ -75,4 +75,4 @@ def measure(name: str, sides: dict[str, Callable[[], object]], rounds: int) -> C
 
 
 if __name__ == "__main__":
-    main(cases, "s", rounds=5, packages=("numpy", "numba"))
+    main(cases, "s", rounds=3, packages=("numpy", "numba"))

@@ -121,4 +121,4 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    main(cases, "s", rounds=5, packages=("scipy",))
+    main(cases, "s", rounds=3, packages=("scipy",))

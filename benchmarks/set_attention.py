@@ -82,4 +82,4 @@ def measured(sides: dict[str, Callable[[], object]], num_calls: int, options: Op
 
 
 if __name__ == "__main__":
-    main(cases, "ms", rounds=9, on_devices=True)
+    main(cases, "ms", rounds=5, on_devices=True)

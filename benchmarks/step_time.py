@@ -112,7 +112,7 @@ if __name__ == "__main__":
     main(
         cases,
         "us per chain and step",
-        rounds=5,
+        rounds=3,
         packages=("jax", "blackjax", "posteriors", "tensordict"),
         on_devices=True,
     )

@@ -85,4 +85,4 @@ def cases(options: Options) -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    main(cases, "us per draw", rounds=7, packages=("numpy", "numba"))
+    main(cases, "us per draw", rounds=3, packages=("numpy", "numba"))
