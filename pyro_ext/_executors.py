@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -24,6 +24,7 @@ ResultOf = TypeVar("ResultOf", covariant=True)
 _MAX_KNOWN = 2
 _MAX_LOSSES = 3
 _GRACE = 60.0
+_NUM_SPARE = 8
 
 _lock = threading.Lock()
 _known: OrderedDict[str, "Work[Any]"] = OrderedDict()
@@ -96,9 +97,12 @@ class _Round(Generic[Key, Result]):
         self._failed = failed
         self._done: queue.Queue[Future[bytes]] = queue.Queue()
         self._pending: dict[Future[bytes], Key] = {}
-        # By process to which the work is on its way: names of tasks that wait for it to be there.
-        self._waiting: dict[str, list[Key]] = {}
-        self._equipping: dict[Future[bytes], str] = {}
+        # Processes without the work, tasks that take it along, and those that came back for it.
+        self._lacking: set[str] = set()
+        self._equipping: set[Future[bytes]] = set()
+        self._held: list[Key] = []
+        self._processes: set[str] = set()
+        self._backlog: deque[Key] = deque()
         self._losses: Counter[Key] = Counter()
         # Dask takes tasks with equal arguments for one task, whose failure it remembers.
         self._ticket = uuid.uuid4().hex
@@ -107,10 +111,12 @@ class _Round(Generic[Key, Result]):
 
     def run(self, keys: Iterable[Key]) -> bool:
         try:
-            for key in keys:
-                self._submit(key)
+            self._backlog.extend(keys)
+            self._fill()
             while self._pending and not self._interrupted:
                 self._collect(self._done.get())
+                if not self._interrupted:
+                    self._fill()
         except KeyboardInterrupt:
             self._interrupted = True
         except BaseException:
@@ -120,8 +126,22 @@ class _Round(Generic[Key, Result]):
             self._wind_up()
         return self._interrupted
 
-    def _submit(self, key: Key, equipped: str | None = None) -> None:
-        """Submit the next task of a name, with the work where a process was found without."""
+    def _fill(self) -> None:
+        """Submit as many tasks as keep the workers at work, and some that may find new ones.
+
+        Of more, all would be with workers before the work is, and come back for it; and neither
+        the scheduler of a cluster nor its client has to hold them.
+        """
+        while self._held and len(self._equipping) < len(self._lacking):
+            self._submit(self._held.pop(), with_work=True)
+        if not (self._lacking and self._backlog):
+            self._backlog.extendleft(self._held)
+            self._held.clear()
+        while self._backlog and len(self._pending) < 2 * len(self._processes) + _NUM_SPARE:
+            self._submit(self._backlog.popleft())
+
+    def _submit(self, key: Key, with_work: bool = False) -> None:
+        """Submit the next task of a name."""
         arguments = self._arguments_of(key)
         if arguments is None:
             return
@@ -130,19 +150,21 @@ class _Round(Generic[Key, Result]):
             future = self._executor.submit(
                 _run_elsewhere,
                 self._digest,
-                None if equipped is None else self._work,
+                self._work if with_work else None,
                 cloudpickle.dumps((arguments, torch.get_default_dtype())),
                 f"{self._ticket} {self._num_submitted}",
             )
         except (BrokenExecutor, RuntimeError) as error:  # the latter where it was shut down
             raise ExecutorError(self._failed) from error
         self._pending[future] = key
-        if equipped is not None:
-            self._equipping[future] = equipped
+        if with_work:
+            self._equipping.add(future)
         future.add_done_callback(self._done.put)
 
     def _collect(self, future: Future[bytes]) -> None:
         key = self._pending.pop(future)
+        took_work = future in self._equipping
+        self._equipping.discard(future)
         reply, error = _outcome(future)
         if reply is None:
             if not isinstance(error, Exception):
@@ -151,24 +173,21 @@ class _Round(Generic[Key, Result]):
             self._losses[key] += 1
             if isinstance(error, BrokenExecutor) or self._losses[key] > _MAX_LOSSES:
                 raise ExecutorError(self._failed) from error
-        elif not reply.known:
-            # As a worker takes the next task at once, all of them would come back for the work.
-            if reply.process in self._waiting:
-                self._waiting[reply.process].append(key)
-            else:
-                self._waiting[reply.process] = []
-                self._submit(key, reply.process)
+            self._backlog.appendleft(key)
             return
-        elif reply.error is not None:
+        self._processes.add(reply.process)
+        if not reply.known:
+            self._lacking.add(reply.process)
+            self._held.append(key)
+            return
+        if reply.process in self._lacking:
+            self._lacking.remove(reply.process)
+        elif took_work and self._lacking:
+            self._lacking.pop()  # it may be gone, and will come back for the work if it is not
+        if reply.error is not None:
             raise reply.error
-        else:
-            self._interrupted |= bool(self._take(key, reply.result))
-        if self._interrupted:
-            return
-        self._submit(key)
-        for process in {self._equipping.pop(future, None), reply.process if reply else None}:
-            for waiting in self._waiting.pop(process, ()) if process is not None else ():
-                self._submit(waiting)
+        self._interrupted |= bool(self._take(key, reply.result))
+        self._backlog.append(key)
 
     def _wind_up(self) -> None:
         """Take what the tasks on their way give; a second Ctrl-C does not wait for them."""
