@@ -27,6 +27,7 @@ source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-n
 exclude_patterns = ["_build", "runs", "gallery/notebooks", "gallery/scripts"]
 
 html_theme = "furo"
+pygments_dark_style = "a11y-dark"
 html_title = f"pyro_ext {release}"
 html_show_copyright = False
 html_math_renderer = "mathml"

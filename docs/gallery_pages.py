@@ -319,13 +319,14 @@ def _what_was_measured(page: SavedPage) -> str:
 
 def _claims_table(content: dict[str, Any]) -> str:
     """What a page claims and what was measured, claim by claim."""
-    lines = ["| claim | bound | by seed | result |", "|---|---|---|---|"]
+    lines = ["| | claim | bound | by seed |", "|---|---|---|---|"]
     for claim in content["claims"]:
-        words = f"{_plain(claim['statement'])} [{_plain(claim['source'])}]{{.source}}"
         result = "[holds]{.holds}" if claim["holds"] else "[fails]{.fails}"
+        words = _plain(claim["statement"])
         if claim["reason"] and not claim["holds"]:
-            result += f": {_plain(claim['reason'])}"
-        cells = (words, _plain(claim["inequality"]), claim["by_seed"], result)
+            words += f" [Fails: {_plain(claim['reason'])}.]{{.reason}}"
+        words += f" [{_plain(claim['source'])}]{{.source}}"
+        cells = (result, words, _plain(claim["inequality"]), claim["by_seed"])
         lines.append(f"| {' | '.join(cells)} |")
     return ":::{container} claims\n" + "\n".join(lines) + "\n:::"
 
@@ -413,7 +414,7 @@ def _scoreboard_page(papers: Sequence[SavedPage]) -> str:
     lines = ["# Scoreboard", "", _plain(summary(content)), ""]
     rows = [(page, found) for page, found in zip(run, content["pages"], strict=True)]
     if rows:
-        lines += ["| page | result | CPU s | run | |", "|---|---|---|---|---|"]
+        lines += ["| page | result | CPU s | run | notes |", "|---|---|---|---|---|"]
     for page, found in rows:
         marks = [
             "reconstruction" if found["reconstruction"] else "",

@@ -1,11 +1,7 @@
 """The site: its code runs and prints what it says, it names all that is public, and it builds."""
 
-import ast
 import importlib
 import re
-import shutil
-import subprocess
-import sys
 import types
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
@@ -157,77 +153,3 @@ def test_every_public_name_is_documented(subtests):
                 if f"{package}.{name}" not in names and id(getattr(module, name)) not in objects
             ]
             assert not missing
-
-
-@pytest.fixture
-def gallery_source(monkeypatch):
-    pytest.importorskip("pypandoc", reason="needs the extra 'docs'")
-    monkeypatch.syspath_prepend(str(DOCS))
-    return importlib.import_module("gallery_source")
-
-
-def tutorials():
-    return sorted(
-        path
-        for path in (ROOT / "tutorials").rglob("[!_]*.py")
-        if path.stem != "demo" and "__pycache__" not in path.parts
-    )
-
-
-@pytest.mark.slow
-def test_gallery_keeps_the_code_of_a_tutorial(subtests, gallery_source):
-    for path in tutorials():
-        with subtests.test(path.stem):
-            source = path.read_text("utf-8")
-            converted = gallery_source.to_gallery(source, "A note.")
-            old, new = ast.parse(source), ast.parse(converted)
-            assert ast.dump(ast.Module(old.body[1:], [])) == ast.dump(ast.Module(new.body[1:], []))
-            docstring = ast.get_docstring(new)
-            assert docstring.splitlines()[1] == "=" * len(docstring.splitlines()[0])
-            assert ast.get_docstring(old).splitlines()[0] in docstring and "A note." in docstring
-            assert "[markdown]" not in converted and "END-OF-CELL" not in converted
-
-
-def test_gallery_turns_markdown_into_rest(gallery_source):
-    source = (
-        '"""What it is."""\n\n# %% [markdown]\n# # Title\n#\n# See `a` and $b_c$.\n\n# %%\nx = 1\n'
-    )
-    assert gallery_source.to_gallery(source) == (
-        'r"""\nTitle\n=====\n\nWhat it is.\n"""\n\n'
-        "# %%\n# See ``a`` and :math:`b_c`.\n\n# %%\nx = 1\n"
-    )
-
-
-def test_gallery_refuses_a_page_without_title(gallery_source):
-    with pytest.raises(ValueError, match="a tutorial begins with"):
-        gallery_source.to_gallery('"""What it is."""\n\n# %%\nx = 1\n')
-
-
-def test_warnings_on_a_page_name_no_file(gallery_source):
-    text = gallery_source.format_warning(
-        UserWarning("the estimate is shaky"), UserWarning, "folder/page.py", 3, None
-    )
-    assert text == "UserWarning: the estimate is shaky\n"
-
-
-@pytest.mark.slow
-def test_site_builds_without_warnings(tmp_path):
-    """Without running the tutorials, which have tests of their own."""
-    pytest.importorskip("sphinx_gallery", reason="needs the extra 'docs'")
-    ignored = shutil.ignore_patterns("_build", "gallery")
-    shutil.copytree(DOCS, tmp_path / "docs", ignore=ignored)
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-D", "plot_gallery=0"]
-    result = subprocess.run(
-        [*command, str(tmp_path / "docs"), str(tmp_path / "html")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    pages = {path.stem for path in (tmp_path / "html" / "gallery").rglob("*.html")}
-    assert {path.stem for path in tutorials()} <= pages
-    for page in PAGES:
-        assert (tmp_path / "html" / name_of(page)).with_suffix(".html").exists()

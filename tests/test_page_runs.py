@@ -5,7 +5,15 @@ import os
 import pytest
 
 from pyro_ext import _pages
-from pyro_ext._pages import Outcome, Script, find_pages, last_outcome, run_page, run_pages
+from pyro_ext._pages import (
+    Outcome,
+    Script,
+    find_pages,
+    kept_outcome,
+    last_outcome,
+    run_page,
+    run_pages,
+)
 from pyro_ext.reproduction import Claim, Report
 from tests import durations, pages
 from tests.pages import part_of_commit
@@ -37,8 +45,11 @@ def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     kept = last_outcome(page, reports)
     assert kept == outcome and list(kept.report.claims[0].values) == [0, 1, 2]
+    assert kept.is_whole and kept.is_current and not kept.smoke and "CPUs" in kept.machine
     page = write(tmp_path, "'A page.'\nprint('It begins.')\n1 / 0\n")
     assert last_outcome(page, reports) is None
+    old = kept_outcome(page, reports)
+    assert old.verdict == outcome.verdict and old.is_whole and not old.is_current
     (reports / "a-page" / "old.png").touch()
     (reports / "a-page" / "notes.txt").touch()
     run_page(page, reports, range(3))

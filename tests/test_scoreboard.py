@@ -27,9 +27,12 @@ def outcomes(tmp_path):
                 paper=f"A. Author (2020), {slug}",
                 figures={"a-figure": Path("elsewhere/a-figure.png")},
                 smoke=slug == "short",
+                versions={"torch": "2.13" if slug == "short" else "2.14"},
                 reconstruction="its algorithm was not at hand." if slug == "counts" else "",
             )
-        found.append(Outcome(Script(tmp_path / f"{slug}.py", "T", ()), 1, 2.0, report, 61.4))
+        script = Script(tmp_path / f"{slug}.py", "T", ())
+        machine = "" if slug == "short" else "Linux x86_64, 2 CPUs"
+        found.append(Outcome(script, 1, 2.0, report, 61.4, machine))
     return found
 
 
@@ -45,12 +48,15 @@ def test_content(outcomes):
     assert [claim["holds"] for claim in counts["claims"]] == [True, False]
     assert short["smoke"] and crashes["claims"] == [] and not crashes["passed"]
     assert crashes["verdict"] == "stopped with status 1"
+    assert content["machine"] == counts["machine"] == "Linux x86_64, 2 CPUs"
+    assert content["versions"] == {"torch": "2.13 and 2.14"}
     json.dumps(content, allow_nan=False)
 
 
 def test_markdown(outcomes):
     text = to_markdown(scoreboard(outcomes))
     assert "1 of 2 claims of 3 pages hold" in text
+    assert "; Linux x86_64, 2 CPUs; torch 2.13 and 2.14." in text
     assert "| [counts](#counts) | 1 of 2 claims hold | 61 | reconstruction |" in text
     assert "| One <is> one \\| or less. (table 1) | every seed <= 1 | 1, 0.5, 1 | holds |" in text
     assert "**fails**: it is not & was |" in text and "short run" in text

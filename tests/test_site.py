@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from PIL import Image
@@ -196,11 +197,37 @@ def test_saved_runs_are_in_full_and_small(subtests):
                 assert str(Path.home()) not in path.read_text("utf-8")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The site, built once, without warnings."""
+@pytest.mark.slow
+def test_site_builds_and_works_in_chromium(tmp_path, subtests, request):
+    """Built once, without warnings: links, pictures, widths, search, colors, and the gallery."""
     pytest.importorskip("myst_nb", reason="needs the extra 'docs'")
-    folder = tmp_path_factory.mktemp("site")
+    html = build(tmp_path)
+    for page in PAGES:
+        assert (html / name_of(page)).with_suffix(".html").exists()
+    for page in page_runs.pages():
+        place = "papers/" if page.path.parent == page_runs.PAPERS else ""
+        assert (html / "gallery" / f"{place}{page.path.stem}.html").exists()
+    with subtests.test("links and pictures"):
+        check_links_and_pictures(html)
+    browser = request.getfixturevalue("browser")  # skips what is left where there is none
+    with served(html) as address:
+        for path in sorted(html.rglob("*.html")):
+            name = path.relative_to(html).as_posix()
+            if not name.startswith("_modules"):
+                with subtests.test(name):
+                    check_widths_and_console(browser, f"{address}/{name}")
+        with subtests.test("gallery"):
+            check_gallery(browser, f"{address}/gallery/index.html")
+        with subtests.test("dark and light"):
+            check_colors(browser, f"{address}/gallery/scoreboard.html")
+        with subtests.test("search"):
+            for start in (address, html.as_uri()):
+                check_search(browser, f"{start}/search.html?q=AutoPseudocoreset")
+    browser.get_log("browser")
+
+
+def build(folder):
+    """The site of the present sources."""
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("_build", "gallery"))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, folder)
@@ -232,29 +259,22 @@ class Document(HTMLParser):
             self.pictures.append((values.get("src"), values.get("alt")))
 
 
-@pytest.mark.slow
-def test_site_builds_with_all_pages_links_and_pictures(site, subtests):
-    """No link within it is broken, and each picture has a text instead."""
-    for page in PAGES:
-        assert (site / name_of(page)).with_suffix(".html").exists()
-    for page in page_runs.pages():
-        place = "papers/" if page.path.parent == page_runs.PAPERS else ""
-        assert (site / "gallery" / f"{place}{page.path.stem}.html").exists()
-    documents = {path: Document(path) for path in site.rglob("*.html")}
+def check_links_and_pictures(html):
+    """No link within the site is broken, and each picture has a text in its place."""
+    documents = {path: Document(path) for path in html.rglob("*.html")}
     assert len(documents) > 100
+    broken = []
     for path, document in documents.items():
-        with subtests.test(path.relative_to(site).as_posix()):
-            for link in document.links:
-                parts = urlsplit(link)
-                if parts.scheme or parts.netloc:
-                    continue
-                address, fragment = urldefrag(link)
-                target = (path.parent / unquote(address.partition("?")[0])).resolve()
-                target = path if not address else target
-                assert target.is_file(), link
-                if fragment and target in documents and "_modules" not in path.parts:
-                    assert unquote(fragment) in documents[target].names, link
-            assert all(alternative for _, alternative in document.pictures), document.pictures
+        for link in document.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            names = documents[target].names if target in documents else {parts.fragment}
+            if not target.is_file() or (parts.fragment and unquote(parts.fragment) not in names):
+                broken.append((path.relative_to(html).as_posix(), link))
+        broken += [(path.name, source) for source, text in document.pictures if not text]
+    assert not broken
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -262,23 +282,14 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def address(site):
-    """Where the site is served, on this machine only."""
-    handler = partial(QuietHandler, directory=str(site))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def resize(browser, size):
-    width, height = size
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
-    )
+@contextmanager
+def served(html):
+    """The address of the site on this machine."""
+    handler = partial(QuietHandler, directory=str(html))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -288,59 +299,43 @@ BROKEN = (
 )
 
 
-@pytest.mark.slow
-def test_site_builds_for_phones_and_desktops(site, address, browser, subtests):
-    """No page scrolls sideways, no picture is broken, and the console stays empty."""
-    browser.get_log("browser")
-    paths = [path for path in sorted(site.rglob("*.html")) if "_modules" not in path.parts]
-    for path in paths:
-        name = path.relative_to(site).as_posix()
-        with subtests.test(name):
-            browser.get(f"{address}/{name}")
-            for size in (PHONE, DESKTOP):
-                resize(browser, size)
-                assert browser.execute_script(WIDER) <= 0, size
-            assert browser.execute_script(BROKEN) == []
-            assert [entry["message"] for entry in browser.get_log("browser")] == []
+def check_widths_and_console(browser, address):
+    """The page does not scroll sideways, no picture is broken, and the console stays empty."""
+    browser.get(address)
+    for width, height in (PHONE, DESKTOP):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        assert browser.execute_script(WIDER) <= 0, width
+    assert browser.execute_script(BROKEN) == []
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
-def results_of(browser, word):
-    """Titles of what the search finds."""
-    find = "return [...document.querySelectorAll('#search-results li a')].map((a) => a.textContent)"
-    browser.get(word)
-    WebDriverWait(browser, 30, 0.1).until(lambda _: browser.execute_script(find))
-    return browser.execute_script(find)
-
-
-@pytest.mark.slow
-def test_site_builds_with_a_search_that_needs_no_network(site, address, browser):
-    for start in (address, site.as_uri()):
-        found = results_of(browser, f"{start}/search.html?q=AutoPseudocoreset")
-        assert any("pseudocoreset" in title.lower() for title in found)
-    browser.get_log("browser")
-
-
-@pytest.mark.slow
-def test_site_builds_dark_and_light(address, browser):
-    browser.get(f"{address}/gallery/scoreboard.html")
-    background = "return getComputedStyle(document.body).backgroundColor"
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": "light"}]},
-    )
-    seen = {browser.execute_script(background)}
-    for _ in range(3):  # by itself, then the two that one can choose
-        browser.execute_script("document.querySelector('.theme-toggle').click()")
-        seen.add(browser.execute_script(background))
-    assert len(seen) == 2
-    assert {sum(map(int, re.findall(r"\d+", color)[:3])) < 200 for color in seen} == {True, False}
-
-
-@pytest.mark.slow
-def test_site_builds_a_gallery_that_is_filtered(address, browser):
-    browser.get(f"{address}/gallery/index.html")
+def check_gallery(browser, address):
+    """There is a card for each page, and what one writes leaves those that contain it."""
+    browser.get(address)
     cards = browser.find_elements(By.CSS_SELECTOR, ".gallery-cards .sd-card")
     assert len(cards) == len(page_runs.pages())
     browser.find_element(By.CSS_SELECTOR, ".gallery-filter").send_keys("tree clustering")
     shown = [card.text for card in cards if card.is_displayed()]
     assert 0 < len(shown) < 5 and any("Relaxed Bayesian" in text for text in shown)
+
+
+def check_colors(browser, address):
+    """The button changes between dark and light."""
+    light = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", light)
+    browser.get(address)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    seen = {browser.execute_script(background)}
+    for _ in range(3):  # by itself, then the two that one can choose
+        browser.execute_script("document.querySelector('.theme-toggle').click()")
+        seen.add(browser.execute_script(background))
+    assert {sum(map(int, re.findall(r"\d+", color)[:3])) < 200 for color in seen} == {True, False}
+
+
+def check_search(browser, address):
+    """It finds a known name, also without a server."""
+    find = "return [...document.querySelectorAll('#search-results li a')].map((a) => a.textContent)"
+    browser.get(address)
+    WebDriverWait(browser, 30, 0.1).until(lambda _: browser.execute_script(find))
+    assert any("pseudocoreset" in title.lower() for title in browser.execute_script(find))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ext._executors import describe_error
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.inference._running.segments import (
     ROWS_PER_CALL,
@@ -18,7 +19,6 @@ from pyro_ext.inference._running.segments import (
     Plan,
     Report,
     Segment,
-    describe_error,
     recorded,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
