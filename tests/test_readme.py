@@ -520,4 +520,4 @@ def test_citation_is_of_this_package():
     fields = dict(re.findall(r"^([\w-]+): (.+)$", text, re.MULTILINE))
     assert fields["version"] == __version__ and fields["license"] == project["license"]
     assert re.findall(r"^  - name: (.+)$", text, re.MULTILINE) == [project["authors"][0]["name"]]
-    assert set(re.findall(r"^  - ([^:]+)$", text, re.MULTILINE)) == set(project["keywords"])
+    assert set(re.findall(r"^  - ([^:\n]+)$", text, re.MULTILINE)) == set(project["keywords"])
