@@ -13,7 +13,19 @@ import torch
 from _common import Array
 from _problems import BATCH_SIZE, FRICTION, Problem, start
 
-__all__ = ["BlackJAXChains", "EagerPyro", "PosteriorsChains"]
+__all__ = ["BlackJAXChains", "EagerPyro", "PosteriorsChains", "jax_on"]
+
+
+def jax_on(device: torch.device) -> Any:
+    """The module of JAX, which goes to the processor where it has nothing else.
+
+    :raises RuntimeError: where that is not the device that is asked for.
+    """
+    import jax
+
+    if device.type != "cpu" and jax.default_backend() == "cpu":
+        raise RuntimeError(f"JAX is installed without {device.type}")
+    return jax
 
 
 class BlackJAXChains:
@@ -27,8 +39,8 @@ class BlackJAXChains:
 
     def __init__(self, problem: Problem, algorithm: str, num_chains: int) -> None:
         import blackjax
-        import jax
 
+        jax = jax_on(problem.device)
         inputs, labels = (jax.numpy.asarray(part.numpy(force=True)) for part in problem.arguments)
         log_likelihood = (
             _logistic_log_likelihood(jax)

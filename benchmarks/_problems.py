@@ -202,12 +202,14 @@ def draws_of(chains: Chains, warmup_blocks: int, num_blocks: int, block: int) ->
     return {name: np.concatenate([params[name] for params in kept]) for name in kept[0]}
 
 
-def reference_draws(num_samples: int, warmup_steps: int, data: Dataset) -> dict[str, Array]:
+def reference_draws(
+    num_samples: int, warmup_steps: int, arguments: tuple[Tensor, Tensor]
+) -> dict[str, Array]:
     """Draws of four chains of NUTS from the logistic regression on all of the data."""
     kernel = NUTS(whole_logistic_regression, backend="compile")
     mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains=4, seed=0, progress=False)
-    mcmc.run(data.train_inputs, data.train_targets)
-    return {name: value.numpy() for name, value in mcmc.get_samples().items()}
+    mcmc.run(*arguments)
+    return {name: value.numpy(force=True) for name, value in mcmc.get_samples().items()}
 
 
 def predictive_nll(problem: Problem, draws: Draws) -> float:

@@ -139,7 +139,7 @@ def cases(options: Options) -> Iterator[Case]:
     """Each of our kernels."""
     sizes = SMOKE if options.smoke else Sizes()
     number = sizes.reference_samples
-    long_run = reference_draws(number, number // 2, PROBLEM.load())
+    long_run = reference_draws(number, number // 2, PROBLEM.arguments)
     reference = {"logit": logits(long_run, PROBLEM.load().test_inputs.numpy())}
     ours = {
         name: Runs(

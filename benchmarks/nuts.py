@@ -19,6 +19,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _common import OURS, Array, Case, Options, available, in_turn, main
+from _libraries import jax_on
 from _problems import network, whole_logistic_regression
 from torch import Tensor
 
@@ -186,10 +187,10 @@ def pyros(problem: Problem, options: Options) -> Side:
 
 def numpyros(name: str, problem: Problem, num_chains: int, options: Options) -> Side:
     """NumPyro's NUTS, chains together."""
-    import jax.numpy as jnp
     from jax import random
     from numpyro import infer
 
+    jnp = jax_on(options.device).numpy
     kernel = infer.NUTS(numpyro_models()[name], max_tree_depth=problem.max_tree_depth)
     number = problem.num_samples
     mcmc = infer.MCMC(

@@ -75,7 +75,7 @@ def cases(options: Options) -> Iterator[Case]:
     for problem in PROBLEMS.values():
         reference = None
         if options.full and problem.name == "logistic regression":
-            reference = reference_draws(1000, 500, problem.load())
+            reference = reference_draws(1000, 500, problem.on(options.device).arguments)
         for algorithm, num_chains in product(("SGLD", "SGHMC"), (1, 16, 64)):
             if options.full or (problem.name, algorithm, num_chains) in chosen:
                 yield measure(problem, algorithm, num_chains, options, reference)

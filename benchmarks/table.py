@@ -122,7 +122,10 @@ def main() -> None:
     results: Results = {"benchmarks": {}}
     if options.resume and out.exists():
         results = json.loads(out.read_text())
-    results |= {"date": f"{date.today()}", "smoke": options.smoke, "machine": machine()}
+    run_as = {"smoke": options.smoke, "machine": machine()}
+    if any(results.get(key, value) != value for key, value in run_as.items()):
+        parser.error(f"--resume needs the sizes and the machine that {out} is of")
+    results |= {"date": f"{date.today()}", **run_as}
 
     def save() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -134,11 +134,15 @@ class _Round(Generic[Key, Result]):
         """
         while self._held and len(self._equipping) < len(self._lacking):
             self._submit(self._held.pop(), with_work=True)
-        if not (self._lacking and self._backlog):
-            self._backlog.extendleft(self._held)
-            self._held.clear()
-        while self._backlog and len(self._pending) < 2 * len(self._processes) + _NUM_SPARE:
+        if not self._lacking:
+            self._release()
+        most = 2 * len(self._processes) + _NUM_SPARE
+        while self._backlog and len(self._pending) + len(self._held) < most:
             self._submit(self._backlog.popleft())
+
+    def _release(self) -> None:
+        self._backlog.extendleft(self._held)
+        self._held.clear()
 
     def _submit(self, key: Key, with_work: bool = False) -> None:
         """Submit the next task of a name."""
@@ -187,6 +191,7 @@ class _Round(Generic[Key, Result]):
         if reply.error is not None:
             raise reply.error
         self._interrupted |= bool(self._take(key, reply.result))
+        self._release()
         self._backlog.append(key)
 
     def _wind_up(self) -> None:

@@ -55,6 +55,8 @@ def test_table_of_a_tiny_run(tmp_path):
     done = run(FOLDER / "table.py", *command, "--timeout", "0.1")
     assert done.returncode != 0 and "--resume" in done.stderr
     results = json.loads(out.read_text())
+    done = run(FOLDER / "table.py", "graphs", "--resume", "--out", str(out))
+    assert done.returncode != 0 and "--resume needs the sizes" in done.stderr
     assert results["smoke"] and results["benchmarks"]["rbhc"] == kept["rbhc"]
     assert results["benchmarks"]["graphs"]["error"] == "it took longer than 0.1 s"
     done = run(FOLDER / "table.py", *command)

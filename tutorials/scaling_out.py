@@ -259,10 +259,10 @@ NUM_CHAINS, GROUP_SIZE = page.length((1000, 25), smoke=(48, 4))
 
 def sample_many(chain_method: ChainMethod = "vectorized", checkpoint: Path | None = None) -> MCMC:
     """A thousand short chains in groups, with four draws each."""
-    short = {"num_samples": 4, "warmup_steps": page.length(200, smoke=10), "thinning": 20}
-    short |= {"num_chains": NUM_CHAINS, "group_size": GROUP_SIZE, "checkpoint": checkpoint}
+    short = {"warmup_steps": page.length(200, smoke=10), "thinning": 20}
+    short |= {"num_chains": NUM_CHAINS, "group_size": GROUP_SIZE}
     own = long_run["settings"](4) | short
-    return MCMC(**own, chain_method=chain_method).run(inputs, labels)
+    return MCMC(**own, chain_method=chain_method, checkpoint=checkpoint).run(inputs, labels)
 
 
 inputs, labels = long_run["inputs"], long_run["labels"]
@@ -289,7 +289,7 @@ def logistic(x: Tensor) -> None:
 
 def laplace(model: Callable[..., Any], x: Tensor) -> dict[str, Tensor]:
     """Draws from the Laplace approximation, at a mode found by Newton's method."""
-    y = pyro.poutine.trace(model).get_trace(x).nodes["benign"]["value"]
+    y = torch.as_tensor(pyro.poutine.trace(model).get_trace(x).nodes["benign"]["value"])
     slope = torch.zeros(3)
     for _ in range(15):
         probability = torch.sigmoid(x @ slope)
@@ -308,9 +308,10 @@ def line(x: Tensor, y: Tensor) -> None:
 
 def calibrate(executor: Executor | None = None) -> SBCResult:
     """Ranks in a thousand simulated data sets."""
-    few, number = inputs[:40, :3], page.length(1000, smoke=20)
-    options = {"num_draws": 99, "executor": executor, "seed": 0, "progress": False}
-    return sbc(logistic, laplace, number, few, **options)
+    number, few = page.length(1000, smoke=20), inputs[:40, :3]
+    return sbc(
+        logistic, laplace, number, few, num_draws=99, executor=executor, seed=0, progress=False
+    )
 
 
 def bootstrap(executor: Executor | None = None) -> PosteriorBootstrap:
@@ -369,7 +370,7 @@ for task in chains.tasks:
 axes.axvline(chains.killed_at - first, color=RED, linestyle="--", linewidth=1, label="killed")
 axes.set(xlabel="seconds", yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6))
 axes.set_yticklabels([f"worker {number + 1}" for number in range(len(names))])
-axes.legend(frameon=False, loc="lower right")
+axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
 page.figure("tasks", figure, despine=True)
 
 # %% [markdown]

@@ -108,7 +108,7 @@ class VectorizedRunner:
                 )
                 return Segment(replace(state, chains=statuses), None, False, {}, error)
         chains: Chains = state.sampler
-        alive = torch.tensor([status.stopped_at is None for status in state.chains])
+        alive = torch.tensor([status.stopped_at is None for status in state.chains], device="cpu")
         deadline = time.monotonic() + seconds
         reach = 1
         bytes_per_draw = sum(leaf.nbytes for leaf in chains.state)

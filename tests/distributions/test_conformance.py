@@ -208,7 +208,13 @@ def test_distribution(row):
     checks.check_distribution(row.make, row.tensors(), **row.options)
 
 
-@pytest.mark.parametrize("row", [*UNIVARIATE, *MULTIVARIATE], ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=str(row), marks=pytest.mark.slow if row.slow else ())
+        for row in [*UNIVARIATE, *MULTIVARIATE]
+    ],
+)
 def test_on_a_device(row, device):
     """Draws, densities, their gradients and moments stay there, and are those of the processor."""
 
