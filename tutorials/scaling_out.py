@@ -422,9 +422,8 @@ right.legend(frameon=False)
 page.figure("workers", figure, despine=True)
 
 # %% [markdown]
-# Memory is what processes have to themselves, and their part of the pages that they share. Almost
-# all of a worker's is Python and PyTorch, and what it runs hardly shows. The overhead of a task
-# that does nothing, of a worker's start, and of a chain, in CPU seconds and bytes:
+# Memory is what processes have to themselves, and their part of what they share; most of it is
+# Python and PyTorch. What an empty task, a worker's start and a chain take, in CPU time and bytes:
 
 # %%
 per_task = {part: seconds / num_empty for part, seconds in empty.cpu_seconds.items()}
@@ -507,11 +506,9 @@ print(f"scheduler and client, whichever is slower, take {most_tasks:.0f} tasks i
 #   group (`group_size`) and more draws in a batch (`batch_size`).
 # - **The start.** Model and data go from the client to every worker, through the scheduler: nothing
 #   here, and too much for a gigabyte. *What to do:* let the model read from a disk that all share.
-# - **Memory of the client.** Without a checkpoint all draws end there. *What to do:* a `checkpoint`;
-#   fewer draws of each chain (`thinning`, `save_params`), since many chains need few each; or
-#   `StreamingMCMC`, below, whose moments do not grow with the run.
-# - **Files.** A segment with draws leaves one, which in days makes millions. *What to do:* more
-#   `thinning`, so that most segments have none, or moments again.
+# - **Memory of the client, and files.** Without a checkpoint all draws end there; with it a segment
+#   with draws leaves a file, which in days makes millions. *What to do:* fewer draws of each chain
+#   (`thinning`, `save_params`), or `StreamingMCMC`, below, whose moments do not grow with the run.
 # - **One client.** When it dies the run stops, and goes on from its checkpoint. *What to do:* ten
 #   drivers with a hundred machines, a folder and a seed each, whose draws are put together at the
 #   end. Workers that wrote their draws themselves would spare the client too, and need a disk that
@@ -597,10 +594,7 @@ scratch.cleanup()
 #
 # - Name a `checkpoint`, always. To resume, start the same program again.
 # - `chain_method` of `MCMC`, and `executor` of `sbc` and `PosteriorBootstrap`, take any executor of
-#   `concurrent.futures`; `group_size` says how many chains travel together, `batch_size` how many
-#   draws. An executor changes no draw.
-# - A worker that dies costs what it had under way. Scheduler and client are what a thousand
-#   machines would fill: make tasks long.
+#   `concurrent.futures`, which changes no draw; `group_size` chains travel together.
+# - A worker that dies costs what it had under way. A thousand machines want long tasks.
 # - `to_arviz(folder)` shows a run that is still going on.
-# - `initial_params=folder` starts another run where one ended; `num_samples` larger than before
-#   makes the same one longer.
+# - `initial_params=folder` starts another run where one ended; a larger `num_samples` goes on.
