@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import psutil
 from distributed import Client, Scheduler, SchedulerPlugin
+from matplotlib.axes import Axes
 
 Popen = subprocess.Popen[bytes]
 
@@ -55,15 +56,23 @@ class Counted(Executor):
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self.num_sent = self.num_returned = self.bytes_sent = self.bytes_returned = 0
-        self.largest = 0  # bytes of the largest argument: model and data
+        self.num_sent = self.num_returned = self.bytes_returned = 0
+        self.sizes: list[int] = []  # bytes of each argument
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of all arguments together."""
+        return sum(self.sizes)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest argument: model and data, which go to each worker."""
+        return max(self.sizes)
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Send a task."""
-        sizes = [len(part) for part in args if isinstance(part, bytes)]
         self.num_sent += 1
-        self.bytes_sent += sum(sizes)
-        self.largest = max(self.largest, *sizes)
+        self.sizes += [len(part) for part in args if isinstance(part, bytes)]
         future = self._executor.submit(function, *args, **kwargs)
         future.add_done_callback(self._count)
         return future
@@ -165,19 +174,26 @@ class Cluster:
     def disturbed(self, run: Callable[[Executor], Any], num_returned: int) -> Disturbed:
         """Run something; a worker is killed and another started once so many tasks are back."""
         executor, before = self.executor(), self.recorded()
-        times = []
+        times: list[float] = []
+        has_ended = Event()
 
         def disturb() -> None:
             while executor.num_returned < num_returned:
-                time.sleep(0.02)
+                if has_ended.wait(0.02):
+                    return
             times.append(time.time())
             self.kill()
             self.add(1, wait=False)
 
         thread = Thread(target=disturb, daemon=True)
         thread.start()
-        result = run(executor)
-        thread.join()
+        try:
+            result = run(executor)
+        finally:
+            has_ended.set()
+            thread.join()
+        if not times:
+            raise RuntimeError(f"it ended after {executor.num_returned} tasks, before the kill")
         after = self.recorded()
         tasks, num_lost = after.tasks[len(before.tasks) :], len(after.lost) - len(before.lost)
         self.client.wait_for_workers(len(self.workers), timeout=300)
@@ -231,7 +247,7 @@ class Cluster:
 
 def _watch(processes: dict[int, str], peaks: dict[str, float], has_ended: Event) -> None:
     """Take note of the most memory that each part of the cluster has, in megabytes."""
-    while not has_ended.wait(0.5):
+    while not has_ended.wait(1.0):
         now: Counter[str] = Counter()
         for pid, part in processes.items():
             info = psutil.Process(pid).memory_full_info()
@@ -239,3 +255,30 @@ def _watch(processes: dict[int, str], peaks: dict[str, float], has_ended: Event)
             now[part] += getattr(info, "pss", info.rss) / 1e6
         for part, value in now.items():
             peaks[part] = max(peaks[part], value)
+
+
+def plot_tasks(axes: Axes, found: Disturbed) -> None:
+    """Draw which worker computed when, and when one was killed."""
+    first = min(task.start for task in found.tasks)
+    workers = list(dict.fromkeys(task.worker for task in found.tasks))
+    for task in found.tasks:
+        span = (task.start - first, task.stop - task.start)
+        place = (workers.index(task.worker) - 0.35, 0.7)
+        axes.broken_barh([span], place, color="#2a6f97", edgecolor="white")
+    axes.axvline(found.killed_at - first, color="#d1495b", ls="--", lw=1, label="killed")
+    axes.set(xlabel="seconds", ylim=(len(workers) - 0.4, -0.6))
+    axes.set_yticks(range(len(workers)), [f"worker {n + 1}" for n in range(len(workers))])
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+
+
+def plot_memory(axes: Axes, usages: dict[int, Usage]) -> None:
+    """Draw the memory of the parts of the cluster, by the number of workers."""
+    bottom = [0.0] * len(usages)
+    colors = {"this process": "#444444", "scheduler": "#e09f3e", "workers": "#2a6f97"}
+    for part, color in colors.items():
+        heights = [usage.megabytes[part] for usage in usages.values()]
+        axes.bar(range(len(usages)), heights, bottom=bottom, color=color, label=part, width=0.6)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.set(xlabel="workers", ylabel="MB of memory")
+    axes.set_xticks(range(len(usages)), [str(number) for number in usages])
+    axes.legend(frameon=False)

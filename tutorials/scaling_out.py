@@ -41,7 +41,7 @@ from pyro_ext.diagnostics import SBCResult, metrics, sbc, to_arviz
 from pyro_ext.inference import MCMC, SGHMC, PosteriorBootstrap, StreamingMCMC
 from pyro_ext.inference.mcmc import ChainMethod
 from pyro_ext.reproduction import Page
-from pyro_ext.tutorials._processes import Cluster, Usage
+from pyro_ext.tutorials._processes import Cluster, Usage, plot_memory, plot_tasks
 
 page = Page("scaling-out")
 BLUE, RED, YELLOW, INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
@@ -327,7 +327,7 @@ on_cluster = folder / "on_cluster"
 with Cluster(folder) as cluster:
     cluster.add(2)
     chains, simulations, draws = (
-        cluster.disturbed(run, num_returned=page.length(20, smoke=6))
+        cluster.disturbed(run, num_returned=page.length(20, smoke=10))
         for run in (partial(sample_many, checkpoint=on_cluster), calibrate, bootstrap)
     )
 
@@ -362,15 +362,7 @@ calibration.summary()
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-first = min(task.start for task in chains.tasks)
-names = list(dict.fromkeys(task.worker for task in chains.tasks))
-for task in chains.tasks:
-    span = (task.start - first, task.stop - task.start)
-    axes.broken_barh([span], (names.index(task.worker) - 0.35, 0.7), color=BLUE, edgecolor="white")
-axes.axvline(chains.killed_at - first, color=RED, linestyle="--", linewidth=1, label="killed")
-axes.set(xlabel="seconds", yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6))
-axes.set_yticklabels([f"worker {number + 1}" for number in range(len(names))])
-axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+plot_tasks(axes, chains)
 page.figure("tasks", figure, despine=True)
 
 # %% [markdown]
@@ -387,12 +379,11 @@ page.figure("tasks", figure, despine=True)
 # process, the scheduler and the workers took together.
 
 # %%
-NUM_WORKERS = page.length((1, 2, 4), smoke=(1, 2))
+NUM_WORKERS = page.length((1, 2, 4), smoke=(1,))
 num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
 usages: dict[int, Usage] = {}
 with Cluster(folder) as cluster:
-    cluster.add(1)
     with cluster.measured() as found:
         again = sample_many().get_samples(group_by_chain=True)
     alone = found[0]
@@ -420,48 +411,40 @@ page.table(rows, number_format=".2f")
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-positions = range(len(NUM_WORKERS))
-bottom = torch.zeros(len(NUM_WORKERS))
-for part, color in (("this process", INK), ("scheduler", YELLOW), ("workers", BLUE)):
-    heights = torch.tensor([usage.megabytes[part] for usage in usages.values()])
-    left.bar(positions, heights, bottom=bottom, color=color, label=part, width=0.6)
-    bottom += heights
-left.set(xticks=positions, xlabel="workers", ylabel="MB of memory")
-left.set_xticklabels(NUM_WORKERS)
-left.legend(frameon=False)
+plot_memory(left, usages)
 bounds = [min(1.0, num_cores / number) for number in NUM_WORKERS]
-right.plot(positions, bounds, color=INK, linestyle="--", label="what the cores allow")
+right.plot(bounds, color=INK, linestyle="--", label="what the cores allow")
 for column, color in (("efficiency", RED), ("CPU efficiency", BLUE)):
-    right.plot(positions, [row[column] for row in rows.values()], "o-", color=color, label=column)
-right.set(xticks=positions, xlabel="workers", ylim=(0.0, 1.1))
-right.set_xticklabels(NUM_WORKERS)
+    right.plot([row[column] for row in rows.values()], "o-", color=color, label=column)
+right.set(xlabel="workers", ylim=(0.0, 1.1))
+right.set_xticks(range(len(NUM_WORKERS)), [str(number) for number in NUM_WORKERS])
 right.legend(frameon=False)
 page.figure("workers", figure, despine=True)
 
 # %% [markdown]
-# Memory is what processes have to themselves, and their part of the pages that they share. Almost
-# all of a worker's is Python and PyTorch, and what it runs hardly shows. The overhead of a task
-# that does nothing, of a worker's start, and of a chain, in CPU seconds and bytes:
+# Memory is what processes have to themselves, and their part of what they share; most of it is
+# Python and PyTorch. What an empty task, a worker's start and a chain take, in CPU time and bytes:
 
 # %%
 per_task = {part: seconds / num_empty for part, seconds in empty.cpu_seconds.items()}
 payload = chains.executor.largest
-sent_per_chain = (chains.executor.bytes_sent - payload * 3) / NUM_CHAINS  # to three workers
+sent_per_chain = sum(size for size in chains.executor.sizes if size < payload) / NUM_CHAINS
 back_per_chain = chains.executor.bytes_returned / NUM_CHAINS
 draw_bytes = sum(value.nbytes for value in many.values()) / NUM_CHAINS
 files = [path for path in on_cluster.rglob("*") if path.is_file()]
-chain_seconds = alone.cpu_seconds["this process"] / NUM_CHAINS
+cpu_alone = alone.cpu_seconds["this process"]
 costs = {
     "ms of the scheduler, a task": 1e3 * per_task["scheduler"],
     "ms of the client, a task": 1e3 * per_task["this process"],
     "ms of a worker, a task": 1e3 * per_task["workers"],
     "s to start a worker": start_cost,
+    "s to make it ready for the model": usages[1].cpu_seconds["workers"] - cpu_alone,
     "kB of model and data, a worker": payload / 1e3,
     "kB to a worker, a chain": sent_per_chain / 1e3,
     "kB back, a chain": back_per_chain / 1e3,
     "kB of draws, a chain": draw_bytes / 1e3,
     "files, a group of chains": len(files) / (NUM_CHAINS / GROUP_SIZE),
-    "s of a chain": chain_seconds,
+    "s of a chain": cpu_alone / NUM_CHAINS,
 }
 page.table({name: {"": value} for name, value in costs.items()}, number_format=".3g")
 
@@ -514,29 +497,22 @@ most_tasks = 1 / max(per_task["scheduler"], per_task["this process"])
 print(f"scheduler and client, whichever is slower, take {most_tasks:.0f} tasks in a second")
 
 # %% [markdown]
-# Failures are the least of it: they cost a fraction of a percent, since only what is under way is
-# lost. What breaks first is at the middle, the one process that gathers and the one that schedules.
+# Failures are the least of it: only what is under way is lost. What breaks first is the middle, the
+# one process that gathers and the one that schedules.
 #
-# - **Time of the client and the scheduler.** Both do some milliseconds of work for a task, so that
-#   some hundred tasks in a second fill them. With segments that grow with the number of groups they
-#   are busy and do not fall behind; with tasks of a second, as of a thousand quick simulations,
-#   they would with a few hundred workers. *What to do:* longer tasks. More chains in a group
-#   (`group_size`), more draws in a batch (`batch_size`); a simulation of `sbc` is a task of its
-#   own, and should take a second or more.
-# - **The start.** Model and data go from the client to every worker, through the scheduler. That is
-#   nothing here, and too much for a gigabyte of data. *What to do:* let the model load its data
-#   from a disk that workers share, and send only a path.
-# - **Memory of the client.** Without a checkpoint all draws end there, and `get_samples` gathers
-#   them in any case. *What to do:* a `checkpoint`, so that memory holds few of them; fewer draws of
-#   each chain, since many chains need few each (`thinning`, `save_params`); or `StreamingMCMC`,
-#   below, whose moments do not grow with the run.
-# - **Files.** A segment that has draws leaves a file, and each state names all files of its group,
-#   so after days there are millions. *What to do:* fewer and longer segments come by themselves,
-#   but no fewer than the table says; more `thinning` leaves segments without a draw.
-# - **One client.** When the driver dies the whole run stops, and goes on from its checkpoint. *What
-#   to do with the largest runs:* ten drivers with a hundred machines, a folder and a seed each,
-#   whose draws are put together at the end. Each worker writing its own draws would spare the
-#   client, and need a disk that all of them share; the driver does not do that.
+# - **Time of client and scheduler.** Both spend milliseconds on a task, so about a hundred tasks in
+#   a second fill them. Segments that grow with the number of groups keep below that; simulations of
+#   a second would not, with a few hundred workers. *What to do:* longer tasks, by more chains in a
+#   group (`group_size`) and more draws in a batch (`batch_size`).
+# - **The start.** Model and data go from the client to every worker, through the scheduler: nothing
+#   here, and too much for a gigabyte. *What to do:* let the model read from a disk that all share.
+# - **Memory of the client, and files.** Without a checkpoint all draws end there; with it a segment
+#   with draws leaves a file, which in days makes millions. *What to do:* fewer draws of each chain
+#   (`thinning`, `save_params`), or `StreamingMCMC`, below, whose moments do not grow with the run.
+# - **One client.** When it dies the run stops, and goes on from its checkpoint. *What to do:* ten
+#   drivers with a hundred machines, a folder and a seed each, whose draws are put together at the
+#   end. Workers that wrote their draws themselves would spare the client too, and need a disk that
+#   they share; the driver does not do that.
 
 # %% [markdown]
 # ## Starting where another run ended
@@ -618,10 +594,7 @@ scratch.cleanup()
 #
 # - Name a `checkpoint`, always. To resume, start the same program again.
 # - `chain_method` of `MCMC`, and `executor` of `sbc` and `PosteriorBootstrap`, take any executor of
-#   `concurrent.futures`; `group_size` says how many chains travel together, `batch_size` how many
-#   draws. An executor changes no draw.
-# - A worker that dies costs what it had under way. Scheduler and client are what a thousand
-#   machines would fill: make tasks long.
+#   `concurrent.futures`, which changes no draw; `group_size` chains travel together.
+# - A worker that dies costs what it had under way. A thousand machines want long tasks.
 # - `to_arviz(folder)` shows a run that is still going on.
-# - `initial_params=folder` starts another run where one ended; `num_samples` larger than before
-#   makes the same one longer.
+# - `initial_params=folder` starts another run where one ended; a larger `num_samples` goes on.
