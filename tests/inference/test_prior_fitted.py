@@ -163,6 +163,14 @@ def test_training_leaves_generators_alone_and_repeats():
     assert network(regress_context=True).fit(1, progress=False).losses != one.losses[:1]
 
 
+def test_the_learning_rate_rises_evenly_and_falls_with_the_cosine():
+    rates = [prior_fitted._rise_and_fall(step, num_steps=100, warm_up=0.2) for step in range(101)]
+    assert rates[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
+    assert rates[20] == 1.0 and rates[60] == pytest.approx(0.5) and abs(rates[100]) < 1e-12
+    assert rates[40] == pytest.approx(0.5 + 0.5**1.5)
+    assert prior_fitted._rise_and_fall(0, num_steps=100, warm_up=0.0) == 0.5
+
+
 def test_loss_is_of_all_points_or_of_those_that_are_not_given():
     pfn = network().fit(2, progress=False)
     curves = pfn._curves(0)

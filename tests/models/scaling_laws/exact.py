@@ -9,7 +9,9 @@ from torch.special import log_ndtr
 from pyro_ext.models.scaling_laws import FAMILIES, prior, sample_scaling_curves
 
 
-def exact_log_prob(x: Tensor, y: Tensor, num_context: int, num_curves: int) -> Tensor:
+def exact_log_prob(
+    x: Tensor, y: Tensor, num_context: int, num_curves: int
+) -> tuple[Tensor, Tensor]:
     """Log densities of the last values of curves, given the first ones.
 
     Curves without noise are drawn from the prior before any is rejected. Their weights are the
@@ -20,7 +22,8 @@ def exact_log_prob(x: Tensor, y: Tensor, num_context: int, num_curves: int) -> T
     :param Tensor y: values. **Shape:** ``(num_rows, n)``.
     :param int num_context: number of values that are given.
     :param int num_curves: number of curves to draw.
-    :returns: **Shape:** ``(num_rows, n - num_context)``.
+    :returns: log densities, **Shape:** ``(num_rows, n - num_context)``, and effective numbers of
+        curves, which are low where there is little noise, ``(num_rows,)``.
     """
     curves, rises = _without_noise(x, num_context, num_curves)
     found = []
@@ -28,7 +31,8 @@ def exact_log_prob(x: Tensor, y: Tensor, num_context: int, num_curves: int) -> T
         distance = (curves[:, :num_context] - row[:num_context]).square().sum(-1)
         near = distance.topk(num_curves // 20, largest=False).indices  # others weigh nothing
         found.append(_predicted(curves[near], rises[near], row, num_context))
-    return torch.stack(found)
+    log_probs, sizes = zip(*found, strict=True)
+    return torch.stack(log_probs), torch.stack(sizes)
 
 
 def _without_noise(x: Tensor, num_context: int, num_curves: int) -> tuple[Tensor, Tensor]:
@@ -46,8 +50,8 @@ def _without_noise(x: Tensor, num_context: int, num_curves: int) -> tuple[Tensor
     return torch.cat(curves), rises
 
 
-def _predicted(curves: Tensor, rises: Tensor, y: Tensor, num_context: int) -> Tensor:
-    """Log densities of the last values of one row."""
+def _predicted(curves: Tensor, rises: Tensor, y: Tensor, num_context: int) -> tuple[Tensor, Tensor]:
+    """Log densities of the last values of one row, and the effective number of curves."""
     z = torch.linspace(-3.5, 3.5, 29)
     noise = (prior._NOISE_LOC + prior._NOISE_SCALE * z).exp()
     future = curves[:, num_context:, None]
@@ -58,4 +62,5 @@ def _predicted(curves: Tensor, rises: Tensor, y: Tensor, num_context: int) -> Te
     weight = weight + allowed.sum(1)
     normal = torch.distributions.Normal(future, noise)
     density = normal.log_prob(y[num_context:, None]) - allowed + weight[:, None]
-    return density.transpose(0, 1).flatten(1).logsumexp(-1) - weight.logsumexp((0, 1))
+    log_prob = density.transpose(0, 1).flatten(1).logsumexp(-1) - weight.logsumexp((0, 1))
+    return log_prob, 1.0 / weight.logsumexp(-1).softmax(0).square().sum()

@@ -63,10 +63,11 @@ def test_full_run_meets_its_claims_but_some(full_run):
 def test_exact_predictions_of_the_prior_do_not_meet_the_first_claim(full_run, float64):
     """It asks for 0.3 above M2, which the prior itself falls short of on the first seed."""
     x, y = sizes().double(), measured_curves(0)["learning"].double()
-    exact = exact_log_prob(0.01 + 0.99 * (x - x[0]) / (x[-1] - x[0]), y, 8, num_curves=100_000)
+    place = 0.01 + 0.99 * (x - x[0]) / (x[-1] - x[0])
+    exact, num_effective = exact_log_prob(place, y, 8, num_curves=100_000)
     law = ScalingLaw("M2").fit(x[:8].expand(18, 8), y[:, :8])
     spread = (law.predict(x[:8]) - y[:, :8]).square().mean(-1, keepdim=True).sqrt()
     by_law = torch.distributions.Normal(law.predict(x[8:]), spread).log_prob(y[:, 8:])
-    assert float(exact.mean()) < float(by_law.mean()) < 2.3
-    network = full_run.report.claims[0].values[0] + float(by_law.mean())
-    assert network == pytest.approx(float(exact.mean()), abs=0.25)
+    is_known = num_effective > 10
+    assert int(is_known.sum()) > 9
+    assert float((exact - by_law)[is_known].mean()) < 0.3
