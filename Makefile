@@ -4,6 +4,7 @@ PYTHON ?= python3
 PYTHON_ARVIZ1 ?= /usr/bin/python3.13
 WORKERS ?= auto
 PART ?= 1/1
+DEVICE ?= cpu
 
 BIN := .venv/bin
 BIN_ARVIZ1 := .venv-arviz1/bin
@@ -14,7 +15,7 @@ TESTS_ARVIZ1 := $(wildcard tests/diagnostics/test_arviz*.py tests/diagnostics/te
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all durations lint format typecheck bench docs release-check clean
+.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all test-devices durations lint format typecheck bench docs release-check clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -63,8 +64,13 @@ format: .venv/.test ## put files in the house style
 typecheck: .venv/.test ## check types
 	$(BIN)/python -m mypy
 
-bench: .venv-bench/.bench ## run every benchmark beside its peers and print a table
-	$(BIN_BENCH)/python benchmarks/table.py
+test-devices: .venv/.test ## the tests that run on a GPU where there is one, and on a simulated device
+	$(BIN)/python -m pytest --devices
+
+# bnpy, of 2019, may not build everywhere; its rows then say that it is missing.
+bench: .venv-bench/.bench ## measure us beside every peer, and write docs/speed.md; DEVICE=cuda on a GPU
+	-$(MAKE) --no-print-directory .venv-bnpy/.bench
+	$(BIN_BENCH)/python benchmarks/table.py --device $(DEVICE)
 
 docs: .venv/.docs ## build the site in docs/_build/html, with the runs in docs/runs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -107,7 +113,7 @@ $(BIN_ARVIZ1)/python:
 $(BIN_BENCH)/python:
 	$(PYTHON) -m venv .venv-bench || { rm -rf .venv-bench; exit 1; }
 
-.venv-bnpy/.bench: benchmarks/bnpy-requirements.txt ## bnpy for the mixture benchmarks, in an environment of its own
+.venv-bnpy/.bench: benchmarks/bnpy-requirements.txt # in an environment of its own
 	$(PYTHON) -m venv .venv-bnpy
 	.venv-bnpy/bin/python -m pip install --quiet -r $<
 	.venv-bnpy/bin/python -m pip install --quiet --no-deps --no-build-isolation bnpy==0.1.7

@@ -10,7 +10,7 @@ import numpy as np
 from _common import Array
 from _mixture_peers import DOF_EXCESS, LOC_PRECISION, MASS, SCALE
 
-__all__ = ["BnpyFit", "fit_bnpy", "has_bnpy"]
+__all__ = ["BnpyFit", "fit_bnpy"]
 
 _PYTHON = Path(__file__).parent.parent / ".venv-bnpy" / "bin" / "python"
 _WORKER = Path(__file__).parent / "_bnpy_worker.py"
@@ -29,11 +29,6 @@ class BnpyFit(NamedTuple):
     log_density: Array
 
 
-def has_bnpy() -> bool:
-    """Whether ``make .venv-bnpy/.bench`` has been run."""
-    return _PYTHON.exists()
-
-
 def fit_bnpy(points: Array, points_new: Array, seed: int, laps: int) -> BnpyFit:
     """Fit with births, merges and deletions of clusters, under our prior.
 
@@ -41,7 +36,10 @@ def fit_bnpy(points: Array, points_new: Array, seed: int, laps: int) -> BnpyFit:
     :param Array points_new: where the density is asked for, may be empty.
     :param int seed: of the start.
     :param int laps: most passes over the data.
+    :raises ImportError: where ``make .venv-bnpy/.bench`` has not been run.
     """
+    if not _PYTHON.exists():
+        raise ImportError("bnpy has no environment; make .venv-bnpy/.bench", name="bnpy")
     problem = {
         "points": points.tolist(),
         "points_new": points_new.tolist(),

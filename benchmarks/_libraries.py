@@ -1,17 +1,31 @@
-"""BlackJAX and posteriors on the problems of the comparisons, each as its users write it.
+"""BlackJAX, posteriors and Pyro on the problems of the comparisons, each as its users write it.
 
-Every chain draws its own minibatches with replacement, inside the jitted or vectorized step.
+Every chain draws its own minibatches: with replacement, inside the jitted or vectorized step, but
+Pyro's without, by the plate of the model.
 """
 
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
-from _common import Array, peer_module
+from _common import Array
 from _problems import BATCH_SIZE, FRICTION, Problem, start
 
-__all__ = ["BlackJAXChains", "PosteriorsChains"]
+__all__ = ["BlackJAXChains", "EagerPyro", "PosteriorsChains", "jax_on"]
+
+
+def jax_on(device: torch.device) -> Any:
+    """The module of JAX, which goes to the processor where it has nothing else.
+
+    :raises RuntimeError: where that is not the device that is asked for.
+    """
+    import jax
+
+    if device.type != "cpu" and jax.default_backend() == "cpu":
+        raise RuntimeError(f"JAX is installed without {device.type}")
+    return jax
 
 
 class BlackJAXChains:
@@ -24,8 +38,10 @@ class BlackJAXChains:
     """
 
     def __init__(self, problem: Problem, algorithm: str, num_chains: int) -> None:
-        jax, blackjax = peer_module("jax"), peer_module("blackjax")
-        inputs, labels = (jax.numpy.asarray(part.numpy()) for part in problem.arguments)
+        import blackjax
+
+        jax = jax_on(problem.device)
+        inputs, labels = (jax.numpy.asarray(part.numpy(force=True)) for part in problem.arguments)
         log_likelihood = (
             _logistic_log_likelihood(jax)
             if problem.name == "logistic regression"
@@ -93,7 +109,9 @@ class PosteriorsChains:
     """
 
     def __init__(self, problem: Problem, algorithm: str, num_chains: int) -> None:
-        posteriors, tensordict = peer_module("posteriors"), peer_module("tensordict")
+        import posteriors
+        import tensordict
+
         inputs, labels = problem.arguments
         is_logistic = problem.name == "logistic regression"
 
@@ -118,7 +136,7 @@ class PosteriorsChains:
                 log_posterior, lr=problem.step_size**0.5, alpha=FRICTION, momenta=0.0
             )
         position = {
-            name: torch.from_numpy(np.asarray(value))
+            name: torch.from_numpy(np.asarray(value)).to(inputs.device)
             for name, value in start(problem, num_chains).items()
         }
         self._inputs, self._labels = inputs, labels
@@ -139,16 +157,68 @@ class PosteriorsChains:
     def advance(self, num_steps: int) -> None:
         """Take steps."""
         for _ in range(num_steps):
-            index = torch.randint(len(self._inputs), self._index_shape)
+            index = torch.randint(len(self._inputs), self._index_shape, device=self._inputs.device)
             batch = self._inputs[index], self._labels[index]
             self._state, _ = self._update(self._state, batch)
 
     def params(self) -> dict[str, Array]:
         """Where the chains are."""
         return {
-            name: (value[None] if self._num_chains == 1 else value).numpy().copy()
+            name: (value[None] if self._num_chains == 1 else value).cpu().numpy().copy()
             for name, value in self._state.params.items()
         }
+
+
+class EagerPyro:
+    """Chains of a Pyro model without any compiler, with Pyro's validation as it is by default.
+
+    :param Problem problem: the problem.
+    :param str algorithm: ``"SGLD"`` or ``"SGHMC"``.
+    :param int num_chains: number of chains.
+    """
+
+    def __init__(self, problem: Problem, algorithm: str, num_chains: int) -> None:
+        self._model, self._arguments = problem.model, problem.arguments
+        self._step_size = problem.step_size**0.5
+        # Langevin dynamics is what is left where nothing of the momentum stays.
+        self._decay = 1.0 if algorithm == "SGLD" else FRICTION * self._step_size
+        device = problem.arguments[0].device
+        values = {
+            name: torch.from_numpy(np.asarray(value)).to(device)
+            for name, value in start(problem, num_chains).items()
+        }
+        self._params = [
+            {name: value[chain].clone().requires_grad_() for name, value in values.items()}
+            for chain in range(num_chains)
+        ]
+        self._momenta = [
+            {name: torch.zeros_like(value) for name, value in params.items()}
+            for params in self._params
+        ]
+
+    def advance(self, num_steps: int) -> None:
+        """Take steps."""
+        for _ in range(num_steps):
+            for params, momenta in zip(self._params, self._momenta, strict=True):
+                self._step(params, momenta)
+
+    def params(self) -> dict[str, Array]:
+        """Where the chains are."""
+        return {
+            name: torch.stack([params[name] for params in self._params]).numpy(force=True)
+            for name in self._params[0]
+        }
+
+    def _step(self, params: dict[str, torch.Tensor], momenta: dict[str, torch.Tensor]) -> None:
+        conditioned = pyro.poutine.condition(self._model, data=params)
+        log_joint = pyro.poutine.trace(conditioned).get_trace(*self._arguments).log_prob_sum()
+        gradients = torch.autograd.grad(log_joint, list(params.values()))
+        with torch.no_grad():
+            for (name, param), gradient in zip(params.items(), gradients, strict=True):
+                noise = (2 * self._decay) ** 0.5 * torch.randn_like(param)
+                momentum = momenta[name]
+                momentum.mul_(1 - self._decay).add_(self._step_size * gradient + noise)
+                param += self._step_size * momentum
 
 
 def _log_prior(jax: Any, params: Any) -> Any:

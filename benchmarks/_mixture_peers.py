@@ -5,7 +5,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from _common import Array, peer_module
+from _common import Array
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
@@ -30,24 +30,22 @@ def variational_mixture(
     :param int num_components: where the mixture is truncated.
     :returns: the fitted estimator.
     """
+    from sklearn.mixture import BayesianGaussianMixture
+
     size = points.shape[-1]
-    return (
-        peer_module("sklearn.mixture")
-        .BayesianGaussianMixture(
-            n_components=min(num_components, len(points)),
-            covariance_type="full",
-            weight_concentration_prior_type="dirichlet_process",
-            weight_concentration_prior=MASS,
-            mean_precision_prior=LOC_PRECISION,
-            mean_prior=[0.0] * size,
-            degrees_of_freedom_prior=size + DOF_EXCESS,
-            covariance_prior=SCALE * torch.eye(size).numpy(),
-            max_iter=max_iter,
-            tol=1e-4,
-            random_state=seed,
-        )
-        .fit(points)
-    )
+    return BayesianGaussianMixture(
+        n_components=min(num_components, len(points)),
+        covariance_type="full",
+        weight_concentration_prior_type="dirichlet_process",
+        weight_concentration_prior=MASS,
+        mean_precision_prior=LOC_PRECISION,
+        mean_prior=[0.0] * size,
+        degrees_of_freedom_prior=size + DOF_EXCESS,
+        covariance_prior=SCALE * torch.eye(size).numpy(),
+        max_iter=max_iter,
+        tol=1e-4,
+        random_state=seed,
+    ).fit(points)
 
 
 class StickBreaking:

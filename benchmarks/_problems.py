@@ -1,7 +1,7 @@
 """The two problems of the comparisons, and how good draws from their posteriors are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,7 @@ class Problem:
     :param dict shapes: shape of each parameter.
     :param float step_size: of Langevin dynamics; Hamiltonian steps take its root.
     :param probabilities: class probabilities ``(num_draws, n, classes)`` of draws at inputs.
+    :param torch.device device: where the data are.
     """
 
     name: str
@@ -117,11 +118,17 @@ class Problem:
     step_size: float
     probabilities: Callable[[Draws, Array], Array]
 
+    device: torch.device = torch.device("cpu")
+
     @property
     def arguments(self) -> tuple[Tensor, Tensor]:
         """Training inputs and labels, the arguments of the model."""
         data = self.load()
-        return data.train_inputs, data.train_targets
+        return data.train_inputs.to(self.device), data.train_targets.to(self.device)
+
+    def on(self, device: torch.device) -> "Problem":
+        """The same problem with its data on a device."""
+        return replace(self, device=device)
 
 
 PROBLEMS = {
@@ -166,7 +173,10 @@ class OurChains:
 
     def __init__(self, kernel: Any, arguments: tuple[Tensor, ...], params: Draws) -> None:
         kernel.setup(0, *arguments)
-        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in params.items()}
+        tensors = {
+            name: torch.from_numpy(np.asarray(value)).to(arguments[0].device)
+            for name, value in params.items()
+        }
         num_chains = len(next(iter(tensors.values())))
         self._kernel = kernel
         self._chains = kernel.begin(range(num_chains), seed=0, params=tensors)
@@ -178,7 +188,7 @@ class OurChains:
     def params(self) -> dict[str, Array]:
         """Where the chains are."""
         values = self._kernel.potential.layout.unflatten(self._chains.position)
-        return {name: value.numpy().copy() for name, value in values.items()}
+        return {name: value.cpu().numpy().copy() for name, value in values.items()}
 
 
 def draws_of(chains: Chains, warmup_blocks: int, num_blocks: int, block: int) -> dict[str, Array]:
@@ -192,12 +202,14 @@ def draws_of(chains: Chains, warmup_blocks: int, num_blocks: int, block: int) ->
     return {name: np.concatenate([params[name] for params in kept]) for name in kept[0]}
 
 
-def reference_draws(num_samples: int, warmup_steps: int, data: Dataset) -> dict[str, Array]:
+def reference_draws(
+    num_samples: int, warmup_steps: int, arguments: tuple[Tensor, Tensor]
+) -> dict[str, Array]:
     """Draws of four chains of NUTS from the logistic regression on all of the data."""
     kernel = NUTS(whole_logistic_regression, backend="compile")
     mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains=4, seed=0, progress=False)
-    mcmc.run(data.train_inputs, data.train_targets)
-    return {name: value.numpy() for name, value in mcmc.get_samples().items()}
+    mcmc.run(*arguments)
+    return {name: value.numpy(force=True) for name, value in mcmc.get_samples().items()}
 
 
 def predictive_nll(problem: Problem, draws: Draws) -> float:

@@ -29,7 +29,11 @@ class TorchLoop:
     """
 
     def __init__(self, compiled: bool, problem: Problem, algorithm: str, num_chains: int) -> None:
-        parts = [torch.from_numpy(np.asarray(v)) for v in start(problem, num_chains).values()]
+        device = problem.arguments[0].device
+        parts = [
+            torch.from_numpy(np.asarray(value)).to(device)
+            for value in start(problem, num_chains).values()
+        ]
         self._shapes = problem.shapes
         self._position = torch.cat([part.reshape(num_chains, -1) for part in parts], 1)
         self._momentum = torch.zeros_like(self._position)
@@ -56,7 +60,7 @@ class TorchLoop:
     def params(self) -> dict[str, Array]:
         """Where the chains are."""
         return {
-            name: value.numpy().copy()
+            name: value.cpu().numpy().copy()
             for name, value in _split(self._position, self._shapes).items()
         }
 
@@ -69,7 +73,7 @@ def _step(problem: Problem, algorithm: str) -> Step:
     decay = FRICTION * step_size
 
     def gradient(position: Tensor) -> Tensor:
-        index = torch.randint(len(inputs), (len(position), BATCH_SIZE))
+        index = torch.randint(len(inputs), (len(position), BATCH_SIZE), device=position.device)
         # Through the parts and not through the whole: to differentiate the split costs more.
         parts = _split(position.detach(), problem.shapes)
         params = {name: part.requires_grad_() for name, part in parts.items()}

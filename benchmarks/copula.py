@@ -6,18 +6,18 @@ recursion is written down, and another peer takes all of them at once. In resamp
 some of the draws, and its time is that of all: the work of a draw is the same for each. All compute
 in float64. Ours ends in the same densities at the same points, or in the mean and three quantiles
 of each population, which the peer takes from its grid. Times are CPU seconds of one thread, but
-where a case says otherwise. Prints one line of JSON.
+where a case says otherwise.
 """
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_thread, wall_seconds
+from _common import OURS, Case, Options, cpu_seconds, in_turn, main, wall_seconds
 from scipy.optimize import minimize
 from scipy.special import expit, ndtr, ndtri
 
@@ -27,15 +27,13 @@ from pyro_ext.random import chain_keys
 SIZES = {"n": 500, "draws": 1000, "timed": 10, "horizon": 5000, "points": 200}
 TINY = {"n": 30, "draws": 4, "timed": 2, "horizon": 50, "points": 20}
 PROBABILITIES = (0.1, 0.5, 0.9)
-PEER, BATCHED = "numpy", "numpy, all permutations at once"
+PEER, BATCHED = "NumPy, by hand", "NumPy, permutations at once"
 
 Floats = npt.NDArray[np.float64]
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """The fit, and resampling by what is asked of it."""
     sizes = TINY if options.smoke else SIZES
     generator = np.random.default_rng(0)
     groups = generator.integers(2, size=sizes["n"])
@@ -47,22 +45,20 @@ def main() -> None:
     grid = np.linspace(-3.5, 3.5, sizes["points"])
     peer_law = NumpyCopula(standard, 10)
     peer_law.fit(peer_law.predict)
-    cases = [
-        measure(
-            f"fit, n = {sizes['n']}",
-            {
-                OURS: lambda: CopulaDensity().fit(torch.from_numpy(data)),
-                PEER: lambda: peer_law.fit(peer_law.predict_in_turn),
-                BATCHED: lambda: peer_law.fit(peer_law.predict),
-            },
-            {},
-            options.rounds,
-            {
-                OURS: {"bandwidth": float(law._bandwidths[0])},
-                PEER: {"bandwidth": peer_law.bandwidth},
-            },
-        )
-    ]
+    yield measure(
+        f"copula density, fit to {sizes['n']}",
+        {
+            OURS: lambda: CopulaDensity().fit(torch.from_numpy(data)),
+            PEER: lambda: peer_law.fit(peer_law.predict_in_turn),
+            BATCHED: lambda: peer_law.fit(peer_law.predict),
+        },
+        {},
+        options.rounds,
+        {
+            OURS: {"bandwidth": float(law._bandwidths[0])},
+            PEER: {"bandwidth": peer_law.bandwidth},
+        },
+    )
     peer_law.bandwidth = float(law._bandwidths[0])
     cdf, density = peer_law.law(grid)
     share = sizes["draws"] / sizes["timed"]
@@ -88,7 +84,7 @@ def main() -> None:
                 np.trapezoid(grid * final[1], grid)
                 np.interp(PROBABILITIES, final[0], grid)
 
-    size = f"{sizes['draws']} draws of {sizes['horizon']} steps"
+    size = f"copula, {sizes['draws']:,} draws of {sizes['horizon']:,} steps"
     for wanted, name in (
         ("summaries", "mean and 3 quantiles"),
         ("densities", f"densities at {sizes['points']} points"),
@@ -97,15 +93,14 @@ def main() -> None:
             OURS: lambda wanted=wanted: ours(wanted),
             PEER: lambda wanted=wanted: peer(wanted),
         }
-        cases.append(measure(f"{size}, {name}", sides, {PEER: share}, options.rounds))
-        if not options.smoke:
+        yield measure(f"{size}, {name}", sides, {PEER: share}, options.rounds)
+        if options.full:
             # The peer is measured on one thread, which is all that it uses.
             num_threads = os.cpu_count() or 1
             torch.set_num_threads(num_threads)
             words = f"{size}, {name}, seconds by the clock on {num_threads} threads"
-            cases.append(measure(words, sides, {PEER: share}, options.rounds, clock=wall_seconds))
+            yield measure(words, sides, {PEER: share}, options.rounds, clock=wall_seconds)
             torch.set_num_threads(1)
-    report("copula", "CPU s", cases, ("numpy", "scipy", "numba"), peer_draws_timed=sizes["timed"])
 
 
 def measure(
@@ -214,4 +209,4 @@ def step(
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=3, packages=("numpy", "scipy", "numba"))

@@ -7,11 +7,11 @@ correlated. Times are CPU time of one thread for an effective draw, by the small
 size, in a run with warm-up, set-up and compilation; beside them stand the negative log likelihood
 of 20,000 test points, the largest distance of a posterior mean from that of a long run on all data,
 in its standard deviations, and the ratios of standard deviations. ``first_call_s`` has the training
-of the coreset, and ``ratio_with_building`` counts it. Prints one line of JSON.
+of the coreset, and ``ratio_with_building`` counts it.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyro
 import pyro.distributions as dist
 import pyro.infer
 import torch
-from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Case, Options, cpu_seconds, in_turn, main
 from torch import Tensor
 
 from pyro_ext.diagnostics import metrics
@@ -33,7 +33,7 @@ from pyro_ext.inference.pseudocoresets import (
     standardized_mean_differences,
 )
 
-PYRO_ALL, OURS_ALL = "pyro_nuts", "pyro_ext_nuts"
+PYRO_ALL, OURS_ALL = "Pyro, NUTS on all", f"{OURS}, NUTS on all"
 NUM_TEST = 20_000
 NUM_PREDICTED = 200  # draws behind a prediction
 NUM_CHAINS = 16
@@ -170,24 +170,16 @@ def measure(
     return Case(words.replace("torch.", ""), timings, first_call, quality)
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=1)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each type of numbers."""
     warnings.filterwarnings("ignore", "The parameter 'dims'")
     if options.smoke:
-        cases = [
-            measure(
-                2000, 3, torch.float32, 1, size=10, num_steps=30, num_samples=40, warmup_steps=20
-            )
-        ]
-    else:
-        kinds = (torch.float32, torch.float64)
-        cases = [measure(100_000, 20, dtype, options.rounds) for dtype in kinds]
-    report(
-        "coreset_sampling", "CPU ms per effective draw", cases, ("arviz",), limits={"ratio": 20.0}
-    )
+        sizes = {"size": 10, "num_steps": 30, "num_samples": 40, "warmup_steps": 20}
+        yield measure(2000, 3, torch.float32, 1, **sizes)
+        return
+    for dtype in (torch.float32, torch.float64):
+        yield measure(100_000, 20, dtype, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "ms per effective draw", rounds=1, packages=("arviz",))

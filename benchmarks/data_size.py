@@ -1,14 +1,15 @@
 """Time of a step as the data grows from a thousand rows to a million: it should not.
 
 SGLD on a synthetic logistic regression with 30 features and minibatches of 32, compiled, one chain.
-A round is one epoch or 8,192 steps, whichever is more, so that the shuffle of the data counts. The
-ratio is that of the slowest median to that of the fewest rows. Prints one line of JSON.
+A round is one epoch or 8,192 steps, whichever is more, so that the shuffle of the data counts.
+Quality is the ratio of the median to that of the fewest rows.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from _common import OURS, Case, Chains, Timings, arguments, report, single_thread, step_times
+from _common import OURS, Case, Chains, Options, Timings, main, step_times
 from _problems import BATCH_SIZE, OurChains, logistic_regression, synthetic_regression
 
 from pyro_ext.inference import SGLD
@@ -25,26 +26,22 @@ def chains(num_rows: int) -> Chains:
     return OurChains(kernel, synthetic_regression(num_rows, NUM_FEATURES), params)
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=5)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each number of rows."""
     sizes = SIZES[:1] if options.smoke else SIZES
     least = 2 if options.smoke else MIN_STEPS
     timings, first_call = step_times(
         {f"{size}": partial(chains, size) for size in sizes},
         {f"{size}": least if options.smoke else max(least, size // BATCH_SIZE) for size in sizes},
-        num_chains=1,
-        rounds=options.rounds,
+        1,
+        options,
     )
-    medians = timings.medians()
-    cases = [
-        Case(f"{int(size):,} rows", Timings({OURS: timings.rounds[size]}), {OURS: first_call[size]})
-        for size in medians
-    ]
-    ratio = max(medians.values()) / medians[f"{sizes[0]}"]
-    report("data_size", "CPU us per step", cases, slowest_to_first=round(ratio, 3))
+    first = timings.medians()[f"{sizes[0]}"]
+    for size, median in timings.medians().items():
+        quality = {OURS: {"of the time of the fewest": median / first}}
+        rounds = Timings({OURS: timings.rounds[size]})
+        yield Case(f"SGLD on {int(size):,} rows", rounds, {OURS: first_call[size]}, quality)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "us per step", rounds=5)

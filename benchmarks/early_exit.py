@@ -2,30 +2,26 @@
 
 Each run is one of a real ``DiTPipeline`` with guidance: that of the digits, whose blocks are so
 small that Python takes much of the time, and one four times as wide. A quarter of the block calls
-is left out, and the ratio is at most 4 / 3. Times are CPU seconds of one thread. Prints one line of
-JSON.
+is left out, and the ratio is at most 4 / 3. Times are CPU seconds of one thread.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
-from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Case, Options, cpu_seconds, in_turn, main
 
 from pyro_ext.models.diffusion import EarlyExit, ExitSchedule, digit_transformer_pipeline
 
 NUM_STEPS, NUM_IMAGES, WIDER = 20, 16, 4
-ALL = "all blocks"
+ALL = f"{OURS}, all blocks"
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=5)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each width."""
     num_steps = 2 if options.smoke else NUM_STEPS
-    wider = 1 if options.smoke else WIDER
-    cases = [sampling(1, num_steps, options.rounds), sampling(wider, num_steps, options.rounds)]
-    sizes = {"num_steps": num_steps, "num_images": NUM_IMAGES}
-    report("early_exit", "CPU s", cases, ["diffusers"], **sizes)
+    for wider in (1,) if options.smoke else (1, WIDER):
+        yield sampling(wider, num_steps, options.rounds)
 
 
 def sampling(wider: int, num_steps: int, rounds: int) -> Case:
@@ -57,8 +53,8 @@ def sampling(wider: int, num_steps: int, rounds: int) -> Case:
         side: {"block calls": calls[side], "of all": calls[side] / calls[ALL]} for side in calls
     }
     width = num_heads * network.config.attention_head_dim
-    return Case(f"width {width}, {num_blocks} blocks", timings, quality=quality)
+    return Case(f"early exits, width {width}, {num_blocks} blocks", timings, quality=quality)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=5, packages=("diffusers",))

@@ -7,10 +7,10 @@ driver with four chains and minibatches of 32, compiled, NUTS on all of the data
 as its users call it, eagerly and with ``jit_compile=True``. Warm-up counts; the first call,
 compilation above all, counts in ``ms_with_first_call`` alone. Errors of mean and standard deviation
 of the logits are next to a long run of our NUTS, for an effective draw from a wrong distribution is
-worth little. Prints one line of JSON.
+worth little.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,17 +19,7 @@ import arviz
 import numpy as np
 import pyro
 import pyro.infer
-from _common import (
-    OURS,
-    Array,
-    Case,
-    Timings,
-    arguments,
-    cpu_seconds,
-    in_turn,
-    report,
-    single_thread,
-)
+from _common import OURS, Array, Case, Options, Timings, cpu_seconds, in_turn, main
 from _problems import (
     PROBLEMS,
     Draws,
@@ -145,13 +135,11 @@ def one_nuts_chain(jit_compile: bool, num_samples: int, warmup_steps: int) -> di
     return {name: value.numpy() for name, value in mcmc.get_samples(group_by_chain=True).items()}
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each of our kernels."""
     sizes = SMOKE if options.smoke else Sizes()
     number = sizes.reference_samples
-    long_run = reference_draws(number, number // 2, PROBLEM.load())
+    long_run = reference_draws(number, number // 2, PROBLEM.arguments)
     reference = {"logit": logits(long_run, PROBLEM.load().test_inputs.numpy())}
     ours = {
         name: Runs(
@@ -173,20 +161,17 @@ def main() -> None:
             sizes.nuts_samples // 2,
             compiles=False,
         )
-        for name, jit_compile in (("pyro_nuts", False), ("pyro_nuts_jit", True))
+        for name, jit_compile in (("Pyro, NUTS", False), ("Pyro, NUTS by jit_compile", True))
     }
     rounds = in_turn({**ours, **peers}, options.rounds).rounds
     quality = {name: runs.quality(reference) for name, runs in {**ours, **peers}.items()}
-    cases = [
-        Case(
+    for name, runs in ours.items():
+        yield Case(
             name,
             Timings({OURS: rounds[name], **_only(rounds, peers)}),
             {OURS: runs.first_call},
             {OURS: quality[name], **_only(quality, peers)},
         )
-        for name, runs in ours.items()
-    ]
-    report("effective_samples", "CPU ms per effective draw", cases, ("arviz",))
 
 
 def _only(mapping: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, Any]:
@@ -194,4 +179,4 @@ def _only(mapping: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, 
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "ms per effective draw", rounds=3, packages=("arviz",))

@@ -4,17 +4,16 @@ Two networks: a multilayer perceptron, 64-32-32-10, on digits, with minibatches 
 and the small residual network on 28 x 28 images. Products of factors cost the same whatever the
 size of a minibatch: with 64 they are 0.8 times the multiplications of the perceptron, with 256 0.2
 times. Both sides are ours and run in turn, in one process and on one thread: ``pyro_ext`` has the
-prior on the weights themselves, ``expanded`` has it on the factors of ``expand_module``, so that
-the ratio is what a step of expansion costs. It should be at most the limit that stands beside the
-results. Prints one line of JSON.
+prior on the weights themselves, the other has it on the factors of ``expand_module``, so that
+the ratio is what a step of expansion costs. It should be at most the limit of each network.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from _common import OURS, Array, Case, arguments, report, single_thread, step_times
+from _common import OURS, Array, Case, Options, main, step_times
 from torch import nn
 
 from pyro_ext import datasets
@@ -25,6 +24,7 @@ from pyro_ext.potential import Backend
 from pyro_ext.reparam import ExpandedModule, expand_module
 
 STEP_SIZE = 1e-4
+EXPANDED = f"{OURS}, expanded"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ NETWORKS = {
 # The scales of the priors have no part in what a step costs.
 SIDES: dict[str, Callable[[nn.Module], BayesianModule | ExpandedModule]] = {
     OURS: lambda module: BayesianModule(module, 0.22),
-    "expanded": lambda module: expand_module(module, 0.14),
+    EXPANDED: lambda module: expand_module(module, 0.14),
 }
 
 
@@ -90,12 +90,9 @@ class NetworkChains:
         return {name: value.numpy().copy() for name, value in values.items()}
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=7)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each network with each backend and number of chains."""
     backends: tuple[Backend, ...] = ("trace",) if options.smoke else ("trace", "compile")
-    cases = []
     for name, network in NETWORKS.items():
         if options.smoke and name != "MLP":
             continue
@@ -111,16 +108,15 @@ def main() -> None:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     timings, first_call = step_times(
-                        makers, dict.fromkeys(makers, num_steps), num_chains, options.rounds
+                        makers, dict.fromkeys(makers, num_steps), num_chains, options
                     )
                 words = f"{name}, {backend}, {num_chains} chain{'s' if num_chains > 1 else ''}"
                 # What could not be compiled runs through the graph, and is no measure of compiling.
                 fallbacks = [w.message for w in caught if "graph. Reason:" in str(w.message)]
                 words += f", {len(fallbacks)} of 2 sides not compiled" if fallbacks else ""
-                cases.append(Case(words, timings, first_call))
-    limits = {name: network.limit for name, network in NETWORKS.items()}
-    report("expansion_step_time", "CPU us per chain and step", cases, limits=limits)
+                quality = {EXPANDED: {"limit": network.limit}}
+                yield Case(words, timings, first_call, quality)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "us per chain and step", rounds=7)

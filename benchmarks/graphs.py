@@ -3,17 +3,18 @@
 One distribution of independent edges, by its list of edges and by its adjacency matrix, which only
 the smallest graph has the memory for. Graphs have ten edges a node. Quality has the time of a
 density and a draw over those of a graph of ten times fewer edges: ten if it is linear. One thread.
-Prints one line of JSON.
 """
 
+from collections.abc import Iterator
+
 import torch
-from _common import OURS, Case, Timings, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Case, Options, Timings, cpu_seconds, in_turn, main
 
 from pyro_ext.distributions import BernoulliExponentialGraph
 
 NUM_EDGES = (10_000, 100_000, 1_000_000)
 NUM_FEATURES = 8
-DENSE = "adjacency matrix"
+DENSE = f"{OURS}, adjacency matrix"
 
 
 def graph_of(num_edges: int) -> BernoulliExponentialGraph:
@@ -44,11 +45,8 @@ def draw(num_edges: int, rounds: int) -> Timings:
     return in_turn(sides, rounds)
 
 
-def main() -> None:
-    """Measure and print."""
-    options = arguments(__doc__, rounds=9)
-    single_thread()
-    cases = []
+def cases(options: Options) -> Iterator[Case]:
+    """Densities and draws of each size."""
     for name, measure in (("density", density), ("draw", draw)):
         before = None
         for num_edges in NUM_EDGES[:1] if options.smoke else NUM_EDGES:
@@ -57,10 +55,9 @@ def main() -> None:
             quality = (
                 {} if before is None else {OURS: {"over ten times fewer edges": time / before}}
             )
-            cases.append(Case(f"{name}, {num_edges:,} edges", timings, quality=quality))
+            yield Case(f"{name} of a graph of {num_edges:,} edges", timings, quality=quality)
             before = time
-    report("graphs", "CPU s", cases)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=9)

@@ -1,28 +1,28 @@
-"""Mixtures with any number of clusters: time until a good partition is found.
+"""Mixtures with any number of clusters: time until a partition is as good as a peer's.
 
-Points in two dimensions around 50 centers, a Dirichlet process mixture of Gaussians. Our kernels
-start with the clusters of ``init="ibhc"``, and in the smallest case once more out of one cluster,
-and run for a number of CPU seconds; the variational mixtures of scikit-learn (truncated at 100
-components), bnpy and Pyro (likewise, the smallest case only) run to their end. All are judged by
-one number: the log joint density of partition and data under the same prior. A variational mixture
-draws the cluster of each point by its responsibilities: the most likely ones would be the partition
-of an optimizer, which no sampler should reach.
+Points in two dimensions around 50 centers, a Dirichlet process mixture of Gaussians. Variational
+mixtures of scikit-learn (truncated at 100 components), bnpy and Pyro (likewise, the smallest case
+only) run to their end. Our tree-guided kernel starts with the clusters of ``init="ibhc"`` and runs
+for a number of CPU seconds. All are judged by one number: the log joint density of partition and
+data under the same prior. A variational mixture draws the cluster of each point by its
+responsibilities: the most likely ones would be the partition of an optimizer, which no sampler
+should reach.
 
-The median is the CPU seconds until one of ours is within 10 nats of the best log joint that ours
-found, or the seconds that it ran where it never is, and of a peer the seconds that it took. Quality
-is how far below that best the best of its own was; and the seconds in which our tree-guided kernel
-had found something as good.
-One thread. bnpy runs where ``make .venv-bnpy/.bench`` was. Prints one line of JSON.
+Each peer is beside the seconds after which ours had found a partition as good as that peer's last,
+the search for the start included; quality is how far each ended below the best. With ``--full``
+there are more points, and our other kernels beside the tree-guided one by the time until each is
+within 10 nats of the best. One thread. bnpy runs where ``make .venv-bnpy/.bench`` was.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from _bnpy import fit_bnpy, has_bnpy
-from _common import OURS, Array, Case, Timings, arguments, cpu_seconds, report, single_thread
+from _bnpy import fit_bnpy
+from _common import OURS, Array, Case, Options, Timings, available, cpu_seconds, main
 from _mixture_peers import (
     DOF_EXCESS,
     LOC_PRECISION,
@@ -93,8 +93,9 @@ def walk(kernel: ConjugateKernel, x: Tensor, seconds: float, seed: int) -> Trace
     return Trace(*np.array(rows).T)
 
 
-def search_case(number: int, rounds: int, seconds: float, *, smoke: bool) -> Case:
-    """All sides on points of one size."""
+def search_cases(number: int, seconds: float, options: Options) -> Iterator[Case]:
+    """Ours beside each peer on points of one size."""
+    smoke = options.smoke
     size = 2
     eye = torch.eye(size, dtype=torch.float64)
     cluster = GaussianCluster(
@@ -132,59 +133,68 @@ def search_case(number: int, rounds: int, seconds: float, *, smoke: bool) -> Cas
     def ours(make: Callable[..., ConjugateKernel], init: str) -> Callable[[Tensor, int], Trace]:
         return lambda x, seed: walk(make(LAW, cluster, init=init), x, seconds, seed)
 
-    sides = {
-        OURS: ours(TreeGuided, "ibhc"),
-        "our Gibbs": ours(MarginalGibbs, "ibhc"),
-        "our split-merge": ours(SplitMerge, "ibhc"),
-    }
-    if number == min(SECONDS):
-        sides |= {
-            "our tree-guided out of one": ours(TreeGuided, "one"),
-            "our Gibbs out of one": ours(MarginalGibbs, "one"),
-            "our split-merge out of one": ours(SplitMerge, "one"),
-        }
-    kernels = set(sides)
-    sides["scikit-learn"] = by_scikit_learn
+    kernels = {OURS: ours(TreeGuided, "ibhc")}
+    if options.full:
+        starts = ("ibhc", "one") if number == min(SECONDS) else ("ibhc",)
+        for name, kernel in (("Gibbs", MarginalGibbs), ("split-merge", SplitMerge)):
+            kernels |= {f"{OURS}, {name} from {init}": ours(kernel, init) for init in starts}
+    peers = {"scikit-learn, variational": by_scikit_learn, "bnpy, variational": by_bnpy}
     if number <= MOST_FOR_PYRO:
-        sides["pyro SVI"] = by_pyro
-    if has_bnpy():
-        sides["bnpy"] = by_bnpy
+        peers["Pyro, SVI"] = by_pyro
 
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    below: dict[str, list[float]] = {side: [] for side in sides}
-    as_good: dict[str, list[float]] = {side: [] for side in sides}
-    for seed in range(rounds):
+    found: dict[str, list[Trace]] = {side: [] for side in (*kernels, *peers)}
+    missing: dict[str, str] = {}
+    for seed in range(options.rounds):
         x = points_around_centers(number, seed)
-        traces = {side: find(x, seed) for side, find in sides.items()}
-        best = max(float(traces[side].log_joint.max()) for side in kernels)
+        traces, reasons = available(
+            {
+                side: partial(find, x, seed)
+                for side, find in (kernels | peers).items()
+                if side not in missing
+            }
+        )
+        missing |= reasons
         for side, trace in traces.items():
-            reached = trace.until(best - CLOSE) if side in kernels else np.inf
-            times[side].append(reached if np.isfinite(reached) else float(trace.seconds[-1]))
-            below[side].append(best - float(trace.log_joint.max()))
-            as_good[side].append(traces[OURS].until(float(trace.log_joint.max())))
-    quality = {}
-    for side in sides:
-        quality[side] = {
-            "nats below the best": float(np.median(below[side])),
-        }
-        if side in kernels:
-            quality[side]["rounds that come close"] = float(np.sum(np.array(below[side]) <= CLOSE))
-        if side != OURS and np.isfinite(seconds_of_ours := float(np.median(as_good[side]))):
-            quality[side]["tree-guided as good after s"] = seconds_of_ours
-    return Case(f"{number:,} points around {NUM_CENTERS} centers", Timings(times), quality=quality)
+            found[side].append(trace)
+    ends = {
+        side: np.array([trace.log_joint.max() for trace in traces])
+        for side, traces in found.items()
+        if side not in missing
+    }
+    best = np.max([ends[side] for side in kernels], 0)
+    quality = {
+        side: {"nats below our best": float(np.median(best - end))} for side, end in ends.items()
+    }
+
+    def until(side: str, levels: Array) -> list[float]:
+        pairs = zip(found[side], levels, strict=True)
+        return [trace.until(float(level)) for trace, level in pairs]
+
+    words = f"mixture of {number:,} points"
+    for peer in peers:
+        name = f"{words}, until as good as {peer.partition(',')[0]}"
+        if peer in missing:
+            yield Case(name, Timings({}, {peer: missing[peer]}))
+            continue
+        times = {OURS: until(OURS, ends[peer]), peer: [float(t.seconds[-1]) for t in found[peer]]}
+        if np.isinf(times[OURS]).any():
+            took = np.median(times[peer])
+            why = f"took {took:.3g} s and ended better than ours in {seconds:g} s"
+            yield Case(name, Timings({}, {peer: why}), quality=quality)
+            continue
+        yield Case(name, Timings(times), quality={side: quality[side] for side in times})
+    if options.full:
+        near = {side: np.minimum(until(side, best - CLOSE), seconds).tolist() for side in kernels}
+        own = {side: quality[side] for side in kernels}
+        yield Case(f"{words}, until near the best", Timings(near), quality=own)
 
 
-def main() -> None:
-    """Search in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
-    cases = [
-        search_case(number, options.rounds, 0.5 if options.smoke else seconds, smoke=options.smoke)
-        for number, seconds in SECONDS.items()
-        if not options.smoke or number == min(SECONDS)
-    ]
-    report("nrm_mixture_search", "CPU s", cases, ("scikit-learn", "numba", "numpy"))
+def cases(options: Options) -> Iterator[Case]:
+    """Each number of points."""
+    for number, seconds in SECONDS.items():
+        if options.full or number == min(SECONDS):
+            yield from search_cases(number, 0.5 if options.smoke else seconds, options)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=3, packages=("scikit-learn", "numba", "numpy"))

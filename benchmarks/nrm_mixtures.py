@@ -7,10 +7,10 @@ All have the same prior, but for two of ours, which sample the four scales of th
 covariance too. Quality is the held-out log density for each row; the number of clusters; and its
 effective sample size, of all rounds together and for each CPU second. Then the time of a sweep of
 Gibbs sampling over points in two dimensions around 50 centers. One thread, CPU seconds. bnpy runs
-where ``make .venv-bnpy/.bench`` was. Prints one line of JSON.
+where ``make .venv-bnpy/.bench`` was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,18 +19,8 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from _bnpy import fit_bnpy, has_bnpy
-from _common import (
-    OURS,
-    Array,
-    Case,
-    arguments,
-    cpu_seconds,
-    in_turn,
-    peer_module,
-    report,
-    single_thread,
-)
+from _bnpy import fit_bnpy
+from _common import OURS, Array, Case, Options, cpu_seconds, in_turn, main
 from _mixture_peers import (
     DOF_EXCESS,
     LOC_PRECISION,
@@ -39,6 +29,7 @@ from _mixture_peers import (
     StickBreaking,
     variational_mixture,
 )
+from sklearn.datasets import load_iris
 from torch import Tensor
 
 from pyro_ext.distributions import GaussianCluster
@@ -56,7 +47,7 @@ LAW = DirichletProcess(torch.tensor(MASS, dtype=torch.float64))
 
 def iris() -> tuple[Tensor, Tensor]:
     """Standardised rows to learn from, and every fifth of a fixed permutation."""
-    rows, _ = peer_module("sklearn.datasets").load_iris(return_X_y=True)
+    rows, _ = load_iris(return_X_y=True)
     rows = torch.from_numpy((rows - rows.mean(0)) / rows.std(0))
     order = np.random.RandomState(0).permutation(len(rows))
     return rows[np.setdiff1d(order, order[::5])], rows[order[::5]]
@@ -135,8 +126,9 @@ def our_side(kernel: Callable[[], ConjugateKernel], x: Tensor, x_new: Tensor, sw
     return Side(fit)
 
 
-def iris_case(rounds: int, *, smoke: bool) -> Case:
-    """All kernels and peers on iris."""
+def iris_case(options: Options) -> Case:
+    """All kernels and peers on iris; in the table the first kernel alone."""
+    smoke = options.smoke
     x, x_new = iris()
     size = x.shape[-1]
     eye = torch.eye(size, dtype=x.dtype)
@@ -166,22 +158,26 @@ def iris_case(rounds: int, *, smoke: bool) -> Case:
 
     kernels: dict[str, Callable[[], ConjugateKernel]] = {
         OURS: lambda: MarginalGibbs(LAW, cluster),
-        "our split-merge": lambda: SplitMerge(LAW, cluster),
-        "our tree-guided": lambda: TreeGuided(LAW, cluster),
-        "our Gibbs, scales sampled": lambda: MarginalGibbs(LAW, scaled_cluster),
-        "our tree-guided, scales sampled": lambda: TreeGuided(LAW, scaled_cluster),
+        f"{OURS}, split-merge": lambda: SplitMerge(LAW, cluster),
+        f"{OURS}, tree-guided": lambda: TreeGuided(LAW, cluster),
+        f"{OURS}, Gibbs, scales sampled": lambda: MarginalGibbs(LAW, scaled_cluster),
+        f"{OURS}, tree-guided, scales sampled": lambda: TreeGuided(LAW, scaled_cluster),
     }
+    if not (options.full or smoke):
+        kernels = {OURS: kernels[OURS]}
     sides = {name: our_side(make, x, x_new, sweeps) for name, make in kernels.items()}
     first_call = {
         name: cpu_seconds(lambda make=make: our_side(make, x, x_new, 5).measure())  # type: ignore[misc]
         for name, make in kernels.items()
     }
-    sides |= {"scikit-learn": Side(by_scikit_learn), "pyro SVI": Side(by_pyro)}
-    if has_bnpy():
-        sides["bnpy"] = Side(by_bnpy)
-    timings = in_turn({name: side.measure for name, side in sides.items()}, rounds)
-    quality = {name: side.quality() for name, side in sides.items()}
-    return Case(f"iris, {sweeps:,} sweeps", timings, first_call, quality)
+    sides |= {
+        "scikit-learn, variational": Side(by_scikit_learn),
+        "bnpy, variational": Side(by_bnpy),
+        "Pyro, SVI": Side(by_pyro),
+    }
+    timings = in_turn({name: side.measure for name, side in sides.items()}, options.rounds)
+    quality = {name: sides[name].quality() for name in timings.rounds}
+    return Case(f"mixture of iris, {sweeps:,} Gibbs sweeps", timings, first_call, quality)
 
 
 def sweep_case(number: int, rounds: int) -> Case:
@@ -212,15 +208,13 @@ def sweep_case(number: int, rounds: int) -> Case:
     return Case(f"one Gibbs sweep, {number:,} points in 2-D", timings, quality=quality)
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
-    cases = [iris_case(options.rounds, smoke=options.smoke)]
-    for number in NUM_POINTS[:1] if options.smoke else NUM_POINTS:
-        cases.append(sweep_case(number, options.rounds))
-    report("nrm_mixtures", "CPU s", cases, ("scikit-learn", "numba", "numpy"))
+def cases(options: Options) -> Iterator[Case]:
+    """Mixtures of iris; and sweeps over more and more points, which have no peer."""
+    yield iris_case(options)
+    if options.full or options.smoke:
+        for number in NUM_POINTS if options.full else NUM_POINTS[:1]:
+            yield sweep_case(number, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=3, packages=("scikit-learn", "numba", "numpy"))

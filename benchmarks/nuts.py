@@ -1,13 +1,14 @@
-"""CPU time of NUTS: ours, compiled, against that of Pyro and NumPyro, by draw and by gradient.
+"""CPU time of NUTS: ours, compiled, against that of Pyro and NumPyro, by effective draw.
 
 Logistic regression (breast cancer, 31 parameters), eight schools (not centered, 10) and a network
-(digits, 985 parameters), each with 1, 4 and 16 chains; Pyro's runs one chain, which more of would
-take as often. Warm-up counts; a first call, compilation above all, does not, and stands beside. An
-effective draw is one of the worst coordinate. The time of a gradient is that of a run after the
-warm-up, over the gradients that its trajectories are made of. Prints one line of JSON.
+(digits, 985 parameters), with 4 chains, or with ``--full`` with 1, 4 and 16; Pyro's runs one chain,
+which more of would take as often. Warm-up counts; a first call, compilation above all, does not,
+and stands beside. An effective draw is one of the worst coordinate. With ``--full`` the time of a
+gradient stands beside: that of a run after the warm-up, over the gradients that its trajectories
+are made of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,25 +18,16 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from _common import (
-    OURS,
-    Array,
-    Case,
-    arguments,
-    cpu_seconds,
-    in_turn,
-    peer_module,
-    report,
-    single_thread,
-)
+from _common import OURS, Array, Case, Options, available, in_turn, main
+from _libraries import jax_on
 from _problems import network, whole_logistic_regression
 from torch import Tensor
 
 from pyro_ext import datasets
 from pyro_ext.inference import MCMC, NUTS
 
-EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
+ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
 WIDTH = 13
 
 
@@ -55,8 +47,9 @@ def whole_network(inputs: Tensor, labels: Tensor) -> None:
 
 def numpyro_models() -> dict[str, Callable[..., None]]:
     """The same models in NumPyro's words."""
-    jnp = peer_module("jax.numpy")
-    numpyro, d = peer_module("numpyro"), peer_module("numpyro.distributions")
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as d
 
     def logistic(inputs: Any, labels: Any) -> None:
         weight = numpyro.sample("weight", d.Normal(jnp.zeros(30), 1.0).to_event(1))
@@ -105,36 +98,42 @@ class Side:
     """Runs of one sampler, and what the last one was worth.
 
     :param Callable sample: takes a seed, and gives draws by chain after a whole run.
-    :param Callable gradients: takes CPU seconds and gradients of a run after the warm-up.
+    :param Callable gradients: gives seconds and gradients of a run after the warm-up.
+    :param Options options: how time is taken.
     """
 
     def __init__(
         self,
         sample: Callable[[int], dict[str, Array]],
         gradients: Callable[[], tuple[float, float]],
+        options: Options,
     ) -> None:
         self._sample = sample
         self._gradients = gradients
+        self._options = options
         self._seed = 0
         self._size = np.nan
-        self.first_call = cpu_seconds(partial(sample, 0))
+        self.first_call = options.seconds(partial(sample, 0))
 
     def __call__(self) -> float:
-        """CPU milliseconds of an effective draw in one more run."""
+        """Milliseconds of an effective draw in one more run."""
         self._seed += 1
         draws: dict[str, Array] = {}
-        seconds = cpu_seconds(lambda: draws.update(self._sample(self._seed)))
+        seconds = self._options.seconds(lambda: draws.update(self._sample(self._seed)))
         sizes = arviz.ess(arviz.convert_to_dataset(draws))
         self._size = min(float(sizes[name].min()) for name in draws)
         return 1e3 * seconds / self._size
 
     def quality(self) -> dict[str, float]:
-        """Microseconds of a gradient, and the effective draws of the last run."""
+        """The effective draws of the last run, and microseconds of a gradient."""
+        sizes = {"effective_draws_min": self._size}
+        if not self._options.full:
+            return sizes
         seconds, number = self._gradients()
-        return {"us_per_gradient": 1e6 * seconds / number, "effective_draws_min": self._size}
+        return {"us_per_gradient": 1e6 * seconds / number, **sizes}
 
 
-def ours(problem: Problem, num_chains: int) -> Side:
+def ours(problem: Problem, num_chains: int, options: Options) -> Side:
     """Our NUTS, compiled."""
     kernel = NUTS(problem.model, max_tree_depth=problem.max_tree_depth, backend="compile")
 
@@ -142,20 +141,20 @@ def ours(problem: Problem, num_chains: int) -> Side:
         number = problem.num_samples
         mcmc = MCMC(kernel, number, number, num_chains, seed=seed, progress=False)
         draws = mcmc.run(*problem.arguments).get_samples(group_by_chain=True)
-        return {name: value.numpy() for name, value in draws.items()}
+        return {name: value.numpy(force=True) for name, value in draws.items()}
 
     def gradients() -> tuple[float, float]:
         kernel.setup(problem.num_samples, *problem.arguments)
         chains = kernel.advance(kernel.begin(range(num_chains), 0), problem.num_samples)
         taken = int(chains.state.num_leapfrogs.sum())
         found = []
-        seconds = cpu_seconds(lambda: found.append(kernel.advance(chains, 2 * chains.step)))
+        seconds = options.seconds(lambda: found.append(kernel.advance(chains, 2 * chains.step)))
         return seconds, float(found[0].state.num_leapfrogs.sum()) - taken
 
-    return Side(run, gradients)
+    return Side(run, gradients, options)
 
 
-def pyros(problem: Problem) -> Side:
+def pyros(problem: Problem, options: Options) -> Side:
     """Pyro's NUTS, one chain as its users call it."""
     counted: list[int] = []
 
@@ -165,7 +164,7 @@ def pyros(problem: Problem) -> Side:
         number = problem.pyro_samples
         mcmc = pyro.infer.MCMC(kernel, number, number, disable_progbar=True)
         mcmc.run(*problem.arguments)
-        return {name: value.numpy()[None] for name, value in mcmc.get_samples().items()}
+        return {name: value.numpy(force=True)[None] for name, value in mcmc.get_samples().items()}
 
     def gradients() -> tuple[float, float]:
         from pyro.infer.mcmc import nuts
@@ -178,18 +177,20 @@ def pyros(problem: Problem) -> Side:
 
         nuts.velocity_verlet = counting
         try:
-            seconds = cpu_seconds(partial(run, 0))
+            seconds = options.seconds(partial(run, 0))
         finally:
             nuts.velocity_verlet = original
         return seconds, float(len(counted))
 
-    return Side(run, gradients)
+    return Side(run, gradients, options)
 
 
-def numpyros(name: str, problem: Problem, num_chains: int) -> Side:
+def numpyros(name: str, problem: Problem, num_chains: int, options: Options) -> Side:
     """NumPyro's NUTS, chains together."""
-    infer, random = peer_module("numpyro.infer"), peer_module("jax.random")
-    jnp = peer_module("jax.numpy")
+    from jax import random
+    from numpyro import infer
+
+    jnp = jax_on(options.device).numpy
     kernel = infer.NUTS(numpyro_models()[name], max_tree_depth=problem.max_tree_depth)
     number = problem.num_samples
     mcmc = infer.MCMC(
@@ -200,7 +201,7 @@ def numpyros(name: str, problem: Problem, num_chains: int) -> Side:
         chain_method="vectorized",
         progress_bar=False,
     )
-    data = tuple(jnp.asarray(value.numpy()) for value in problem.arguments)
+    data = tuple(jnp.asarray(value.numpy(force=True)) for value in problem.arguments)
     fields = ("num_steps",)
 
     def run(seed: int) -> dict[str, Array]:
@@ -220,49 +221,53 @@ def numpyros(name: str, problem: Problem, num_chains: int) -> Side:
             counted.append(float(np.asarray(mcmc.get_extra_fields()["num_steps"]).sum()))
 
         whole()
-        return cpu_seconds(whole), sum(counted[2:])
+        return options.seconds(whole), sum(counted[2:])
 
-    return Side(run, gradients)
+    return Side(run, gradients, options)
 
 
-def problems(smoke: bool) -> dict[str, Problem]:
+def problems(options: Options) -> dict[str, Problem]:
     """What is sampled, and for how long."""
+    device = options.device
+    schools = torch.tensor(EFFECTS, device=device), torch.tensor(ERRORS, device=device)
+    if options.smoke:
+        return {"eight schools": Problem(eight_schools, schools, 6, 3, 3)}
     cancer = datasets.load_breast_cancer()
     digits = datasets.load_digits(test_fraction=0.2)
-    logistic = (cancer.train_inputs, cancer.train_targets.float())
-    if smoke:
-        return {"eight schools": Problem(eight_schools, (EFFECTS, ERRORS), 6, 3, 3)}
+    logistic = cancer.train_inputs.to(device), cancer.train_targets.float().to(device)
+    images = digits.train_inputs.to(device), digits.train_targets.to(device)
     return {
         "logistic regression": Problem(whole_logistic_regression, logistic, 500, 60),
-        "eight schools": Problem(eight_schools, (EFFECTS, ERRORS), 1000, 200),
-        "network": Problem(whole_network, (digits.train_inputs, digits.train_targets), 40, 4, 7),
+        "eight schools": Problem(eight_schools, schools, 1000, 200),
+        "network": Problem(whole_network, images, 40, 4, 7),
     }
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
-    cases = []
-    for name, problem in problems(options.smoke).items():
-        peer = pyros(problem)
-        for num_chains in (2,) if options.smoke else (1, 4, 16):
-            sides: Mapping[str, Side] = {
-                OURS: ours(problem, num_chains),
-                "numpyro": numpyros(name, problem, num_chains),
-                "pyro": peer,
-            }
-            timings = in_turn(sides, options.rounds)
-            cases.append(
-                Case(
-                    f"{name}, {num_chains} chains",
-                    timings,
-                    {side: runs.first_call for side, runs in sides.items()},
-                    {side: runs.quality() for side, runs in sides.items()},
-                )
+def cases(options: Options) -> Iterator[Case]:
+    """Each problem with each number of chains."""
+    for name, problem in problems(options).items():
+        for num_chains in (1, 4, 16) if options.full else (4,):
+            sides, missing = available(
+                {
+                    OURS: partial(ours, problem, num_chains, options),
+                    "NumPyro": partial(numpyros, name, problem, num_chains, options),
+                    "Pyro": partial(pyros, problem, options),
+                }
             )
-    report("nuts", "CPU ms per effective draw of the worst coordinate", cases, ("numpyro", "jax"))
+            timings = in_turn(sides, options.rounds, missing)
+            yield Case(
+                f"NUTS, {name}, {num_chains} chains",
+                timings,
+                {side: sides[side].first_call for side in timings.rounds},
+                {side: sides[side].quality() for side in timings.rounds},
+            )
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        cases,
+        "ms per effective draw of the worst coordinate",
+        rounds=3,
+        packages=("arviz", "numpyro", "jax"),
+        on_devices=True,
+    )

@@ -1,16 +1,16 @@
 """Time to sample a random partition of a million, and to evaluate the probability of one.
 
 Beside the Pitman-Yor urn is a Numba one that adds up the weights of all clusters for each sample.
-The EPPF of a Pitman-Yor process is beside a NumPy loop over clusters; those of normalized measures
-are integrals. Times are wall seconds of one thread. Prints one line of JSON.
+The EPPF of a Pitman-Yor process is beside a loop over clusters in Python; those of normalized
+measures are integrals. Times are CPU seconds of one thread.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from _common import OURS, Array, Case, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Array, Case, Options, cpu_seconds, in_turn, main
 from _stable_baselines import plain_urn
 
 from pyro_ext.random_measures import (
@@ -45,28 +45,26 @@ def loop_over_clusters(counts: Array) -> float:
     return value
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=5)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """A partition and the density of one, of each law; the table has that with peers."""
     torch.manual_seed(0)
     number = 1_000 if options.smoke else NUM_SAMPLES
     counted = 500 if options.smoke else NUM_COUNTED
     labels = np.empty(number, np.int64)
-    cases = []
     for name, law in laws().items():
+        if not (isinstance(law, PitmanYor) or options.full or options.smoke):
+            continue
         sample = law.partition(number)  # type: ignore[attr-defined]
         sides: dict[str, Callable[[], object]] = {OURS: sample.sample}
         if isinstance(law, PitmanYor):
-            sides["numba urn"] = lambda: plain_urn(DISCOUNT, CONCENTRATION, labels, 0)
-        cases.append(measure(f"{name}, partition of {number:,}", sides, options.rounds))
+            sides["Numba, urn by hand"] = lambda: plain_urn(DISCOUNT, CONCENTRATION, labels, 0)
+        yield measure(f"{name}, partition of {number:,}", sides, options.rounds)
         counts = law.partition(counted).sample().bincount()  # type: ignore[attr-defined]
         sides = {OURS: lambda law=law, counts=counts: law.log_eppf(counts)}
         if isinstance(law, PitmanYor):
             values = counts.numpy()
-            sides["python loop"] = lambda values=values: loop_over_clusters(values)
-        cases.append(measure(f"{name}, EPPF of {counted:,}", sides, options.rounds))
-    report("partitions", "CPU s", cases, ("numpy", "numba"))
+            sides["Python, loop by hand"] = lambda values=values: loop_over_clusters(values)
+        yield measure(f"{name}, EPPF of {counted:,}", sides, options.rounds)
 
 
 def measure(name: str, sides: dict[str, Callable[[], object]], rounds: int) -> Case:
@@ -77,4 +75,4 @@ def measure(name: str, sides: dict[str, Callable[[], object]], rounds: int) -> C
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=3, packages=("numpy", "numba"))

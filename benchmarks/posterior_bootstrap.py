@@ -7,10 +7,10 @@ records it (or compiles it) in the first call, whose time stands beside the othe
 tolerances SciPy's draws are a hundred times as far from the minima as ours; it is timed with these
 and with tolerances that make its draws as good. The quality is the root mean square distance of 50
 draws to those of a search in double precision to the end, in posterior standard deviations.
-Times are CPU seconds of one thread. Prints one line of JSON.
+Times are CPU seconds of one thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyro
 import pyro.distributions as dist
 import torch
-from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Case, Options, cpu_seconds, in_turn, main
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from pyro_ext.potential import Backend
 
 PRIOR_SCALE = 3.0
 NUM_CHECKED = 50
-LOOP, ACCURATE = "scipy loop", "scipy loop, as accurate"
+LOOP, ACCURATE = "SciPy, loop", "SciPy, loop as accurate"
 TOLERANCES = {"tolerance": 1e-7, "loss_tolerance": 1e-14}
 
 Floats = npt.NDArray[np.float64]
@@ -104,25 +104,21 @@ def measure(backend: Backend, num_columns: int, num_draws: int, rounds: int) -> 
         side: {"distance": float(np.sqrt(np.mean(((found - exact) / spread) ** 2)))}
         for side, found in ((OURS, ours), (LOOP, peer()), (ACCURATE, peer(**TOLERANCES)))
     }
-    words = f"{num_draws:,} draws, {len(x)} x {x.shape[1]}, {backend}"
+    words = f"posterior bootstrap, {num_draws:,} draws, {len(x)} x {x.shape[1]}, {backend}"
     return Case(words, timings, first_call, quality)
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=5)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each backend on each size; in the table the larger model by the default one."""
     if options.smoke:
-        cases = [measure("trace", 3, 20, options.rounds)]
-    else:
-        backends: tuple[Backend, ...] = ("trace", "compile")
-        cases = [
-            measure(backend, num_columns, num_draws, options.rounds)
-            for backend in backends
-            for num_columns, num_draws in ((10, 1000), (30, 1000), (30, 5000))
-        ]
-    report("posterior_bootstrap", "CPU s", cases, ("scipy",), limits={"ratio": 10.0})
+        yield measure("trace", 3, 20, options.rounds)
+        return
+    backends: tuple[Backend, ...] = ("trace", "compile") if options.full else ("trace",)
+    sizes = ((10, 1000), (30, 1000), (30, 5000)) if options.full else ((30, 1000),)
+    for backend in backends:
+        for num_columns, num_draws in sizes:
+            yield measure(backend, num_columns, num_draws, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "s", rounds=3, packages=("scipy",))

@@ -11,13 +11,13 @@ same network, but its weights are products, whose prior has the same mean and va
 tails: another posterior.
 
 A fast sampler of another law is no good: agreement with the reference and total variation from it,
-of mean predictions over all test points, stand beside the loss. ``posterior_tv`` is the total
-variation that the reference's own chains have from each other. Step sizes are those whose bias is
-near the error of the draws; L2E runs as it ships. Prints one line of JSON.
+of mean predictions over all test points, stand beside the loss. That of ``reference`` is
+the total variation that its own chains have from each other. Step sizes are those whose bias is
+near the error of the draws; L2E runs as it ships.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -26,7 +26,7 @@ import pyro
 import pyro.distributions as dist
 import pyro.infer
 import torch
-from _common import OURS, Case, Timings, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Case, Options, Timings, cpu_seconds, in_turn, main
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,7 +42,7 @@ from pyro_ext.reparam import expand_module
 
 NUM_CHAINS = 4
 NUM_POINTS = 100
-NUTS_SIDE = "pyro_nuts_jit"
+NUTS_SIDE = "Pyro, NUTS by jit_compile"
 
 
 @dataclass(frozen=True)
@@ -255,32 +255,28 @@ class NUTSRuns:
         return self.predictions.judge(mcmc.get_samples(group_by_chain=True), seconds)
 
 
-def measure(problem: Problem, kernels: tuple[str, ...], rounds: int) -> tuple[list[Case], float]:
-    """Run our kernels and Pyro's NUTS in turn.
-
-    :returns: a case for each kernel, and the total variation of the reference's own chains.
-    """
+def measure(problem: Problem, kernels: tuple[str, ...], rounds: int) -> Iterator[Case]:
+    """Run our kernels and Pyro's NUTS in turn: a case for each kernel."""
     reference = load_reference_posterior(problem.name)
     ours = {name: OurRuns(name, problem, reference) for name in kernels}
     theirs = NUTSRuns(problem, reference)
     times = in_turn({**ours, NUTS_SIDE: theirs}, rounds).rounds
     nuts_quality = theirs.predictions.quality()
-    cases = [
-        Case(
+    for name, runs in ours.items():
+        yield Case(
             f"{problem.name}, {name}",
             Timings({OURS: times[name], NUTS_SIDE: times[NUTS_SIDE]}),
             {OURS: runs.first_call},
-            {OURS: runs.predictions.quality(), NUTS_SIDE: nuts_quality},
+            {
+                OURS: runs.predictions.quality(),
+                NUTS_SIDE: nuts_quality,
+                "reference": {"tv": reference.chain_total_variation},
+            },
         )
-        for name, runs in ours.items()
-    ]
-    return cases, reference.chain_total_variation
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each kernel on each problem."""
     problems, kernels = PROBLEMS, tuple(KERNELS)
     if options.smoke:
         tiny = replace(
@@ -292,19 +288,9 @@ def main() -> None:
             backend="trace",
         )
         problems, kernels = (tiny,), ("SGHMC", "PX-SGHMC", "NUTS")
-    cases, variations = [], {}
     for problem in problems:
-        found, variation = measure(problem, kernels, options.rounds)
-        cases += found
-        variations[problem.name] = round(variation, 5)
-    report(
-        "predictive_samples",
-        "CPU ms per effective draw",
-        cases,
-        ("arviz",),
-        posterior_tv=variations,
-    )
+        yield from measure(problem, kernels, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "ms per effective draw", rounds=3, packages=("arviz",))

@@ -5,18 +5,18 @@ and 20 weighted pseudo rows, ends of trajectories for those of a perceptron with
 10 and on 50 images. The last lines are about the number of steps in a trajectory: what autograd
 keeps for the backward pass, in megabytes, grows with it for the Wasserstein distance, whose
 gradient flows through all steps, and not for the forward divergence. Times are CPU milliseconds of
-one thread, of the loss and its gradient. Prints one line of JSON.
+one thread, of the loss and its gradient.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from _common import OURS, Case, Timings, arguments, cpu_seconds, in_turn, report, single_thread
+from _common import OURS, Case, Options, Timings, cpu_seconds, in_turn, main
 from torch import Tensor, nn
 
 from pyro_ext.datasets import load_digits
@@ -110,10 +110,8 @@ def measure(
     return name, milliseconds, first_call, memory
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """Each divergence with each surrogate."""
     calls = 1 if options.smoke else 10
     prepared = []
     small = regression()
@@ -133,17 +131,10 @@ def main() -> None:
                 name = f"{kind.__name__}, {size} images, {num_steps} steps"
                 prepared.append(measure(name, kind, trajectories, guide, calls))
     timings = in_turn({name: run for name, run, *_ in prepared}, options.rounds)
-    cases = [
-        Case(
-            name,
-            Timings({OURS: timings.rounds[name]}),
-            {OURS: first_call},
-            {OURS: {"saved MB": memory}},
-        )
-        for name, _, first_call, memory in prepared
-    ]
-    report("pseudocoresets", "CPU ms per step", cases)
+    for name, _, first_call, memory in prepared:
+        rounds = Timings({OURS: timings.rounds[name]})
+        yield Case(name, rounds, {OURS: first_call}, {OURS: {"saved MB": memory}})
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, "ms per step", rounds=3)

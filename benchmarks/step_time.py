@@ -1,86 +1,118 @@
-"""Time of a step of a Pyro model: compiled here against eager Pyro, at 1, 16 and 64 chains.
+"""Time of a step of SGLD and SGHMC: ours, compiled, beside every way to take one elsewhere.
 
-Both sides take SGLD steps of the same Bayesian network (digits, 64-64-10) with minibatches of 64,
-in turn, in one process and on one thread. Eager Pyro is what a user writes by hand: a trace of the
-conditioned model, its ``log_prob_sum``, autograd, and the update, with Pyro's validation as it is
-by default; chains one after the other, since Pyro has no other way. Prints one line of JSON.
+Logistic regression (breast cancer, 455 rows, 31 parameters) and a network (digits, 64-50-10, 3,760
+parameters), standard normal priors, minibatches of 32, every chain with its own. BlackJAX runs as a
+jitted scan, posteriors as a Python loop over vectorized updates. Loops by hand in PyTorch keep all
+chains in one matrix and run eagerly, or compiled from the draw of the minibatch to the update.
+Pyro has no such sampler: beside us is what its user writes by hand, a trace of the conditioned
+model, its ``log_prob_sum``, autograd and the update, one chain after the other. All take the same
+steps from the same start; with ``--full`` the draws of 16 chains of each side stand beside, their
+predictive loss and on the logistic regression their moments next to those of a long run of NUTS.
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 
-import pyro
-import torch
-from _common import OURS, Array, Case, arguments, report, single_thread, step_times
-from _comparison import our_chains
-from _problems import PROBLEMS, network, network_shapes, start
-
-from pyro_ext import datasets
-
-NETWORK = replace(
-    PROBLEMS["network"],
-    model=partial(network, width=64, subsample_size=64),
-    load=datasets.load_digits,
-    shapes=network_shapes(64),
-    step_size=1e-6,
+from _common import OURS, Case, Chains, Options, main, step_times
+from _libraries import BlackJAXChains, EagerPyro, PosteriorsChains
+from _problems import (
+    FRICTION,
+    PROBLEMS,
+    Draws,
+    OurChains,
+    Problem,
+    draws_of,
+    moment_errors,
+    predictive_nll,
+    reference_draws,
+    start,
 )
+from _torch_loops import TorchLoop
+
+from pyro_ext.inference import SGHMC, SGLD
+
+MakeChains = Callable[[Problem, str, int], Chains]
+
+IN_TABLE = (
+    ("logistic regression", "SGLD", 1),
+    ("logistic regression", "SGLD", 16),
+    ("network", "SGHMC", 16),
+)
+QUALITY_CHAINS = 16
+BLOCK = 256
 
 
-class EagerPyro:
-    """Chains of a Pyro model without any compiler.
-
-    :param int num_chains: number of chains.
-    """
-
-    def __init__(self, num_chains: int) -> None:
-        self._arguments = NETWORK.arguments
-        values = {name: torch.from_numpy(v) for name, v in start(NETWORK, num_chains).items()}
-        self._params = [
-            {name: value[chain].clone().requires_grad_() for name, value in values.items()}
-            for chain in range(num_chains)
-        ]
-
-    def advance(self, num_steps: int) -> None:
-        """Take steps."""
-        for _ in range(num_steps):
-            for params in self._params:
-                self._step(params)
-
-    def params(self) -> dict[str, Array]:
-        """Where the chains are."""
-        return {
-            name: torch.stack([params[name] for params in self._params]).detach().numpy()
-            for name in NETWORK.shapes
-        }
-
-    def _step(self, params: dict[str, torch.Tensor]) -> None:
-        conditioned = pyro.poutine.condition(NETWORK.model, data=params)
-        log_joint = pyro.poutine.trace(conditioned).get_trace(*self._arguments).log_prob_sum()
-        gradients = torch.autograd.grad(log_joint, list(params.values()))
-        step_size = NETWORK.step_size
-        with torch.no_grad():
-            for param, gradient in zip(params.values(), gradients, strict=True):
-                noise = torch.randn_like(param)
-                param += step_size * gradient + (2 * step_size) ** 0.5 * noise
-
-
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=5)
-    single_thread()
-    cases = []
-    for num_chains in (1,) if options.smoke else (1, 16, 64):
-        ours = partial(our_chains, NETWORK, "SGLD", num_chains)
-        eager = partial(EagerPyro, num_chains)
-        num_steps = {OURS: 4096 // num_chains, "eager_pyro": max(4, 256 // num_chains)}
-        if options.smoke:
-            num_steps = dict.fromkeys(num_steps, 2)
-        timings, first_call = step_times(
-            {OURS: ours, "eager_pyro": eager}, num_steps, num_chains, options.rounds
+def our_chains(problem: Problem, algorithm: str, num_chains: int) -> Chains:
+    """Chains of a compiled kernel of the Pyro model."""
+    kernel = (
+        SGLD(problem.model, step_size=problem.step_size, backend="compile")
+        if algorithm == "SGLD"
+        else SGHMC(
+            problem.model,
+            step_size=problem.step_size**0.5,
+            friction=FRICTION,
+            backend="compile",
         )
-        cases.append(Case(f"{NETWORK.name}, {num_chains} chains", timings, first_call))
-    report("step_time", "CPU us per chain and step", cases)
+    )
+    return OurChains(kernel, problem.arguments, start(problem, num_chains))
+
+
+# Each side, and the steps of one chain that a round of it takes.
+SIDES: Mapping[str, tuple[MakeChains, int]] = {
+    OURS: (our_chains, 4096),
+    "BlackJAX": (BlackJAXChains, 4096),
+    "PyTorch, compiled": (partial(TorchLoop, True), 2048),
+    "PyTorch, eager": (partial(TorchLoop, False), 1024),
+    "posteriors": (PosteriorsChains, 128),
+    "Pyro, eager": (EagerPyro, 256),
+}
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """Each problem and algorithm with each number of chains."""
+    chosen = IN_TABLE[:1] if options.smoke else IN_TABLE
+    for problem in PROBLEMS.values():
+        reference = None
+        if options.full and problem.name == "logistic regression":
+            reference = reference_draws(1000, 500, problem.on(options.device).arguments)
+        for algorithm, num_chains in product(("SGLD", "SGHMC"), (1, 16, 64)):
+            if options.full or (problem.name, algorithm, num_chains) in chosen:
+                yield measure(problem, algorithm, num_chains, options, reference)
+
+
+def measure(
+    problem: Problem, algorithm: str, num_chains: int, options: Options, reference: Draws | None
+) -> Case:
+    """All sides in turn."""
+    makers = {
+        side: partial(make, problem.on(options.device), algorithm, num_chains)
+        for side, (make, _) in SIDES.items()
+    }
+    num_steps = {
+        side: 2 if options.smoke else max(4 if "Pyro" in side else 64, count // num_chains)
+        for side, (_, count) in SIDES.items()
+    }
+    timings, first_call = step_times(makers, num_steps, num_chains, options)
+    quality = {}
+    if options.full and num_chains == QUALITY_CHAINS:
+        quality = {side: judge(problem, makers[side](), reference) for side in timings.rounds}
+    chains = "1 chain" if num_chains == 1 else f"{num_chains} chains"
+    return Case(f"{algorithm}, {problem.name}, {chains}", timings, first_call, quality)
+
+
+def judge(problem: Problem, chains: Chains, reference: Draws | None) -> dict[str, float]:
+    """How good the draws of a longer run are."""
+    draws = draws_of(chains, warmup_blocks=16, num_blocks=32, block=BLOCK)
+    moments = {} if reference is None else moment_errors(draws, reference)
+    return {"nll": predictive_nll(problem, draws), **moments}
 
 
 if __name__ == "__main__":
-    main()
+    main(
+        cases,
+        "us per chain and step",
+        rounds=3,
+        packages=("jax", "blackjax", "posteriors", "tensordict"),
+        on_devices=True,
+    )

@@ -9,11 +9,11 @@ with twice as many draws each time it has not arrived; the time is that of the l
 compilation included. Pyro's NUTS runs as its users call it, eagerly and with ``jit_compile=True``,
 after 100 warm-up steps; its time ends at the draw with which it has arrived. Beside the time stand
 errors of mean and standard deviation next to the normal approximation, which say that the target is
-met by far fewer draws than describe the posterior. Prints one line of JSON.
+met by far fewer draws than describe the posterior.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -21,16 +21,7 @@ from typing import Any
 import numpy as np
 import pyro
 import pyro.infer
-from _common import (
-    OURS,
-    Array,
-    Case,
-    arguments,
-    in_turn,
-    peer_module,
-    report,
-    single_thread,
-)
+from _common import OURS, Array, Case, Options, in_turn, main
 from _problems import (
     Draws,
     logistic_regression,
@@ -69,7 +60,9 @@ class Target:
     @cached_property
     def mode(self) -> dict[str, Array]:
         """Posterior mode, as one draw."""
-        fit = peer_module("sklearn.linear_model").LogisticRegression(tol=1e-8)
+        from sklearn.linear_model import LogisticRegression
+
+        fit = LogisticRegression(tol=1e-8)
         inputs, labels = (part.double().numpy() for part in self.train)
         fit.fit(inputs, labels)
         return {"weight": fit.coef_, "bias": fit.intercept_}
@@ -218,26 +211,26 @@ def pyro_nuts(
     return {name: np.stack(values) for name, values in kept.items()}, clock
 
 
-def main() -> None:
-    """Measure in turn and print."""
-    options = arguments(__doc__, rounds=3)
-    single_thread()
+def cases(options: Options) -> Iterator[Case]:
+    """All sides on their way to one target."""
     target = Target(1_000 if options.smoke else 100_000)
     our_samples = 2 if options.smoke else 10
     nuts_samples = 4 if options.smoke else 100
     runs = {
         OURS: partial(ours, partial(sgnht, "trace"), our_samples),
-        f"{OURS}_compile": partial(ours, partial(sgnht, "compile"), our_samples),
-        f"{OURS}_nuts": partial(ours, partial(our_nuts, nuts_samples), our_samples),
-        "pyro_nuts": partial(pyro_nuts, False, nuts_samples),
-        "pyro_nuts_jit": partial(pyro_nuts, True, nuts_samples),
+        "Pyro, NUTS": partial(pyro_nuts, False, nuts_samples),
+        "Pyro, NUTS by jit_compile": partial(pyro_nuts, True, nuts_samples),
     }
+    if options.full or options.smoke:
+        runs |= {
+            f"{OURS}, compiled": partial(ours, partial(sgnht, "compile"), our_samples),
+            f"{OURS}, NUTS": partial(ours, partial(our_nuts, nuts_samples), our_samples),
+        }
     sides = {name: Side(run, target) for name, run in runs.items()}
     timings = in_turn(sides, options.rounds)
-    quality = {name: side.quality() for name, side in sides.items()}
-    name = f"logistic regression, {target.num_rows:,} rows"
-    cases = [Case(name, timings, quality=quality)]
-    report("time_to_quality", "CPU s to the target", cases, ("scikit-learn",), tolerance=TOLERANCE)
+    quality = {side: sides[side].quality() for side in timings.rounds}
+    name = f"SGNHT to a predictive loss, logistic regression, {target.num_rows:,} rows"
+    yield Case(name, timings, quality=quality)
 
 
 def _success(draws: Draws, inputs: Array) -> Array:
@@ -245,4 +238,4 @@ def _success(draws: Draws, inputs: Array) -> Array:
 
 
 if __name__ == "__main__":
-    main()
+    main(cases, f"s to within {TOLERANCE:g} nats", rounds=1, packages=("scikit-learn",))

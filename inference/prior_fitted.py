@@ -5,6 +5,7 @@ Bayesian inference.
 """
 
 import inspect
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,7 +248,8 @@ class PriorDataFittedNetwork:
         Another call goes on from the weights with a new schedule.
 
         :param int num_steps: number of steps.
-        :param checkpoint: as of :meth:`~pyro_ext.inference.Trainer.run`.
+        :param checkpoint: a file that belongs to this prior and these settings, otherwise as of
+            :meth:`~pyro_ext.inference.Trainer.run`.
         :param bool progress: whether to show a progress bar.
         :returns: the network itself.
         :raises TrainingDiverged: where the loss or a gradient is not finite.
@@ -262,6 +264,7 @@ class PriorDataFittedNetwork:
             partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=0.0),
             scheduler=partial(LambdaLR, lr_lambda=rate),
             max_norm=1.0,
+            identity=None if checkpoint is None else self._identity(num_steps),
             seed=seed,
         )
         self.net.train()
@@ -278,6 +281,18 @@ class PriorDataFittedNetwork:
             self.net.eval()
             self.losses.extend(trainer.losses)
         return self
+
+    def _identity(self, num_steps: int) -> dict[str, Any]:
+        """What a checkpoint is compared by: settings, and what the prior draws, rounded."""
+        names = ("warm_up", "num_points", "context", "least_context", "regress_context")
+        curves = self._curves(spawn_seed(self.seed, 3), 2)
+        drawn = {"borders": self._known_borders(curves.y), "inputs": curves.x, "values": curves.y}
+        return {
+            "num_steps": num_steps,
+            "batch_size": self.batch_size,
+            **{name: getattr(self, name) for name in names},
+            **{name: [f"{v:.3g}" for v in part.flatten().tolist()] for name, part in drawn.items()},
+        }
 
     def _loss(self, curves: _Curves) -> Tensor:
         """Mean negative log density of values, with those given where they are asked for."""
@@ -441,6 +456,10 @@ class PriorDataFittedNetwork:
         """
         check_instance("path", path, (str, Path), "a path")
         check_folder_of(Path(path))
+        try:
+            json.dumps(facts)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"facts must be plain values, got {facts!r:.80}: {error}") from error
         borders = self._known_borders(next(self.net.parameters()))
         settings = self.net.settings() if isinstance(self.net, PriorFittedTransformer) else None
         content = {

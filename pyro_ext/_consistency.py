@@ -33,7 +33,8 @@ def consistency(
 
     .. math:: -w \sum_{\text{sites}} KL(p_T(x \mid z) \,\|\, p_S(x \mid z)),
 
-    with the scales and masks of the sites. No gradient goes into the teacher. For normal sites of
+    with the scales and masks of the sites, once for each particle or element of a plate around the
+    model. No gradient goes into the teacher. For normal sites of
     one variance :math:`\sigma^2` the divergence is :math:`\|\mu_S - \mu_T\|^2 / 2 \sigma^2`: a
     normal prior around the teacher's prediction, and :math:`w` the weight of the teacher's beside
     the data [1]. With ``weight=0`` the model is run as it is.
@@ -49,8 +50,8 @@ def consistency(
     :param float weight: :math:`w`.
     :param str name: name of the factor.
     :returns: the handler, which takes a model and returns one.
-    :raises ValueError: as the model runs, for a name that is no site of model or teacher, or where
-        the divergence is not known.
+    :raises ValueError: as the model runs, for a name that is no site of model or teacher, where
+        the divergence is not known, or where it depends on a site that is enumerated in a plate.
 
     [1] Y. Lee, J. Willette, J. Kim, J. Lee, S. J. Hwang (2023), Exploring the role of mean teachers
     in self-supervised masked auto-encoders.
@@ -92,7 +93,7 @@ class _Consistency:
             with torch.no_grad(), _empty_store(), poutine.block(), taught:
                 self.teacher(*args, **kwargs)
             parts = [self._divergence(site, student, taught) for site in self.sites]
-            pyro.factor(self.name, -self.weight * torch.stack(parts).sum())
+            pyro.factor(self.name, -self.weight * sum(parts))
             return result
 
         return functools.wraps(model, updated=())(run)
@@ -101,7 +102,12 @@ class _Consistency:
         for who, seen in (("model", student), ("teacher", taught)):
             if site not in seen.sites:
                 raise ValueError(f"sites names {site!r}, which is no sample site of the {who}")
-        (own, scale, masks), (target, _, _) = student.sites[site], taught.sites[site]
+        (own, scale, masks, frames), (target, _, _, _) = student.sites[site], taught.sites[site]
+        if own.event_shape != target.event_shape:
+            raise ValueError(
+                f"sites names {site!r}, whose values have the shape {tuple(own.event_shape)} in "
+                f"the model and {tuple(target.event_shape)} in the teacher"
+            )
         try:
             value = kl_divergence(target, own)
         except NotImplementedError as error:
@@ -110,7 +116,18 @@ class _Consistency:
             ) from error
         for mask in masks:
             value = scale_and_mask(value, 1.0, mask)
-        total: Tensor = scale_and_mask(value, scale).sum()
+        total: Tensor = scale_and_mask(value, scale)
+        # Plates around the model, as of particles, and what is enumerated are the factor's as well.
+        dims = [frame.dim for frame in frames if frame.vectorized and -frame.dim <= total.dim()]
+        for dim, name in student.enumerated.items():
+            if -dim <= total.dim() and total.shape[dim] > 1:
+                raise ValueError(
+                    f"sites names {site!r}, which depends on {name!r}: that is enumerated in a "
+                    "plate of the model, over which the factor is a sum"
+                )
+        total = total.sum(dims, keepdim=True) if dims else total
+        while total.dim() and len(total) == 1:
+            total = total[0]
         return total
 
 
@@ -134,22 +151,26 @@ class _Seen(Messenger):
         super().__init__()
         self.given = given
         self.values: dict[str, Tensor] = {}
-        self.sites: dict[str, tuple[Any, Any, list[Any]]] = {}
+        self.sites: dict[str, tuple[Any, Any, list[Any], Any]] = {}
+        self.enumerated: dict[int, str] = {}  # in plates, by dimension
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
         if self.given is not None and msg["value"] is None and name in self.given:
             msg["value"] = self.given[name]
-        # Scale and mask are those of handlers and plates within; others apply to the factor.
+        # Scale, mask and plates are those within; others apply to the factor.
         distribution, masks = msg["fn"], [msg["mask"]]
         while isinstance(distribution, MaskedDistribution):
             masks.append(distribution._mask)
             distribution = distribution.base_dist
-        self.sites[name] = (distribution, msg["scale"], masks)
+        self.sites[name] = (distribution, msg["scale"], masks, msg["cond_indep_stack"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["infer"].get("_deterministic", False):
             self.values[msg["name"]] = msg["value"]
+        dim = msg["infer"].get("_enumerate_dim")
+        if dim is not None and any(frame.vectorized for frame in self.sites[msg["name"]][3]):
+            self.enumerated[dim] = msg["name"]
 
     def _pyro_param(self, msg: Any) -> None:
         if self.given is None or msg["value"] is not None or len(msg["args"]) < 2:

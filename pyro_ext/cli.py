@@ -224,6 +224,7 @@ def notebooks(
     except (ValueError, FileExistsError) as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(f"{len(written)} notebooks are in {folder}, such as {written[0]}")
+    typer.echo("Between them they need what pip install 'pyro-ext[all]' brings")
 
 
 @app.command()

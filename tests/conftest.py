@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"write CPU seconds of slow tests into {durations.FILE.name}",
     )
+    parser.addoption(
+        "--devices",
+        action="store_true",
+        help="run the tests with the fixture `device` alone, on a simulated device too",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("devices"):
+        import tests.simulated_device  # noqa: F401  # before the first gradient, or it has no queue
     recorded = config.getoption("record_durations")
     if recorded or os.environ.get("CI"):
         config.pluginmanager.register(durations.CPUSeconds(limited=bool(os.environ.get("CI"))))
@@ -53,6 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # after those that -m leaves out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("devices"):
+        kept = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     if part := config.getoption("part"):
         others = {item.nodeid: item for item in items}
         items[:] = [others.pop(test) for test in durations.choose(list(others), *part)]
@@ -73,6 +85,28 @@ def clean_state() -> Iterator[None]:
     pyro.clear_param_store()
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")
+
+
+@pytest.fixture(params=["cpu", "simulated", "cuda"])
+def device(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, clean_state: None
+) -> Iterator[torch.device]:
+    """A device each: the processor; one that only tells tensors apart, for ``--devices``; a GPU.
+
+    It is the default device of the test, as users of Pyro set it.
+    """
+    with ExitStack() as stack:
+        if request.param == "simulated":
+            if not pytestconfig.getoption("devices"):
+                pytest.skip("--devices was not given")
+            from tests.simulated_device import Simulation
+
+            stack.enter_context(Simulation())
+        elif request.param == "cuda" and not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+        torch.set_default_device(request.param)
+        stack.callback(torch.set_default_device, None)
+        yield torch.device(request.param, None if request.param == "cpu" else 0)
 
 
 @pytest.fixture

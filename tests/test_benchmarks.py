@@ -1,5 +1,6 @@
 """The benchmarks: that they start, say what is missing, and report what they measured."""
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -27,6 +28,13 @@ def run(script, *arguments):
     )
 
 
+def tiny(name):
+    """The cases of a tiny run of a benchmark."""
+    done = run(FOLDER / f"{name}.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_says_what_it_does(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
@@ -38,15 +46,25 @@ def test_script_says_what_it_does(script, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_table_of_a_tiny_run(tmp_path):
-    out = tmp_path / "lines.jsonl"
-    done = run(FOLDER / "table.py", "data_size", "--smoke", "--out", str(out))
+    """It goes on where it was stopped, and what has failed has a row that says why."""
+    out = tmp_path / "speed.json"
+    kept = {"rbhc": {"cases": [{"case": "kept", "unit": "s", "device": "cpu", "versions": {}}]}}
+    broken = {"graphs": {"cases": [], "error": "it was stopped"}}
+    out.write_text(json.dumps({"benchmarks": kept | broken}))
+    command = ["rbhc", "graphs", "data_size", "--smoke", "--resume", "--out", str(out)]
+    done = run(FOLDER / "table.py", *command, "--timeout", "0.1")
+    assert done.returncode != 0 and "--resume" in done.stderr
+    results = json.loads(out.read_text())
+    done = run(FOLDER / "table.py", "graphs", "--resume", "--out", str(out))
+    assert done.returncode != 0 and "--resume needs the sizes" in done.stderr
+    assert results["smoke"] and results["benchmarks"]["rbhc"] == kept["rbhc"]
+    assert results["benchmarks"]["graphs"]["error"] == "it took longer than 0.1 s"
+    done = run(FOLDER / "table.py", *command)
     assert done.returncode == 0, done.stderr
-    assert "1,000 rows" in done.stdout
-    (line,) = out.read_text().splitlines()
-    result = json.loads(line)
-    assert result["benchmark"] == "data_size"
-    assert result["results"][0]["median"]["pyro_ext"] > 0
-    assert {"pyro-ext", "torch", "python"} <= set(result["versions"])
+    assert "1,000 rows" in done.stdout and "measure nothing" in done.stdout
+    found = json.loads(out.read_text())["benchmarks"]["data_size"]["cases"][0]
+    assert found["median"]["pyro_ext"] > 0
+    assert {"pyro-ext", "torch", "python"} <= set(found["versions"])
 
 
 @pytest.mark.slow
@@ -54,37 +72,28 @@ def test_table_of_a_tiny_run(tmp_path):
     any(find_spec(peer) is None for peer in PEERS), reason="the extra 'bench' is not installed"
 )
 def test_tiny_run_beside_peers():
-    done = run(FOLDER / "library_step_time.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    for row in json.loads(done.stdout)["results"]:
-        assert set(row["ratio"]) == {"blackjax", "posteriors"}
+    for row in tiny("step_time"):
+        assert {"BlackJAX", "posteriors", "Pyro, eager"} <= set(row["ratio"])
 
 
 @pytest.mark.slow
 def test_tiny_run_of_parameter_expansion():
-    done = run(FOLDER / "expansion_step_time.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["limits"] == {"MLP": 1.4, "MLP on 256": 1.4, "ResNet": 1.25}
-    for row in result["results"]:
-        assert row["ratio"]["expanded"] > 0
+    for row in tiny("expansion_step_time"):
+        assert row["ratio"]["pyro_ext, expanded"] > 0
+        assert row["quality"]["pyro_ext, expanded"] == {"limit": 1.4}
 
 
 @pytest.mark.slow
 def test_tiny_run_of_the_posterior_bootstrap():
-    done = run(FOLDER / "posterior_bootstrap.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)["results"]
-    assert row["ratio"]["scipy loop"] > 0
+    (row,) = tiny("posterior_bootstrap")
+    assert row["ratio"]["SciPy, loop"] > 0
     assert row["quality"]["pyro_ext"]["distance"] < 0.01
 
 
 @pytest.mark.slow
 def test_tiny_run_of_coresets():
     """A forward step keeps less in memory than one that goes back through all inner steps."""
-    done = run(FOLDER / "pseudocoresets.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    rows = {row["case"]: row for row in json.loads(done.stdout)["results"]}
+    rows = {row["case"]: row for row in tiny("pseudocoresets")}
     assert rows["ForwardKL, GaussianSurrogate"]["median"]["pyro_ext"] > 0
     memory = rows["ForwardKL, 10 images, 20 steps"]["quality"]["pyro_ext"]["saved MB"]
     assert 0 < memory < rows["Wasserstein, 10 images, 20 steps"]["quality"]["pyro_ext"]["saved MB"]
@@ -92,48 +101,36 @@ def test_tiny_run_of_coresets():
 
 @pytest.mark.slow
 def test_tiny_run_of_sampling_through_a_coreset():
-    done = run(FOLDER / "coreset_sampling.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    for row in json.loads(done.stdout)["results"]:
-        assert {"pyro_nuts", "pyro_ext_nuts"} <= set(row["ratio"])
+    for row in tiny("coreset_sampling"):
+        assert {"Pyro, NUTS on all", "pyro_ext, NUTS on all"} <= set(row["ratio"])
         assert row["quality"]["pyro_ext"]["ess"] > 0
 
 
 @pytest.mark.slow
 def test_tiny_run_of_predictions():
-    done = run(FOLDER / "predictive_samples.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert set(result["posterior_tv"]) == {"wine"}
-    assert [row["case"] for row in result["results"]] == [
-        "wine, SGHMC",
-        "wine, PX-SGHMC",
-        "wine, NUTS",
-    ]
-    for row in result["results"]:
-        for side in ("pyro_ext", "pyro_nuts_jit"):
+    rows = tiny("predictive_samples")
+    assert [row["case"] for row in rows] == ["wine, SGHMC", "wine, PX-SGHMC", "wine, NUTS"]
+    for row in rows:
+        assert row["quality"]["reference"]["tv"] > 0
+        for side in ("pyro_ext", "Pyro, NUTS by jit_compile"):
             assert row["quality"][side]["ess_per_s"] > 0
             assert 0 < row["quality"][side]["tv"] < 1
 
 
 @pytest.mark.slow
 def test_tiny_run_of_attention_in_sets():
-    done = run(FOLDER / "set_attention.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    *_, network = json.loads(done.stdout)["results"]
-    assert network["ratio"]["by hand"] > 0
+    *_, network = tiny("set_attention")
+    assert network["ratio"]["PyTorch, by hand"] > 0
 
 
 @pytest.mark.slow
 def test_tiny_run_of_copulas():
-    done = run(FOLDER / "copula.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    for row in result["results"]:
-        assert row["ratio"]["numpy"] > 0
-    assert result["results"][0]["ratio"]["numpy, all permutations at once"] > 0
-    fitted = result["results"][0]["quality"]
-    assert abs(fitted["pyro_ext"]["bandwidth"] - fitted["numpy"]["bandwidth"]) < 0.1
+    rows = tiny("copula")
+    for row in rows:
+        assert row["ratio"]["NumPy, by hand"] > 0
+    assert rows[0]["ratio"]["NumPy, permutations at once"] > 0
+    fitted = rows[0]["quality"]
+    assert abs(fitted["pyro_ext"]["bandwidth"] - fitted["NumPy, by hand"]["bandwidth"]) < 0.1
 
 
 def test_model_of_nuts_is_that_of_the_reference():
@@ -161,11 +158,29 @@ def test_table_refuses_an_unknown_name():
     assert "no_such_benchmark" in done.stderr and "data_size" in done.stderr
 
 
-def test_missing_peer_names_the_extra():
-    from _common import peer_module
+def test_a_missing_peer_and_one_that_fails_have_their_reasons():
+    from _common import Case, available, in_turn
 
-    with pytest.raises(SystemExit, match=r"no_such_peer.*pyro-ext\[bench\]"):
-        peer_module("no_such_peer")
+    def absent():
+        importlib.import_module("no_such_peer")
+
+    def failing():
+        raise ValueError("no step\nof this size")
+
+    sides, missing = available({"pyro_ext": lambda: lambda: 1.0, "absent": absent})
+    timings = in_turn(sides | {"failing": failing}, 2, missing)
+    assert Case("case", timings).as_json() == {
+        "case": "case",
+        "median": {"pyro_ext": 1.0},
+        "missing": {
+            "absent": "no_such_peer is not installed",
+            "failing": "ValueError: no step",
+        },
+    }
+    with pytest.raises(ModuleNotFoundError):
+        available({"pyro_ext": absent})
+    with pytest.raises(ValueError, match="no step"):
+        in_turn({"pyro_ext": failing}, 1)
 
 
 def test_ratio_is_of_medians_and_peer_over_ours():
@@ -177,17 +192,16 @@ def test_ratio_is_of_medians_and_peer_over_ours():
         "case": "case",
         "median": {"pyro_ext": 2.0, "peer": 5.0},
         "ratio": {"peer": 2.5},
+        "span": {"peer": [0.01111, 6.0]},
     }
 
 
 @pytest.mark.slow
 def test_tiny_run_of_neural_processes():
-    done = run(FOLDER / "neural_processes.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert [row["case"] for row in result["results"]] == ["CNP", "MPNP"]
-    for row in result["results"]:
-        assert row["ratio"]["plain torch"] > 0
+    rows = tiny("neural_processes")
+    assert [row["case"] for row in rows] == ["training step of a CNP", "training step of a MPNP"]
+    for row in rows:
+        assert row["ratio"]["PyTorch, by hand"] > 0
 
 
 @pytest.mark.parametrize("name", ["CNP", "MPNP"])
@@ -267,7 +281,55 @@ def test_hand_written_gradient_is_that_of_the_model(name, algorithm, monkeypatch
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("diffusers") is None, reason="the extra 'diffusion' is not installed")
 def test_tiny_run_of_erasing_has_the_losses_of_the_loop_by_hand():
-    done = run(FOLDER / "concept_erasure.py", "--smoke")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)["results"]
-    assert row["quality"]["diffusers loop"]["relative difference of losses"] < 1e-3
+    (row,) = tiny("concept_erasure")
+    assert row["quality"]["diffusers, loop by hand"]["relative difference of losses"] < 1e-3
+
+
+def test_the_page_has_the_numbers_of_the_saved_run():
+    from _page import PAGE, PICTURE, page, rows, saved
+
+    tables = [json.loads(path.read_text()) for path in saved()]
+    assert page(PAGE.read_text(), tables) == PAGE.read_text()
+    assert not any(results["smoke"] for results in tables)
+    drawn = PICTURE.read_text()
+    assert len(drawn) <= 80_000
+    for row in rows(tables[0]):
+        if row.ratio is not None:
+            assert f">{row.what}<" in drawn and f">{row.peer.partition(',')[0]}<" in drawn
+
+
+def test_rows_of_the_table():
+    from _page import cells, page, rows
+
+    case = {
+        "case": "draws",
+        "unit": "CPU s",
+        "device": "cpu",
+        "median": {"pyro_ext": 2.0, "pyro_ext, other": 1.0, "Peer, somehow": 3001.0},
+        "ratio": {"pyro_ext, other": 0.5, "Peer, somehow": 1500.5},
+        "span": {"pyro_ext, other": [0.5, 0.5], "Peer, somehow": [1000.0, 2000.0]},
+        "quality": {
+            "pyro_ext": {"mean_error": 0.1, "size": 3},
+            "Peer, somehow": {"mean_error": 0.25},
+        },
+        "missing": {"Absent": "it is not installed"},
+        "versions": {"torch": "2"},
+    }
+    results = {
+        "date": "2026-01-01",
+        "smoke": False,
+        "machine": {"processor": "Chip", "system": "Linux"},
+        "benchmarks": {"one": {"cases": [case]}, "two": {"error": "it was stopped"}},
+    }
+    found = [cells(row) for row in rows(results)]
+    assert found[0] == [
+        *("draws", "Peer, somehow", "2", "3,000", "1,500 (1,000 to 2,000)", "CPU s", ""),
+        "mean error 0.1 / 0.25",
+    ]
+    assert found[1][-1] == "not measured: it is not installed"
+    assert found[2][0] == "two.py" and found[2][-1] == "not measured: it was stopped"
+    text = "before\n<!-- what follows is written by make bench -->\nold<!-- end -->\nafter\n"
+    written = page(text, [results])
+    assert written.startswith("before\n") and written.endswith("<!-- end -->\nafter\n")
+    assert "old" not in written and "Chip, Linux, 2026-01-01. torch 2." in written
+    assert page(written, [results]) == written

@@ -16,7 +16,7 @@ PAGES = sorted(
     if path.relative_to(DOCS).parts[0] not in ("_build", "gallery")
 )
 # Start processes, draw much, or compile loops.
-SLOW_PAGES = ("concepts.md",) + tuple(
+SLOW_PAGES = ("coming_from.md", "concepts.md") + tuple(
     f"how_to/{name}.md"
     for name in (
         "arviz",

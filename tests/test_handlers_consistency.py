@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
@@ -52,6 +52,69 @@ def test_scales_and_masks_of_the_model_count_once():
     assert float(trace.log_prob_sum()) == pytest.approx(
         3 * float(poutine.trace(drawn).get_trace(x).log_prob_sum())
     )
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_each_particle_has_its_own_factor(vectorize):
+    """Of a latent value that moves the student away; exact under a guide that is known."""
+
+    def model(x, shift):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(shift * z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x, weight = torch.zeros(5), 3.0
+    plain, teacher = (lambda x, shift=shift: model(x, shift) for shift in (1.0, 0.0))
+    elbo = Trace_ELBO(num_particles=400, vectorize_particles=vectorize, max_plate_nesting=1)
+    losses = []
+    for drawn in (plain, consistency(teacher, ["x"], weight)(plain)):
+        pyro.set_rng_seed(0)
+        losses.append(elbo.loss(drawn, guide, x))
+    pyro.set_rng_seed(0)
+    size = (400,) if vectorize else ()
+    z = torch.stack([dist.Normal(0.0, 1.0).sample(size) for _ in range(1 if vectorize else 400)])
+    expected = weight * 5 * float(z.square().mean()) / 2
+    assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_plates_around_the_model():
+    drawn = consistency(normal(1.0), ["x"])(normal(3.0))
+    x = torch.zeros(7)
+    alone = float(factor(drawn, x))
+
+    def around():
+        with pyro.plate("around", 4, dim=-2):
+            drawn(x)
+
+    trace = poutine.trace(around).get_trace()
+    trace.compute_log_prob()
+    assert float(trace.nodes["consistency"]["log_prob_sum"]) == pytest.approx(4 * alone)
+
+
+def mixture(loc, in_plate):
+    @config_enumerate
+    def model(x):
+        law = dist.Categorical(torch.tensor([0.3, 0.7]))
+        k = None if in_plate else pyro.sample("k", law)
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", law) if in_plate else k
+            pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+
+    return model
+
+
+def test_sites_that_are_enumerated():
+    x, own, other = torch.randn(6), torch.tensor([0.0, 1.0]), torch.tensor([0.5, -1.0])
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    drawn = consistency(mixture(other, False), ["x"])(mixture(own, False))
+    joint = dist.Normal(own[:, None], 1.0).log_prob(x).sum(1) - 6 * (own - other) ** 2 / 2
+    expected = (torch.tensor([0.3, 0.7]).log() + joint).logsumexp(0)
+    assert -elbo.loss(drawn, lambda x: None, x) == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match=r"sites names 'x', which depends on 'k': that is enumer"):
+        elbo.loss(consistency(mixture(other, True), ["x"])(mixture(own, True)), lambda x: None, x)
 
 
 def test_latent_values_and_subsamples_are_shared():
@@ -173,3 +236,9 @@ def test_wrong_names_and_families_are_refused():
 
     with pytest.raises(ValueError, match="divergence of Normal"):
         consistency(cauchy, ["x"])(normal(0.0))(x)
+
+    def vector(size):
+        return lambda x: pyro.sample("x", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"the shape \(2,\) in the model and \(3,\) in the tea"):
+        consistency(poutine.condition(vector(3), {"x": x}), ["x"])(vector(2))(x)

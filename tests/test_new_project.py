@@ -147,5 +147,3 @@ def test_project_runs(place):
     assert "passed" in printed
     report = Report.load(folder / "figures" / "page")
     assert report.slug == "my-study" and report.smoke and report.holds
-    run(["page.py"], folder)
-    assert Report.load(folder / "figures" / "my-study").holds

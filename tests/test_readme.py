@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from pyro import poutine
 
+from pyro_ext import __version__
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.groups import O, TensorRep
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
@@ -27,10 +29,10 @@ from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, 
 
 ROOT = Path(__file__).parents[1]
 README, METHODS = ROOT / "README.md", ROOT / "docs" / "methods.md"
-# What one wants, what one writes, where its names are from, the page.
+# What one wants, which leads to a page; what one writes; where its names are from.
+TASK = r"(?:\{doc\}`(?P<task>[^`<]+) <(?P<page>[\w/]+)>`|\[(?P<text>[^]]+)\]\((?P<path>[\w/.]+)\))"
 ROW = re.compile(
-    r"^\| (?P<task>.+?) \| (?P<write>.+?) \| (?P<modules>[^|]*pyro_ext[^|]*) \| (?P<page>.+?) \|$",
-    re.MULTILINE,
+    rf"^\| {TASK} \| (?P<write>.+?) \| (?P<modules>[^|]*pyro_ext[^|]*) \|$", re.MULTILINE
 )
 
 
@@ -51,13 +53,21 @@ class Row(NamedTuple):
                 yield from re.findall(r"^[a-z]\w+(?=\(|$)|\b(?<!\.)[A-Z]\w*", code)
 
 
-def rows_of(path):
-    for row in ROW.finditer(path.read_text("utf-8")):
+def rows_of(text):
+    for row in ROW.finditer(text):
         spans = re.findall(r"`([^`]+)`", row["write"])
-        yield Row(row["task"], spans, re.findall(r"pyro_ext[\w.]*", row["modules"]), row["page"])
+        modules = re.findall(r"pyro_ext[\w.]*", row["modules"])
+        yield Row(row["task"] or row["text"], spans, modules, row["page"] or row["path"])
 
 
-ROWS = [*rows_of(README), *rows_of(METHODS)]
+SECTIONS = {
+    title: list(rows_of(text))
+    for title, text in re.findall(
+        r"^## ([^\n]+)$(.+?)(?=^## |\Z)", METHODS.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+}
+IN_README = list(rows_of(README.read_text("utf-8")))
+ROWS = [row for rows in SECTIONS.values() for row in rows]
 
 X = (
     torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
@@ -394,24 +404,31 @@ DOTS = {
 
 
 def test_tables_are_short_enough_to_read():
-    assert 8 <= len(list(rows_of(README))) <= 12
-    assert len(README.read_text("utf-8").splitlines()) <= 120
-    sections = METHODS.read_text("utf-8").split("\n## ")[1:]
-    assert sum(len(ROW.findall(section)) for section in sections) > 80
-    for section in sections:
-        rows = [line for line in section.splitlines() if line.startswith("| ")]
-        assert len(ROW.findall(section)) == len(rows) - 1 <= 12, section.splitlines()[0]
+    assert 8 <= len(IN_README) <= 12 and len(README.read_text("utf-8").splitlines()) <= 120
+    assert len(ROWS) > 80 and all(0 < len(rows) <= 12 for rows in SECTIONS.values())
+    # No row is overlooked: each table has a header, a rule and what was read of it.
+    lines = [line for line in METHODS.read_text("utf-8").splitlines() if line.startswith("|")]
+    assert len(lines) == len(ROWS) + 2 * len(SECTIONS)
 
 
 def test_no_row_stands_twice():
-    for path in (README, METHODS):
-        tasks = [row.task for row in rows_of(path)]
-        spans = [span for row in rows_of(path) for span in row.spans if "(" in span]
+    for rows in (IN_README, ROWS):
+        tasks = [row.task for row in rows]
+        spans = [span for row in rows for span in row.spans if "(" in span]
         assert len(set(tasks)) == len(tasks) and len(set(spans)) == len(spans)
 
 
+def test_rows_of_the_readme_are_rows_of_the_methods():
+    """Which run as they are written, below."""
+    homes = {span: row.modules for row in ROWS for span in row.spans}
+    for row in IN_README:
+        assert any("(" in span for span in row.spans)
+        for span in row.spans:
+            assert set(row.modules) <= set(homes[span]), span
+
+
 def test_rows_name_what_exists(subtests):
-    for row in ROWS:
+    for row in (*IN_README, *ROWS):
         homes = {name: importlib.import_module(name) for name in row.modules}
         found = set(row.names)
         with subtests.test(row.task):
@@ -422,17 +439,19 @@ def test_rows_name_what_exists(subtests):
 
 
 def test_rows_lead_to_pages(subtests):
+    for row in IN_README:
+        with subtests.test(row.task):
+            assert (ROOT / row.page).exists()
     for row in ROWS:
         with subtests.test(row.task):
-            (page,) = re.findall(r"\{doc\}`([\w/]+)`$|\]\(([\w/.]+)\)$", row.page)
-            if page[1]:
-                assert (ROOT / page[1]).exists()
-            elif page[0].startswith("gallery/"):
-                assert (
-                    (ROOT / page[0].replace("gallery", "tutorials", 1)).with_suffix(".py").exists()
-                )
+            if row.page.startswith("gallery/"):
+                assert (ROOT / f"{row.page.replace('gallery', 'tutorials', 1)}.py").exists()
             else:
-                assert list((ROOT / "docs").glob(f"{page[0]}.*"))
+                assert list((ROOT / "docs").glob(f"{row.page}.*"))
+
+
+def test_each_call_has_a_reader():
+    assert {span for row in ROWS for span in row.spans if "(" in span} == set(READER)
 
 
 @pytest.mark.slow
@@ -442,13 +461,12 @@ def test_rows_lead_to_pages(subtests):
     "ignore::DeprecationWarning",
     "ignore::torch.jit.TracerWarning",
 )
-def test_rows_run_as_written(subtests, tmp_path, monkeypatch):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_rows_run_as_written(section, subtests, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = {"NUTS": NUTS, "poutine": poutine, "X": X, "Y": Y, "mcmc": run(KERNEL, X, Y)}
-    # A row of both tables runs once.
-    calls = {(span, tuple(row.modules)): None for row in ROWS for span in row.spans if "(" in span}
-    assert {span for span, _ in calls} == set(READER)
-    for span, modules in calls:
+    given = {"poutine": poutine, "X": X, "Y": Y, "mcmc": run(KERNEL, X, Y)}
+    rows = SECTIONS[section]
+    for span, modules in ((s, row.modules) for row in rows for s in row.spans if "(" in s):
         brought, use = READER[span]
         brought = brought() if callable(brought) else brought
         homes = [importlib.import_module(module) for module in modules]
@@ -494,3 +512,12 @@ def test_links_lead_somewhere():
     assert len(targets) > 10
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_citation_is_of_this_package():
+    text = (ROOT / "CITATION.cff").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    fields = dict(re.findall(r"^([\w-]+): (.+)$", text, re.MULTILINE))
+    assert fields["version"] == __version__ and fields["license"] == project["license"]
+    assert re.findall(r"^  - name: (.+)$", text, re.MULTILINE) == [project["authors"][0]["name"]]
+    assert set(re.findall(r"^  - ([^:\n]+)$", text, re.MULTILINE)) == set(project["keywords"])

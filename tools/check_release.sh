@@ -11,7 +11,7 @@ trap 'rm -rf "$scratch"' EXIT
 unset PYTHONPATH
 
 "$tools" -m pytest -q tests/test_packaging.py -m slow -k holds_every_module
-"$tools" -m build --outdir "$scratch/dist" .
+"$tools" -m build --outdir "$scratch/dist" . >"$scratch/build.log" || { cat "$scratch/build.log"; exit 1; }
 "$tools" -m twine check --strict "$scratch"/dist/*
 
 for python in "$@"; do

@@ -197,7 +197,9 @@ def run(
     probabilities = by_chain.flatten(0, 1)
     quantities = to_arviz(predictive_quantities(by_chain, data.test_targets), group_by_chain=True)
     console.print("\n[bold]Do the chains agree on what the network predicts?[/]")
-    console.print(arviz.summary(quantities, round_to=3).to_string(), highlight=False)
+    console.print(
+        arviz.summary(quantities, round_to=3).to_string(), highlight=False, soft_wrap=True
+    )
 
     mode = find_mode(data, num_draws * cycle_length // 3, seed)
     table = Table("on the test images", "accuracy", "NLL", "ECE")

@@ -15,6 +15,7 @@ from pyro.ops import integrator
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
+from pyro_ext._executors import describe_error
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.inference._running.numbers import (
     generator_state,
@@ -29,7 +30,6 @@ from pyro_ext.inference._running.segments import (
     Plan,
     Report,
     Segment,
-    describe_error,
     recorded,
 )
 from pyro_ext.posterior.identity import Quantities

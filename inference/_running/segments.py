@@ -20,7 +20,6 @@ __all__ = [
     "Report",
     "Runner",
     "Segment",
-    "describe_error",
     "recorded",
     "silent",
 ]
@@ -155,12 +154,6 @@ class Runner(Protocol):
         self, members: range, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> Any:
         """Make the sampler's state of what :meth:`save` gave."""
-
-
-def describe_error(error: Exception) -> str:
-    """Type of an error and the first line of its message."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first:.200}" if first else type(error).__name__
 
 
 def recorded(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ext._executors import describe_error
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.inference._running.segments import (
     ROWS_PER_CALL,
@@ -18,7 +19,6 @@ from pyro_ext.inference._running.segments import (
     Plan,
     Report,
     Segment,
-    describe_error,
     recorded,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
@@ -108,7 +108,7 @@ class VectorizedRunner:
                 )
                 return Segment(replace(state, chains=statuses), None, False, {}, error)
         chains: Chains = state.sampler
-        alive = torch.tensor([status.stopped_at is None for status in state.chains])
+        alive = torch.tensor([status.stopped_at is None for status in state.chains], device="cpu")
         deadline = time.monotonic() + seconds
         reach = 1
         bytes_per_draw = sum(leaf.nbytes for leaf in chains.state)

@@ -199,7 +199,7 @@ def hutchinson_trace(
     most = max(1, _NUMBERS_PER_CALL // sum(sizes))
     for start in range(0, num_probes, most):
         shape = (min(most, num_probes - start), sum(sizes))
-        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8) * 2 - 1
+        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8, device="cpu") * 2 - 1
         signs = signs.to(next(iter(weights.values())).device)
         found.append(torch.vmap(of_one)(signs).double())
     values = torch.cat(found)

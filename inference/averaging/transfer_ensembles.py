@@ -305,7 +305,9 @@ class TransferEnsemble(IndependentDraws):
         values = dict(params)
         for name, value in params.items():
             if name.startswith(_HEAD):
-                noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+                noise = torch.randn(
+                    value.shape, generator=generator, dtype=value.dtype, device="cpu"
+                )
                 values[name] = self.head_scale * noise.to(value.device)
         return loss.layout.flatten(values)
 

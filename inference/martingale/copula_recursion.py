@@ -214,7 +214,9 @@ def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
     if num_permutations == 0:
         return torch.arange(n)[None]
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(n, generator=generator) for _ in range(num_permutations)])
+    return torch.stack(
+        [torch.randperm(n, generator=generator, device="cpu") for _ in range(num_permutations)]
+    )
 
 
 def mean_over_orders(cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:

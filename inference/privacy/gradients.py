@@ -232,7 +232,9 @@ class PoissonBatches:
         :returns: rows of each tensor.
         """
         generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
-        uniform = torch.rand(len(self.rows[0]), dtype=torch.float64, generator=generator)
+        uniform = torch.rand(
+            len(self.rows[0]), dtype=torch.float64, generator=generator, device="cpu"
+        )
         index = (uniform < self.sampling_rate).nonzero().flatten()
         return tuple(row[index.to(row.device)] for row in self.rows)
 

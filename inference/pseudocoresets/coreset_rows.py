@@ -126,14 +126,14 @@ def _are_equal_rows(one: Tensor, other: Tensor) -> bool:
 def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int) -> Tensor:
     """Numbers of random rows, as many of each class as can be."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(num_points, generator=generator)
+    order = torch.randperm(num_points, generator=generator, device="cpu")
     if labels is None:
         return order[:size]
     classes = labels.cpu()[order].unique(return_inverse=True)[1]
-    turns = torch.empty(num_points, dtype=torch.long)
+    turns = torch.empty(num_points, dtype=torch.long, device="cpu")
     for number in range(int(classes.max()) + 1):
         index = (classes == number).nonzero()[:, 0]
-        turns[index] = torch.arange(len(index))
+        turns[index] = torch.arange(len(index), device="cpu")
     # Each class has a turn in each round, until its rows are used up.
     return order[turns.argsort(stable=True)[:size]]
 

@@ -308,7 +308,9 @@ def _epoch(
 ) -> Tensor:
     """Take the steps of an epoch, in place; the mean loss of each expert on the way."""
     num_experts, size = len(position), loss.num_points
-    orders = [torch.randperm(len(rows[0]), generator=generator) for generator in generators]
+    orders = [
+        torch.randperm(len(rows[0]), generator=generator, device="cpu") for generator in generators
+    ]
     order = torch.stack(orders).to(position.device)
     weights = torch.full((num_experts, size), 1.0 / size).to(position)
     num_batches = order.shape[1] // size

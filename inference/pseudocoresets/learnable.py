@@ -118,7 +118,9 @@ def check_may_change(
             continue
         transform = transform_to(parameters[name].constraint)
         unconstrained = transform.inv(rows[index])
-        noise = torch.randn(unconstrained.shape, generator=generator).to(unconstrained)
+        noise = torch.randn(unconstrained.shape, generator=generator, device="cpu").to(
+            unconstrained
+        )
         moved = list(rows)
         moved[index] = transform(unconstrained + _NUDGE * column_spreads(unconstrained) * noise)
         error = error_at(*moved)

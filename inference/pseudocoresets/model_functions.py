@@ -233,7 +233,7 @@ class ModelFunction:
         generator = torch.Generator().manual_seed(0)
 
         def point() -> list[Tensor]:
-            noise = torch.randn(start.shape, generator=generator).to(start)
+            noise = torch.randn(start.shape, generator=generator, device="cpu").to(start)
             return [start + 0.5 * noise, weights, *rows]
 
         records = self._records(*point())

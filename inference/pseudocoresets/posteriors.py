@@ -111,8 +111,8 @@ class WeightedPosterior:
         generator = torch.Generator().manual_seed(0)
 
         def point() -> list[Tensor]:
-            noise = torch.randn(start.shape, generator=generator).to(start)
-            factor = (0.5 + torch.rand(self.size, generator=generator)).to(weights)
+            noise = torch.randn(start.shape, generator=generator, device="cpu").to(start)
+            factor = (0.5 + torch.rand(self.size, generator=generator, device="cpu")).to(weights)
             return [start + 0.5 * noise, factor * weights, *rows]
 
         data = model.arguments.tensors

@@ -54,7 +54,8 @@ class ElementwiseNetwork(nn.Module):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in pairwise(sizes):
-            weight = torch.randn(fan_out, fan_in, generator=generator) / math.sqrt(fan_in)
+            weight = torch.randn(fan_out, fan_in, generator=generator, device="cpu")
+            weight = weight.to(torch.get_default_device()) / math.sqrt(fan_in)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(fan_out, 1)))
         self.weights[-1].data *= output_scale

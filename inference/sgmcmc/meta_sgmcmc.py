@@ -112,7 +112,8 @@ class _Layer(nn.Module):
         super().__init__()
 
         def normal(*shape: int, scale: float) -> nn.Parameter:
-            return nn.Parameter(scale * torch.randn(*shape, generator=generator))
+            values = scale * torch.randn(*shape, generator=generator, device="cpu")
+            return nn.Parameter(values.to(torch.get_default_device()))
 
         self.inner = normal(num_hidden, num_inputs, scale=1.0 / math.sqrt(num_inputs))
         self.bias = nn.Parameter(torch.zeros(num_hidden, 1))

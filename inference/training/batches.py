@@ -63,7 +63,7 @@ class ShuffledBatches:
         epoch, number = divmod(check_integer("step", step, 0), len(self))
         if self._order is None or self._order[0] != (seed, epoch):
             generator = torch.Generator().manual_seed(spawn_seed(seed, 2, epoch))
-            order = torch.randperm(len(self.rows[0]), generator=generator)
+            order = torch.randperm(len(self.rows[0]), generator=generator, device="cpu")
             self._order = (seed, epoch), order
         index = self._order[1][number * self.batch_size : (number + 1) * self.batch_size]
         return tuple(row[index.to(row.device)] for row in self.rows)

@@ -355,7 +355,7 @@ class PriorAugmentedELBO(ELBO):
         buffers = [buffer for module in modules for buffer in module.buffers()]
         kept = [buffer.clone() for buffer in buffers]
         try:
-            with seeded(int(torch.randint(2**31, (), generator=self._stream))):
+            with seeded(int(torch.randint(2**31, (), generator=self._stream, device="cpu"))):
                 yield
         finally:
             for buffer, values in zip(buffers, kept, strict=True):

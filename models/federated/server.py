@@ -226,7 +226,7 @@ class FederatedServer:
         number = len(self.rounds)
         with_rows = [k for k, (inputs, _) in enumerate(clients) if len(inputs)]
         generator = torch.Generator().manual_seed(spawn_seed(self.seed, 1, number))
-        order = torch.randperm(len(with_rows), generator=generator)
+        order = torch.randperm(len(with_rows), generator=generator, device="cpu")
         num_chosen = math.ceil(self.fraction * len(with_rows) - 1e-9)
         chosen = sorted(with_rows[one] for one in order[:num_chosen].tolist())
         trained = [self._train(clients[k], spawn_seed(self.seed, 2, number, k)) for k in chosen]

@@ -67,7 +67,7 @@ def train(
     check_boolean("progress", progress)
     seed = fresh_seed(seed)
     num_series = len(y)
-    order = torch.randperm(num_series, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(num_series, generator=torch.Generator().manual_seed(seed), device="cpu")
     num_held_out = math.ceil(validation_fraction * num_series - 1e-9)  # 0.1 * 30 is over 3
     held_out, kept = order[:num_held_out], order[num_held_out:]
     if not len(kept):

@@ -1,4 +1,4 @@
-"""Folders of runs: of chains, and of independent draws.
+"""Folders of runs: of chains, of independent draws, and of simulations.
 
 Of a run of chains:
 
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointWriter",
     "DrawFolder",
     "RunFolder",
+    "SimulationFolder",
     "check_groups",
     "chunk_of",
     "digest_of",
@@ -241,6 +243,42 @@ class DrawFolder(RunFolder):
     def save(self, members: range, tensors: Mapping[str, Tensor]) -> None:
         """Keep draws."""
         self._files.append((_batch_name(members), tensors, {}), {}, {})
+
+
+class SimulationFolder(RunFolder):
+    """Holds outcomes of simulations, in files of those that ended within some seconds."""
+
+    kind = "simulations"
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self._files = DrawFiles(self.folder, "")
+
+    def open(self) -> dict[int, dict[str, Tensor] | str]:
+        """Outcomes by number of the simulation, once the run is described.
+
+        A text says why a simulation failed.
+        """
+        self._files = DrawFiles(self.folder, self.run)
+        self._files.open()
+        self._files.discard_unnamed()
+        outcomes: dict[int, dict[str, Tensor] | str] = {}
+        for name in self._files.names:
+            tensors, content = self._files.read(name)
+            outcomes |= {int(number): text for number, text in content["failures"].items()}
+            for row, number in enumerate(content["numbers"]):
+                outcomes[number] = {key: value[row] for key, value in tensors.items()}
+        return outcomes
+
+    def append(self, outcomes: Mapping[int, Mapping[str, Tensor] | str]) -> None:
+        """Keep outcomes."""
+        found = {number: one for number, one in outcomes.items() if not isinstance(one, str)}
+        names = next(iter(found.values()), ())
+        tensors = {name: torch.stack([one[name] for one in found.values()]) for name in names}
+        failures = {number: text for number, text in outcomes.items() if isinstance(text, str)}
+        content = {"numbers": list(found), "failures": failures}
+        name = f"draws-{len(self._files.names):08d}.safetensors"
+        self._files.append((name, tensors, content), {}, {})
 
 
 def _batch_name(members: range) -> str:

@@ -1,13 +1,11 @@
 """Simulated data sets and the ranks of true values, here or on other processes and machines."""
 
-import pickle
-import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,10 +16,20 @@ from pyro.params.param_store import StateDict
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
+from pyro_ext._executors import run_tasks
 from pyro_ext._progress import progress_bar
+from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics._model_groups import check_shapes
 from pyro_ext.handlers import replace_observations
 from pyro_ext.posterior.draws import context_of, draws_of, to_array
+from pyro_ext.posterior.fixed_points import model_at
+from pyro_ext.posterior.identity import (
+    data_identity,
+    density_identity,
+    function_identity,
+    model_identity,
+    versions,
+)
 from pyro_ext.potential import Potential
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -29,8 +37,8 @@ LOG_LIKELIHOOD = "log_likelihood"
 Quantity: TypeAlias = Callable[[dict[str, Tensor]], Any]
 Ranks: TypeAlias = dict[str, npt.NDArray[np.int64]]
 
-# Pyro's state and the generators are global, while a worker of Dask may run several threads.
-_one_at_a_time = threading.Lock()
+_SECONDS_PER_FILE = 2.0
+_FAILED = "executor={} failed; with checkpoint=... the same program goes on from what it had done"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,21 @@ class Experiment:
     def potential(self) -> Potential:
         """Potential of the model, which runs a few times only."""
         return Potential(self.model, *self.args, backend="eager", **self.kwargs)
+
+    def identity(self, potential: Potential) -> dict[str, Any]:
+        """What the simulations are of, so that no others continue them."""
+        densities, _ = density_identity(model_at(self.model, self.args, self.kwargs), {})
+        data = data_identity(list(self.args), "args") | data_identity(dict(self.kwargs), "kwargs")
+        return {
+            "driver": "sbc",
+            "versions": versions(),
+            "run": {"num_draws": self.num_draws, "seed": self.seed},
+            "model": model_identity(self.model, potential) | {"log density": densities},
+            "data": data | data_identity(dict(self.params["params"]), "params"),
+            "inference": function_identity(self.run_inference),
+            "quantities": {name: function_identity(q) for name, q in self.quantities.items()}
+            | ({LOG_LIKELIHOOD: {}} if self.log_likelihood else {}),
+        }
 
     def simulate(self, number: int, potential: Potential) -> Ranks:
         """Draw true values and data from the prior, infer, and rank the true values."""
@@ -125,61 +148,89 @@ class Experiment:
         return result
 
 
+class Simulator:
+    """Runs simulations, in this process or in a worker to which it was sent."""
+
+    def __init__(self, experiment: Experiment, potential: Potential | None = None) -> None:
+        self._experiment = experiment
+        self._potential = potential
+
+    def setup(self) -> None:
+        """Prepare to run in this process."""
+        with self._experiment.surroundings():
+            self._potential = self._experiment.potential()
+
+    def run(self, number: int) -> Ranks | str:
+        """Ranks of a simulation, or the traceback of its error; not every error can be sent."""
+        assert self._potential is not None
+        try:
+            return self._experiment.simulate(number, self._potential)
+        except Exception:
+            return traceback.format_exc()
+
+
 def run_simulations(
     experiment: Experiment,
     potential: Potential,
     num_simulations: int,
     executor: Executor | None,
+    folder: SimulationFolder | None,
     progress: bool,
 ) -> tuple[dict[int, Ranks | str], bool]:
-    """Run simulations, one after the other or on an executor."""
-    outcomes: dict[int, Ranks | str] = {}
-    futures: dict[Future[Ranks | str], int] = {}
-    try:
-        with progress_bar(
-            total=num_simulations, desc="SBC", unit="run", disable=not progress
-        ) as bar:
+    """Run simulations, one after the other or on an executor, but those that a folder has."""
+    outcomes = {} if folder is None else _read(folder, num_simulations)
+    numbers = [number for number in range(num_simulations) if number not in outcomes]
+    unwritten: dict[int, Ranks | str] = {}
+    written = time.monotonic()
+
+    def write() -> None:
+        nonlocal written
+        if folder is not None and unwritten:
+            folder.append({number: _tensors(outcome) for number, outcome in unwritten.items()})
+        unwritten.clear()
+        written = time.monotonic()
+
+    def take(number: int, outcome: Ranks | str) -> None:
+        outcomes[number] = unwritten[number] = outcome
+        bar.update()
+        if time.monotonic() - written > _SECONDS_PER_FILE:
+            write()
+
+    def arguments_of(number: int) -> tuple[int] | None:
+        return None if number in outcomes else (number,)
+
+    interrupted = False
+    with progress_bar(
+        total=num_simulations, initial=len(outcomes), desc="SBC", unit="run", disable=not progress
+    ) as bar:
+        try:
             if executor is None:
-                for number in range(num_simulations):
-                    outcomes[number] = _attempt(partial(experiment.simulate, number, potential))
-                    bar.update()
+                simulator = Simulator(experiment, potential)
+                for number in numbers:
+                    take(number, simulator.run(number))
             else:
-                # Models and functions are often local ones, which only this can send.
-                import cloudpickle
-
-                payload = cloudpickle.dumps(experiment)
-                for number in range(num_simulations):
-                    futures[executor.submit(_simulate_elsewhere, payload, number)] = number
-            for future in as_completed(futures):
-                outcomes[futures[future]] = _attempt(future.result)
-                bar.update()
-    except KeyboardInterrupt:
-        for future, number in futures.items():
-            # What has finished counts, though it has not been looked at yet.
-            if not future.cancel() and future.done() and future.exception() is None:
-                outcomes[number] = future.result()
-        return outcomes, True
-    return outcomes, False
+                work, failed = Simulator(experiment), _FAILED.format(executor)
+                interrupted = run_tasks(executor, work, numbers, arguments_of, take, failed)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            write()
+    return outcomes, interrupted
 
 
-def _simulate_elsewhere(payload: bytes, number: int) -> Ranks | str:
-    with _one_at_a_time:
-        return _attempt(partial(_simulate_pickled, payload, number))
+def _read(folder: SimulationFolder, num_simulations: int) -> dict[int, Ranks | str]:
+    """Outcomes that an earlier run has left."""
+    return {
+        number: found if isinstance(found, str) else {k: v.numpy() for k, v in found.items()}
+        for number, found in folder.open().items()
+        if number < num_simulations
+    }
 
 
-def _simulate_pickled(payload: bytes, number: int) -> Ranks:
-    experiment: Experiment = pickle.loads(payload)
-    with experiment.surroundings():
-        potential = experiment.potential()
-    return experiment.simulate(number, potential)
-
-
-def _attempt(function: Callable[[], Ranks | str]) -> Ranks | str:
-    """What a function returns, or the traceback of its error; not every error can be sent."""
-    try:
-        return function()
-    except Exception:
-        return traceback.format_exc()
+def _tensors(outcome: Ranks | str) -> dict[str, Tensor] | str:
+    if isinstance(outcome, str):
+        return outcome
+    return {name: torch.from_numpy(ranks) for name, ranks in outcome.items()}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from pyro_ext._checks import (
     check_optional,
     check_sequence,
 )
+from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics._simulations import (
     LOG_LIKELIHOOD,
     Experiment,
@@ -28,6 +30,7 @@ from pyro_ext.diagnostics._simulations import (
     run_simulations,
 )
 from pyro_ext.diagnostics._uniformity import ecdf_p_value, ecdf_statistic, holm
+from pyro_ext.posterior.identity import continued
 from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
 
@@ -208,6 +211,7 @@ def sbc(
     log_likelihood: bool = True,
     num_draws: int = 100,
     executor: Executor | None = None,
+    checkpoint: str | Path | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -240,15 +244,21 @@ def sbc(
         posterior. Autocorrelated draws make ranks pile up at both ends, so let the sampler thin.
     :param Executor executor: where simulations run: a pool of processes or the executor of a Dask
         client whose workers have one thread each, since a process runs one simulation at a time; by
-        default here, one after the other. A simulation computes on one thread wherever it runs.
+        default here, one after the other. A simulation computes on one thread wherever it runs; one
+        that is lost with a worker is run again.
+    :param checkpoint: a folder to which ranks are written as simulations end. A run that was killed
+        goes on from there when the same program is started again, as does one with more
+        simulations.
     :param int seed: results depend on the seed and not on the executor; ``None`` takes one from
-        PyTorch's generator.
+        PyTorch's generator, or that of the checkpoint.
     :param bool progress: whether to show a progress bar.
     :param kwargs: keyword arguments of the model.
     :returns: the ranks. On Ctrl-C it holds those of the simulations that have finished.
     :raises TypeError: for an argument of a wrong type.
     :raises ValueError: for numbers out of range, a model that observes nothing or whose prior
         cannot be drawn from, and a pool of threads, which would share Pyro's global state.
+    :raises CheckpointError: where the checkpoint is of another run, or damaged.
+    :raises ExecutorError: where the executor fails.
     :raises RuntimeError: where all simulations fail; others that fail are left out with a warning.
 
     [1] S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman (2018), Validating Bayesian
@@ -284,24 +294,36 @@ def sbc(
             "executor must run in processes, got a ThreadPoolExecutor, whose threads would share "
             "the global state of Pyro"
         )
-    experiment = Experiment(
-        model=model,
-        args=args,
-        kwargs=kwargs,
-        run_inference=run_inference,
-        quantities=quantities,
-        log_likelihood=log_likelihood,
-        num_draws=num_draws,
-        seed=fresh_seed(seed),
-        params=pyro.get_param_store().get_state(),
-        dtype=torch.get_default_dtype(),
-    )
-    with experiment.surroundings():
-        potential = experiment.potential()
-        _check_model(potential, quantities, log_likelihood)
-    outcomes, interrupted = run_simulations(
-        experiment, potential, num_simulations, executor, progress
-    )
+    check_optional(check_instance, "checkpoint", checkpoint, (str, Path), "a path or None")
+    folder = None if checkpoint is None else SimulationFolder(checkpoint)
+    try:
+        known = None if folder is None else folder.description()
+        if known is not None and seed is None:
+            seed = int(known["identity"]["run"]["seed"])
+        experiment = Experiment(
+            model=model,
+            args=args,
+            kwargs=kwargs,
+            run_inference=run_inference,
+            quantities=quantities,
+            log_likelihood=log_likelihood,
+            num_draws=num_draws,
+            seed=fresh_seed(seed),
+            params=pyro.get_param_store().get_state(),
+            dtype=torch.get_default_dtype(),
+        )
+        with experiment.surroundings():
+            potential = experiment.potential()
+            _check_model(potential, quantities, log_likelihood)
+            if folder is not None:
+                identity = continued(known, experiment.identity(potential), folder.folder)
+                folder.describe({"identity": identity})
+        outcomes, interrupted = run_simulations(
+            experiment, potential, num_simulations, executor, folder, progress
+        )
+    finally:
+        if folder is not None:
+            folder.close()
     ordered = sorted(outcomes.items())
     failures = {number: text for number, text in ordered if isinstance(text, str)}
     finished = {number: ranks for number, ranks in ordered if not isinstance(ranks, str)}

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Categorical, constraints, kl_divergence, register_kl
 
 from pyro_ext._checks import as_tensor, check_boolean, check_instance, check_integer, shown
 from pyro_ext.distributions.bases import ParametricDistribution, ScalarDistribution
@@ -213,6 +213,16 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         """The entry of each row that is numbered."""
         rows = rows.expand(*number.shape, self.num_bars)
         return rows.gather(-1, number.unsqueeze(-1)).squeeze(-1)
+
+
+@register_kl(BarDistribution, BarDistribution)  # type: ignore[untyped-decorator]
+def _kl_bars(p: BarDistribution, q: BarDistribution) -> Tensor:
+    """That of the bars, which have to be the same."""
+    if p.full_support != q.full_support or not torch.equal(p.borders, q.borders):
+        raise NotImplementedError("the divergence is known of distributions with the same bars")
+    bars: tuple[Any, ...] = tuple(Categorical(logits=each.logits) for each in (p, q))
+    divergence: Tensor = kl_divergence(*bars)
+    return divergence
 
 
 def bar_borders(values: Any, num_bars: int) -> Tensor:

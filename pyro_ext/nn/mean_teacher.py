@@ -158,7 +158,8 @@ class TeacherDecomposition(NamedTuple):
         :math:`-\lambda \alpha^{t-s} \tilde x_s^\top \tilde x_t`, zero for :math:`s \ge t`.
         **Shape:** ``(num_steps, num_steps)``.
     :ivar Tensor undone: the part of the step before that is taken back,
-        :math:`-\langle \nabla_t, g_{t-1} \rangle / \|g_{t-1}\|^2`. **Shape:** ``(num_steps - 1,)``.
+        :math:`-\langle \nabla_t, g_{t-1} \rangle / \|g_{t-1}\|^2`, NaN where that is zero.
+        **Shape:** ``(num_steps - 1,)``.
     :ivar Tensor similarity: of inputs to those before,
         :math:`(\tilde x_{t-1}^\top \tilde x_t)^2 / \|\tilde x_{t-1}\|^2`. **Shape:** as above.
     """
@@ -206,8 +207,10 @@ def teacher_gradient_decomposition(
         (tensor([ 0.0000, -0.0500]), tensor([ 0.0000, -0.0500]))
     """
     gradients = as_tensor("gradients", gradients, "(t, n, m)", finite=True)
+    if not gradients.is_floating_point():
+        gradients = gradients.to(torch.get_default_dtype())
     shape = f"({len(gradients)}, {gradients.shape[-1]})"
-    inputs = as_tensor("inputs", inputs, shape, like=gradients, finite=True)
+    inputs = as_tensor("inputs", inputs, shape, like=gradients, finite=True).to(gradients)
     momentum = check_number("momentum", momentum, least=0, most=1)
     step_size = check_number("step_size", step_size, above=0)
     difference = torch.zeros_like(gradients[0])

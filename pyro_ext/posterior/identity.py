@@ -2,9 +2,11 @@
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext._version import __version__
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.posterior.fixed_points import (
     FixedPoint,
     Noise,
@@ -29,9 +32,11 @@ from pyro_ext.potential import FunctionPotential, Potential
 
 __all__ = [
     "Quantities",
+    "continued",
     "data_identity",
     "density_identity",
     "differences",
+    "function_identity",
     "kernel_at",
     "kernel_identity",
     "model_identity",
@@ -165,6 +170,34 @@ def data_identity(tree: object, name: str) -> dict[str, str]:
     return {name + pytree.keystr(path): _describe(leaf) for path, leaf in leaves}
 
 
+def function_identity(function: Any) -> dict[str, str]:
+    """Name of a function, and a digest of its code and of the values that it was made with.
+
+    These are numbers, strings, tensors, networks and functions among its constants, its defaults,
+    what it closes over, and what it names of its module. Of all else only types and names count.
+    """
+    parts = repr(list(_parts_of(function, set())))
+    return {"name": _describe(function), "code": _digest(np.frombuffer(parts.encode(), np.uint8))}
+
+
+def continued(
+    known: Mapping[str, Any] | None, identity: dict[str, Any], folder: str | Path
+) -> dict[str, Any]:
+    """The identity that the folder of a run has, or ``identity`` where it is new.
+
+    :raises CheckpointError: where the folder is of another run.
+    """
+    if known is None:
+        return identity
+    if found := differences(known["identity"], identity):
+        raise CheckpointError(
+            f"checkpoint={str(folder)!r} is of another run: {'; '.join(found)}. Continue with the "
+            "same program, or name another folder"
+        )
+    own: dict[str, Any] = known["identity"]  # with the numbers as they were rounded at first
+    return own
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Say in which entries two descriptions differ."""
     result = []
@@ -180,6 +213,40 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif one != other:
             result.append(f"{entry} is {_short(one)} there and {_short(other)} here")
     return result
+
+
+def _parts_of(value: Any, seen: set[int]) -> Iterator[Any]:
+    """What tells a function, or a value that one was made with, from another."""
+    if isinstance(value, partial):
+        for part in (value.func, *value.args, *value.keywords.items()):
+            yield from _parts_of(part, seen)
+    elif isinstance(value, MethodType):
+        yield from _parts_of(value.__func__, seen)
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _parts_of(part, seen)
+    elif isinstance(value, torch.nn.Module | Tensor | np.ndarray | bool | int | float | str | None):
+        yield _describe_setting(value)
+    elif not isinstance(value, FunctionType):
+        yield type(value).__qualname__  # often a list that results are appended to
+    elif id(value) not in seen:  # or a recursive function would not end
+        seen.add(id(value))
+        codes = [value.__code__]
+        for code in codes:
+            yield code.co_code.hex()
+            yield code.co_names
+            codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+            yield [repr(part) for part in code.co_consts if not isinstance(part, CodeType)]
+        closed = [cell.cell_contents for cell in value.__closure__ or ()]
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
+        known = value.__globals__
+        for name in sorted({name for code in codes for name in code.co_names} & known.keys()):
+            part = known[name]
+            is_own = isinstance(part, FunctionType) and part.__globals__ is known
+            if is_own or isinstance(part, bool | int | float | str | Tensor):
+                closed.append(part)
+        for part in (*defaults, *closed):
+            yield from _parts_of(part, seen)
 
 
 def _is_fingerprint(value: object) -> TypeGuard[Mapping[str, Any]]:

@@ -65,7 +65,7 @@ class RandomPoints:
         if is_second:
             self._noise = -self._noise
         else:
-            noise = torch.randn(self._start.shape, generator=self.generator)
+            noise = torch.randn(self._start.shape, generator=self.generator, device="cpu")
             self._noise = _SPREADS[pair % len(_SPREADS)] * noise.to(self._start)
         return (self._start if pair % 2 == 0 else -self._start) + self._noise
 
@@ -433,6 +433,8 @@ class _Perturbation(TorchDispatchMode):
     def _perturbed(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        noise = torch.rand(tensor.shape, generator=self._generator, dtype=tensor.dtype)
+        noise = torch.rand(
+            tensor.shape, generator=self._generator, dtype=tensor.dtype, device="cpu"
+        )
         eps = torch.finfo(tensor.dtype).eps
         return tensor * (1.0 + eps * (2.0 * noise - 1.0)).to(tensor.device)

@@ -365,7 +365,9 @@ class ModelRunner:
 
     def random_index(self, plate: Plate, generator: torch.Generator | None = None) -> Tensor:
         """A subsample of one plate."""
-        index = torch.randperm(plate.size, generator=generator)[: plate.subsample_size]
+        index = torch.randperm(plate.size, generator=generator, device="cpu")[
+            : plate.subsample_size
+        ]
         return index.to(self.unconstrained.device)
 
     # Helpers --------------------------------------------------------------------------------------

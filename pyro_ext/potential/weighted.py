@@ -158,11 +158,11 @@ class WeightedLoss(ABC):
         return self._value(flat, weights, *indices, *self.rows)
 
     def _example(self) -> list[Tensor]:
-        flat = self._points()
-        weights = torch.rand(self.num_points, generator=self._points.generator).to(flat)
+        flat, generator = self._points(), self._points.generator
+        weights = torch.rand(self.num_points, generator=generator, device="cpu").to(flat)
         if self.subsample_size is None:
             return [flat, weights / self.num_points]
-        order = torch.randperm(self.num_points, generator=self._points.generator)
+        order = torch.randperm(self.num_points, generator=generator, device="cpu")
         return [flat, weights / self.num_points, order[: self.subsample_size].to(flat.device)]
 
 

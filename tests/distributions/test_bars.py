@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
 from pyro_ext.distributions import BarDistribution, bar_borders
 from pyro_ext.special import gauss_legendre
@@ -129,3 +130,18 @@ def test_wrong_borders():
         BarDistribution(torch.zeros(1), torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="fewer bars"):
         bar_borders(torch.zeros(50), 5)
+
+
+def test_divergence_by_quadrature():
+    borders = torch.tensor([-0.7, -0.2, 0.1, 0.9])
+    one, other = (BarDistribution(torch.randn(2, 3), borders) for _ in range(2))
+    value = torch.linspace(-15.0, 15.0, 300_001)[:, None]
+    density = one.log_prob(value)
+    expected = torch.trapezoid(density.exp() * (density - other.log_prob(value)), value, dim=0)
+    torch.testing.assert_close(kl_divergence(one, other), expected, rtol=1e-3, atol=1e-5)
+    for unlike in (
+        BarDistribution(torch.zeros(3), borders + 1.0),
+        BarDistribution(torch.zeros(3), borders, full_support=False),
+    ):
+        with pytest.raises(NotImplementedError, match="the same bars"):
+            kl_divergence(one, unlike)

@@ -212,6 +212,43 @@ def test_distribution(row):
     "row",
     [
         pytest.param(row, id=str(row), marks=pytest.mark.slow if row.slow else ())
+        for row in [*UNIVARIATE, *MULTIVARIATE]
+    ],
+)
+def test_on_a_device(row, device):
+    """Draws, densities, their gradients and moments stay there, and are those of the processor."""
+
+    def parts(where):
+        with torch.device(where):
+            given = {n: value.to(where).requires_grad_() for n, value in row.tensors().items()}
+            law = row.make(**given)
+            density = law.log_prob(value.to(where))
+            slopes = torch.autograd.grad(density.sum(), list(given.values()), allow_unused=True)
+            moments = [moment_of(law, name) for name in ("mean", "variance")]
+            return [law.sample((2,)), density, *slopes, *moments]
+
+    with torch.device("cpu"):
+        value = row.make(**row.tensors()).sample((3,))
+    (_, *expected), (draws, *found) = parts("cpu"), parts(device)
+    assert draws.device == device
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert one.device == device
+            torch.testing.assert_close(one.cpu(), other)
+
+
+def moment_of(law, name):
+    try:
+        return getattr(law, name)
+    except NotImplementedError:
+        return None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=str(row), marks=pytest.mark.slow if row.slow else ())
         for row in UNIVARIATE
         if "atoms" not in row.options  # a latent value of probability has no bijection
     ],

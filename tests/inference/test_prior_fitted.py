@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from pyro_ext.checkpoint.files import CheckpointError
-from pyro_ext.inference import PriorDataFittedNetwork, PriorFittedTransformer
+from pyro_ext.inference import PriorDataFittedNetwork, PriorFittedTransformer, prior_fitted
 
 LOC, NOISE = 1.0, 0.5
 
@@ -163,6 +163,14 @@ def test_training_leaves_generators_alone_and_repeats():
     assert network(regress_context=True).fit(1, progress=False).losses != one.losses[:1]
 
 
+def test_the_learning_rate_rises_evenly_and_falls_with_the_cosine():
+    rates = [prior_fitted._rise_and_fall(step, num_steps=100, warm_up=0.2) for step in range(101)]
+    assert rates[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
+    assert rates[20] == 1.0 and rates[60] == pytest.approx(0.5) and abs(rates[100]) < 1e-12
+    assert rates[40] == pytest.approx(0.5 + 0.5**1.5)
+    assert prior_fitted._rise_and_fall(0, num_steps=100, warm_up=0.0) == 0.5
+
+
 def test_loss_is_of_all_points_or_of_those_that_are_not_given():
     pfn = network().fit(2, progress=False)
     curves = pfn._curves(0)
@@ -177,6 +185,8 @@ def test_files(tmp_path):
     pfn = network().fit(2, progress=False)
     path = tmp_path / "pfn.safetensors"
     pfn.save(path, made="here")
+    with pytest.raises(TypeError, match="facts must be plain values"):
+        pfn.save(path, made=torch.ones(2))
     again = PriorDataFittedNetwork.load(path, line)
     x = torch.rand(4)
     assert torch.equal(pfn.predictive(x, x, x).logits, again.predictive(x, x, x).logits)
@@ -192,6 +202,41 @@ def test_files(tmp_path):
     (tmp_path / "other").write_text(json.dumps({}))
     with pytest.raises(CheckpointError):
         PriorDataFittedNetwork.load(tmp_path / "other")
+
+
+def test_checkpoints_go_on_with_the_same_prior_and_settings_alone(tmp_path):
+    path = tmp_path / "training"
+
+    def longer(**options):
+        return network(**options).fit(6, progress=False, checkpoint=path)
+
+    class Stopped(Exception):
+        """Raised in the middle of a training."""
+
+    stopped = network()
+    losses, taken = stopped._loss, iter(range(4))
+
+    def loss(curves):
+        if next(taken) == 3:
+            raise Stopped
+        return losses(curves)
+
+    stopped._loss = loss
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        run = prior_fitted.Trainer.run
+        patch.setattr(
+            prior_fitted.Trainer, "run", lambda *a, **k: run(*a, **{**k, "save_every": 1})
+        )
+        stopped.fit(6, progress=False, checkpoint=path)
+    for option in (
+        {"prior": conjugate},
+        {"num_points": (6, 13)},
+        {"regress_context": True},
+        {"inputs": lambda n, m: torch.rand(n, m) + 1.0},
+    ):
+        with pytest.raises(CheckpointError, match="is of another training"):
+            longer(**option)
+    assert longer().losses == network().fit(6, progress=False).losses
 
 
 def test_predictive_draws():

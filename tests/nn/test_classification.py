@@ -55,18 +55,20 @@ def prior_draws(classifier, x, *leading):
 
 
 @each_network
-def test_density_by_hand(make, x):
+def test_density_by_hand(make, x, device):
     classifier = BayesianClassifier(make())
-    trace = poutine.trace(classifier).get_trace(x, Y)
+    x, y = x.to(device), Y.to(device)
+    trace = poutine.trace(classifier).get_trace(x, y)
     assert trace.nodes["label"]["cond_indep_stack"][0].name == "data"
     weights = [name for name in trace.stochastic_nodes if name != "label"]
     assert not any(trace.nodes[name]["cond_indep_stack"] for name in weights)
     values = {name: trace.nodes[name]["value"] for name in weights}
     with poutine.condition(data=values):
         logits = classifier.network(x)
-    wanted = logits.log_softmax(-1)[torch.arange(12), Y].sum()
+    wanted = logits.log_softmax(-1)[torch.arange(12), y].sum()
     trace.compute_log_prob()
     torch.testing.assert_close(trace.nodes["label"]["log_prob_sum"], wanted)
+    assert all(value.device == device for value in values.values())
 
 
 def test_minibatches():

@@ -235,3 +235,7 @@ class TestDecomposition:
         assert gradient.item() == pytest.approx(-0.05)
         found = teacher_gradient_decomposition([[[1.0]], [[0.0]]], [[1.0], [1.0]], 0.5, 0.1)
         assert found.consistency[1].item() == pytest.approx(-0.05)
+        whole = teacher_gradient_decomposition(
+            torch.tensor([[[1]], [[0]]]), torch.tensor([[1], [1]]), 0.5, 0.1
+        )
+        assert torch.equal(whole.consistency, found.consistency)

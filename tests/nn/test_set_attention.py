@@ -46,7 +46,7 @@ def written_out(block, queries, keys, values, present):
         (WIDTH, {"residual": "input", "layer_norm": False, "bias": True}),
     ],
 )
-def test_block_is_attention_written_out(features, options, normalize, scaling, float64):
+def test_block_is_attention_written_out(features, options, normalize, scaling, float64, device):
     block = MAB(
         features, 4, WIDTH, HEADS, value_features=2, scaling=scaling, normalize=normalize, **options
     ).double()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -26,6 +28,7 @@ from pyro_ext.posterior import fixed_points
 from pyro_ext.posterior.identity import (
     density_identity,
     differences,
+    function_identity,
     kernel_at,
     model_identity,
 )
@@ -342,3 +345,34 @@ def test_a_run_that_observes_residuals_goes_on(tmp_path):
         kernel = SGLD(model, step_size=1e-3)
         mcmc = MCMC(kernel, num_samples, checkpoint=tmp_path / "run", progress=False)
         assert mcmc.run(X, X**2).num_draws == num_samples
+
+
+SCALE = 1.0
+
+
+def infers(scale=SCALE, step=0.1, off=0.0):
+    found = []
+
+    def infer(model, x, thinning=2):
+        found.append(x)
+        return [helper(model) * step * thinning for _ in range(3)], off
+
+    def helper(model):
+        return scale * len(infer.__name__) * SCALE
+
+    return infer
+
+
+def test_functions_are_told_apart_by_code_and_values(monkeypatch):
+    known = function_identity(infers())
+    assert known == function_identity(infers()) and known["name"].endswith("infer")
+    used = infers()
+    used(None, 1.0)
+    assert known == function_identity(used)
+    others = [infers(step=0.2), infers(scale=2.0), infers(off=torch.zeros(2))]
+    others += [partial(infers(), thinning=2), partial(infers(), thinning=3)]
+    others += [lambda x: [x * 1 for _ in range(3)], lambda x: [x * 2 for _ in range(3)]]
+    others += [infers(off=torch.ones(2)), infers(off=torch.nn.Linear(1, 1))]
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 3.0)
+    codes = [function_identity(function)["code"] for function in (*others, infers(scale=1.0))]
+    assert len({known["code"], *codes}) == len(codes) + 1

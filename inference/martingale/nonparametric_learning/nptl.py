@@ -186,7 +186,9 @@ class NPTL(TransferEnsemble):
             check_labels(*validation, self.network)
         grid = self._grid(len(inputs))
         if max(len(grid), len(self.probe_penalty)) > 1 and validation is None:
-            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(
+                len(inputs), generator=torch.Generator().manual_seed(seed), device="cpu"
+            )
             number = max(1, round(self.validation_fraction * len(inputs)))
             if number >= len(inputs):
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -17,8 +18,8 @@ from pyro_ext._checks import (
     check_optional,
     check_tensors,
 )
+from pyro_ext._executors import ExecutorError, run_tasks
 from pyro_ext._progress import progress_bar
-from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.folder import DrawFolder
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
@@ -29,9 +30,9 @@ from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import W
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
 from pyro_ext.posterior.fixed_points import fingerprint, model_at
 from pyro_ext.posterior.identity import (
+    continued,
     data_identity,
     density_identity,
-    differences,
     model_identity,
     versions,
 )
@@ -52,6 +53,10 @@ _FIELDS = ("value", "gradient_norm", "converged", "num_steps")
 _SETTINGS = (
     *("concentration", "truncation", "num_blocks", "block_concentration"),
     *("include_prior", "num_restarts", "subsample_size"),
+)
+_FAILED = (
+    "executor={} failed; draws made before are kept: get_samples() has them, and with "
+    "checkpoint=... the same program continues from there"
 )
 
 
@@ -102,9 +107,13 @@ class PosteriorBootstrap(IndependentDraws):
     :param int subsample_size: number of observations in a minibatch of a ``loss_fn``.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     :param int batch_size: number of draws that are fitted side by side, which memory bounds.
+    :param Executor executor: where batches of draws are fitted: a pool of processes, or the
+        executor of a Dask client or of MPI; by default here, one after the other. A batch that is
+        lost with a worker is fitted again.
     :param checkpoint: a folder to which batches of draws are written as they are made, and from
         which a run that was killed goes on.
-    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator, or that of
+        the checkpoint. Draws depend on it and on ``batch_size``, and not on the executor.
     :param bool progress: whether to show a progress bar.
 
     [1] E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal
@@ -144,6 +153,7 @@ class PosteriorBootstrap(IndependentDraws):
         subsample_size: int | None = None,
         backend: Backend = "trace",
         batch_size: int | None = None,
+        executor: Executor | None = None,
         checkpoint: str | Path | None = None,
         seed: int | None = None,
         progress: bool = True,
@@ -192,6 +202,8 @@ class PosteriorBootstrap(IndependentDraws):
         self.subsample_size = check_optional(check_integer, "subsample_size", subsample_size, 1)
         self.backend: Backend = backend
         self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        wanted = "a concurrent.futures.Executor or None"
+        self.executor = check_optional(check_instance, "executor", executor, Executor, wanted)
         self.checkpoint = check_optional(
             check_instance, "checkpoint", checkpoint, (str, Path), "a path or None"
         )
@@ -209,6 +221,10 @@ class PosteriorBootstrap(IndependentDraws):
         self._fits: dict[str, Tensor] = {}
         self._last: tuple[list[Any], WeightedLoss] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither an executor nor recorded graphs can be sent.
+        return {**self.__dict__, "executor": None, "_last": None}
+
     def run(self, *args: Any, **kwargs: Any) -> Self:
         """Draw from the posterior.
 
@@ -221,6 +237,7 @@ class PosteriorBootstrap(IndependentDraws):
         :returns: the posterior itself.
         :raises ValueError: where model and data do not fit the settings.
         :raises CheckpointError: where the checkpoint is of another run, or damaged.
+        :raises ExecutorError: where the executor fails; draws made before are kept.
         :raises RuntimeError: where no draw is finite.
         """
         self.args, self.kwargs, self.interrupted = args, kwargs, False
@@ -236,7 +253,7 @@ class PosteriorBootstrap(IndependentDraws):
             if folder is not None:
                 self._describe(folder, known, own, seed, fits)
                 folder.open()
-            self._draw(fits, folder)
+            self._draw(fits, seed, folder)
         finally:
             if folder is not None:
                 folder.close()
@@ -322,38 +339,63 @@ class PosteriorBootstrap(IndependentDraws):
 
     # How a run goes ------------------------------------------------------------------------------
 
-    def _draw(self, fits: WeightedFits, folder: DrawFolder | None) -> None:
-        parts: list[dict[str, Tensor]] = []
-        numbers: list[int] = []
-        size = fits.batch_size
+    def _draw(self, fits: WeightedFits, seed: int, folder: DrawFolder | None) -> None:
+        size, total = fits.batch_size, self.num_samples
+        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        found: dict[range, dict[str, Tensor]] = {}
         name, is_silent = type(self).__name__, not self.progress
-        with progress_bar(total=self.num_samples, desc=name, unit="draw", disable=is_silent) as bar:
+        with progress_bar(total=total, desc=name, unit="draw", disable=is_silent) as bar:
+
+            def take(members: range, part: dict[str, Tensor]) -> None:
+                found[members] = part
+                bar.update(len(members))
+
+            def take_new(members: range, part: dict[str, Tensor]) -> None:
+                if folder is not None:
+                    folder.save(members, part)
+                take(members, part)
+
+            def arguments_of(members: range) -> tuple[range] | None:
+                return None if members in found else (members,)
+
             try:
-                for first in range(0, self.num_samples, size):
-                    members = range(first, min(first + size, self.num_samples))
-                    part = None if folder is None else folder.load(members)
-                    if part is None:
-                        part = fits.fit(members)
-                        if folder is not None:
-                            folder.save(members, part)
-                    parts.append(part)
-                    numbers += members
-                    bar.update(len(members))
+                for members in batches:
+                    if folder is not None and (part := folder.load(members)) is not None:
+                        take(members, part)
+                missing = [members for members in batches if members not in found]
+                if self.executor is None:
+                    for members in missing:
+                        take_new(members, fits.fit(members))
+                elif missing:
+                    work = _Batches(self, seed, fits)
+                    failed = _FAILED.format(self.executor)
+                    self.interrupted = run_tasks(
+                        self.executor, work, missing, arguments_of, take_new, failed
+                    )
             except KeyboardInterrupt:
                 self.interrupted = True
+            except ExecutorError:
+                self._keep(fits.loss, found)
+                raise
+        self._keep(fits.loss, found)
+        self._warn_of_left_out("the fit", "see whether the loss is finite where it starts")
+        if self._fits and (num_open := int((~self._fits["converged"]).sum())):
+            number = len(self._fits["converged"])
+            message = f"{num_open} of {number} fits have not converged: give the optimizer more"
+            warnings.warn(f"{message} steps", RuntimeWarning, stacklevel=3)
+
+    def _keep(self, loss: WeightedLoss, found: Mapping[range, dict[str, Tensor]]) -> None:
+        """Take the draws of some batches for samples, in the order of their numbers."""
+        parts = sorted(found.items(), key=lambda item: item[0].start)
         if not parts:
             return
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        whole = {name: torch.cat([part[name] for _, part in parts]) for name in parts[0][1]}
+        numbers = [number for members, _ in parts for number in members]
         finite = whole["value"].isfinite() & whole["position"].isfinite().all(-1)
         self._left_out = [number for number, kept in zip(numbers, finite, strict=True) if not kept]
         self._fits = {name: whole[name][finite] for name in _FIELDS}
         if bool(finite.any()):
-            self._samples = fits.loss.constrain(whole["position"][finite])
-        self._warn_of_left_out("the fit", "see whether the loss is finite where it starts")
-        if num_open := int((~self._fits["converged"]).sum()):
-            number = len(self._fits["converged"])
-            message = f"{num_open} of {number} fits have not converged: give the optimizer more"
-            warnings.warn(f"{message} steps", RuntimeWarning, stacklevel=3)
+            self._samples = loss.constrain(whole["position"][finite])
 
     def _describe(
         self,
@@ -385,11 +427,25 @@ class PosteriorBootstrap(IndependentDraws):
             "data": data,
             "loss of the first draw": fingerprint(fits.example(), eps, scale=1.0),
         }
-        if known is not None:
-            if found := differences(known["identity"], identity):
-                raise CheckpointError(
-                    f"checkpoint={str(self.checkpoint)!r} is of another run: {'; '.join(found)}. "
-                    "Continue with the same program, or name another folder"
-                )
-            identity = known["identity"]  # with the numbers as they were rounded at first
-        folder.describe({"identity": identity})
+        folder.describe({"identity": continued(known, identity, folder.folder)})
+
+
+class _Batches:
+    """Fits batches of draws in a worker."""
+
+    def __init__(self, posterior: PosteriorBootstrap, seed: int, fits: WeightedFits) -> None:
+        self._posterior = posterior
+        self._seed = seed
+        # Found once, here: it takes a search, and another processor may round otherwise.
+        self._center = fits.center
+        self._fits: WeightedFits | None = None
+
+    def setup(self) -> None:
+        posterior = self._posterior
+        loss = posterior._known_loss(posterior.args, posterior.kwargs)
+        self._fits = posterior._fits_of(loss, self._seed)
+        self._fits.center = self._center
+
+    def run(self, members: range) -> dict[str, Tensor]:
+        assert self._fits is not None
+        return self._fits.fit(members)

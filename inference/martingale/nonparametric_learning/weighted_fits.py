@@ -84,13 +84,13 @@ class WeightedFits:
 
     def fit(self, members: range) -> dict[str, Tensor]:
         """Fields of :class:`~pyro_ext.inference.optimization.Minimum` for some draws."""
-        if self._num_restarts:
+        if self.center is None:
             objective = self._objective(members, self._num_restarts)
             numbers = range(members.start * self._num_restarts, members.stop * self._num_restarts)
             starts = self.loss.start(numbers, self._seed, self._init_strategy)
             return _lowest(self._optimizer.minimize(objective, starts), self._num_restarts)
         objective = self._objective(members, 1)
-        return self._center.search(self._optimizer, objective, len(members))._asdict()
+        return self.center.search(self._optimizer, objective, len(members))._asdict()
 
     def example(self) -> list[Tensor]:
         """The loss of the first draw at two points, which tells one set of fits from another."""
@@ -100,8 +100,13 @@ class WeightedFits:
         return [objective(start + shift, numbers)[0] for shift in (0.0, _SHIFT)]
 
     @cached_property
-    def _center(self) -> Center:
-        """The fit to the data with the mean weights, and the curvature there."""
+    def center(self) -> Center | None:
+        """The fit to the data with the mean weights, and the curvature there.
+
+        It is ``None`` with restarts, which do not start from it.
+        """
+        if self._num_restarts:
+            return None
         loss = self.loss
         weights = self._weights.mean.to(loss.layout.device, loss.layout.dtype)[None]
         objective = self._weighted(range(1), weights, self._rows_of(range(1)))

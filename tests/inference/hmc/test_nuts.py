@@ -66,6 +66,22 @@ def test_kernels(kernel_type: Any, options: Any, check: str) -> None:
     check_kernel(kernel_type, regression, *data(), options=options, checks=[check], steps=(1, 2, 6))
 
 
+def test_draws_on_a_device(device: torch.device) -> None:
+    """They stay there, and are those of the processor."""
+
+    def draws(*arguments: Tensor) -> dict[str, Tensor]:
+        kernel = NUTS(regression, step_size=0.05, max_tree_depth=3)
+        mcmc = MCMC(kernel, 4, 4, 2, seed=0, progress=False)
+        return mcmc.run(*arguments).get_samples()
+
+    with torch.device("cpu"):
+        arguments = data()
+        expected = draws(*arguments)
+    for name, values in draws(*(part.to(device) for part in arguments)).items():
+        assert values.device == device
+        torch.testing.assert_close(values.cpu(), expected[name])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["HMC", "NUTS full"])
 def test_compiled_draws(name: str) -> None:

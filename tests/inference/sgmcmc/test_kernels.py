@@ -74,6 +74,18 @@ def test_kernels(kernel_type, options, check, data):
     check_kernel(kernel_type, regression, *data, options=options, checks=[check])
 
 
+@each_kernel
+def test_draws_on_a_device(kernel_type, options, data, device):
+    """They stay there, and are those of the processor."""
+    kernel = kernel_type(regression, backend="eager", **options)
+    with torch.device("cpu"):
+        expected = draws(kernel, *data, num_chains=2)
+    found = draws(kernel, *(part.to(device) for part in data), num_chains=2)
+    for name, values in found.items():
+        assert values.device == device
+        torch.testing.assert_close(values.cpu(), expected[name], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["SGLD", "PSGLD", "SGHMC", "SGNHT"])
 def test_draws_at_an_anchor(name, data):
     kernel_type, options = KERNELS[name]

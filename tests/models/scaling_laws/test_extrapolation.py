@@ -12,10 +12,7 @@ from pyro_ext.cli import app
 from pyro_ext.models.scaling_laws import (
     extrapolate,
     extrapolation,
-    pretrained_network,
     read_curve,
-    sample_scaling_curves,
-    scaling_grid,
 )
 
 X = torch.logspace(2.0, 3.5, 8)
@@ -83,20 +80,6 @@ def test_more_points_than_training_has_seen():
 def test_curves_that_it_cannot_answer_for(x, y, options, message):
     with pytest.raises(ValueError, match=message):
         extrapolate(x, y, **options)
-
-
-@pytest.mark.statistical
-def test_ranks_of_draws_of_the_prior():
-    """The network is no exact posterior: coverage and ranks may be off by some percent."""
-    net = pretrained_network()
-    x = scaling_grid(1_500, 30, spacing="mixed", seed=0)
-    y = sample_scaling_curves(x, num_context=10, seed=1)
-    prediction = net.predictive(x[:, :10], y[:, :10], x[:, 20:21])
-    below = prediction.cdf(y[:, 20:21]).flatten().sort().values
-    assert float(((below - 0.5).abs() < 0.45).double().mean()) == pytest.approx(0.9, abs=0.04)
-    assert float((below - torch.linspace(0, 1, len(below))).abs().max()) < 0.08
-    blind = net.predictive(x[:, :2], y[:, :2], x[:, 20:21]).log_prob(y[:, 20:21]).mean()
-    assert float(prediction.log_prob(y[:, 20:21]).mean() - blind) > 0.5
 
 
 def test_files_of_curves(tmp_path):

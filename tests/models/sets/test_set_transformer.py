@@ -60,7 +60,7 @@ def test_one_inducing_point_tells_all_elements_the_same():
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum", "max", "dot"])
-def test_poolings_of_what_is_there(pooling):
+def test_poolings_of_what_is_there(pooling, device):
     network = DeepSet(3, 2, 4, 8, pooling)
     x, mask = torch.randn(6, 5, 3), torch.rand(6, 5) < 0.6
     mask[0], mask[1] = True, False

@@ -1,6 +1,13 @@
 """Nonparametric learning against closed forms: means, least squares, the sandwich, coverage."""
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,7 +20,12 @@ from torch import Tensor
 
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import BatchLBFGS, BatchOptimizer, PosteriorBootstrap
+from pyro_ext.inference import (
+    BatchLBFGS,
+    BatchOptimizer,
+    ExecutorError,
+    PosteriorBootstrap,
+)
 from pyro_ext.inference.martingale import DirichletWeights, EmpiricalBase
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -421,6 +433,89 @@ def test_coverage() -> None:
     assert coverage["model of lines"] < 0.85, coverage
 
 
+# On workers --------------------------------------------------------------------------------------
+
+
+class Lossy(ThreadPoolExecutor):
+    """Runs tasks in a thread, and loses the results of those with the given numbers."""
+
+    def __init__(self, lost: Callable[[int], bool] = lambda number: False) -> None:
+        super().__init__(1)
+        self.lost = lost
+        self.num_submitted = 0
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        number, self.num_submitted = self.num_submitted, self.num_submitted + 1
+
+        def run() -> Any:
+            result = function(*args, **kwargs)
+            if self.lost(number):
+                raise ConnectionError("the worker has gone")
+            return result
+
+        return super().submit(run)
+
+
+def assert_same(one: PosteriorBootstrap, other: PosteriorBootstrap) -> None:
+    fits, others = one.diagnostics(), other.diagnostics()
+    for name, value in {**one.get_samples(), **fits}.items():
+        found = {**other.get_samples(), **others}[name]
+        assert torch.equal(value, found) if isinstance(value, Tensor) else value == found, name
+
+
+@pytest.mark.parametrize("options", [{}, {"num_restarts": 2}])
+def test_draws_do_not_depend_on_the_executor(options: Any) -> None:
+    x, y = heteroscedastic(40, seed=0)
+    make = partial(PosteriorBootstrap, regression, 10, seed=1, progress=False, batch_size=4)
+    here = make(**options).run(x, y)
+    with Lossy(lambda number: number in (1, 3)) as executor:
+        there = make(executor=executor, **options).run(x, y)
+        assert executor.num_submitted >= 5
+    assert_same(here, there)
+
+
+def test_what_an_executor_did_before_it_failed_is_kept(tmp_path: Any) -> None:
+    """Some batches are there, and the checkpoint goes on with the others."""
+    y, options = torch.tensor(Y), {"batch_size": 4, "checkpoint": tmp_path / "run"}
+    with Lossy(lambda number: number > 7) as executor:
+        broken = of_squares(20, executor=executor, **options)
+        with pytest.raises(ExecutorError, match="executor=.*draws made before are kept"):
+            broken.run(y)
+    kept = broken.get_samples()["mean"]
+    whole = of_squares(20, batch_size=4).run(y)
+    assert 0 < len(kept) < 20 and bool(torch.isin(kept, whole.get_samples()["mean"]).all())
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("draws-*")}
+    assert len(files) == len(kept) // 4
+    assert_same(whole, of_squares(20, **options).run(y))
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+
+
+@pytest.mark.slow
+def test_a_process_that_dies(tmp_path: Any) -> None:
+    """It takes the pool along; another pool goes on from the checkpoint."""
+    x, y = heteroscedastic(200, seed=0)
+    options = {"seed": 1, "progress": False, "batch_size": 10}
+    make = partial(PosteriorBootstrap, regression, 400, **options)
+    spawned = partial(ProcessPoolExecutor, 2, multiprocessing.get_context("spawn"))
+    folder = tmp_path / "run"
+    with spawned() as executor:
+
+        def kill() -> None:
+            while not list(folder.glob("draws-*")):
+                time.sleep(0.01)
+            os.kill(next(iter(executor._processes)), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ExecutorError):
+            make(executor=executor, checkpoint=folder).run(x, y)
+        killer.join()
+    assert 0 < len(list(folder.glob("draws-*"))) < 40
+    with spawned() as executor:
+        there = make(executor=executor, checkpoint=folder).run(x, y)
+    assert_same(make().run(x, y), there)
+
+
 # Bad input ---------------------------------------------------------------------------------------
 
 
@@ -440,6 +535,11 @@ def test_bad_settings(subtests: pytest.Subtests) -> None:
             "subsample_size must be None without a loss_fn",
         ),
         (lambda: PosteriorBootstrap(normal, optimizer="sgd"), TypeError, "optimizer must be a"),
+        (
+            lambda: PosteriorBootstrap(normal, executor=4),
+            TypeError,
+            "executor must be a concurrent",
+        ),
         (lambda: PosteriorBootstrap(normal, backend="jit"), ValueError, "backend must be one of"),
     ]:
         with subtests.test(message), pytest.raises(error, match=message):

@@ -1,0 +1,180 @@
+"""Tasks in workers: what travels, what is run again, what ends a run."""
+
+import random
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from pyro_ext import _executors
+from pyro_ext._executors import ExecutorError, run_tasks
+
+
+class Squares:
+    """Squares numbers, and says with which default type and how many threads."""
+
+    def __init__(self, shift=0):
+        self.shift = shift
+        self.is_ready = False
+
+    def setup(self):
+        self.is_ready = True
+
+    def run(self, number):
+        assert self.is_ready
+        if number < 0:
+            raise ArithmeticError(f"{number} is negative")
+        return number**2 + self.shift, torch.get_default_dtype(), torch.get_num_threads()
+
+
+class Cluster(Executor):
+    """Runs what was submitted in turns of several pretended processes, once it is asked to.
+
+    Like on a cluster, tasks are at the workers before the first of them has come back.
+    """
+
+    def __init__(self, num_workers=1, lose=lambda number: False):
+        self.memories = [{} for _ in range(num_workers)]
+        self.order = random.Random(0)
+        self.lose = lose
+        self.queue = []
+        self.sent = []
+        self.num_run = self.most_waiting = 0
+
+    def submit(self, function, /, *args):
+        future = Future()
+        self.queue.append((future, function, args))
+        self.most_waiting = max(self.most_waiting, len(self.queue))
+        self.sent.append(args)
+        return future
+
+    def work(self):
+        """Each worker takes a task, in any order."""
+        for number in self.order.sample(range(len(self.memories)), len(self.memories)):
+            memory = self.memories[number]
+            if not self.queue:
+                return
+            future, function, args = self.queue.pop(0)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_executors, "_known", memory)
+                patch.setattr(_executors, "_imported", f"worker {number}")
+                result = function(*args)
+            self.num_run += 1
+            if self.lose(self.num_run):
+                future.set_exception(ConnectionError("the worker has gone"))
+            else:
+                future.set_result(result)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run tasks on a cluster, whose workers get on while the driver waits."""
+
+    def run(cluster, numbers, work=None, failed="it failed"):
+        results = {}
+
+        def take(number, result):
+            assert number not in results
+            results[number] = result
+
+        round_ = _executors._Round(
+            cluster,
+            work or Squares(),
+            lambda number: None if number in results else (number,),
+            take,
+            failed,
+        )
+        get = round_._done.get
+
+        def wait(timeout=None):
+            while round_._done.empty() and cluster.queue:
+                cluster.work()
+            return get(timeout=timeout or 0)
+
+        monkeypatch.setattr(round_._done, "get", wait)
+        return round_.run(numbers), results
+
+    return run
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_work_travels_about_once_to_each_worker(run, num_workers):
+    """Though all tasks are with the workers before the first of them has come back."""
+    cluster = Cluster(num_workers)
+    interrupted, results = run(cluster, range(100))
+    assert not interrupted
+    assert {number: result[0] for number, result in results.items()} == {
+        number: number**2 for number in range(100)
+    }
+    num_times = sum(args[1] is not None for args in cluster.sent)
+    assert num_workers <= num_times < 2 * num_workers  # at worst another one takes it
+    assert len(cluster.sent) < 100 + 8 + 4 * num_workers  # those that came too early go again
+    assert cluster.most_waiting <= 8 + 2 * num_workers
+    assert all(len(memory) == 1 for memory in cluster.memories)
+
+
+def test_equal_tasks_are_told_apart(run):
+    """Dask takes calls with equal arguments for one call, and remembers that it failed."""
+    cluster = Cluster(lose=lambda number: 6 < number < 10)
+    run(cluster, range(6))
+    assert len(set(cluster.sent)) == len(cluster.sent) > 6
+
+
+def test_lost_tasks_are_run_again(run):
+    lost = []
+    cluster = Cluster(2, lose=lambda number: number % 3 == 0 and not lost.append(number))
+    _, results = run(cluster, range(10))
+    assert len(lost) > 2 and sorted(results) == list(range(10))
+
+
+def test_a_task_that_is_lost_each_time_ends_the_run(run):
+    with pytest.raises(ExecutorError, match="it failed") as caught:
+        run(Cluster(lose=lambda number: True), range(3))
+    assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+def test_errors_of_the_work_are_raised_here(run):
+    with pytest.raises(ArithmeticError, match="-2 is negative") as caught:
+        run(Cluster(2), [1, -2, 3])
+    assert "Raised in a worker" in "".join(caught.value.__notes__)
+
+
+def test_an_error_that_cannot_be_sent_is_described():
+    class Unsendable(Exception):
+        def __reduce__(self):
+            raise TypeError
+
+    sent = _executors.portable(Unsendable("first\nsecond"))
+    assert type(sent) is RuntimeError and str(sent) == "Unsendable: first"
+
+
+def test_an_interrupt_takes_what_has_ended(run):
+    cluster = Cluster(2)
+
+    class Interrupting(Squares):
+        def run(self, number):
+            if number == 4:
+                raise KeyboardInterrupt
+            return super().run(number)
+
+    interrupted, results = run(cluster, range(8), Interrupting())
+    assert interrupted and 4 not in results and 0 < len(results) < 8
+
+
+def test_workers_compute_with_one_thread_and_the_type_of_the_driver(float64):
+    results = {}
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(2) as executor:
+            run_tasks(
+                executor,
+                Squares(1),
+                range(3),
+                lambda number: None if number in results else (number,),
+                results.__setitem__,
+                "it failed",
+            )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert results == {number: (number**2 + 1, torch.float64, 1) for number in range(3)}
