@@ -19,10 +19,11 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
     "gallery_pages",
     "mathml",
 ]
+if not tags.has("without_source"):  # noqa: F821  # pages of the source take half of the time
+    extensions.append("sphinx.ext.viewcode")
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build", "runs", "gallery/notebooks", "gallery/scripts"]
 

@@ -12,8 +12,9 @@ from sphinx.util import logging
 
 def to_mathml(node: nodes.Element, text: str, as_block: bool) -> str:
     """A formula of LaTeX as MathML, or as it is with a warning where that is not known."""
-    # Delimiters grow by themselves.
-    known = re.sub(r"\\[bB]igg?[lr]?(?![a-zA-Z])", "", text).replace(r"\dots", r"\ldots")
+    # Delimiters grow by themselves, and sums are small where they should be.
+    known = re.sub(r"\\([bB]igg?[lr]?|textstyle)(?![a-zA-Z])", "", text)
+    known = known.replace(r"\dots", r"\ldots")
     try:
         return str(latex2mathml.tex2mathml(known, as_block=as_block))
     except (MathError, AttributeError) as error:
