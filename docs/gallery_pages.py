@@ -16,11 +16,12 @@ from typing import Any
 
 import jupytext
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_markdown_cell, new_notebook
 from PIL import Image
 from sphinx.application import Sphinx
 
 from pyro_ext import tutorials
+from pyro_ext._notebooks import to_notebook
 from pyro_ext._pages import PRINTED_NAME, Outcome, Script, find_pages, kept_outcome
 from pyro_ext._scoreboard import scoreboard, summary
 
@@ -130,15 +131,10 @@ class SavedPage:
 
     @cached_property
     def notebook(self) -> NotebookNode:
-        """The script as a notebook, without its docstring."""
-        found = jupytext.read(self.script.path)
-        if len(found.cells) < 2 or not found.cells[1].source.startswith("# "):
+        """The script as a notebook, which begins with a title."""
+        found: NotebookNode = to_notebook(self.script)
+        if not found.cells[0].source.startswith("# "):
             raise ValueError(f"{self.script.path} must begin with a docstring and a title")
-        del found.cells[0]
-        found.metadata = {
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-            "language_info": {"name": "python", "pygments_lexer": "python"},
-        }
         return found
 
     @property
@@ -243,7 +239,7 @@ def _dumped(notebook: NotebookNode) -> str:
 def _as_page(page: SavedPage, titles: dict[str, SavedPage]) -> NotebookNode:
     """The notebook with what was measured, figures after their cells, and folded set-up."""
     head, *cells = page.notebook.cells
-    _, _, text = head.source.partition("\n")
+    _, _, text = head.source.partition(f"*{page.script.title}*\n")
     stem = page.script.path.stem
     up = "../" if page.is_paper else ""
     downloads = (
@@ -286,9 +282,9 @@ def _as_page(page: SavedPage, titles: dict[str, SavedPage]) -> NotebookNode:
         else:
             block = f"## What the run prints\n\n{block}"
         made.append(new_markdown_cell(block))
-    notebook = page.notebook.copy()
-    notebook.cells = made
-    return notebook
+    language = {"name": "python", "pygments_lexer": "python"}
+    metadata = page.notebook.metadata | {"language_info": language}
+    return new_notebook(cells=made, metadata=metadata)
 
 
 def _what_was_measured(page: SavedPage) -> str:
