@@ -27,6 +27,7 @@ __all__ = [
     "Timings",
     "available",
     "cpu_seconds",
+    "first_call_seconds",
     "in_turn",
     "main",
     "step_times",
@@ -210,6 +211,13 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def first_call_seconds(run: Callable[[], object]) -> float:
+    """CPU time of a call, that of compilers included, to a hundredth of a second."""
+    before = sum(os.times()[:4])
+    run()
+    return sum(os.times()[:4]) - before
+
+
 def wall_seconds(run: Callable[[], object]) -> float:
     """Time of a call by the clock."""
     start = time.perf_counter()
@@ -266,9 +274,7 @@ def step_times(
             made.append(make())
             made[0].advance(num_steps[side])
 
-        before = _with_children()
-        first()
-        first_call[side] = _with_children() - before
+        first_call[side] = first_call_seconds(first)
         per_chain_step = 1e6 / (num_steps[side] * num_chains)
         return lambda: options.seconds(lambda: made[0].advance(num_steps[side])) * per_chain_step
 
@@ -276,11 +282,6 @@ def step_times(
         {side: lambda side=side, make=make: begun(side, make) for side, make in makers.items()}
     )
     return in_turn(sides, options.rounds, missing), first_call
-
-
-def _with_children() -> float:
-    """CPU time so far, that of compilers included, to a hundredth of a second."""
-    return sum(os.times()[:4])
 
 
 def _single_thread(device: torch.device) -> None:

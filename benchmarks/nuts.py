@@ -18,7 +18,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from _common import OURS, Array, Case, Options, available, in_turn, main
+from _common import OURS, Array, Case, Options, available, first_call_seconds, in_turn, main
 from _libraries import jax_on
 from _problems import network, whole_logistic_regression
 from torch import Tensor
@@ -113,7 +113,7 @@ class Side:
         self._options = options
         self._seed = 0
         self._size = np.nan
-        self.first_call = options.seconds(partial(sample, 0))
+        self.first_call = first_call_seconds(partial(sample, 0))
 
     def __call__(self) -> float:
         """Milliseconds of an effective draw in one more run."""

@@ -3,7 +3,8 @@
 Its tensors hold their numbers in memory and say that they are elsewhere. As on a GPU, an operation
 on tensors of both kinds is an error, but for indices and scalars, so is a generator of the
 processor, and so is ``numpy()`` without ``cpu()``. It is made of a hook of PyTorch for devices that
-are written in Python, and of a mode, which sees each operation.
+are written in Python, and of a mode, which sees each operation. What runs there has to be eager:
+a graph recorded from such tensors is not that of their numbers.
 """
 
 from typing import Any

@@ -23,7 +23,7 @@ from pyro_ext.inference.hmc.adaptation import (
     window_edges,
 )
 from pyro_ext.inference.vectorized.chains import saved
-from pyro_ext.potential import compile_graph
+from pyro_ext.potential import Backend, compile_graph
 from pyro_ext.random import chain_keys, normal, uniform
 from pyro_ext.testing.kernels import check_kernel
 
@@ -68,9 +68,10 @@ def test_kernels(kernel_type: Any, options: Any, check: str) -> None:
 
 def test_draws_on_a_device(device: torch.device) -> None:
     """They stay there, and are those of the processor."""
+    backend: Backend = "trace" if device.type == "cuda" else "eager"
 
     def draws(*arguments: Tensor) -> dict[str, Tensor]:
-        kernel = NUTS(regression, step_size=0.05, max_tree_depth=3)
+        kernel = NUTS(regression, backend=backend, step_size=0.05, max_tree_depth=3)
         mcmc = MCMC(kernel, 4, 4, 2, seed=0, progress=False)
         return mcmc.run(*arguments).get_samples()
 

@@ -77,7 +77,8 @@ def test_kernels(kernel_type, options, check, data):
 @each_kernel
 def test_draws_on_a_device(kernel_type, options, data, device):
     """They stay there, and are those of the processor."""
-    kernel = kernel_type(regression, backend="eager", **options)
+    backend = "trace" if device.type == "cuda" else "eager"
+    kernel = kernel_type(regression, backend=backend, **options)
     with torch.device("cpu"):
         expected = draws(kernel, *data, num_chains=2)
     found = draws(kernel, *(part.to(device) for part in data), num_chains=2)
