@@ -132,6 +132,12 @@ def test_exit():
     replace(failing, smoke=True).exit()
 
 
+def test_a_notebook_goes_on(monkeypatch):
+    failing = Report("a-page", [claim(bound=16.0)])
+    monkeypatch.setattr("builtins.get_ipython", lambda: None, raising=False)
+    failing.exit()
+
+
 def test_print():
     text = printed(
         Report(
