@@ -259,7 +259,7 @@ NUM_CHAINS, GROUP_SIZE = page.length((1000, 25), smoke=(48, 4))
 
 def sample_many(chain_method: ChainMethod = "vectorized", checkpoint: Path | None = None) -> MCMC:
     """A thousand short chains in groups, with four draws each."""
-    short = {"warmup_steps": page.length(200, smoke=10), "thinning": 20}
+    short = {"warmup_steps": page.length(100, smoke=10), "thinning": 10}
     short |= {"num_chains": NUM_CHAINS, "group_size": GROUP_SIZE}
     own = long_run["settings"](4) | short
     return MCMC(**own, chain_method=chain_method, checkpoint=checkpoint).run(inputs, labels)
