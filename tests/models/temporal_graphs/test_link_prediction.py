@@ -2,6 +2,7 @@
 
 import copy
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -104,6 +105,44 @@ def test_what_is_filtered_is_gone_for_the_epoch_and_back_in_the_next():
         network, less, 1, batch_size=10, defense=TShield(0.0, 0.0), optimizer=still, progress=False
     )
     torch.testing.assert_close(alone.probabilities[0], fit.probabilities[0][fit.kept[0]])
+
+
+def test_smoothness_is_of_events_that_are_kept():
+    """It is what it is on a stream that has no others."""
+
+    class First(Defense):
+        """Keeps the first ten of a batch."""
+
+        filters = True
+        theta = 0.01
+
+        def __init__(self, eta):
+            self.eta = eta
+
+        def keep(self, logits, embeddings, progress=1.0):
+            return torch.arange(len(logits)) < 10
+
+    def smoothness(stream, batch_size):
+        fits = [
+            fit_links(
+                network_for(stream),
+                stream,
+                1,
+                batch_size=batch_size,
+                defense=First(eta),
+                optimizer=partial(torch.optim.SGD, lr=0.0),
+                seed=0,
+                progress=False,
+            )
+            for eta in (0.0, 1.0)
+        ]
+        without, total = (torch.tensor(fit.losses) for fit in fits)
+        return total - without
+
+    stream = random_stream()
+    found = smoothness(stream, 20)
+    torch.testing.assert_close(found, smoothness(stream[torch.arange(60) % 20 < 10], 10))
+    assert found[0] == 0.0 and bool((found[1:].abs() > 0.01).all())
 
 
 def test_weights_of_a_defense_count():
