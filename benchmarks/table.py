@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: where the page reads the whole table")
     parser.add_argument("--smoke", action="store_true", help="run once over tiny sizes")
     parser.add_argument("--resume", action="store_true", help="keep what --out has measured")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="s for each benchmark")
+    parser.add_argument("--timeout", type=float, default=7200.0, help="s for each benchmark")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(scripts())):
