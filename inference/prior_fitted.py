@@ -7,18 +7,15 @@ Bayesian inference.
 import inspect
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.overrides import TorchFunctionMode
 
 from pyro_ext._checks import (
     as_tensor,
@@ -34,6 +31,7 @@ from pyro_ext._checks import (
 from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
 from pyro_ext.distributions import BarDistribution, bar_borders
 from pyro_ext.distributions.bars import check_borders
+from pyro_ext.inference._vectorized_draws import OwnMemory, can_be_vectorized, vectorized
 from pyro_ext.inference.prior_fitted_transformer import PriorFittedTransformer
 from pyro_ext.inference.training import Trainer
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
@@ -42,7 +40,6 @@ __all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive"]
 
 _NUM_BARS = 200
 _FORMAT = "pyro_ext prior-data fitted network"
-_MAKE_MEMORY = (torch.empty, torch.empty_like, Tensor.new, Tensor.new_empty)
 
 
 class _Curves(NamedTuple):
@@ -347,9 +344,9 @@ class PriorDataFittedNetwork:
         draw_one = partial(self._draw_one, told=self._told(num_context))
         if self._is_vectorized is None:
             with torch.random.fork_rng():
-                self._is_vectorized = _can_be_vectorized(draw_one, x[:2])
+                self._is_vectorized = can_be_vectorized(draw_one, x[:2])
         if self._is_vectorized:
-            return _vectorized(draw_one, x)
+            return vectorized(draw_one, x)
         return torch.stack([draw_one(row) for row in x])
 
     def _told(self, num_context: int) -> dict[str, int]:
@@ -360,7 +357,7 @@ class PriorDataFittedNetwork:
 
     def _draw_one(self, x: Tensor, told: Mapping[str, Any]) -> Tensor:
         """Values of one data set."""
-        with poutine.block(hide_all=True), _OwnMemory(x):
+        with poutine.block(hide_all=True), OwnMemory(x):
             tracer: Any = poutine.trace(self.prior)
             trace = tracer.get_trace(x, **told)
         if self.site not in trace.nodes:
@@ -560,38 +557,6 @@ class PriorFittedPredictive:
             return {self.network.site: prediction.sample((self.num_samples,))}
 
     forward = __call__
-
-
-class _OwnMemory(TorchFunctionMode):
-    """Gives each row its own memory for draws in place, which :func:`torch.vmap` asks for."""
-
-    def __init__(self, row: Tensor) -> None:
-        super().__init__()
-        self.zero = torch.zeros_like(row).sum()
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function in _MAKE_MEMORY and result.is_floating_point():
-            return result + self.zero.to(result)
-        return result
-
-
-def _can_be_vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a model draws for all rows at once what it would draw for each."""
-    try:
-        return len(_vectorized(draw, x)) == len(x)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return False
-
-
-def _vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Draws of a model for all rows."""
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")
-        values: Tensor = torch.vmap(draw, randomness="different")(x)
-    return values
 
 
 def _rise_and_fall(step: int, num_steps: int, warm_up: float) -> float:

@@ -93,7 +93,7 @@ class _Consistency:
             with torch.no_grad(), _empty_store(), poutine.block(), taught:
                 self.teacher(*args, **kwargs)
             parts = [self._divergence(site, student, taught) for site in self.sites]
-            pyro.factor(self.name, -self.weight * sum(parts))
+            pyro.factor(self.name, -self.weight * functools.reduce(torch.add, parts))
             return result
 
         return functools.wraps(model, updated=())(run)
