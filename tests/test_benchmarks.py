@@ -262,7 +262,7 @@ def test_hand_written_gradient_is_that_of_the_model(name, algorithm, monkeypatch
     problem = PROBLEMS[name]
     size = len(problem.arguments[0])
     monkeypatch.setattr(_torch_loops, "BATCH_SIZE", size)
-    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.arange(size).expand(shape))
+    monkeypatch.setattr(torch, "randint", lambda high, shape, device: torch.arange(size).expand(shape))
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     loop = _torch_loops.TorchLoop(False, problem, algorithm, 2)
     before = loop.params()

@@ -276,7 +276,7 @@ def sbc(
         >>> def exact(model, x):  # the posterior is Normal(x / 2, 1 / sqrt(2))
         ...     x = pyro.poutine.trace(model).get_trace(x).nodes["x"]["value"]
         ...     return {"loc": x / 2 + torch.randn(100) / 2**0.5}
-        >>> result = sbc(model, exact, 100, torch.zeros(()), seed=0, progress=False)
+        >>> result = sbc(model, exact, 50, torch.zeros(()), seed=0, progress=False)
         >>> result.is_calibrated()
         True
     """
