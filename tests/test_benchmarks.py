@@ -262,7 +262,8 @@ def test_hand_written_gradient_is_that_of_the_model(name, algorithm, monkeypatch
     problem = PROBLEMS[name]
     size = len(problem.arguments[0])
     monkeypatch.setattr(_torch_loops, "BATCH_SIZE", size)
-    monkeypatch.setattr(torch, "randint", lambda high, shape, device: torch.arange(size).expand(shape))
+    rows = torch.arange(size)
+    monkeypatch.setattr(torch, "randint", lambda high, shape, device: rows.expand(shape))
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     loop = _torch_loops.TorchLoop(False, problem, algorithm, 2)
     before = loop.params()

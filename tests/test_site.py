@@ -118,7 +118,8 @@ def test_gallery_shows_what_a_saved_run_measured(small, tmp_path, monkeypatch, c
         "| One is \\| less than \\*two\\*. [table 1]{.source} | every seed \\< 2 | 1, 1, 1 |"
         in results
     )
-    assert "[fails]{.fails}: it is one |" in results and "its fingers are ours" in results
+    assert "[fails]{.fails}" in results and "[Fails: it is one.]{.reason}" in results
+    assert "its fingers are ours" in results
     assert "reconstruction" in results and "CPU s" in results
     assert set_up["metadata"]["tags"] == ["hide-input"] and one["source"] == ["## One"]
     assert "a-figure.png" in "".join(figure["source"])
