@@ -142,8 +142,8 @@ def test_a_part_or_named_pages_run(ran, monkeypatch, capsys):
 
 
 def test_commits_take_turns(ran, monkeypatch, capsys):
-    """1,890 seconds are two parts of at most 1,200, and no test or page more makes three."""
-    assert [part_of_commit(number) for number in range(3)] == ["1/2", "2/2", "1/2"]
-    assert main(monkeypatch, capsys, "--part-of-commit", "7") == "2/2\n"
+    """1,890 seconds are three parts of at most 800, and a test more makes four."""
+    assert [part_of_commit(number) for number in range(4)] == ["1/3", "2/3", "3/3", "1/3"]
+    assert main(monkeypatch, capsys, "--part-of-commit", "7") == "2/3\n"
     durations.save("tests", {"tests/test_it.py::test_more": 511.0})
-    assert part_of_commit(5) == "3/3"
+    assert part_of_commit(5) == "2/4"
