@@ -33,6 +33,7 @@ html_title = f"pyro_ext {release}"
 html_show_copyright = False
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["gallery.js"]
 html_copy_source = False
