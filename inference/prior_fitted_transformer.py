@@ -152,6 +152,7 @@ class _Block(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, num_context: int) -> Tensor:
+        """Let each token see the given points, which come first, and itself."""
         heads = self.project(tokens).unflatten(-1, (3 * self.num_heads, -1)).transpose(-2, -3)
         query, key, value = heads.chunk(3, -3)
         query = query / math.sqrt(query.shape[-1])

@@ -110,6 +110,7 @@ class _Round(Generic[Key, Result]):
         self._interrupted = False
 
     def run(self, keys: Iterable[Key]) -> bool:
+        """Run tasks until none is left; whether Ctrl-C ended it."""
         try:
             self._backlog.extend(keys)
             self._fill()
