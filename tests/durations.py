@@ -100,7 +100,7 @@ class CPUSeconds:
     def __init__(self, limited: bool) -> None:
         self.limited = limited
         self.excluded: Any = None
-        self.limit = self.start = 0.0
+        self.slowness, self.start = 1.0, 0.0
 
     def prepare(self) -> None:
         """Before the first test, in the process that runs it."""
@@ -131,7 +131,7 @@ class CPUSeconds:
         self.excluded = Excluded()
         event.register("numba:compiler_lock", self.excluded)  # held to compile and to read caches
         gc.callbacks.append(self.excluded.on_collection)
-        self.limit = LIMIT * slowness()
+        self.slowness = slowness()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
@@ -151,11 +151,14 @@ class CPUSeconds:
         if report.when == "teardown":
             report.user_properties.append(("cpu_seconds", seconds))
         elif self.limited and report.when == "call" and report.passed and unmarked:
-            if own > self.limit:
+            limit = LIMIT * self.slowness
+            if own > limit:
+                limit = LIMIT * max(self.slowness, slowness())
+            if own > limit:
                 report.outcome = "failed"
                 report.longrepr = (
                     f"{item.nodeid} took {own:.1f} CPU seconds with its setup, of "
-                    f"{self.limit:.1f} allowed: mark it slow, or make it shorter."
+                    f"{limit:.1f} allowed: mark it slow, or make it shorter."
                 )
         return report
 
