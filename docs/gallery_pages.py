@@ -366,8 +366,8 @@ def _index(workflows: Sequence[SavedPage], papers: dict[str, SavedPage]) -> str:
     parts = [
         "# Gallery",
         "Each page is a script that runs: real data in, figures and checked claims out. What it "
-        "shows comes from a run in full, and the page says when that was. {doc}`scoreboard` has "
-        "the claims of all papers in one place.",
+        "shows comes from a run in full, and the page says when that was. "
+        "{doc}`The scoreboard <scoreboard>` has the claims of all papers in one place.",
         "## Workflows",
         "From data to an answer, one page for each job.",
         _cards(workflows),
@@ -376,9 +376,12 @@ def _index(workflows: Sequence[SavedPage], papers: dict[str, SavedPage]) -> str:
     ]
     for theme, slugs in THEMES.items():
         parts += [f"### {theme}", _cards(papers[slug] for slug in slugs)]
-    documents = ["scoreboard", *(page.document for page in [*workflows, *papers.values()])]
-    parts.append("\n".join(["```{toctree}", ":hidden:", "", *documents, "```"]))
+    parts.append(_toctree([*(page.document for page in workflows), "scoreboard"]))
     return "\n\n".join(parts) + "\n"
+
+
+def _toctree(documents: Iterable[str]) -> str:
+    return "\n".join(["```{toctree}", ":hidden:", "", *documents, "```"])
 
 
 def _cards(pages: Iterable[SavedPage]) -> str:
@@ -407,7 +410,7 @@ def _scoreboard_page(papers: Sequence[SavedPage]) -> str:
     """The scoreboard of the saved runs."""
     run = [page for page in papers if page.outcome]
     content = scoreboard([page.outcome for page in run if page.outcome])
-    lines = ["# Scoreboard", "", _plain(summary(content)), ""]
+    lines = ["# Scoreboard of papers", "", _plain(summary(content)), ""]
     rows = [(page, found) for page, found in zip(run, content["pages"], strict=True)]
     if rows:
         lines += ["| page | result | CPU s | run | notes |", "|---|---|---|---|---|"]
@@ -428,6 +431,7 @@ def _scoreboard_page(papers: Sequence[SavedPage]) -> str:
         if found["reconstruction"]:
             lines += [f"A reconstruction: {_plain(found['reconstruction'])}", ""]
         lines.append(_claims_table(found) if found["claims"] else f"{found['verdict']}.")
+    lines += ["", _toctree(page.document for page in papers)]  # below it in the list of pages
     return "\n".join(lines) + "\n"
 
 

@@ -3,11 +3,15 @@
 import re
 from html import escape
 from typing import Any
+from xml.etree import ElementTree
 
 from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
+
+_NAMESPACE = "http://www.w3.org/1998/Math/MathML"
+ElementTree.register_namespace("", _NAMESPACE)
 
 
 def to_mathml(node: nodes.Element, text: str, as_block: bool) -> str:
@@ -16,10 +20,24 @@ def to_mathml(node: nodes.Element, text: str, as_block: bool) -> str:
     known = re.sub(r"\\([bB]igg?[lr]?|textstyle)(?![a-zA-Z])", "", text)
     known = known.replace(r"\dots", r"\ldots")
     try:
-        return str(latex2mathml.tex2mathml(known, as_block=as_block))
+        return _with_subscripts(latex2mathml.tex2mathml(known, as_block=as_block))
     except (MathError, AttributeError) as error:
         logging.getLogger(__name__).warning("%s: %s", error, text, location=node)
         return f"<code>{escape(text)}</code>"
+
+
+def _with_subscripts(formula: str) -> str:
+    """Put the subscript of a symbol with an accent to its right, where docutils puts it below."""
+    root = ElementTree.fromstring(formula)
+    for found in list(root.iter(f"{{{_NAMESPACE}}}munderover")):
+        symbol, subscript, above = found
+        if above.get("accent") or above.get("stretchy"):
+            found.tag = f"{{{_NAMESPACE}}}msub"
+            found.clear()
+            accented = ElementTree.SubElement(found, f"{{{_NAMESPACE}}}mover", accent="true")
+            accented.extend((symbol, above))
+            found.append(subscript)
+    return ElementTree.tostring(root, "unicode")
 
 
 def visit_math(translator: Any, node: nodes.Element) -> None:
