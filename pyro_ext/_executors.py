@@ -191,6 +191,7 @@ class _Round(Generic[Key, Result]):
             self._lacking.pop()  # it may be gone, and will come back for the work if it is not
         if reply.error is not None:
             raise reply.error
+        del self._losses[key]
         self._interrupted |= bool(self._take(key, reply.result))
         self._release()
         self._backlog.append(key)

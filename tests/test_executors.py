@@ -1,6 +1,7 @@
 """Tasks in workers: what travels, what is run again, what ends a run."""
 
 import random
+from collections import Counter
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
@@ -70,17 +71,19 @@ class Cluster(Executor):
 def run(monkeypatch):
     """Run tasks on a cluster, whose workers get on while the driver waits."""
 
-    def run(cluster, numbers, work=None, failed="it failed"):
+    def run(cluster, numbers, work=None, failed="it failed", num_times=1):
         results = {}
+        left = Counter({number: num_times for number in numbers})
 
         def take(number, result):
-            assert number not in results
             results[number] = result
+            left[number] -= 1
+            assert left[number] >= 0
 
         round_ = _executors._Round(
             cluster,
             work or Squares(),
-            lambda number: None if number in results else (number,),
+            lambda number: (number,) if left[number] else None,
             take,
             failed,
         )
@@ -125,6 +128,14 @@ def test_lost_tasks_are_run_again(run):
     cluster = Cluster(2, lose=lambda number: number % 3 == 0 and not lost.append(number))
     _, results = run(cluster, range(10))
     assert len(lost) > 2 and sorted(results) == list(range(10))
+
+
+def test_losses_of_a_long_run_do_not_add_up(run):
+    """A chain sends task after task for days, and some worker is lost on each of them."""
+    lost = []
+    cluster = Cluster(2, lose=lambda number: number % 3 == 0 and not lost.append(number))
+    _, results = run(cluster, range(2), num_times=20)
+    assert len(lost) > 10 and sorted(results) == [0, 1]
 
 
 def test_a_task_that_is_lost_each_time_ends_the_run(run):
