@@ -135,15 +135,9 @@ class _Round(Generic[Key, Result]):
         """
         while self._held and len(self._equipping) < len(self._lacking):
             self._submit(self._held.pop(), with_work=True)
-        if not self._lacking:
-            self._release()
         most = 2 * len(self._processes) + _NUM_SPARE
         while self._backlog and len(self._pending) + len(self._held) < most:
             self._submit(self._backlog.popleft())
-
-    def _release(self) -> None:
-        self._backlog.extendleft(self._held)
-        self._held.clear()
 
     def _submit(self, key: Key, with_work: bool = False) -> None:
         """Submit the next task of a name."""
@@ -193,7 +187,8 @@ class _Round(Generic[Key, Result]):
             raise reply.error
         del self._losses[key]
         self._interrupted |= bool(self._take(key, reply.result))
-        self._release()
+        self._backlog.extendleft(self._held)
+        self._held.clear()
         self._backlog.append(key)
 
     def _wind_up(self) -> None:

@@ -1,9 +1,11 @@
 """Tasks in workers: what travels, what is run again, what ends a run."""
 
 import random
-from collections import Counter
+from collections import Counter, OrderedDict
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
+import cloudpickle
 import pytest
 import torch
 
@@ -34,13 +36,14 @@ class Cluster(Executor):
     Like on a cluster, tasks are at the workers before the first of them has come back.
     """
 
-    def __init__(self, num_workers=1, lose=lambda number: False):
-        self.memories = [{} for _ in range(num_workers)]
+    def __init__(self, num_workers=1, lose=lambda number: False, loss=ConnectionError):
+        self.memories = [OrderedDict() for _ in range(num_workers)]
         self.order = random.Random(0)
         self.lose = lose
+        self.loss = loss
         self.queue = []
         self.sent = []
-        self.num_run = self.most_waiting = 0
+        self.num_run = self.num_answers = self.most_waiting = 0
 
     def submit(self, function, /, *args):
         future = Future()
@@ -50,28 +53,49 @@ class Cluster(Executor):
         return future
 
     def work(self):
-        """Each worker takes a task, in any order."""
-        for number in self.order.sample(range(len(self.memories)), len(self.memories)):
-            memory = self.memories[number]
-            if not self.queue:
-                return
-            future, function, args = self.queue.pop(0)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_executors, "_known", memory)
-                patch.setattr(_executors, "_imported", f"worker {number}")
-                result = function(*args)
+        """Each worker takes a task, in any order; those behind them may still be canceled."""
+        order = self.order.sample(range(len(self.memories)), len(self.memories))
+        queue = [task for task in self.queue if not task[0].cancelled()]
+        taken, self.queue = queue[: len(order)], queue[len(order) :]
+        for future, _, _ in taken:
+            future.set_running_or_notify_cancel()
+        for number, (future, function, args) in zip(order, taken, strict=False):
             self.num_run += 1
+            try:
+                result = self.run_in_process(number, function, args)
+            except BaseException:  # it ends the process of a worker
+                future.set_exception(self.loss("the worker has gone"))
+                continue
+            reply = cloudpickle.loads(result)
+            self.num_answers += reply.known and reply.error is None
             if self.lose(self.num_run):
-                future.set_exception(ConnectionError("the worker has gone"))
+                future.set_exception(self.loss("the worker has gone"))
             else:
                 future.set_result(result)
+
+    def run_in_process(self, number, function, args):
+        """Run a task with memory, threads and default type of a pretended process."""
+        outside = torch.get_default_dtype(), torch.get_num_threads()
+        inside = torch.float32, 2
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_executors, "_known", self.memories[number])
+            patch.setattr(_executors, "_imported", f"worker {number}")
+            torch.set_default_dtype(inside[0])
+            torch.set_num_threads(inside[1])
+            try:
+                result = function(*args)
+                assert (torch.get_default_dtype(), torch.get_num_threads()) == inside
+                return result
+            finally:
+                torch.set_default_dtype(outside[0])
+                torch.set_num_threads(outside[1])
 
 
 @pytest.fixture
 def run(monkeypatch):
     """Run tasks on a cluster, whose workers get on while the driver waits."""
 
-    def run(cluster, numbers, work=None, failed="it failed", num_times=1):
+    def run(cluster, numbers, work=None, num_times=1, stop_after=None):
         results = {}
         left = Counter({number: num_times for number in numbers})
 
@@ -79,13 +103,14 @@ def run(monkeypatch):
             results[number] = result
             left[number] -= 1
             assert left[number] >= 0
+            return number == stop_after
 
         round_ = _executors._Round(
             cluster,
             work or Squares(),
             lambda number: (number,) if left[number] else None,
             take,
-            failed,
+            "it failed",
         )
         get = round_._done.get
 
@@ -116,6 +141,21 @@ def test_work_travels_about_once_to_each_worker(run, num_workers):
     assert all(len(memory) == 1 for memory in cluster.memories)
 
 
+def test_work_travels_to_a_worker_that_comes_later(run):
+    cluster = Cluster(lose=lambda number: number == 20 and cluster.memories.append(OrderedDict()))
+    _, results = run(cluster, range(200))
+    assert len(results) == 200 and len(cluster.memories) == 2
+    assert sum(args[1] is not None for args in cluster.sent) <= 3  # the first takes one in vain
+
+
+def test_workers_keep_the_latest_work(run):
+    cluster = Cluster(2)
+    for shift in range(4):
+        run(cluster, range(60), Squares(shift))
+    for memory in cluster.memories:
+        assert [work.shift for work in memory.values()] == [2, 3]
+
+
 def test_equal_tasks_are_told_apart(run):
     """Dask takes calls with equal arguments for one call, and remembers that it failed."""
     cluster = Cluster(lose=lambda number: 6 < number < 10)
@@ -144,6 +184,13 @@ def test_a_task_that_is_lost_each_time_ends_the_run(run):
     assert isinstance(caught.value.__cause__, ConnectionError)
 
 
+def test_a_broken_pool_ends_the_run_at_once(run):
+    cluster = Cluster(lose=lambda number: number == 7, loss=BrokenProcessPool)
+    with pytest.raises(ExecutorError, match="it failed"):
+        run(cluster, range(20))
+    assert cluster.num_run == 7
+
+
 def test_errors_of_the_work_are_raised_here(run):
     with pytest.raises(ArithmeticError, match="-2 is negative") as caught:
         run(Cluster(2), [1, -2, 3])
@@ -159,33 +206,37 @@ def test_an_error_that_cannot_be_sent_is_described():
     assert type(sent) is RuntimeError and str(sent) == "Unsendable: first"
 
 
-def test_an_interrupt_takes_what_has_ended(run):
-    cluster = Cluster(2)
+@pytest.mark.parametrize("where", ["in a worker", "here"])
+def test_an_interrupt_takes_what_is_on_its_way(run, where):
+    cluster = Cluster(3)
 
     class Interrupting(Squares):
         def run(self, number):
-            if number == 4:
+            if number == 4 and where == "in a worker":
                 raise KeyboardInterrupt
             return super().run(number)
 
-    interrupted, results = run(cluster, range(8), Interrupting())
-    assert interrupted and 4 not in results and 0 < len(results) < 8
+    interrupted, results = run(cluster, range(50), Interrupting(), stop_after=4)
+    assert interrupted and (4 in results) == (where == "here")
+    assert len(results) == cluster.num_answers < 50
+    assert cluster.queue  # what no worker had begun was canceled
 
 
-def test_workers_compute_with_one_thread_and_the_type_of_the_driver(float64):
-    results = {}
-    torch.set_num_threads(2)
-    try:
-        with ThreadPoolExecutor(2) as executor:
-            run_tasks(
-                executor,
-                Squares(1),
-                range(3),
-                lambda number: None if number in results else (number,),
-                results.__setitem__,
-                "it failed",
-            )
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+def test_workers_compute_with_one_thread_and_the_type_of_the_driver(run, float64):
+    """And leave what their process had."""
+    _, results = run(Cluster(2), range(3), Squares(1))
     assert results == {number: (number**2 + 1, torch.float64, 1) for number in range(3)}
+
+
+def test_threads_share_a_process():
+    results = {}
+    with ThreadPoolExecutor(2) as executor:
+        run_tasks(
+            executor,
+            Squares(1),
+            range(3),
+            lambda number: None if number in results else (number,),
+            results.__setitem__,
+            "it failed",
+        )
+    assert {number: result[0] for number, result in results.items()} == {0: 1, 1: 2, 2: 5}
