@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -270,8 +271,17 @@ def _wait(process: "subprocess.Popen[str]") -> float | None:
 
 def _source(page: Script, seeds: Sequence[int]) -> dict[str, object]:
     """What the result of a page depends on: the script, the package around it, the seeds."""
-    script = hashlib.sha256(page.path.read_bytes()).hexdigest()
+    script = hashlib.sha256(_code(page).encode()).hexdigest()
     return {"script": script, "package": _package_digest(), "seeds": list(seeds)}
+
+
+def _code(page: Script) -> str:
+    """The script without its docstring and its cells of text, on which no result depends."""
+    text = page.path.read_text("utf-8")
+    match ast.parse(text).body:
+        case [ast.Expr(ast.Constant(str()), end_lineno=end), *_]:
+            text = "".join(text.splitlines(keepends=True)[end:])
+    return re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
 
 
 @cache

@@ -46,6 +46,8 @@ def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch, capsys):
     kept = last_outcome(page, reports)
     assert kept == outcome and list(kept.report.claims[0].values) == [0, 1, 2]
     assert kept.is_whole and kept.is_current and not kept.smoke and "CPUs" in kept.machine
+    text = PAGE.replace("A page.", "The page.\n\nSee below.").replace("print", "# # First\nprint")
+    assert last_outcome(write(tmp_path, text), reports).report == kept.report  # words alone
     page = write(tmp_path, "'A page.'\nprint('It begins.')\n1 / 0\n")
     assert last_outcome(page, reports) is None
     old = kept_outcome(page, reports)

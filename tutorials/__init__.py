@@ -1,4 +1,4 @@
-"""Runnable pages: one per workflow and one per paper, each with a checked claim on real data."""
+"""Runnable pages: one per workflow and one per paper, with checked claims, mostly on real data."""
 
 if __name__ == "tutorials":
     raise ImportError(

@@ -152,7 +152,7 @@ def regression(inputs: Tensor, recovered: Tensor, batch_size: int | None = None)
 # What `sbc` takes is a function that runs the inference, written as you would write it for your own
 # data. It takes the model and its arguments, and returns the sampler, draws, or a guide. It should
 # not fix a seed: then all simulations would share the same noise. Chains run side by side, so that
-# many short ones cost little more than one, and their draws are nearly independent.
+# many short ones cost less than as many in a row, and their draws are nearly independent.
 
 
 # %%

@@ -296,7 +296,7 @@ page.figure("cost", figure, despine=True)
 # | you can train | a prediction may cost | take |
 # |---|---|---|
 # | one network, a bit longer | one network | `SWA` of the last epochs, at one learning rate |
-# | one network for long, again and again | less than one network | `SparseWeightAveraging` |
+# | one network for long, again and again | less than one network | `MagnitudePruner` |
 # | several networks | several networks | the ensemble, best also on images unlike those before |
 # | several networks | one network | `BatchEnsembleDistiller`, or the middle of a `BezierPath` |
 # | several networks | little more | `BridgeNetwork` of type I, `DiffusionBridgeNetwork` |

@@ -1,4 +1,4 @@
-"""Pseudocoresets: a few synthetic observations with the posterior of all data."""
+"""Pseudocoresets: a few learned observations, and how near their posterior is to the full one."""
 
 # %% [markdown]
 # # Pseudocoresets

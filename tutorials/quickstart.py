@@ -68,7 +68,7 @@ def model(inputs: Tensor, labels: Tensor, batch_size: int | None = None) -> None
 #   faster and lets more of the minibatches' noise through.
 # - `thinning`, the steps between two draws that are kept. Steps are cheap and neighbors alike, so
 #   take many and keep few.
-# - `num_chains`. All chains move in one step, and several are hardly slower than one.
+# - `num_chains`. All chains move in one step, which costs less than one each.
 # - `backend="compile"`, which makes machine code of the whole loop over steps. That takes some
 #   seconds once. Leave it out, and sampling starts sooner and each step takes longer.
 

@@ -9,8 +9,8 @@
 # asymmetrical node scaling, give node $j$ a fixed variance
 # $\lambda_j = \gamma / m + (1 - \gamma) w_j / \sum_k w_k$, with weights that fall as a power,
 # $w_j = j^{-1/\alpha}$. With $\gamma > 0$ gradient flow still reaches a global minimum; with
-# $\gamma < 1$ the first nodes move however wide the network is, and it can be pruned and its
-# features used elsewhere.
+# $\gamma < 1$ the first nodes move however wide the network is. They prune such networks, and use
+# their features for other data.
 #
 # This page trains such networks on simulated data and on images of digits, against the neural
 # tangent parameterization, $\gamma = 1$.

@@ -7,8 +7,8 @@
 # T. Moon, M. Choi, E. Yun, J. Yoon, G. Lee, J. Cho, J. Lee (2024), A simple early exiting framework
 # for accelerated sampling in diffusion models, find this easy where there is hardly anything but
 # noise. Their schedule lets a transformer stop after few of its blocks there and run all of them
-# near the data. After a short fine-tuning of the model under the schedule, images are as good as
-# before, with whatever solver, for 25 to 30 % less work.
+# near the data. After a short fine-tuning of the model under the schedule, they report images as
+# good as before, with several solvers, for 25 to 30 % less work.
 #
 # The model here is small: a transformer of eight blocks that draws digits of 8 x 8 pixels. It is
 # that of a real `DiTPipeline` of diffusers, which runs unchanged.

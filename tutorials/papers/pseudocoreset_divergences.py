@@ -1,4 +1,4 @@
-"""Pseudocoresets: a handful of learned images whose posterior is that of a thousand."""
+"""Pseudocoresets: a handful of learned images that stand for a thousand in a posterior."""
 
 # %% [markdown]
 # # Divergences for Bayesian pseudocoresets

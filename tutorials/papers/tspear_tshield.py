@@ -1,4 +1,4 @@
-"""T-SPEAR and T-SHIELD: fake contacts that mislead a network, and training that tells them."""
+"""T-SPEAR and T-SHIELD: fake contacts to mislead a network, and training that leaves them out."""
 
 # %% [markdown]
 # # T-SPEAR and T-SHIELD
