@@ -54,7 +54,9 @@ def antithetic_gradient(
     check_number("scale", scale, above=0)
     check_integer("num_pairs", num_pairs, 1)
     shape = (num_pairs, *parameters.shape)
-    noise = scale * torch.randn(shape, generator=generator, dtype=parameters.dtype).to(parameters)
+    device = parameters.device if generator is None else generator.device
+    noise = torch.randn(shape, generator=generator, dtype=parameters.dtype, device=device)
+    noise = scale * noise.to(parameters)
     values = function(torch.cat([parameters + noise, parameters - noise]))
     if values.shape != (2 * num_pairs,):
         raise ValueError(

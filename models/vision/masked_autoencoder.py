@@ -236,7 +236,7 @@ class MaskedAutoencoder(nn.Module):
         """
         num_images = check_integer("num_images", num_images, 1)
         generator = None if seed is None else torch.Generator().manual_seed(fresh_seed(seed))
-        noise = torch.rand(num_images, self.num_patches, generator=generator)
+        noise = torch.rand(num_images, self.num_patches, generator=generator, device="cpu")
         return noise.argsort(-1).to(self.mask_token.device)
 
     def visible(self, order: Tensor) -> Tensor:

@@ -84,9 +84,10 @@ def mixture_kernel(
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
-    series_seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    series_seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     jumps, drift = variances.sample_jumps(num_samples, num_jumps, series_seed)
-    normal = torch.randn(*jumps.shape, in_features + 1, generator=generator)
+    normal = torch.randn(*jumps.shape, in_features + 1, generator=generator, device="cpu")
+    normal = normal.to(torch.get_default_device())
     weights = weight_scale / math.sqrt(in_features) * normal[..., :-1]
     nodes = jumps.to(weights), weights, bias_scale * normal[..., -1], drift.to(weights)
     kernels = gpytorch_kernels("mixture_kernel")

@@ -235,7 +235,8 @@ def _normal_rows(number: int, size: int, generator: torch.Generator, dtype: torc
     """Normal numbers of which the first do not depend on how many there are."""
     # PyTorch draws them by sixteen, anew for the last ones where they are no multiple of that.
     whole = -(-number * size // 16) * 16
-    return torch.randn(whole, generator=generator, dtype=dtype)[: number * size].view(number, size)
+    values = torch.randn(whole, generator=generator, dtype=dtype, device="cpu")
+    return values[: number * size].view(number, size)
 
 
 @torch.no_grad()
@@ -328,5 +329,6 @@ def tangent_kernel(
         raise ValueError(f"weights must be numbers >= 0 and not all zero, got {weights!r:.80}")
     jumps = (1.0 - symmetric_fraction) * fractions.expand(num_samples, -1)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
-    nodes = torch.randn(*jumps.shape, in_features, generator=generator, dtype=jumps.dtype)
+    shape = (*jumps.shape, in_features)
+    nodes = torch.randn(shape, generator=generator, dtype=jumps.dtype, device="cpu").to(jumps)
     return gpytorch_kernels("tangent_kernel").TangentKernel(jumps, nodes, symmetric_fraction)

@@ -114,7 +114,8 @@ class EqualJumps:
         """
         check_integer("num_jumps", num_jumps, 1)
         generator = torch.Generator().manual_seed(fresh_seed(seed))
-        gaps = torch.rand((*sample_shape, num_jumps), generator=generator)
+        gaps = torch.rand((*sample_shape, num_jumps), generator=generator, device="cpu")
+        gaps = gaps.to(torch.get_default_device())
         arrivals = (-torch.log1p(-gaps)).cumsum(-1)
         weights = self.size * (arrivals < self.rate).to(arrivals.dtype)
         return weights, arrivals, self.lost_mass(arrivals[..., -1])
