@@ -423,8 +423,8 @@ page.claim(
     "<",
     0.0,
     source="Yun et al. (2023), baselines of the comparison; direction ours",
-    reason="with one seed the two are alike, up to a few ten-thousandths of a nat, whose sign differs "
-    "from one processor to another",
+    reason="with one seed the two are alike, up to a few ten-thousandths of a nat, whose sign is "
+    "another one on another processor",
 )
 page.claim(
     "One network with two bridges is better than one distilled from three (difference of test "
