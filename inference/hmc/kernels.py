@@ -385,7 +385,7 @@ class HMC(_Hamiltonian):
         >>> from pyro_ext.inference import MCMC
         >>> def model():
         ...     pyro.sample("x", dist.Normal(torch.zeros(2), torch.tensor([1.0, 10.0])).to_event(1))
-        >>> mcmc = MCMC(HMC(model), 200, 200, num_chains=4, seed=0, progress=False).run()
+        >>> mcmc = MCMC(HMC(model), 200, 100, num_chains=4, seed=0, progress=False).run()
         >>> [round(float(each)) for each in mcmc.get_samples()["x"].std(0)]
         [1, 10]
     """
@@ -458,10 +458,10 @@ class NUTS(_Hamiltonian):
         ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
-        >>> mcmc = MCMC(NUTS(model), 200, 200, num_chains=4, seed=0, progress=False)
+        >>> mcmc = MCMC(NUTS(model), 100, 100, num_chains=4, seed=0, progress=False)
         >>> draws = mcmc.run(torch.linspace(-2.0, 2.0, 50)).get_samples()["scale"]
         >>> draws.shape, round(float(draws.mean()), 1)
-        (torch.Size([800]), 1.2)
+        (torch.Size([400]), 1.2)
     """
 
     def __init__(
