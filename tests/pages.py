@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from tempfile import gettempdir
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -120,6 +121,7 @@ def copy_run(source: Path, target: Path) -> None:
             text = (source / name).read_text("utf-8")
             text = re.sub(r"[^\n]*\r(?!\n)", "", text)  # progress that was overwritten
             text = re.sub(r"[^\s\"'(]*/site-packages/", "", text).replace(f"{ROOT}/", "")
+            text = re.sub(rf"{gettempdir()}/[^\s\"'/]+/", "", text)
             (unfinished / name).write_text(text, "utf-8")
     pictures = sorted(source.glob("*.png"))
     for path in pictures:
