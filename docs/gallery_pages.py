@@ -367,7 +367,7 @@ def _index(workflows: Sequence[SavedPage], papers: dict[str, SavedPage]) -> str:
         "# Gallery",
         "Each page is a script that runs: real data in, figures and checked claims out. What it "
         "shows comes from a run in full, and the page says when that was. "
-        "{doc}`The scoreboard <scoreboard>` has the claims of all papers in one place.",
+        "{doc}`The scoreboard <scoreboard>` has the claims of all papers that were run.",
         "## Workflows",
         "From data to an answer, one page for each job.",
         _cards(workflows),
@@ -381,6 +381,7 @@ def _index(workflows: Sequence[SavedPage], papers: dict[str, SavedPage]) -> str:
 
 
 def _toctree(documents: Iterable[str]) -> str:
+    """Documents that stand below one in the list of pages."""
     return "\n".join(["```{toctree}", ":hidden:", "", *documents, "```"])
 
 

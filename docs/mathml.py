@@ -1,7 +1,7 @@
 """Formulas as MathML, which browsers draw themselves: no script, and nothing to fetch."""
 
 import re
-from html import escape
+from html import escape, unescape
 from typing import Any
 from xml.etree import ElementTree
 
@@ -28,6 +28,8 @@ def to_mathml(node: nodes.Element, text: str, as_block: bool) -> str:
 
 def _with_subscripts(formula: str) -> str:
     """Put the subscript of a symbol with an accent to its right, where docutils puts it below."""
+    # Names of characters that HTML knows and XML does not.
+    formula = re.sub(r"&(?!(?:amp|lt|gt|quot|apos);)\w+;", lambda name: unescape(name[0]), formula)
     root = ElementTree.fromstring(formula)
     for found in list(root.iter(f"{{{_NAMESPACE}}}munderover")):
         symbol, subscript, above = found

@@ -9,7 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
 
 __all__ = ["antithetic_gradient"]
 
@@ -53,6 +60,9 @@ def antithetic_gradient(
     parameters = as_tensor("parameters", parameters, "(size,)")
     check_number("scale", scale, above=0)
     check_integer("num_pairs", num_pairs, 1)
+    check_optional(
+        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    )
     shape = (num_pairs, *parameters.shape)
     device = parameters.device if generator is None else generator.device
     noise = torch.randn(shape, generator=generator, dtype=parameters.dtype, device=device)

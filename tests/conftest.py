@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -50,6 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in the background with Ctrl-C ignored, which some tests press.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("devices"):
         import tests.simulated_device  # noqa: F401  # before the first gradient, or it has no queue
     recorded = config.getoption("record_durations")

@@ -203,7 +203,7 @@ def test_formulas_are_written_for_browsers(gallery_pages):
     mathml = importlib.import_module("mathml")  # the fixture makes its folder known
     written = mathml.to_mathml(None, r"n_1, \dots, n_k \Big/ 2", as_block=False)
     assert written.startswith("<math") and "…" in written
-    written = mathml.to_mathml(None, r"\hat\mu_{\tilde x_i}^2 + \sum_i^n \bar x", as_block=False)
+    written = mathml.to_mathml(None, r"\hat\mu_{\tilde x_i}^2 < \sum_i^n ~\, \bar x", False)
     tags = re.findall(r"<(m(?:sub|sup|over|underover|under))\b", written)
     assert tags == ["msup", "msub", "mover", "msub", "mover", "munderover", "mover"]
     translator = SimpleNamespace(body=[])

@@ -7,9 +7,8 @@
 # of the energy as a second output it can be trained by the likelihood, but the likelihood of the
 # energies alone lets them drown the forces. S. Y. Willow and others (2025), Bayesian
 # E(3)-equivariant interatomic potential with iterative restratification of many-body message
-# passing, add a covariance of each force, and train by the joint likelihood, which in their
-# experiments keeps the accuracy. The spread of an ensemble of such networks is to say where it has
-# no data.
+# passing, add a covariance of each force, and train by the joint likelihood, which is to keep the
+# accuracy. The spread of an ensemble of such networks is to say where it has no data.
 #
 # Everything here is methanol, with energies and forces of GFN2-xTB: 250 frames at 300 K to learn
 # from, and frames at 300, 600 and 1200 K for tests. Networks have 16 channels and three layers with

@@ -62,10 +62,13 @@ def test_searches_have_the_same_start(short_run):
 
 @pytest.mark.page
 def test_full_run_meets_its_claims_but_two(full_run):
-    """The margin over the average is below its bound, and one objective alone does as well."""
+    """The margin over the average is below its bound, and one objective alone does as well.
+
+    Which of all is best on test data depends on the processor: they hardly differ.
+    """
     claims = full_run.report.claims
     assert [claim.holds for claim in claims] == [True, True, False, False, True]
     assert all(bool(claim.reason) != claim.holds for claim in claims)
     f1 = full_run.report.settings["F1"]["test"]
-    assert max(f1, key=f1.get) == "BOMF"
+    assert f1["average (SWA)"] < f1["BOMF"] > max(f1.values()) - 0.01
     assert full_run.returncode == 1
