@@ -23,6 +23,7 @@ UNKNOWN_TEST, UNKNOWN_PAGE = 5.0, 240.0  # CPU seconds of what has no record yet
 TOGETHER = 60.0  # tests of a file share fixtures, so a file that takes no longer stays whole
 
 LIMIT = 2.0  # CPU seconds of a test without one of these marks
+TOLERANCE = 1.5  # times the limit before a test fails, since the same test varies as much
 LONGER = ("slow", "page", "short_page")
 UNIT = 0.027  # CPU seconds of the loop in slowness() where the marks were set
 # What takes long to import is imported before the first test, which would be charged with it.
@@ -151,9 +152,9 @@ class CPUSeconds:
         if report.when == "teardown":
             report.user_properties.append(("cpu_seconds", seconds))
         elif self.limited and report.when == "call" and report.passed and unmarked:
-            limit = LIMIT * self.slowness
+            limit = LIMIT * TOLERANCE * self.slowness
             if own > limit:
-                limit = LIMIT * max(self.slowness, slowness())
+                limit = LIMIT * TOLERANCE * max(self.slowness, slowness())
             if own > limit:
                 report.outcome = "failed"
                 report.longrepr = (

@@ -25,7 +25,7 @@ def take(seconds):
 
 @pytest.fixture(scope="module")
 def prepared():
-    take(1.5)
+    take(2.4)
 
 @pytest.fixture
 def cleaned():
@@ -33,14 +33,14 @@ def cleaned():
     take(9.0)
 
 def test_short(cleaned):
-    take(1.9)
+    take(2.9)
 
 def test_that_compiles():
-    take(3.0)
+    take(4.0)
     sys.modules["fake_clock"].excluded.total += 2.0
 
 def test_long():
-    take(2.1)
+    take(3.2)
 
 def test_that_prepares(prepared):
     take(1.0)
@@ -50,14 +50,14 @@ def test_that_finds_it_prepared(prepared):
 
 @pytest.mark.slow
 def test_slow():
-    take(3.0)
+    take(4.0)
 
 @pytest.mark.short_page
 def test_of_a_page():
-    take(3.0)
+    take(4.0)
 
 def test_that_fails_anyway():
-    take(3.0)
+    take(4.0)
     assert False
 """
 
@@ -93,8 +93,8 @@ def test_unmarked_tests_have_a_limit(run):
     failed = run(CPUSeconds(limited=True))
     assert set(failed) == {"test_long", "test_that_prepares", "test_that_fails_anyway"}
     assert failed["test_long"] == (
-        "test_unmarked_tests_have_a_limit.py::test_long took 2.1 CPU seconds with its setup, of "
-        "2.0 allowed: mark it slow, or make it shorter."
+        "test_unmarked_tests_have_a_limit.py::test_long took 3.2 CPU seconds with its setup, of "
+        "3.0 allowed: mark it slow, or make it shorter."
     )
     assert "CPU seconds" not in failed["test_that_fails_anyway"]
 
@@ -104,7 +104,7 @@ def test_a_machine_may_get_slower(run, monkeypatch):
     monkeypatch.setattr(durations, "slowness", lambda: next(measured))
     failed = run(CPUSeconds(limited=True))
     assert set(failed) == {"test_long", "test_that_fails_anyway"}
-    assert "of 2.0 allowed" in failed["test_long"]
+    assert "of 3.1 allowed" in failed["test_long"]
 
 
 def test_slow_tests_are_recorded(run, monkeypatch, tmp_path):
@@ -113,7 +113,7 @@ def test_slow_tests_are_recorded(run, monkeypatch, tmp_path):
     durations.save("pages", {"a-page": 100.04})
     assert set(run(CPUSeconds(limited=False), Recorder())) == {"test_that_fails_anyway"}
     assert json.loads(durations.FILE.read_text()) == {
-        "tests": {"old": 1.0, "test_slow_tests_are_recorded.py::test_slow": 3.0},
+        "tests": {"old": 1.0, "test_slow_tests_are_recorded.py::test_slow": 4.0},
         "pages": {"a-page": 100.0},
     }
 

@@ -172,22 +172,22 @@ def _check_density(potential: Potential, flat: Tensor, prior: Any, y: Tensor) ->
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # few draws
 @pytest.mark.usefixtures("float64")
-def test_groups_of_reparametrized_models(subtests: pytest.Subtests) -> None:
+@pytest.mark.parametrize("name", REPARAMS)
+def test_groups_of_reparametrized_models(name: str) -> None:
     y = torch.randn(NUM_POINTS)
-    for name, (prior, _) in REPARAMS.items():
-        with subtests.test(name):
-            potential = Potential(_reparametrized(name, y), y, backend="eager")
-            z = _draws_near_a_start(potential)
-            data = to_arviz(potential.constrain(z), model=potential)
-            assert set(data["observed_data"].data_vars) == {"y"}
-            assert set(data["log_likelihood"].data_vars) == {"y"}
-            assert set(data["posterior"].data_vars) == {"effect", *potential.sites}
-            effect = torch.tensor(values(data, "posterior", "effect")).reshape(NUM_DRAWS, -1)
-            expected = dist.Normal(effect, 1.0).log_prob(y)
-            np.testing.assert_allclose(values(data, "log_likelihood", "y")[0], expected, rtol=1e-8)
-            arviz().loo(data)
-            if name in BIJECTIONS:
-                _check_density(potential, potential.layout.flatten(z)[:1], prior(), y)
+    potential = Potential(_reparametrized(name, y), y, backend="eager")
+    z = _draws_near_a_start(potential)
+    data = to_arviz(potential.constrain(z), model=potential)
+    assert set(data["observed_data"].data_vars) == {"y"}
+    assert set(data["log_likelihood"].data_vars) == {"y"}
+    assert set(data["posterior"].data_vars) == {"effect", *potential.sites}
+    effect = torch.tensor(values(data, "posterior", "effect")).reshape(NUM_DRAWS, -1)
+    expected = dist.Normal(effect, 1.0).log_prob(y)
+    np.testing.assert_allclose(values(data, "log_likelihood", "y")[0], expected, rtol=1e-8)
+    arviz().loo(data)
+    if name in BIJECTIONS:
+        prior, _ = REPARAMS[name]
+        _check_density(potential, potential.layout.flatten(z)[:1], prior(), y)
 
 
 @pytest.mark.usefixtures("float64")
