@@ -69,7 +69,7 @@ test-devices: .venv/.test ## the tests that run on a GPU where there is one, and
 	$(BIN)/python -m pytest --devices
 
 # bnpy, of 2019, may not build everywhere; its rows then say that it is missing.
-bench: .venv-bench/.bench ## measure us beside every peer, and write docs/speed.md; DEVICE=cuda on a GPU
+bench: .venv-bench/.bench ## measure us beside every peer, and write docs/speed.md and a table of the README; DEVICE=cuda on a GPU
 	-$(MAKE) --no-print-directory .venv-bnpy/.bench
 	$(BIN_BENCH)/python benchmarks/table.py --device $(DEVICE)
 

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 __all__ = [
     "PAGE",
     "PICTURE",
+    "README",
     "Results",
     "Row",
     "cells",
     "page",
     "picture",
     "print_table",
+    "readme",
     "rows",
     "saved",
     "write_page",
@@ -25,6 +27,9 @@ Results = dict[str, Any]
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 PICTURE = PAGE.with_name("speed.svg")
+README = PAGE.parents[1] / "README.md"
+# Benchmarks beside a library, as its users call it.
+IN_README = ("step_time", "nuts", "posterior_bootstrap", "nrm_mixtures", "rbhc")
 
 OURS = "pyro_ext"
 _BEGIN, _END = "<!-- what follows is written by make bench -->\n", "<!-- end -->\n"
@@ -115,6 +120,8 @@ def print_table(results: Results) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 200  # in a log lines may be long
     smoke = ", tiny sizes that measure nothing" if results["smoke"] else ""
     table = Table(*COLUMNS, title=f"{_where(results)}{smoke}", title_justify="left")
     for row in rows(results):
@@ -139,20 +146,36 @@ def page(text: str, tables: Sequence[Results]) -> str:
     :param str text: the page.
     :param Sequence tables: results, one for each device.
     """
-    head, rest = text.split(_BEGIN)
     lines = []
     for results in tables:
         lines += [f"{_where(results)}. {_versions(results)}.", ""]
         lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|---|--:|---|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in rows(results)]
         lines += [""]
-    return head + _BEGIN + "\n".join(["", *lines]) + _END + rest.partition(_END)[2]
+    return _with_lines(text, lines)
+
+
+def readme(text: str, results: Results) -> str:
+    """The README with a row for each case of :data:`IN_README`, and all its peers in it.
+
+    :param str text: the README.
+    :param dict results: those on the processor.
+    """
+    lines = [f"{_where(results)}:", "", "| job | unit | here | beside |", "|---|---|--:|---|"]
+    for name in IN_README:
+        for case in results["benchmarks"][name]["cases"]:
+            median = case["median"]
+            beside = [f"{_short(median[peer])} {peer}" for peer in case["ratio"]]
+            row = case["case"], case["unit"], _short(median[OURS]), "; ".join(beside)
+            lines.append(f"| {' | '.join(row)} |")
+    return _with_lines(text, [*lines, ""])
 
 
 def write_page() -> None:
-    """Write page and picture from the results that are kept beside them."""
+    """Write page, picture and the README's table from the results that are kept beside the page."""
     kept = [json.loads(path.read_text()) for path in saved()]
     PAGE.write_text(page(PAGE.read_text(), kept))
+    README.write_text(readme(README.read_text(), kept[0]))
     PICTURE.write_text(picture(kept[0]))
 
 
@@ -207,6 +230,12 @@ def picture(results: Results) -> str:
     colors = [f"svg {{ --ink: {_INK[i]}; --paper: {_PAPER[i]} }}" for i in (0, 1)]
     sheet = f"{colors[0]} @media (prefers-color-scheme: dark) {{ {colors[1]} }}"
     return drawn.replace(" <defs>", f" <style>{sheet}</style>\n <defs>", 1)
+
+
+def _with_lines(text: str, lines: Sequence[str]) -> str:
+    """The text with these lines in the place that is marked in it."""
+    head, rest = text.split(_BEGIN)
+    return head + _BEGIN + "\n".join(["", *lines]) + _END + rest.partition(_END)[2]
 
 
 def _where(results: Results) -> str:

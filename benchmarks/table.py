@@ -1,8 +1,8 @@
 """Runs the benchmarks beside peers one after the other, and makes one table of them all.
 
-It is printed, kept as JSON, drawn, and put into the page ``docs/speed.md``. Each case is kept as it
-is measured, so that a run which was stopped goes on with ``--resume``; a benchmark that fails and a
-peer that is missing have a row that says why. Benchmarks that have no peer are run by name.
+It is printed, kept as JSON, drawn, and put into ``docs/speed.md`` and the README. Each case is kept
+as it is measured, so that a run which was stopped goes on with ``--resume``; a benchmark that fails
+and a peer that is missing have a row that says why. Benchmarks that have no peer are run by name.
 """
 
 import argparse

@@ -287,10 +287,11 @@ def test_tiny_run_of_erasing_has_the_losses_of_the_loop_by_hand():
 
 
 def test_the_page_has_the_numbers_of_the_saved_run():
-    from _page import PAGE, PICTURE, page, rows, saved
+    from _page import PAGE, PICTURE, README, page, readme, rows, saved
 
     tables = [json.loads(path.read_text()) for path in saved()]
     assert page(PAGE.read_text(), tables) == PAGE.read_text()
+    assert readme(README.read_text(), tables[0]) == README.read_text()
     assert not any(results["smoke"] for results in tables)
     drawn = PICTURE.read_text()
     assert len(drawn) <= 80_000
@@ -334,3 +335,22 @@ def test_rows_of_the_table():
     assert written.startswith("before\n") and written.endswith("<!-- end -->\nafter\n")
     assert "old" not in written and "Chip, Linux, 2026-01-01. torch 2." in written
     assert page(written, [results]) == written
+
+
+def test_rows_of_the_readme(monkeypatch):
+    import _page
+
+    monkeypatch.setattr(_page, "IN_README", ("one",))
+    median = {"pyro_ext": 2.0, "Peer": 3001.0, "Other, compiled": 1.0}
+    ratio = {"Peer": 1500.5, "Other, compiled": 0.5}
+    case = {"case": "draws", "unit": "CPU s", "device": "cpu", "median": median, "ratio": ratio}
+    results = {
+        "date": "2026-01-01",
+        "machine": {"processor": "Chip", "system": "Linux"},
+        "benchmarks": {"one": {"cases": [case]}, "two": {"error": "it was stopped"}},
+    }
+    text = "before\n<!-- what follows is written by make bench -->\n<!-- end -->\nafter\n"
+    written = _page.readme(text, results)
+    assert "\n| draws | CPU s | 2 | 3,000 Peer; 1 Other, compiled |\n" in written
+    assert "Chip, Linux, 2026-01-01:\n" in written and written.endswith("<!-- end -->\nafter\n")
+    assert _page.readme(written, results) == written

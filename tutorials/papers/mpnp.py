@@ -536,8 +536,8 @@ page.claim(
     source=SOURCE,
     across="mean",
     reason="without attention a training of this length leaves a process that misses the "
-    "values it has seen, and no better surrogate than chance; the paper's is over fifty times "
-    "as long",
+    "values it has seen, so that expected improvement looks in wrong places and chance does "
+    "better; the paper's is over fifty times as long",
 )
 
 # %% [markdown]
