@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 PICTURE = PAGE.with_name("speed.svg")
 README = PAGE.parents[1] / "README.md"
 # Benchmarks beside a library, as its users call it.
-IN_README = ("step_time", "nuts", "posterior_bootstrap", "nrm_mixtures", "rbhc")
+IN_README = ("step_time", "nuts", "posterior_bootstrap", "nrm_mixtures")
 
 OURS = "pyro_ext"
 _BEGIN, _END = "<!-- what follows is written by make bench -->\n", "<!-- end -->\n"
@@ -161,13 +162,18 @@ def readme(text: str, results: Results) -> str:
     :param str text: the README.
     :param dict results: those on the processor.
     """
+    shown = {"benchmarks": {name: results["benchmarks"][name] for name in IN_README}}
     lines = [f"{_where(results)}:", "", "| job | unit | here | beside |", "|---|---|--:|---|"]
-    for name in IN_README:
-        for case in results["benchmarks"][name]["cases"]:
-            median = case["median"]
-            beside = [f"{_short(median[peer])} {peer}" for peer in case["ratio"]]
-            row = case["case"], case["unit"], _short(median[OURS]), "; ".join(beside)
-            lines.append(f"| {' | '.join(row)} |")
+    for (what, unit), group in groupby(rows(shown), lambda row: (row.what, row.unit)):
+        ours = ""
+        beside: list[str] = []
+        for row in group:
+            if row.times is None:
+                beside.append(f"{row.peer} not measured")
+            else:
+                ours, theirs = map(_short, row.times)
+                beside.append(f"{theirs} {row.peer}")
+        lines.append(f"| {what} | {unit} | {ours} | {'; '.join(beside)} |")
     return _with_lines(text, [*lines, ""])
 
 

@@ -413,8 +413,7 @@ def _scoreboard_page(papers: Sequence[SavedPage]) -> str:
     content = scoreboard([page.outcome for page in run if page.outcome])
     lines = ["# Scoreboard of papers", "", _plain(summary(content)), ""]
     rows = [(page, found) for page, found in zip(run, content["pages"], strict=True)]
-    if rows:
-        lines += ["| page | result | CPU s | run | notes |", "|---|---|---|---|---|"]
+    table = ["| page | result | CPU s | run | notes |", "|---|---|---|---|---|"]
     for page, found in rows:
         marks = [
             "reconstruction" if found["reconstruction"] else "",
@@ -422,7 +421,9 @@ def _scoreboard_page(papers: Sequence[SavedPage]) -> str:
         ]
         link = f"{{doc}}`{found['slug']} </gallery/{page.document}>`"
         cells = (link, found["verdict"], found["time"], found["date"][:10])
-        lines.append(f"| {' | '.join(cells)} | {', '.join(filter(None, marks))} |")
+        table.append(f"| {' | '.join(cells)} | {', '.join(filter(None, marks))} |")
+    if rows:
+        lines += [":::{container} dense", *table, ":::"]
     missing = [page for page in papers if not page.outcome]
     if missing:
         links = (f"{{doc}}`{page.script.slug} </gallery/{page.document}>`" for page in missing)

@@ -340,17 +340,23 @@ def test_rows_of_the_table():
 def test_rows_of_the_readme(monkeypatch):
     import _page
 
-    monkeypatch.setattr(_page, "IN_README", ("one",))
-    median = {"pyro_ext": 2.0, "Peer": 3001.0, "Other, compiled": 1.0}
-    ratio = {"Peer": 1500.5, "Other, compiled": 0.5}
-    case = {"case": "draws", "unit": "CPU s", "device": "cpu", "median": median, "ratio": ratio}
-    results = {
-        "date": "2026-01-01",
-        "machine": {"processor": "Chip", "system": "Linux"},
-        "benchmarks": {"one": {"cases": [case]}, "two": {"error": "it was stopped"}},
+    monkeypatch.setattr(_page, "IN_README", ("one", "two"))
+    ratio = {"Peer": 1500.5, "pyro_ext, other": 2.0, "Other, compiled": 0.5}
+    case = {
+        "case": "draws",
+        "unit": "CPU s",
+        "device": "cpu",
+        "median": {"pyro_ext": 2.0} | {peer: 2.0 * value for peer, value in ratio.items()},
+        "ratio": ratio,
+        "span": {peer: [value, value] for peer, value in ratio.items()},
+        "missing": {"Absent": "it is not installed"},
     }
+    benchmarks = {"one": {"cases": [case]}, "two": {"error": "it was stopped"}, "three": {}}
+    machine = {"processor": "Chip", "system": "Linux"}
+    results = {"date": "2026-01-01", "machine": machine, "benchmarks": benchmarks}
     text = "before\n<!-- what follows is written by make bench -->\n<!-- end -->\nafter\n"
     written = _page.readme(text, results)
-    assert "\n| draws | CPU s | 2 | 3,000 Peer; 1 Other, compiled |\n" in written
+    row = "| draws | CPU s | 2 | 3,000 Peer; 1 Other, compiled; Absent not measured |"
+    assert f"\n{row}\n| two.py |  |  | every peer not measured |\n" in written
     assert "Chip, Linux, 2026-01-01:\n" in written and written.endswith("<!-- end -->\nafter\n")
     assert _page.readme(written, results) == written

@@ -326,7 +326,7 @@ def bootstrap(executor: Executor | None = None) -> PosteriorBootstrap:
 on_cluster = folder / "on_cluster"
 with Cluster(folder) as cluster:
     cluster.add(2)
-    chains, simulations, draws = (
+    chains, simulations, fits = (
         cluster.disturbed(run, num_returned=page.length(20, smoke=10))
         for run in (partial(sample_many, checkpoint=on_cluster), calibrate, bootstrap)
     )
@@ -337,7 +337,7 @@ same = {
     "simulations": all(
         (ranks == calibration.ranks[name]).all() for name, ranks in simulations.result.ranks.items()
     ),
-    "bootstrap": are_equal(draws.result.get_samples(), bootstrap().get_samples()),
+    "bootstrap": are_equal(fits.result.get_samples(), bootstrap().get_samples()),
 }
 rows = {
     name: {
@@ -348,7 +348,7 @@ rows = {
         "kB back": found.executor.bytes_returned / 1e3,
         "equal": same[name],
     }
-    for name, found in (("chains", chains), ("simulations", simulations), ("bootstrap", draws))
+    for name, found in (("chains", chains), ("simulations", simulations), ("bootstrap", fits))
 }
 page.table(rows, number_format=".0f")
 calibration.summary()

@@ -26,7 +26,7 @@ def test_short_run_saves_figures(short_run):
 
 def test_a_worker_is_lost_and_another_one_comes(short_run):
     names, _ = short_run
-    for found in (names["chains"], names["simulations"], names["bootstrap"]):
+    for found in (names["chains"], names["simulations"], names["fits"]):
         sent, back = found.executor.num_sent, found.executor.num_returned
         assert sent >= back >= len({task.key for task in found.tasks}) > 0
         assert found.executor.bytes_sent > found.executor.largest > 1000
