@@ -135,6 +135,7 @@ class EnumeratedSites(ConditionalUpdate):
                     f"{type(distribution).__name__}"
                 )
             support = distribution.enumerate_support(expand=False).flatten()
+            _check_mask(log_joint, moved, name, support)
             site = moved[name].clone()
             for index in torch.randperm(site.numel()).tolist():
                 logs = []
@@ -145,6 +146,25 @@ class EnumeratedSites(ConditionalUpdate):
                 site.view(-1)[index] = support[chosen]
             moved[name] = site
         return {name: moved[name] for name in sites}
+
+
+def _check_mask(log_joint: LogJoint, values: Values, name: str, support: Tensor) -> None:
+    """Raise where a mask hides values of a discrete site on which others depend.
+
+    A hidden value has no density, so that it would be drawn as if all were equally likely.
+    """
+    trace = log_joint.trace(values)
+    mask = trace.nodes[name]["mask"]
+    if mask is None or bool(torch.as_tensor(mask).all()):
+        return
+    now = log_joint.log_density(trace)
+    for value in support:
+        hidden = torch.where(torch.as_tensor(mask), values[name], value)
+        if not math.isclose(log_joint({**values, name: hidden}), now, rel_tol=1e-4, abs_tol=1e-4):
+            raise ValueError(
+                f"site {name!r} has values that a mask hides, and other sites depend on them. Let "
+                "NUTS sum the site out, or set such values in the model by torch.where"
+            )
 
 
 class PriorProposals(ConditionalUpdate):

@@ -216,11 +216,15 @@ def _remembered(posterior: object) -> Context:
         model = getattr(posterior.kernel, "model", None)
         return Context(model, tuple(posterior._args or ()), posterior._kwargs or {})
     if isinstance(posterior, Sampler):
+        model = getattr(posterior, "model", None)
+        potential = getattr(posterior, "potential", None)
+        # Where discrete sites are summed out, the potential is that of another model.
+        is_own = getattr(potential, "model", model) is model
         return Context(
-            getattr(posterior, "model", None),
+            model,
             tuple(getattr(posterior, "args", ())),
             getattr(posterior, "kwargs", {}),
-            getattr(posterior, "potential", None),
+            potential if is_own else None,
         )
     if isinstance(posterior, AutoGuide | GuideMessenger):
         return Context(_without_wrappers(posterior.model))

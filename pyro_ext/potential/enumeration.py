@@ -1,5 +1,6 @@
 """Models whose discrete sites are summed out: as a whole, and for the likelihood of each point."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -9,13 +10,12 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import config_enumerate
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.packed import pack
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.handlers import block
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
@@ -27,10 +27,13 @@ from pyro_ext.potential.evaluation import (
     Choice,
     Evaluation,
     Record,
+    factorization_errors,
     from_constrained,
+    retried,
     without_validation,
 )
 from pyro_ext.potential.model_at_values import ModelAtValues
+from pyro_ext.potential.runner import SUMMED_OUT, init_to_prior
 from pyro_ext.potential.structure import Site
 
 __all__ = ["EnumeratedLikelihood", "sum_out"]
@@ -41,16 +44,26 @@ Model = Callable[..., Any]
 def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
     """Return a model with the same continuous sites, and the discrete ones summed out.
 
-    What depends on discrete sites becomes one factor, in which they are enumerated in parallel, as
-    Pyro's HMC does it; continuous sites among it keep their names, without a density of their own.
-    A model without discrete latent sites is returned as it is.
+    What depends on discrete sites, by its parameters, its observed value, its mask or its scale,
+    becomes one factor, in which they are enumerated in parallel, as Pyro's HMC does it. Continuous
+    sites among it keep their names, without a density of their own. A model without discrete latent
+    sites is returned as it is.
+
+    A mask hides what is observed, but never the distribution that a discrete site is summed out
+    with, so that steps of a series that a mask hides count one. Pyro counts each of their values
+    once, which multiplies its density by their number, and lets the values of a hidden step decide
+    about the steps that follow as if all were equally likely.
+
+    The terms of the factor are compared with runs of the model at fixed values of the discrete
+    sites, so that a model that cannot be enumerated in parallel is refused.
 
     :param model: a Pyro model that sees all of its data.
     :param args: arguments of the model.
     :param kwargs: keyword arguments of the model.
     :returns: the model.
-    :raises ValueError: beside a discrete site for a plate that subsamples, or a continuous site
-        whose support depends on the discrete one.
+    :raises ValueError: beside a discrete site for a plate that subsamples, for a continuous site
+        whose support depends on the discrete one, and for a dependence that enumeration in parallel
+        cannot follow, such as a sum over a plate or a step before those that ``pyro.markov`` keeps.
 
     Example::
 
@@ -64,71 +77,150 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
         ['data', 'loc']
     """
     check_callable("model", model, "a Pyro model")
-    try:
-        with torch.random.fork_rng(), without_validation(), block():
-            nodes: Any = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
-    except Exception:  # whoever runs the model next says what is wrong
-        return model
-    sites = {
-        name: node
-        for name, node in nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node)
-    }
-    latents = {name: node["fn"] for name, node in sites.items() if not node["is_observed"]}
-    if not any(fn.has_enumerate_support for fn in latents.values()):
-        return model
-    frames = [f for node in sites.values() for f in node["cond_indep_stack"] if f.vectorized]
-    if subsampled := sorted({frame.name for frame in frames if frame.size < frame.full_size}):
-        raise ValueError(
-            "model must see all of its data where discrete sites are summed out, but it "
-            f"subsamples in {subsampled}"
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            runs = [retried(partial(_assigned, model, args, kwargs)) for _ in range(_NUM_CHECKS)]
+        except Exception:  # whoever runs the model next says what is wrong
+            return model
+        records, indices = runs[0]
+        if not indices:
+            return model
+        frames = [frame for record in records.values() for frame in record.frames]
+        frames = [frame for frame in frames if frame.vectorized]
+        if subsampled := sorted({frame.name for frame in frames if frame.size < frame.full_size}):
+            raise ValueError(
+                "model must see all of its data where discrete sites are summed out, but it "
+                f"subsamples in {subsampled}"
+            )
+        ranks = [len(record.fn.batch_shape) for record in records.values() if record.has_density]
+        depth = max(0, *(-frame.dim for frame in frames), *ranks)
+        shapes = {name: each.value.shape for name, each in records.items() if each.is_declared}
+        for records, indices in runs:
+            _check(
+                partial(_enumerated, model, depth, shapes), depth, records, indices, args, kwargs
+            )
+    return partial(_summed_out, model, depth, shapes)
+
+
+def _summed_out(
+    model: Model, depth: int, shapes: Mapping[str, torch.Size], *args: Any, **kw: Any
+) -> Any:
+    """Run a model with a factor in place of what depends on its discrete sites."""
+    result, terms = _enumerated(model, depth, shapes, *args, **kw)
+    pyro.factor(SUMMED_OUT, terms.contracted())
+    return result
+
+
+class _Terms(NamedTuple):
+    """Log densities that depend on enumerated sites, by site, with what their dimensions are.
+
+    :param packed: with dimensions that carry names, those of plates and of enumerated sites.
+    :param raw: as they come: enumerated dimensions, then ``depth`` dimensions of plates.
+    :param dims: the site that is enumerated along each (negative) dimension of a raw one.
+    :param plates: symbols of the plates around each.
+    :param sizes: of the plates, by symbol.
+    """
+
+    packed: dict[str, Any]
+    raw: dict[str, Tensor]
+    dims: dict[str, dict[int, str]]
+    plates: dict[str, frozenset[str]]
+    sizes: dict[str, int]
+
+    def contracted(self) -> Tensor:
+        """Log of the sum over all values of the enumerated sites."""
+        symbols = {symbol for term in self.packed.values() for symbol in term._pyro_dims}
+        return _contract(
+            self.packed, self.plates, symbols - set(self.sizes), frozenset(), self.sizes, ""
         )
-    return partial(_summed_out, model, max((-frame.dim for frame in frames), default=0))
 
 
-def _summed_out(model: Model, depth: int, *args: Any, **kwargs: Any) -> Any:
-    recorder, hidden = TraceMessenger(), _Dependents(depth)
-    with hidden, EnumMessenger(first_available_dim=-1 - depth), recorder:
-        result = config_enumerate(model)(*args, **kwargs)
+def _enumerated(
+    model: Model, depth: int, shapes: Mapping[str, torch.Size], *args: Any, **kwargs: Any
+) -> tuple[Any, _Terms]:
+    """Run a model with its discrete sites enumerated, and hide what depends on them."""
+    recorder, hidden = TraceMessenger(), _Dependents(depth, shapes)
+    with hidden, EnumMessenger(first_available_dim=-1 - depth), recorder, _Configured():
+        result = model(*args, **kwargs)
     trace = recorder.trace
     trace.symbolize_dims()
     symbols = trace.plate_to_symbol
-    terms: dict[str, Any] = {}
-    plates: dict[str, frozenset[str]] = {}
-    sizes: dict[str, int] = {}
+    nodes: Any = trace.nodes
+    owners = {
+        _symbol(node, node["infer"]["_enumerate_dim"]): name
+        for name, node in nodes.items()
+        if node["type"] == "sample" and node["infer"].get("_enumerate_dim") is not None
+    }
+    terms = _Terms({}, {}, {}, {}, {})
     for name in hidden.names:
-        node: Any = trace.nodes[name]
-        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
-        sizes |= {symbols[frame.name]: frame.size for frame in frames}
+        node = nodes[name]
         if node["infer"].get("_deterministic"):
             continue
         fn, mask = hidden.continuous.get(name, (node["fn"], node["mask"]))
+        if node["infer"].get("_enumerate_dim") is not None:
+            fn, mask = _unmasked(fn), None
         log_prob = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
         log_prob = scale_and_mask(log_prob, node["scale"], mask)
-        terms[name] = pack(log_prob + 0.0, node["infer"]["_dim_to_symbol"])
-        plates[name] = frozenset(symbols[frame.name] for frame in frames)
-    summed = {symbol for term in terms.values() for symbol in term._pyro_dims} - set(sizes)
-    pyro.factor("_summed_out", _contract(terms, plates, summed, frozenset(), sizes, ""))
-    return result
+        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+        terms.sizes.update({symbols[frame.name]: frame.size for frame in frames})
+        terms.plates[name] = frozenset(symbols[frame.name] for frame in frames)
+        terms.raw[name] = log_prob
+        terms.dims[name] = {
+            dim: owners[_symbol(node, dim)]
+            for dim in range(-log_prob.dim(), -depth)
+            if log_prob.shape[dim] > 1 and _symbol(node, dim) in owners
+        }
+        # A copy, since its dimensions are named on the tensor itself.
+        terms.packed[name] = pack(log_prob + 0.0, node["infer"]["_dim_to_symbol"])
+    return result, terms
+
+
+def _symbol(node: Any, dim: int) -> str | None:
+    """Name of a dimension of a site."""
+    symbol: str | None = node["infer"]["_dim_to_symbol"].get(dim)
+    return symbol
+
+
+def _unmasked(fn: Any) -> Any:
+    """A distribution without masks of its own."""
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+class _Configured(Messenger):
+    """Marks all discrete sites to be enumerated in parallel, whatever else they are marked as."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _is_summed_out(msg):
+            marks = {"enumerate": "parallel", "num_samples": None, "expand": False}
+            msg["infer"] = {**msg["infer"], **marks}
+
+
+def _is_summed_out(msg: Any) -> bool:
+    """Whether a site is latent, and its values can be counted."""
+    return bool(
+        not (msg["is_observed"] or site_is_subsample(msg)) and msg["fn"].has_enumerate_support
+    )
 
 
 class _Dependents(Messenger):
     """Hides enumerated sites and those that depend on them; of continuous ones, the densities."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, shapes: Mapping[str, torch.Size]) -> None:
         super().__init__()
         self.names: list[str] = []
         self.continuous: dict[str, tuple[Any, Any]] = {}
         """Distributions and masks."""
         self._depth = depth
+        self._shapes = shapes
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
         is_enumerated = msg["infer"].get("_enumerate_dim") is not None
-        shapes = [msg["fn"].batch_shape, getattr(msg["mask"], "shape", ())]
-        depends = any(size > 1 for shape in shapes for size in shape[: -self._depth or None])
-        if not is_enumerated and not depends:
+        if not is_enumerated and not self._depends(msg):
             return
         self.names.append(msg["name"])
         if is_enumerated or msg["is_observed"] or msg["infer"].get("_deterministic"):
@@ -136,6 +228,126 @@ class _Dependents(Messenger):
             return
         self.continuous[msg["name"]] = msg["fn"], msg["mask"]
         msg["fn"], msg["mask"] = _WithoutDensity(msg["name"], msg["fn"], self._depth), None
+
+    def _depends(self, msg: Any) -> bool:
+        """Whether a site has dimensions that are those of enumerated sites."""
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if name in self._shapes:
+            return bool(value.shape != self._shapes[name])
+        shapes = [fn.batch_shape, *(getattr(msg[part], "shape", ()) for part in ("mask", "scale"))]
+        if value is not None:
+            shapes.append(value.shape[: value.dim() - len(fn.event_shape)])
+        return any(size > 1 for shape in shapes for size in shape[: -self._depth or None])
+
+
+# The terms of the factor, compared with the model itself ------------------------------------------
+
+_NUM_CHECKS = 2
+
+
+def _assigned(
+    model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Record], dict[str, Tensor]]:
+    """Run a model at random values of its latent sites, which of discrete ones are all as likely.
+
+    The second result says which value of its support each element of a discrete site has.
+    """
+    indices: dict[str, Tensor] = {}
+
+    def choose(msg: Any) -> tuple[Tensor, None]:
+        if not _is_summed_out(msg):
+            return init_to_prior(msg), None
+        fn = msg["fn"]
+        support = fn.enumerate_support(expand=False)
+        index = torch.randint(len(support), fn.batch_shape, device=support.device)
+        indices[msg["name"]] = index
+        return support.reshape(len(support), *fn.event_shape)[index], None
+
+    records = Evaluation(choose, {}).run(model, args, kwargs)
+    return records, indices
+
+
+def _check(
+    enumerated: Callable[..., tuple[Any, _Terms]],
+    depth: int,
+    records: Mapping[str, Record],
+    indices: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Raise where the terms at certain values of the discrete sites are not those of the model."""
+    found: list[_Terms] = []
+    continuous = {n: r.value for n, r in records.items() if r.is_latent and n not in indices}
+    evaluation = Evaluation(from_constrained(continuous, {}), {})
+    try:
+        outer = evaluation.run(lambda: found.append(enumerated(*args, **kwargs)[1]), (), {})
+        (terms,) = found
+        terms.contracted()
+    except factorization_errors():  # a matter of these values
+        return
+    except Exception as error:
+        raise ValueError(
+            f"model cannot be run with the discrete sites {sorted(indices)} enumerated in parallel "
+            f"({type(error).__name__}: {error}). {_REMEDY}"
+        ) from error
+    with without_validation():
+        for name, record in records.items():
+            if record.is_deterministic:
+                continue
+            if name in indices:
+                record = _without_mask(record)
+            expected = record.scaled_log_prob()
+            if name in terms.raw:
+                owners = [*terms.dims[name].values()]
+                value = _at(terms.raw[name], terms.dims[name], depth, indices)
+            elif name in outer:
+                owners = []
+                value = outer[name].scaled_log_prob()
+            else:
+                value = expected.new_full((), math.nan)
+            if not _is_close(value, expected):
+                raise ValueError(
+                    f"site {name!r} depends on the discrete sites {owners or sorted(indices)} in "
+                    "a way that enumeration in parallel cannot follow: by a sum over a plate, "
+                    "outside of their plate, or after more steps than pyro.markov keeps (its "
+                    f"argument history). {_REMEDY}"
+                )
+
+
+_REMEDY = (
+    "Write the model without branches on their values (torch.where, indices) and with what depends "
+    "on them inside of their plates, or draw them as a block of pyro_ext.inference.Gibbs"
+)
+
+
+def _at(term: Tensor, dims: Mapping[int, str], depth: int, indices: Mapping[str, Tensor]) -> Tensor:
+    """A log density at certain values of the discrete sites. Shapes: returns those of plates."""
+    position: list[Any] = []
+    for dim in range(-term.dim(), 0):
+        size = term.shape[dim]
+        if dim in dims:
+            index = indices[dims[dim]]
+            position.append(index.reshape((1,) * (depth - index.dim()) + index.shape))
+        elif dim >= -depth and size > 1:
+            position.append(torch.arange(size, device=term.device).reshape(-1, *(1,) * (-dim - 1)))
+        else:
+            position.append(torch.zeros((), dtype=torch.long, device=term.device))
+    return term[tuple(position)] if position else term
+
+
+def _without_mask(record: Record) -> Record:
+    """The record of a site that is summed out with its whole distribution."""
+    return replace(record, fn=_unmasked(record.fn), mask=None)
+
+
+def _is_close(value: Tensor, expected: Tensor) -> bool:
+    """Whether a log density is the expected one, and no larger."""
+    try:
+        value, wide = torch.broadcast_tensors(value, expected)
+    except RuntimeError:
+        return False
+    is_larger = wide.numel() > expected.numel()
+    return not is_larger and torch.allclose(value, wide, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 class _WithoutDensity(TorchDistribution):
@@ -147,7 +359,7 @@ class _WithoutDensity(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
 
     def __init__(self, name: str, base: Any, depth: int) -> None:
-        batch_shape = base.batch_shape[len(base.batch_shape) - depth :]
+        batch_shape = base.batch_shape[max(0, len(base.batch_shape) - depth) :]
         super().__init__(batch_shape, base.event_shape, validate_args=False)
         self._base = base
         bounds = [value for value in vars(base.support).values() if isinstance(value, Tensor)]
@@ -184,6 +396,8 @@ class EnumeratedLikelihood:
     """
 
     def __init__(self, whole: ModelAtValues, given: Collection[str]) -> None:
+        if not whole.subsampled_plates:
+            sum_out(whole.model, *whole.args, **whole.kwargs)  # raises where they cannot be
         self._whole = whole
         self._layout = whole.values_layout.part(given)
         self._function = whole.batched(self._evaluate, self._example)
@@ -287,6 +501,8 @@ def _marginals(
         for name, record in records.items():
             if not record.has_density:
                 continue
+            if trace.nodes[name]["infer"].get("_enumerate_dim") is not None:
+                record = _without_mask(record)
             log_prob = record.masked_log_prob()
             shape = torch.broadcast_shapes(log_prob.shape, record.fn.batch_shape)
             if name in observed:
@@ -302,7 +518,8 @@ def _marginals(
     sizes = {symbols[f.name]: f.size for r in records.values() for f in r.frames if f.vectorized}
     summed = {symbol for term in terms.values() for symbol in term._pyro_dims} - set(sizes)
     names = {symbol: name for name, symbol in symbols.items()}
-    result = []
+    result: list[_Marginal] = []
+    in_loops: dict[tuple[str, int], list[_Marginal]] = {}
     for group in _connected(terms, summed):
         in_group = tuple(name for name in group if name in observed)
         if not in_group:
@@ -312,7 +529,19 @@ def _marginals(
         value = _contract({n: terms[n] for n in group}, plates, summed, common, sizes, order)
         others = {name: terms[name] for name in group if name not in observed}
         value = value - _contract(others, plates, summed, common, sizes, order)
-        result.append(_Marginal(in_group, tuple(names[symbol] for symbol in order), value))
+        marginal = _Marginal(in_group, tuple(names[symbol] for symbol in order), value)
+        loops = [frame for frame in records[group[0]].frames if not frame.vectorized]
+        loops = [f for f in loops if not order and all(f in records[n].frames for n in group)]
+        if loops:
+            in_loops.setdefault((loops[-1].name, loops[-1].size), []).append(marginal)
+        else:
+            result.append(marginal)
+    for (name, size), parts in in_loops.items():
+        # One for each turn of a sequential plate are those of its elements.
+        whole = len(parts) == size
+        members = tuple(site for part in parts for site in part.sites)
+        value = torch.stack([part.value for part in parts])
+        result.append(_Marginal(members, (name,) if whole else (), value if whole else value.sum()))
     return result, rest
 
 

@@ -36,6 +36,7 @@ from pyro_ext.potential.model_checks import missed_gradients
 from pyro_ext.potential.structure import Block, Plate, Site, assemble, blocks, structure_of
 
 __all__ = [
+    "SUMMED_OUT",
     "InitStrategy",
     "ModelRunner",
     "check_observations",
@@ -56,6 +57,14 @@ _NO_GRADIENT = (
     "NumPy). Compute with operations of PyTorch, or in a torch.autograd.Function that has a "
     "backward, or take a kernel that needs no gradient, such as pyro.infer.RandomWalkKernel"
 )
+
+_NO_LATENT = "model has no latent site: every pyro.sample statement is observed, or there is none"
+_ONLY_DISCRETE = (
+    "model has discrete latent sites alone; with these summed out nothing is left to draw. Draw "
+    "them by pyro_ext.inference.Gibbs([(EnumeratedSites(), names)]), or from their exact posterior "
+    "by pyro.infer.infer_discrete"
+)
+SUMMED_OUT = "_summed_out"  # the factor in place of what depends on discrete sites
 
 InitStrategy = Callable[[dict[str, Any]], Tensor]
 
@@ -153,10 +162,7 @@ class ModelRunner:
         constant = self._constant_sites(first)
         self.structure = structure_of(first.records, first.given_plates, constant)
         if not self.structure.latents:
-            raise ValueError(
-                "model has no latent site: every pyro.sample statement is observed, or there is "
-                "none"
-            )
+            raise ValueError(_ONLY_DISCRETE if SUMMED_OUT in self.structure.factors else _NO_LATENT)
         self.whole_indices = {
             name: first.indices[name] if plate.dim is not None else list(range(plate.size))
             for name, plate in self.structure.plates.items()

@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from pyro_ext import inference
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, EnumeratedSites, Gibbs
 from tests.diagnostics.arviz_models import arviz, groups_of, values
@@ -196,9 +197,16 @@ def test_a_guide_from_which_discrete_sites_are_hidden() -> None:
     assert set(data["posterior"].data_vars) == {"weights", "loc", "gap"}
 
 
-def test_nuts_of_pyro_with_enumeration() -> None:
-    mcmc = PyroMCMC(NUTS(mixture, max_plate_nesting=1), 6, 4, disable_progbar=True)
+@pytest.mark.parametrize("is_own", [False, True])
+def test_nuts_with_enumeration(is_own: bool) -> None:
+    """The discrete site is summed out in the run, and in the likelihood of each point."""
+    mcmc: Any
+    if is_own:
+        mcmc = MCMC(inference.NUTS(mixture, max_tree_depth=3), 6, 4, progress=False)
+    else:
+        mcmc = PyroMCMC(NUTS(mixture, max_plate_nesting=1), 6, 4, disable_progbar=True)
     mcmc.run(Y)
     data = to_arviz(mcmc)
     assert values(data, "log_likelihood", "y").shape == (1, 6, 4)
     assert set(data["posterior"].data_vars) == {"weights", "loc", "gap"}
+    np.testing.assert_array_equal(values(data, "observed_data", "y"), Y)

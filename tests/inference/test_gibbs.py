@@ -239,6 +239,29 @@ def mixtures():
     return Gibbs([(NUTS(partition_model), ["scale"]), (kernel, ["assignment"])])
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+def test_values_that_a_mask_hides(is_read: bool) -> None:
+    """They are drawn as if all were equally likely, so that no other site may depend on them."""
+    shown = torch.tensor([True, True, False])
+
+    def masked(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+        with pyro.plate("data", len(x)):
+            with pyro.poutine.mask(mask=shown):
+                kind = pyro.sample("kind", dist.Bernoulli(0.3 * torch.ones((), dtype=x.dtype)))
+            counts = torch.ones_like(shown) if is_read else shown
+            with pyro.poutine.mask(mask=counts):
+                pyro.sample("x", dist.Normal(loc + OFFSETS[kind.long()], 0.7), obs=x)
+
+    blocks = [(RandomWalk(1.0), ["loc"]), (EnumeratedSites(), ["kind"])]
+    mcmc = MCMC(Gibbs(blocks, model=masked), num_samples=3, seed=0, progress=False)
+    if not is_read:
+        mcmc.run(X)
+        return
+    with pytest.raises(ValueError, match="'kind' has values that a mask hides, .*torch.where"):
+        mcmc.run(X)
+
+
 @pytest.mark.parametrize("name", [*BLOCKS, "partitions"])
 def test_runs_go_on_from_a_checkpoint(name, tmp_path):
     """After some draws, in pieces of any length, and after Ctrl-C in the warm-up."""

@@ -1,5 +1,8 @@
 """The examples of Pyro with discrete sites, which Pyro's NUTS sums out."""
 
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -8,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from tests.zoo.examples import EXAMPLES, Example, counts, example, normals, uniforms
@@ -102,6 +105,29 @@ def _observed(notes: Tensor | None, time: int) -> Tensor | None:
 
 
 @example
+def hmm_model_0() -> Example:
+    """Sequences of their own lengths, one after the other."""
+
+    def model(lengths: list[int], notes: Tensor | None) -> None:
+        move, play = _transitions("move", 3), _notes("play", 3, _TONES)
+        tones = pyro.plate("tone", _TONES, dim=-1)
+        for i in pyro.plate("sequence", len(lengths)):
+            state: Any = 0
+            for t in pyro.markov(range(lengths[i])):
+                state = pyro.sample(
+                    f"state_{i}_{t}",
+                    dist.Categorical(move[state]),
+                    infer={"enumerate": "parallel"},
+                )
+                with tones:
+                    chance = play[state.squeeze(-1)]
+                    note = None if notes is None else notes[i, t]
+                    pyro.sample(f"note_{i}_{t}", dist.Bernoulli(chance), obs=note)
+
+    return Example(model, (_LENGTHS.tolist(), _music()), ("sequence_joint",))
+
+
+@example
 def hmm_model_1() -> Example:
     """Tones that depend on a hidden state."""
 
@@ -167,6 +193,153 @@ def hmm_model_3() -> Example:
 
 
 @example
+def hmm_model_4() -> Example:
+    """Tones that depend on two hidden states, of which one drives the other."""
+
+    @config_enumerate
+    def model(lengths: Tensor, notes: Tensor | None) -> None:
+        first = _transitions("first", 2)
+        prior = dist.Dirichlet(0.9 * torch.eye(2) + 0.1).expand_by([2]).to_event(2)
+        second, play = pyro.sample("second", prior), _notes("play", 2, 2, _TONES)
+        tones = pyro.plate("tone", _TONES, dim=-1)
+        with pyro.plate("sequence", len(lengths), dim=-2):
+            one = two = torch.tensor(0)
+            for t in pyro.markov(range(4)):
+                with poutine.mask(mask=(t < lengths)[:, None]):
+                    one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
+                    two = pyro.sample(f"two_{t}", dist.Categorical(Vindex(second)[one, two]))
+                    with tones as tone:
+                        chance = Vindex(play)[one, two, tone]
+                        pyro.sample(f"note_{t}", dist.Bernoulli(chance), obs=_observed(notes, t))
+
+    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 4**3)
+
+
+class _Tones(nn.Module):
+    """Log odds of tones from a hidden state and the tones before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.before = nn.Linear(3, 4), nn.Linear(_TONES, 4)
+        self.tones = nn.Linear(4, _TONES)
+        for number, parameter in enumerate(self.parameters()):
+            parameter.data = normals(*parameter.shape, seed=number).to(torch.get_default_dtype())
+
+    def forward(self, state: Tensor, before: Tensor) -> Tensor:
+        hidden = self.state(one_hot(state, 3).to(before)) + self.before(before)
+        logits: Tensor = self.tones(hidden.relu())
+        return logits
+
+
+@example
+def hmm_model_5() -> Example:
+    """Tones from a network of the hidden state and of the tones before."""
+    network = _Tones()
+
+    @config_enumerate
+    def model(lengths: Tensor, notes: Tensor | None) -> None:
+        pyro.module("network", network)
+        move = _transitions("move", 3)
+        with pyro.plate("sequence", len(lengths), dim=-2):
+            state: Any = torch.tensor(0)
+            last = torch.zeros(_TONES).to(torch.get_default_dtype())
+            for t in pyro.markov(range(4)):
+                with poutine.mask(mask=(t < lengths)[:, None]):
+                    state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
+                    logits = network(state.squeeze(-1), last)
+                    with pyro.plate(f"tone_{t}", _TONES, dim=-1):
+                        fn = dist.Bernoulli(logits=logits)
+                        last = pyro.sample(f"note_{t}", fn, obs=_observed(notes, t))
+
+    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
+
+
+@example
+def hmm_model_6() -> Example:
+    """A hidden state that depends on the two before it, with a prior on its chances."""
+
+    @config_enumerate
+    def model(lengths: Tensor, notes: Tensor | None) -> None:
+        first, second = _transitions("first", 3), _transitions("second", 3)
+        part, play = (
+            pyro.sample("part", dist.Beta(torch.tensor(2.0), 2.0)),
+            _notes("play", 3, _TONES),
+        )
+        move = part * first + (1.0 - part) * second[:, None]
+        tones = pyro.plate("tone", _TONES, dim=-1)
+        with pyro.plate("sequence", len(lengths), dim=-2):
+            before = state = torch.tensor(0)
+            for t in pyro.markov(range(4), history=2):
+                with poutine.mask(mask=(t < lengths)[:, None]):
+                    chances = Vindex(move)[before, state]
+                    before, state = state, pyro.sample(f"state_{t}", dist.Categorical(chances))
+                    with tones as tone:
+                        chance = Vindex(play)[state, tone]
+                        pyro.sample(f"note_{t}", dist.Bernoulli(chance), obs=_observed(notes, t))
+
+    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
+
+
+@example
+def hmm_model_7() -> Example:
+    """The network of tones in one site for each sequence, whose states are summed out in it."""
+    network, music = _Tones(), _music()
+
+    def model(lengths: Tensor, notes: Tensor | None) -> None:
+        pyro.module("network", network)
+        move = _transitions("move", 3)
+        start = torch.tensor([0.0, -math.inf, -math.inf]).to(move)
+        with pyro.plate("sequence", len(lengths), dim=-1):
+            before = torch.nn.functional.pad(music[:, :-1], (0, 0, 1, 0))
+            logits = network(torch.arange(3), before[:, :, None])
+            shown = torch.arange(4) < lengths[:, None]
+            fn = dist.Bernoulli(logits=logits).to_event(1).mask(shown[..., None])
+            hmm = dist.DiscreteHMM(start, move.log(), fn)
+            if notes is not None:
+                pyro.sample("notes", hmm, obs=notes)
+
+    return Example(model, (_LENGTHS, music), ("notes",))
+
+
+@example
+def mixed_hmm() -> Example:
+    """Steps of animals in groups, whose transitions have random effects, with steps of zero."""
+
+    @config_enumerate
+    def model(shown: Tensor, steps: Tensor | None) -> None:
+        one = torch.ones(2).to(torch.get_default_dtype())
+        shape = pyro.sample("shape", dist.LogNormal(0.0 * one, 0.5).to_event(1))
+        rests = pyro.sample("rests", dist.Beta(one, 3.0).to_event(1))
+        angle = pyro.sample("angle", dist.LogNormal(0.0 * one, 0.5).to_event(1))
+        with pyro.plate("group", 2, dim=-1):
+            of_group = pyro.sample("of_group", dist.Normal(torch.zeros(4).to(one), 1.0).to_event(1))
+            with pyro.plate("animal", 3, dim=-2), poutine.mask(mask=shown[..., 0]):
+                own = pyro.sample("own", dist.Normal(torch.zeros(4).to(one), 0.5).to_event(1))
+                logits = (of_group + own).reshape(3, 2, 2, 2)
+                state = torch.tensor(0)
+                for t in pyro.markov(range(3)):
+                    with poutine.mask(mask=shown[..., t]):
+                        fn = dist.Categorical(logits=Vindex(logits)[..., state, :])
+                        state = pyro.sample(f"state_{t}", fn)
+                        step = None if steps is None else steps[..., t, 0]
+                        is_zero = torch.zeros(3, 2).bool() if step is None else step == 0.0
+                        rest = dist.Bernoulli(Vindex(rests)[..., state])
+                        pyro.sample(f"rest_{t}", rest, obs=is_zero.to(one))
+                        moving = dist.Gamma(Vindex(shape)[..., state], 1.0)
+                        fn = dist.MaskedMixture(
+                            is_zero, moving, dist.Delta(torch.zeros(()).to(one))
+                        )
+                        pyro.sample(f"step_{t}", fn, obs=step)
+                        turn = dist.VonMises(torch.zeros(()).to(one), Vindex(angle)[..., state])
+                        turned = None if steps is None else steps[..., t, 1]
+                        pyro.sample(f"turn_{t}", turn, obs=turned)
+
+    shown = torch.arange(3) < torch.tensor([[3, 2], [2, 3], [1, 3]])[..., None]
+    steps = torch.stack([normals(3, 2, 3).relu(), normals(3, 2, 3, seed=1)], -1)
+    return Example(model, (shown, steps), ("group_joint",), 2**4)
+
+
+@example
 def switching_autoregression() -> Example:
     """A series whose coefficient of autoregression is that of a hidden state."""
 
@@ -189,29 +362,136 @@ def switching_autoregression() -> Example:
 # Ecology and annotation ---------------------------------------------------------------------------
 
 
+_CAPTURED = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+_IS_MALE = torch.tensor([1, 0, 0, 1])
+
+
+def _capture(
+    captured: Tensor | None, survival: Callable[[int], Any], recapture: Tensor, outside: bool
+) -> None:
+    """Histories of animals after their first capture; chances outside of the plate of animals."""
+    shown = torch.zeros(4, dtype=torch.bool)
+    alive: Any = torch.ones(4).to(recapture)
+    animals = pyro.plate("animal", 4, dim=-1)
+    with nullcontext() if outside else animals:
+        for t in pyro.markov(range(4)):
+            chance = survival(t)
+            with animals if outside else nullcontext(), poutine.mask(mask=shown):
+                known = shown.to(recapture)
+                fn = dist.Bernoulli(known * chance * alive + (1.0 - known))
+                alive = pyro.sample(f"alive_{t}", fn, infer={"enumerate": "parallel"})
+                y = None if captured is None else captured[:, t]
+                y = pyro.sample(f"y_{t}", dist.Bernoulli(recapture * alive), obs=y)
+            shown = shown | y.bool()
+
+
+def _chance(name: str) -> Tensor:
+    chance: Tensor = pyro.sample(
+        name, dist.Uniform(torch.tensor(0.0).to(torch.get_default_dtype()), 1.0)
+    )
+    return chance
+
+
+def _cjs(chances: Callable[[], Callable[[int], Any]], outside: bool) -> Example:
+    def model(shape: tuple[int, int], captured: Tensor | None) -> None:
+        recapture = _chance("recapture")
+        _capture(captured, chances(), recapture, outside)
+
+    return Example(
+        model, ((4, 4), _CAPTURED.to(torch.get_default_dtype())), ("animal_joint",), math.nan
+    )
+
+
 @example
-def cormack_jolly_seber() -> Example:
-    """Animals that are captured, survive, and are captured again."""
+def cormack_jolly_seber_1() -> Example:
+    """Animals that are captured, survive with one chance, and are captured again."""
+
+    def chances() -> Callable[[int], Any]:
+        survival = _chance("survival")
+        return lambda t: survival
+
+    return _cjs(chances, outside=False)
+
+
+@example
+def cormack_jolly_seber_2() -> Example:
+    """A chance to survive for each period."""
+    return _cjs(lambda: lambda t: _chance(f"survival_{t}") if t else 1.0, outside=True)
+
+
+@example
+def cormack_jolly_seber_3() -> Example:
+    """Chances to survive that are random effects of the periods."""
+
+    def chances() -> Callable[[int], Any]:
+        mean, scale = _chance("mean").logit(), 2.0 * _chance("scale")
+        return lambda t: pyro.sample(f"logit_{t}", dist.Normal(mean, scale)).sigmoid() if t else 0.5
+
+    return _cjs(chances, outside=True)
+
+
+@example
+def cormack_jolly_seber_4() -> Example:
+    """Chances to survive of two sexes."""
+
+    def chances() -> Callable[[int], Any]:
+        male, female = _chance("male"), _chance("female")
+        return lambda t: torch.where(_IS_MALE == 1, male, female)
+
+    return _cjs(chances, outside=False)
+
+
+@example
+def cormack_jolly_seber_5() -> Example:
+    """Effects of sex and of the period on the log odds to survive."""
+
+    def chances() -> Callable[[int], Any]:
+        scale = torch.tensor(2.0).to(torch.get_default_dtype())
+        effect = _IS_MALE * pyro.sample("effect", dist.Normal(0.0, scale))
+
+        def chance(t: int) -> Tensor:
+            period = pyro.sample(f"period_{t}", dist.Normal(0.0, scale)) if t else 0.0
+            return torch.sigmoid(effect + period)
+
+        return chance
+
+    return _cjs(chances, outside=True)
+
+
+@example
+def tracking_1d() -> Example:
+    """Detections that belong to one of three objects, or to none; values depend on that."""
 
     @config_enumerate
-    def model(shape: tuple[int, int], captured: Tensor | None) -> None:
-        survival = pyro.sample("survival", dist.Uniform(torch.tensor(0.0), 1.0))
-        recapture = pyro.sample("recapture", dist.Uniform(torch.tensor(0.0), 1.0))
-        with pyro.plate("animal", shape[0], dim=-1):
-            alive: Any = torch.ones(shape[0])
-            seen = torch.zeros(shape[0], dtype=torch.bool)
-            for t in pyro.markov(range(shape[1])):
-                with poutine.mask(mask=seen):
-                    alive = pyro.sample(f"alive_{t}", dist.Bernoulli(survival * alive))
-                    y = pyro.sample(
-                        f"y_{t}",
-                        dist.Bernoulli(recapture * alive),
-                        obs=None if captured is None else captured[:, t],
-                    )
-                seen = seen | y.bool()
+    def model(time: Tensor, seen: Tensor | None) -> None:
+        shown = _DETECTIONS[..., 1] > 0.0
+        with pyro.plate("object", 3):
+            exists = pyro.sample("exists", dist.Bernoulli(torch.tensor(2.0 / 3.0)))
+            with poutine.mask(mask=exists.bool()):
+                fn = dist.Normal(torch.zeros(2).to(time), 1.0).to_event(1)
+                state = pyro.sample("state", fn)
+        positions = torch.stack([time.cos(), time.sin()], -1) @ state.T
+        with pyro.plate("detection", 2), pyro.plate("time", len(time)):
+            with poutine.mask(mask=shown):
+                owner = pyro.sample("owner", dist.Categorical(torch.ones(4).to(time)))
+            is_spurious = owner == 3
+            is_real = shown & ~is_spurious
+            number = shown.to(time).sum(-1, True).clamp(min=2.5)
+            fn = dist.Bernoulli(2.0 / number)
+            pyro.sample("is_real", fn, obs=is_real.to(time))
+            pyro.sample("is_spurious", dist.Bernoulli(1.0 / number), obs=is_spurious.to(time))
+            with poutine.mask(mask=is_real):
+                wide = torch.cat([positions, torch.zeros(len(time), 1).to(time)], -1)
+                fn = dist.Normal(Vindex(wide)[torch.arange(len(time))[:, None], owner], 0.5)
+                pyro.sample("real", fn, obs=seen)
+            with poutine.mask(mask=is_spurious):
+                pyro.sample("spurious", dist.Normal(torch.zeros(()).to(time), 1.0), obs=seen)
 
-    captured = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
-    return Example(model, ((4, 4), captured.to(normals(1))), ("animal_joint",), 2**6)
+    time = (torch.arange(3.0) / 4.0).to(torch.get_default_dtype())
+    return Example(model, (time, _DETECTIONS[..., 0].to(time)), ("detection_joint",), 4)
+
+
+_DETECTIONS = torch.stack([normals(3, 2), torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])], -1)
 
 
 @example

@@ -34,13 +34,14 @@ class Example(NamedTuple):
     """A model, its arguments, and the names of the likelihoods of single points.
 
     Pyro sums discrete sites that are masked out over all of their values without weights: over
-    ``num_masked`` combinations, which is a factor of its density.
+    ``num_masked`` combinations, which is a factor of its density. It is NaN where other sites
+    depend on such values, so that Pyro's density is another one.
     """
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
     likelihoods: tuple[str, ...] = ()
-    num_masked: int = 1
+    num_masked: float = 1.0
 
     @property
     def unobserved(self) -> tuple[Any, ...]:
