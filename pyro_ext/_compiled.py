@@ -3,15 +3,14 @@
 Numba's own cache asks whether the file of a function has changed. It runs old code after a change
 of what the function calls in another file [1], and compiles a whole file anew after any edit of it.
 Here the name of an entry is a digest of the function's bytecode and, through everything that it
-calls, of functions, constants, options and versions. An entry is one file, so that processes that
-compile the same function for different arguments do not overwrite each other's.
+calls, of functions, constants, options, types of arguments and versions. Entries are files of a
+:class:`~pyro_ext._cache.CodeFolder`, below ``NUMBA_CACHE_DIR`` or in the user's cache: what is
+damaged is compiled anew, and what others could have put there is not looked at.
 
 [1] https://github.com/numba/numba/issues/1833
 """
 
-import contextlib
 import hashlib
-import inspect
 import pickle
 import re
 import sys
@@ -25,10 +24,14 @@ from typing import Any, TypeVar, overload
 import llvmlite
 import numba
 import numpy as np
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.errors import NumbaWarning
+from numba.core.serialize import dumps
 from numba.core.types import Type
+
+from pyro_ext._cache import CodeFolder, cache_path
 
 _VERSIONS = (numba.__version__, llvmlite.__version__, np.__version__, sys.version)
 # What these packages hold is known by its name and their versions.
@@ -50,58 +53,49 @@ def compiled(function: Any = None, /, **options: Any) -> Any:
         return lambda function: compiled(function, **options)
     dispatcher: Any = numba.njit(**options)(function)
     if hasattr(dispatcher, "py_func"):  # not with NUMBA_DISABLE_JIT
-        with contextlib.suppress(RuntimeError):  # no folder
-            dispatcher._cache = _Cache(dispatcher)
+        dispatcher._cache = _Cache(dispatcher)
     return dispatcher
 
 
-class _Cache(FunctionCache):
-    """Numba's cache of a function, with other keys and files."""
+class _Cache(NullCache):
+    """Where Numba looks for the machine code of a function, and leaves it."""
 
     def __init__(self, dispatcher: Any) -> None:
-        FunctionCache.__init__(self, dispatcher.py_func)
         self._dispatcher = dispatcher
-        source = Path(inspect.getfile(dispatcher.py_func))
-        name = f"{source.stem}.{dispatcher.py_func.__qualname__}.{sys.implementation.cache_tag}"
-        self._cache_file: Any = _Entries(Path(self._cache_path), re.sub("[<>]", "", name))
+        self._name = dispatcher.py_func.__qualname__
 
-    def _index_key(self, sig: Any, codegen: Any) -> str | None:
-        """Digests of the function as it is now, and of its arguments' types and the processor."""
+    @property
+    def cache_path(self) -> str:
+        return str(self._folder.path)
+
+    @property
+    def _folder(self) -> CodeFolder:
+        configured = numba.config.CACHE_DIR
+        return CodeFolder(Path(configured, "pyro_ext") if configured else cache_path("numba"))
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        target.refresh()
+        key = self._key(signature, target.codegen())
+        found = key and self._folder.find(key)
+        return found and CompileResult._rebuild(target, *pickle.loads(found[1]))
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if result.library.has_dynamic_globals:
+            self._warn("its code holds addresses of this process")
+        elif key := self._key(signature, result.codegen):
+            self._folder.keep(key, ".nbc", dumps(result._reduce()))
+
+    def _key(self, signature: Any, codegen: Any) -> str | None:
+        """Digest of the function as it is now, its arguments' types and the processor."""
         try:
-            function = _digest((_VERSIONS, self._dispatcher))
-            return f"{function}-{_digest((sig, codegen.magic_tuple()))}"
+            code = _digest((_VERSIONS, self._dispatcher, signature, codegen.magic_tuple()))
         except TypeError as error:
-            warnings.warn(f"{self._name} is not cached: {error}", NumbaWarning, stacklevel=2)
+            self._warn(str(error))
             return None
+        return f"{re.sub('[^.a-zA-Z0-9_]', '', self._name)}-{code}"
 
-
-class _Entries:
-    """Files of a function, one for each key, in place of Numba's index and numbered files."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._files: Any = IndexDataCacheFile(folder, name, None)  # reads, and writes in one step
-
-    def load(self, key: str | None) -> Any:
-        try:
-            return key and self._files._load_data(f"{self._name}-{key}.nbc")
-        except (OSError, EOFError, pickle.UnpicklingError):
-            return None
-
-    def save(self, key: str | None, data: Any) -> None:
-        if key is not None:
-            with contextlib.suppress(OSError):
-                self._files._save_data(f"{self._name}-{key}.nbc", data)
-                self._remove_all_but(key.partition("-")[0])
-
-    def flush(self) -> None:
-        self._remove_all_but("")
-
-    def _remove_all_but(self, digest: str) -> None:
-        """Delete what was compiled from other states of the function."""
-        for path in self._folder.glob(f"{self._name}-*.nbc"):
-            if not path.name.startswith(f"{self._name}-{digest}-"):
-                path.unlink(missing_ok=True)
+    def _warn(self, reason: str) -> None:
+        warnings.warn(f"{self._name} is not cached: {reason}", NumbaWarning, stacklevel=3)
 
 
 def _digest(value: Any) -> str:
@@ -132,6 +126,7 @@ def _text(value: Any, seen: list[FunctionType]) -> str:
         return listed(*(getattr(value, name) for name in _OF_CODE))
     name = getattr(value, "__qualname__", getattr(value, "__name__", ""))
     module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    module = module or ""  # None without a file
     if name and module.partition(".")[0] in _LIBRARIES:
         return f"{module}.{name}"
     if isinstance(value, type) and hasattr(value, "_fields"):  # a named tuple

@@ -7,9 +7,7 @@ import itertools
 import logging
 import operator
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from pyro_ext._cache import cache_path
+from pyro_ext._cache import CodeFolder, cache_path
 from pyro_ext._version import __version__
 
 __all__ = ["CompiledGraph", "compile_graph", "lift_constants"]
@@ -39,7 +37,6 @@ _OPTIONS = {
     # Laying out images anew, the compiler gets convolutions of several networks at once wrong.
     "layout_optimization": False,
 }
-_MOST_LIBRARIES = 500
 _library_numbers = itertools.count()
 
 
@@ -178,51 +175,14 @@ def _with_arguments(module: GraphModule, identities: Sequence[int]) -> GraphModu
 
 def _entry(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Any]:
     """Entry function of the machine code of a graph, from the cache where it is there."""
-    folder = _library_folder()
-    if folder is None:
-        return _load(_make_library(graph, arguments))
+    folder = CodeFolder(cache_path("compiled"))
     key = _digest(graph, arguments)
-    for library in folder.glob(f"{key}-*"):
-        # Whatever is wrong with a file, a new one replaces it.
+    if found := folder.find(key):
         with contextlib.suppress(OSError, ImportError):
-            if library.stem == f"{key}-{_digest_of_file(library)}":
-                os.utime(library)
-                return _load(library)
+            return _load(found[0])
     library = _make_library(graph, arguments)
-    with contextlib.suppress(OSError):
-        _keep(library, folder, key)
+    folder.keep(key, library.suffix, library.read_bytes())
     return _load(library)
-
-
-def _keep(library: Path, folder: Path, key: str) -> None:
-    """Copy a library to the cache in one step, and drop those that were not used for longest."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as scratch:
-        copy = Path(shutil.copy(library, scratch))
-        os.replace(copy, folder / f"{key}-{_digest_of_file(copy)}{copy.suffix}")
-    files = [path for path in folder.iterdir() if path.is_file()]
-    libraries = sorted(files, key=lambda path: path.stat().st_mtime)
-    for old in libraries[:-_MOST_LIBRARIES]:
-        old.unlink(missing_ok=True)
-
-
-def _digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _library_folder() -> Path | None:
-    """Folder of libraries, ``None`` where there is none that this user alone can write to."""
-    folder = cache_path("compiled")
-    if folder is None:
-        return None
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError:
-        return None
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
-        return None
-    return folder
 
 
 def _digest(graph: GraphModule, arguments: Sequence[Tensor]) -> str:

@@ -127,19 +127,6 @@ def test_folders_of_others_are_not_trusted(folder, compilations, monkeypatch):
     assert len(compilations) == 3
 
 
-def test_old_code_is_dropped(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(compilation, "_MOST_LIBRARIES", 2)
-    folder.mkdir(parents=True)
-    for age in range(3):
-        library = tmp_path / f"{age}.so"
-        library.write_text(str(age))
-        os.utime(library, (age, age))
-        compilation._keep(library, folder, f"key{age}")
-        (kept,) = folder.glob(f"key{age}-*.so")
-        os.utime(kept, (age, age))
-    assert {path.name[:4] for path in folder.iterdir()} == {"key1", "key2"}
-
-
 def test_digest_follows_what_code_depends_on(monkeypatch):
     def digest(graph, *arguments):
         lifted, constants, _ = lift_constants(graph)
