@@ -1,9 +1,11 @@
 """The tutorials as notebooks, which ``pyro-ext notebooks`` writes."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_ext._files import write_bytes
 from pyro_ext._optional import optional_module
 from pyro_ext._pages import Script
 
@@ -35,9 +37,9 @@ def write_notebooks(scripts: Sequence[Script], root: Path, output: Path) -> list
     jupytext = optional_module("jupytext", "a notebook", "jupytext", "notebooks")
     targets = [output / script.path.relative_to(root).with_suffix(".ipynb") for script in scripts]
     for target in targets:
-        if target.exists():
+        if os.path.lexists(target):
             raise FileExistsError(f"{target} exists, and may hold changes of yours")
     for script, target in zip(scripts, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        jupytext.write(to_notebook(script), target, fmt="ipynb")
+        write_bytes(target, jupytext.writes(to_notebook(script), fmt="ipynb").encode())
     return targets

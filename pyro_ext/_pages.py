@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pyro_ext._files import read_json, write_bytes
 from pyro_ext._optional import optional_module
 from pyro_ext._requirements import extra_with
 from pyro_ext.reproduction import (
@@ -125,7 +126,8 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
     """Run a page in a process of its own; its folder keeps how it ended, and what it printed."""
     folder = output / page.slug
     # What an older run left must not be taken for that of this run.
-    for path in [folder / name for name in (FILE_NAME, RUN_NAME)] + list(folder.glob("*.png")):
+    written = (FILE_NAME, RUN_NAME, PRINTED_NAME)
+    for path in [folder / name for name in written] + list(folder.glob("*.png")):
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
@@ -143,7 +145,7 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
     if not quiet:
         print(f"{page.slug}: {page.title}", flush=True)
     with (
-        (folder / PRINTED_NAME).open("w", encoding="utf-8") as printed,
+        (folder / PRINTED_NAME).open("x", encoding="utf-8") as printed,
         subprocess.Popen(
             command,
             env=environment | {"PYTHONIOENCODING": "utf-8"},
@@ -167,9 +169,7 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
         "smoke": is_smoke(),
         **source,
     }
-    unfinished = folder / f".{RUN_NAME}.unfinished"
-    unfinished.write_text(json.dumps(record, indent=1), "utf-8")
-    os.replace(unfinished, folder / RUN_NAME)
+    write_bytes(folder / RUN_NAME, json.dumps(record, indent=1).encode())
     return _outcome(page, folder, record)
 
 
@@ -233,12 +233,14 @@ def _statements(tree: ast.Module) -> Iterator[str]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """What is kept of the last run; nothing where there was none."""
+    """What is kept of the last run; nothing where there is no such file, or another."""
     try:
-        record: dict[str, Any] = json.loads((folder / RUN_NAME).read_text("utf-8"))
+        record = read_json(folder / RUN_NAME)
     except (OSError, ValueError):
         return {}
-    return record
+    number = int | float
+    types = {"returncode": int, "seconds": number, "cpu_seconds": number | None, "script": str}
+    return record if all(isinstance(record.get(key), its) for key, its in types.items()) else {}
 
 
 def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:

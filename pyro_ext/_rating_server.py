@@ -21,6 +21,7 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
+from pyro_ext._files import json_object, open_file
 from pyro_ext.ratings import IMAGE_TYPES, Ratings
 
 ADDRESS = "127.0.0.1"
@@ -91,10 +92,6 @@ class RatingServer(ThreadingHTTPServer):
         """Be silent about a browser that went away."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _url(name: str) -> str:
@@ -174,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Read an image of the folder; nothing that is listed leads out of it."""
         if name in self.server.ratings.images():
             try:
-                with open(self.server.ratings.folder / name, "rb", opener=_open_no_link) as file:
+                with open_file(self.server.ratings.folder / name, links=False) as file:
                     return file.read()
             except OSError as error:
                 raise _Refused(HTTPStatus.NOT_FOUND, f"{error.strerror}") from error
@@ -206,12 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > MAX_BYTES:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "answers are short")
         try:
-            message = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "answers are JSON objects")
-        return message
+            return json_object(self.rfile.read(int(length)))
+        except ValueError as error:
+            raise _Refused(HTTPStatus.BAD_REQUEST, "answers are JSON objects") from error
 
     def _send_state(self, status: HTTPStatus, error: str = "") -> None:
         state = self.server.state()

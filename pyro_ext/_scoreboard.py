@@ -1,12 +1,12 @@
 """The scoreboard: one report on all pages, as JSON, and from it as Markdown and HTML."""
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pyro_ext._files import write_bytes
 from pyro_ext._pages import Outcome
 from pyro_ext.reproduction import Claim
 
@@ -28,9 +28,7 @@ def write_scoreboard(outcomes: Sequence[Outcome], folder: Path) -> Path:
         "html": to_html(content),
     }
     for suffix, text in texts.items():
-        unfinished = folder / f".{NAME}.{suffix}.unfinished"
-        unfinished.write_text(text, "utf-8")
-        os.replace(unfinished, folder / f"{NAME}.{suffix}")
+        write_bytes(folder / f"{NAME}.{suffix}", text.encode())
     return folder / f"{NAME}.html"
 
 
@@ -55,7 +53,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     lines = [
         "# Scoreboard",
         "",
-        summary(content),
+        _cell(summary(content)),
         "",
         "| page | result | CPU s | |",
         "|---|---|---|---|",
@@ -63,7 +61,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     for page in content["pages"]:
         mark = "reconstruction" if page["reconstruction"] else ""
         cells = (f"[{page['slug']}](#{page['slug']})", page["verdict"], page["time"], mark)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     for page in content["pages"]:
         lines += ["", f"## {page['slug']}", "", f"{_cell(page['paper'] or page['title'])}", ""]
         if page["reconstruction"]:
@@ -75,7 +73,7 @@ def to_markdown(content: dict[str, Any]) -> str:
             cells = (words, claim["inequality"], claim["by_seed"], claim["result"])
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
         if not page["claims"]:
-            lines.append(f"{page['verdict'].capitalize()}.")
+            lines.append(f"{_cell(page['verdict']).capitalize()}.")
     return "\n".join(lines) + "\n"
 
 
@@ -148,5 +146,7 @@ def _versions(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def _cell(text: str) -> str:
-    """Text of a cell of a table."""
-    return " ".join(text.replace("|", "\\|").split())
+    """Text of a cell of a table, in which nothing is HTML."""
+    for character, escaped in {"&": "&amp;", "<": "&lt;", "|": "\\|"}.items():
+        text = text.replace(character, escaped)
+    return " ".join(text.split())

@@ -290,6 +290,7 @@ def extrapolate(
     from rich.console import Console
     from rich.table import Table
 
+    from pyro_ext._files import save_picture
     from pyro_ext._optional import optional_module
     from pyro_ext.models.scaling_laws import extrapolate as predict
     from pyro_ext.models.scaling_laws import read_curve
@@ -304,7 +305,7 @@ def extrapolate(
     figures = optional_module("matplotlib.figure", "extrapolate", "matplotlib", "plots")
     figure = figures.Figure(figsize=(5.6, 3.6), layout="constrained")
     found.plot(figure.subplots())
-    figure.savefig(plot, dpi=150)
+    save_picture(figure, plot, dpi=150)
     table = Table("size", "median", "50 %", "90 %")
     ends = [found.interval(level) for level in (0.5, 0.9)]
     step = max(1, (len(found.query) - 1) // 8) if not asked else 1

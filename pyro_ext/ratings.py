@@ -24,6 +24,8 @@ from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from pyro_ext._files import json_object, open_file, read_bytes, sync_folder
+
 __all__ = [
     "FILE_NAME",
     "IMAGE_TYPES",
@@ -110,7 +112,7 @@ def read_ratings(path: str | os.PathLike[str]) -> RatedImages:
     path = _as_path("path", path)
     if path.is_dir():
         path /= FILE_NAME
-    contents = _parse(path.read_bytes(), path)
+    contents = _parse(read_bytes(path), path)
     found = RatedImages(contents.concept, {}, [], [])
     for rating in contents.ratings:
         if rating.label is not None:
@@ -183,7 +185,9 @@ class Ratings:
                 f"{len(names)} in {str(self.folder)!r}"
                 + (f" (symbolic links are left out: {num_links})" if num_links else "")
             )
-        if self.path.exists() and not self.path.is_file():  # to read a device may have no end
+        # To read a device may have no end, and a link leads to a file of something else.
+        is_other = self.path.exists() and not self.path.is_file()
+        if is_other or self.path.is_symlink():
             raise ValueError(f"output must be a file, got {str(self.path)!r}")
         self._lock = threading.RLock()
         self._seen: tuple[int, ...] = ()
@@ -292,8 +296,8 @@ class Ratings:
 
     def _open(self, concept: str | None, rank: int | None) -> None:
         """Begin the file, or go on with it where it answers the same question."""
-        self.path.open("ab").close()  # so that what cannot be written is known now
-        content = self.path.read_bytes()
+        open_file(self.path, "ab", links=False).close()  # what cannot be written is known now
+        content = read_bytes(self.path)
         old = None
         if not (b"\n" not in content and _HEADER_START.startswith(content[: len(_HEADER_START)])):
             old = _parse(content, self.path)
@@ -313,7 +317,7 @@ class Ratings:
                 "rank": rank if rank is not None else old.rank if old else 1,
             }
             self._write(_HEADER_START.decode() + json.dumps(question)[1:], 0)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         self._read()
 
     def _read(self) -> None:
@@ -321,7 +325,7 @@ class Ratings:
         stat = self.path.stat()
         seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if seen != self._seen:
-            self._contents = _parse(self.path.read_bytes(), self.path)
+            self._contents = _parse(read_bytes(self.path), self.path)
             self._seen = seen
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -332,7 +336,7 @@ class Ratings:
 
     def _write(self, line: str, size: int) -> None:
         """Add a line after what counts; a line that a killed process left half goes."""
-        with self.path.open("ab") as file:
+        with open_file(self.path, "ab", links=False) as file:
             if file.tell() > size:
                 file.truncate(size)
             file.write(line.encode() + b"\n")
@@ -382,10 +386,9 @@ def _parse(content: bytes, path: Path) -> _Contents:
 
 def _object(line: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        return json_object(line)
+    except ValueError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _rating(number: int, record: dict[str, Any]) -> Rating | None:
@@ -427,13 +430,3 @@ def _check_integer(argument: str, value: Any, least: int, most: int | None = Non
     if isinstance(value, bool) or number < least or (most is not None and number > most):
         raise ValueError(f"{argument} must be an integer {wanted}, got {value!r:.80}")
     return number
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file outlive a loss of power, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

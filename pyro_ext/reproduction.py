@@ -20,9 +20,9 @@ import operator
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, get_args
 
 from typing_extensions import TypeIs
+
+from pyro_ext._files import read_bytes, read_json, save_picture, write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +70,6 @@ _COMPARE: dict[Comparison, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-
 
 _Value = TypeVar("_Value")
 
@@ -110,10 +111,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers of a page depend on."""
     found = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
-        try:
+        with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # a checkout that is not installed
-            continue
     return found
 
 
@@ -161,6 +160,8 @@ class Claim:
             text = getattr(self, argument)
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{argument} must be a text that says something, got {text!r}")
+        if not isinstance(self.reason, str | None):
+            raise TypeError(f"reason must be text or None, got {self.reason!r}")
         try:
             values = {int(seed): float(value) for seed, value in self.values.items()}
         except (AttributeError, TypeError, ValueError):
@@ -235,13 +236,20 @@ class Report:
     def __post_init__(self) -> None:
         """Check the arguments."""
         # Listing pages needs this module, and no PyTorch.
-        from pyro_ext._checks import check_mapping, check_sequence
+        from pyro_ext import _checks as checks
 
-        check_mapping("figures", self.figures, "a dict of figures by name")
-        check_sequence("claims", self.claims, "a list of claims", 1, Claim)
+        checks.check_mapping("figures", self.figures, "a dict of figures by name")
+        checks.check_sequence("claims", self.claims, "a list of claims", 1, Claim)
         _check_slug("slug", self.slug)
         for name in self.figures:
             _check_slug("figures", name)
+        for argument in ("paper", "reconstruction", "date"):
+            checks.check_instance(argument, getattr(self, argument), str, "text")
+        checks.check_optional(checks.check_number, "seconds", self.seconds)
+        checks.check_boolean("smoke", self.smoke)
+        checks.check_mapping("versions", self.versions, "a dict of texts")
+        for version in self.versions.values():
+            checks.check_instance("versions", version, str, "a dict of texts")
         try:
             settings = _as_in_json(self.settings)
         except (TypeError, ValueError) as error:
@@ -285,8 +293,7 @@ class Report:
         console = console or Console()
         console.print(self._table())
         if self.reconstruction:
-            text = f"A reconstruction: {self.reconstruction}"
-            console.print(text, markup=False, highlight=False)
+            console.print(f"A reconstruction: {self.reconstruction}", markup=False, highlight=False)
         for number, claim in enumerate(self.claims, 1):
             console.print(f"[{number}] {claim.source}", markup=False, highlight=False)
             if claim.reason and not claim.holds and not self.smoke:
@@ -306,13 +313,12 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         names = {}
         for name, figure in self.figures.items():
-            suffix = figure.suffix if isinstance(figure, Path) else ".png"
-            target = folder / f"{name}{suffix}"
+            target = folder / (name + (figure.suffix if isinstance(figure, Path) else ".png"))
             names[name] = target.name
             if not isinstance(figure, Path):
-                figure.savefig(target, dpi=120)
+                save_picture(figure, target, dpi=120)
             elif figure.resolve() != target.resolve():
-                shutil.copyfile(figure, target)
+                write_bytes(target, read_bytes(figure))
         content = {
             "schema": _SCHEMA,
             "slug": self.slug,
@@ -328,9 +334,7 @@ class Report:
             "date": self.date,
         }
         path = folder / FILE_NAME
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
-        os.replace(unfinished, path)
+        write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
         return path
 
     @classmethod
@@ -344,9 +348,8 @@ class Report:
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         try:
-            content = json.loads(path.read_text("utf-8"))
-            schema = content.pop("schema")
-            if schema != _SCHEMA:
+            content = read_json(path)
+            if (schema := content.pop("schema")) != _SCHEMA:
                 raise ValueError(f"its schema is {schema!r}, and {_SCHEMA} is known")
             del content["verdict"]
             claims = [_claim_from_json(claim) for claim in content.pop("claims")]
@@ -424,12 +427,14 @@ class Page:
         reconstruction: str = "",
     ) -> None:
         _check_slug("slug", slug)
+        import torch  # listing pages needs this module, and no PyTorch
+
+        from pyro_ext import _checks as checks
+
+        checks.check_instance("paper", paper, str, "text")
+        checks.check_instance("reconstruction", reconstruction, str, "text")
         if num_threads is not None:
-            import torch  # listing pages needs this module, and no PyTorch
-
-            from pyro_ext._checks import check_integer
-
-            torch.set_num_threads(check_integer("num_threads", num_threads, 1))
+            torch.set_num_threads(checks.check_integer("num_threads", num_threads, 1))
         self.slug, self.paper, self.seeds = slug, paper, seeds()
         self.reconstruction = reconstruction
         self.smoke = is_smoke()
@@ -486,7 +491,7 @@ class Page:
                 axes.spines[["top", "right"]].set_visible(False)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.png"
-        figure.savefig(path, dpi=dpi, metadata={"Description": describe_figure(figure)})
+        save_picture(figure, path, dpi=dpi, metadata={"Description": describe_figure(figure)})
         plt.close(figure)
         self.figures[name] = path
         return figure
@@ -575,8 +580,7 @@ def _is_number(value: Any) -> TypeIs[float]:
 
 def _as_in_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from a file."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
-    return found
+    return dict(json.loads(json.dumps(dict(settings), allow_nan=False)))
 
 
 def _claim_to_json(claim: Claim) -> dict[str, Any]:
@@ -588,8 +592,7 @@ def _claim_to_json(claim: Claim) -> dict[str, Any]:
 
 def _claim_from_json(content: dict[str, Any]) -> Claim:
     values = {row["seed"]: float(row["value"]) for row in content["values"]}
-    computed = ("measured", "holds")
-    fields = {name: value for name, value in content.items() if name not in computed}
+    fields = {name: one for name, one in content.items() if name not in ("measured", "holds")}
     return Claim(**fields | {"values": values})
 
 

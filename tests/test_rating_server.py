@@ -290,10 +290,10 @@ def test_what_the_command_refuses(folder, tmp_path):
 
 
 def test_a_folder_without_permission(folder, monkeypatch):
-    def deny(path, mode="r", *rest, **options):
+    def deny(path, *rest, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.open", deny)
+    monkeypatch.setattr("pyro_ext._files.os.open", deny)
     words = refused(folder)
     assert (
         f"{folder / FILE_NAME} cannot be used: Permission denied" in words and "--output" in words

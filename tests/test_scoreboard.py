@@ -58,8 +58,9 @@ def test_markdown(outcomes):
     assert "1 of 2 claims of 3 pages hold" in text
     assert "; Linux x86_64, 2 CPUs; torch 2.13 and 2.14." in text
     assert "| [counts](#counts) | 1 of 2 claims hold | 61 | reconstruction |" in text
-    assert "| One <is> one \\| or less. (table 1) | every seed <= 1 | 1, 0.5, 1 | holds |" in text
-    assert "**fails**: it is not & was |" in text and "short run" in text
+    words = "One &lt;is> one \\| or less. (table 1)"
+    assert f"| {words} | every seed &lt;= 1 | 1, 0.5, 1 | holds |" in text
+    assert "**fails**: it is not &amp; was |" in text and "short run" in text
     assert "Stopped with status 1." in text
 
 

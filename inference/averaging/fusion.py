@@ -24,7 +24,7 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._progress import progress_bar
-from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
+from pyro_ext.checkpoint.files import CheckpointError, locked, read_tensors, write_tensors
 from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer
 from pyro_ext.inference.averaging.hypervolumes import pareto_mask
 from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
@@ -330,44 +330,44 @@ class ModelFusion:
         if checkpoint is not None:
             check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
-            check_folder_of(checkpoint)
-            if checkpoint.exists():
+        with locked(checkpoint):
+            if checkpoint is not None and checkpoint.exists():
                 self._read(checkpoint)
-        number = self.num_checkpoints
-        total = 2 * number + num_iterations
-        singles = torch.eye(number, dtype=torch.float64)
-        search: BayesianOptimizer | None = None
-        bar = progress_bar(
-            total=total,
-            initial=len(self._x),
-            desc="Model fusion",
-            unit="network",
-            disable=not progress,
-        )
-        with bar:
-            try:
-                while len(self._x) < total:
-                    if len(self._x) < number:
-                        x = singles[len(self._x)]
-                    else:
-                        search = search or self._search()
-                        x = search.ask()
-                        # What is as small as can be is nothing, unless all is.
-                        x = torch.where((x > _LEAST) | (x.max() <= _LEAST), x, 0.0)
-                    values = torch.tensor(list(self.evaluate(x).values()), dtype=torch.float64)
-                    self._x.append(x)
-                    self._values.append(values)
-                    if search is not None:
-                        search.tell(x, self._normalized()[-1])
-                    if checkpoint is not None:
-                        self._write(checkpoint)
-                    bar.set_postfix_str(self._postfix(), refresh=False)
-                    bar.update()
-            except KeyboardInterrupt:
-                warnings.warn(
-                    f"stopped after {len(self._x)} of {total} evaluations, which are kept",
-                    stacklevel=2,
-                )
+            number = self.num_checkpoints
+            total = 2 * number + num_iterations
+            singles = torch.eye(number, dtype=torch.float64)
+            search: BayesianOptimizer | None = None
+            bar = progress_bar(
+                total=total,
+                initial=len(self._x),
+                desc="Model fusion",
+                unit="network",
+                disable=not progress,
+            )
+            with bar:
+                try:
+                    while len(self._x) < total:
+                        if len(self._x) < number:
+                            x = singles[len(self._x)]
+                        else:
+                            search = search or self._search()
+                            x = search.ask()
+                            # What is as small as can be is nothing, unless all is.
+                            x = torch.where((x > _LEAST) | (x.max() <= _LEAST), x, 0.0)
+                        values = torch.tensor(list(self.evaluate(x).values()), dtype=torch.float64)
+                        self._x.append(x)
+                        self._values.append(values)
+                        if search is not None:
+                            search.tell(x, self._normalized()[-1])
+                        if checkpoint is not None:
+                            self._write(checkpoint)
+                        bar.set_postfix_str(self._postfix(), refresh=False)
+                        bar.update()
+                except KeyboardInterrupt:
+                    warnings.warn(
+                        f"stopped after {len(self._x)} of {total} evaluations, which are kept",
+                        stacklevel=2,
+                    )
         return self
 
     @property

@@ -23,7 +23,7 @@ from pyro_ext._checks import (
     check_tensors,
     shown,
 )
-from pyro_ext.checkpoint.files import CheckpointError
+from pyro_ext.checkpoint.files import CheckpointError, lock_of
 from pyro_ext.inference.averaging.pruning import MagnitudePruner
 from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -389,7 +389,8 @@ class SparseWeightAveraging:
         unfinished = path.with_name(f"unfinished-{path.name}")
         state, losses = train(unfinished)
         write_training(path, identity, {"state": state, "losses": losses})
-        unfinished.unlink(missing_ok=True)
+        for left in (unfinished, lock_of(unfinished)):
+            left.unlink(missing_ok=True)
         return state, losses
 
 

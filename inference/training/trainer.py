@@ -25,7 +25,7 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._progress import progress_bar
-from pyro_ext.checkpoint.files import CheckpointError, check_folder_of
+from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.training._interrupts import Interrupts
 from pyro_ext.inference.training._parameters import (
     are_finite,
@@ -301,38 +301,42 @@ class Trainer:
         if checkpoint is not None:
             check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
-            check_folder_of(checkpoint)
             if isinstance(batches, ShuffledBatches):
                 identity = {"batches": batches.identity()}
-            if checkpoint.exists():
+        with locked(checkpoint):
+            if checkpoint is not None and checkpoint.exists():
                 state = self._read(checkpoint, identity)
                 if len(state["losses"]) > self.num_steps:
                     self._take_up(state, checkpoint)
-        num_saved = self.num_steps
-        bar = progress_bar(
-            total=num_steps, initial=num_saved, desc=description, unit="step", disable=not progress
-        )
-        self.interrupted = False
-        with self._randomness(), bar, Interrupts() as interrupts:
-            while self.num_steps < num_steps and not interrupts.are_pending:
-                if batches is not None and self._batch_seed is None:
-                    self._batch_seed = fresh_seed(None)
-                try:
-                    value = self._take_step(
-                        lambda: loss(*self._batch(batches)),
-                        f" of {num_steps}",
-                        interrupts.held_back,
-                    )
-                except KeyboardInterrupt:
-                    self.interrupted = True
-                    break
-                bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
-                bar.update()
-                if checkpoint is not None and self.num_steps % save_every == 0:
+            num_saved = self.num_steps
+            bar = progress_bar(
+                total=num_steps,
+                initial=num_saved,
+                desc=description,
+                unit="step",
+                disable=not progress,
+            )
+            self.interrupted = False
+            with self._randomness(), bar, Interrupts() as interrupts:
+                while self.num_steps < num_steps and not interrupts.are_pending:
+                    if batches is not None and self._batch_seed is None:
+                        self._batch_seed = fresh_seed(None)
+                    try:
+                        value = self._take_step(
+                            lambda: loss(*self._batch(batches)),
+                            f" of {num_steps}",
+                            interrupts.held_back,
+                        )
+                    except KeyboardInterrupt:
+                        self.interrupted = True
+                        break
+                    bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
+                    bar.update()
+                    if checkpoint is not None and self.num_steps % save_every == 0:
+                        self._write(checkpoint, identity)
+                        num_saved = self.num_steps
+                if checkpoint is not None and num_saved != self.num_steps:
                     self._write(checkpoint, identity)
-                    num_saved = self.num_steps
-            if checkpoint is not None and num_saved != self.num_steps:
-                self._write(checkpoint, identity)
         self.interrupted |= interrupts.are_pending  # it may have come in the last step
         if self.interrupted:
             warnings.warn(

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -36,7 +35,13 @@ from pyro_ext._checks import (
     check_sequence,
 )
 from pyro_ext._optional import optional_module
-from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, write_bytes
+from pyro_ext.checkpoint.files import (
+    CheckpointError,
+    check_folder_of,
+    json_in,
+    read_safetensors,
+    write_bytes,
+)
 from pyro_ext.nn.lora import replace_layers
 from pyro_ext.nn.lora_files import alpha_of_layer, check_kind, paired_factors
 from pyro_ext.random import seeded
@@ -547,12 +552,8 @@ def _forget_adapters(module: nn.Module) -> None:
 
 def _read(path: Path, component: str) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
     """Factors and settings of one network in a file of a pipeline."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    tensors, metadata = read_safetensors(path)
+    settings = json_in(path, metadata.get(_METADATA, "{}"))
     start = component + "."
     found = {key.removeprefix(start): one for key, one in tensors.items() if key.startswith(start)}
     if not found:

@@ -25,7 +25,7 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._progress import progress_bar
-from pyro_ext.checkpoint.files import CheckpointError, check_folder_of
+from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss, pld_epsilon
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
 from pyro_ext.inference.training.checkpoints import (
@@ -271,32 +271,37 @@ class FederatedServer:
         if checkpoint is not None:
             check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
-            check_folder_of(checkpoint)
-            if checkpoint.exists():
+        with locked(checkpoint):
+            if checkpoint is not None and checkpoint.exists():
                 self._read(checkpoint, clients)
-        num_saved = len(self.rounds)
-        bar = progress_bar(
-            total=num_rounds, initial=num_saved, desc="Rounds", unit="round", disable=not progress
-        )
-        with bar:
-            while len(self.rounds) < num_rounds:
-                try:
-                    done = self.round(clients)
-                except KeyboardInterrupt:
-                    warnings.warn(
-                        f"stopped after {len(self.rounds)} of {num_rounds} rounds, which are kept",
-                        stacklevel=2,
+            num_saved = len(self.rounds)
+            bar = progress_bar(
+                total=num_rounds,
+                initial=num_saved,
+                desc="Rounds",
+                unit="round",
+                disable=not progress,
+            )
+            with bar:
+                while len(self.rounds) < num_rounds:
+                    try:
+                        done = self.round(clients)
+                    except KeyboardInterrupt:
+                        warnings.warn(
+                            f"stopped after {len(self.rounds)} of {num_rounds} rounds, "
+                            "which are kept",
+                            stacklevel=2,
+                        )
+                        break
+                    bar.set_postfix_str(
+                        f"loss {sum(done.losses) / len(done.losses):.4g}", refresh=False
                     )
-                    break
-                bar.set_postfix_str(
-                    f"loss {sum(done.losses) / len(done.losses):.4g}", refresh=False
-                )
-                bar.update()
-                if checkpoint is not None and len(self.rounds) % save_every == 0:
-                    self._write(checkpoint, clients)
-                    num_saved = len(self.rounds)
-        if checkpoint is not None and num_saved != len(self.rounds):
-            self._write(checkpoint, clients)
+                    bar.update()
+                    if checkpoint is not None and len(self.rounds) % save_every == 0:
+                        self._write(checkpoint, clients)
+                        num_saved = len(self.rounds)
+            if checkpoint is not None and num_saved != len(self.rounds):
+                self._write(checkpoint, clients)
         return self.rounds
 
     def epsilon(self, delta: float = 1e-5) -> list[float]:

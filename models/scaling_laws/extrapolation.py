@@ -1,6 +1,7 @@
 """Extrapolation of a measured scaling curve by a network that has learned the prior."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from pyro_ext._checks import (
     check_optional,
     shown,
 )
+from pyro_ext._files import read_bytes
 from pyro_ext._pyplot import axes_of, open_frame
 from pyro_ext.distributions import BarDistribution
 from pyro_ext.inference.prior_fitted import PriorDataFittedNetwork
@@ -274,8 +276,8 @@ def read_curve(
     """
     check_instance("path", path, (str, Path), "a path")
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+        lines = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
+        rows = [row for row in csv.reader(lines) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"path must be a file of comma-separated values, got {path}: {error}"

@@ -27,10 +27,14 @@ def cached_tensors(
     path = cache_path(f"{name}/{digest.hexdigest()}.safetensors")
     if path is None:
         return make()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return make()
     with FileLock(path.with_suffix(".lock")):
         with suppress(CheckpointError):
             return read_tensors(path)[0]
         tensors = make()
-        write_tensors(path, tensors, {})
+        with suppress(CheckpointError):
+            write_tensors(path, tensors, {})
     return tensors

@@ -8,30 +8,37 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import AcquireReturnProxy as Lock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from pyro_ext import _files
+from pyro_ext._files import UNFINISHED
 
 __all__ = [
     "UNFINISHED",
     "CheckpointError",
     "check_folder_of",
+    "json_in",
+    "lock_of",
+    "locked",
     "names_in",
     "read_json",
+    "read_safetensors",
     "read_tensors",
+    "take_lock",
     "write_bytes",
     "write_json",
     "write_tensors",
 ]
-
-UNFINISHED = ".unfinished"
-"""End of the name of a file that is being written."""
 
 _NUMBERS = re.compile(r"\[\s+([-+.,\w\s]*?)\s+\]")  # a list of numbers, which is put on a line
 
@@ -54,17 +61,30 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read what :func:`write_tensors` wrote."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    tensors, metadata = read_safetensors(path)
     text = metadata.get(_CONTENT, "")
     digest = _digest(tensors, text)
     if digest != metadata.get(_DIGEST):
         raise CheckpointError(f"{path} was changed after it was written: its digest does not fit")
-    return tensors, json.loads(text), digest
+    return tensors, json_in(path, text), digest
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of safetensors, whoever wrote it."""
+    try:
+        with _files.open_file(path), safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def json_in(path: Path, text: str) -> dict[str, Any]:
+    """Parse an object of JSON that stands in a file."""
+    try:
+        return _files.json_object(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -77,12 +97,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read what :func:`write_json` wrote."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return _files.read_json(path)
+    except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no description of a run")
-    return content
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def check_folder_of(path: Path) -> None:
@@ -117,17 +136,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     if unfinished.is_symlink():
         raise CheckpointError(f"{unfinished} is a symbolic link, to which nothing is written")
     try:
-        # What a killed process left there goes; the new file is made, and no link followed.
-        unfinished.unlink(missing_ok=True)
-        with open(unfinished, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        _sync_folder(path.parent)
+        _files.write_bytes(path, data)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         gone = "" if path.parent.is_dir() else f"; {path.parent} is not there: was it moved?"
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror or error}){gone}; what was written before "
@@ -135,15 +145,36 @@ def write_bytes(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name of a file outlive a loss of power, where the system can."""
-    if os.name != "posix":
+def lock_of(path: Path) -> Path:
+    """The file that is locked while another one is written, time and again."""
+    return path.with_name(path.name + ".lock")
+
+
+@contextmanager
+def locked(path: Path | None) -> Iterator[None]:
+    """Be the only process that writes a file, once its folder is seen to take one."""
+    if path is None:
+        yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    check_folder_of(path)
+    with take_lock(lock_of(path), path):
+        yield
+
+
+def take_lock(lock: Path, checkpoint: str | Path) -> Lock:
+    """Lock a file, or raise at once where another process has."""
+    named = f"checkpoint={str(checkpoint)!r}"
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if os.path.lexists(lock):
+            _files.open_file(lock, links=False).close()  # a link or a pipe must not be locked
+        return FileLock(lock).acquire(timeout=0)
+    except Timeout as error:
+        raise CheckpointError(f"another process is writing to {named}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{named} cannot be written to ({error.strerror or error}: {lock}). Make it writable, "
+            "or go on in a copy of it"
+        ) from error
 
 
 def _plain(tensor: Tensor) -> Tensor:

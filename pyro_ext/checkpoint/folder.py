@@ -17,13 +17,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pyro_ext._version import __version__
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.checkpoint.draw_files import DrawFiles, Found
-from pyro_ext.checkpoint.files import UNFINISHED, CheckpointError, names_in, read_json, write_json
+from pyro_ext.checkpoint.files import (
+    UNFINISHED,
+    CheckpointError,
+    names_in,
+    read_json,
+    take_lock,
+    write_json,
+)
 
 __all__ = [
     "CheckpointWriter",
@@ -56,18 +62,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"checkpoint={str(folder)!r} cannot be made: {error}") from error
         names_in(self.folder)
-        self._lock = FileLock(self.folder / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CheckpointError(
-                f"another process is writing to checkpoint={str(folder)!r}"
-            ) from error
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint={str(folder)!r} cannot be written to ({error.strerror or error}). "
-                "Make it writable, or go on in a copy of it"
-            ) from error
+        self._lock = take_lock(self.folder / "lock", folder)
 
     def description(self) -> dict[str, Any] | None:
         """Description of the run that the folder holds, ``None`` where it is empty."""
@@ -91,7 +86,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes write."""
-        self._lock.release()
+        self._lock.lock.release()
 
 
 def read_description(folder: Path, kind: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The table of data sets, a loader for each, and how they are read."""
 
 import contextlib
-import os
-import tempfile
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from pyro_ext import _optional
 from pyro_ext._cache import cache_path
 from pyro_ext._checks import check_choice
+from pyro_ext._files import open_file, write_bytes
 from pyro_ext.datasets._dataset import Contents, Dataset, Floats, Options, Record, standardize
 
 _DIGITS = tuple(str(digit) for digit in range(10))
@@ -89,7 +89,7 @@ def _table() -> npt.NDArray[np.uint8]:
 def _read(path: Path) -> npt.NDArray[np.uint8] | None:
     """Return the cached table, or ``None`` where the file is missing, broken or another."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             table = np.load(file, allow_pickle=False)
     except Exception:  # a broken file fails in many ways
         return None
@@ -106,13 +106,9 @@ def _write(path: Path, table: npt.NDArray[np.uint8]) -> None:
     """Write the table beside its place and move it there in one step, if the folder allows."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.save(file, table, allow_pickle=False)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        content = io.BytesIO()
+        np.save(content, table, allow_pickle=False)
+        write_bytes(path, content.getvalue())
 
 
 _RECORDS = {

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pyro_ext._checks import check_instance
@@ -17,6 +16,7 @@ from pyro_ext.checkpoint.files import (
     CheckpointError,
     check_folder_of,
     read_json,
+    read_safetensors,
     write_bytes,
     write_json,
 )
@@ -160,6 +160,16 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
     """Check that adapters compute what ours do."""
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path} holds no LoRA, but {config.get('peft_type')!r}")
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        numbers = [config.get("lora_alpha", 1.0), *patterns.values()]
+        fit = all(map(math.isfinite, numbers)) and 0 <= config.get("lora_dropout", 0.0) < 1
+        fit = fit and all(map(re.compile, patterns))
+    except (AttributeError, TypeError, re.error):
+        fit = False
+    if not fit:
+        shape = {name: config.get(name) for name in ("lora_alpha", "alpha_pattern", "lora_dropout")}
+        raise CheckpointError(f"{path} holds LoRA with settings that cannot be: {shape!r:.200}")
     settings = {name: config[name] for name in _OTHER if config.get(name)}
     if config.get("bias", "none") != "none":
         settings["bias"] = config["bias"]
@@ -174,12 +184,12 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
 def _read_factors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Both factors of each layer."""
     try:
-        tensors = load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        hint = ""
+        tensors, _ = read_safetensors(path)
+    except CheckpointError as error:
         if path.with_name("adapter_model.bin").exists():
-            hint = "; adapter_model.bin is not read, since loading it may execute what it holds"
-        raise CheckpointError(f"{path} cannot be read: {error}{hint}") from error
+            hint = "adapter_model.bin is not read, since loading it may execute what it holds"
+            raise CheckpointError(f"{error}; {hint}") from error
+        raise
     for key in tensors:
         if not key.startswith(_PREFIX):
             raise CheckpointError(f"{path} holds {key!r}, which is no factor of a linear layer")

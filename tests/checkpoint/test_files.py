@@ -72,7 +72,7 @@ def test_a_missing_file_and_one_of_others(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_json(tmp_path / "run.json")
     (tmp_path / "run.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="no description"):
+    with pytest.raises(CheckpointError, match="wanted an object of JSON, got list"):
         read_json(tmp_path / "run.json")
 
 
