@@ -109,10 +109,22 @@ def test_bad_reports(subtests):
         ("claims", []),
         ("settings", {"schedule": object()}),
         ("settings", {"step size": math.nan}),
+        ("paper", b""),
+        ("reconstruction", None),
+        ("seconds", "long"),
+        ("smoke", 1),
+        ("versions", {"torch": 2}),
+        ("date", 2026),
     ]:
         with subtests.test(argument=argument, value=value):
-            with pytest.raises(ValueError, match=f"^{argument} must .*, got"):
+            with pytest.raises((ValueError, TypeError), match=f"^{argument} must .*, got"):
                 Report(**{"slug": "a-page", "claims": [claim()]} | {argument: value})
+
+
+@pytest.mark.parametrize("argument", ["paper", "reconstruction"])
+def test_page_refuses_what_is_no_text_at_once(argument):
+    with pytest.raises(TypeError, match=f"^{argument} must be text, got"):
+        Page("a-page", num_threads=None, **{argument: b""})
 
 
 def test_report_holds_where_all_claims_do():

@@ -44,6 +44,7 @@ from pyro_ext.inference.pseudocoresets.posteriors import Coreset, posteriors_of
 from pyro_ext.inference.pseudocoresets.spread_check import SpreadCheck
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.posterior.identity import data_identity, differences
 from pyro_ext.potential import Backend, Potential, Site
 from pyro_ext.potential.arguments import as_tensors
 from pyro_ext.potential.rows import WeightedModel, plate_of
@@ -54,7 +55,7 @@ __all__ = ["AutoPseudocoreset", "Weights"]
 Weights = Literal["uniform", "scaled", "learned"]
 
 _KERNEL = "a function that makes a kernel of a model"
-_FORMAT = "pseudocoreset 1"
+_FORMAT = "pseudocoreset 2"
 _MOST_LATENTS = 500
 """Number of latent values up to which second derivatives are cheap."""
 
@@ -150,7 +151,7 @@ class AutoPseudocoreset(PyroModule):
         self.size, self.weighting = size, weights
         args, kwargs = data_arguments(model, args, kwargs)
         self.args, self.kwargs = args, kwargs
-        self._seed = fresh_seed(seed)
+        self._seed, self._is_seeded = fresh_seed(seed), seed is not None
         self._model = (model,)  # in a tuple, no submodule
         whole = Potential(model, *args, backend=backend, **kwargs)
         self.plate = plate_of(whole.structure, plate)
@@ -393,15 +394,18 @@ class AutoPseudocoreset(PyroModule):
 
         :param path: the file.
         """
-        content = {"format": _FORMAT, "plate": self.plate.name, "weighting": self.weighting}
+        content = {"format": _FORMAT, "seed": self._seed, "identity": self._identity()}
         write_tensors(Path(path), self._tensors(), content)
 
     def load(self, path: str | Path) -> Self:
         """Read what ``save`` wrote, into a guide of the same size and arguments.
 
+        A guide that was made without a seed takes that of the file, and then gives the same draws.
+
         :param path: the file.
         :returns: the guide itself.
-        :raises CheckpointError: where the file is damaged, or of a coreset of another kind.
+        :raises CheckpointError: where the file is damaged, or of a coreset of another kind or of
+            other data, or has another seed than the guide was given.
         """
         tensors, content, _ = read_tensors(Path(path))
         wanted, got = (
@@ -410,6 +414,10 @@ class AutoPseudocoreset(PyroModule):
         )
         if content.get("format") != _FORMAT or got != wanted:
             raise CheckpointError(f"{path} holds no coreset of {wanted}, but {got}")
+        own = {"seed": self._seed if self._is_seeded else content["seed"], **self._identity()}
+        if unlike := differences({"seed": content["seed"], **content["identity"]}, own):
+            raise CheckpointError(f"{path} is of another coreset: {'; '.join(unlike[:5])}")
+        self._seed = content["seed"]
         with torch.no_grad():
             for name, value in tensors.items():
                 self._set(name, value)
@@ -422,6 +430,11 @@ class AutoPseudocoreset(PyroModule):
         rows = tuple(getattr(self, f"pseudo_{name}") for name in self._arguments.names)
         weights: Any = self.coreset_weights
         return Coreset(rows, weights)
+
+    def _identity(self) -> dict[str, str]:
+        """What a file is compared by."""
+        settings = {"plate": self.plate.name, "weighting": self.weighting}
+        return settings | data_identity((self.args, self.kwargs), "data")
 
     def _tensors(self) -> dict[str, Tensor]:
         """Pseudo rows and weights by name."""

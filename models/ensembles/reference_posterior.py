@@ -129,7 +129,7 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
         >>> total_variation(uniform, reference.probabilities) > 0.5
         True
     """
-    tensors, content, _ = read_tensors(path_of(name, folder))
+    tensors, content, _ = read_tensors(path_of(name, folder), "hidden_features")
     fields: dict[str, Any] = tensors | content
     fields["hidden_features"] = tuple(fields["hidden_features"])
     return ReferencePosterior(**fields)

@@ -50,7 +50,7 @@ class DrawFiles:
         path = self.folder / _STATE
         state, digests = None, {}
         if _STATE in names or os.path.exists(path):
-            tensors, content, _ = read_tensors(path)
+            tensors, content, _ = read_tensors(path, "owner", "files", "state")
             if content["owner"] != self._owner:
                 raise CheckpointError(f"{path} is not of this run, or of other chains of it")
             state, digests = (tensors, content["state"]), dict(content["files"])
@@ -105,7 +105,7 @@ class DrawFiles:
 
     def read(self, name: str) -> Found:
         """Read a file that the state names."""
-        tensors, content, digest = read_tensors(self.folder / name)
+        tensors, content, digest = read_tensors(self.folder / name, "content")
         if digest != self._digests[name]:
             raise CheckpointError(
                 f"{self.folder / name} was changed: it is not what the state beside it names"

@@ -59,14 +59,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
     return digest
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Read what :func:`write_tensors` wrote."""
+def read_tensors(path: Path, *keys: str) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Read what :func:`write_tensors` wrote, plain values with these keys among it."""
     tensors, metadata = read_safetensors(path)
     text = metadata.get(_CONTENT, "")
     digest = _digest(tensors, text)
     if digest != metadata.get(_DIGEST):
         raise CheckpointError(f"{path} was changed after it was written: its digest does not fit")
-    return tensors, json_in(path, text), digest
+    content = json_in(path, text)
+    if missing := [key for key in keys if key not in content]:
+        raise CheckpointError(f"{path} is a file of something else: it has no {missing}")
+    return tensors, content, digest
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

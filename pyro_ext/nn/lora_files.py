@@ -163,7 +163,8 @@ def check_kind(path: Path, config: Mapping[str, Any]) -> None:
     patterns = config.get("alpha_pattern") or {}
     try:
         numbers = [config.get("lora_alpha", 1.0), *patterns.values()]
-        fit = all(map(math.isfinite, numbers)) and 0 <= config.get("lora_dropout", 0.0) < 1
+        fit = all(0 < number < math.inf for number in numbers)
+        fit = fit and 0 <= config.get("lora_dropout", 0.0) < 1
         fit = fit and all(map(re.compile, patterns))
     except (AttributeError, TypeError, re.error):
         fit = False
@@ -190,6 +191,8 @@ def _read_factors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
             hint = "adapter_model.bin is not read, since loading it may execute what it holds"
             raise CheckpointError(f"{error}; {hint}") from error
         raise
+    if not tensors:
+        raise CheckpointError(f"{path} holds no adapter")
     for key in tensors:
         if not key.startswith(_PREFIX):
             raise CheckpointError(f"{path} holds {key!r}, which is no factor of a linear layer")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_callable, check_instance, check_integer, check_tensors
 from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, init_to_suggested
+from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.control_variates import Anchor, anchor_at
 from pyro_ext.random import chain_keys, normal
 
@@ -160,15 +161,26 @@ class _Objective:
         gradient = layout.flatten(slopes)[0].double().cpu().numpy()
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             if self._lowest is None:
-                raise ValueError(
-                    "initial_params must have a finite potential and gradient, got the potential "
-                    f"{value}"
-                )
+                self._refuse(value)
             value, lowest, downhill = self._lowest
             return value - float(downhill @ (vector - lowest)), -downhill
         if self._lowest is None or value < self._lowest[0]:
             self._lowest = (value, vector.copy(), gradient)
         return value, gradient
+
+    def _refuse(self, value: float) -> None:
+        potential = self._potential
+        if not isinstance(potential, Potential):
+            raise ValueError(
+                "initial_params must have a finite potential and gradient, got the potential "
+                f"{value}"
+            )
+        with named_arguments(potential.model, potential.args, potential.kwargs):
+            raise ValueError(
+                f"over all of the data the potential is {value}, or its gradient not finite, where "
+                "the search for a mode starts. If the data are right, look at the scale of the "
+                "prior and at the initialization (init_strategy or initial_params)"
+            )
 
 
 def _is_near_minimum(result: Any) -> bool:

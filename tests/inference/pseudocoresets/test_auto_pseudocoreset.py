@@ -411,8 +411,14 @@ def test_save_and_load(tmp_path: Path) -> None:
     guide.fit(ForwardKL(), 5, progress=False)
     path = tmp_path / "coreset.safetensors"
     guide.save(path)
-    other = AutoPseudocoreset(gamma, x, y, seed=1, **options)
+    other = AutoPseudocoreset(gamma, x, y, **options)
     assert other.load(path) is other
+    for unlike, words in (
+        (AutoPseudocoreset(gamma, x, y, seed=1, **options), "seed is 0 there and 1 here"),
+        (AutoPseudocoreset(gamma, x, y + 1.0, **options), r"data\[0\]\[1\] is"),
+    ):
+        with pytest.raises(CheckpointError, match=f"is of another coreset: {words}"):
+            unlike.load(path)
     torch.testing.assert_close(other.pseudodata, guide.pseudodata)
     torch.testing.assert_close(other.weights, guide.weights)
     larger = AutoPseudocoreset(gamma, x, y, size=9)

@@ -146,6 +146,19 @@ def test_starts_are_around_the_mode_unless_a_strategy_is_given(
     assert ((far.begin([0], 0).position - laplace.mode.position) * units).abs().max() > 10.0
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_row_that_no_minibatch_has_met_is_named(value: float) -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+
+    x = torch.zeros(500)
+    x[300] = value
+    with pytest.raises(ValueError, match="^x must be finite, got (inf|nan) in row 300"):
+        SGHMC(model, mass="laplace").setup(0, x)
+
+
 @pytest.mark.slow
 def test_the_default_step_goes_by_the_noise(data: tuple[Tensor, Tensor]) -> None:
     steps = {}
