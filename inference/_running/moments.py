@@ -8,6 +8,8 @@ from torch import Tensor
 
 __all__ = ["Moments", "merge", "moments_of", "pool"]
 
+_ROWS = 64  # in double precision at a time
+
 
 class Moments(NamedTuple):
     """Number, mean and sum of squared deviations of draws, in double precision.
@@ -33,15 +35,20 @@ def moments_of(values: Tensor, valid: Sequence[int]) -> Moments:
 
     Shapes: values (num_draws, num_chains, *event).
     """
-    values = values.double()
     count = torch.tensor(valid, dtype=torch.float64, device=values.device)
     rows = torch.arange(len(values), device=values.device)[:, None]
     counts = (rows < count).reshape(*values.shape[:2], *[1] * (values.dim() - 2))
-    kept = torch.where(counts, values, 0.0)
-    total = kept.sum(0)
-    mean = total / _like(count.clamp(min=1.0), total)
-    squares = torch.where(counts, (kept - mean).square(), 0.0).sum(0)
-    return Moments(count, mean, squares)
+
+    def total(center: Tensor | float, power: int) -> Tensor:
+        """Sum of powers of deviations, some rows at a time: copies of all are several times it."""
+        result = values.new_zeros(values.shape[1:], dtype=torch.float64)
+        for part, counted in zip(values.split(_ROWS), counts.split(_ROWS), strict=True):
+            result += torch.where(counted, (part.double() - center) ** power, 0.0).sum(0)
+        return result
+
+    sums = total(0.0, 1)
+    mean = sums / _like(count.clamp(min=1.0), sums)
+    return Moments(count, mean, total(mean, 2))
 
 
 def merge(one: Moments, other: Moments) -> Moments:
