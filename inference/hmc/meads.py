@@ -169,17 +169,19 @@ class MEADS(VectorizedKernel):
         # A chain that is not finite tells the others nothing.
         is_finite = state.position.isfinite().all(-1) & state.gradient.isfinite().all(-1)
         members = ((folds[:, None] == fold) & is_finite).to(state.position.dtype)
-        members = members / members.sum(-1, keepdim=True).clamp(min=1.0)
+        weights = members / members.sum(-1, keepdim=True).clamp(min=1.0)
         finite = is_finite[:, None]
         position = torch.where(finite, state.position, 0.0)
         gradient = torch.where(finite, state.gradient, 0.0)
-        mean = members @ position
+        mean = weights @ position
         centered = torch.where(finite, position - mean[fold], 0.0)
-        deviation = (members @ centered.square()).sqrt().clamp(min=1e-10)
-        step_size = self.step_size * _largest(gradient * deviation[fold], members).rsqrt()
+        deviation = (weights @ centered.square()).sqrt().clamp(min=1e-10)
+        # Gradients have the mean zero, and a larger one early on shortens the steps as it should.
+        slope = gradient * deviation[fold]
+        step_size = self.step_size * _largest(slope, members, is_centered=False).rsqrt()
         step_size = step_size.clamp(max=1.0)
         damping = torch.maximum(
-            _largest(centered / deviation[fold], members).rsqrt(),
+            _largest(centered / deviation[fold], members, is_centered=True).rsqrt(),
             self.damping / (number * step_size),
         )
         before = (fold - 1) % _NUM_FOLDS
@@ -198,12 +200,32 @@ def _folds(keys: Tensor, number: Tensor, dtype: torch.dtype) -> Tensor:
     return is_before.sum(-1) * _NUM_FOLDS // len(order)
 
 
-def _largest(vectors: Tensor, members: Tensor) -> Tensor:
-    """Largest eigenvalue of each fold's second moments, as the mean weighted by eigenvalues [1].
+def _largest(vectors: Tensor, members: Tensor, *, is_centered: bool) -> Tensor:
+    """Largest eigenvalue of each fold's covariance, as the mean weighted by eigenvalues [1].
 
-    Shapes: vectors (num_chains, size); members (num_folds, num_chains), weights of their means.
+    Shapes: vectors (num_chains, size); members (num_folds, num_chains), one where a chain counts.
+    """
+    trace, squares = _traces(vectors, members, is_centered=is_centered)
+    trace = trace.clamp(min=1e-30)
+    # No mean weighted by eigenvalues is below the one with equal weights.
+    return torch.maximum(squares / trace, trace / vectors.shape[-1])
+
+
+def _traces(vectors: Tensor, members: Tensor, *, is_centered: bool) -> tuple[Tensor, Tensor]:
+    """Traces of each fold's covariance and of its square, without bias for any distribution.
+
+    Products of a vector with itself do not count: of n vectors they would add size / n to the mean
+    weighted by eigenvalues. Vectors that are centered at their own mean are corrected for that [2].
+
+    [2] T. Himeno, T. Yamada (2014), Estimations for some functions of covariance matrix in high
+    dimension under non-normality and its applications.
     """
     products = vectors @ vectors.mT
-    trace = (members * products.diagonal()).sum(-1)
-    squares = ((members @ products.square()) * members).sum(-1)
-    return (squares / trace.clamp(min=1e-30)).clamp(min=1e-30)
+    own, n = products.diagonal(), members.sum(-1)
+    total, fourth = members @ own, members @ own.square()
+    apart = ((members @ products.square()) * members).sum(-1) - fourth
+    if not is_centered:
+        return total / n.clamp(min=1.0), apart / (n * (n - 1.0)).clamp(min=1.0)
+    before, two, three = ((n - k).clamp(min=1.0) for k in (1.0, 2.0, 3.0))
+    pull = (2.0 * fourth - total.square() / before) / two
+    return total / before, (apart - pull) / (n.clamp(min=1.0) * three)
