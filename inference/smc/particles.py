@@ -10,6 +10,7 @@ from pyro_ext._checks import as_tensor
 
 __all__ = [
     "Particles",
+    "check_weights",
     "draw_index",
     "effective_sample_size",
     "initial_particles",
@@ -123,6 +124,17 @@ def resample(
     equal = torch.full_like(log_weights, -math.log(num_particles))
     after = torch.where(is_uneven[..., None], equal, log_weights)
     return index, Particles(after, particles.log_Z)
+
+
+def check_weights(log_weights: Tensor) -> None:
+    """Check that each run has a particle to draw, before it draws what has no probability."""
+    is_lost = (log_weights == -math.inf).all(-1)
+    if bool(is_lost.any()):
+        raise ValueError(
+            "log_weights must have a particle with a positive weight to draw from, got "
+            f"{int(is_lost.sum())} of {is_lost.numel()} runs with none: take more particles, or "
+            "proposals that lead to where the target is positive"
+        )
 
 
 def draw_index(log_weights: Tensor, uniforms: Tensor) -> Tensor:

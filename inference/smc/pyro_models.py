@@ -22,6 +22,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext.inference.smc.particles import (
     Particles,
+    check_weights,
     draw_index,
     effective_sample_size,
     initial_particles,
@@ -254,6 +255,17 @@ class MarkovSMC(IndependentDraws):
         self._samples = {name: value[index] for name, value in values.items()}
         self.args, self.kwargs = args, kwargs
         return self
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """Draws of equal weight, as many as particles.
+
+        :param bool group_by_chain: whether to put a chain dimension of size one before the draws.
+        :returns: by site. **Shape:** ``(num_particles, *event)`` each, or with one more dimension.
+        :raises RuntimeError: before a run.
+        :raises ValueError: where all weights are zero.
+        """
+        check_weights(self.log_weights)
+        return super().get_samples(group_by_chain)
 
     @property
     def log_weights(self) -> Tensor:

@@ -25,6 +25,7 @@ from pyro_ext.inference.smc.autoregressive import (
     sequence_log_prob,
 )
 from pyro_ext.inference.smc.particles import (
+    check_weights,
     draw_index,
     effective_sample_size,
     initial_particles,
@@ -64,8 +65,10 @@ class SMCResult(NamedTuple):
         :param int num_samples: how many.
         :param int seed: of the draws.
         :returns: **Shape:** ``(*runs, num_samples, length)``.
+        :raises ValueError: where all weights of a run are zero.
         """
         check_integer("num_samples", num_samples, 1)
+        check_weights(self.log_weights)
         size = (*self.log_Z.shape, num_samples)
         with seeded(seed):
             uniforms = torch.rand(size, dtype=torch.float64).to(self.log_Z.device)

@@ -293,3 +293,14 @@ def test_guide_of_some_sites():
     y = torch.tensor(Y)
     smc = MarkovSMC(linear, guide, 4000, seed=0).run(y)
     assert float(smc.log_Z) == pytest.approx(kalman(y)[0], abs=0.1)
+
+
+def test_what_has_no_weight_is_not_drawn():
+    def model():
+        x = pyro.sample("x", dist.Uniform(torch.tensor(0.0), 1.0))
+        pyro.factor("forbidden", torch.where(x < 2.0, -math.inf, 0.0))
+
+    smc = MarkovSMC(model, num_particles=5, seed=0).run()
+    assert smc.log_Z == -math.inf
+    with pytest.raises(ValueError, match="log_weights must have a particle with a positive weight"):
+        smc.get_samples()

@@ -98,6 +98,21 @@ def test_weights_are_proper_and_runs_do_not_depend_on_each_other():
         }
 
 
+def test_what_has_no_weight_is_not_drawn():
+    """Also where only one of several runs has found nothing."""
+    result = sampler(log_potential=lambda s: torch.full((len(s),), -math.inf)).run(seed=0)
+    assert result.log_Z == -math.inf and result.effective_sample_size == 0.0
+    with pytest.raises(ValueError, match="log_weights must have .* got 1 of 1 runs with none"):
+        result.sample(seed=0)
+    several = sampler(rigid_twist()).run(num_runs=3, seed=0)
+    several.log_weights[1] = -math.inf
+    with pytest.raises(ValueError, match="got 1 of 3 runs with none: take more particles"):
+        several.sample(seed=0)
+    several.log_weights[1, 5] = 0.0  # one particle is enough
+    drawn = several.sample(9, seed=0)[1]
+    assert torch.equal(drawn, several.sequences[1, 5].expand(9, -1))
+
+
 def test_importance_sampling_has_the_weights_of_its_definition():
     smc = sampler(rigid_twist(), 7, ess_threshold=0.0)
     result = smc.run(seed=2)
