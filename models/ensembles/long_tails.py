@@ -85,7 +85,7 @@ class BalancedBatches(ShuffledBatches):
 
     :param Tensor inputs: **Shape:** ``(n, *event)``.
     :param Tensor labels: classes from zero on, of at least two kinds. **Shape:** ``(n,)``.
-    :param int batch_size: number of examples in a minibatch.
+    :param int batch_size: number of examples in a minibatch, which may be more than there are.
     :raises ValueError: for shapes that do not fit, a single class, or a size out of range.
 
     Example::
@@ -100,7 +100,9 @@ class BalancedBatches(ShuffledBatches):
     def __init__(self, inputs: Tensor, labels: Tensor, *, batch_size: int) -> None:
         inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
         labels = _as_labels(labels, len(inputs))
-        super().__init__(inputs, labels, batch_size=batch_size)
+        batch_size = check_integer("batch_size", batch_size, 1)
+        super().__init__(inputs, labels, batch_size=min(batch_size, len(inputs)))
+        self.batch_size = batch_size  # rows come again and again, so that there are enough
         counts = labels.bincount()
         if int((counts > 0).sum()) < 2:
             raise ValueError(f"labels must be of at least two classes, got {shown(labels)} of one")

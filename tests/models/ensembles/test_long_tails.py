@@ -40,6 +40,9 @@ def test_classes_are_as_likely():
     assert torch.equal(inputs[:, 0].long(), labels) and inputs.shape == (64, 1)
     again = batches.batch(3, seed=1)[1]
     assert torch.equal(labels, again) and not torch.equal(labels, batches.batch(4, seed=1)[1])
+    few = BalancedBatches(torch.zeros(3, 1), torch.tensor([0, 0, 1]), batch_size=1000)
+    assert len(few) == 1  # rows come again, so that there may be more than there are
+    assert float(few.batch(0, seed=0)[1].double().mean()) == pytest.approx(0.5, abs=0.07)
 
 
 def test_class_weights():
