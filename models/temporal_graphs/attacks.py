@@ -5,7 +5,7 @@ model-based link prediction on continuous-time dynamic graphs.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pyro_ext.random import seeded
 
 __all__ = ["StructuralAttack", "TSpear", "spread_pairs"]
 
-_BANDWIDTH = 0.1
+_BANDWIDTH = 0.1  # in standard deviations
 _STRUCTURAL = ("random", "preference", "jaccard", "degree", "pagerank")
 
 
@@ -86,11 +86,13 @@ class _Attack:
         budget: float,
         batch_size: int,
         resolution: float | None,
+        bandwidth: float | None,
         extra_rounds: int,
     ) -> None:
         self.budget = check_number("budget", budget, least=0)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.resolution = check_optional(check_number, "resolution", resolution, above=0)
+        self.bandwidth = check_optional(check_number, "bandwidth", bandwidth, above=0)
         self.extra_rounds = check_integer("extra_rounds", extra_rounds, 0)
 
     def perturb(
@@ -118,11 +120,12 @@ class _Attack:
                     f"history must have the {stream.num_nodes} nodes of the stream, got "
                     f"{history.num_nodes}"
                 )
+        units = self._units(stream)
         fakes, before, memory = [], None, self._begin(stream, history)
         with seeded(seed):
             for batch in stream.batches(self.batch_size):
                 if before is not None and (number := self._number(batch)):
-                    fakes.append(self._fakes(memory, before, batch, number))
+                    fakes.append(self._fakes(memory, before, batch, number, units))
                 before, memory = batch, self._advance(memory, batch)
         return merged([stream, *fakes])
 
@@ -130,16 +133,29 @@ class _Attack:
         """Number of fake events of a batch; a product like 0.29 * 100 is not rounded down to 28."""
         return math.floor(self.budget * len(batch) + 1e-9)
 
+    def _units(self, stream: EventStream) -> "_Units":
+        """In what units times and features are, and from where these count."""
+        origin, unit = 0.0, self.resolution
+        if unit is None:
+            origin, unit = float(stream.times[0]), _unit(stream.times)
+        columns = stream.features.unbind(-1)
+        of_features = stream.features.new_tensor([_unit(column) for column in columns])
+        return _Units(unit, origin, of_features, stream.features.amin(0))
+
     def _fakes(
-        self, memory: Any, before: EventStream, batch: EventStream, number: int
+        self, memory: Any, before: EventStream, batch: EventStream, number: int, units: "_Units"
     ) -> EventStream:
         """Fake events of a batch, in the order of time."""
         first, last = float(batch.times[0]), float(batch.times[-1])
-        times = _near(batch.times[:, None], number)[:, 0]
-        if self.resolution is not None:
-            times = (times / self.resolution).floor() * self.resolution
+        times = _near(batch.times[:, None], number, self.bandwidth)[:, 0]
+        if units.of_times:
+            times = ((times - units.first_time) / units.of_times).floor()
+            times = units.first_time + times * units.of_times
         times = times.clamp(first, last).sort().values
-        features = (_near(before.features, number) * 1e4).round() / 1e4
+        features = _near(before.features, number, None)
+        steps = ((features - units.least_features) / units.of_features).round()
+        whole = units.least_features + steps * units.of_features
+        features = torch.where(units.of_features > 0, whole, features)
         sources, destinations = before.sources.unique(), before.destinations.unique()
         if not batch.bipartite:
             sources = destinations = torch.cat([sources, destinations]).unique()
@@ -180,7 +196,10 @@ class TSpear(_Attack):
 
     * In each batch but the first there are ``budget`` times as many fake events as real ones.
     * Their times are drawn from a kernel density estimate of those of the batch, and their features
-      from one of those of the batch before, with a normal kernel of standard deviation 0.1.
+      from one of those of the batch before, with a normal kernel whose standard deviation is a
+      tenth of theirs.
+    * As real ones they are multiples of the largest step of which all real ones are, such as whole
+      seconds: times are rounded down to these, features to the nearest.
     * Their nodes occur in the batch before.
     * They are spread over nodes by :func:`spread_pairs`, at the logits of the surrogate before the
       batch. The surrogate remembers real events only.
@@ -189,7 +208,10 @@ class TSpear(_Attack):
         the same stream; it is not changed.
     :param float budget: fake events for each real one.
     :param int batch_size: events of a batch.
-    :param float resolution: unit that times are rounded down to; ``None`` for none.
+    :param float resolution: unit that times are rounded down to; by default the largest of which
+        the gaps between real ones are multiples.
+    :param float bandwidth: standard deviation of the kernel of times, in their unit; by default a
+        tenth of the standard deviation of those of the batch.
     :param int extra_rounds: as of :func:`spread_pairs`.
 
     [1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods
@@ -210,11 +232,12 @@ class TSpear(_Attack):
         budget: float = 0.3,
         *,
         batch_size: int = 200,
-        resolution: float | None = 1.0,
+        resolution: float | None = None,
+        bandwidth: float | None = None,
         extra_rounds: int = 0,
     ) -> None:
         check_instance("surrogate", surrogate, TemporalGraphNetwork, "a TemporalGraphNetwork")
-        super().__init__(budget, batch_size, resolution, extra_rounds)
+        super().__init__(budget, batch_size, resolution, bandwidth, extra_rounds)
         self.surrogate = surrogate
 
     def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
@@ -253,7 +276,10 @@ class StructuralAttack(_Attack):
         ``"pagerank"``, sums over both nodes. An edge between two nodes counts once.
     :param float budget: fake events for each real one.
     :param int batch_size: events of a batch.
-    :param float resolution: unit that times are rounded down to; ``None`` for none.
+    :param float resolution: unit that times are rounded down to; by default the largest of which
+        the gaps between real ones are multiples.
+    :param float bandwidth: standard deviation of the kernel of times, in their unit; by default a
+        tenth of the standard deviation of those of the batch.
     :param int extra_rounds: as of :func:`spread_pairs`.
 
     Example::
@@ -270,11 +296,12 @@ class StructuralAttack(_Attack):
         budget: float = 0.3,
         *,
         batch_size: int = 200,
-        resolution: float | None = 1.0,
+        resolution: float | None = None,
+        bandwidth: float | None = None,
         extra_rounds: int = 0,
     ) -> None:
         check_choice("kind", kind, _STRUCTURAL)
-        super().__init__(budget, batch_size, resolution, extra_rounds)
+        super().__init__(budget, batch_size, resolution, bandwidth, extra_rounds)
         self.kind = kind
 
     def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
@@ -304,10 +331,42 @@ class StructuralAttack(_Attack):
         return values[sources][:, None] + values[destinations]
 
 
-def _near(values: Tensor, number: int) -> Tensor:
+class _Units(NamedTuple):
+    """Steps of real times and features, zero where there is none, and where these count from."""
+
+    of_times: float
+    first_time: float
+    of_features: Tensor
+    least_features: Tensor
+
+
+def _unit(values: Tensor) -> float:
+    """The largest step of which all differences are multiples, by Euclid; zero without any.
+
+    Differences of real numbers are multiples of what rounding leaves of them.
+    """
+    noise = 4.0 * torch.finfo(values.dtype).eps * float(values.abs().max())
+    gaps = values.double().unique().diff()
+    if not len(gaps):
+        return 0.0
+    whole = float(gaps.sum())
+    while True:
+        unit = float(gaps.min())
+        steps = (gaps / unit).round()
+        # The error of a unit counts as often as the unit does.
+        rest = (gaps - steps * unit).abs()
+        rest = rest[rest > noise * (1.0 + steps)]
+        if not len(rest):
+            return whole / round(whole / unit)
+        gaps = torch.cat([gaps.min()[None], rest])
+
+
+def _near(values: Tensor, number: int, bandwidth: float | None) -> Tensor:
     """Draws from the kernel density estimate of rows."""
     drawn = values[torch.randint(len(values), (number,))]
-    return drawn + _BANDWIDTH * torch.randn_like(drawn)
+    spread = (values - values.mean(0)).square().mean(0).sqrt()
+    width = _BANDWIDTH * spread if bandwidth is None else bandwidth
+    return drawn + width * torch.randn_like(drawn)
 
 
 def _pagerank(graph: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Training of temporal graph networks, and how well they tell where the next event goes."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def fit_links(
     check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
     defense = _checked_defense(defense)
     check_pool("stream", stream.pool())
+    _warn_of_units(network, stream)
     batches = stream.batches(batch_size)
     walk = _Walk(network, stream, batches, defense, num_epochs)
     num_steps = num_epochs * len(batches)
@@ -308,6 +310,18 @@ def evaluating(network: TemporalGraphNetwork, training: bool = False) -> Iterato
     finally:
         for module, mode in before:
             module.training = mode
+
+
+def _warn_of_units(network: TemporalGraphNetwork, stream: EventStream) -> None:
+    """Warn where all times look alike to a network."""
+    span = float(stream.times[-1] - stream.times[0])
+    least = 1.0 / float(network.omega.detach().abs().max())
+    if 0.0 < span < least:
+        warnings.warn(
+            f"stream lasts for {span:.3g} units of time, of which the network's encoding hardly "
+            f"tells what differs by less than {least:.3g}: give times in a smaller unit",
+            stacklevel=3,
+        )
 
 
 def _check_network(network: Any, **streams: Any) -> None:

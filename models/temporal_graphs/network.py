@@ -59,8 +59,8 @@ class TemporalGraphNetwork(nn.Module):
         \Phi(t - t_u)], \quad w \propto \exp \mathrm{LeakyReLU}_{0.2}(q \cdot k),
 
     with :math:`\Phi(\Delta) = \cos(\omega \Delta + b)`, where :math:`\omega` starts with periods
-    from seconds to years. The logit of an event is :math:`w^\top \mathrm{ReLU}(W_s h_u + W_d
-    h_v)`.
+    from seconds to years, for times in seconds. The logit of an event is
+    :math:`w^\top \mathrm{ReLU}(W_s h_u + W_d h_v)`.
 
     Nothing is remembered in the module: :meth:`reset` makes a :class:`GraphState`, :meth:`embed`
     and :meth:`score` read it, and :meth:`update` returns the next one. All events that a batch is

@@ -67,7 +67,8 @@ def networks() -> dict[str, Call]:
 
 
 def attacks() -> dict[str, Call]:
-    options: dict[str, Any] = dict(budget=0.5, batch_size=3, resolution=1.0, extra_rounds=1)
+    options: dict[str, Any] = dict(budget=0.5, batch_size=3, extra_rounds=1)
+    options |= dict(resolution=1.0, bandwidth=0.1)
     given: dict[str, Any] = dict(stream=STREAM[3:], history=STREAM[:3], seed=0)
     return {
         "TSpear": call(surrogate=NETWORK, **options),

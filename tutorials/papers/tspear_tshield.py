@@ -130,10 +130,11 @@ for setting in EPOCHS:
     results[setting, "clean"] = clean
     spears = {}
     for seed, other in zip(SEEDS, [*SEEDS[1:], SEEDS[0]], strict=True):
-        spears[seed] = poisoned(TSpear(clean[other].network, NUM_FAKES / BATCH), seed)
+        spear = TSpear(clean[other].network, NUM_FAKES / BATCH, resolution=1.0, bandwidth=0.1)
+        spears[seed] = poisoned(spear, seed)
     results[setting, "T-SPEAR"] = {s: trained(setting, s, spears[s]) for s in SEEDS}
     if setting == "without":
-        random = StructuralAttack("random", NUM_FAKES / BATCH)
+        random = StructuralAttack("random", NUM_FAKES / BATCH, resolution=1.0, bandwidth=0.1)
         results[setting, "random"] = {
             seed: trained(setting, seed, poisoned(random, seed)) for seed in SEEDS
         }

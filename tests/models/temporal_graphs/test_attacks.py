@@ -44,7 +44,8 @@ def parts(stream, poisoned, batch_size):
 @pytest.mark.parametrize("kind", ["spear", *KINDS])
 def test_constraints(kind):
     stream = spread_out(95, 9, 2)
-    poisoned = attack_on(stream, kind, batch_size=20).perturb(stream, seed=0)
+    options = dict(batch_size=20, resolution=1.0, bandwidth=0.1)
+    poisoned = attack_on(stream, kind, **options).perturb(stream, seed=0)
     assert torch.equal(poisoned.real.times, stream.times) and not stream.fake.any()
     assert int(poisoned.fake.sum()) == 3 * 6 + 4  # floor(.3 * 20), three times, and floor(.3 * 15)
     assert poisoned.fake[: len(stream.batches(20)[0])].sum() == 0
@@ -63,9 +64,30 @@ def test_constraints(kind):
         assert bool((whole | (fake.times == batch.times[-1])).all())
         spread = (fake.features[:, None] - before.features).norm(dim=-1).amin(1)
         assert bool((spread < 0.6).all()) and bool((spread > 0).all())
-        torch.testing.assert_close(
-            fake.features, (1e4 * fake.features).round() / 1e4, rtol=0, atol=1e-6
-        )
+
+
+@pytest.mark.parametrize("step", [20.0, 20.0 / 86_400.0, 7e-9])
+def test_fakes_look_like_real_events_in_any_units(step):
+    """Seconds since 1970, days and years: on the same steps as real ones, and as spread out."""
+    plain = random_stream(400, 7, 2)
+    plain.features[:, 1] = (3.0 * plain.features[:, 1]).round()
+    attack, found = StructuralAttack("degree", batch_size=50), {}
+    for unit in (1.0, step):
+        start = 65_000_000.0 * unit if unit == step else 0.0
+        scales = torch.tensor([unit, 0.25 * unit])
+        stream = plain[:]
+        stream.times, stream.features = start + unit * plain.times, scales * plain.features
+        fakes = attack.perturb(stream, seed=0)
+        fakes = fakes[fakes.fake]
+        steps = (fakes.times - start) / unit
+        torch.testing.assert_close(steps, steps.round(), rtol=0.0, atol=1e-4)
+        found[unit] = (steps.round(), fakes.sources, fakes.destinations, fakes.features / scales)
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+    times, _, _, features = found[1.0]
+    assert len(times.unique()) > 80  # of 105
+    assert torch.equal(features[:, 1], features[:, 1].round())
+    assert bool((features[:, 0] - plain.features[:, 0, None]).abs().amin(0).min() > 0.0)
 
 
 def test_many_fakes_are_spread_over_as_many_rounds(monkeypatch):
@@ -166,7 +188,7 @@ def test_times_follow_those_of_the_batch():
     """
     torch.manual_seed(0)
     times = torch.tensor([100.0] * 3 + [200.0], dtype=torch.float64)[:, None]
-    drawn = attacks._near(times, 40_000)[:, 0]
+    drawn = attacks._near(times, 40_000, 0.1)[:, 0]
     high = drawn > 150.0
     assert float(high.double().mean()) == pytest.approx(0.25, abs=3.9 * (0.1875 / 40_000) ** 0.5)
     spread = (drawn - torch.where(high, 200.0, 100.0)).std()

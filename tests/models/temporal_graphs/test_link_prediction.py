@@ -290,3 +290,10 @@ def test_what_does_not_fit_is_refused_by_name():
         evaluate_links(network, one[:2], one[2:])
     with pytest.raises(ValueError, match=r"stream must not begin before the history ends"):
         evaluate_links(network, stream[30:], stream[:30])
+
+
+def test_times_that_all_look_alike_are_warned_of():
+    stream = random_stream(30)
+    stream.times = stream.times / 86_400.0 / 365.0
+    with pytest.warns(UserWarning, match="stream lasts for .* give times in a smaller unit"):
+        fit_links(network_for(stream), stream, 0, progress=False)
