@@ -31,6 +31,7 @@ from pyro_ext._checks import (
 from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
 from pyro_ext.distributions import BarDistribution, bar_borders
 from pyro_ext.distributions.bars import check_borders
+from pyro_ext.inference._trained_range import warn_outside
 from pyro_ext.inference._vectorized_draws import OwnMemory, can_be_vectorized, vectorized
 from pyro_ext.inference.prior_fitted_transformer import PriorFittedTransformer
 from pyro_ext.inference.training import Trainer
@@ -67,7 +68,8 @@ class PriorDataFittedNetwork:
     and all, so that among given points predictions become too sure.
 
     Predictions hold for data that the prior might have drawn, with numbers of points that training
-    has seen; elsewhere they mean nothing. They are of each value by itself, not of all together.
+    has seen; elsewhere they mean nothing, and a warning says what the range is. They are of each
+    value by itself, not of all together.
 
     :param Callable prior: a Pyro model of ``x``. If it takes ``num_context`` by keyword, it is told
         how many points are given. It is run for many draws at once by :func:`torch.vmap` where that
@@ -150,9 +152,7 @@ class PriorDataFittedNetwork:
         check_optional(check_callable, "sampler", sampler, "a function of inputs")
         self.inputs, self.sampler = inputs, sampler
         self.num_features = check_integer("num_features", num_features, 1)
-        low, high = (
-            check_integer("num_points", number, 2) for number in _pair("num_points", num_points)
-        )
+        low, high = (check_integer("num_points", n, 2) for n in _pair("num_points", num_points))
         self.least_context = check_integer("least_context", least_context, 1)
         if not self.least_context < low <= high:
             raise ValueError(
@@ -194,6 +194,8 @@ class PriorDataFittedNetwork:
             with seeded(self.seed):
                 net = PriorFittedTransformer(self.num_bars, num_features)
         self.net: nn.Module = net
+        self.input_range: Tensor | None = None
+        """Least and greatest inputs of the training. **Shape:** ``(2, num_features)``."""
         self._is_vectorized: bool | None = None
 
     def __repr__(self) -> str:
@@ -217,8 +219,7 @@ class PriorDataFittedNetwork:
         """
         check_integer("num_sets", num_sets, 1)
         check_integer("num_points", num_points, 2)
-        check_integer("num_context", num_context, 1)
-        if num_context >= num_points:
+        if check_integer("num_context", num_context, 1) >= num_points:
             raise ValueError(
                 f"num_context must be less than num_points={num_points}, got {num_context}"
             )
@@ -254,6 +255,7 @@ class PriorDataFittedNetwork:
         num_steps = check_integer("num_steps", num_steps, 0)
         if self.borders is None:
             self._find_borders()
+        self.input_range = self._find_input_range()
         seed = spawn_seed(self.seed, 1, len(self.losses))
         rate = partial(_rise_and_fall, num_steps=num_steps, warm_up=self.warm_up)
         trainer = Trainer(
@@ -329,11 +331,18 @@ class PriorDataFittedNetwork:
         if isinstance(self.net, PriorFittedTransformer):
             self.net.take_units(x, y)
 
+    def _find_input_range(self) -> Tensor:
+        """Ends of the inputs, by drawing some where they are not uniform on (0, 1)."""
+        if self.inputs is None:
+            return torch.tensor([[0.0], [1.0]]).repeat(1, self.num_features)
+        with seeded(spawn_seed(self.seed, 4)):
+            x = self._with_features(self._inputs(500, self.num_points[1]))
+        return torch.stack([x.amin((0, 1)), x.amax((0, 1))])
+
     def _inputs(self, num_sets: int, num_points: int) -> Tensor:
         if self.inputs is not None:
             return as_tensor("inputs", self.inputs(num_sets, num_points), finite=True)
-        size = (num_sets, num_points, self.num_features)
-        x = torch.rand(size)
+        x = torch.rand(num_sets, num_points, self.num_features)
         return x.squeeze(-1) if self.num_features == 1 else x
 
     def _values(self, x: Tensor, num_context: int) -> Tensor:
@@ -392,9 +401,22 @@ class PriorDataFittedNetwork:
             raise ValueError(
                 f"xq must have the leading dimensions of xc, got {shown(xq)} for {shown(xc)}"
             )
+        borders = self._known_borders(values)
+        self._warn_of_reach(given, values, asked, borders)
         self.net.eval()
-        logits = self.net(given, values, asked)
-        return BarDistribution(logits, self._known_borders(logits))
+        return BarDistribution(self.net(given, values, asked), borders)
+
+    def _warn_of_reach(self, given: Tensor, values: Tensor, asked: Tensor, borders: Tensor) -> None:
+        """Warn of data that the training has nothing like."""
+        if self.input_range is None:  # not trained
+            return
+        least, most = int(self.context[0] * self.num_points[0]), self.num_points[1]
+        numbers = max(least, self.least_context), min(int(self.context[1] * most), most - 1)
+        inputs, number = self.input_range.to(given), given.new_tensor(given.shape[-2])
+        warn_outside("the number of points in xc", number, given.new_tensor(numbers))
+        warn_outside("xc", given, inputs)
+        warn_outside("xq", asked, inputs)
+        warn_outside("yc", values, borders[[0, -1]], slack=0.5)
 
     def as_predictive(
         self, xc: Any, yc: Any, num_samples: int = 1_000, *, seed: int | None = None
@@ -416,7 +438,6 @@ class PriorDataFittedNetwork:
             >>> predictive(torch.tensor([0.5, 0.6, 0.7]))["y"].shape
             torch.Size([1000, 3])
         """
-        self.predictive(xc, yc, xc)  # checks all of them
         return PriorFittedPredictive(self, xc, yc, num_samples, seed=seed)
 
     def _as_inputs(self, name: str, value: Any, num_dims: int) -> Tensor:
@@ -471,7 +492,8 @@ class PriorDataFittedNetwork:
             "facts": facts,
         }
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        write_tensors(Path(path), {"borders": borders, **tensors}, content)
+        known = {} if self.input_range is None else {"input_range": self.input_range}
+        write_tensors(Path(path), {"borders": borders, **known, **tensors}, content)
 
     @classmethod
     def load(
@@ -498,16 +520,17 @@ class PriorDataFittedNetwork:
             if content["net"] is None:
                 raise ValueError(f"net must be given, since {path} has weights of one of its own")
             net = PriorFittedTransformer(**content["net"])
-        state = {
-            name.removeprefix("net."): value for name, value in tensors.items() if name != "borders"
-        }
+        parts = [(name.split(".", 1), value) for name, value in tensors.items()]
+        state = {name[1]: value for name, value in parts if name[0] == "net"}
         try:
             net.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"{path} is of another network: {error}") from error
         names = ("site", "num_features", "num_points", "context", "least_context")
         settings = {name: content[name] for name in names}
-        return cls(prior, net.eval(), tensors["borders"], **{**settings, **options})
+        pfn = cls(prior, net.eval(), tensors["borders"], **{**settings, **options})
+        pfn.input_range = tensors.get("input_range")
+        return pfn
 
 
 class PriorFittedPredictive:

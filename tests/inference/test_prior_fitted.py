@@ -109,7 +109,7 @@ def test_tokens_that_know_logarithms(tmp_path):
     torch.testing.assert_close(seen.std(0), torch.ones(2), atol=0.1, rtol=0)
     pfn.save(tmp_path / "pfn.safetensors")
     again = PriorDataFittedNetwork.load(tmp_path / "pfn.safetensors")
-    x = torch.rand(5) + 0.1
+    x = 0.8 * torch.rand(5) + 0.1
     assert torch.equal(pfn.predictive(x, x, x).logits, again.predictive(x, x, x).logits)
     with pytest.raises(ValueError, match=r"xq must be positive .* got -0\.5"):
         pfn.predictive(x, x, [0.5, -0.5])
@@ -257,6 +257,27 @@ def test_several_features():
 
     pfn = network(plane, num_features=2).fit(2, progress=False)
     assert pfn.predictive(torch.rand(4, 2), torch.rand(4), torch.rand(7, 2)).batch_shape == (7,)
+
+
+@pytest.mark.parametrize("inputs", [None, lambda sets, n: 0.2 + 0.5 * torch.rand(sets, n)])
+def test_what_is_unlike_the_training_is_warned_of(inputs, tmp_path):
+    """Inputs, values and numbers of points; also after a file, and not before a training."""
+    pfn = network(inputs=inputs).fit(1, progress=False)
+    pfn.save(tmp_path / "net")
+    low, high = (0.0, 1.0) if inputs is None else (0.2, 0.7)
+    x, y = torch.tensor([low, 0.3, 0.6, high]), torch.zeros(4)
+    for each in (pfn, PriorDataFittedNetwork.load(tmp_path / "net")):
+        each.predictive(x, y, x)
+        ends = f"from {low:.1g}.* to {high - 0.001:.1g}.*, where the network was trained"
+        with pytest.warns(UserWarning, match=f"xq must be {ends}, got 8.5"):
+            each.predictive(x, y, [0.5, 8.5])
+        with pytest.warns(UserWarning, match=f"xc must be {ends}, got -3"):
+            each.predictive(x.new_tensor([-3.0, 0.3, 0.4, 0.5]), y, x)
+        with pytest.warns(UserWarning, match="yc must be from .* got 100"):
+            each.predictive(x, y.new_tensor([0.0, 0.0, 0.0, 100.0]), x)
+        with pytest.warns(UserWarning, match="the number of points in xc must be from 2 to"):
+            each.predictive(x[1:2], y[:1], x)
+    PriorDataFittedNetwork(None, pfn.net, pfn.borders).predictive(x, y, [8.5])
 
 
 def test_wrong_priors():
