@@ -92,7 +92,7 @@ def mixtures(num_sets: int, num_points: int | tuple[int, int]) -> tuple[Tensor, 
 
 # %%
 network = FilteringNetwork(2, "rank_one", anchored=True, width=48, num_blocks=2, num_inducing=16)
-clusterer = AmortizedClusterer(network)
+clusterer = AmortizedClusterer(network, standardize=False)
 NUM_STEPS = page.length(800, smoke=5)
 started = time.process_time()
 losses = clusterer.fit(

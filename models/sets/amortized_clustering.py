@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._checks import (
     as_tensor,
+    check_boolean,
     check_callable,
     check_instance,
     check_integer,
@@ -43,8 +44,9 @@ class Clustering(NamedTuple):
 
     :param Tensor labels: in the order of first occurrence, -1 for padding. **Shape:**
         ``(*batch, n)``.
-    :param Tensor parameters: of the densities of clusters, in the order of labels, zeros where a
-        set has fewer; ``None`` without a density. **Shape:** ``(*batch, K, num_parameters)``.
+    :param Tensor parameters: of the densities of clusters, of points less ``loc`` over ``scale``,
+        in the order of labels, zeros where a set has fewer; ``None`` without a density. **Shape:**
+        ``(*batch, K, num_parameters)``.
     :param Tensor log_likelihood: mean over points of their log density in the mixture of the
         clusters, weighted by size; ``None`` without a density. **Shape:** ``(*batch,)``.
     :param Tensor num_passes: of the network. **Shape:** ``(*batch,)``.
@@ -57,14 +59,20 @@ class Clustering(NamedTuple):
     log_likelihood: Tensor | None
     num_passes: Tensor
     failed: Tensor
+    loc: Tensor
+    scale: Tensor
 
 
 class AmortizedClusterer:
     """Clusters sets by passes of a filtering network, each of which takes one cluster out [1].
 
-    The number of clusters need not be known, and may be larger than in training.
+    The number of clusters need not be known, and may be larger than in training. Each set is
+    centered and scaled to a standard deviation of one over all features, in training as in use, so
+    that clusters do not depend on units. Features in different units should be brought to one.
 
     :param FilteringNetwork network: the network, which :meth:`fit` changes.
+    :param bool standardize: whether sets are centered and scaled. Without it the network is for
+        points in the units of its training alone.
 
     Example::
 
@@ -78,9 +86,10 @@ class AmortizedClusterer:
         torch.Size([100])
     """
 
-    def __init__(self, network: FilteringNetwork) -> None:
+    def __init__(self, network: FilteringNetwork, *, standardize: bool = True) -> None:
         check_instance("network", network, FilteringNetwork, "a FilteringNetwork")
         self.network = network
+        self.standardize = check_boolean("standardize", standardize)
 
     def fit(
         self,
@@ -122,12 +131,17 @@ class AmortizedClusterer:
             optimizer,
             scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
             max_norm=max_norm,
-            identity={"density_weight": density_weight, "num_steps": num_steps},
+            identity={
+                "density_weight": density_weight,
+                "num_steps": num_steps,
+                "standardize": self.standardize,
+            },
             seed=seed_of(seed, checkpoint),
         )
 
         def loss() -> Tensor:
             x, labels = _drawn(generator)
+            x, _, _ = self._standardized(x, torch.ones_like(labels, dtype=torch.bool))
             if not network.anchored:
                 return minimum_filtering_loss(network(x), labels, density_weight=density_weight)
             anchor = torch.randint(x.shape[1], x.shape[:1])
@@ -168,30 +182,50 @@ class AmortizedClusterer:
             numbers and at least one point in each set.
         """
         check_integer("max_passes", max_passes, 1)
-        weight = next(self.network.parameters())
-        shape = f"(*batch, n, {self.network.in_features})"
-        x = as_tensor("x", x, shape, like=weight)
+        x = as_tensor("x", x, f"(*batch, n, {self.network.in_features})")
+        x = x.to(next(self.network.parameters()).device)
         batch_shape = x.shape[:-2]
         if mask is None:
             mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         mask = as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(x.device)
         if not bool(mask.any(-1).all()):
             raise ValueError(f"mask must leave a point in each set, got {shown(mask)}")
-        x = as_tensor("x", x.masked_fill(~mask[..., None], 0.0), finite=True)
+        x = as_tensor("x", x.masked_fill(~mask[..., None], 0), finite=True)
+        x, mask = x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, x.shape[-2])
+        x, loc, scale = self._standardized(x, mask)
         was_training = self.network.training
         self.network.eval()
         try:
             with seeded(seed):
-                flat = self._cluster(
-                    x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, x.shape[-2]), max_passes
+                labels, parameters, log_likelihood, num_passes, failed = self._cluster(
+                    x, mask, max_passes
                 )
         finally:
             self.network.train(was_training)
+        if log_likelihood is not None:
+            log_likelihood = log_likelihood - x.shape[-1] * scale.log()
+        flat = (labels, parameters, log_likelihood, num_passes, failed, loc, scale)
         return Clustering._make(
             None if one is None else one.reshape(batch_shape + one.shape[1:]) for one in flat
         )
 
-    def _cluster(self, x: Tensor, mask: Tensor, max_passes: int) -> Clustering:
+    def _standardized(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sets of the shape (B, n, d) as the network sees them, and what was taken from them."""
+        like = next(self.network.parameters())
+        points, present = x.double(), mask.to(x.device)[..., None].double()
+        loc, scale = points.new_zeros(len(x), x.shape[-1]), points.new_ones(len(x))
+        if self.standardize:
+            number = present.sum(1)
+            loc = (points * present).sum(1) / number
+            centered = (points - loc[:, None]) * present
+            scale = (centered.square().sum(1) / number).mean(-1).sqrt()
+            scale = torch.where(scale > 0, scale, 1.0)
+            points = centered / scale[:, None, None]
+        return points.to(like), loc.to(like), scale.to(like)
+
+    def _cluster(
+        self, x: Tensor, mask: Tensor, max_passes: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
         """Cluster sets of the shape (B, n, d)."""
         by_pass = torch.full(mask.shape, -1, device=x.device)
         num_passes = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -234,7 +268,7 @@ class AmortizedClusterer:
         passes: list[Tensor | None],
         num_passes: Tensor,
         failed: Tensor,
-    ) -> Clustering:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
         """Clusters in the order of first occurrence, from the pass that has found each point."""
         members = functional.one_hot(by_pass.clamp(min=0), len(passes)) * mask[..., None]
         sizes = members.sum(1)
@@ -243,7 +277,7 @@ class AmortizedClusterer:
         labels = order.argsort(-1).gather(-1, by_pass.clamp(min=0)).masked_fill(~mask, -1)
         known = [parameters for parameters in passes if parameters is not None]
         if not known or self.network.density is None:
-            return Clustering(labels, None, None, num_passes, failed)
+            return labels, None, None, num_passes, failed
         weights = sizes.gather(1, order) / mask.sum(-1, keepdim=True)
         parameters = torch.stack(known, 1)
         parameters = parameters.gather(1, order[..., None].expand_as(parameters))
@@ -253,7 +287,7 @@ class AmortizedClusterer:
         ]
         mixture = (torch.stack(by_cluster, -1) + weights.log()[:, None]).logsumexp(-1)
         log_likelihood = mixture.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1)
-        return Clustering(labels, parameters, log_likelihood, num_passes, failed)
+        return labels, parameters, log_likelihood, num_passes, failed
 
 
 def _drawn(generator: Generator) -> tuple[Tensor, Tensor]:

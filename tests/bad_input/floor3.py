@@ -470,7 +470,7 @@ def clustering() -> dict[str, Call]:
     output = FilterOutput(torch.zeros(8), None, torch.zeros(8))
     losses = dict(output=output, labels=labels, mask=mask, density_weight=1.0)
     return {
-        "AmortizedClusterer": call(network=network),
+        "AmortizedClusterer": call(network=network, standardize=True),
         "AmortizedClusterer.cluster": of(clusterer, x=POINTS, mask=mask, max_passes=3, seed=0),
         "AmortizedClusterer.fit": of(
             clusterer,

@@ -75,7 +75,7 @@ def trained(kind: str, seed: int) -> AmortizedClusterer:
         network = FilteringNetwork(
             2, "diagonal", anchored=KINDS[kind], width=48, num_blocks=2, num_inducing=8
         )
-    clusterer = AmortizedClusterer(network)
+    clusterer = AmortizedClusterer(network, standardize=False)
     adam = partial(torch.optim.Adam, lr=2e-3, fused=True)
     losses = clusterer.fit(gaussians, NUM_STEPS, optimizer=adam, seed=seed, progress=False)
     print(f"seed {seed}, {kind}: loss {np.mean(losses[-50:]):.2f} nats")
@@ -299,7 +299,7 @@ def image_clusterer(seed: int) -> AmortizedClusterer:
             num_inducing=8,
             embedding=embedding,
         )
-    clusterer = AmortizedClusterer(network)
+    clusterer = AmortizedClusterer(network, standardize=False)
     adam = partial(torch.optim.Adam, lr=1e-3, weight_decay=1e-4, fused=True)
     clusterer.fit(tasks, IMAGE_STEPS, optimizer=adam, seed=seed, progress=False)
     return clusterer

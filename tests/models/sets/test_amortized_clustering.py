@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from sklearn.datasets import load_iris
 from sklearn.metrics import adjusted_rand_score
 
 from pyro_ext.checkpoint import CheckpointError
@@ -50,6 +51,9 @@ class Adversary(FilteringNetwork):
         return FilterOutput(self.logits(x), x.new_zeros(*x.shape[:-2], 4), None)
 
 
+raw = partial(AmortizedClusterer, standardize=False)
+
+
 def points_of(labels):
     return torch.stack([labels.float(), torch.randn(labels.shape)], -1)
 
@@ -63,7 +67,7 @@ def small(**options):
 def test_oracle_finds_all_clusters_in_as_many_passes(anchored):
     torch.manual_seed(0)
     labels = torch.randint(6, (40,))
-    found = AmortizedClusterer(Oracle(anchored=anchored)).cluster(points_of(labels), seed=0)
+    found = raw(Oracle(anchored=anchored)).cluster(points_of(labels), seed=0)
     assert torch.equal(found.labels, canonical_labels(labels))
     assert adjusted_rand_score(labels, found.labels) == 1.0
     assert int(found.num_passes) == 6 and not bool(found.failed)
@@ -79,7 +83,7 @@ def test_sets_of_different_sizes():
     labels[1, 2] = 3
     x = points_of(labels)
     x[~mask] = math.nan
-    clusterer = AmortizedClusterer(Oracle())
+    clusterer = raw(Oracle())
     found = clusterer.cluster(x, mask)
     assert found.labels.shape == mask.shape and found.parameters.shape == (2, 3, 5, 4)
     assert bool((found.labels[~mask] == -1).all())
@@ -97,7 +101,7 @@ def test_log_likelihood_is_that_of_the_mixture():
     torch.manual_seed(0)
     labels = torch.randint(3, (20,))
     x = points_of(labels)
-    found = AmortizedClusterer(Oracle()).cluster(x)
+    found = raw(Oracle()).cluster(x)
     scale = math.log(2.0) + 1e-6  # softplus of zero
     total = torch.zeros(20)
     for label in labels.unique():
@@ -120,7 +124,7 @@ ADVERSARIES = {
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_any_network_comes_to_an_end(name, anchored):
     torch.manual_seed(0)
-    clusterer = AmortizedClusterer(Adversary(ADVERSARIES[name], anchored=anchored))
+    clusterer = raw(Adversary(ADVERSARIES[name], anchored=anchored))
     found = clusterer.cluster(torch.randn(2, 9, 2), seed=0)
     number = 1 if name == "everything" else 9
     assert found.num_passes.tolist() == [number] * 2
@@ -132,17 +136,17 @@ def test_any_network_comes_to_an_end(name, anchored):
 
 
 def test_logits_that_are_no_numbers_are_reported():
-    clusterer = AmortizedClusterer(Adversary(lambda x: torch.full(x.shape[:-1], math.nan)))
+    clusterer = raw(Adversary(lambda x: torch.full(x.shape[:-1], math.nan)))
     with pytest.raises(ValueError, match="network must have logits that are numbers, got NaN"):
         clusterer.cluster(torch.randn(9, 2))
 
 
 def test_last_pass_takes_what_is_left():
     labels = torch.arange(12) % 4
-    found = AmortizedClusterer(Oracle()).cluster(points_of(labels), max_passes=3)
+    found = raw(Oracle()).cluster(points_of(labels), max_passes=3)
     assert found.labels.tolist() == [0, 1, 2, 2] * 3
     assert bool(found.failed) and int(found.num_passes) == 3
-    whole = AmortizedClusterer(Oracle()).cluster(points_of(labels), max_passes=4)
+    whole = raw(Oracle()).cluster(points_of(labels), max_passes=4)
     assert not bool(whole.failed)
 
 
@@ -163,6 +167,31 @@ def test_anchors_follow_the_seed():
         assert torch.equal(state, torch.get_rng_state())
         assert torch.equal(found[0], found[1])
         assert all(torch.equal(found[0], other) for other in found) == (not anchored)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_clusters_do_not_depend_on_units(anchored):
+    """Of a network that takes what is within 0.7 of the largest; flowers in any units, moved."""
+    x = torch.from_numpy(load_iris().data[:, :2])
+    network = Adversary(lambda x: x[..., 0] - x[..., 0].max() + 0.7, anchored=anchored).double()
+    clusterer = AmortizedClusterer(network)
+    units = torch.tensor([1.0, 0.01, 100.0, 0.05, 3.0]).double()[:, None, None]
+    sets = units * x + torch.tensor([0.0, 0.0, 0.0, 0.0, 1e4])[:, None, None]
+    found = [clusterer.cluster(one, seed=0) for one in sets]
+    first = found[0]
+    assert 4 < len(first.labels.unique()) < 12
+    for one, unit in zip(found, units.flatten(), strict=True):
+        assert torch.equal(one.labels, first.labels)
+        moved = one.log_likelihood + 2 * unit.log()
+        torch.testing.assert_close(moved, first.log_likelihood, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one.scale, unit * first.scale)
+    seen = (x - first.loc) / first.scale
+    weights = first.labels.bincount() / len(x)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights), network.density(first.parameters)
+    )
+    log_prob = mixture.log_prob(seen) - 2 * first.scale.log()
+    torch.testing.assert_close(log_prob.mean(), first.log_likelihood)
 
 
 def test_types_of_numbers():
