@@ -1,5 +1,6 @@
 """Energies and forces as observations of a network: losses, a Pyro model, ensembles."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from pyro_ext.nn import BayesianModule
 __all__ = ["EnergyForceModel", "ensemble_prediction", "potential_loss"]
 
 LOSSES = ("mse", "energy", "joint")
+_FAR = 100.0
 _SETTINGS = (
     "species",
     "cutoff",
@@ -45,29 +47,31 @@ def potential_loss(
     kind: str = "joint",
     *,
     energy_weight: float = 1.0,
-    force_weight: float = 1.0,
-    densities: bool = False,
+    force_weight: float | None = None,
+    densities: bool = True,
 ) -> Tensor:
-    r"""Loss of predicted energies and forces, as the paper has it [1].
+    r"""Loss of predicted energies and forces.
 
-    .. math:: \lambda_E \frac{(y_E - \mu_E)^2}{\sigma_E^2} + \log \sigma_E^2
-              + \frac{1}{N} \sum_i \bigl(\lambda_F (y_i - F_i)^\top \Sigma_i^{-1} (y_i - F_i)
+    .. math:: \lambda_E \Bigl(\frac{(y_E - \mu_E)^2}{\sigma_E^2} + \log \sigma_E^2\Bigr)
+              + \frac{\lambda_F}{N} \sum_i \bigl((y_i - F_i)^\top \Sigma_i^{-1} (y_i - F_i)
               + \log |\Sigma_i|\bigr)
 
-    averaged over the structures. This is ``"joint"``; in ``"energy"`` all :math:`\Sigma_i` are
-    :math:`I`, and in ``"mse"`` :math:`\sigma_E^2` is one as well. The paper shows, and its page
-    here does again, that ``"energy"`` lets the energies drown the forces.
+    averaged over the structures, :math:`N` the number of atoms. By default :math:`\lambda_F = N`,
+    and the loss is minus twice the log likelihood, but for a constant. This is ``"joint"``; in
+    ``"energy"`` all :math:`\Sigma_i` are :math:`I`, and in ``"mse"`` :math:`\sigma_E^2` is one as
+    well. The paper [1] shows, and its page here does again, that ``"energy"`` lets the energies
+    drown the forces.
 
-    Weights other than one make the variances of the paper's loss too large by as much, since the
-    log determinants are left as they are. With ``densities=True`` they scale whole log densities,
-    as :class:`EnergyForceModel` does; ``force_weight=N`` then is the likelihood of all forces.
+    The paper has :math:`\lambda_F = 1`, with which forces are learned less well, and weights that
+    scale the squares but not the log determinants, ``densities=False``. Such weights other than one
+    make variances too large by as much.
 
     :param Prediction prediction: of structures. **Shape:** ``(n,)`` and ``(n, num_atoms, 3)``.
     :param Tensor energies: relative to the reference, in eV. **Shape:** ``(n,)``.
     :param Tensor forces: in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
     :param str kind: ``"joint"``, ``"energy"`` or ``"mse"``.
     :param float energy_weight: :math:`\lambda_E`.
-    :param float force_weight: :math:`\lambda_F`.
+    :param float force_weight: :math:`\lambda_F`, by default the number of atoms.
     :param bool densities: whether the weights scale the log determinants, too.
     :returns: a scalar.
     :raises ValueError: for shapes that do not fit, or numbers out of range.
@@ -82,12 +86,15 @@ def potential_loss(
     check_instance("prediction", prediction, Prediction, "a Prediction")
     check_choice("kind", kind, LOSSES)
     check_number("energy_weight", energy_weight, least=0)
-    check_number("force_weight", force_weight, least=0)
+    check_optional(check_number, "force_weight", force_weight, least=0)
     mean = prediction.energy
+    if force_weight is None:
+        force_weight = float(prediction.forces.shape[-2])
     shapes = [str(tuple(one.shape)) for one in (mean, prediction.forces)]
     energies = as_tensor("energies", energies, shapes[0], like=mean, finite=True)
     forces = as_tensor("forces", forces, shapes[1], like=mean, finite=True)
     check_boolean("densities", densities)
+    _warn_of_reference(mean, energies, forces)
     of_energy = energy_weight * (energies - mean).square()
     if kind != "mse":
         log_variance = prediction.log_variance
@@ -110,17 +117,20 @@ class EnergyForceModel(nn.Module):
     ``"structures"``, and the weights where the network is a
     :class:`~pyro_ext.nn.BayesianModule`; otherwise these are parameters.
 
-    Weights of the two sites scale their whole log densities, by ``energy_weight`` and by
-    ``force_weight`` over the number of atoms. With both at one, minus twice the log density is the
-    joint loss of :func:`potential_loss` times the number of structures, and a constant; otherwise
-    the paper leaves the log determinants unscaled.
+    By default this is the likelihood. Weights of the two sites scale their whole log densities, by
+    ``energy_weight`` and by ``force_weight`` over the number of atoms. Minus twice the log density
+    is the joint loss of :func:`potential_loss` with the same weights times the number of
+    structures, and a constant.
+
+    A network that has not been centered is, by :meth:`RACE.center`, at the first energies and
+    forces that the model sees.
 
     :param network: a :class:`~pyro_ext.models.molecules.RACE`, or a
         :class:`~pyro_ext.nn.BayesianModule` of one.
     :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
     :param Neighbors neighbors: who sees whom; by default all atoms see all others.
     :param float energy_weight: :math:`\lambda_E`.
-    :param float force_weight: :math:`\lambda_F`.
+    :param float force_weight: :math:`\lambda_F`, by default the number of atoms.
     :param int batch_size: structures of a minibatch; all where it is ``None``.
     :raises TypeError: for a network of another kind.
 
@@ -143,7 +153,7 @@ class EnergyForceModel(nn.Module):
         neighbors: Neighbors | None = None,
         *,
         energy_weight: float = 1.0,
-        force_weight: float = 1.0,
+        force_weight: float | None = None,
         batch_size: int | None = None,
     ) -> None:
         super().__init__()
@@ -155,6 +165,8 @@ class EnergyForceModel(nn.Module):
         _race(network).places(species)
         self.species = atomic_numbers(species)
         self.energy_weight = check_number("energy_weight", energy_weight, above=0)
+        if force_weight is None:
+            force_weight = float(len(self.species))
         self.force_weight = check_number("force_weight", force_weight, above=0)
         self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
 
@@ -171,10 +183,13 @@ class EnergyForceModel(nn.Module):
         number = len(positions)
         if energies is not None:
             energies = as_tensor("energies", energies, f"({number},)", finite=True)
-            energies = race.relative(self.species, energies)
         if forces is not None:
             shape = f"({number}, {count}, 3)"
             forces = as_tensor("forces", forces, shape, finite=True, like=race.embedding)
+        if energies is not None:
+            if forces is not None and not race.is_centered and bool(forces.any()):
+                race.center(self.species, energies, forces)
+            energies = race.relative(self.species, energies)
         if isinstance(self.network, RACE):
             pyro.module("network", self.network)
         size = None if self.batch_size is None else min(self.batch_size, number)
@@ -194,6 +209,22 @@ class EnergyForceModel(nn.Module):
                 of_force = own.to_event(1)
                 pyro.sample("forces", of_force, obs=forces)
         return found
+
+
+def _warn_of_reference(mean: Tensor, energies: Tensor, forces: Tensor) -> None:
+    """Warn where energies count from somewhere else than those of the network."""
+    try:
+        offset = abs(float((energies - mean.detach()).mean()))
+        size = float(forces.square().mean().sqrt() + energies.std(correction=0))
+    except RuntimeError:  # under vmap and in a graph that is recorded there are no values
+        return
+    if offset > _FAR * size > 0.0:
+        warnings.warn(
+            f"energies are {offset:.3g} eV from those of the network on average, where they and "
+            f"forces vary by {size:.3g}: call network.center(species, energies, forces) before "
+            "training, and take network.relative(species, energies)",
+            stacklevel=3,
+        )
 
 
 def ensemble_prediction(

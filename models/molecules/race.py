@@ -342,6 +342,11 @@ class RACE(nn.Module):
         self.reference.copy_((mean.to(counts) / counts.square().sum()) * counts)
         self.scale.copy_(size)
 
+    @property
+    def is_centered(self) -> bool:
+        """Whether :meth:`center` has been called."""
+        return bool(self.reference.any()) or float(self.scale) != 1.0
+
     def reference_energy(self, species: Any) -> float:
         """Sum of the reference energies of atoms, which :attr:`Prediction.energy` does not hold."""
         return float(self.reference[self.places(species)].double().sum())

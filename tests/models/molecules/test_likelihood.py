@@ -65,6 +65,24 @@ def test_losses_by_hand(frames, densities):
     torch.testing.assert_close(loss("joint"), of_energy + of_force.mean())
 
 
+def test_by_default_losses_and_models_are_likelihoods(frames):
+    """Of every force, so that a larger molecule does not learn its forces less well."""
+    positions, energies, forces = frames
+    network = race()
+    network.center(SPECIES, energies, forces)
+    energies = network.relative(SPECIES, energies)
+    found = network(positions, SPECIES)
+    normal = torch.distributions.Normal(found.energy, (0.5 * found.log_variance).exp())
+    covariance = ForceNormal(found.forces, found.l6).covariance_matrix
+    of_forces = torch.distributions.MultivariateNormal(found.forces, covariance).log_prob(forces)
+    density = normal.log_prob(energies).sum() + of_forces.sum()
+    constant = 6 * (1 + 3 * 3) * math.log(2 * math.pi)
+    loss = potential_loss(found, energies, forces)
+    torch.testing.assert_close(6 * loss, -2 * density - constant, rtol=1e-4, atol=1e-4)
+    trace = pyro.poutine.trace(EnergyForceModel(network, SPECIES)).get_trace(*frames)
+    torch.testing.assert_close(trace.log_prob_sum(), density, rtol=1e-4, atol=1e-4)
+
+
 def test_variance_is_best_where_it_is_the_squared_error():
     """The minimum of q / s + log s is at s = q."""
     q = torch.tensor(0.7)
@@ -101,6 +119,24 @@ def test_model_is_the_loss(frames):
     constant = 2 * math.log(2 * math.pi) + 3 * 3 * math.log(2 * math.pi)
     torch.testing.assert_close(-2 * density / 6, loss + constant, rtol=1e-4, atol=1e-4)
     assert set(trace.observation_nodes) == {"energy", "forces"}
+
+
+def test_energies_count_from_where_they_are(frames):
+    """A network that is not centered is by the model, and warned of by the loss."""
+    positions, energies, forces = frames
+    totals, network = energies - 2079.9, race()
+    with pytest.warns(UserWarning, match="energies are 2.08e.03 eV from .* network.center"):
+        potential_loss(network(positions, SPECIES), totals, forces)
+    centered = race()
+    centered.center(SPECIES, totals, forces)
+    relative = centered.relative(SPECIES, totals)
+    assert potential_loss(centered(positions, SPECIES), relative, forces) < 1e3
+    model = EnergyForceModel(network, SPECIES)
+    model(positions, totals, forces)
+    assert torch.equal(network.reference, centered.reference)
+    assert network.is_centered and torch.equal(network.scale, centered.scale)
+    model(positions, energies, 2.0 * forces)  # once for all
+    assert torch.equal(network.scale, centered.scale)
 
 
 def test_minibatches_are_rescaled(frames):
