@@ -28,6 +28,8 @@ from pyro_ext.random import fresh_seed
 __all__ = ["GaussianMixtureSet", "GeneratedSets", "SetVAE", "SetVAETerms"]
 
 _LOG_VARIANCES = (-4.0, 3.0)  # beyond these the divergence explodes early in training
+_PART_OF_DISTANCE = 1e-3
+_ROUNDING = 1e-5
 
 # Draws the latent variables of a scale, given its number, their prior and gathered features.
 Draw = Callable[[int, Normal, Tensor | None], Tensor]
@@ -225,7 +227,7 @@ class SetVAE(PyroModule):
     :param int latent_size: number of latent variables for each inducing point.
     :param int num_heads: number of heads.
     :param GaussianMixtureSet initial_set: what a decoder begins with; by default that of [1].
-    :param bool unit_cube: whether coordinates are from zero to one.
+    :param bool unit_cube: whether coordinates are from zero to one; others are refused then.
     :param Callable distance: of two sets and their masks, such as
         :func:`~pyro_ext.diagnostics.sets.chamfer_distance`.
 
@@ -238,7 +240,7 @@ class SetVAE(PyroModule):
         >>> vae = SetVAE(2, scales=(1, 2), hidden_size=16, latent_size=4)
         >>> x, optimizer = torch.rand(5, 7, 2), pyro.optim.Adam({"lr": 1e-3})
         >>> svi = SVI(vae.model, vae.guide, optimizer, TraceMeanField_ELBO())
-        >>> losses = [svi.step(x, beta=1e-3) for _ in range(3)]
+        >>> losses = [svi.step(x) for _ in range(3)]
         >>> vae.sample([3, 9]).x.shape
         torch.Size([2, 9, 2])
     """
@@ -276,19 +278,21 @@ class SetVAE(PyroModule):
         )
 
     @pyro_method
-    def model(self, x: Any, mask: Any = None, beta: float = 1.0) -> Tensor:
+    def model(self, x: Any, mask: Any = None, beta: float | None = None) -> Tensor:
         """The Pyro model: sites ``"z_1"``, ``"z_2"``, ... and the factor ``"reconstruction"``.
 
         Noise that the decoder begins with is in ``"initial_gumbel"`` and ``"initial_normal"``.
 
         :param x: sets of points. **Shape:** ``(num_sets, size, input_size)``.
         :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.
-        :param float beta: weight of the divergence, above zero.
+        :param float beta: weight of the divergence, above zero. By default a thousandth of the mean
+            distance from these sets to their mean points, so that it fits their sizes and units: a
+            larger one loses what small sets have.
         :returns: sets of the same sizes. **Shape:** that of ``x``.
         """
         network = self.network  # Pyro registers it at each access
         x, mask = self._sets(network, x, mask)
-        check_number("beta", beta, above=0)
+        beta = self._weight(x, mask) if beta is None else check_number("beta", beta, above=0)
         with pyro.plate("sets", len(x)):
             points, _ = network.decode(
                 mask, _noise_sites(network, mask), lambda n, prior, _: _site(n, prior, beta)
@@ -298,11 +302,11 @@ class SetVAE(PyroModule):
         return points
 
     @pyro_method
-    def guide(self, x: Any, mask: Any = None, beta: float = 1.0) -> Tensor:
+    def guide(self, x: Any, mask: Any = None, beta: float | None = None) -> Tensor:
         """The guide that goes with :meth:`model`, whose arguments it has."""
         network = self.network
         x, mask = self._sets(network, x, mask)
-        check_number("beta", beta, above=0)
+        beta = self._weight(x, mask) if beta is None else check_number("beta", beta, above=0)
         features = network.encode(x, mask)
 
         def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
@@ -396,7 +400,20 @@ class SetVAE(PyroModule):
 
     def _sets(self, network: _Network, x: Any, mask: Any) -> tuple[Tensor, Tensor]:
         shape = f"(num_sets, size, {self.input_size})"
-        return as_sets("x", x, mask, "mask", shape, network.top_prior)
+        x, mask = as_sets("x", x, mask, "mask", shape, network.top_prior)
+        if network.unit_cube and not bool(((x >= -_ROUNDING) & (x <= 1.0 + _ROUNDING)).all()):
+            raise ValueError(
+                "x must be from 0 to 1 with unit_cube=True, got from "
+                f"{float(x.min()):.4g} to {float(x.max()):.4g}"
+            )
+        return x, mask
+
+    def _weight(self, x: Tensor, mask: Tensor) -> float:
+        """Weight of the divergence that goes with the distances of sets."""
+        there = mask[..., None].to(x)
+        middle = (x * there).sum(-2, keepdim=True) / there.sum(-2, keepdim=True)
+        apart = self.distance(x, middle.expand_as(x) * there, mask, mask).detach()
+        return _PART_OF_DISTANCE * max(float(apart.mean()), torch.finfo(x.dtype).tiny)
 
     def _latents(self, latents: Sequence[Tensor], num_sets: int) -> list[Tensor]:
         values = check_sequence("latents", latents, "a list of tensors, one for each scale")

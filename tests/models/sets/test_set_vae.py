@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
-from pyro_ext.diagnostics.sets import earth_mover_distance
+from pyro_ext.diagnostics.sets import chamfer_distance, earth_mover_distance
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.sets import GaussianMixtureSet, SetVAE
@@ -120,6 +120,41 @@ def test_svi(sets, elbo):
     svi = SVI(vae.model, vae.guide, optimizer, elbo())
     losses = [svi.step(*sets, beta=1e-3) for _ in range(15)]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 30.0])
+def test_the_weight_of_the_divergence_goes_with_distances(sets, unit):
+    """As those do with the number of points and the square of their unit; with any padding."""
+    vae, (x, mask) = make(), sets
+    scales = [poutine.trace(vae.guide).get_trace(unit * x, mask).nodes["z_1"]["scale"]]
+    scales += [poutine.trace(vae.model).get_trace(unit * x, mask).nodes["z_2"]["scale"]]
+    points = [row[there] for row, there in zip(x, mask, strict=True)]
+    apart = [chamfer_distance(each, each.mean(0).expand_as(each)) for each in points]
+    expected = 1e-3 * unit**2 * float(torch.stack(apart).mean())
+    assert scales == pytest.approx([expected] * 2, rel=1e-4)
+    same = torch.ones(2, 3, 2)  # of which nothing is apart
+    assert poutine.trace(vae.guide).get_trace(same).nodes["z_1"]["scale"] > 0.0
+
+
+@pytest.mark.slow
+def test_small_sets_do_not_collapse():
+    """Six points near one place each: where that is, a weight of one loses."""
+    torch.manual_seed(0)
+    vae = SetVAE(2, (1, 2), 16, 4, 2)
+    x = torch.rand(64, 1, 2) + 0.05 * torch.randn(64, 6, 2)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), TraceMeanField_ELBO())
+    for _ in range(80):
+        svi.step(x)
+    lost = chamfer_distance(x, x.mean((0, 1)).expand_as(x)).mean()
+    assert vae.terms(x).distance.mean() < 0.4 * lost
+
+
+def test_a_unit_cube_holds_what_is_in_it(sets):
+    vae, (x, mask) = make(unit_cube=True), sets
+    for call in (vae.model, vae.guide, vae.terms, vae.reconstruct, vae.partition):
+        call(x, mask)
+        with pytest.raises(ValueError, match="x must be from 0 to 1 with unit_cube=True, got from"):
+            call(3.0 * x - 1.0, mask)
 
 
 @pytest.mark.parametrize("trainable", [False, True])
