@@ -18,7 +18,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext.inference.smc.autoregressive import check_model, sequence_log_prob
 from pyro_ext.inference.smc.losses import CTLLoss, TwistLoss, weighted_cross_entropy
-from pyro_ext.inference.smc.twisted import TwistedSMC
+from pyro_ext.inference.smc.twisted import TwistedSMC, twist_trainer
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.posterior.identity import data_identity
@@ -98,8 +98,9 @@ class SelfDistilledTwistedSMC:
     :param int num_twist_steps: gradient steps of the twist in each generation.
     :param int num_distillation_steps: gradient steps of the base model between two generations.
     :param int num_distillation_particles: weighted sequences for each of them.
-    :param twist_optimizer: makes an optimizer of a list of parameters.
-    :param base_optimizer: likewise.
+    :param twist_optimizer: makes an optimizer of a list of parameters; by default that of
+        :meth:`TwistedSMC.fit <pyro_ext.inference.TwistedSMC.fit>`, anew in each generation.
+    :param base_optimizer: likewise; by default Adam with the learning rate 0.001.
     :param float max_norm: to which the norms of gradients are clipped, or ``None``.
     :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
     :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
@@ -137,7 +138,7 @@ class SelfDistilledTwistedSMC:
         num_twist_steps: int = 200,
         num_distillation_steps: int = 250,
         num_distillation_particles: int = 64,
-        twist_optimizer: Optimizer = _ADAM,
+        twist_optimizer: Optimizer | None = None,
         base_optimizer: Optimizer = _ADAM,
         max_norm: float | None = 1.0,
         prompt: Tensor | None = None,
@@ -158,8 +159,9 @@ class SelfDistilledTwistedSMC:
         self.num_distillation_particles = check_integer(
             "num_distillation_particles", num_distillation_particles, 1
         )
-        check_callable("twist_optimizer", twist_optimizer, "a function that makes an optimizer")
-        check_callable("base_optimizer", base_optimizer, "a function that makes an optimizer")
+        wanted = "a function that makes an optimizer"
+        check_optional(check_callable, "twist_optimizer", twist_optimizer, wanted)
+        check_callable("base_optimizer", base_optimizer, wanted)
         self.max_norm = check_optional(check_number, "max_norm", max_norm, above=0)
         self.length, self.prompt = check_integer("length", length, 1), prompt
         self.twist_optimizer, self.base_optimizer = twist_optimizer, base_optimizer
@@ -246,13 +248,18 @@ class SelfDistilledTwistedSMC:
                 self._student = copy.deepcopy(self.sampler.base)  # type: ignore[assignment]
                 for name, parameter in self._student.named_parameters():
                     parameter.requires_grad_(name in self._trained)
-            self._trainer = Trainer(
-                self.sampler.twist if is_twist else self._student,  # type: ignore[arg-type]
-                self.twist_optimizer if is_twist else self.base_optimizer,
-                max_norm=self.max_norm,
-                identity=self._identity,
-                seed=spawn_seed(self.seed, self._num_phases),
-            )
+            options: dict[str, Any] = {
+                "max_norm": self.max_norm,
+                "identity": self._identity,
+                "seed": spawn_seed(self.seed, self._num_phases),
+            }
+            if is_twist:
+                assert isinstance(self.sampler.twist, nn.Module)
+                self._trainer = twist_trainer(
+                    self.sampler.twist, self.twist_optimizer, self.num_twist_steps, **options
+                )
+            else:
+                self._trainer = Trainer(self._student, self.base_optimizer, **options)
         if checkpoint is not None:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
             checkpoint = Path(checkpoint) / f"{phase}.safetensors"
