@@ -6,6 +6,7 @@ that goes on bit for bit.
 """
 
 from pyro_ext.inference.training.batches import ShuffledBatches
-from pyro_ext.inference.training.trainer import Trainer, TrainingDiverged
+from pyro_ext.inference.training.outcome import TrainingDiverged, TrainingWarning
+from pyro_ext.inference.training.trainer import Trainer
 
-__all__ = ["ShuffledBatches", "Trainer", "TrainingDiverged"]
+__all__ = ["ShuffledBatches", "Trainer", "TrainingDiverged", "TrainingWarning"]

@@ -51,6 +51,7 @@ from pyro_ext.inference.training.checkpoints import (
     split,
     write_training,
 )
+from pyro_ext.inference.training.outcome import TrainingDiverged, warn_of_losses, warn_of_rows
 from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["Loss", "Optimizer", "Parameters", "Trainer", "TrainingDiverged"]
@@ -62,20 +63,6 @@ Loss = Callable[..., Tensor | tuple[Tensor, Any]]
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-class TrainingDiverged(FloatingPointError):
-    """A loss, a gradient or a parameter is not finite; the message says where, and what helps.
-
-    Parameters and buffers are those at which loss and gradient were last finite.
-
-    :param str message: what has happened.
-    :param Sequence losses: the loss of each step before.
-    """
-
-    def __init__(self, message: str, losses: Sequence[float] = ()) -> None:
-        super().__init__(message)
-        self.losses = list(losses)
-
-
 class Trainer:
     r"""Minimizes a loss by the steps of an optimizer.
 
@@ -83,6 +70,10 @@ class Trainer:
     network, ``ELBO.differentiable_loss``, a call of ``Trace_ELBO()(model, guide)``, a function of a
     dict of tensors as in :mod:`torch.func`. One that knows its gradient otherwise returns both,
     ``(value, gradients)``.
+
+    :meth:`run` warns of a training that came to nothing, by a
+    :class:`~pyro_ext.inference.training.TrainingWarning`: one that took no step, or whose loss is
+    clearly no lower than it began, with its noise allowed for.
 
     A step that would make anything but finite numbers is not taken: parameters and buffers go back
     to where loss and gradient were last finite, and
@@ -298,6 +289,7 @@ class Trainer:
         if batches is not None and not isinstance(batches, ShuffledBatches):
             check_callable("batches", batches, "ShuffledBatches, or a function of a seed")
         identity: dict[str, Any] = {}
+        start = self.num_steps
         if checkpoint is not None:
             check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
@@ -343,6 +335,10 @@ class Trainer:
                 f"stopped after {self.num_steps} of {num_steps} steps, which are kept",
                 stacklevel=2,
             )
+        elif not self.num_steps or self.num_steps > start:
+            warn_of_losses(self.losses[start:])
+            if self.independent_rows and self._last is not None:
+                warn_of_rows(self._last)
         return self.losses
 
     def _batch(self, batches: "ShuffledBatches | Callable[[int], Any] | None") -> tuple[Any, ...]:

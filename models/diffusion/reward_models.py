@@ -34,6 +34,7 @@ from pyro_ext._checks import (
 from pyro_ext._progress import progress_bar
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.laplace import LaplacePosterior, laplace_posterior
+from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.nn import MLP
 from pyro_ext.potential import Potential
@@ -69,7 +70,7 @@ class RewardFit(NamedTuple):
     :param float baseline: what the best constant reward has: the fraction of the larger class, or
         one half.
     :param int num_steps: of the training, up to the network that was kept.
-    :param losses: on feedback that was held out, at every tenth step.
+    :param losses: on feedback that was held out, before the training and at every tenth step.
     """
 
     accuracy: float
@@ -120,7 +121,7 @@ class RewardModel:
     :param float held_out: fraction of the feedback that is held out.
     :param int num_steps: of the training, at most.
     :param int patience: steps without a better loss on what is held out, after which the training
-        ends with the best network so far.
+        ends with the best network so far; there is a warning where none is better than a constant.
     :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range.
@@ -183,9 +184,12 @@ class RewardModel:
             return mse_loss(rewards[rows], labels[rows].to(rewards))
 
         losses, step, rewards = self._fit(images, loss, partial(loss, rows=out), seed, progress)
+        constant = labels[kept].mean().expand(len(labels))
+        best = min(losses[1:] or losses)
+        warn_of_validation(float(loss(constant, out)), best, "labels", "of a constant reward")
         accuracy = ((rewards[out] > 0.5) == (labels[out] > 0.5)).double().mean()
         rate = float(labels[out].mean())
-        self._infer(images, labels, max(math.sqrt(min(losses)), _LEAST_NOISE))
+        self._infer(images, labels, max(math.sqrt(best), _LEAST_NOISE))
         return RewardFit(float(accuracy), max(rate, 1.0 - rate), step, losses)
 
     def fit_ranking(
@@ -217,6 +221,9 @@ class RewardModel:
         losses, step, rewards = self._fit(
             images, partial(_pair_loss, pairs=kept), partial(_pair_loss, pairs=out), seed, progress
         )
+        constant = float(_pair_loss(torch.zeros_like(rewards), out))
+        best = min(losses[1:] or losses)
+        warn_of_validation(constant, best, "rankings", "of a constant reward")
         accuracy = (rewards[out.first] > rewards[out.second]).double().mean()
         self._infer(images, pairs, None)
         return RewardFit(float(accuracy), 0.5, step, losses)
@@ -299,7 +306,7 @@ class RewardModel:
                 bar.update(wanted - step)
                 with torch.no_grad():
                     losses.append(float(held_out_loss(network(found)[:, 0])))
-                if losses[-1] == min(losses):
+                if losses[-1] == min(losses[1:]):  # an untrained network may be right by luck
                     best, kept = wanted, copy.deepcopy(network.state_dict())
         network.load_state_dict(kept)
         self.network = network.requires_grad_(False)

@@ -1,5 +1,6 @@
 """Prior augmented data: predictions away from the data go back to a prior of the labels."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from pyro_ext._checks import (
     check_optional,
     shown,
 )
-from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training import Trainer, TrainingDiverged
 from pyro_ext.nn import MLP
 from pyro_ext.random import fresh_seed, seeded
 
@@ -229,12 +230,14 @@ class PriorAugmentedELBO(ELBO):
         :param Callable guide: takes the arguments of the model.
         :param args: inputs, labels and what else there is.
         :returns: a scalar.
-        :raises TrainingDiverged: where the loss of the generator, or its gradient, is not finite.
+        :raises TrainingDiverged: where the loss, or the loss or gradient of the generator, is not
+            finite.
         :raises ValueError: without the site, for inputs of another shape, or where the divergence
             from the prior is not known.
         """
         _check_inputs(args)
         value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        _check_loss("elbo", float(value.detach()))
         return value + self._added(model, guide, args, kwargs)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -247,8 +250,15 @@ class PriorAugmentedELBO(ELBO):
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, with gradients left at the parameters, after a generator's step."""
         _check_inputs(args)
-        value: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
-        added = self._added(model, guide, args, kwargs)
+        with poutine.trace(param_only=True) as seen:
+            value: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+            try:
+                _check_loss("elbo", value)
+                added = self._added(model, guide, args, kwargs)
+            except TrainingDiverged:  # nor is what it has left at the parameters
+                for site in seen.trace.nodes.values():
+                    site["value"].unconstrained().grad = None
+                raise
         if added.requires_grad:
             added.backward()
         return value + float(added.detach())
@@ -269,7 +279,9 @@ class PriorAugmentedELBO(ELBO):
         """The term that is added, after a step of the generator."""
         with self._undisturbed(model, guide):
             self._trainer.step(self._generator_loss, model, guide, args, kwargs)
-            return self._regularizer(model, guide, args, kwargs)
+            added = self._regularizer(model, guide, args, kwargs)
+        _check_loss(f"divergence from the prior {self.prior}", float(added.detach()))
+        return added
 
     def _generator_loss(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -369,6 +381,15 @@ def _check_inputs(args: tuple[Any, ...]) -> None:
     if not args or not isinstance(args[0], Tensor):
         found = shown(args[0]) if args else "nothing"
         raise TypeError(f"args must begin with the inputs, a tensor, got {found}")
+
+
+def _check_loss(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the {what} is {value}, and no step is taken. Look for labels outside of the support "
+            "of their site and of the prior, for data that are not finite or huge, or take a "
+            "smaller learning rate"
+        )
 
 
 def _nearness(first: Tensor, second: Tensor, lengthscale: float) -> Tensor:

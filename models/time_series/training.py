@@ -15,16 +15,18 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._checks import check_boolean, check_integer, check_number, check_optional
 from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.models.time_series.series import Series
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 
 @dataclass
 class _Best:
-    """Weights of the epoch that predicts best, which a checkpoint holds too."""
+    """Weights of the epoch that predicts best, and how they did; a checkpoint holds it, too."""
 
     value: float | None = None
     epoch: int = 0
+    start: float | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,15 +103,22 @@ def train(
         progress=progress,
         description=type(module).__name__,
     )
-    if not num_held_out:
+    if not num_held_out or not num_steps:
         return run(num_steps)
-    run(0)  # takes up the checkpoint, which was saved before the validation of its epoch
+
+    def validation_loss() -> float:
+        with torch.no_grad(), seeded(spawn_seed(seed, 3)):  # the same draws in every epoch
+            parts = held_out.split(batch_size)
+            return sum(float(validate(series.rows(part), y[part])) for part in parts)
+
+    if checkpoint is not None and Path(checkpoint).exists():
+        run(0)  # takes it up; it was saved before the validation of its epoch
     try:
+        if not trainer.num_steps:
+            best.start = validation_loss()
         for epoch in range(max(trainer.num_steps - 1, 0) // len(batches), num_epochs):
             run((epoch + 1) * len(batches))
-            with torch.no_grad(), seeded(spawn_seed(seed, 3)):  # the same draws in every epoch
-                parts = held_out.split(batch_size)
-                value = sum(float(validate(series.rows(part), y[part])) for part in parts)
+            value = validation_loss()
             if value < (math.inf if best.value is None else best.value):
                 weights = copy.deepcopy(dict(module.state_dict()))
                 best.value, best.epoch, best.weights = value, epoch, weights
@@ -121,6 +130,10 @@ def train(
             "the best weights are kept",
             stacklevel=3,
         )
+    else:
+        if best.start is not None and not trainer.interrupted:
+            value = math.nan if best.value is None else best.value
+            warn_of_validation(best.start, value, "series", stacklevel=3)
     if best.weights:
         module.load_state_dict(best.weights)
     return trainer.losses

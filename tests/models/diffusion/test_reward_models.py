@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_ext.inference.laplace import laplace_posterior, nuts_posterior
+from pyro_ext.inference.training import TrainingWarning
 from pyro_ext.models.diffusion import RewardModel, bradley_terry_loss
 from pyro_ext.models.diffusion.reward_models import is_ranking
 from pyro_ext.potential import Potential
@@ -79,14 +80,16 @@ def test_it_ends_at_the_best_network_and_leaves_generators_alone():
     fits, rewards = [], []
     for _ in range(2):
         reward = RewardModel(pixels, hidden=[16], optimizer=ADAM, patience=30)
-        fits.append(reward.fit_binary(images, labels, seed=0, progress=False))
+        with pytest.warns(TrainingWarning, match="on labels .* of a constant reward"):
+            fits.append(reward.fit_binary(images, labels, seed=0, progress=False))
         rewards.append(reward(images))
     fit = fits[0]
-    assert fit.num_steps == 10 * fit.losses.index(min(fit.losses))
+    assert fit.num_steps == 10 * fit.losses.index(min(fit.losses[1:]))
     assert len(fit.losses) - 1 == (fit.num_steps + 30) / 10
     assert fits[0] == fits[1] and torch.equal(*rewards)
     short = RewardModel(pixels, hidden=[16], optimizer=ADAM, num_steps=fit.num_steps)
-    short.fit_binary(images, labels, seed=0, progress=False)
+    with pytest.warns(TrainingWarning):
+        short.fit_binary(images, labels, seed=0, progress=False)
     assert torch.equal(short(images), rewards[0])
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -114,7 +117,8 @@ def test_model_of_preferences_is_that_of_the_loss():
     images = some_images(6)
     lists = [[0, 3, 1], [4, 2]]
     reward = RewardModel(pixels, hidden=[3])
-    reward.fit_ranking(images, lists, seed=0, progress=False)
+    with pytest.warns(TrainingWarning):
+        reward.fit_ranking(images, lists, seed=0, progress=False)
     weight = torch.tensor([0.5, -2.0, 1.0]).double()
     model = pyro.condition(reward.last_layer(images, lists), {"weight": weight})
     trace = pyro.poutine.trace(model).get_trace()
@@ -194,3 +198,16 @@ def test_what_is_not_ready_is_refused():
     wide = RewardModel(lambda x: x)
     with pytest.raises(ValueError, match="features must return the shape"):
         wide.fit_ranking(images, [[0, 1], [2, 3]], progress=False)
+
+
+def test_a_lucky_start_is_not_kept():
+    """Before training this network orders what is held out better than a constant, by luck."""
+    torch.manual_seed(0)
+    images = torch.randn(30, 1, 64)
+    score = images[:, 0, 0]
+    lists = [torch.randperm(30)[:3] for _ in range(10)]
+    rankings = [rows[score[rows].argsort(descending=True)].tolist() for rows in lists]
+    reward = RewardModel(lambda x: x.flatten(1))
+    fit = reward.fit_ranking(images, rankings, seed=5, progress=False)
+    assert fit.num_steps > 0 and fit.losses[0] < min(fit.losses[1:])
+    assert torch.corrcoef(torch.stack([reward(images), score]))[0, 1] > 0

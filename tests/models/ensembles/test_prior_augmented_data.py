@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.distributions import kl_divergence
 
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
 from pyro_ext.models.ensembles import PriorAugmentedELBO, PseudoInputGenerator, prior_weight
 from pyro_ext.nn import MLP
 
@@ -225,6 +225,33 @@ def test_a_stopped_training_goes_on(tmp_path):
         )
     end = torch.cat([tensor.double().flatten() for tensor in module.state_dict().values()])
     assert torch.equal(end, whole)
+
+
+@pytest.mark.parametrize(
+    ("prior", "scale", "message"),
+    [
+        (dist.Normal(0.0, 1.0), 0.0, "the elbo is inf"),
+        (dist.Uniform(0.0, 1.0), 1.0, "the divergence from the prior Uniform.* is inf"),
+    ],
+)
+def test_an_infinite_loss_ends_the_training(prior, scale, message):
+    """The model takes no step, and the next one is as if it had not been."""
+    module, loss = Regression(network()), elbo(prior=prior)
+
+    def model(x, y):
+        pyro.module("net", module)
+        module(x, y)
+        pyro.factor("impossible", torch.tensor(scale).log())
+
+    svi = SVI(model, no_guide, pyro.optim.Adam({"lr": 0.01}), loss)
+    before = [parameter.clone() for parameter in module.parameters()]
+    for _ in range(2):
+        with pytest.raises(TrainingDiverged, match=message):
+            svi.step(X, Y)
+    for parameter, value in zip(module.parameters(), before, strict=True):
+        assert torch.equal(parameter, value) and parameter.grad is None
+    with pytest.raises(TrainingDiverged, match="no step is taken"):
+        loss.differentiable_loss(model, no_guide, X, Y)
 
 
 def test_reference():

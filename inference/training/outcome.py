@@ -1,0 +1,91 @@
+"""How a training says that it has failed, by an error or at its end."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "TrainingDiverged",
+    "TrainingWarning",
+    "warn_of_losses",
+    "warn_of_rows",
+    "warn_of_validation",
+]
+
+_FRACTION = 10  # of the steps is a window
+_LEAST = 10  # losses of a window; a shorter training says nothing
+_NUM_ERRORS = 5.0  # standard errors, which noise alone exceeds once in a million windows
+
+_HELP = (
+    "Take a smaller learning rate or more steps, standardize the data, or begin anew with another "
+    "seed"
+)
+
+
+class TrainingDiverged(FloatingPointError):
+    """A loss, a gradient or a parameter is not finite; the message says where, and what helps.
+
+    Parameters and buffers are those at which loss and gradient were last finite.
+
+    :param str message: what has happened.
+    :param Sequence losses: the loss of each step before.
+    """
+
+    def __init__(self, message: str, losses: Sequence[float] = ()) -> None:
+        super().__init__(message)
+        self.losses = list(losses)
+
+
+class TrainingWarning(UserWarning):
+    """A training took no step, or ended no better than it began; the message says what helps."""
+
+
+def warn_of_losses(losses: Sequence[float], stacklevel: int = 2) -> None:
+    """Warn of a training without a step, and of one whose loss has clearly not fallen.
+
+    Means of the first and the last tenth of the steps are compared, with their standard errors: a
+    loss that is noisy, or of less than a hundred steps, is given the benefit of the doubt.
+    """
+    if not losses:
+        message = "training took no step, and parameters are as they were: take num_steps > 0"
+        warnings.warn(message, TrainingWarning, stacklevel + 1)
+        return
+    size = len(losses) // _FRACTION
+    if size < _LEAST:
+        return
+    ends = torch.tensor([losses[:size], losses[-size:]], dtype=torch.float64)
+    (first, last), variance = ends.mean(1).tolist(), ends.var(1).sum()
+    if last - first >= _NUM_ERRORS * math.sqrt(variance / size):
+        warnings.warn(
+            f"training made nothing better: the mean loss of its last {size} steps is {last:.6g}, "
+            f"and that of its first {size} was {first:.6g}. {_HELP}",
+            TrainingWarning,
+            stacklevel + 1,
+        )
+
+
+def warn_of_rows(losses: Tensor, stacklevel: int = 2) -> None:
+    """Warn of problems that were solved side by side, some of which are no longer finite."""
+    if lost := (~losses.detach().isfinite()).nonzero().flatten().tolist():
+        warnings.warn(
+            f"{len(lost)} of {losses.numel()} rows ended at a loss that is not finite, the first "
+            f"of them row {lost[0]}: take a smaller learning rate for them, or another start",
+            TrainingWarning,
+            stacklevel + 1,
+        )
+
+
+def warn_of_validation(
+    start: float, best: float, what: str, of_start: str = "before", stacklevel: int = 2
+) -> None:
+    """Warn of a training after which what was held out is predicted no better than before."""
+    if not best < start:
+        warnings.warn(
+            f"training made nothing better: the loss on {what} that were held out is {best:.6g} at "
+            f"best, {of_start} it is {start:.6g}. {_HELP}, or hold out more of the data",
+            TrainingWarning,
+            stacklevel + 1,
+        )

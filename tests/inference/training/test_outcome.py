@@ -1,0 +1,83 @@
+"""A training that came to nothing says so, and one that did not is left in peace."""
+
+import warnings
+
+import pytest
+import torch
+
+from pyro_ext.inference.training import Trainer, TrainingWarning
+from pyro_ext.inference.training.outcome import warn_of_losses, warn_of_validation
+
+STEPS = torch.arange(200.0, dtype=torch.float64)
+NOISE = torch.randn(200, generator=torch.Generator().manual_seed(0)).double()
+CAUCHY = torch.randn(200, generator=torch.Generator().manual_seed(1)).double() ** -3
+FALLS = -STEPS / 200
+
+
+# The losses, and whether they are bound to be a failure.
+LOSSES = {
+    "constant": (torch.ones(200), True),
+    "rises": (-FALLS, True),
+    "rises with noise": (5 * -FALLS + NOISE, True),
+    "jumps and stays": ((STEPS > 20).double() + 0.1 * NOISE, True),
+    "falls": (FALLS, False),
+    "falls with noise": (FALLS + 3 * NOISE, False),
+    "falls at once": (STEPS.exp().reciprocal(), False),
+    "noise": (NOISE, False),
+    "noise with heavy tails": (CAUCHY, False),
+    "one outlier": (FALLS + 1e6 * (STEPS == 199), False),
+    "short": (torch.ones(99), False),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (-100.0, 1e-3), (3.0, 1e6)])
+def test_losses_of_any_scale(name, shift, scale):
+    losses, is_failure = LOSSES[name]
+    losses = (shift + scale * losses).tolist()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_losses(losses)
+    assert len(caught) == is_failure
+    if is_failure:
+        assert caught[0].category is TrainingWarning
+        assert f"last {len(losses) // 10} steps" in str(caught[0].message)
+
+
+def test_noise_alone_is_no_failure():
+    """Of ten thousand trainings that are noise none is accused."""
+    generator = torch.Generator().manual_seed(2)
+    for row in torch.randn(10_000, 100, generator=generator, dtype=torch.float64).tolist():
+        warn_of_losses(row)
+
+
+def test_what_was_held_out():
+    warn_of_validation(1.0, 0.5, "labels")
+    for best in (1.0, 2.0, float("nan")):
+        with pytest.warns(TrainingWarning, match="on labels that were held out .* before it is 1"):
+            warn_of_validation(1.0, best, "labels")
+
+
+def test_a_training_without_a_step(tmp_path):
+    x = torch.ones(1, requires_grad=True)
+    with pytest.warns(TrainingWarning, match="took no step") as caught:
+        Trainer([x]).run(lambda: x.sum(), 0, progress=False)
+    assert caught[0].filename == __file__
+    path = tmp_path / "run.safetensors"
+    Trainer([x]).run(lambda: x.sum(), 3, checkpoint=path, progress=False)
+    Trainer([x]).run(lambda: x.sum(), 3, checkpoint=path, progress=False)  # it had its steps
+
+
+def test_a_training_that_gets_worse():
+    x = torch.ones(1, requires_grad=True)
+    trainer = Trainer([x])
+    trainer.run(lambda: x.sum(), 100, progress=False)
+    with pytest.warns(TrainingWarning, match="made nothing better.* a smaller learning rate"):
+        trainer.run(lambda: x.sum() + trainer.num_steps, 200, progress=False)
+
+
+def test_rows_that_are_lost():
+    x = torch.ones(3, requires_grad=True)
+    weight = torch.tensor([1.0, torch.inf, 1.0])
+    with pytest.warns(TrainingWarning, match="1 of 3 rows ended at a loss .* the first .* row 1"):
+        Trainer([x], independent_rows=True).run(lambda: weight * x, 2, progress=False)
