@@ -45,6 +45,9 @@ class BayesianOptimizer:
     :func:`~pyro_ext.inference.averaging.expected_hypervolume_improvement` over the front of these
     means.
 
+    An evaluation that failed, with NaN or infinity for a value, counts as the worst of those that
+    have not, so that the search goes on elsewhere.
+
     :param Tensor bounds: least and largest inputs. **Shape:** ``(2, num_inputs)``.
     :param Tensor reference: where all objectives are worthless, for two of them; ``None`` for one
         objective. **Shape:** ``(2,)``.
@@ -114,20 +117,21 @@ class BayesianOptimizer:
             inside = _sobol(number + 1, len(low), spawn_seed(self.seed, 0))[number].to(low)
         else:
             with seeded(spawn_seed(self.seed, 1, number)):
-                inside = self._propose((self.x - low) / (high - low))
+                inside = self._propose((self.x - low) / (high - low), _filled(self.y))
         return torch.clamp(low + (high - low) * inside, low, high)
 
     def tell(self, x: Tensor, y: Tensor | float) -> None:
         """Take note of the values of a point or of several, which need not have been asked for.
 
         :param Tensor x: **Shape:** ``(num_inputs,)`` or ``(num_points, num_inputs)``.
-        :param Tensor y: larger is better. **Shape:** ``(num_objectives,)`` or
-            ``(num_points, num_objectives)``; a number will do for one point and objective.
-        :raises ValueError: for shapes that do not fit, and numbers that are not finite.
+        :param Tensor y: larger is better, NaN where an evaluation failed. **Shape:**
+            ``(num_objectives,)`` or ``(num_points, num_objectives)``; a number will do for one
+            point and objective.
+        :raises ValueError: for shapes that do not fit, and points that are not finite.
         """
         points = as_tensor("x", x, f"(*num_points, {self.x.shape[1]})", like=self.x, finite=True)
         points = points.double().reshape(-1, self.x.shape[1])
-        values = as_tensor("y", y, like=self.y, finite=True).double().detach()
+        values = as_tensor("y", y, like=self.y).double().detach()
         if values.numel() != len(points) * self.num_objectives or values.dim() > 2:
             raise ValueError(
                 f"y must have the shape ({len(points)}, {self.num_objectives}), the values of "
@@ -140,20 +144,24 @@ class BayesianOptimizer:
         """The point with the largest value of the first objective.
 
         :returns: **Shape:** ``(num_inputs,)``.
-        :raises ValueError: before anything was told.
+        :raises ValueError: before finite values were told.
         """
-        if not len(self.x):
-            raise ValueError("best needs a point that was told, got none")
-        return self.x[self.y[:, 0].argmax()]
+        is_good = _is_good(self.y)
+        if not bool(is_good.any()):
+            raise ValueError(f"best needs a point with finite values, got {len(self.x)} points")
+        return self.x[self.y[:, 0].where(is_good, -torch.inf).argmax()]
 
     def hypervolumes(self) -> Tensor:
         """Hypervolume after each point; of one objective the best value so far.
 
-        :returns: **Shape:** ``(num_points,)``.
+        :returns: of one objective minus infinity before the first evaluation that has not failed.
+            **Shape:** ``(num_points,)``.
         """
+        is_good = _is_good(self.y)
         if self.reference is None:
-            return self.y[:, 0].cummax(0).values
-        volumes = [hypervolume(self.y[: n + 1], self.reference) for n in range(len(self.y))]
+            return self.y[:, 0].where(is_good, -torch.inf).cummax(0).values
+        y = self.y.where(is_good[:, None], self.reference)
+        volumes = [hypervolume(y[: n + 1], self.reference) for n in range(len(y))]
         # None is less than the one before, but for rounding.
         return torch.stack(volumes).cummax(0).values if volumes else self.y[:, 0]
 
@@ -164,17 +172,17 @@ class BayesianOptimizer:
                 f"BoTorchOptimizer takes more than two: got {number} numbers"
             )
 
-    def _propose(self, x: Tensor) -> Tensor:
+    def _propose(self, x: Tensor, y: Tensor) -> Tensor:
         """The next point, in the unit box."""
-        surrogate = _fit(x, self.y)
+        surrogate = _fit(x, y)
         if self.reference is None:
             # Of one objective the gain is the area of a strip of height one.
             front = x.new_empty(0, 2)
-            reference = torch.stack([self.y.max(), x.new_zeros(())])
-            good = x[self.y[:, 0].argsort(descending=True)[:_NUM_GOOD]]
+            reference = torch.stack([y.max(), x.new_zeros(())])
+            good = x[y[:, 0].argsort(descending=True)[:_NUM_GOOD]]
         else:
-            is_good = pareto_mask(self.y)
-            front, reference, good = self.y[is_good], self.reference, x[is_good]
+            is_good = pareto_mask(y)
+            front, reference, good = y[is_good], self.reference, x[is_good]
 
         def gain(point: Tensor) -> Tensor:
             mean, sd = surrogate.predict(point)
@@ -225,7 +233,7 @@ class BoTorchOptimizer(BayesianOptimizer):
                 f"{number}"
             )
 
-    def _propose(self, x: Tensor) -> Tensor:
+    def _propose(self, x: Tensor, y: Tensor) -> Tensor:
         from botorch import acquisition, fit, models, optim
         from botorch.acquisition.multi_objective.logei import (
             qLogNoisyExpectedHypervolumeImprovement,
@@ -245,7 +253,7 @@ class BoTorchOptimizer(BayesianOptimizer):
                     ),
                     outcome_transform=Standardize(m=1),
                 )
-                for column in self.y.unbind(-1)
+                for column in y.unbind(-1)
             )
         )
         sampler = SobolQMCNormalSampler(torch.Size([128]), seed=spawn_seed(self.seed, 2))
@@ -253,7 +261,7 @@ class BoTorchOptimizer(BayesianOptimizer):
             warnings.simplefilter("ignore")  # of fits that it repeats by itself
             fit.fit_gpytorch_mll(SumMarginalLogLikelihood(surrogate.likelihood, surrogate))
             gain: Any = (
-                acquisition.qLogExpectedImprovement(surrogate, self.y.max(), sampler)
+                acquisition.qLogExpectedImprovement(surrogate, y.max(), sampler)
                 if self.reference is None
                 else qLogNoisyExpectedHypervolumeImprovement(
                     surrogate, self.reference, x, sampler, prune_baseline=True
@@ -269,6 +277,19 @@ class BoTorchOptimizer(BayesianOptimizer):
             )
         inside: Tensor = found[0].detach()
         return inside
+
+
+def _is_good(y: Tensor) -> Tensor:
+    """Which evaluations have not failed."""
+    return y.isfinite().all(-1)
+
+
+def _filled(y: Tensor) -> Tensor:
+    """Values in which those of evaluations that failed are the worst of the others."""
+    is_good = _is_good(y)
+    if not bool(is_good.any()):
+        return torch.zeros_like(y)
+    return y.where(is_good[:, None], y[is_good].amin(0))
 
 
 class _Surrogate(NamedTuple):

@@ -170,7 +170,7 @@ class ModelFusion:
     :param checkpoints: weights by name, **Shape:** ``(K, *event)`` each, as of
         :attr:`CheckpointCollector.weights`; or a list of modules or state dicts.
     :param Callable evaluate: the values of a network by objective, such as ``{"f1": 0.8, "loss":
-        0.5}``. The network is in evaluation mode, and no gradient is recorded.
+        0.5}``, NaN where it can't say. The network is in evaluation mode, and no gradient is recorded.
     :param Mapping objectives: ``"maximize"`` or ``"minimize"`` for each objective to optimize, the
         one first by which the best network is chosen.
     :param Iterable batches: minibatches of inputs for a module with batch normalization, whose
@@ -262,7 +262,7 @@ class ModelFusion:
         """The objectives of an average, of which no note is taken.
 
         :param Tensor coefficients: as of :meth:`fuse`. **Shape:** ``(K,)``.
-        :raises ValueError: where an objective is missing or not finite.
+        :raises ValueError: where an objective is missing.
         """
         # What is not averaged, such as a model that has adapters, is not copied.
         kept = {
@@ -278,16 +278,10 @@ class ModelFusion:
                 f"evaluate must return the objectives {list(self.objectives)} by name, got "
                 f"{found!r:.80}"
             )
-        values = {}
-        for name in self.objectives:
-            value = as_tensor(f"evaluate()[{name!r}]", found[name], "()").detach()
-            if not bool(value.isfinite()):
-                raise ValueError(
-                    f"evaluate must return finite numbers, got {float(value)} as {name!r} with the "
-                    f"coefficients {[round(c, 4) for c in coefficients.tolist()]}"
-                )
-            values[name] = float(value)
-        return values
+        return {
+            name: float(as_tensor(f"evaluate()[{name!r}]", found[name], "()").detach())
+            for name in self.objectives
+        }
 
     def _fuse(self, coefficients: Tensor, memo: dict[int, Any]) -> nn.Module:
         """A network that shares what is in the memo of the copy."""
@@ -316,7 +310,9 @@ class ModelFusion:
 
         The search knows all of them, unlike that of [1], which scales by single checkpoints only.
 
-        Ctrl-C ends it with a warning; another call goes on.
+        An evaluation that failed, with an objective that is NaN or infinite, counts as the worst,
+        and a warning at the end says how many there were. Ctrl-C ends the search with a warning;
+        another call goes on.
 
         :param int num_iterations: steps of the search in all, those of earlier calls included.
         :param checkpoint: a file that is written after each evaluation, and from which the search
@@ -368,19 +364,26 @@ class ModelFusion:
                         f"stopped after {len(self._x)} of {total} evaluations, which are kept",
                         stacklevel=2,
                     )
+        if num_failed := int((~self._is_good()).sum()):
+            warnings.warn(
+                f"{num_failed} of {len(self._x)} evaluations were not finite and count as the "
+                "worst: see where history.values are NaN or infinite",
+                stacklevel=2,
+            )
         return self
 
     @property
     def history(self) -> FusionHistory:
         """All evaluations, in their order."""
         self._check_run()
-        normalized = self._normalized()
+        normalized, is_efficient = self._normalized(), self._is_good()
+        is_efficient[is_efficient.clone()] = pareto_mask(normalized[is_efficient])
         return FusionHistory(
             torch.stack([_simplex(x) for x in self._x]),
             torch.stack(self._values),
             normalized,
             self._search().hypervolumes(),
-            pareto_mask(normalized),
+            is_efficient,
         )
 
     @property
@@ -390,7 +393,8 @@ class ModelFusion:
         **Shape:** ``(K,)``.
         """
         self._check_run()
-        scores = [tuple(row) for row in self._normalized().tolist()]
+        is_good = self._is_good()[:, None]
+        scores = [tuple(row) for row in self._normalized().where(is_good, -torch.inf).tolist()]
         return _simplex(self._x[scores.index(max(scores))])
 
     def best(self) -> nn.Module:
@@ -404,10 +408,21 @@ class ModelFusion:
                 f"{len(self._x)} of them were: call run(...)"
             )
 
+    def _is_good(self) -> Tensor:
+        """Which evaluations are finite."""
+        return torch.tensor([bool(one.isfinite().all()) for one in self._values], dtype=torch.bool)
+
     def _normalized(self) -> Tensor:
         """Values such that single checkpoints lie between 0 and 1, and larger is better."""
         values = self._signs * torch.stack(self._values)
-        low, high = values[: self.num_checkpoints].aminmax(dim=0)
+        singles = values[: self.num_checkpoints][self._is_good()[: self.num_checkpoints]]
+        if not len(singles):
+            found = dict(zip(self.objectives, self._values[0].tolist(), strict=True))
+            raise ValueError(
+                "evaluate must return finite numbers for one checkpoint at least, got none, of the "
+                f"first {found}"
+            )
+        low, high = singles.aminmax(dim=0)
         span = high - low
         return (values - low) / torch.where(span > 0, span, 1.0)
 
@@ -422,9 +437,9 @@ class ModelFusion:
         return search
 
     def _postfix(self) -> str:
-        if len(self._x) < self.num_checkpoints:
+        scores = self._signs[0] * torch.stack(self._values)[self._is_good(), 0]
+        if len(self._x) < self.num_checkpoints or not len(scores):
             return ""
-        scores = self._signs[0] * torch.stack(self._values)[:, 0]
         return f"best {next(iter(self.objectives))} {float(self._signs[0] * scores.max()):.4g}"
 
     # Checkpoints ---------------------------------------------------------------------------------

@@ -70,6 +70,29 @@ def test_values_that_are_all_equal():
     assert bool(search.ask().isfinite().all())
 
 
+@pytest.mark.parametrize("reference", [None, [-1.0, -1.0]])
+def test_evaluations_that_fail(reference):
+    """They count as the worst, so that the search leaves where they are."""
+    number = 1 if reference is None else 2
+
+    def function(x):
+        value = -(x - 0.7).square().sum()
+        return (value if x[0] > 0.5 else value * torch.nan).expand(number)
+
+    search = BayesianOptimizer([[0.0], [1.0]], reference, seed=0)
+    with pytest.raises(ValueError, match="best needs a point with finite values, got 0"):
+        search.best()
+    course(search, function, 10)
+    is_good = search.y.isfinite().all(-1)
+    assert 0 < int((~is_good).sum()) < 5
+    assert float((search.best() - 0.7).abs()) < 0.05
+    volumes = search.hypervolumes()
+    assert bool((volumes[1:] >= volumes[:-1]).all()) and bool(volumes[-1].isfinite())
+    again = BayesianOptimizer([[0.0], [1.0]], reference, seed=0)
+    again.tell(search.x, search.y)
+    assert torch.equal(again.ask(), search.ask())
+
+
 def test_points_that_are_told_twice():
     search = BayesianOptimizer(BOX, seed=0)
     search.tell([[1.0, 2.0]] * 6, [[0.0], [0.1]] * 3)

@@ -217,6 +217,29 @@ def test_one_objective_and_seeds(trained):
     assert only[0].history.hypervolume[-1] == only[0].history.normalized.max()
 
 
+def test_evaluations_that_fail(trained):
+    """One checkpoint, and every third network after it; the others decide."""
+    calls = []
+
+    def fails(network):
+        calls.append(None)
+        found = evaluate(network)
+        return {**found, "loss": torch.nan} if len(calls) % 3 == 2 else found
+
+    fusion = ModelFusion(*trained, fails, BOTH, seed=0)
+    with pytest.warns(UserWarning, match="6 of 18 evaluations were not finite"):
+        fusion.run(8, progress=False)
+    history = fusion.history
+    is_good = history.values.isfinite().all(-1)
+    assert is_good.tolist() == [n % 3 != 1 for n in range(18)]
+    singles = history.normalized[:5][is_good[:5]]
+    assert singles.amin(0).tolist() == [0.0, 0.0] and singles.amax(0).tolist() == [1.0, 1.0]
+    assert bool((history.hypervolume.diff() >= 0).all()) and history.hypervolume.isfinite().all()
+    assert not bool(history.is_efficient[~is_good].any()) and bool(history.is_efficient.any())
+    best = history.values[is_good, 0].max()
+    assert float(best) == fusion.evaluate(fusion.best_coefficients)["accuracy"]
+
+
 def test_quadratic_loss_is_brought_to_its_least():
     """A linear model's squared loss is convex in the coefficients; the quadratic program's optimum.
 
@@ -316,8 +339,9 @@ def test_what_is_wrong_is_named(trained):
         ModelFusion(network, weights, evaluate, {"f1": "maximize"}).run(progress=False)
     for value in (torch.nan, torch.inf):
         fusion = ModelFusion(network, weights, lambda _, v=value: {"f1": v}, {"f1": "maximize"})
-        with pytest.raises(ValueError, match="evaluate must return finite numbers, got (nan|inf)"):
+        with pytest.raises(ValueError, match="finite numbers for one .* first {'f1': (nan|inf)}"):
             fusion.run(progress=False)
+    fusion = ModelFusion(network, weights, evaluate, BOTH)
     with pytest.raises(RuntimeError, match="single checkpoints must be evaluated before"):
         _ = fusion.history
     assert isinstance(BayesianOptimizer([[0.0], [1.0]]).seed, int)
