@@ -170,7 +170,8 @@ class ModelFusion:
     :param checkpoints: weights by name, **Shape:** ``(K, *event)`` each, as of
         :attr:`CheckpointCollector.weights`; or a list of modules or state dicts.
     :param Callable evaluate: the values of a network by objective, such as ``{"f1": 0.8, "loss":
-        0.5}``, NaN where it can't say. The network is in evaluation mode, and no gradient is recorded.
+        0.5}``, NaN where it can't say. The network is in evaluation mode, and no gradient is
+        recorded.
     :param Mapping objectives: ``"maximize"`` or ``"minimize"`` for each objective to optimize, the
         one first by which the best network is chosen.
     :param Iterable batches: minibatches of inputs for a module with batch normalization, whose

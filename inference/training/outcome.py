@@ -79,13 +79,20 @@ def warn_of_rows(losses: Tensor, stacklevel: int = 2) -> None:
 
 
 def warn_of_validation(
-    start: float, best: float, what: str, of_start: str = "before", stacklevel: int = 2
+    what: str,
+    best: float,
+    start: float,
+    of_start: str = "before it was",
+    *,
+    least: float = 0.0,
+    advice: str = "hold out more of the data",
+    stacklevel: int = 2,
 ) -> None:
-    """Warn of a training after which what was held out is predicted no better than before."""
-    if not best < start:
+    """Warn where what a training was judged by has not fallen, by a fraction of it at least."""
+    if not best < start - least * abs(start):
         warnings.warn(
-            f"training made nothing better: the loss on {what} that were held out is {best:.6g} at "
-            f"best, {of_start} it is {start:.6g}. {_HELP}, or hold out more of the data",
+            f"training made nothing better: {what} is {best:.6g}, {of_start} {start:.6g}. {_HELP}, "
+            f"or {advice}",
             TrainingWarning,
             stacklevel + 1,
         )

@@ -186,7 +186,7 @@ class RewardModel:
         losses, step, rewards = self._fit(images, loss, partial(loss, rows=out), seed, progress)
         constant = labels[kept].mean().expand(len(labels))
         best = min(losses[1:] or losses)
-        warn_of_validation(float(loss(constant, out)), best, "labels", "of a constant reward")
+        _check_fit("labels", best, float(loss(constant, out)))
         accuracy = ((rewards[out] > 0.5) == (labels[out] > 0.5)).double().mean()
         rate = float(labels[out].mean())
         self._infer(images, labels, max(math.sqrt(best), _LEAST_NOISE))
@@ -223,7 +223,7 @@ class RewardModel:
         )
         constant = float(_pair_loss(torch.zeros_like(rewards), out))
         best = min(losses[1:] or losses)
-        warn_of_validation(constant, best, "rankings", "of a constant reward")
+        _check_fit("rankings", best, constant)
         accuracy = (rewards[out.first] > rewards[out.second]).double().mean()
         self._infer(images, pairs, None)
         return RewardFit(float(accuracy), 0.5, step, losses)
@@ -376,6 +376,11 @@ def _last_layer(
                 pyro.sample("label", label, obs=feedback.to(units))
 
     return model
+
+
+def _check_fit(feedback: str, best: float, constant: float) -> None:
+    what = f"the least loss on {feedback} that were held out"
+    warn_of_validation(what, best, constant, "that of a constant reward is", stacklevel=3)
 
 
 def _pair_loss(rewards: Tensor, pairs: _Pairs) -> Tensor:

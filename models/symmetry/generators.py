@@ -27,6 +27,7 @@ from pyro_ext._checks import (
 from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
+from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.nn.flows import flow
 from pyro_ext.nn.generators import (
@@ -54,6 +55,8 @@ Features = Callable[[Tensor], Tensor]
 Validity = Callable[..., Tensor]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
+_LEAST_JUDGED = 100  # steps
+_LEAST_GAIN = 0.3  # of a score; fields at random differ by as much
 _MARGIN = 1e-6  # between a cosine and one, where the angle has no gradient
 
 
@@ -414,7 +417,8 @@ def train_generators(
     :param int num_steps: number of steps of the optimizer.
     :param ShuffledBatches batches: what the validity is given besides.
     :param Tensor points: what is moved, such as :func:`~pyro_ext.nn.image_grid`; by default the
-        first tensor of a minibatch. **Shape:** ``(*grid, dim)``.
+        first tensor of a minibatch. Points next to each other along the grid have to be near each
+        other; scattered points need ``lipschitz=0``. **Shape:** ``(*grid, dim)``.
     :param Tensor weights: of the points, such as :func:`feature_weights`. **Shape:** ``(*grid)``.
     :param float sigma: the longest time.
     :param float symmetry: :math:`w_1`.
@@ -442,11 +446,12 @@ def train_generators(
 
     Example::
 
-        >>> from pyro_ext.models.symmetry import GeneratorField
-        >>> points = 2 * torch.rand(100, 2) - 1
+        >>> from pyro_ext.nn import GeneratorField, image_grid
+        >>> points = image_grid(8, 8)
         >>> radius = points.norm(dim=-1)
         >>> losses = train_generators(
-        ...     GeneratorField(2, 1), lambda moved: (moved.norm(dim=-1) - radius).abs().mean(-1),
+        ...     GeneratorField(2, 1),
+        ...     lambda moved: (moved.norm(dim=-1) - radius).abs().mean((-1, -2)),
         ...     10, points=points, seed=0, progress=False)
         >>> len(losses)
         10
@@ -524,14 +529,23 @@ def train_generators(
             total = total + sobolev * sobolev_loss(values)
         return total
 
-    return trainer.run(
-        loss,
-        num_steps,
-        batches,
-        checkpoint=checkpoint,
-        progress=progress,
-        description="Training generators",
+    def score() -> float:
+        batch = () if batches is None else batches.batch(0, 0)
+        z = batch[0] if points is None else points
+        options: dict[str, Any] = dict(weights=weights, sigma=sigma, flow_steps=flow_steps)
+        return float(validity_scores(field, validity, z, *batch, **options).min())
+
+    is_judged = flow_steps > 0 and num_steps >= _LEAST_JUDGED
+    untrained = score() if is_judged else math.nan
+    what = "Training generators"
+    losses = trainer.run(
+        loss, num_steps, batches, checkpoint=checkpoint, progress=progress, description=what
     )
+    if is_judged and not trainer.interrupted:
+        advice = "take points that are a grid, and lipschitz=0 where they are not"
+        what = "the validity of the best field"
+        warn_of_validation(what, score(), untrained, least=_LEAST_GAIN, advice=advice)
+    return losses
 
 
 @torch.no_grad()

@@ -69,8 +69,10 @@ class TemporalGraphNetwork(nn.Module):
     :param int num_nodes: number of nodes.
     :param int hidden_size: of memories, embeddings and the encoding of time.
     :param int num_features: of an event.
-    :param Tensor node_features: of nodes, which are added to memories through a linear map. Without
-        them a node is known by its events alone. **Shape:** ``(num_nodes, num_node_features)``.
+    :param Tensor node_features: of nodes, such as numbers that tell them apart, in any unit: they
+        are scaled to unit size by a power of two, and added to memories through a linear map.
+        Without them a node is known by its events alone.
+        **Shape:** ``(num_nodes, num_node_features)``.
     :param int num_neighbors: how many recent events are attended to.
     :param int num_heads: of attention; divides the hidden size.
     :param float dropout: of embeddings, in training; 0.2 in T-SPEAR's code.
@@ -120,6 +122,9 @@ class TemporalGraphNetwork(nn.Module):
             node_features = as_tensor("node_features", node_features, shape, finite=True)
             node_features = node_features.to(torch.get_default_dtype())
             self.of_features = nn.Linear(node_features.shape[1], d)
+            size = float(node_features.square().mean().sqrt())
+            # A power of two is exact: features of unit size are taken as they are.
+            self._feature_scale = 2.0 ** -round(math.log2(size)) if size else 1.0
         self.register_buffer("node_features", node_features)
         self.omega = nn.Parameter(10.0 ** (-9.0 * torch.arange(d) / max(d - 1, 1)))
         self.phase = nn.Parameter(torch.zeros(d))
@@ -230,7 +235,8 @@ class TemporalGraphNetwork(nn.Module):
         place = needed.cumsum(0) - 1
         memories = self._memories(state, needed.nonzero()[:, 0])
         if self.node_features is not None:
-            memories = memories + self.of_features(self.node_features[needed])
+            features = self._feature_scale * self.node_features[needed]
+            memories = memories + self.of_features(features)
         own = memories[place[nodes]]
         lapse = times[:, None] - state.neighbor_times[nodes]
         around = [self._encode(lapse)]

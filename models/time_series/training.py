@@ -133,7 +133,8 @@ def train(
     else:
         if best.start is not None and not trainer.interrupted:
             value = math.nan if best.value is None else best.value
-            warn_of_validation(best.start, value, "series", stacklevel=3)
+            what = "the least loss of series that were held out"
+            warn_of_validation(what, value, best.start, stacklevel=3)
     if best.weights:
         module.load_state_dict(best.weights)
     return trainer.losses

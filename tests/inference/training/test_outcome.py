@@ -51,11 +51,12 @@ def test_noise_alone_is_no_failure():
         warn_of_losses(row)
 
 
-def test_what_was_held_out():
-    warn_of_validation(1.0, 0.5, "labels")
-    for best in (1.0, 2.0, float("nan")):
-        with pytest.warns(TrainingWarning, match="on labels that were held out .* before it is 1"):
-            warn_of_validation(1.0, best, "labels")
+@pytest.mark.parametrize("best", [1.0, 2.0, 0.95, float("nan")])
+def test_what_it_was_judged_by(best):
+    with pytest.warns(TrainingWarning, match=f"the score is {best:g}, before it was 1.*, or wait"):
+        warn_of_validation("the score", best, 1.0, least=0.1, advice="wait")
+    warn_of_validation("the score", 0.8, 1.0, least=0.1)
+    warn_of_validation("the score", -0.2, -0.1, least=0.1)
 
 
 def test_a_training_without_a_step(tmp_path):

@@ -1,6 +1,7 @@
 """Learning generators: losses with known values, validity of images, a field that is known."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from pyro_ext.checkpoint import CheckpointError
-from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training import ShuffledBatches, TrainingWarning
 from pyro_ext.models.symmetry import (
     AffineField,
     GeneratorField,
@@ -254,6 +255,32 @@ def test_a_known_field_is_found():
     z = torch.tensor([[0.5, 0.3]])
     end = flow(field.normalized(grid).each, z[None], 0.4)[0]
     assert float(level(end).detach()) == pytest.approx(float(level(z)), abs=0.03)
+
+
+def test_a_field_that_is_no_symmetry_is_warned_of():
+    """Neighbors in the list of scattered points are far apart, and hold a field constant."""
+    points = 2 * torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) - 1
+    radius = points.norm(dim=-1)
+    sines = []
+    for options in ({}, {"lipschitz": 0.0}):
+        torch.manual_seed(2)
+        field = GeneratorField(2, 1, 32)
+        with pytest.warns(TrainingWarning, match="lipschitz=0") if not options else nullcontext():
+            train_generators(
+                field,
+                lambda moved: (moved.norm(dim=-1) - radius).abs().mean(-1),
+                100,
+                points=points,
+                flow_steps=2,
+                optimizer=partial(torch.optim.Adam, lr=5e-3),
+                seed=1,
+                progress=False,
+                **options,
+            )
+        value = field(points)[:, 0].detach()
+        sine = (value * points).sum(-1).abs() / (value.norm(dim=-1) * radius)
+        sines.append(float(sine.mean()))
+    assert sines[0] > 0.4 and sines[1] < 0.1
 
 
 def test_wrong_functions_are_named():

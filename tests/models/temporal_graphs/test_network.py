@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pyro_ext.models.temporal_graphs import EventStream
+from pyro_ext.models.temporal_graphs import EventStream, TemporalGraphNetwork
 from tests.models.temporal_graphs.helpers import network_for, random_stream
 
 
@@ -236,6 +236,26 @@ def test_periods_and_dropout():
     network.train()
     assert not torch.equal(fixed, network.embed(network.reset(), nodes, times))
     assert all(math.isnan(t) for t in network.reset().mail_time.tolist())
+
+
+def test_the_unit_of_node_features_does_not_matter():
+    """That of one-hot rows included, of which the mean square is one over their number."""
+    stream = random_stream()
+    first, second = stream.batches(30)
+
+    def scores(features):
+        network = network_for(stream, node_features=features)
+        state = network.update(network.reset(), first)
+        return network.score(state, second.sources, second.destinations, second.times)
+
+    features = torch.randn(stream.num_nodes, 2)
+    for scale in (2.0**-20, 2.0**20):
+        assert torch.equal(scores(scale * features), scores(features))
+    nodes = 1000
+    network = TemporalGraphNetwork(nodes, node_features=torch.eye(nodes))
+    there = torch.arange(nodes)
+    spread = network.embed(network.reset(), there, torch.zeros(nodes)).std(0).mean()
+    assert float(spread.detach()) > 0.1
 
 
 def test_what_does_not_fit_is_refused_by_name():

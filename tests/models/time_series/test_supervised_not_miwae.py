@@ -367,7 +367,7 @@ def test_training_and_early_stopping():
     start = copy.deepcopy(held.state_dict())
     options["learning_rate"] = 0.5  # which makes predictions worse and worse
     options |= dict(num_epochs=50, validation_fraction=0.3, patience=2)
-    with pytest.warns(TrainingWarning, match="on series that were held out"):
+    with pytest.warns(TrainingWarning, match="series that were held out"):
         losses = held.fit(x, y, *rest, **options)
     assert len(losses) < 2 * 50
     assert any(not torch.equal(start[name], value) for name, value in held.state_dict().items())
