@@ -529,22 +529,17 @@ def train_generators(
             total = total + sobolev * sobolev_loss(values)
         return total
 
-    def score() -> float:
-        batch = () if batches is None else batches.batch(0, 0)
-        z = batch[0] if points is None else points
-        options: dict[str, Any] = dict(weights=weights, sigma=sigma, flow_steps=flow_steps)
-        return float(validity_scores(field, validity, z, *batch, **options).min())
-
+    batch = () if batches is None else batches.batch(0, 0)
+    judged = (field, validity, batch[0] if points is None else points, *batch)
+    score = partial(validity_scores, *judged, weights=weights, sigma=sigma, flow_steps=flow_steps)
     is_judged = flow_steps > 0 and num_steps >= _LEAST_JUDGED
-    untrained = score() if is_judged else math.nan
-    what = "Training generators"
-    losses = trainer.run(
-        loss, num_steps, batches, checkpoint=checkpoint, progress=progress, description=what
-    )
+    untrained = float(score().min()) if is_judged else math.nan
+    run = partial(trainer.run, checkpoint=checkpoint, progress=progress)
+    losses: list[float] = run(loss, num_steps, batches, description="Training generators")
     if is_judged and not trainer.interrupted:
+        what, best = "the validity of the best field", float(score().min())
         advice = "take points that are a grid, and lipschitz=0 where they are not"
-        what = "the validity of the best field"
-        warn_of_validation(what, score(), untrained, least=_LEAST_GAIN, advice=advice)
+        warn_of_validation(what, best, untrained, least=_LEAST_GAIN, advice=advice)
     return losses
 
 
