@@ -7,6 +7,8 @@ D. Lee, D. B. Lee, S. Adriaensen, J. Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. 
 Bayesian neural scaling law extrapolation with prior-data fitted networks.
 """
 
+import itertools
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -39,6 +42,7 @@ _NUM_PIECES = 3
 _MARGIN = 0.05  # between the last break and the cut
 _SHORTEST, _LONGEST = 0.2, 0.4
 _NUM_NEWTON = 8
+_MOST_RUNS = 100  # with values that may allow nothing
 # Means and deviations of logarithms: of scale, exponent and offset; alpha, scale and exponent.
 _OFFSET_LOC, _OFFSET_SCALE = (-1.0, -2.0, 0.0), (0.5, 1.0, 1.0)
 _INFLECTED_LOC, _INFLECTED_SCALE = (0.0, -1.0, 0.0), (0.5, 0.5, 0.5)
@@ -153,41 +157,90 @@ def is_allowed(y: Tensor, rises: Tensor) -> Tensor:
     return is_inside & (~rises | (y <= y[..., :1]).all(-1))
 
 
-def _proposal(x: Tensor, num_context: int, family: int | None, full_rise: bool) -> None:
-    """One curve before any is rejected, as a Pyro model."""
-    chosen = pyro.sample("family", dist.Categorical(x.new_tensor(_PROBS)), obs=_given(x, family))
-    rises, kept = chosen == 2, chosen == 2
-    unused = x.new_tensor([x.shape[-1], x.shape[-1]]).long()
-    num_pieces, ends, rise = 1, unused, x.new_ones(3)
-    if bool(chosen > 0):
-        if bool(chosen == 1):
-            kept = pyro.sample("two_breaks", dist.Bernoulli(x.new_tensor(0.5))).bool()
-        lowest = _shortest(x, num_context)
-        lengths = pyro.sample("breaks", dist.Uniform(lowest, _LONGEST).expand([2]).to_event(1))
-        ends = break_points(x, lengths, num_context, kept, rises)
-        num_pieces = 2 + int(kept)
-    if bool(rises):
-        low, high = x.new_tensor([0.5, 0.01]), x.new_tensor([1.0, 0.7])
-        exponent, slope = pyro.sample("rise", dist.Uniform(low, high).to_event(1))
-        power = pyro.sample("rise_power", dist.LogNormal(x.new_tensor(0.0), 0.1))
-        rise = torch.stack([exponent.exp(), power, slope])
+class _Accepted(Messenger):
+    """Draws the sites of a program of curves as they are in curves that are allowed.
+
+    Each site but the family has the law of its draw in all of the program, given the sites before
+    it and that the curve is allowed: the program is run ahead, hidden, until it is. Its sites are
+    taken from such a run as long as each has the value that it had there. After one that has
+    another, as under ``condition``, the rest is run ahead again.
+    """
+
+    def __init__(self, program: Callable[[], Any]) -> None:
+        super().__init__()
+        self.program = program
+        self.before: dict[str, Tensor] = {}
+        self.ahead: Any = None
+        self.runs: Iterable[int] = itertools.count()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or msg["name"] == "family":
+            return
+        if self.ahead is None:
+            self.ahead = self._run_ahead()
+        msg["value"] = self.ahead.nodes[msg["name"]]["value"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name, value = msg["name"].removesuffix("__CF"), msg["value"]  # the suffix is that of do
+        self.before[name] = value
+        if self.ahead is not None:
+            planned = self.ahead.nodes[name]["value"]
+            if not torch.equal(torch.as_tensor(value).to(planned), planned):
+                self.ahead, self.runs = None, range(_MOST_RUNS)
+
+    def _run_ahead(self) -> Any:
+        given = poutine.condition(self.program, data=self.before)
+        with poutine.block(hide_all=True):
+            for _ in self.runs:
+                trace = poutine.trace(given).get_trace()
+                y, family = (trace.nodes[name]["value"] for name in ("y", "family"))
+                if bool(is_allowed(y, family == 2)):
+                    break
+        return trace
+
+
+def _curve(x: Tensor, num_context: int, given: Tensor | None, full_rise: bool) -> Tensor:
+    """A curve with noise before any is rejected, as a Pyro model."""
+    family: Tensor = pyro.sample("family", dist.Categorical(x.new_tensor(_PROBS)), obs=given)
+    rises, breaks = family == 2, family > 0
+
+    def only(condition: Tensor | bool, name: str, law: Any) -> Tensor:
+        """A site of the curves that have it; of others it is zero, and counts nothing."""
+        if not bool(condition):
+            law = dist.Delta(x.new_zeros(law.shape()), event_dim=law.event_dim).mask(False)
+        value: Tensor = pyro.sample(name, law)
+        return value
+
+    kept = only(family == 1, "two_breaks", dist.Bernoulli(x.new_tensor(0.5))).bool() | rises
+    longest = dist.Uniform(_shortest(x, num_context), _LONGEST).expand([2]).to_event(1)
+    lengths = only(breaks, "breaks", longest)
+    low, high = x.new_tensor([0.5, 0.01]), x.new_tensor([1.0, 0.7])
+    exponent, slope = only(rises, "rise", dist.Uniform(low, high).to_event(1))
+    power = only(rises, "rise_power", dist.LogNormal(x.new_tensor(0.0), 0.1))
     inflected, params, first, fraction = [], [], [], []
-    for number in range(num_pieces):
-        kind = pyro.sample(f"inflected_{number}", dist.Bernoulli(x.new_tensor(0.5))).bool()
-        loc, scale = _log_params(x, kind)
-        params.append(pyro.sample(f"params_{number}", dist.LogNormal(loc, scale).to_event(1)))
-        first.append(pyro.sample(f"first_{number}", dist.Uniform(x.new_tensor(0.2), 1.2)))
-        fraction.append(pyro.sample(f"fraction_{number}", dist.Uniform(x.new_tensor(0.0), 1.0)))
+    for number in range(_NUM_PIECES):
+        is_there = number < 1 + breaks.long() + kept
+        half, low = x.new_tensor(0.5), x.new_tensor(0.2)
+        kind = only(is_there, f"inflected_{number}", dist.Bernoulli(half)).bool()
+        law = dist.LogNormal(*_log_params(x, kind)).to_event(1)
+        params.append(only(is_there, f"params_{number}", law))
+        first.append(only(is_there, f"first_{number}", dist.Uniform(low, 1.2)))
+        fraction.append(only(is_there, f"fraction_{number}", dist.Uniform(0.0 * low, 1.0)))
         inflected.append(kind)
+    num_pieces = 1 + int(breaks) + int(kept)
     kinds, numbers, firsts, fractions = (
-        torch.stack(part + part[-1:] * (_NUM_PIECES - num_pieces))
+        torch.stack([part[min(k, num_pieces - 1)] for k in range(_NUM_PIECES)])
         for part in (inflected, params, first, fraction)
     )
+    ends = torch.full((2,), x.shape[-1], device=x.device)
+    if bool(breaks):
+        ends = break_points(x, lengths, num_context, kept, rises)
+    rise = torch.stack([exponent.exp(), power, slope])
     pieces = Pieces(kinds, numbers, firsts, fractions, ends, rise, rises)
-    curve = curves_of(x, pieces, full_rise)
-    pyro.deterministic("curve", curve)
+    curve = pyro.deterministic("curve", curves_of(x, pieces, full_rise), event_dim=1)
     noise = pyro.sample("noise", dist.LogNormal(x.new_tensor(_NOISE_LOC), _NOISE_SCALE))
-    pyro.sample("y", dist.Normal(curve, noise).to_event(1))
+    y: Tensor = pyro.sample("y", dist.Normal(curve, noise).to_event(1))
+    return y
 
 
 def scaling_curve_prior(
@@ -205,11 +258,13 @@ def scaling_curve_prior(
     (0.2, 1.2) and to a last one that is uniform below. All breaks but the end of a rise come before
     the cut between context and what is to be predicted. A curve with a negative value, or one that
     rises above its first value, is drawn again, with all of its sites but the family; the densities
-    at the sites are those before.
+    at the sites are those before. What is drawn after a site that is given, as by
+    :func:`pyro.condition`, follows from its value, and is drawn again in the same way, up to 100
+    times, since the given values may allow nothing.
 
-    Sites are ``family``; ``two_breaks``, ``breaks``, ``rise``, ``rise_power`` where there are any;
-    ``inflected_k``, ``params_k``, ``first_k`` and ``fraction_k`` of each piece; ``curve``;
-    ``noise``, its standard deviation; and ``y``, the values.
+    Sites are ``family``; ``two_breaks``, ``breaks``, ``rise``, ``rise_power``; ``inflected_k``,
+    ``params_k``, ``first_k`` and ``fraction_k`` of the pieces 0 to 2; ``curve``; ``noise``, its
+    standard deviation; and ``y``, the values. Those that a curve lacks are zero and count nothing.
 
     :param Tensor x: sizes, rising, between 0 and 1. **Shape:** ``(n,)``.
     :param str family: one of :data:`FAMILIES`; by default one at random.
@@ -227,25 +282,16 @@ def scaling_curve_prior(
         >>> pyro.set_rng_seed(0)
         >>> x = torch.linspace(0.01, 1.0, 30)
         >>> trace = pyro.poutine.trace(scaling_curve_prior).get_trace(x, "down")
-        >>> trace.nodes["y"]["value"].shape, len(trace.stochastic_nodes)
-        (torch.Size([30]), 6)
+        >>> trace.nodes["y"]["value"].shape, trace.nodes["params_0"]["value"].shape
+        (torch.Size([30]), torch.Size([3]))
+        >>> pyro.infer.Predictive(scaling_curve_prior, num_samples=8)(x)["y"].shape
+        torch.Size([8, 30])
     """
     x, num_context, number = _checked(x, num_context, family, full_rise, "(n,)")
-    if number is None:
-        number, given = int(dist.Categorical(x.new_tensor(_PROBS)).sample()), None
-    else:
-        given = number
-    with poutine.block(hide_all=True):
-        while True:
-            trace = poutine.trace(_proposal).get_trace(x, num_context, number, full_rise)
-            y: Any = trace.nodes["y"]["value"]
-            if bool(is_allowed(y, torch.tensor(number == 2))):
-                break
-    trace.nodes["family"]["is_observed"] = False
-    with poutine.replay(trace=trace):
-        _proposal(x, num_context, given, full_rise)
-    values: Tensor = y
-    return values
+    given = None if number is None else torch.tensor(number, device=x.device)
+    program = partial(_curve, x, num_context, given, full_rise)
+    with _Accepted(program):
+        return program()
 
 
 def sample_scaling_curves(
@@ -366,11 +412,6 @@ def _checked(
         check_choice("family", family, FAMILIES)
     check_boolean("full_rise", full_rise)
     return x, num_context, None if family is None else FAMILIES.index(family)
-
-
-def _given(x: Tensor, family: int | None) -> Tensor | None:
-    """The family as an observed value."""
-    return None if family is None else torch.tensor(family, device=x.device)
 
 
 def _shortest(x: Tensor, num_context: int) -> Tensor:

@@ -530,15 +530,16 @@ def train_generators(
         return total
 
     batch = () if batches is None else batches.batch(0, 0)
-    judged = (field, validity, batch[0] if points is None else points, *batch)
-    score = partial(validity_scores, *judged, weights=weights, sigma=sigma, flow_steps=flow_steps)
+    z = batch[0] if points is None else points
+    options: dict[str, Any] = dict(weights=weights, sigma=sigma, flow_steps=flow_steps)
+    score = partial(validity_scores, field, validity, z, *batch, **options)
     is_judged = flow_steps > 0 and num_steps >= _LEAST_JUDGED
     untrained = float(score().min()) if is_judged else math.nan
     run = partial(trainer.run, checkpoint=checkpoint, progress=progress)
     losses: list[float] = run(loss, num_steps, batches, description="Training generators")
     if is_judged and not trainer.interrupted:
-        what, best = "the validity of the best field", float(score().min())
-        advice = "take points that are a grid, and lipschitz=0 where they are not"
+        what, advice = "the validity of the best field", "take lipschitz=0 for points off a grid"
+        best = float(score().min())
         warn_of_validation(what, best, untrained, least=_LEAST_GAIN, advice=advice)
     return losses
 

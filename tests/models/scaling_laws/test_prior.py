@@ -156,3 +156,33 @@ def test_seeds_and_types():
     assert y.dtype == torch.float64 and torch.equal(state, torch.get_rng_state())
     assert torch.equal(y, sample_scaling_curves(x, num_context=10, seed=3))
     assert bool((x.diff(dim=-1) >= 0).all()) and float(x[:, 0].max()) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("handler", [poutine.condition, poutine.do])
+def test_what_comes_after_a_given_site_follows_from_it(handler):
+    """Noise that is given is that of the values, and a first value is that of the curve."""
+    pyro.set_rng_seed(0)
+    values = {"first_0": torch.tensor(1.1), "noise": torch.tensor(1e-6)}
+    model = handler(scaling_curve_prior, data=values)
+    curves = torch.stack([model(X, "down", num_context=20) for _ in range(5)])
+    torch.testing.assert_close(curves[:, 0], torch.full((5,), 1.1), atol=1e-4, rtol=0)
+    for family in FAMILIES:  # a curve that is given is allowed to be what none of the prior is
+        trace = poutine.trace(handler(scaling_curve_prior, data={"curve": X - 5})).get_trace(
+            X, family, num_context=20
+        )
+        y, noise = trace.nodes["_RETURN"]["value"], trace.nodes["noise"]["value"]
+        assert bool(((y - (X - 5)).abs() < 10 * noise).all())
+
+
+def test_a_given_noise_changes_no_earlier_site():
+    """And the values are still those of an allowed curve."""
+    for seed in range(5):
+        nodes = []
+        for data in ({}, {"noise": torch.tensor(0.05)}):
+            pyro.set_rng_seed(seed)
+            model = poutine.condition(scaling_curve_prior, data=data)
+            nodes.append(poutine.trace(model).get_trace(X, "down-up-down", num_context=20).nodes)
+        assert torch.equal(nodes[0]["curve"]["value"], nodes[1]["curve"]["value"])
+        y = nodes[1]["y"]["value"]
+        assert not torch.equal(nodes[0]["y"]["value"], y) and bool((y >= 0).all())
+        assert bool((y <= y[0]).all())
