@@ -94,20 +94,33 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
                 f"subsamples in {subsampled}"
             )
         ranks = [len(record.fn.batch_shape) for record in records.values() if record.has_density]
-        depth = max(0, *(-frame.dim for frame in frames), *ranks)
-        shapes = {name: each.value.shape for name, each in records.items() if each.is_declared}
+        every = {frame for record in records.values() for frame in record.frames}
+        plan = _Plan(
+            max(0, *(-frame.dim for frame in frames), *ranks),
+            {name: each.value.shape for name, each in records.items() if each.is_declared},
+            {frame.name: frame.size for frame in every if not frame.vectorized},
+        )
         for records, indices in runs:
-            _check(
-                partial(_enumerated, model, depth, shapes), depth, records, indices, args, kwargs
-            )
-    return partial(_summed_out, model, depth, shapes)
+            _check(model, plan, records, indices, args, kwargs)
+    return partial(_summed_out, model, plan)
 
 
-def _summed_out(
-    model: Model, depth: int, shapes: Mapping[str, torch.Size], *args: Any, **kw: Any
-) -> Any:
+class _Plan(NamedTuple):
+    """What a run without enumeration tells of a model.
+
+    :param int depth: number of dimensions of plates.
+    :param shapes: of the values of deterministic sites.
+    :param loops: sizes of the sequential plates.
+    """
+
+    depth: int
+    shapes: Mapping[str, torch.Size]
+    loops: Mapping[str, int]
+
+
+def _summed_out(model: Model, plan: _Plan, *args: Any, **kwargs: Any) -> Any:
     """Run a model with a factor in place of what depends on its discrete sites."""
-    result, terms = _enumerated(model, depth, shapes, *args, **kw)
+    result, terms = _enumerated(model, plan, args, kwargs)
     pyro.factor(SUMMED_OUT, terms.contracted())
     return result
 
@@ -137,11 +150,11 @@ class _Terms(NamedTuple):
 
 
 def _enumerated(
-    model: Model, depth: int, shapes: Mapping[str, torch.Size], *args: Any, **kwargs: Any
+    model: Model, plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Any, _Terms]:
     """Run a model with its discrete sites enumerated, and hide what depends on them."""
-    recorder, hidden = TraceMessenger(), _Dependents(depth, shapes)
-    with hidden, EnumMessenger(first_available_dim=-1 - depth), recorder, _Configured():
+    recorder, hidden, depth = TraceMessenger(), _Dependents(plan), plan.depth
+    with hidden, EnumMessenger(first_available_dim=-1 - depth), recorder, _Configured(plan):
         result = model(*args, **kwargs)
     trace = recorder.trace
     trace.symbolize_dims()
@@ -190,10 +203,19 @@ def _unmasked(fn: Any) -> Any:
 
 
 class _Configured(Messenger):
-    """Marks all discrete sites to be enumerated in parallel, whatever else they are marked as."""
+    """Marks all discrete sites to be enumerated in parallel, whatever else they are marked as.
+
+    Loops over sequential plates count in plain numbers, since graphs cannot read tensors.
+    """
+
+    def __init__(self, plan: _Plan) -> None:
+        super().__init__()
+        self._plan = plan
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _is_summed_out(msg):
+        if msg["name"] in self._plan.loops:
+            msg["value"] = list(range(self._plan.loops[msg["name"]]))
+        elif _is_summed_out(msg):
             marks = {"enumerate": "parallel", "num_samples": None, "expand": False}
             msg["infer"] = {**msg["infer"], **marks}
 
@@ -208,13 +230,12 @@ def _is_summed_out(msg: Any) -> bool:
 class _Dependents(Messenger):
     """Hides enumerated sites and those that depend on them; of continuous ones, the densities."""
 
-    def __init__(self, depth: int, shapes: Mapping[str, torch.Size]) -> None:
+    def __init__(self, plan: _Plan) -> None:
         super().__init__()
         self.names: list[str] = []
         self.continuous: dict[str, tuple[Any, Any]] = {}
         """Distributions and masks."""
-        self._depth = depth
-        self._shapes = shapes
+        self._depth, self._shapes = plan.depth, plan.shapes
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -268,8 +289,8 @@ def _assigned(
 
 
 def _check(
-    enumerated: Callable[..., tuple[Any, _Terms]],
-    depth: int,
+    model: Model,
+    plan: _Plan,
     records: Mapping[str, Record],
     indices: Mapping[str, Tensor],
     args: tuple[Any, ...],
@@ -280,7 +301,9 @@ def _check(
     continuous = {n: r.value for n, r in records.items() if r.is_latent and n not in indices}
     evaluation = Evaluation(from_constrained(continuous, {}), {})
     try:
-        outer = evaluation.run(lambda: found.append(enumerated(*args, **kwargs)[1]), (), {})
+        outer = evaluation.run(
+            lambda: found.append(_enumerated(model, plan, args, kwargs)[1]), (), {}
+        )
         (terms,) = found
         terms.contracted()
     except factorization_errors():  # a matter of these values
@@ -299,7 +322,7 @@ def _check(
             expected = record.scaled_log_prob()
             if name in terms.raw:
                 owners = [*terms.dims[name].values()]
-                value = _at(terms.raw[name], terms.dims[name], depth, indices)
+                value = _at(terms.raw[name], terms.dims[name], plan.depth, indices)
             elif name in outer:
                 owners = []
                 value = outer[name].scaled_log_prob()

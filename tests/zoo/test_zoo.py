@@ -194,9 +194,18 @@ def loo(run: Run) -> None:
 
 
 def predictive(run: Run) -> None:
-    """Pyro's own predictions from the draws are finite and draw what was observed."""
-    example = run.example
-    drawn = Predictive(example.model, run.posterior.get_samples())(*example.unobserved)
+    """Pyro's own predictions from the draws are finite and draw what was observed.
+
+    In double precision, since a short run can have extreme draws.
+    """
+    draws = run.posterior.get_samples()
+    torch.set_default_dtype(torch.float64)
+    try:
+        example = EXAMPLES[run.name]()
+        draws = {k: v.double() if v.is_floating_point() else v for k, v in draws.items()}
+        drawn = Predictive(example.model, draws)(*example.unobserved)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert drawn
     for name, value in drawn.items():
         assert len(value) == NUM_DRAWS and value.isfinite().all(), name
