@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, get_arg
 
 from typing_extensions import TypeIs
 
-from pyro_ext._files import read_bytes, read_json, save_picture, write_bytes
+from pyro_ext._files import json_object, read_bytes, read_json, save_picture, write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -252,7 +252,7 @@ class Report:
             checks.check_instance("versions", version, str, "a dict of texts")
         try:
             settings = _as_in_json(self.settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"settings must hold plain values that JSON can hold, got {self.settings!r}"
             ) from error
@@ -541,7 +541,7 @@ class Page:
         for key, value in (settings or {}).items():
             try:
                 held |= _as_in_json({key: value})
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RecursionError):
                 held[str(key)] = refused[key] = repr(value)
         report = Report(
             self.slug,
@@ -580,7 +580,7 @@ def _is_number(value: Any) -> TypeIs[float]:
 
 def _as_in_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they come back from a file."""
-    return dict(json.loads(json.dumps(dict(settings), allow_nan=False)))
+    return json_object(json.dumps(dict(settings), allow_nan=False))
 
 
 def _claim_to_json(claim: Claim) -> dict[str, Any]:

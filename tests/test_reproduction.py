@@ -4,6 +4,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,7 @@ def test_bad_reports(subtests):
         ("claims", []),
         ("settings", {"schedule": object()}),
         ("settings", {"step size": math.nan}),
+        ("settings", reduce(lambda inner, _: {"deep": inner}, range(300), {})),
         ("paper", b""),
         ("reconstruction", None),
         ("seconds", "long"),

@@ -111,6 +111,38 @@ def test_private_modules_are_imported_in_their_rooms_alone() -> None:
     assert not foreign
 
 
+# What waits at a pipe, follows a link or leaves half a file; ``pyro_ext._files`` does not.
+OPENING = re.compile(
+    r"\bjson\.loads?\(|(?<![\w.])open\(|\.(read|write)_(text|bytes)\(|\.savefig\(|\bsafe_open\("
+    r"|\b(np|torch)\.(load|save)\("
+)
+MAY_OPEN = {
+    "pyro_ext._files",
+    "pyro_ext._new_project",  # writes to a folder that it has made
+    "pyro_ext.checkpoint.files",  # has opened what safetensors reads
+    "pyro_ext.datasets._records",  # has opened what NumPy reads
+    # Read what is in the package, was found to be a file, or is the compiler's.
+    "pyro_ext._notebooks",
+    "pyro_ext._pages",
+    "pyro_ext._rating_server",
+    "pyro_ext._scoreboard",
+    "pyro_ext.datasets._contacts",
+    "pyro_ext.potential.compilation",
+    "pyro_ext.models.ensembles.mnist_networks",
+}
+
+
+def test_files_are_opened_in_one_place() -> None:
+    found = {
+        name
+        for name, path in MODULES.items()
+        for line in path.read_text("utf-8").splitlines()
+        if floor_of(name) < FLOORS["tutorials"]
+        if OPENING.search(line) and not line.lstrip().startswith((">>>", "...", "def "))
+    }
+    assert found == MAY_OPEN
+
+
 def test_rooms_are_small_enough_to_read() -> None:
     sizes: dict[str, int] = defaultdict(int)
     for name in MODULES:

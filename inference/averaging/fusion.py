@@ -320,7 +320,7 @@ class ModelFusion:
             goes on where the file exists. It holds nothing that executes on load.
         :param bool progress: whether to show a progress bar.
         :returns: itself.
-        :raises CheckpointError: where the file is damaged or of another search.
+        :raises CheckpointError: where the file is damaged, of another search, or being written.
         """
         num_iterations = check_integer("num_iterations", num_iterations, 0)
         check_instance("progress", progress, bool, "True or False")

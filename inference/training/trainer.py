@@ -279,7 +279,7 @@ class Trainer:
         :param str description: what the bar begins with.
         :returns: the losses of all steps, also :attr:`losses`.
         :raises TrainingDiverged: as :meth:`step`; a checkpoint stays as it was last saved.
-        :raises CheckpointError: where the file is damaged or of another training.
+        :raises CheckpointError: where the file is damaged, of another training, or being written.
         """
         check_callable("loss", loss)
         num_steps = check_integer("num_steps", num_steps, 0)

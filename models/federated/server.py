@@ -262,7 +262,7 @@ class FederatedServer:
         :param bool progress: whether to show a progress bar.
         :returns: all rounds.
         :raises CheckpointError: where the file is damaged, or of a server with other settings, such
-            as another seed, or of other clients.
+            as another seed, or of other clients, or where another process writes it.
         """
         clients = self._check_clients(clients)
         num_rounds = check_integer("num_rounds", num_rounds, 0)
