@@ -103,7 +103,9 @@ def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
         first = int((points - points.mean(0)).square().sum(-1).argmax())
         order, distances = [first], torch.cdist(points, points[[first]])[:, 0]
     else:
-        taken = as_tensor("chosen", chosen, f"(m, {points.shape[1]})", finite=True).to(points)
+        taken = as_tensor("chosen", chosen, f"(m, {points.shape[1]})", like=points, finite=True).to(
+            points
+        )
         order, distances = [], torch.cdist(points, taken).amin(1)
     while len(order) < number:
         if order:

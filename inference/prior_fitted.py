@@ -390,7 +390,7 @@ class PriorDataFittedNetwork:
             that was not trained.
         """
         weights = next(self.net.parameters())
-        values = as_tensor("yc", yc, "(*batch, num_context)", finite=True).to(weights)
+        values = as_tensor("yc", yc, "(*batch, num_context)", like=weights, finite=True).to(weights)
         given = self._as_inputs("xc", xc, values.dim()).to(weights)
         asked = self._as_inputs("xq", xq, values.dim()).to(weights)
         if given.shape[:-1] != values.shape:
@@ -442,7 +442,7 @@ class PriorDataFittedNetwork:
 
     def _as_inputs(self, name: str, value: Any, num_dims: int) -> Tensor:
         """Inputs with a dimension of features."""
-        x = as_tensor(name, value, finite=True)
+        x = as_tensor(name, value, like=next(self.net.parameters()), finite=True)
         x = x.unsqueeze(-1) if x.dim() == num_dims and self.num_features == 1 else x
         if x.dim() != num_dims + 1 or x.shape[-1] != self.num_features:
             raise ValueError(

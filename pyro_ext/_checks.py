@@ -145,6 +145,9 @@ def as_tensor(
     else:
         try:
             tensor = torch.as_tensor(value, dtype=dtype)
+            if like is not None and tensor.is_floating_point() and not hasattr(value, "dtype"):
+                # Python's numbers have more digits than a tensor by default.
+                tensor = torch.as_tensor(value, dtype=like.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"{argument} must be {wanted}, got {shown(value)}") from None
         if not tensor.numel() and not tensor.is_floating_point() and kind == "numbers":

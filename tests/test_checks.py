@@ -28,6 +28,8 @@ def test_types_are_those_that_were_asked_for():
     like = torch.zeros((), dtype=torch.float64)
     assert as_tensor("x", [0.1], like=like).dtype == torch.float64
     assert as_tensor("x", [1], like=like).dtype == torch.int64
+    assert as_tensor("x", [0.1], like=like).item() == 0.1
+    assert as_tensor("x", np.float32([0.1]), like=like).item() == np.float32(0.1)
     exact = as_tensor("x", [0.1], dtype=torch.float64)  # without a detour through single precision
     assert exact.item() == 0.1
     assert as_tensor("x", np.array([True]), kind="booleans").dtype == torch.bool

@@ -154,7 +154,7 @@ class MullerBrown(PathPotential):
     def laplacian(self, x: Tensor) -> Tensor:
         """Sum of second derivatives."""
         terms, right, up = self._parts(x)
-        curvature = 2.0 * (torch.tensor(self._XX) + torch.tensor(self._YY)).to(x)
+        curvature = 2.0 * (x.new_tensor(self._XX) + x.new_tensor(self._YY))
         return (terms * (right.square() + up.square() + curvature)).sum(-1)
 
 

@@ -78,7 +78,9 @@ class BayesianOptimizer:
         num_initial: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self.bounds = as_tensor("bounds", bounds, "(2, num_inputs)", finite=True).double()
+        self.bounds = as_tensor(
+            "bounds", bounds, "(2, num_inputs)", finite=True, dtype=torch.float64
+        )
         if not bool((self.bounds[0] < self.bounds[1]).all()):
             raise ValueError(
                 f"bounds must be (2, num_inputs), the first row below the second, got {bounds!r}"

@@ -168,7 +168,7 @@ class LaplaceHMC(VectorizedKernel):
         state = self._init(starts, keys)
         steps = torch.arange(_PILOT_TRANSITIONS, device=keys.device)
         noise = normal(keys, steps, len(made.mode), dtype=made.mode.dtype)
-        length = torch.tensor(self.trajectory_length).to(made.mode)
+        length = made.mode.new_tensor(self.trajectory_length)
         taken = []
         for number in range(_PILOT_TRANSITIONS):
             with torch.no_grad():

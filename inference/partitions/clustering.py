@@ -329,7 +329,7 @@ def rbhc(
         >>> tree.cut(), round(tree.objective, 4)
         (tensor([0, 0, 1, 1]), 1.0875)
     """
-    points = as_tensor("x", x, "(n, num_features)").detach().cpu().double()
+    points = as_tensor("x", x, "(n, num_features)", dtype=torch.float64).detach().cpu()
     _check_size(points)
     generator = generator_named(family)
     check_choice("method", method, get_args(Method))

@@ -312,7 +312,7 @@ def _epoch(
         torch.randperm(len(rows[0]), generator=generator, device="cpu") for generator in generators
     ]
     order = torch.stack(orders).to(position.device)
-    weights = torch.full((num_experts, size), 1.0 / size).to(position)
+    weights = position.new_full((num_experts, size), 1.0 / size)
     num_batches = order.shape[1] // size
     total = torch.zeros(num_experts).to(position)
 

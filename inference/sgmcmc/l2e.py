@@ -409,7 +409,7 @@ class L2E(LearnedKernel):
         layout = self.potential.layout
         like = torch.empty((), dtype=layout.dtype, device=layout.device)
         self._site_mean = SiteMean(layout.sizes, like)
-        self._decays = torch.tensor(getattr(self.kinetics, "decays", ())).to(like)
+        self._decays = like.new_tensor(getattr(self.kinetics, "decays", ()))
 
     def __getstate__(self) -> dict[str, Any]:
         made = {"_site_mean", "_decays"}

@@ -133,7 +133,7 @@ class MarkovTwist:
 
 def _probabilities(name: str, value: Tensor, shape: str) -> Tensor:
     """Probabilities in double precision."""
-    tensor = as_tensor(name, value, shape, finite=True).double()
+    tensor = as_tensor(name, value, shape, finite=True, dtype=torch.float64)
     if bool((tensor < 0).any()) or bool((tensor.sum(-1) - 1.0).abs().max() > 1e-5):
         raise ValueError(f"{name} must hold probabilities with the sum 1, got {value!r:.80}")
     return tensor / tensor.sum(-1, keepdim=True)

@@ -1,6 +1,7 @@
 """Brownian bridges between two points on a grid of steps."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -118,9 +119,14 @@ class BridgeSchedule:
 
 def _points(**points: Any) -> list[Tensor]:
     """Points as floating-point numbers of one type."""
-    tensors = [as_tensor(name, value, finite=True) for name, value in points.items()]
-    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    return [tensor.to(kinds[0] if kinds else torch.get_default_dtype()) for tensor in tensors]
+    kind = torch.get_default_dtype()
+    # Python's numbers take the type of the others, and lose nothing on the way.
+    kinds = [
+        as_tensor(name, value).dtype for name, value in points.items() if hasattr(value, "dtype")
+    ]
+    if kinds := [each for each in kinds if each.is_floating_point]:
+        kind = reduce(torch.promote_types, kinds)
+    return [as_tensor(name, value, finite=True, dtype=kind) for name, value in points.items()]
 
 
 def _like(weight: Any, x: Tensor) -> Any:

@@ -182,7 +182,8 @@ class EnergyForceModel(nn.Module):
         positions = as_tensor("positions", positions, f"(n, {count}, 3)", finite=True)
         number = len(positions)
         if energies is not None:
-            energies = as_tensor("energies", energies, f"({number},)", finite=True)
+            shape = f"({number},)"
+            energies = as_tensor("energies", energies, shape, finite=True, dtype=torch.float64)
         if forces is not None:
             shape = f"({number}, {count}, 3)"
             forces = as_tensor("forces", forces, shape, finite=True, like=race.embedding)

@@ -333,8 +333,9 @@ class RACE(nn.Module):
         :raises ValueError: for shapes that do not fit, or forces that are all zero.
         """
         places = self.places(species)
-        mean = as_tensor("energies", energies, "(n,)", finite=True).double().mean()
-        forces = as_tensor("forces", forces, f"(n, {len(places)}, 3)", finite=True).double()
+        mean = as_tensor("energies", energies, "(n,)", finite=True, dtype=torch.float64).mean()
+        shape = f"(n, {len(places)}, 3)"
+        forces = as_tensor("forces", forces, shape, finite=True, dtype=torch.float64)
         size = forces.square().mean().sqrt()
         if not float(size) > 0:
             raise ValueError(f"forces must not all be zero, got {shown(forces)}")
@@ -353,8 +354,8 @@ class RACE(nn.Module):
 
     def relative(self, species: Any, energies: Any) -> Tensor:
         """Energies less the reference, in the type of the network."""
-        energies = as_tensor("energies", energies, "(n,)", finite=True)
-        found: Tensor = (energies.double() - self.reference_energy(species)).to(self.embedding)
+        energies = as_tensor("energies", energies, "(n,)", finite=True, dtype=torch.float64)
+        found: Tensor = (energies - self.reference_energy(species)).to(self.embedding)
         return found
 
     def _geometry(

@@ -98,8 +98,10 @@ def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True
         torch.Size([1, 6])
     """
     check_number("cutoff", cutoff, above=0)
-    found = as_tensor("positions", positions, "(num_atoms, 3)", finite=True).detach().double()
-    box = as_tensor("cell", cell, "(3, 3)", finite=True).detach().double().clone()
+    found = as_tensor(
+        "positions", positions, "(num_atoms, 3)", finite=True, dtype=torch.float64
+    ).detach()
+    box = as_tensor("cell", cell, "(3, 3)", finite=True, dtype=torch.float64).detach().clone()
     repeats = [pbc] * 3 if isinstance(pbc, bool) else check_sequence("pbc", pbc, "three booleans")
     if len(repeats) != 3 or not all(isinstance(one, bool | np.bool_) for one in repeats):
         raise TypeError(f"pbc must be True, False or three of these, got {shown(pbc)}")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,9 @@ class Extrapolation:
 
         :param Tensor y: **Shape:** ``(num_queries,)``.
         """
-        values = as_tensor("y", y, "(num_queries,)", finite=True).to(self.prediction.logits)
+        values = as_tensor("y", y, "(num_queries,)", like=self.prediction.logits, finite=True).to(
+            self.prediction.logits
+        )
         if values.shape != self.query.shape:
             raise ValueError(f"y must have the shape {tuple(self.query.shape)}, got {shown(y)}")
         return self.prediction.log_prob(values / self.scale) - torch.tensor(self.scale).log()
@@ -198,8 +201,8 @@ def _places(size: Tensor, first: Tensor, end: float) -> Tensor:
 
 def _checked_curve(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Sizes and values by rising size."""
-    sizes = as_tensor("x", x, "(n,)", finite=True, allow_empty=True).double().cpu()
-    values = as_tensor("y", y, "(n,)", finite=True, allow_empty=True).double().cpu()
+    sizes = as_tensor("x", x, "(n,)", finite=True, allow_empty=True, dtype=torch.float64).cpu()
+    values = as_tensor("y", y, "(n,)", finite=True, allow_empty=True, dtype=torch.float64).cpu()
     if sizes.shape != values.shape:
         raise ValueError(f"y must have one value for each size of x, got {shown(y)} for {shown(x)}")
     if not bool((sizes > 0).all()):
@@ -222,10 +225,10 @@ def _queries(x: Tensor, query: Any, horizon: float | None) -> tuple[Tensor, floa
     last = float(x[-1])
     if query is None:
         end = 10.0 * last if horizon is None else horizon
-        asked = torch.linspace(x[-1].log(), torch.tensor(end).log(), 25).double().exp()
+        asked = torch.linspace(math.log(last), math.log(end), 25, dtype=torch.float64).exp()
         asked[0], asked[-1] = last, end
     else:
-        asked = as_tensor("query", query, "(num_queries,)", finite=True).double().cpu()
+        asked = as_tensor("query", query, "(num_queries,)", finite=True, dtype=torch.float64).cpu()
         largest = float(asked.max())
         end = max(largest, _NEAREST_HORIZON * last) if horizon is None else horizon
         if largest > end:

@@ -157,7 +157,7 @@ class ScalingLaw:
         num_steps = check_integer("num_steps", num_steps, 1)
         wide = [value.double().reshape(-1, value.shape[-1]) for value in (x, y)]
         sizes, values, least = self._in_units(*wide)
-        loc, scale = (torch.tensor(part).double() for part in self._law[2:])
+        loc, scale = (torch.tensor(part, dtype=torch.float64) for part in self._law[2:])
         with seeded(seed):
             spread = torch.randn(num_starts, len(loc), dtype=torch.float64)
         spread[0] = 0.0
@@ -248,7 +248,7 @@ class ScalingLaw:
         self._check_fitted()
         x, y, least = self._in_units(self.x, self.y)
         batch, size = y.shape[:-1], len(self._law.loc)
-        loc, scale = (torch.tensor(part).to(y).expand(*batch, size) for part in self._law[2:])
+        loc, scale = (y.new_tensor(part).expand(*batch, size) for part in self._law[2:])
         theta = pyro.sample("theta", dist.Normal(loc, scale).to_event(loc.dim()))
         noise_prior = dist.LogNormal(_NOISE_LOC, _NOISE_SCALE).expand(batch).to_event(len(batch))
         noise = pyro.sample("noise", noise_prior)

@@ -178,7 +178,9 @@ class XCViT(nn.Module):
         """
         _check_history(history, self.in_channels, self.patch_size, self.num_steps)
         num_axes = history.dim() - 3
-        points = as_tensor("points", points, f"(num_points, {num_axes})", finite=True).to(history)
+        points = as_tensor(
+            "points", points, f"(num_points, {num_axes})", like=history, finite=True
+        ).to(history)
         features = self.lift(history.movedim(1, -2).flatten(-2))[:, None]
         for block in self.blocks:
             features = block(features)

@@ -465,7 +465,7 @@ def regrid(
         (True, tensor(True))
     """
     points = as_floating(as_tensor("points", points, "(num_t, num_x, 3)", finite=True))
-    grid = as_tensor("grid", grid, "(rows, num_x, dim)", finite=True).to(points)
+    grid = as_tensor("grid", grid, "(rows, num_x, dim)", like=points, finite=True).to(points)
     if grid.shape[1] != points.shape[1] or grid.shape[2] < 2 or len(grid) < 2:
         raise ValueError(
             f"grid must have the shape (rows, {points.shape[1]}, 2), at least two rows, got "

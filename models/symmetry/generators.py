@@ -199,7 +199,9 @@ def warp_images(images: Tensor, grid: Tensor) -> Tensor:
         True
     """
     images = _images(images)
-    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", finite=True).to(images)
+    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", like=images, finite=True).to(
+        images
+    )
     sample, size = grid.shape[:-3], grid.shape[-3:-1]
     grids = grid.reshape(-1, *size, 2)
     as_channels = images.reshape(1, -1, *images.shape[-2:]).expand(len(grids), -1, -1, -1)
@@ -263,7 +265,9 @@ def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor
     """
     check_callable("features", features, "a function of images")
     images = _images(images)
-    velocity = as_tensor("velocity", velocity, "(n, height, width, 2)", finite=True).to(images)
+    velocity = as_tensor(
+        "velocity", velocity, "(n, height, width, 2)", like=images, finite=True
+    ).to(images)
     if velocity.shape[1:-1] != images.shape[-2:]:
         raise ValueError(
             f"velocity must be of the images' {tuple(images.shape[-2:])} pixels, got the shape "

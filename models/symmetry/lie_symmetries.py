@@ -45,7 +45,9 @@ class LieSymmetries(NamedTuple):
         :param Tensor points: ``(x, t, u)``. **Shape:** ``(*grid, 3)``.
         :returns: velocities in units of ``units``. **Shape:** ``(n, *grid, 3)``.
         """
-        points = as_tensor("points", points, "(*grid, 3)", finite=True).to(self.units)
+        points = as_tensor("points", points, "(*grid, 3)", like=self.units, finite=True).to(
+            self.units
+        )
         z = points / self.units
         with torch.no_grad():
             values: Tensor = self.field.normalized(z)(z)

@@ -231,8 +231,10 @@ class SoftEMLP(nn.Module):
         """
         dim = self.groups[0].dim
         like = self.output.weight
-        x = as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", finite=True).to(like)
-        y = as_tensor("y", y, f"({len(x)}, {self.rep_out.size(dim)})", finite=True).to(like)
+        x = as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", like=like, finite=True).to(like)
+        y = as_tensor("y", y, f"({len(x)}, {self.rep_out.size(dim)})", like=like, finite=True).to(
+            like
+        )
         check_integer("num_steps", num_steps, 2)
         check_number("tune_at", tune_at, above=0.0, below=1.0)
         check_number("power", power, least=0.0)

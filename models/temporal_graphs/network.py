@@ -320,7 +320,7 @@ class TemporalGraphNetwork(nn.Module):
         else:
             keep = as_tensor("keep", keep, f"({num},)", kind="booleans")
             num_kept = max(int(keep.sum()), 1)
-        scale = torch.full((num,), 1.0 / num_kept).to(logits)
+        scale = logits.new_full((num,), 1.0 / num_kept)
         if weights is not None:
             weights = as_tensor("weights", weights, f"({num},)", like=logits, finite=True)
             if not bool((weights > 0).all()):

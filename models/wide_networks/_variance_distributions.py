@@ -51,7 +51,7 @@ def _lost_fraction(distribution: TorchDistribution) -> float:
         return float((shape * log_least - shape.log() - beta).exp())
     with torch.random.fork_rng(devices=[]):
         dtype = distribution.sample().dtype
-    least = _least_above(torch.as_tensor(getattr(support, "lower_bound", 0.0)).to(dtype))
+    least = _least_above(torch.as_tensor(getattr(support, "lower_bound", 0.0), dtype=dtype))
     try:
         return float(distribution.cdf(least))
     except NotImplementedError:  # a distribution of the user's, of which nothing is known

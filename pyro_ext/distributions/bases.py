@@ -47,7 +47,8 @@ def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
     probability = probability.expand(shape)
     limits = torch.finfo(probability.dtype)
     support = distribution.support
-    end = torch.as_tensor(getattr(support, "upper_bound", limits.max)).to(probability).expand(shape)
+    end = getattr(support, "upper_bound", limits.max)
+    end = torch.as_tensor(end, dtype=probability.dtype, device=probability.device).expand(shape)
     low, high = torch.full_like(probability, math.log(limits.tiny)), end.log()
     log_quantile = solve_increasing(
         lambda x: distribution.cdf(torch.minimum(x.exp(), end)), probability, low, high

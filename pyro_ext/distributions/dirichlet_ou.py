@@ -147,7 +147,9 @@ class DirichletOU(ParametricDistribution):
                 f"path must have at least {self.num_modes + 2} points for {self.num_modes} modes, "
                 f"got {num_points}"
             )
-        fraction = torch.linspace(0.0, 1.0, num_points).to(self.rate)
+        fraction = torch.linspace(
+            0.0, 1.0, num_points, dtype=self.rate.dtype, device=self.rate.device
+        )
         # Sines on an even grid are orthogonal: the sum is the integral, up to rounding.
         projected = self._basis(fraction) @ (path - self._line(fraction))
         return projected * (self.length / (num_points - 1)) / self._deviations()

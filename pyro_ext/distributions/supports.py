@@ -47,6 +47,11 @@ def numbers_between(low: float, high: float) -> Any:
     return open_interval(low, high) if high < math.inf else numbers_above(low)
 
 
+def _as(value: Any, like: Tensor) -> Tensor:
+    """A bound in the type of numbers, which a number of Python has more digits than by default."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
 class _Inside(Transform):
     """Bijection from the real line to the inside of a support."""
 
@@ -64,7 +69,7 @@ class _Inside(Transform):
 
     def _least(self, like: Tensor) -> Any:
         """A number that is greater than the lower bound, and next to it."""
-        limits, low = torch.finfo(like.dtype), torch.as_tensor(self.codomain.lower_bound).to(like)
+        limits, low = torch.finfo(like.dtype), _as(self.codomain.lower_bound, like)
         return low + (low.abs() * limits.eps).clamp(min=limits.tiny)
 
 
@@ -92,7 +97,7 @@ class _Between(_Inside):
     """Logistic function, scaled to an interval."""
 
     def _call(self, x: Tensor) -> Tensor:
-        limits, high = torch.finfo(x.dtype), torch.as_tensor(self.codomain.upper_bound).to(x)
+        limits, high = torch.finfo(x.dtype), _as(self.codomain.upper_bound, x)
         value = self.codomain.lower_bound + self._width() * torch.sigmoid(x)
         greatest = high - (0.5 * high.abs() * limits.eps).clamp(min=limits.tiny)
         result: Tensor = value.maximum(self._least(x)).minimum(greatest)
@@ -107,7 +112,7 @@ class _Between(_Inside):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Logarithm of the slope."""
-        log_width = torch.as_tensor(self._width()).to(x).log()
+        log_width = _as(self._width(), x).log()
         return log_width - softplus(x) - softplus(-x)
 
     def _width(self) -> Any:

@@ -293,7 +293,8 @@ def _integrate(
     solver = optional_module("torchdiffeq", "flow", "torchdiffeq", "series")
     is_fixed = method in _FIXED
     x = begin if isinstance(begin, Tensor) else begin[0]
-    times = torch.linspace(0.0, 1.0, num_steps + 1 if is_fixed else 2).to(x)
+    number = num_steps + 1 if is_fixed else 2
+    times = torch.linspace(0.0, 1.0, number, dtype=x.dtype, device=x.device)
     options = {} if is_fixed else {"rtol": tolerance, "atol": tolerance}
     path = solver.odeint(lambda _, state: slope(state), begin, times, method=method, **options)
     return path[-1] if isinstance(path, Tensor) else tuple(part[-1] for part in path)

@@ -350,7 +350,7 @@ def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         weighted = values / values[0, ..., 0].numel()
     else:
-        weights = as_tensor("weights", weights, finite=True).to(values)
+        weights = as_tensor("weights", weights, like=values, finite=True).to(values)
         if weights.shape != values.shape[1:-1] or not bool((weights >= 0).all() & weights.any()):
             raise ValueError(
                 f"weights must be numbers >= 0 of the shape {tuple(values.shape[1:-1])}, not all "

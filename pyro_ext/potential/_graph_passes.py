@@ -434,7 +434,9 @@ def _around_hole(stability: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """Two points in place of each stability, and their weights."""
     with torch.no_grad():
         is_near = ((stability - 1.0).abs() <= radius).unsqueeze(-1)
-        ends = torch.tensor([1.0 - radius, 1.0 + radius]).to(stability)
+        ends = torch.tensor(
+            [1.0 - radius, 1.0 + radius], dtype=stability.dtype, device=stability.device
+        )
         offsets = torch.where(is_near, ends - stability.unsqueeze(-1), 0.0)
         weights = torch.where(is_near, 1.0 - offsets.abs() / (2.0 * radius), 0.5)
     return stability.unsqueeze(-1) + offsets, weights

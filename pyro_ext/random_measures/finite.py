@@ -218,7 +218,8 @@ def _log_arrived(measure: LevyMeasure, distribution: TorchDistribution) -> LogIn
     """Logarithm of the density of a weight over that of the measure, at logarithms of sizes."""
     if isinstance(distribution, FiniteAtom):
         return distribution.log_fraction
-    end = torch.as_tensor(getattr(measure.support, "upper_bound", torch.inf)).double().log()
+    end = getattr(measure.support, "upper_bound", torch.inf)
+    end = torch.as_tensor(end, dtype=torch.float64).log()
     high = (end - _MARGIN).clamp(max=-_LEAST_LOG)
 
     def log_arrived(size: Tensor) -> Tensor:

@@ -161,6 +161,14 @@ def test_a_bijection_is_one_inside(subtests):
             torch.testing.assert_close(transform.log_abs_det_jacobian(free, value), slope.log())
 
 
+def test_ends_keep_their_digits():
+    """Numbers of Python are ends of double precision, not what single precision has of them."""
+    far = FAR[[0, -1]].double()
+    for support in (open_interval(0.1, 0.3), numbers_above(0.1)):
+        low, high = biject_to(support)(far).tolist()
+        assert 0.1 < low < 0.1 + 1e-15 and (high > 1e4 or 0.3 - 1e-15 < high < 0.3)
+
+
 def test_an_atom_has_no_bijection():
     """It would be silently left out."""
     fn = RectifiedGamma(2.0, 1.0, 3.0)

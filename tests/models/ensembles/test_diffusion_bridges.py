@@ -80,6 +80,18 @@ def test_steps_take_one_marginal_to_the_one_before(kind):
             assert float(wrong) == pytest.approx(6.10e-5, abs=1e-7)
 
 
+def test_bridges_lose_no_digits():
+    """Points in double precision, and Python's numbers beside them, in either place."""
+    schedule, x0, x1 = BridgeSchedule(1e-4, 3e-4, 5), [1.3], [-0.7]
+    for first, second in ((X0, x1), (x0, X1), (x0, X1.numpy())):
+        for n in (3, torch.tensor([3])):
+            mean = schedule.marginal(n, first, second).mean
+            assert mean.dtype == torch.float64 and float(mean) == pytest.approx(-0.14, abs=1e-15)
+    for first, second in ((X0.float(), X1), (X0, X1.float())):  # also where one has fewer
+        assert schedule.posterior(3, first, second).mean.dtype == torch.float64
+    assert schedule.marginal(3, x0, x1).mean.dtype == torch.float32
+
+
 def test_many_steps_at_once():
     schedule = BridgeSchedule(0.1, 0.3, 3)
     x0, x1 = torch.randn(3, 2), torch.randn(3, 2)

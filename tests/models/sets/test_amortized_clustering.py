@@ -304,4 +304,4 @@ def test_a_trained_network_clusters(anchored):
     found = clusterer.cluster(x, seed=0)
     scores = [adjusted_rand_score(*pair) for pair in zip(labels, found.labels, strict=True)]
     assert sum(scores) / len(scores) > 0.75
-    assert bool((found.log_likelihood > -6.0).all())
+    assert float(found.log_likelihood.median()) > -3.0
