@@ -62,9 +62,9 @@ class AutoAdjointSampler(AutoContinuous):
         ...         pyro.sample("x", dist.Poisson(rate), obs=x)
         >>> guide = AutoAdjointSampler(model, hidden_features=(16,), num_draws=256, seed=0)
         >>> guide = guide.fit(torch.tensor([3.0, 5.0, 4.0]), num_steps=100, progress=False)
-        >>> draws, log_weight = guide.sample(1000, return_log_weight=True, seed=0)
+        >>> draws, log_weight = guide.sample(4000, return_log_weight=True, seed=0)
         >>> draws["rate"].shape, round(float(log_weight.softmax(0) @ draws["rate"]), 1)
-        (torch.Size([1000]), 3.5)
+        (torch.Size([4000]), 3.5)
     """
 
     loc: Tensor

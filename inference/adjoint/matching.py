@@ -20,7 +20,7 @@ from pyro_ext.random import seeded
 
 __all__ = ["AdjointMatching", "Control", "Evidence", "MatchingOptions", "Transition"]
 
-_ADAM = partial(torch.optim.Adam, lr=1e-3)
+_ADAM = partial(torch.optim.Adam, lr=3e-3)
 _MOST_LOST = 0.1
 
 Control = Callable[[Tensor, Tensor], Tensor]
@@ -92,7 +92,8 @@ class AdjointMatching(ABC):
     :param int num_rounds_kept: rounds whose draws are kept.
     :param float clip_norm: to which the norm of the gradient at each draw is clipped. Clipping
         biases what is learned; ``clipped_fraction`` tells how often it happens.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`, by default Adam with the learning
+        rate 0.003.
     :param Callable scheduler: likewise.
     :param float max_norm: likewise, for the gradient of the parameters.
     :param float ema_decay: likewise; draws are then taken with the average of the weights.
@@ -331,7 +332,9 @@ class AdjointMatching(ABC):
         num_time_steps = check_integer("num_time_steps", num_time_steps, 1)
         x = self._zero.expand(num_samples, *self.event_shape)
         log_ratio = self._zero.new_zeros(num_samples)
-        for start, end in pairwise(torch.linspace(0.0, 1.0, num_time_steps + 1).to(x)):
+        for start, end in pairwise(
+            torch.linspace(0.0, 1.0, num_time_steps + 1, dtype=x.dtype, device=x.device)
+        ):
             decay, gain, scale = self._transition(start, end)
             push = control(start.expand(num_samples), x)
             if not isinstance(push, Tensor) or push.shape != x.shape:

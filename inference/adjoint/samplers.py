@@ -55,9 +55,9 @@ class AdjointSampler(AdjointMatching):
     :param options: ``num_time_steps`` of a simulation (40), ``num_draws`` of a round (1024),
         ``steps_per_round`` of the optimizer (50), ``batch_size`` of a step (512),
         ``num_rounds_kept`` in the buffer (8), ``clip_norm`` of the gradient at each draw, and
-        ``optimizer``, ``scheduler``, ``max_norm``, ``ema_decay`` and ``seed`` as of
-        :class:`~pyro_ext.inference.Trainer`. The control maps times ``(n,)`` and states
-        ``(n, *event)`` to ``(n, *event)``; a plain function can be sampled with.
+        ``optimizer`` (Adam with the rate 0.003), ``scheduler``, ``max_norm``, ``ema_decay`` and
+        ``seed`` as of :class:`~pyro_ext.inference.Trainer`. The control maps times ``(n,)`` and
+        states ``(n, *event)`` to ``(n, *event)``; a plain function can be sampled with.
     :raises ValueError: for numbers out of range, or an unknown shape.
 
     [1] A. Havens et al. (2025),
@@ -290,7 +290,9 @@ def path_grid(reference: DirichletOU, grid: Any = None) -> Tensor:
         )
     length = reference.length
     if grid is None:
-        return torch.linspace(0.0, 1.0, 6 * reference.num_modes + 1).to(length) * length
+        return length * torch.linspace(
+            0.0, 1.0, 6 * reference.num_modes + 1, dtype=length.dtype, device=length.device
+        )
     points = as_tensor("grid", grid, "(num_points)", like=length, finite=True).to(length)
     if not bool((points.diff() > 0).all() & (points[0] >= 0) & (points[-1] <= length)):
         raise ValueError(f"grid must increase in [0, {float(length):g}], got {shown(grid)}")

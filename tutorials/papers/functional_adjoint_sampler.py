@@ -495,6 +495,7 @@ for seed in SEEDS:
         lambda x: -MIXTURE.log_prob(x),
         ControlNetwork(2, (128, 128), schedule.scale),
         schedule,
+        optimizer=partial(Adam, lr=1e-3),
         scheduler=partial(CosineAnnealingLR, T_max=NUM_VECTOR, eta_min=5e-5),
         num_rounds_kept=20,
         batch_size=256,
@@ -565,6 +566,7 @@ for seed in SEEDS:
     torch.manual_seed(seed)
     guide = AutoAdjointSampler(
         logistic,
+        optimizer=partial(Adam, lr=1e-3),
         scheduler=partial(CosineAnnealingLR, T_max=page.length(2000, smoke=10), eta_min=5e-5),
         seed=seed,
     )

@@ -144,6 +144,23 @@ def test_weights_of_vectors(schedule):
     assert abs(float(weight.mean()) - 1.0) < 4.5 * float(weight.std()) / 50_000**0.5
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_defaults_suit_a_double_well():
+    r"""The mean of :math:`x^2` under :math:`e^{-(x^2 - 1)^2}`, 0.8333, and half on either side.
+
+    Within 4.5 standard errors of 20,000 draws, 0.020 and 0.016, and 0.015 for the steps and what is
+    left to learn.
+    """
+    schedule = ConstantNoise(1.0)
+    torch.manual_seed(0)
+    control = ControlNetwork(1, scale=schedule.scale).float()
+    sampler = AdjointSampler(lambda x: (x.square() - 1).square().sum(-1), control, schedule, seed=0)
+    x = sampler.fit(2000, progress=False).sample(20_000, seed=1)
+    assert float(x.square().mean()) == pytest.approx(0.8333, abs=0.035)
+    assert float((x > 0).double().mean()) == pytest.approx(0.5, abs=0.031)
+
+
 def test_paths_become_vectors_as_rates_vanish():
     r"""With :math:`a \to 0`: the gradient of the cost is that of :math:`E - x^2 / 2 \sigma^2`."""
     sigma, rate = 1.3, 1e-6
