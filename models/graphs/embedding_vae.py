@@ -102,16 +102,20 @@ class GraphEmbeddingVAE(PyroModule):
             self.log_scale = nn.Parameter(torch.tensor(0.0))
 
     @pyro_method
-    def model(self, adjacency: Tensor, mask: Tensor | None = None) -> Tensor:
+    def model(self, adjacency: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """The model: the sites ``"embedding"`` and ``"adjacency"`` in the plate ``"graph"``.
 
-        :param Tensor adjacency: **Shape:** ``(num_graphs, num_nodes, num_nodes)``.
-        :param Tensor mask: bool, true for nodes and false for padding. **Shape:** ``(num_graphs,
-            num_nodes)``.
+        :param Tensor adjacency: graphs, or ``None`` to draw them.
+            **Shape:** ``(num_graphs, num_nodes, num_nodes)``.
+        :param Tensor mask: bool, true for nodes and false for padding; without graphs it says how
+            many nodes there are. **Shape:** ``(num_graphs, num_nodes)``.
         :returns: the embedding. **Shape:** ``(num_graphs, num_nodes, dim)``.
         """
-        adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
-        with pyro.plate("graph", len(adjacency)):
+        if adjacency is None:
+            mask = as_tensor("mask", mask, "(num_graphs, num_nodes)", kind="booleans")
+        else:
+            adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
+        with pyro.plate("graph", len(mask)):
             x: Tensor = pyro.sample("embedding", self.prior(mask))
             pyro.sample("adjacency", self.decode(x, mask), obs=adjacency)
         return x

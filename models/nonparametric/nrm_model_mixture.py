@@ -195,8 +195,11 @@ class _ClusterSites(Messenger):
         self._number, self._shared, self._common = number, shared, common
 
     def _pyro_sample(self, msg: Any) -> None:
+        if "_of_cluster" in msg:  # what do() passes on is numbered
+            return
         if msg["name"] not in self._shared:
             msg["name"] = f"{msg['name']}_{self._number}"
+            msg["_of_cluster"] = self._number
         elif msg["name"] in self._common:
             msg["value"], msg["done"], msg["stop"] = self._common[msg["name"]], True, True
 

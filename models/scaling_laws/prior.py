@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -157,77 +156,81 @@ def is_allowed(y: Tensor, rises: Tensor) -> Tensor:
     return is_inside & (~rises | (y <= y[..., :1]).all(-1))
 
 
-class _Accepted(Messenger):
+# Draws a site, given its name and law and, where it is known, its value.
+Draw = Callable[..., Tensor]
+
+
+class _Accepted:
     """Draws the sites of a program of curves as they are in curves that are allowed.
 
     Each site but the family has the law of its draw in all of the program, given the sites before
-    it and that the curve is allowed: the program is run ahead, hidden, until it is. Its sites are
-    taken from such a run as long as each has the value that it had there. After one that has
-    another, as under ``condition``, the rest is run ahead again.
+    it and that the curve is allowed: the program is run ahead, out of Pyro's sight, until it is.
+    Sites are drawn from such a run as long as each had the value that it has there. After one that
+    had another, as under ``condition``, the rest is run ahead again.
     """
 
-    def __init__(self, program: Callable[[], Any]) -> None:
-        super().__init__()
+    def __init__(self, program: Callable[[Draw], Tensor]) -> None:
         self.program = program
         self.before: dict[str, Tensor] = {}
-        self.ahead: Any = None
+        self.ahead: dict[str, Tensor] = {}
         self.runs: Iterable[int] = itertools.count()
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or msg["name"] == "family":
-            return
-        if self.ahead is None:
-            self.ahead = self._run_ahead()
-        msg["value"] = self.ahead.nodes[msg["name"]]["value"]
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        name, value = msg["name"].removesuffix("__CF"), msg["value"]  # the suffix is that of do
+    def __call__(self, name: str, law: Any, **options: Any) -> Tensor:
+        if name != "family":
+            law.sample = law.rsample = lambda *_: self._value_ahead(name)
+        if (value := options.get("obs")) is None or am_i_wrapped():
+            value = torch.as_tensor(pyro.sample(name, law, **options))
+        for method in {"sample", "rsample"} & set(vars(law)):
+            delattr(law, method)
         self.before[name] = value
-        if self.ahead is not None:
-            planned = self.ahead.nodes[name]["value"]
-            if not torch.equal(torch.as_tensor(value).to(planned), planned):
-                self.ahead, self.runs = None, range(_MOST_RUNS)
+        if name in self.ahead and not torch.equal(value.to(self.ahead[name]), self.ahead[name]):
+            self.ahead, self.runs = {}, range(_MOST_RUNS)
+        return value
 
-    def _run_ahead(self) -> Any:
-        given = poutine.condition(self.program, data=self.before)
-        with poutine.block(hide_all=True):
+    def _value_ahead(self, name: str) -> Tensor:
+        if not self.ahead:
             for _ in self.runs:
-                trace = poutine.trace(given).get_trace()
-                y, family = (trace.nodes[name]["value"] for name in ("y", "family"))
-                if bool(is_allowed(y, family == 2)):
+                self.ahead = {}
+                self.program(self._hidden)
+                if bool(is_allowed(self.ahead["y"], self.ahead["family"] == 2)):
                     break
-        return trace
+        return self.ahead[name]
+
+    def _hidden(self, name: str, law: Any, **_: Any) -> Tensor:
+        self.ahead[name] = self.before[name] if name in self.before else law()
+        return self.ahead[name]
 
 
-def _curve(x: Tensor, num_context: int, given: Tensor | None, full_rise: bool) -> Tensor:
-    """A curve with noise before any is rejected, as a Pyro model."""
-    family: Tensor = pyro.sample("family", dist.Categorical(x.new_tensor(_PROBS)), obs=given)
+def _curve(
+    x: Tensor, num_context: int, given: Tensor | None, full_rise: bool, draw: Draw
+) -> Tensor:
+    """A curve with noise, before any is rejected."""
+    family = draw("family", dist.Categorical(x.new_tensor(_PROBS)), obs=given)
     rises, breaks = family == 2, family > 0
 
     def only(condition: Tensor | bool, name: str, law: Any) -> Tensor:
-        """A site of the curves that have it; of others it is zero, and counts nothing."""
+        """A site of the curves that have it; of others it is its mean, and counts nothing."""
         if not bool(condition):
-            law = dist.Delta(x.new_zeros(law.shape()), event_dim=law.event_dim).mask(False)
-        value: Tensor = pyro.sample(name, law)
-        return value
+            mean = torch.zeros_like(law.mean) if law.support.is_discrete else law.mean
+            law = dist.Delta(mean, event_dim=law.event_dim).mask(False)
+        return draw(name, law)
 
     kept = only(family == 1, "two_breaks", dist.Bernoulli(x.new_tensor(0.5))).bool() | rises
-    longest = dist.Uniform(_shortest(x, num_context), _LONGEST).expand([2]).to_event(1)
-    lengths = only(breaks, "breaks", longest)
+    lengths = dist.Uniform(_shortest(x, num_context), _LONGEST).expand([2]).to_event(1)
+    lengths = only(breaks, "breaks", lengths)
     low, high = x.new_tensor([0.5, 0.01]), x.new_tensor([1.0, 0.7])
     exponent, slope = only(rises, "rise", dist.Uniform(low, high).to_event(1))
     power = only(rises, "rise_power", dist.LogNormal(x.new_tensor(0.0), 0.1))
     inflected, params, first, fraction = [], [], [], []
-    for number in range(_NUM_PIECES):
-        is_there = number < 1 + breaks.long() + kept
-        half, low = x.new_tensor(0.5), x.new_tensor(0.2)
-        kind = only(is_there, f"inflected_{number}", dist.Bernoulli(half)).bool()
-        law = dist.LogNormal(*_log_params(x, kind)).to_event(1)
-        params.append(only(is_there, f"params_{number}", law))
-        first.append(only(is_there, f"first_{number}", dist.Uniform(low, 1.2)))
-        fraction.append(only(is_there, f"fraction_{number}", dist.Uniform(0.0 * low, 1.0)))
-        inflected.append(kind)
     num_pieces = 1 + int(breaks) + int(kept)
+    for number in range(_NUM_PIECES):
+        piece = partial(only, number < num_pieces)
+        kind = piece(f"inflected_{number}", dist.Bernoulli(x.new_tensor(0.5))).bool()
+        law = dist.LogNormal(*_log_params(x, kind)).to_event(1)
+        params.append(piece(f"params_{number}", law))
+        first.append(piece(f"first_{number}", dist.Uniform(x.new_tensor(0.2), 1.2)))
+        fraction.append(piece(f"fraction_{number}", dist.Uniform(x.new_tensor(0.0), 1.0)))
+        inflected.append(kind)
     kinds, numbers, firsts, fractions = (
         torch.stack([part[min(k, num_pieces - 1)] for k in range(_NUM_PIECES)])
         for part in (inflected, params, first, fraction)
@@ -237,10 +240,11 @@ def _curve(x: Tensor, num_context: int, given: Tensor | None, full_rise: bool) -
         ends = break_points(x, lengths, num_context, kept, rises)
     rise = torch.stack([exponent.exp(), power, slope])
     pieces = Pieces(kinds, numbers, firsts, fractions, ends, rise, rises)
-    curve = pyro.deterministic("curve", curves_of(x, pieces, full_rise), event_dim=1)
-    noise = pyro.sample("noise", dist.LogNormal(x.new_tensor(_NOISE_LOC), _NOISE_SCALE))
-    y: Tensor = pyro.sample("y", dist.Normal(curve, noise).to_event(1))
-    return y
+    curve = curves_of(x, pieces, full_rise)
+    known = dict(obs=curve, infer={"_deterministic": True})  # as pyro.deterministic has it
+    curve = draw("curve", dist.Delta(curve, event_dim=1).mask(False), **known)
+    noise = draw("noise", dist.LogNormal(x.new_tensor(_NOISE_LOC), _NOISE_SCALE))
+    return draw("y", dist.Normal(curve, noise).to_event(1))
 
 
 def scaling_curve_prior(
@@ -264,7 +268,7 @@ def scaling_curve_prior(
 
     Sites are ``family``; ``two_breaks``, ``breaks``, ``rise``, ``rise_power``; ``inflected_k``,
     ``params_k``, ``first_k`` and ``fraction_k`` of the pieces 0 to 2; ``curve``; ``noise``, its
-    standard deviation; and ``y``, the values. Those that a curve lacks are zero and count nothing.
+    standard deviation; and ``y``, the values. Those that a curve lacks count nothing.
 
     :param Tensor x: sizes, rising, between 0 and 1. **Shape:** ``(n,)``.
     :param str family: one of :data:`FAMILIES`; by default one at random.
@@ -290,8 +294,7 @@ def scaling_curve_prior(
     x, num_context, number = _checked(x, num_context, family, full_rise, "(n,)")
     given = None if number is None else torch.tensor(number, device=x.device)
     program = partial(_curve, x, num_context, given, full_rise)
-    with _Accepted(program):
-        return program()
+    return program(_Accepted(program))
 
 
 def sample_scaling_curves(

@@ -169,7 +169,7 @@ def labeled_mixtures(
         with plate:
             position = pyro.sample("position", dist.Uniform(0.0, 1.0))
     rows = order[(sizes.cumsum(0) - sizes)[chosen] + (position * sizes[chosen]).long()]
-    return points[rows], labels
+    return pyro.deterministic("x", points[rows], event_dim=1), labels
 
 
 def _partitions(

@@ -1,12 +1,12 @@
 """A hierarchical variational autoencoder of sets: parts of parts, by attention to few points."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Gumbel, Normal
+from pyro.distributions import Gumbel, Normal, TorchDistribution, constraints
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -279,26 +279,35 @@ class SetVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Any, mask: Any = None, beta: float | None = None) -> Tensor:
-        """The Pyro model: sites ``"z_1"``, ``"z_2"``, ... and the factor ``"reconstruction"``.
+        """The Pyro model: sites ``"z_1"``, ``"z_2"``, ... and the sets ``"x"``.
 
-        Noise that the decoder begins with is in ``"initial_gumbel"`` and ``"initial_normal"``.
+        Noise that the decoder begins with is in ``"initial_gumbel"`` and ``"initial_normal"``. The
+        log density of ``"x"`` is minus the distance from what is decoded, which is also its draw.
 
-        :param x: sets of points. **Shape:** ``(num_sets, size, input_size)``.
-        :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.
+        :param x: sets of points, or ``None`` to draw them. **Shape:** ``(num_sets, size,
+            input_size)``.
+        :param mask: bool, true for points that are there; without ``x`` it says how many there are.
+            **Shape:** ``(num_sets, size)``.
         :param float beta: weight of the divergence, above zero. By default a thousandth of the mean
             distance from these sets to their mean points, so that it fits their sizes and units: a
             larger one loses what small sets have.
         :returns: sets of the same sizes. **Shape:** that of ``x``.
         """
         network = self.network  # Pyro registers it at each access
-        x, mask = self._sets(network, x, mask)
-        beta = self._weight(x, mask) if beta is None else check_number("beta", beta, above=0)
-        with pyro.plate("sets", len(x)):
+        if beta is not None:
+            check_number("beta", beta, above=0)
+        if x is None:
+            mask = as_tensor("mask", mask, "(num_sets, size)", kind="booleans")
+            mask = mask.to(network.top_prior.device)
+            beta = 1.0 if beta is None else beta  # draws have no weight
+        else:
+            x, mask = self._sets(network, x, mask)
+            beta = self._weight(x, mask) if beta is None else beta
+        with pyro.plate("sets", len(mask)):
             points, _ = network.decode(
                 mask, _noise_sites(network, mask), lambda n, prior, _: _site(n, prior, beta)
             )
-            there = mask.expand(points.shape[:-1])  # there may be plates of particles
-            pyro.factor("reconstruction", -self.distance(x, points, mask, there))
+            pyro.sample("x", _NearSets(points, mask, self.distance), obs=x)
         return points
 
     @pyro_method
@@ -426,6 +435,29 @@ class SetVAE(PyroModule):
             as_tensor("latents", value, shape, finite=True, like=self.network.top_prior)
             for value, shape in zip(values, shapes, strict=True)
         ]
+
+
+class _NearSets(TorchDistribution):
+    """Sets near to other sets: the density falls by the distance, and is not normalized."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(self, points: Tensor, mask: Tensor, distance: Callable[..., Tensor]) -> None:
+        self.points, self.mask, self.distance = points, mask, distance
+        super().__init__(points.shape[:-2], points.shape[-2:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_NearSets":
+        points = self.points.expand(*batch_shape, *self.event_shape)
+        return _NearSets(points, self.mask, self.distance)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.points.expand(*sample_shape, *self.points.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        there = self.mask.expand(self.points.shape[:-1])  # there may be plates of particles
+        return -self.distance(value, self.points, self.mask, there)
 
 
 def _normal(raw: Tensor) -> Normal:

@@ -432,7 +432,9 @@ class MaskedAutoencoder(nn.Module):
 
     # As a Pyro model -----------------------------------------------------------------------------
 
-    def model(self, images: Tensor, subsample_size: int | None = None) -> Tensor:
+    def model(
+        self, images: Tensor, subsample_size: int | None = None, *, predict: bool = False
+    ) -> Tensor:
         r"""Hidden patches are normal around their prediction from visible ones.
 
         The site ``noise`` orders the patches of each image and so decides which are visible, and
@@ -441,8 +443,12 @@ class MaskedAutoencoder(nn.Module):
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
         :param int subsample_size: of a random part of the images that stands for all.
+        :param bool predict: whether ``patches`` is drawn rather than observed, as in
+            ``Predictive(autoencoder.model, num_samples=8)(images, predict=True)``; visible patches
+            are as they were.
         :returns: the predictions. **Shape:** ``(n, num_patches, channels * patch_size**2)``.
         """
+        check_boolean("predict", predict)
         pyro.module("masked_autoencoder", self)
         images = self._images(images)
         of_images, of_patches = self._plates(images, subsample_size)
@@ -453,13 +459,15 @@ class MaskedAutoencoder(nn.Module):
         is_hidden: Any = ~self.visible(order)
         with of_images, of_patches, poutine.mask(mask=is_hidden):
             law = dist.Normal(prediction, self.scale).to_event(1)
-            pyro.sample("patches", law, obs=self.targets(images))
+            pyro.sample("patches", law, obs=None if predict else self.targets(images))
         return prediction
 
-    def guide(self, images: Tensor, subsample_size: int | None = None) -> None:
+    def guide(
+        self, images: Tensor, subsample_size: int | None = None, *, predict: bool = False
+    ) -> None:
         """What is hidden, as in the model; there is nothing else to infer.
 
-        :param Tensor images: as of :meth:`model`, as is the size.
+        :param Tensor images: as of :meth:`model`, as are the others.
         """
         images = self._images(images)
         of_images, of_patches = self._plates(images, subsample_size)

@@ -149,7 +149,7 @@ def random_measure(
         weights, lost = jumps.log().softmax(-1), lost / jumps.sum(-1)
     else:
         weights, lost = _jumps(measure, truncation, name, plate)
-    pyro.deterministic(f"{name}_weights", weights)
+    weights = pyro.deterministic(f"{name}_weights", weights)
     return DiscreteMeasure(atoms, weights, lost)
 
 

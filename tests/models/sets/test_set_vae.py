@@ -77,7 +77,7 @@ def test_terms_are_those_of_pyros_loss(sets, float64, monkeypatch):
     terms = vae.terms(*sets)
     found = (terms.distance + beta * terms.kl.sum(-1)).sum()
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(terms.distance, -model.nodes["reconstruction"]["fn"].log_factor)
+    torch.testing.assert_close(terms.distance, -model.nodes["x"]["log_prob"])
     for number in range(3):
         pair = [one.nodes[f"z_{number + 1}"]["fn"].base_dist for one in (trace, model)]
         divergence = kl_divergence(*pair).sum((-2, -1))
@@ -193,7 +193,7 @@ def test_sites_and_weights_of_sites(sets):
         "z_3",
     ]
     assert trace.nodes["z_3"]["value"].shape == (4, 4, 3) and trace.nodes["z_3"]["scale"] == 0.25
-    assert trace.nodes["reconstruction"]["scale"] == 1.0
+    assert trace.nodes["x"]["scale"] == 1.0
     found = Predictive(vae.model, guide=vae.guide, num_samples=5)(*sets)
     assert found["z_2"].shape == (5, 4, 2, 3)
 
