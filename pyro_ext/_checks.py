@@ -207,7 +207,7 @@ def as_size(argument: str, value: Any) -> torch.Size:
 
 def check_finite(argument: str, tensor: Tensor) -> None:
     """Check that no number is NaN or infinite; an error says in which rows they are."""
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or torch.compiler.is_compiling():
         return
     is_wrong = ~tensor.detach().isfinite()
     try:

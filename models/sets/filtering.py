@@ -17,6 +17,7 @@ from pyro_ext._checks import (
     as_tensor,
     check_boolean,
     check_choice,
+    check_finite,
     check_instance,
     check_integer,
     check_number,
@@ -260,6 +261,7 @@ class FilteringNetwork(nn.Module):
         if mask is not None:
             mask = as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(x.device)
             x = x.masked_fill(~mask[..., None], 0.0)
+        check_finite("x", x)
         if self.anchored != (anchor is not None):
             wanted = "given to an anchored network" if self.anchored else "None if not anchored"
             raise ValueError(f"anchor must be {wanted}, got {shown(anchor)}")

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_optional
+from pyro_ext._checks import (
+    as_tensor,
+    check_choice,
+    check_finite,
+    check_integer,
+    check_optional,
+)
 from pyro_ext.nn import ISAB, MLP, PMA, SAB
 from pyro_ext.nn.attention import AttentionOptions
 
@@ -47,7 +53,7 @@ class _SetNetwork(nn.Module):
             no influence. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, num_outputs, output_size)``.
         :raises TypeError: for what is no tensor, such as a list of sets of different sizes.
-        :raises ValueError: for tensors of another shape.
+        :raises ValueError: for tensors of another shape, and elements that are not finite.
         """
         own = next(self.parameters())
         hidden = as_tensor("x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own)
@@ -59,6 +65,7 @@ class _SetNetwork(nn.Module):
                     f"{tuple(mask.shape)}"
                 )
             hidden = hidden.masked_fill(~mask[..., None], 0)
+        check_finite("x", hidden)
         for block in self.encoder:
             hidden = block(hidden, mask)
         outputs: Tensor = self.decoder(self.pooling(hidden, mask))

@@ -435,7 +435,9 @@ def _checked(
 ) -> tuple[Tensor, Tensor | None]:
     shape = f"(*batch, num_instances, {input_size or 'input_size'})"
     x = as_tensor("x", x, shape, allow_empty=True)
-    return x, _checked_mask(mask, x.shape[:-1])
+    mask = _checked_mask(mask, x.shape[:-1])
+    check_finite("x", x if mask is None else x.masked_fill(~mask[..., None], 0))
+    return x, mask
 
 
 def _filled_bags(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -27,6 +27,7 @@ from pyro_ext._checks import (
     as_size,
     check_callable,
     check_choice,
+    check_finite,
     check_instance,
     check_integer,
     check_number,
@@ -370,6 +371,7 @@ class _AxialNetwork(nn.Module):
         :returns: **Shape:** ``(batch, num_outputs)``, or that of a field with ``channels``.
         """
         _check("inputs", inputs, self.in_channels)
+        check_finite("inputs", inputs)
         field: Tensor = self.backbone(inputs)
         return field if self.head is None else self.head(field.flatten(1, -2).amax(1))
 

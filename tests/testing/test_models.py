@@ -70,7 +70,9 @@ def reward(feedback):
 
 def events():
     network = TemporalGraphNetwork(3, hidden_size=4)
-    return poutine.uncondition(partial(network, network.reset(), STREAM, torch.tensor([2, 0, 1, 1])))
+    return poutine.uncondition(
+        partial(network, network.reset(), STREAM, torch.tensor([2, 0, 1, 1]))
+    )
 
 
 def member(x):
@@ -124,7 +126,9 @@ MODELS = {
         {"memberships", "rates"},
     ),
     "MaskedAutoencoder": (
-        lambda: partial(MaskedAutoencoder((1, 8, 8), 4, width=8, num_heads=2).model, IMAGES, predict=True),
+        lambda: partial(
+            MaskedAutoencoder((1, 8, 8), 4, width=8, num_heads=2).model, IMAGES, predict=True
+        ),
         {"noise", "patches"},
     ),
     "NRMMixture": (
