@@ -3,8 +3,9 @@
 Numbers in brackets are those of the papers in the docstring of the package.
 """
 
+import pyro
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Normal, Uniform
 from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_integer
@@ -129,17 +130,31 @@ class BootstrapProcess(NeuralProcess):
         total = alone + log_mean_exp(bootstrapped)
         return -task_means(total, points.mask).mean()
 
-    @torch.no_grad()
     def _draw(self, context: Points, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        """Bootstrapped outputs at the inputs of the context."""
         presence = context.presence()
-        rows = resampled_rows(presence, num_samples, generator)
+        uniform = [uniform_numbers(presence, num_samples, generator) for _ in range(2)]
+        return self._bootstrapped(context, *uniform)
+
+    def _sites(self, context: Points) -> Tensor:
+        num_tasks, number = context.presence().shape
+        zero = torch.zeros((), dtype=torch.float64, device=context.inputs.device)
+        law = Uniform(zero, zero + 1.0).expand([num_tasks, 1, number]).to_event(1)
+        one, other = (pyro.sample(f"{name}rows", law).squeeze(-2) for name in ("", "residual_"))
+        flat = (uniform.reshape(-1, num_tasks, number) for uniform in (one, other))
+        drawn = self._bootstrapped(context, *flat)
+        return drawn.reshape(*one.shape, self.y_dim)
+
+    @torch.no_grad()
+    def _bootstrapped(self, context: Points, first: Tensor, second: Tensor) -> Tensor:
+        """Outputs at the inputs of the context, of rows that uniform numbers stand for."""
+        presence = context.presence()
+        rows = rows_of(first, presence)
         inputs = taken_rows(context.inputs, rows)
         outputs = taken_rows(context.outputs, rows)
         representation = self.encoder(inputs, outputs, context.inputs, context.mask)
         prediction = self.decoder(representation, context.inputs)
         residuals = (context.outputs - prediction.mean) / prediction.stddev
-        rows = resampled_rows(presence, num_samples, generator)
+        rows = rows_of(second, presence)
         residuals = centered(torch.gather(residuals, -2, _for_gather(rows, self.y_dim)), presence)
         bootstrapped: Tensor = prediction.mean + prediction.stddev * residuals
         return bootstrapped
@@ -194,16 +209,20 @@ class BANP(BNP):
     _encoder = staticmethod(attentive_encoder)
 
 
-def resampled_rows(
+def uniform_numbers(
     presence: Tensor, num_samples: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Numbers of rows drawn with replacement from those there, ``(num_samples, num_tasks, n)``."""
+    """Uniform numbers for each row, ``(num_samples, num_tasks, n)``."""
     shape = (num_samples, *presence.shape)
-    uniform = torch.rand(shape, generator=generator, device=presence.device, dtype=torch.float64)
+    return torch.rand(shape, generator=generator, device=presence.device, dtype=torch.float64)
+
+
+def rows_of(uniform: Tensor, presence: Tensor) -> Tensor:
+    """Numbers of rows with replacement from those there, by uniform numbers."""
     number = presence.sum(-1, keepdim=True)
     positions = (uniform * number).long().minimum((number - 1).clamp(min=0))
     present_first = (~presence).to(torch.uint8).argsort(dim=-1, stable=True)
-    rows: Tensor = present_first.expand(shape).gather(-1, positions)
+    rows: Tensor = present_first.expand(uniform.shape).gather(-1, positions)
     return rows
 
 

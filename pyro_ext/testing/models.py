@@ -17,7 +17,7 @@ from pyro_ext.testing.potential import _compare
 __all__ = ["check_model"]
 
 Model = Callable[..., Any]
-_NUM_DRAWS = 100
+_NUM_DRAWS = 20
 _NUM_DEVIATIONS = 20.0  # of log densities, which no draw of a distribution is away from its others
 
 

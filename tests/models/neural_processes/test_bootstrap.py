@@ -7,7 +7,12 @@ import torch
 
 from pyro_ext.models.neural_processes import BNP
 from pyro_ext.models.neural_processes.batch import Points
-from pyro_ext.models.neural_processes.conditional import centered, resampled_rows, taken_rows
+from pyro_ext.models.neural_processes.conditional import (
+    centered,
+    rows_of,
+    taken_rows,
+    uniform_numbers,
+)
 from tests.models.neural_processes.helpers import make, tasks
 
 NUM_DRAWS = 20_000
@@ -17,7 +22,8 @@ NUM_DRAWS = 20_000
 def test_rows_are_uniform_among_those_that_are_there(float64):
     """Shares within 5 standard errors for 10 cells; one seed in 170,000 fails."""
     presence = torch.tensor([[True, False, True, True, False], [True] * 5, [False] * 4 + [True]])
-    drawn = resampled_rows(presence, NUM_DRAWS, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    drawn = rows_of(uniform_numbers(presence, NUM_DRAWS, generator), presence)
     assert drawn.shape == (NUM_DRAWS, 3, 5)
     for task in range(3):
         count = int(presence[task].sum())
@@ -33,8 +39,9 @@ def test_rows_are_uniform_among_those_that_are_there(float64):
 
 
 def test_no_rows_give_no_error():
-    assert resampled_rows(torch.zeros(2, 3, dtype=torch.bool), 4).shape == (4, 2, 3)
-    assert resampled_rows(torch.zeros(2, 0, dtype=torch.bool), 4).shape == (4, 2, 0)
+    for size in (3, 0):
+        nothing = torch.zeros(2, size, dtype=torch.bool)
+        assert rows_of(uniform_numbers(nothing, 4), nothing).shape == (4, 2, size)
 
 
 def test_taken_rows():
@@ -60,7 +67,8 @@ def test_bootstrapped_outputs_have_centred_residuals():
     process, batch = BNP(2, 3, 16), tasks()
     context = batch.context
     found = process._draw(context, 6, torch.Generator().manual_seed(0))
-    chosen = resampled_rows(context.presence(), 6, torch.Generator().manual_seed(0))
+    uniform = uniform_numbers(context.presence(), 6, torch.Generator().manual_seed(0))
+    chosen = rows_of(uniform, context.presence())
     for k in range(6):
         inputs = torch.stack([context.inputs[task, chosen[k, task]] for task in range(4)])
         outputs = torch.stack([context.outputs[task, chosen[k, task]] for task in range(4)])
