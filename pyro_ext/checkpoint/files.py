@@ -52,7 +52,13 @@ class CheckpointError(RuntimeError):
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
     """Write tensors and plain values to a file, atomically."""
-    plain = {name: _plain(value) for name, value in tensors.items()}
+    plain, owners = {}, set()
+    for name, value in tensors.items():
+        value = _plain(value)
+        # Safetensors refuses tensors that share memory, as fields of a state may.
+        memory = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if memory in owners else value
+        owners.add(memory)
     text = json.dumps(dict(content), sort_keys=True)
     digest = _digest(plain, text)
     write_bytes(path, save(plain, {_CONTENT: text, _DIGEST: digest}))

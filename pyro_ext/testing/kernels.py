@@ -4,20 +4,27 @@ import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cloudpickle
 import pyro
 import torch
 from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from pyro_ext.checkpoint.chains import Chunk, gather_chains
+from pyro_ext.checkpoint.files import read_tensors, write_tensors
+from pyro_ext.inference._running.segments import GroupState, silent
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.vectorized import Chains, VectorizedKernel
 from pyro_ext.posterior.identity import kernel_identity
 from pyro_ext.testing.potential import _compare
 
-__all__ = ["check_gaussian", "check_kernel"]
+__all__ = ["check_gaussian", "check_kernel", "check_segments"]
 
 KernelType = Callable[..., VectorizedKernel]
 Options = Mapping[str, Any]
@@ -263,6 +270,70 @@ def _check_drivers(
         _compare(what, one_by_one[name], value, tolerance)
         what = f"{name!r} after torch.manual_seed"
         _compare(what, unseeded[1][name], unseeded[0][name], 0.0)
+
+
+def check_segments(
+    kernel: MCMCKernel,
+    *args: Any,
+    warmup_steps: int = 3,
+    num_samples: int = 3,
+    num_chains: int = 2,
+    seed: int = 0,
+    **kwargs: Any,
+) -> None:
+    """Check that a run can end and go on after any of its steps.
+
+    All that a chain is goes through a file after each step. Draws and statistics are then those of
+    a run without files, to the last bit.
+
+    :param MCMCKernel kernel: a kernel that can have a checkpoint, of ours, of Pyro's or another.
+    :param args: positional arguments of the model.
+    :param int warmup_steps: as of :class:`~pyro_ext.inference.MCMC`.
+    :param int num_samples: likewise.
+    :param int num_chains: likewise.
+    :param int seed: likewise.
+    :param kwargs: keyword arguments of the model.
+    :raises AssertionError: where they differ.
+
+    Example::
+
+        >>> from pyro_ext.inference import SGLD
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> check_segments(SGLD(model, step_size=0.1))
+    """
+    mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains, seed=seed, progress=False)
+    mcmc.run(*args, **kwargs)
+    expected = mcmc.get_samples(group_by_chain=True), mcmc.sample_statistics()
+    runner = mcmc._make_runner(seed)
+    chunks: dict[range, list[Chunk]] = {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        for members in mcmc._groups:
+            state = GroupState.new(members)
+            while not state.is_done(num_samples):
+                segment = runner.segment(state, num_samples, 0.0, silent)
+                if segment.error is not None:
+                    raise segment.error
+                write_tensors(path, *runner.save(segment.state))
+                tensors, content, _ = read_tensors(path)
+                state = replace(segment.state, sampler=runner.load(members, tensors, content))
+                if segment.chunk is not None:
+                    chunks.setdefault(members, []).append(segment.chunk)
+    groups = [(members, partial(iter, parts)) for members, parts in chunks.items()]
+    found = gather_chains(groups, range(num_chains), num_samples)
+    for kind, ours, theirs in zip(("draws", "statistic"), found, expected, strict=True):
+        assert set(ours) == set(theirs), f"{kind} of {sorted(ours)}, not of {sorted(theirs)}"
+        for name, value in ours.items():
+            what = f"{kind} {name!r} of a run that went through a file after each step"
+            torch.testing.assert_close(
+                value,
+                theirs[name],
+                rtol=0.0,
+                atol=0.0,
+                equal_nan=True,
+                msg=lambda text, what=what: f"{what}: {text}",
+            )
 
 
 def check_gaussian(
