@@ -1,6 +1,7 @@
 """Kernels that move some sites of a model each, one after the other."""
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -17,7 +18,8 @@ from pyro_ext.inference.conditional_updates import ConditionalUpdate, LogJoint, 
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.posterior.identity import kernel_identity
-from pyro_ext.potential import Potential
+from pyro_ext.potential import Potential, bijection
+from pyro_ext.potential.runner import bounds_of
 
 __all__ = ["Gibbs"]
 
@@ -313,11 +315,20 @@ class Gibbs(MCMCKernel):
             return poutine.condition(whole, data=others)(*args, **kwargs)
 
         kernel.model = conditional
-        kernel.initial_params = None
+        kernel.initial_params = self._unconstrained(sites)
         kernel.setup(warmup_steps, *args, **kwargs)
         if isinstance(kernel, VectorizedKernel):
             others = [name for name in self._values if name not in sites]
             kernel.bind(self._values, others, "eager" if backend == "eager" else "trace")
+
+    def _unconstrained(self, sites: Sequence[str]) -> Values | None:
+        """Present values of sites without their constraints, where they have a finite density."""
+        assert self._log_joint is not None
+        trace = self._log_joint.trace(self._values)
+        if not math.isfinite(self._log_joint.log_density(trace)):
+            return None
+        nodes = {name: trace.nodes[name] for name in sites}
+        return {k: bijection(node["fn"].support).inv(node["value"]) for k, node in nodes.items()}
 
     def _prepared_vectorized(
         self, kernel: VectorizedKernel, sites: Sequence[str]
@@ -357,10 +368,7 @@ class Gibbs(MCMCKernel):
     def _bounds_of(self, name: str) -> list[Tensor]:
         """Numbers that the support of a site has at the present values, none where it is fixed."""
         assert self._log_joint is not None
-        support = self._log_joint.trace(self._values).nodes[name]["fn"].support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        return [value for value in vars(support).values() if isinstance(value, Tensor)]
+        return bounds_of(self._log_joint.trace(self._values).nodes[name]["fn"])
 
     def _prepared_partition(
         self,

@@ -109,7 +109,7 @@ class IndependenceMetropolis(VectorizedKernel):
     :param init_strategy: where the population starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
     :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
-        and ``num_steps``, transitions that one call of ``sample`` takes under Pyro's driver.
+        and ``steps_per_sample``, transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] O. Cappé, A. Guillin, J. M. Marin, C. P. Robert (2004), Population Monte Carlo.

@@ -31,7 +31,7 @@ from pyro_ext.diagnostics.temperature import Temperature
 from pyro_ext.inference._pilot_scores import scores
 from pyro_ext.inference._running.end_of_run import temperatures_at
 from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
-from pyro_ext.posterior.starts import Start, check_start
+from pyro_ext.posterior.starts import Start, check_start, first_values
 from pyro_ext.random import fresh_seed
 
 __all__ = ["Trial", "TuningResult", "tune"]
@@ -39,7 +39,7 @@ __all__ = ["Trial", "TuningResult", "tune"]
 Grid = Mapping[str, Iterable[Any]]
 
 _DEFAULT_FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_NOT_TUNED = ("backend", "init_strategy", "minibatches", "num_steps", "temperature")
+_NOT_TUNED = ("backend", "init_strategy", "minibatches", "steps_per_sample", "temperature")
 _FACTOR = 3.0
 _MOST_ADDED = 8
 _FAR = 9.0
@@ -206,6 +206,7 @@ def tune(
     _check(kernel, num_steps, num_chains, num_samples)
     if grid is None and kernel.step_size is None:  # it goes by the number of data
         measured = kernel.replace()
+        measured.first_values = first_values(initial_params)
         measured.setup(0, *args, **kwargs)
         kernel = measured.replace(step_size=measured.schedule.max_step_size)
     values = _default_grid(kernel) if grid is None else _checked_grid(kernel, grid)
@@ -508,6 +509,7 @@ def _pilots(
     plain = kernel.replace(backend="trace" if kernel.backend == "compile" else kernel.backend)
     if kernel.model is None and isinstance(initial_params, Mapping):
         plain.initial_params = {name: value[0] for name, value in initial_params.items()}
+    plain.first_values = first_values(initial_params)
     plain.setup(0, *args, **kwargs)
     params = None
     if initial_params is not None:
@@ -516,6 +518,7 @@ def _pilots(
     pilots = []
     for settings in candidates:
         pilot = _changed(plain, settings)  # with the anchor, so that it is searched for once
+        pilot.first_values = first_values(initial_params)
         pilot.setup(0, *args, **kwargs)
         params = pilot.potential.layout.unflatten(position)
         pilots.append(_Pilot(pilot, pilot.begin(range(num_chains), seed, params)))

@@ -34,6 +34,7 @@ from pyro_ext.inference._running.segments import (
 from pyro_ext.inference._running.stores import FolderStore
 from pyro_ext.inference._running.vectorized_kernels import VectorizedRunner
 from pyro_ext.inference.vectorized import VectorizedKernel
+from pyro_ext.inference.vectorized.words import OF_DRIVERS, refuse
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.identity import (
     Quantities,
@@ -49,6 +50,7 @@ from pyro_ext.posterior.starts import (
     Start,
     check_start,
     constrained_start,
+    first_values,
     with_chain_axis,
 )
 from pyro_ext.potential import FunctionPotential, Potential
@@ -60,12 +62,6 @@ ChainMethod = Literal["vectorized", "sequential"] | Executor
 
 _METHODS = ("vectorized", "sequential")
 _SECONDS_PER_LINE = 0.1
-_OTHER_WORDS = {  # what Pyro's driver calls otherwise, or has for other kernels only
-    "mp_context": "give processes as chain_method=ProcessPoolExecutor(num_workers, mp_context)",
-    "hook_fn": "quantities={name: function} records functions of each draw, and extra_fields of "
-    "the sampler's state",
-    "transforms": "the model's sites have theirs; a potential_fn transforms its own arguments",
-}
 
 
 class DriverOptions(TypedDict, total=False):
@@ -114,9 +110,7 @@ class Driver(ABC):
         transforms: Mapping[str, Transform] | None = None,
         **unknown: Any,
     ) -> None:
-        for name in unknown:
-            remedy = _OTHER_WORDS.get(name, f"it takes {sorted(DriverOptions.__annotations__)}")
-            raise TypeError(f"{type(self).__name__} has no argument {name!r}: {remedy}")
+        refuse(type(self), unknown, OF_DRIVERS)
         if not isinstance(kernel, MCMCKernel):
             raise TypeError(f"kernel must be an MCMCKernel, got {kernel!r:.80}")
         self.num_samples = check_integer("num_samples", num_samples, 1)
@@ -168,7 +162,7 @@ class Driver(ABC):
                 if value is not None:
                     raise TypeError(
                         f"{name} takes a kernel whose steps Python runs one by one, such as NUTS, "
-                        f"and not {type(kernel).__name__}: {_OTHER_WORDS[name]}"
+                        f"and not {type(kernel).__name__}: {OF_DRIVERS[name]}"
                     )
         if seed is not None:
             fresh_seed(seed)
@@ -300,6 +294,7 @@ class Driver(ABC):
             self.quantities,
             self.save_params,
             self.extra_fields,
+            first_values(self.initial_params),
             self.args,
             self.kwargs,
         )

@@ -291,14 +291,18 @@ class PyroRunner:
         if model is None or getattr(self.kernel, "is_constrained", False):
             return dict(params)
         with self._stepping():
-            own, _, transforms, _ = initialize_model(model, self.args, dict(self.kwargs))
+            # With parameters, whichever, it looks for no start of its own.
+            _, _, transforms, trace = initialize_model(
+                model, self.args, dict(self.kwargs), initial_params=params
+            )
         start = {name: transforms[name](value) for name, value in params.items()}
         for name, value in start.items():
-            if value.shape != own[name].shape:
+            wanted = transforms[name](trace.nodes[name]["value"]).shape
+            if value.shape != wanted:
                 raise ValueError(
                     f"initial_params[{name!r}] has shape {tuple(params[name].shape)} for each "
                     f"chain, which does not fit the site: in unconstrained space that has "
-                    f"{tuple(own[name].shape)}, and this {tuple(value.shape)}"
+                    f"{tuple(wanted)}, and this {tuple(value.shape)}"
                 )
             if not value.isfinite().all():
                 raise ValueError(

@@ -43,6 +43,7 @@ class VectorizedRunner:
     :param Mapping quantities: further functions of a draw to record.
     :param Collection save_params: names of the sites to record, ``None`` for all.
     :param Sequence extra_fields: fields of the sampler's state to record.
+    :param Mapping first_values: values that one chain starts at, where they are known beforehand.
     :param tuple args: arguments of the model.
     :param Mapping kwargs: keyword arguments of the model.
     """
@@ -55,6 +56,7 @@ class VectorizedRunner:
         quantities: Quantities,
         save_params: Collection[str] | None,
         extra_fields: Sequence[str],
+        first_values: Mapping[str, Tensor] | None,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
@@ -64,6 +66,7 @@ class VectorizedRunner:
         self.quantities = quantities
         self.save_params = save_params
         self.extra_fields = tuple(extra_fields)
+        self.first_values = first_values
         self.args = args
         self.kwargs = kwargs
         self._warmup_steps = plan.warmup_steps
@@ -71,6 +74,7 @@ class VectorizedRunner:
 
     def setup(self) -> None:
         """Build the potential in this process."""
+        self.kernel.first_values = self.first_values
         self.kernel.setup(self._warmup_steps, *self.args, **self.kwargs)
 
     def _begin(self, members: range) -> Chains:

@@ -89,7 +89,7 @@ class PathPCN(VectorizedKernel):
     :param float step_size: :math:`\beta`, in ``(0, 1]``. Where few proposals are taken, see
         ``acceptance_rate`` among the sample statistics, take a smaller one.
     :param Tensor grid: as of :class:`~pyro_ext.inference.FunctionalAdjointSampler`.
-    :param options: ``backend``, ``num_steps`` and ``init_strategy`` as of
+    :param options: ``backend``, ``steps_per_sample`` and ``init_strategy`` as of
         :class:`~pyro_ext.inference.VectorizedKernel`.
     :raises ValueError: for numbers out of range.
 

@@ -12,6 +12,7 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
 from pyro_ext._checks import check_boolean, check_integer, check_number, check_sequence, shown
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.hmc.adaptation import (
     DualAveraging,
     Moments,
@@ -371,8 +372,8 @@ class HMC(_Hamiltonian):
 
     :param model: a Pyro model that sees all of its data, or ``None`` with a ``potential_fn``.
     :param float trajectory_length: in units of the masses, that is in standard deviations once
-        these have adapted. Lengths vary at random by a fifth. 1.5 without ``num_leapfrog_steps``.
-    :param int num_leapfrog_steps: steps of a trajectory, in place of its length.
+        these have adapted. Lengths vary at random by a fifth. 1.5 without ``num_steps``.
+    :param int num_steps: leapfrog steps of a trajectory, in place of its length.
     :param options: ``step_size``, ``full_mass`` and the others that :class:`NUTS` has, but for
         ``max_tree_depth``.
     :raises ValueError: for numbers out of range, a length and a number of steps, or a model that
@@ -390,20 +391,24 @@ class HMC(_Hamiltonian):
         [1, 10]
     """
 
+    num_steps: int | None = None
+    num_leapfrog_steps = renamed_attribute("num_leapfrog_steps", "num_steps")
+
+    @renamed_arguments(num_leapfrog_steps="num_steps")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
         *,
         trajectory_length: float | None = None,
-        num_leapfrog_steps: int | None = None,
+        num_steps: int | None = None,
         **options: Unpack[HamiltonianOptions],
     ) -> None:
-        if num_leapfrog_steps is not None:
-            num_leapfrog_steps = check_integer("num_leapfrog_steps", num_leapfrog_steps, 1)
+        if num_steps is not None:
+            num_steps = check_integer("num_steps", num_steps, 1)
             if trajectory_length is not None:
                 raise ValueError(
-                    "trajectory_length must not be given with num_leapfrog_steps, got "
-                    f"{trajectory_length!r:.80} and {num_leapfrog_steps}"
+                    "trajectory_length must not be given with num_steps, got "
+                    f"{trajectory_length!r:.80} and {num_steps}"
                 )
         elif trajectory_length is None:
             trajectory_length = _LENGTH
@@ -411,10 +416,10 @@ class HMC(_Hamiltonian):
             trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
         super().__init__(model, **options)
         self.trajectory_length = trajectory_length
-        self.num_leapfrog_steps = num_leapfrog_steps
+        self.num_steps = num_steps
 
     def _trajectories(self) -> _Paths:
-        return _Paths(self.trajectory_length, self.num_leapfrog_steps)
+        return _Paths(self.trajectory_length, self.num_steps)
 
 
 class NUTS(_Hamiltonian):
@@ -443,8 +448,8 @@ class NUTS(_Hamiltonian):
         smaller steps, which help where the posterior has narrow parts.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
     :param options: ``potential_fn``, ``backend``, how the potential runs, see
-        :class:`~pyro_ext.potential.Potential`, and ``num_steps``, transitions that one call of
-        ``sample`` takes under Pyro's driver.
+        :class:`~pyro_ext.potential.Potential`, and ``steps_per_sample``, transitions that one call
+        of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] M. D. Hoffman, A. Gelman (2014), The No-U-Turn Sampler.

@@ -83,7 +83,7 @@ class LaplaceHMC(VectorizedKernel):
     :param init_strategy: where the search for the mode starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
     :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
-        and ``num_steps``, transitions that one call of ``sample`` takes under Pyro's driver.
+        and ``steps_per_sample``, transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] R. M. Neal (2011), MCMC using Hamiltonian dynamics, section 4.1.

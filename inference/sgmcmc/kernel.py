@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_number
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
 from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
@@ -44,7 +45,7 @@ class OptionsButStepSize(TypedDict, total=False):
     temperature: float
     control_variate: ControlVariate
     minibatches: MinibatchSource
-    num_steps: int
+    steps_per_sample: int
     init_strategy: InitStrategy
 
 
@@ -72,8 +73,9 @@ class SGMCMCKernel(VectorizedKernel):
         space. ``None`` does without.
     :param minibatches: what chooses them: :class:`~pyro_ext.inference.sgmcmc.Minibatches`, of
         shuffled epochs, or :class:`~pyro_ext.inference.sgmcmc.IndependentMinibatches`.
-    :param int num_steps: steps that one call of :meth:`~pyro_ext.inference.VectorizedKernel.sample`
-        takes, under Pyro's driver, which has no thinning.
+    :param int steps_per_sample: steps that one call of
+        :meth:`~pyro_ext.inference.VectorizedKernel.sample` takes, under Pyro's driver, which has no
+        thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
         default where a site asks for it, or at the median of a few draws from its prior. Kernels
         with ``mass="laplace"`` start around the mode, where it is not given.
@@ -83,6 +85,7 @@ class SGMCMCKernel(VectorizedKernel):
     takes_minibatches: ClassVar[bool] = True
     mass: Mass = 1.0
 
+    @renamed_arguments(num_steps="steps_per_sample")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
@@ -93,15 +96,17 @@ class SGMCMCKernel(VectorizedKernel):
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
         minibatches: MinibatchSource = Minibatches,
-        num_steps: int = 1,
+        steps_per_sample: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
+        **unknown: Any,
     ) -> None:
         super().__init__(
             model,
             potential_fn=potential_fn,
             backend=backend,
-            num_steps=num_steps,
+            steps_per_sample=steps_per_sample,
             init_strategy=init_strategy,
+            **unknown,
         )
         if not (control_variate in (None, "map") or isinstance(control_variate, Mapping)):
             raise ValueError(

@@ -1,6 +1,5 @@
 """The contract of kernels that run many chains side by side, for our driver and for Pyro's."""
 
-import inspect
 import math
 from abc import abstractmethod
 from collections import OrderedDict
@@ -16,11 +15,13 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_ext._checks import check_integer
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
+from pyro_ext.inference.vectorized.words import OF_KERNELS, keywords, refuse
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.modes import Laplace, laplace_at
-from pyro_ext.posterior.starts import Start, constrained_start, unconstrained_start
+from pyro_ext.posterior.starts import Start, constrained_start, strategy_at, unconstrained_start
 from pyro_ext.potential import (
     Backend,
     BatchedFunction,
@@ -47,7 +48,7 @@ class VectorizedOptions(TypedDict, total=False):
 
     potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
     backend: Backend
-    num_steps: int
+    steps_per_sample: int
 
 
 class VectorizedKernel(MCMCKernel):
@@ -70,8 +71,8 @@ class VectorizedKernel(MCMCKernel):
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
     :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
-    :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
-        has no thinning.
+    :param int steps_per_sample: steps that one call of :meth:`sample` takes, under Pyro's driver,
+        which has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
         default where a site asks for it, or at the median of a few draws from its prior.
     :raises ValueError: for arguments out of range.
@@ -101,16 +102,20 @@ class VectorizedKernel(MCMCKernel):
 
     takes_minibatches: ClassVar[bool] = False
     """Whether a model may subsample its plates; without it a model must see all of its data."""
+    num_steps = renamed_attribute("num_steps", "steps_per_sample")
 
+    @renamed_arguments(num_steps="steps_per_sample")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         backend: Backend = "trace",
-        num_steps: int = 1,
+        steps_per_sample: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
+        **unknown: Any,
     ) -> None:
+        refuse(type(self), unknown, OF_KERNELS)
         if (model is None) == (potential_fn is None):
             raise ValueError(
                 "either model or potential_fn must be given, and not both, got "
@@ -128,10 +133,12 @@ class VectorizedKernel(MCMCKernel):
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
-        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.steps_per_sample = check_integer("steps_per_sample", steps_per_sample, 1)
         self.init_strategy = init_strategy
         self.anchor: Anchor | None = None
         self.laplace: Laplace | None = None
+        self.first_values: Mapping[str, Tensor] | None = None
+        """Values of a start, which a driver sets for the next :meth:`setup` to check the density at."""
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: Any = None
@@ -150,7 +157,7 @@ class VectorizedKernel(MCMCKernel):
             >>> SGLD(model, step_size=0.1).settings()["step_size"]
             0.1
         """
-        names = _keywords(type(self))
+        names = keywords(type(self))
         if lacking := [name for name in names if not hasattr(self, name)]:
             raise TypeError(
                 f"{type(self).__name__} must keep its arguments {lacking} as attributes of these "
@@ -289,7 +296,11 @@ class VectorizedKernel(MCMCKernel):
         if (model := self.model) is not None:
             if not self.takes_minibatches:
                 model = sum_out(model, *args, **kwargs)
-            self._potential = Potential(model, *args, backend=self.backend, **kwargs)
+            strategy = strategy_at(self.first_values, self._initial_params, self.init_strategy)
+            self.first_values = None
+            self._potential = Potential(
+                model, *args, backend=self.backend, init_strategy=strategy, **kwargs
+            )
         else:
             if self._initial_params is None:
                 raise ValueError("a kernel with potential_fn needs initial_params")
@@ -533,7 +544,7 @@ class VectorizedKernel(MCMCKernel):
         return {}
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take ``num_steps`` steps from the given unconstrained parameters of one chain."""
+        """Take ``steps_per_sample`` steps from the given unconstrained parameters of one chain."""
         batched = {name: value[None] for name, value in params.items()}
         if self._chains is None:
             self._chains = self.begin(range(1), fresh_seed(None), batched)
@@ -541,7 +552,7 @@ class VectorizedKernel(MCMCKernel):
         if not torch.equal(position, self._chains.position):
             state = self._moved(self._chains.state, position)
             self._chains = replace(self._chains, state=state)
-        self._chains = self.advance(self._chains, self.num_steps)
+        self._chains = self.advance(self._chains, self.steps_per_sample)
         if not torch.isfinite(self._chains.position).all():
             raise RuntimeError(
                 f"the chain diverged by step {self._chains.step}: take a smaller step_size"
@@ -582,18 +593,3 @@ class VectorizedKernel(MCMCKernel):
         """Forget the chain that Pyro's driver ran; it may call this twice."""
         self._chains = None
         self._initial_params = None
-
-
-def _keywords(kernel_type: type[VectorizedKernel]) -> list[str]:
-    """Names of the settings that a constructor takes, its own and those it passes on."""
-    names: list[str] = []
-    for base in kernel_type.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        variadic = [p for p in parameters if p.kind is p.VAR_KEYWORD]
-        positional = {"self", "model", "potential_fn"}
-        names += [p.name for p in parameters if p not in variadic and p.name not in positional]
-        if not variadic:
-            break
-    return names

@@ -10,12 +10,14 @@ from torch import Tensor
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.posterior.draws import Context, Sampler, draws_of
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, laplace_at
-from pyro_ext.potential import FunctionPotential, Potential
+from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, bijection
 
 __all__ = [
     "Start",
     "check_start",
     "constrained_start",
+    "first_values",
+    "strategy_at",
     "unconstrained_start",
     "with_chain_axis",
 ]
@@ -54,6 +56,49 @@ def with_chain_axis(start: Start | None, num_chains: int) -> Start | None:
     if not all(isinstance(v, Tensor) for v in values) or all(v.shape[:1] == (1,) for v in values):
         return start
     return {name: value.unsqueeze(0) for name, value in start.items()}
+
+
+def first_values(start: Start | None) -> dict[str, Tensor] | None:
+    """Values that the first chain starts at, where they are known before the density.
+
+    Shapes: returns (*event) each.
+    """
+    if isinstance(start, str | Path) and start != "laplace":
+        start = Checkpoint(start)
+    if isinstance(start, Sampler):
+        start = _last_draws(start.get_samples(group_by_chain=True), 1)
+    return {k: v[0] for k, v in start.items()} if isinstance(start, Mapping) else None
+
+
+def strategy_at(
+    values: Mapping[str, Tensor] | None,
+    params: Mapping[str, Tensor] | None,
+    otherwise: InitStrategy,
+) -> InitStrategy:
+    """Strategy of a start that is given in constrained space, or else in unconstrained space.
+
+    Values of a wrong shape are left to whoever starts the chains to refuse.
+    """
+
+    def strategy(site: dict[str, Any]) -> Tensor:
+        name, fn = site["name"], site["fn"]
+        if values is not None and name in values and values[name].shape == _whole_shape(site):
+            return values[name]
+        if params is not None and values is None and name in params:
+            value: Tensor = bijection(fn.support)(params[name])
+            return value
+        return otherwise(site)
+
+    return strategy
+
+
+def _whole_shape(site: Mapping[str, Any]) -> torch.Size:
+    """Shape of the value of a site where all plates are whole."""
+    shape = list(site["fn"].batch_shape + site["fn"].event_shape)
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized:
+            shape[frame.dim - len(site["fn"].event_shape)] = frame.full_size
+    return torch.Size(shape)
 
 
 def constrained_start(

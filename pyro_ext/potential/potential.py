@@ -54,10 +54,12 @@ class Potential(ModelAtValues):
     :param str backend: how it runs. ``"eager"`` runs the model for one chain after the other;
         ``"trace"`` records it as a graph over all chains; ``"compile"`` compiles the graph, which
         takes a C++ compiler and, the first time, some seconds. All three give the same numbers.
+    :param init_strategy: where the density is looked at to check it, as of :meth:`init`.
     :param kwargs: keyword arguments of the model.
     :raises ValueError: for a model without latent sites, a discrete latent site, a sequential plate
-        that subsamples, a log density that is not finite at any of 100 initial points, or one that
-        depends on a latent site by numbers taken out of tensors, which no gradient goes through.
+        that subsamples, a log density that is not finite at any of 100 points of the strategy, or
+        one that depends on a latent site by numbers taken out of tensors, which no gradient goes
+        through.
 
     Example::
 
@@ -75,9 +77,15 @@ class Potential(ModelAtValues):
     _is_quiet = False
 
     def __init__(
-        self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        *args: Any,
+        backend: Backend = "trace",
+        init_strategy: InitStrategy = init_to_suggested,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, *args, backend=backend, **kwargs)
+        check_callable("init_strategy", init_strategy)
         runner, data = self._runner, self._data
         for name, kind in runner.structure.discrete.items():
             raise ValueError(
@@ -88,7 +96,7 @@ class Potential(ModelAtValues):
             )
         with torch.random.fork_rng(), named_arguments(model, self.args, self.kwargs):
             torch.manual_seed(0)
-            self._start = runner.initial(init_to_suggested)
+            self._start = runner.initial(init_strategy)
             has_nan = any(bool(leaf.isnan().any()) for leaf in data if leaf.is_floating_point())
             versions = [version_of(leaf) for leaf in data]
             runner.validate(self._start, whole=has_nan)

@@ -344,10 +344,10 @@ class ModelRunner:
                         raise ValueError(_NOT_FINITE.format(sites=sites))
 
     def _check_observed(self, flat: Tensor) -> None:
-        """Raise where observed values that count lie outside of their supports."""
-        records = self._run_unconstrained(flat, self.random_indices())
-        for name in self.structure.observed:
-            _validate_observed(name, records[name])
+        """Raise where observed values that count lie outside of supports that do not move."""
+        with torch.enable_grad():
+            leaf = flat.clone().requires_grad_()
+            self._validate_observed(self._run_unconstrained(leaf, self.random_indices()))
 
     def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
         values = self.unconstrained.unflatten(flat)
@@ -357,13 +357,19 @@ class ModelRunner:
     def validate_observed(self) -> None:
         """Raise where observed values that count lie outside the support, in one subsample."""
         by_plate = self.by_plate(self.random_indices())
-        with torch.no_grad():
-            records = self._run(from_constrained(self.typical_values(), by_plate), by_plate)
-            self._validate_observed(records)
+        with torch.enable_grad():
+            values = self.typical_values().items()
+            leaves = {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in values}
+            self._validate_observed(self._run(from_constrained(leaves, by_plate), by_plate))
 
     def _validate_observed(self, records: Mapping[str, Record]) -> None:
+        """Raise where observed values that count lie outside of their supports.
+
+        A support whose bounds have a gradient moves with latent sites, and is passed over.
+        """
         for name in self.structure.observed:
-            _validate_observed(name, records[name])
+            if not any(bound.requires_grad for bound in bounds_of(records[name].fn)):
+                _validate_observed(name, records[name])
 
     def random_indices(self, generator: torch.Generator | None = None) -> list[Tensor]:
         """A subsample of each plate."""
@@ -483,6 +489,14 @@ def _initializing(
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def bounds_of(fn: Any) -> list[Tensor]:
+    """Tensors that the support of a distribution is made of, none where it is always the same."""
+    support = getattr(fn, "support", None)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return [value for value in getattr(support, "__dict__", {}).values() if torch.is_tensor(value)]
 
 
 def _validate_observed(name: str, record: Record) -> None:

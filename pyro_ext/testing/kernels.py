@@ -32,7 +32,7 @@ Options = Mapping[str, Any]
 _BAD_ARGUMENTS: tuple[tuple[str, Any], ...] = (
     *(("step_size", value) for value in (-0.1, 0.0, math.nan, math.inf, "0.1")),
     *(("temperature", value) for value in (-1.0, math.nan, math.inf, "cold")),
-    *(("num_steps", value) for value in (0, 1.5, "1")),
+    *(("steps_per_sample", value) for value in (0, 1.5, "1")),
     ("backend", "no backend"),
     ("init_strategy", 3),
     ("control_variate", "no anchor"),
@@ -177,7 +177,7 @@ def _check_settings(
     ready: Callable[[VectorizedKernel], VectorizedKernel],
     seed: int,
 ) -> None:
-    given = {"num_steps": 3, "init_strategy": init_to_sample, **options}
+    given = {"steps_per_sample": 3, "init_strategy": init_to_sample, **options}
     if "temperature" in kernel_type(model, **options).settings():
         given["temperature"] = 0.5
     kernel = kernel_type(model, **given)
@@ -189,9 +189,9 @@ def _check_settings(
     again = kernel_type(model, **settings).settings()
     assert again == settings, f"a kernel made of the settings {settings} has others: {again}"
 
-    other = kernel.replace(num_steps=5)
+    other = kernel.replace(steps_per_sample=5)
     assert type(other) is type(kernel) and other.model is model, "replace changes type or model"
-    expected = {**settings, "num_steps": 5}
+    expected = {**settings, "steps_per_sample": 5}
     assert other.settings() == expected, f"replace gives {other.settings()}, not {expected}"
     assert kernel.settings() == settings, "replace changes the kernel itself"
     try:
@@ -243,7 +243,7 @@ def _check_arguments(
 def _check_drivers(
     kernel: VectorizedKernel, args: tuple[Any, ...], kwargs: Options, seed: int, tolerance: float
 ) -> None:
-    theirs = pyro.infer.MCMC(kernel.replace(num_steps=3), 6, 2, disable_progbar=True)
+    theirs = pyro.infer.MCMC(kernel.replace(steps_per_sample=3), 6, 2, disable_progbar=True)
     with torch.random.fork_rng():
         theirs.run(*args, **kwargs)
     sites = theirs.kernel.transforms

@@ -80,7 +80,7 @@ def log_likelihood(samples):
 
 
 KERNEL: dict[str, Any] = dict(
-    model=model, step_size=0.01, temperature=1.0, num_steps=1, backend="eager"
+    model=model, step_size=0.01, temperature=1.0, steps_per_sample=1, backend="eager"
 )
 DRIVER: dict[str, Any] = dict(
     num_samples=2,
@@ -114,7 +114,7 @@ HAMILTONIAN: dict[str, Any] = dict(
     share_mass_matrix=False,
     target_accept_prob=0.8,
     backend="eager",
-    num_steps=1,
+    steps_per_sample=1,
 )
 
 
@@ -129,13 +129,17 @@ def kernels() -> dict[str, Call]:
         "L2E.pretrained": call(model=model, step_size=0.01),
         "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
         "LaplaceHMC": call(
-            model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
+            model=model,
+            num_leapfrog_steps=2,
+            trajectory_length=1.5,
+            backend="eager",
+            steps_per_sample=1,
         ),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
-        "MEADS": call(model=model, step_size=0.5, damping=1.0, backend="eager", num_steps=1),
+        "MEADS": call(model=model, step_size=0.5, damping=1.0, backend="eager", steps_per_sample=1),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
         "IndependenceMetropolis": call(
-            model=model, num_points=32, local_fraction=0.25, backend="eager", num_steps=1
+            model=model, num_points=32, local_fraction=0.25, backend="eager", steps_per_sample=1
         ),
         "RandomWalk": call(scale=1.0),
         "Gibbs": call(blocks=[(RandomWalk(1.0), ["loc"])], model=model),

@@ -256,7 +256,7 @@ def build(constructor, *args, **arguments):
         return None
 
 
-COMMON = ["step_size", "temperature", "num_steps", "backend"]
+COMMON = ["step_size", "temperature", "steps_per_sample", "backend"]
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ def test_kernels_are_built_or_refused(kernel_type, names, given_arguments):
         return
     # What has been built holds numbers in their ranges.
     assert kernel.temperature >= 0 and math.isfinite(kernel.temperature)
-    assert isinstance(kernel.num_steps, int) and kernel.num_steps >= 1
+    assert isinstance(kernel.steps_per_sample, int) and kernel.steps_per_sample >= 1
     assert kernel.schedule.step_size > 0 and math.isfinite(kernel.schedule.step_size)
     assert kernel.replace().settings() == kernel.settings()
 

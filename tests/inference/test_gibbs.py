@@ -72,7 +72,7 @@ BLOCKS = {
     ],
     "proposals from the prior": lambda: [(NUTS(model), ["loc"]), (PriorProposals(), ["kind"])],
     "SGLD and a function": lambda: [
-        (SGLD(model, step_size=0.01, num_steps=8), ["loc"]),
+        (SGLD(model, step_size=0.01, steps_per_sample=8), ["loc"]),
         (draw_kinds, ["kind"]),
     ],
 }
@@ -340,6 +340,25 @@ def test_supports_that_depend_on_another_block(name):
     ratio = samples["below"] / samples["scale"]
     assert (ratio < 1.0).all()
     assert abs(ratio.mean() - 0.5) < 6.0 * (1.0 / 12.0 / 200.0) ** 0.5
+
+
+def nested():
+    """The support of the second block is around where the first one is, far from anywhere else."""
+    low = pyro.sample("low", dist.Uniform(0.0, 1000.0))
+    pyro.sample("value", dist.Uniform(low, low + 1.0))
+
+
+@pytest.mark.parametrize("kernel_type", [NUTS, inference.NUTS])
+def test_blocks_are_checked_at_the_values_of_the_others(kernel_type):
+    options = {"step_size": 0.1, "adapt_step_size": False, "max_tree_depth": 2}
+    kernel = Gibbs(
+        [(kernel_type(nested, **options), ["low"]), (PriorProposals(), ["value"])], model=nested
+    )
+    start = {"low": torch.tensor(499.9), "value": torch.tensor(500.2)}
+    for given in (start, None):
+        mcmc = MCMC(kernel, 3, initial_params=given, seed=0, progress=False).run()
+        low, value = mcmc.get_samples().values()
+        assert ((low <= value) & (value <= low + 1.0)).all()
 
 
 def test_supports_that_pyros_kernels_cannot_follow():

@@ -298,7 +298,7 @@ def test_number_of_samples():
     ("words", "message"),
     [
         ({"mp_context": "spawn"}, "'mp_context': .*chain_method=ProcessPoolExecutor"),
-        ({"num_sample": 3}, "'num_sample': it takes .*'progress'"),
+        ({"num_sample": 3}, "'num_sample': did you mean num_samples"),
         ({"hook_fn": print}, "hook_fn takes .* not SGHMC: quantities="),
         ({"transforms": {}}, "transforms takes .* not SGHMC"),
         ({"hook_fn": 3}, "hook_fn must be callable, got 3"),

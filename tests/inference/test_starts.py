@@ -7,8 +7,11 @@ import torch
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer import NUTS
 from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from torch.distributions import constraints
 
+from pyro_ext import inference
+from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, SGLD
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.starts import constrained_start
@@ -137,3 +140,71 @@ def test_runs_that_start_around_a_mode(x):
     kernel.initial_params = {"x": torch.zeros(2)}
     with pytest.raises(ValueError, match="initial_params='laplace' takes a kernel with a model"):
         MCMC(kernel, 1, initial_params="laplace", progress=False).run()
+
+
+# Starts where the density is finite, in models where hardly any other point has one --------------
+
+
+def far_bounds(y):
+    """The support of the observed value moves with the latent one."""
+    x = pyro.sample("x", dist.Normal(0.0, 100.0))
+    pyro.sample("y", dist.Uniform(x, x + 1.0), obs=y)
+
+
+def falling(y):
+    """The numbers of susceptible people in Pyro's SIR models: flat, and they may only fall."""
+    size = pyro.sample("x", dist.Uniform(0.0, 100.0).mask(False).expand([len(y)]).to_event(1))
+    is_possible = (size.diff() < 0.0).all()
+    pyro.factor("y", torch.where(is_possible, -(size - y).square().sum(), -torch.inf))
+
+
+MODELS = {
+    "bounds": (far_bounds, torch.tensor(200.0), torch.tensor(199.5)),
+    "falling": (falling, torch.linspace(90.0, 20.0, 12), torch.linspace(90.0, 10.0, 12)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_starts_that_are_given_are_all_that_have_to_be_finite(name, subtests):
+    model, y, x = MODELS[name]
+    tiny = {"step_size": 1e-6, "adapt_step_size": False, "max_tree_depth": 1}
+    ours = inference.NUTS(model, backend="eager", **tiny)
+    at_value = ours.replace(init_strategy=init_to_value(values={"x": x}))
+
+    def drawn(kernel, start=None, driver=MCMC, **options):
+        options = options if driver is PyroMCMC else options | {"progress": False, "seed": 0}
+        mcmc = driver(kernel, 2, 0, initial_params=start, **options)
+        mcmc.run(y)
+        torch.testing.assert_close(mcmc.get_samples()["x"][-1], x, atol=0.01, rtol=0.0)
+        return mcmc
+
+    sgld = SGLD(model, step_size=1e-12, backend="eager")
+    with subtests.test("a strategy"):
+        earlier = drawn(at_value)
+        with subtests.test("an earlier run"):
+            drawn(ours, earlier)
+        with subtests.test("its observed values"):
+            assert to_arviz(earlier, log_likelihood=False).posterior["x"].shape[1] == 2
+    for kernel in (ours, sgld, NUTS(model, **tiny)):
+        with subtests.test("values", kernel=type(kernel)):
+            drawn(kernel, {"x": x})
+    with subtests.test("values for Pyro's driver"):
+        transform = pyro.infer.mcmc.util.initialize_model(model, (y,), initial_params={})[2]
+        start = {k: f(x) for k, f in transform.items()}
+        drawn(ours.replace(), start, PyroMCMC, disable_progbar=True)
+    with subtests.test("elsewhere"), pytest.raises(ValueError, match="none of 100 initial points"):
+        drawn(ours)
+    with subtests.test("a bad one"), pytest.warns(RuntimeWarning, match=r"chains \[1\] of 2 stop"):
+        drawn(ours, {"x": torch.stack([x, x.flip(0) if x.dim() else -x])}, num_chains=2)
+
+
+def test_a_support_that_moves_is_tried_again_and_one_that_does_not_is_refused():
+    def model(x, y):
+        bound = pyro.sample("bound", dist.HalfNormal(1.0))
+        pyro.sample("x", dist.Uniform(0.0, bound), obs=x)
+        pyro.sample("y", dist.Beta(1.0, bound), obs=y)
+
+    kernel = SGLD(model, step_size=1e-6)
+    MCMC(kernel, 1, seed=0, progress=False).run(torch.tensor(0.8), torch.tensor(0.5))
+    with pytest.raises(ValueError, match="'y' has observed values outside"):
+        MCMC(kernel, 1, seed=0, progress=False).run(torch.tensor(0.8), torch.tensor(1.5))

@@ -70,8 +70,10 @@ def test_draws_follow_from_seed_and_number_of_the_chain(tmp_path):
     assert torch.equal(again, whole)
     eager = run(30, made=kernel(backend="eager")).get_samples(group_by_chain=True)["z"]
     torch.testing.assert_close(eager, whole)
-    copied = pickle.loads(pickle.dumps(kernel(step_size=0.3).replace(step_size=0.4, num_steps=2)))
-    assert copied.step_size == 0.4 and copied.num_steps == 2
+    copied = pickle.loads(
+        pickle.dumps(kernel(step_size=0.3).replace(step_size=0.4, steps_per_sample=2))
+    )
+    assert copied.step_size == 0.4 and copied.steps_per_sample == 2
     with pytest.raises(CheckpointError, match="path_energy"):
         run(40, made=kernel(5.0), checkpoint=tmp_path / "run")
 

@@ -33,7 +33,7 @@ KERNELS = {
     "HMC": (HMC, {"step_size": 0.04, "trajectory_length": 0.15}),
     "HMC steps": (
         HMC,
-        {"step_size": 0.01, "num_leapfrog_steps": 5},
+        {"step_size": 0.01, "num_steps": 5},
     ),
     "NUTS": (NUTS, {"step_size": 0.05, "max_tree_depth": 4}),
     "NUTS full": (NUTS, {"step_size": 0.05, "max_tree_depth": 3, "full_mass": True}),
@@ -442,8 +442,8 @@ def test_no_warmup() -> None:
         (HMC, {"trajectory_length": 0.0}, "trajectory_length must be a finite number > 0, got 0.0"),
         (
             HMC,
-            {"trajectory_length": 1.0, "num_leapfrog_steps": 3},
-            "trajectory_length must not be given with num_leapfrog_steps",
+            {"trajectory_length": 1.0, "num_steps": 3},
+            "trajectory_length must not be given with num_steps",
         ),
         (NUTS, {"full_mass": "x"}, "full_mass must be True, False or a list of tuples of names"),
         (NUTS, {"full_mass": [("x", 3)]}, "full_mass must be True, False or a list of tuples"),

@@ -1,0 +1,98 @@
+"""What to write in place of a word of another package, or of one of ours that belongs elsewhere."""
+
+import inspect
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+
+__all__ = ["OF_DRIVERS", "OF_KERNELS", "keywords", "refuse"]
+
+_OF_MCMC = dict.fromkeys(
+    (
+        "chain_method",
+        "checkpoint",
+        "initial_params",
+        "num_chains",
+        "num_samples",
+        "progress",
+        "quantities",
+        "seed",
+        "thinning",
+        "warmup_steps",
+    ),
+    "it is an argument of MCMC",
+)
+_OF_THE_KERNEL = dict.fromkeys(
+    (
+        "adapt_step_size",
+        "backend",
+        "full_mass",
+        "init_strategy",
+        "max_tree_depth",
+        "step_size",
+        "target_accept_prob",
+    ),
+    "it is an argument of the kernel",
+)
+
+# Pyro's, NumPyro's, PyMC's, Stan's and PyTorch's, and in the end ours that belong elsewhere.
+OF_KERNELS = {
+    **dict.fromkeys(("jit_compile", "jit_options"), 'write backend="compile"'),
+    "ignore_jit_warnings": "leave it out, nothing is compiled by torch.jit",
+    "max_plate_nesting": "leave it out, plates are counted",
+    "transforms": "leave it out, sites have the transforms of their supports; a potential_fn "
+    "transforms its own arguments",
+    "use_multinomial_sampling": "leave it out, points of a trajectory are always drawn so",
+    **dict.fromkeys(("min_stepsize", "max_stepsize"), "leave it out, step_size starts the search"),
+    "dense_mass": "write full_mass",
+    "find_heuristic_step_size": "write adapt_step_size",
+    "inverse_mass_matrix": "masses adapt in the warm-up; write full_mass or adapt_mass_matrix",
+    "regularize_mass_matrix": "leave it out, masses are always shrunk a little",
+    "forward_mode_differentiation": "leave it out, gradients are taken in reverse",
+    **dict.fromkeys(("adapt_delta", "target_accept"), "write target_accept_prob"),
+    "max_treedepth": "write max_tree_depth",
+    **dict.fromkeys(("lr", "learning_rate"), "write step_size"),
+    **dict.fromkeys(("num_warmup", "tune"), "write warmup_steps=... as an argument of MCMC"),
+    **dict.fromkeys(("rng_key", "random_seed"), "write seed=... as an argument of MCMC"),
+    **_OF_MCMC,
+}
+OF_DRIVERS = {
+    "mp_context": "give processes as chain_method=ProcessPoolExecutor(num_workers, mp_context)",
+    "hook_fn": "quantities={name: function} records functions of each draw, and extra_fields of "
+    "the sampler's state",
+    "transforms": "the model's sites have theirs; a potential_fn transforms its own arguments",
+    **dict.fromkeys(("num_warmup", "tune"), "write warmup_steps"),
+    "draws": "write num_samples",
+    **dict.fromkeys(("chains", "num_parallel_chains"), "write num_chains"),
+    "cores": "give processes as chain_method=ProcessPoolExecutor(cores)",
+    **dict.fromkeys(("init_params", "initvals"), "write initial_params"),
+    **dict.fromkeys(("progress_bar", "progressbar"), "write progress"),
+    "postprocess_fn": "quantities={name: function} records functions of each draw",
+    **dict.fromkeys(("rng_key", "random_seed"), "write seed"),
+    **dict.fromkeys(("jit_compile", "jit_model_args"), 'give the kernel backend="compile"'),
+    "max_plate_nesting": "leave it out, plates are counted",
+    **_OF_THE_KERNEL,
+}
+
+
+def refuse(owner: type, unknown: Collection[str], words: Mapping[str, str]) -> None:
+    """Raise for arguments that a class does not have, and say what to write instead."""
+    for name in unknown:
+        known = keywords(owner)
+        close = get_close_matches(name, known, 1)
+        otherwise = f"did you mean {close[0]}?" if close else f"it takes {known}"
+        raise TypeError(f"{owner.__name__} has no argument {name!r}: {words.get(name, otherwise)}")
+
+
+def keywords(owner: type) -> list[str]:
+    """Names of the keyword arguments that a constructor takes, its own and those it passes on."""
+    names: list[str] = []
+    others = {"self", "model", "potential_fn", "unknown"}
+    for base in owner.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())
+        passed_on = {p.name for p in parameters if p.kind is p.VAR_KEYWORD}
+        names += [p.name for p in parameters if p.name not in {*others, *passed_on, *names}]
+        if not passed_on - others:
+            break
+    return names
