@@ -243,11 +243,13 @@ class Gibbs(MCMCKernel):
         return line
 
     def diagnostics(self) -> dict[str, Any]:
-        """What the kernels of the blocks report, by the names of their types and sites."""
-        return {
-            f"{type(kernel).__name__} of {', '.join(sites)}": kernel.diagnostics()
+        """What the kernels report, by their types and sites, and draws after divergences of any."""
+        found: dict[str, Any] = {
+            f"{type(kernel).__name__} of {', '.join(sites)}": kernel.diagnostics() or {}
             for kernel, sites in self._kernels()
         }
+        divergences = [each["divergences"] for each in found.values() if "divergences" in each]
+        return found | ({"divergences": sorted(set().union(*divergences))} if divergences else {})
 
     def statistics(self) -> dict[str, float]:
         """Log joint density of the last step."""

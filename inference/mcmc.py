@@ -15,7 +15,12 @@ from pyro_ext.inference._running.end_of_run import warn_at_end
 from pyro_ext.inference._running.segments import Segment
 from pyro_ext.inference._running.stores import FolderStore, MemoryStore
 from pyro_ext.inference.early_stopping import EarlyStopping
-from pyro_ext.posterior.convergence import print_summary, site_diagnostics
+from pyro_ext.posterior.convergence import (
+    clusters_name,
+    num_clusters,
+    print_summary,
+    site_diagnostics,
+)
 from pyro_ext.posterior.starts import Start
 
 __all__ = ["MCMC", "ChainMethod"]
@@ -122,9 +127,13 @@ class MCMC(Driver):
         On Ctrl-C the run ends and keeps what has been drawn. A chain that diverges or raises an
         error stops, with a warning, and is left out of the samples: ``stopped_chains`` holds its
         draws from before, and the reason. Where no chain gets through its first step, the
-        error is raised as it is. A warning at the end says which sites have a split R-hat above
-        1.1, where there are draws enough to tell, and of a stochastic-gradient kernel whether the
-        draws are too wide or too narrow, by
+        error is raised as it is.
+
+        At the end it warns, in a :class:`~pyro_ext.posterior.ConvergenceWarning` each, of
+        divergences, of trajectories that were cut off, and from 40 draws on of sites whose
+        rank-normalized split R-hat is above 1.01, whose effective sample size in the middle or the
+        tails is below 100 a chain, and of a BFMI below 0.3; and of a stochastic-gradient kernel
+        whose draws are too wide or too narrow, by
         :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
 
         :param args: arguments of the model.
@@ -239,12 +248,16 @@ class MCMC(Driver):
     def summary(self, prob: float = 0.9) -> None:
         """Print mean, standard deviation, median, interval, effective sample size and R-hat.
 
-        Sites that hold integers, such as labels, are left out.
+        Sites that hold integers are left out, of labels of clusters all but how many there are.
+        Below stand the number of divergences, of kernels that have them, and the chains that
+        stopped.
 
         :param float prob: probability mass of the interval.
         """
         check_number("prob", prob, above=0, below=1)
         print_summary(self._numbers(), prob=prob)
+        if (divergences := self._divergences()) is not None:
+            print(f"Number of divergences: {sum(map(len, divergences.values()))}")
         for number, stopped in self.stopped_chains.items():
             print(f"chain {number} is left out: {stopped['reason']}")
 
@@ -255,14 +268,18 @@ class MCMC(Driver):
         that. It comes of draws that alternate around their mean, whose sizes the usual formula
         makes huge or negative.
 
-        :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers; ``"stopped_chains"`` with
-            step and reason by number of the chain; what the kernel reports, by chain.
+        :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers, and of numbers of
+            clusters; ``"divergences"`` with the numbers of the draws that come after one, by chain;
+            ``"stopped_chains"`` with step and reason by number of the chain; what else the kernel
+            reports, by chain.
         """
         numbers = self._numbers() if self.num_draws or not self.stopped_chains else {}
         result: dict[str, Any] = dict(site_diagnostics(numbers))
         for number, status in enumerate(self._statuses()):
             for name, value in status.diagnostics.items():
                 result.setdefault(name, {})[f"chain {number}"] = value
+        if (divergences := self._divergences()) is not None:
+            result.setdefault("divergences", divergences)
         result["stopped_chains"] = {
             number: {"step": stopped["step"], "reason": stopped["reason"]}
             for number, stopped in self.stopped_chains.items()
@@ -270,9 +287,25 @@ class MCMC(Driver):
         return result
 
     def _numbers(self) -> dict[str, Tensor]:
-        """Draws of the sites that hold real numbers."""
+        """Draws of the sites that hold real numbers, and numbers of clusters."""
         samples = self.get_samples(group_by_chain=True)
-        return {name: value for name, value in samples.items() if value.is_floating_point()}
+        clusters = {
+            clusters_name(name): num_clusters(samples[name])
+            for name in self.partitions
+            if name in samples
+        }
+        real = {name: value for name, value in samples.items() if value.is_floating_point()}
+        return real | clusters
+
+    def _divergences(self) -> dict[str, list[int]] | None:
+        """Numbers of the draws that come after a divergence, where the kernel notes them."""
+        diverging = self.sample_statistics().get("diverging") if self.num_draws else None
+        if diverging is None:
+            return None
+        return {
+            f"chain {number}": row.nonzero().flatten().tolist()
+            for number, row in zip(self.chain_numbers, diverging, strict=True)
+        }
 
     # Where draws go ------------------------------------------------------------------------------
 

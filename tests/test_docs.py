@@ -60,7 +60,6 @@ def parameters():
             marks = [pytest.mark.slow] if name_of(page) in SLOW_PAGES else []
             if name_of(page) in WARNING_PAGES:
                 marks.append(pytest.mark.filterwarnings("ignore:the draws of"))
-                marks.append(pytest.mark.filterwarnings("ignore:the chains do not agree"))
             yield pytest.param(page, id=name_of(page), marks=marks)
 
 

@@ -23,6 +23,7 @@ from pyro_ext import datasets
 from pyro_ext.diagnostics import metrics, to_arviz
 from pyro_ext.diagnostics.plots import plot_reliability
 from pyro_ext.inference import MCMC, SGHMC, CyclicalSchedule
+from pyro_ext.posterior import ConvergenceWarning
 
 # %% [markdown]
 # ## The model
@@ -82,7 +83,7 @@ def sample_posterior(
     )
     with warnings.catch_warnings():
         # Weights differ between chains, as the next section says, and predictions are looked at.
-        warnings.filterwarnings("ignore", "the chains do not agree")
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return mcmc.run(data.train_inputs, data.train_targets)
 
 

@@ -149,7 +149,8 @@ for step_size in (0.002, 0.006, 0.02):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         begun[step_size] = run(kernel, thinning=1, warmup_steps=0, initial_params=start)
-    print(f"step size {step_size}:", *([str(each.message) for each in caught] or ["all go on"]))
+    stopped = [str(each.message) for each in caught if each.category is RuntimeWarning]
+    print(f"step size {step_size}:", *(stopped or ["all go on"]))
 for number, chain in begun[0.006].stopped_chains.items():
     values = " ".join(f"{value:.2g}" for value in chain["samples"]["scale"].tolist())
     print(f"chain {number}: {chain['reason']}\nscale: {values}")

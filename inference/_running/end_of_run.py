@@ -1,36 +1,47 @@
-"""What a run warns of at its end: chains that do not agree, and draws too wide or too narrow."""
+"""What a run warns of at its end: divergences, chains that do not agree, draws too wide, ..."""
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext.checkpoint.chains import Reader, gather_chains, thinned
+from pyro_ext.checkpoint.chains import Chunk, Reader, gather_chains, thinned
 from pyro_ext.diagnostics.temperature import BATCHES, Temperature, configurational_temperature
 from pyro_ext.inference._running.moments import Moments, merge, moments_of
 from pyro_ext.inference.sgmcmc import Minibatches, SGMCMCKernel
+from pyro_ext.posterior.convergence import (
+    ConvergenceWarning,
+    RankDiagnostics,
+    clusters_name,
+    energy_fractions,
+    is_constant,
+    num_clusters,
+    rank_diagnostics,
+)
 from pyro_ext.potential import Potential
 from pyro_ext.potential.control_variates import BatchedGradient, anchor_at, control
 
 __all__ = [
-    "largest_r_hat",
     "moments_of_halves",
-    "r_hat_of_noise",
+    "r_hats",
     "temperature_warning",
     "temperatures_at",
     "temperatures_of",
     "warn_at_end",
 ]
 
-_FEWEST_FOR_R_HAT = 40
-_MOST_R_HAT = 1.1
-_FALSE_ALARMS = 1e-3
+_STATISTICS = ("diverging", "energy", "tree_depth")
+_FEWEST_DRAWS = 40
+_MOST_R_HAT = 1.01
+_LEAST_SIZE = 100
+_LEAST_ENERGY = 0.3
+_MOST_ELEMENTS = 100  # whose draws are looked at: ArviZ takes some milliseconds for each
 _MOST_NAMES = 3
-_MANY = 100
+_FALSE_ALARMS = 1e-3
 _MOST_DRAWS = 400
 _FEWEST_FOR_TEMPERATURE = 40
 _FEWEST_OF_A_CHAIN = 4
@@ -47,38 +58,194 @@ def warn_at_end(
     num_draws: int,
     num_steps: int,
 ) -> None:
-    """Give one warning of all that is wrong, a line each."""
-    if isinstance(kernel, SGMCMCKernel) and kernel.temperature == 0.0:
+    """Give a warning for each thing that is wrong with a run."""
+    is_random = not isinstance(kernel, SGMCMCKernel) or kernel.temperature > 0.0
+    if not numbers or not num_draws or not is_random:
         return
-    found = [_r_hat_warning(groups, numbers, num_draws)]
     if isinstance(kernel, SGMCMCKernel):
-        found.insert(0, temperature_warning(kernel, groups, numbers, num_draws, num_steps))
-    lines = [line for line in found if line is not None]
-    if lines:
-        warnings.warn("\n".join(lines), stacklevel=3)
+        line = temperature_warning(kernel, groups, numbers, num_draws, num_steps)
+        if line is not None:
+            warnings.warn(line, stacklevel=3)
+    statistics = gather_chains(_statistics_of(groups), numbers, num_draws)[1]
+    lines = [
+        _divergence_warning(statistics),
+        _depth_warning(statistics, getattr(kernel, "max_tree_depth", math.inf)),
+    ]
+    if num_draws >= _FEWEST_DRAWS:
+        partitions = tuple(getattr(kernel, "partitions", ()))
+        found = {
+            site: [rank_diagnostics(draws) for draws in elements]
+            for site, elements in _watched(groups, numbers, num_draws, partitions).items()
+        }
+        lines += [
+            _r_hat_warning(found),
+            _size_warning(found, len(numbers)),
+            _energy_warning(statistics, numbers),
+        ]
+    for line in lines:
+        if line is not None:
+            warnings.warn(line, ConvergenceWarning, stacklevel=3)
 
 
-def _r_hat_warning(
-    groups: Sequence[tuple[range, Reader]], numbers: Sequence[int], num_draws: int
-) -> str | None:
-    """What to warn of where R-hat is larger than 1.1, and than independent draws would have it."""
-    if num_draws < _FEWEST_FOR_R_HAT or not numbers:
+def _divergence_warning(statistics: Mapping[str, Tensor]) -> str | None:
+    """What to warn of where transitions have diverged."""
+    diverging = statistics.get("diverging")
+    if diverging is None or not diverging.any():
         return None
-    halves = moments_of_halves(groups, numbers, num_draws)
-    if not halves:
+    return (
+        f"{_count(diverging)} of the draws come after a transition that diverged: chains did not "
+        "get into narrow parts of the posterior, or came to an edge of its support, and the draws "
+        "lack what is there. Take a larger target_accept_prob, reparameterize such sites "
+        "(LocScaleReparam), or give sites distributions whose support is that of the density"
+    )
+
+
+def _depth_warning(statistics: Mapping[str, Tensor], most: float) -> str | None:
+    """What to warn of where trajectories were cut off."""
+    depth = statistics.get("tree_depth")
+    if depth is None or not (depth >= most).any():
         return None
-    r_hats = {name: largest_r_hat(moments) for name, moments in halves.items()}
-    num_elements = sum(moments.mean[0].numel() for moments in halves.values())
-    limit = max(_MOST_R_HAT, r_hat_of_noise(2 * len(numbers), num_draws // 2, num_elements))
-    high = sorted((name for name in r_hats if r_hats[name] > limit), key=r_hats.__getitem__)[::-1]
+    return (
+        f"{_count(depth >= most)} of the trajectories ended at max_tree_depth={most}, before they "
+        "turned: draws cost more than they have to. Take more warmup_steps, full_mass=True, sites "
+        "of like scales, or a larger max_tree_depth"
+    )
+
+
+def _count(flags: Tensor) -> str:
+    """Number and fraction of what is true."""
+    return f"{int(flags.sum())} ({100.0 * float(flags.double().mean()):.2g}%)"
+
+
+def _r_hat_warning(found: Mapping[str, Sequence[RankDiagnostics]]) -> str | None:
+    """What to warn of where chains, or their halves, do not agree."""
+    worst = {site: max(each.r_hat for each in of) for site, of in found.items()}
+    high = {site: value for site, value in worst.items() if value > _MOST_R_HAT}
     if not high:
         return None
-    worst = ", ".join(f"{r_hats[name]:.3g} at {name!r}" for name in high[:_MOST_NAMES])
-    more = f" and high at {len(high) - _MOST_NAMES} more sites" if len(high) > _MOST_NAMES else ""
     advice = "take more warmup_steps and thinning, or other starts (initial_params)"
-    if num_elements > _MANY:
+    if sum(map(len, found.values())) >= _MOST_ELEMENTS // 2:
         advice += "; of weights and atoms that can be exchanged look at what they predict instead"
-    return f"the chains do not agree: R-hat is {worst}{more}, where 1 is right; {advice}"
+    values = {site: -value for site, value in high.items()}
+    return (
+        f"the chains do not agree: R-hat is {_named(values)}, where at most {_MOST_R_HAT} is "
+        f"right; {advice}"
+    )
+
+
+def _size_warning(found: Mapping[str, Sequence[RankDiagnostics]], num_chains: int) -> str | None:
+    """What to warn of where there are few effective draws."""
+    wanted = _LEAST_SIZE * num_chains
+    small = {
+        site: size
+        for site, of in found.items()
+        if (size := min(min(each.bulk, each.tail) for each in of)) < wanted
+    }
+    if not small:
+        return None
+    return (
+        f"there are few effective draws: {_named(small)}, where {wanted} are wanted, {_LEAST_SIZE} "
+        "a chain, for means, intervals and R-hat to be trusted; take more num_samples or thinning, "
+        "or reparameterize"
+    )
+
+
+def _energy_warning(statistics: Mapping[str, Tensor], numbers: Sequence[int]) -> str | None:
+    """What to warn of where momenta change the energy by too little."""
+    if "energy" not in statistics:
+        return None
+    fractions = energy_fractions(statistics["energy"])
+    low = {f"chain {n}": value for n, value in zip(numbers, fractions, strict=True)}
+    low = {name: float(value) for name, value in low.items() if value < _LEAST_ENERGY}
+    if not low:
+        return None
+    return (
+        f"energies change slowly: BFMI is {_named(low)}, where at least {_LEAST_ENERGY} is right, "
+        "so that chains are slow between the middle and the tails; reparameterize sites with heavy "
+        "tails or whose scale is another site, or take a longer warm-up"
+    )
+
+
+def _named(values: Mapping[str, float]) -> str:
+    """The smallest numbers, or largest where they are negative, with the names that they are at."""
+    order = sorted(values, key=values.__getitem__)
+    worst = ", ".join(f"{abs(values[name]):.3g} at {name!r}" for name in order[:_MOST_NAMES])
+    more = len(order) - _MOST_NAMES
+    return worst + (f" and beyond that at {more} more" if more > 0 else "")
+
+
+# Which draws are looked at ------------------------------------------------------------------------
+
+
+def _statistics_of(groups: Sequence[tuple[range, Reader]]) -> list[tuple[range, Reader]]:
+    """Read the statistics alone."""
+
+    def reader(read: Reader) -> Reader:
+        def chunks() -> Iterator[Chunk]:
+            for chunk in read():
+                kept = {k: v for k, v in chunk.statistics.items() if k in _STATISTICS}
+                rows = torch.zeros(len(chunk), len(chunk.valid))
+                yield Chunk({"": rows}, kept, chunk.valid)
+
+        return chunks
+
+    return [(members, reader(read)) for members, read in groups]
+
+
+def _watched(
+    groups: Sequence[tuple[range, Reader]],
+    numbers: Sequence[int],
+    num_draws: int,
+    partitions: Collection[str],
+) -> dict[str, list[Tensor]]:
+    """Draws of elements that change, of each site those that seem worst and some others.
+
+    Shapes: returns (num_chains, num_draws) each.
+    """
+    picked = _picked(groups, numbers, num_draws, partitions)
+    draws, _ = gather_chains(picked, numbers, num_draws)
+    watched = {}
+    for site, values in draws.items():
+        changing = ~is_constant(values)
+        if changing.any():
+            watched[site] = list(values[..., changing].movedim(-1, 0))
+    return watched
+
+
+def _picked(
+    groups: Sequence[tuple[range, Reader]],
+    numbers: Sequence[int],
+    num_draws: int,
+    partitions: Collection[str],
+) -> list[tuple[range, Reader]]:
+    """Read a few elements of each site, flat, and how many clusters partitions have."""
+    first = next(chunk for _, read in groups for chunk in read())
+    sizes = {k: v[0, 0].numel() for k, v in first.samples.items() if v.is_floating_point()}
+    columns = {site: torch.arange(size) for site, size in sizes.items() if size}
+    if sum(sizes.values()) > _MOST_ELEMENTS:
+        halves = moments_of_halves(groups, numbers, num_draws)
+        most = max(_MOST_ELEMENTS // len(columns), 1)
+        for site in columns:
+            order = r_hats(halves[site]).flatten().argsort(descending=True).cpu()
+            spread = torch.linspace(0, len(order) - 1, (most + 1) // 2).long()
+            columns[site] = torch.cat([order[: most // 2], order[spread]]).unique()
+
+    def reader(read: Reader) -> Reader:
+        def chunks() -> Iterator[Chunk]:
+            for chunk in read():
+                values = {
+                    site: chunk.samples[site].flatten(2)[..., of]
+                    if chunk.samples[site].dim() > 2
+                    else chunk.samples[site][..., None]
+                    for site, of in columns.items()
+                }
+                for site in chunk.samples.keys() & partitions:
+                    values[clusters_name(site)] = num_clusters(chunk.samples[site])[..., None]
+                yield Chunk(values, {}, chunk.valid)
+
+        return chunks
+
+    return [(members, reader(read)) for members, read in groups]
 
 
 def moments_of_halves(
@@ -115,22 +282,13 @@ def moments_of_halves(
     }
 
 
-def largest_r_hat(halves: Moments) -> float:
-    """Largest split R-hat of the elements of a site, one for those that do not change."""
+def r_hats(halves: Moments) -> Tensor:
+    """Split R-hat of the elements of a site, one for those that do not change."""
     num_draws = float(halves.num_draws[0])
     between = halves.mean.var(0)
     r_hat = ((num_draws - 1.0) / num_draws + between / halves.variance.mean(0)).sqrt()
     unchanged = between <= (1e-6 * halves.mean.mean(0)).square()
-    return float(torch.where((halves.squares == 0).all(0) & unchanged, 1.0, r_hat).max())
-
-
-def r_hat_of_noise(num_chains: int, num_draws: int, num_elements: int) -> float:
-    """R-hat that one of so many elements of independent draws exceeds once in a thousand runs."""
-    from scipy.special import fdtri
-
-    degrees = num_chains * (num_draws - 1)
-    ratio = float(fdtri(num_chains - 1, degrees, 1.0 - _FALSE_ALARMS / num_elements))
-    return math.sqrt((num_draws - 1 + ratio) / num_draws)
+    return torch.where((halves.squares == 0).all(0) & unchanged, 1.0, r_hat)
 
 
 def temperatures_of(

@@ -1,6 +1,5 @@
 """HMC and NUTS for many chains at once, adapted as in Stan, as kernels."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
@@ -203,11 +202,11 @@ class _Hamiltonian(VectorizedKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
         self._warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
-        if self.adapt_step_size and not warmup_steps and self.step_size == _FIRST_STEP_SIZE:
-            warnings.warn(
-                f"{type(self).__name__} finds its step size in the warm-up, and warmup_steps is 0: "
-                "give it some hundred of them, or a step_size that is known to do",
-                stacklevel=2,
+        if self.adapt_step_size and not warmup_steps:
+            raise ValueError(
+                f"warmup_steps must be >= 1 for {type(self).__name__}, which finds its step size "
+                "in the warm-up, got 0: give it some hundred, or a step_size that is known to do "
+                "and adapt_step_size=False"
             )
         self._edges = window_edges(warmup_steps) if self.adapt_mass_matrix else []
         super().setup(warmup_steps, *args, **kwargs)

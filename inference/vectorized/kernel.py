@@ -138,11 +138,12 @@ class VectorizedKernel(MCMCKernel):
         self.anchor: Anchor | None = None
         self.laplace: Laplace | None = None
         self.first_values: Mapping[str, Tensor] | None = None
-        """Values of a start, which a driver sets for the next :meth:`setup` to check the density at."""
+        """Values of a start, at which the next :meth:`setup` is to check the density."""
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: Any = None
         self._chains: Chains | None = None
+        self._num_warmup, self._divergences = 0, list[int]()
 
     # What it was made of -----------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class VectorizedKernel(MCMCKernel):
             assert self.potential_fn is not None
             batched = {name: value[None] for name, value in self._initial_params.items()}
             self._potential = FunctionPotential(self.potential_fn, batched, self.backend)
-        self._chains = None
+        self._chains, self._num_warmup, self._divergences = None, warmup_steps, []
         plates = self._potential.subsampled_plates
         if plates and not self.takes_minibatches:
             names = [plate.name for plate in plates]
@@ -516,10 +517,9 @@ class VectorizedKernel(MCMCKernel):
         potential = self.potential
         samples = potential.layout.unflatten(positions)
         if isinstance(potential, Potential):
-            samples = potential.constrain(samples)
-            whole = potential.deterministic(samples)
-            sites = potential.deterministic_sites
-            samples |= {k: v for k, v in whole.items() if not sites[k].is_subsampled}
+            samples, sites = potential.constrain(samples), potential.deterministic_sites
+            whole = potential.deterministic(samples).items()
+            samples |= {k: v for k, v in whole if not sites[k].is_subsampled}
         return samples
 
     # One chain at a time, as Pyro's driver asks ------------------------------------------------
@@ -545,10 +545,10 @@ class VectorizedKernel(MCMCKernel):
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take ``steps_per_sample`` steps from the given unconstrained parameters of one chain."""
-        batched = {name: value[None] for name, value in params.items()}
+        layout, batched = self.potential.layout, {k: value[None] for k, value in params.items()}
         if self._chains is None:
             self._chains = self.begin(range(1), fresh_seed(None), batched)
-        position = self.potential.layout.flatten(batched)
+        position = layout.flatten(batched)
         if not torch.equal(position, self._chains.position):
             state = self._moved(self._chains.state, position)
             self._chains = replace(self._chains, state=state)
@@ -557,8 +557,11 @@ class VectorizedKernel(MCMCKernel):
             raise RuntimeError(
                 f"the chain diverged by step {self._chains.step}: take a smaller step_size"
             )
-        unflat = self.potential.layout.unflatten(self._chains.position)
-        return {name: value[0] for name, value in unflat.items()}
+        draw = self._chains.step // self.steps_per_sample - self._num_warmup - 1
+        diverging = self._statistics(self._chains.state).get("diverging")
+        if draw >= 0 and diverging is not None and bool(diverging):
+            self._divergences.append(draw)
+        return {k: value[0] for k, value in layout.unflatten(self._chains.position).items()}
 
     def clear_cache(self) -> None:
         """Forget what is known of the density: in :class:`Gibbs` it is another one at each step."""
@@ -570,7 +573,8 @@ class VectorizedKernel(MCMCKernel):
         if self._chains is None:
             return tensors, {}
         own, content = saved(self._chains)
-        return tensors | own, {**content, "seed": self._chains.seed}
+        more = {"seed": self._chains.seed, "divergences": list(self._divergences)}
+        return tensors | own, content | more
 
     def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Put back what :meth:`read_state` gave, after :meth:`setup`."""
@@ -580,14 +584,15 @@ class VectorizedKernel(MCMCKernel):
         self._take_prepared(parts[True])
         own = parts[False]
         self._chains = self.restored(range(1), content["seed"], own, content) if content else None
+        self._divergences = list(content.get("divergences", ()))
 
     def logging(self) -> OrderedDict[str, str]:
         """One line of diagnostics for Pyro's progress bar."""
         return OrderedDict() if self._chains is None else self.describe(self._chains)
 
     def diagnostics(self) -> dict[str, Any]:
-        """Diagnostics of one chain for Pyro's driver; ArviZ's converter looks for this entry."""
-        return {"divergences": []}
+        """Numbers of the draws of one chain that come after a divergence, for Pyro's driver."""
+        return {"divergences": list(self._divergences)}
 
     def cleanup(self) -> None:
         """Forget the chain that Pyro's driver ran; it may call this twice."""

@@ -7,13 +7,14 @@ draws, ``convergence`` what they are worth,
 run a checkpoint is of.
 """
 
-from pyro_ext.posterior.convergence import effective_sample_size
+from pyro_ext.posterior.convergence import ConvergenceWarning, effective_sample_size
 from pyro_ext.posterior.draws import Context, Sampler
 from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, find_map, laplace_at
 
 __all__ = [
     "Context",
+    "ConvergenceWarning",
     "IndependentDraws",
     "Laplace",
     "Sampler",

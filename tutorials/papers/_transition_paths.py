@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ext.distributions import DirichletOU
 from pyro_ext.inference import MCMC, PathPCN
 from pyro_ext.inference.adjoint import PathPotential
+from pyro_ext.posterior import ConvergenceWarning
 
 
 def exact_paths(
@@ -27,7 +28,7 @@ def exact_paths(
     """
     kernel = PathPCN(reference, energy, grid=grid, step_size=0.4)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the chains do not agree")  # the page says so
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the page says so
         mcmc = MCMC(
             kernel,
             num_samples=max(1, num_steps // 40),

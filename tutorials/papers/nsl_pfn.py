@@ -54,6 +54,7 @@ from pyro_ext.models.scaling_laws import (
     scaling_curve_prior,
     scaling_grid,
 )
+from pyro_ext.posterior import ConvergenceWarning
 from pyro_ext.reproduction import Page
 from pyro_ext.tutorials.papers._nsl_curves import (
     NUM_CONTEXT,
@@ -175,7 +176,7 @@ for seed in SEEDS:
     given, truth = y[:, :NUM_CONTEXT], y[:, NUM_CONTEXT:]
     law = ScalingLaw("M2").fit(x[:NUM_CONTEXT].expand_as(given), given)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the chains do not agree")
+        warnings.simplefilter("ignore", ConvergenceWarning)
         mcmc = MCMC(
             NUTS(law.model, max_tree_depth=6),
             num_samples=page.length(100, smoke=5),

@@ -29,14 +29,12 @@ from pyro_ext.testing.kernels import check_kernel
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+FIXED = {"adapt_step_size": False}
 KERNELS = {
-    "HMC": (HMC, {"step_size": 0.04, "trajectory_length": 0.15}),
-    "HMC steps": (
-        HMC,
-        {"step_size": 0.01, "num_steps": 5},
-    ),
-    "NUTS": (NUTS, {"step_size": 0.05, "max_tree_depth": 4}),
-    "NUTS full": (NUTS, {"step_size": 0.05, "max_tree_depth": 3, "full_mass": True}),
+    "HMC": (HMC, {"step_size": 0.04, "trajectory_length": 0.15} | FIXED),
+    "HMC steps": (HMC, {"step_size": 0.01, "num_steps": 5} | FIXED),
+    "NUTS": (NUTS, {"step_size": 0.05, "max_tree_depth": 4} | FIXED),
+    "NUTS full": (NUTS, {"step_size": 0.05, "max_tree_depth": 3, "full_mass": True} | FIXED),
 }
 each_kernel = pytest.mark.parametrize(("kernel_type", "options"), KERNELS.values(), ids=KERNELS)
 
@@ -166,7 +164,7 @@ class Reference:
 
 def test_trees() -> None:
     """Draws, depths and numbers of steps are those of the reference, transition by transition."""
-    kernel = NUTS(potential_fn=bent, step_size=0.15, max_tree_depth=6)
+    kernel = NUTS(potential_fn=bent, step_size=0.15, max_tree_depth=6, **FIXED)
     kernel.initial_params = {"x": torch.zeros(3)}
     kernel.setup(0)
     start = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
@@ -228,7 +226,7 @@ def test_invariance(kernel_type: Any, options: Any) -> None:
     Eight moments of 20,000 independent chains, within 4.5 standard errors: false-alarm rate 6e-5
     each setting.
     """
-    kernel = kernel_type(skewed, **options)
+    kernel = kernel_type(skewed, **options, **FIXED)
     kernel.setup(0)
     generator = torch.Generator().manual_seed(1)
     with torch.random.fork_rng():
@@ -345,7 +343,7 @@ def test_full_masses_of_groups() -> None:
 @pytest.mark.slow
 def test_arviz_names() -> None:
     x, y = data()
-    kernel = NUTS(regression, step_size=0.1, max_tree_depth=3)
+    kernel = NUTS(regression, step_size=0.1, max_tree_depth=3, **FIXED)
     mcmc = MCMC(kernel, 10, num_chains=2, seed=0, progress=False).run(x, y)
     found = to_arviz(mcmc, x, y, log_likelihood=False).sample_stats
     for name in ("diverging", "energy", "tree_depth", "acceptance_rate", "n_steps", "step_size"):
@@ -430,8 +428,9 @@ def test_wall_diverges() -> None:
 
 
 def test_no_warmup() -> None:
-    with pytest.warns(UserWarning, match="NUTS finds its step size in the warm-up"):
-        NUTS(skewed).setup(0)
+    for options in ({}, {"step_size": 0.1}):
+        with pytest.raises(ValueError, match="warmup_steps must be >= 1 for NUTS, .*got 0: give"):
+            NUTS(skewed, **options).setup(0)
 
 
 @pytest.mark.parametrize(
