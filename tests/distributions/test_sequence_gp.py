@@ -66,8 +66,9 @@ def test_arguments_are_checked():
     for size in (1, 2, 4):
         with pytest.raises(ValueError, match=rf"value must have .*3\), got \({size},\)"):
             PaddedMultivariateNormal(factor).log_prob(torch.zeros(size))
-    with pytest.raises(ValueError, match="jitter must be larger, got 1e-14.* of 300 steps"):
-        CauchyGP(length=200.0, jitter=1e-14).prior(torch.tensor(300), 300)
+    with pytest.raises(ValueError, match="jitter must be larger, got 1e-30.* of 300 steps"):
+        # All ones, exactly: no factor in whatever order LAPACK adds.
+        CauchyGP(length=1e20, scale=1.0, jitter=1e-30).prior(torch.tensor(300), 300)
     with pytest.raises(ValueError, match="dtype must be one of real numbers"):
         CauchyGP().prior(torch.tensor(3), 3, torch.int64)
     with pytest.raises(ValueError, match="jitter must be a finite number > 0"):
