@@ -111,7 +111,8 @@ def _page(outcome: Outcome) -> dict[str, Any]:
 
 def _claim(claim: Claim, smoke: bool) -> dict[str, Any]:
     """What came out of a claim, with its inequality in words."""
-    values = [claim.values[seed] for seed in sorted(claim.values)]
+    seeds = sorted(claim.values)[: 1 if claim.across == "one number" else None]
+    values = [claim.values[seed] for seed in seeds]
     reason = f": {claim.reason}" if claim.reason else ""
     return {
         "statement": claim.statement,

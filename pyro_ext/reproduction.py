@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 Comparison = Literal["<", "<=", ">", ">="]
-Across = Literal["every seed", "mean"]
+Across = Literal["every seed", "mean", "one number"]
 
 FILE_NAME = "report.json"
 MIN_SEEDS = 3
@@ -129,8 +129,8 @@ class Claim:
         bound.
     :param float bound: the bound, a finite number.
     :param str source: where the claim and its bound come from: paper, and table, figure or section.
-    :param str across: whether the inequality is about ``"every seed"``, or about the ``"mean"``
-        over the seeds.
+    :param str across: whether the inequality is about ``"every seed"``, about the ``"mean"`` over
+        the seeds, or about ``"one number"``, which is the same whatever the seed.
     :param str reason: why the claim fails, where it is known to.
 
     Example::
@@ -176,6 +176,8 @@ class Claim:
                     f"{argument} must be one of {get_args(allowed)}, got "
                     f"{getattr(self, argument)!r}"
                 )
+        if self.across == "one number" and len(set(map(str, values.values()))) > 1:
+            raise ValueError(f"values must be one number for all seeds, got {self.values!r}")
         if not _is_number(self.bound) or not math.isfinite(self.bound):
             raise ValueError(f"bound must be a finite number, got {self.bound!r}")
         object.__setattr__(self, "values", values)
@@ -377,10 +379,11 @@ class Report:
             table.add_column(column, overflow="fold")
         for number, claim in enumerate(self.claims, 1):
             result = "[green]holds[/]" if claim.holds else "[bold red]FAILS[/]"
+            by_seed = [f"{seed}: {value:.4g}" for seed, value in claim.values.items()]
             table.add_row(
                 str(number),
                 escape(claim.statement),
-                "\n".join(f"{seed}: {value:.4g}" for seed, value in claim.values.items()),
+                "" if claim.across == "one number" else "\n".join(by_seed),
                 f"{claim.across}\n{claim.measured:.4g} {claim.comparison} {claim.bound:.4g}",
                 "[dim]short run[/]" if self.smoke else result,
             )
@@ -467,7 +470,7 @@ class Page:
         :param values: as of :class:`Claim`, as all else is; or one number, where no seed enters.
         """
         if _is_number(values):
-            values = dict.fromkeys(self.seeds, values)
+            values, across = dict.fromkeys(self.seeds, values), "one number"
         claim = Claim(statement, values, comparison, bound, source, across, reason)
         self.claims.append(claim)
         return claim

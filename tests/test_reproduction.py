@@ -57,6 +57,16 @@ def test_every_seed_counts(subtests):
             assert (made.measured, made.holds) == (measured, holds)
 
 
+def test_one_number_is_not_shown_as_that_of_every_seed():
+    page = Page("counting")
+    made = page.claim("Three is less than four.", 3, "<", 4, source="arithmetic")
+    assert made.across == "one number" and made.holds and len(made.values) == 3
+    text = printed(Report("counting", [made, claim()]))
+    assert "one number" in text and "0: 3" not in text and "0: 21" in text
+    with pytest.raises(ValueError, match="values must be one number for all seeds"):
+        claim(across="one number")
+
+
 @pytest.mark.parametrize(("comparison", "holds"), [("<", True), (">", False)])
 def test_mean_counts(comparison, holds):
     made = claim(values={0: -1.0, 1: 0.25, 2: -0.75}, comparison=comparison, bound=0, across="mean")

@@ -412,8 +412,8 @@ page.claim(
     ">",
     0.0,
     source="Kim et al. (2024), results on CIFAR-10",
-    reason="a student that sees as many shifted images as its teachers did is as good as two "
-    "bridges on one of three seeds; on images that are turned it is hardly better than the source",
+    reason="a student that sees as many shifted images as its teachers did is worth more on two of "
+    "three seeds, and on average",
 )
 page.claim(
     "It is worth more than a student by Proxy-END2 (difference of deep ensemble equivalents).",
@@ -434,8 +434,8 @@ page.claim(
 
 # %% [markdown]
 # What goes the other way: five steps cost more than the ensemble that is as good, so that a bridge
-# pays once it is distilled; and a student, which costs nothing more, is as good on one of the
-# seeds. Two of the three students by Proxy-END2 are below the panel.
+# pays once it is distilled; and a student, which costs nothing more, is worth more than a bridge on
+# two of the seeds. Two of the three students by Proxy-END2 are below the panel.
 
 # %%
 COLORS = {"source": GRAY, "ED": RED, "Proxy-END2": YELLOW, "2 of type I": "black"}

@@ -238,7 +238,8 @@ page.claim(
 # Fake contacts do harm without node features, but those of T-SPEAR no more than random ones between
 # the same people. An assignment that spreads them over people can only choose who is put with whom.
 # Where the logits of all pairs are a sum of one number for either person, that makes no difference
-# at all; and they nearly are, as the fraction of their variance that such a sum explains says.
+# at all; and they nearly are, as the fraction of their variance that such a sum explains says. With
+# node features that fraction is no smaller, so that features alone do not give T-SPEAR more choice.
 # Batches have 22 active people on average, so that 60 pairs take three rounds of assignments.
 
 
