@@ -3,7 +3,8 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,17 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
 _NUM_ROWS_NAMED = 3
+_MOST = 2**63 - 1  # what a tensor of integers can hold
+# Types in which arithmetic overflows or is not there, but whose values all others hold exactly.
+_SMALL_TYPES = (torch.bool, torch.int8, torch.int16)
 
 
-def check_integer(argument: str, value: object, least: int) -> int:
+def check_integer(argument: str, value: object, least: int, most: float = _MOST) -> int:
     """Check an integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{argument} must be an integer >= {least}, got {value!r:.80}")
+    if value > most:
+        raise ValueError(f"{argument} must be an integer <= {most}, got {value!r:.80}")
     return int(value)
 
 
@@ -58,7 +64,9 @@ def check_number(
 def shown(value: object) -> str:
     """Say what the caller gave: a shape for a tensor or an array, otherwise the value."""
     if isinstance(value, Tensor) and value.dim():
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+        form = "" if value.layout == torch.strided else f"{value.layout} ".removeprefix("torch.")
+        place = " on the device meta" if value.device.type == "meta" else ""
+        return f"a {form}{value.dtype} tensor of shape {tuple(value.shape)}{place}"
     if isinstance(value, np.ndarray) and value.ndim:
         return f"a {value.dtype} array of shape {value.shape}"
     if inspect.isclass(value):
@@ -72,6 +80,18 @@ def check_instance(
     """Check that a value is an instance of one class or of several."""
     if not isinstance(value, kind):
         raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
+
+
+@contextmanager
+def named_in_errors(argument: str, value: object) -> Iterator[None]:
+    """Name an argument in the error of a network or a loss that it does not fit."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{argument} must be what the network and its loss take, got {shown(value)}: {reason}"
+        ) from error
 
 
 def check_callable(
@@ -136,7 +156,10 @@ def as_tensor(
     like: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Take a tensor, a NumPy array or a list of real numbers as a tensor."""
+    """Take a tensor, a NumPy array or a list of real numbers as a tensor.
+
+    Booleans and small integers become numbers to compute with, or to index by.
+    """
     wanted = f"a tensor, a NumPy array or a list of {kind}"
     if shape is not None:
         wanted += f" of the shape {shape}"
@@ -152,6 +175,8 @@ def as_tensor(
             raise TypeError(f"{argument} must be {wanted}, got {shown(value)}") from None
         if not tensor.numel() and not tensor.is_floating_point() and kind == "numbers":
             tensor = tensor.to(torch.get_default_dtype())
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise TypeError(f"{argument} must be {wanted}, dense and with values, got {shown(tensor)}")
     is_whole = not (tensor.is_floating_point() or tensor.is_complex())
     fits = {
         "numbers": not tensor.is_complex(),
@@ -164,6 +189,8 @@ def as_tensor(
         raise ValueError(f"{argument} must have the shape {shape}, got {tuple(tensor.shape)}")
     if not (allow_empty or tensor.numel()):
         raise ValueError(f"{argument} must not be empty, got the shape {tuple(tensor.shape)}")
+    if kind != "booleans" and tensor.dtype in _SMALL_TYPES:
+        tensor = tensor.to(torch.int64 if kind == "integers" else torch.get_default_dtype())
     if like is not None:
         dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
         tensor = tensor.to(device=like.device, dtype=dtype)

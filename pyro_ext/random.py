@@ -107,7 +107,7 @@ def chain_keys(seed: int, chains: Sequence[int], device: torch.device | None = N
         >>> bool((chain_keys(7, range(4))[2] == chain_keys(7, range(2, 3))[0]).all())
         True
     """
-    check_integer("seed", seed, 0)
+    check_integer("seed", seed, 0, most=math.inf)
     chains = check_sequence("chains", chains, "a list of numbers of chains")
     words = [
         np.random.SeedSequence(seed, spawn_key=(chain,)).generate_state(2, np.uint32)

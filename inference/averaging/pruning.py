@@ -207,7 +207,7 @@ def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
         True
     """
     check_instance("module", module, nn.Module, "a module")
-    inputs = as_tensor("inputs", inputs, "(n, ...)")
+    inputs = as_tensor("inputs", inputs, "(n, ...)", like=next(module.parameters(), None))
     weights = {
         name: parameter.detach().abs().requires_grad_()
         for name, parameter in module.named_parameters()

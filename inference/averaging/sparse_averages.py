@@ -27,6 +27,7 @@ from pyro_ext.checkpoint.files import CheckpointError, lock_of
 from pyro_ext.inference.averaging.pruning import MagnitudePruner
 from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
 from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training._fits import check_fits
 from pyro_ext.inference.training.checkpoints import (
     comparable,
     differences,
@@ -172,7 +173,7 @@ class SparseWeightAveraging:
         :raises TrainingDiverged: where a loss, a gradient or a weight is not finite.
         :raises CheckpointError: where the folder is of another run, or a file of it is damaged.
         """
-        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        self._check_batches(batches)
         num_cycles = check_integer("num_cycles", num_cycles, 1)
         check_boolean("progress", progress)
         folder: Path | None = None
@@ -221,7 +222,7 @@ class SparseWeightAveraging:
         :param bool progress: whether to show a progress bar.
         :returns: parameters and buffers, as of ``state_dict``.
         """
-        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        self._check_batches(batches)
         check_boolean("progress", progress)
         return self._ticket(batches, None, progress)[0]
 
@@ -245,7 +246,7 @@ class SparseWeightAveraging:
         :returns: averages of the parameters of each. **Shape:** ``(num_particles, *event)`` each.
         :raises ValueError: where ticket or masks have other names or shapes than the network.
         """
-        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        self._check_batches(batches)
         own = self.module.state_dict()
         ticket = check_tensors("ticket", ticket, own, finite=True)
         masks = {} if masks in (None, {}) else check_tensors("masks", masks)
@@ -260,6 +261,11 @@ class SparseWeightAveraging:
         check_boolean("progress", progress)
         number = self.num_particles
         return self._trained(batches, ticket, masks, number, cycle, None, progress)[0].averages()
+
+    def _check_batches(self, batches: Any) -> None:
+        """Check that minibatches are of what network and loss take."""
+        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        check_fits("batches", self.module, self.loss, *batches.rows)
 
     def _ticket(
         self, batches: ShuffledBatches, path: Path | None, progress: bool

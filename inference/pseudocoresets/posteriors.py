@@ -102,6 +102,8 @@ class WeightedPosterior:
         try:
             self.potential = Potential(model, weights, *rows, backend=backend)
         except (RuntimeError, ValueError) as error:
+            if "subsample_size" in str(error):
+                raise ValueError(f"size={self.size} does not fit: {advice}") from error
             error.add_note(advice)
             raise
         if self.potential.subsampled_plates:

@@ -16,6 +16,7 @@ from pyro_ext._checks import (
     check_integer,
     check_number,
     check_sequence,
+    named_in_errors,
 )
 from pyro_ext.inference.averaging import BezierPath
 
@@ -115,7 +116,7 @@ class BridgeNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: a list of features and one of logits.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        inputs = _as_inputs(inputs, self)
         return _run(self.ends, self.features, inputs)
 
     def log_prob(self, inputs: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class BridgeNetwork(nn.Module):
             ends, which drives the bridge away from them.
         :returns: a scalar.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        inputs = _as_inputs(inputs, self)
         mixup_alpha = check_number("mixup_alpha", mixup_alpha, least=0.0)
         repulsion = check_number("repulsion", repulsion, least=0.0)
         if mixup_alpha:
@@ -199,7 +200,7 @@ class BridgeEnsemble(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: as metrics take them. **Shape:** ``(num_members, n, classes)``.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        inputs = _as_inputs(inputs, self)
         features, logits = _run(self.ends, self.features, inputs)
         members = [end.softmax(-1) for end in logits]
         for bridge, numbers in zip(self.bridges, self._ends_of, strict=True):
@@ -213,7 +214,7 @@ class BridgeEnsemble(nn.Module):
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        inputs = _as_inputs(inputs, self)
 
         def count(run: Callable[[Tensor], Tensor]) -> int:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -224,6 +225,12 @@ class BridgeEnsemble(nn.Module):
         return count(self.probabilities) / count(self.ends[0])
 
 
+def _as_inputs(inputs: Any, module: nn.Module) -> Tensor:
+    """Take inputs in the type of a module's parameters, and on their device."""
+    like = next(module.parameters(), None)
+    return as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
+
+
 def _run(
     modules: Iterable[nn.Module], name: Features, inputs: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -231,15 +238,16 @@ def _run(
     features: list[Tensor] = []
     logits: list[Tensor] = []
     for module in modules:
-        if not isinstance(name, str):
-            features.append(name(module, inputs))
-            logits.append(module(inputs))
-            continue
-        hook = module.get_submodule(name).register_forward_hook(
-            lambda _, __, output: features.append(output)
-        )
-        with hook:
-            logits.append(module(inputs))
+        with named_in_errors("inputs", inputs):
+            if not isinstance(name, str):
+                features.append(name(module, inputs))
+                logits.append(module(inputs))
+                continue
+            hook = module.get_submodule(name).register_forward_hook(
+                lambda _, __, output: features.append(output)
+            )
+            with hook:
+                logits.append(module(inputs))
         if len(features) != len(logits):
             raise ValueError(
                 f"features must name a submodule that is run once in each pass, got {name!r}"

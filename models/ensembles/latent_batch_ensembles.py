@@ -109,7 +109,8 @@ class BatchEnsembleDistiller:
         :param Tensor labels: classes; ``alpha`` of one does without. **Shape:** ``(n,)``.
         :returns: a scalar, and gradients by name of the student's parameters.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        like = next(self.student.parameters())
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
         if self.perturbation is not None:
             # Statistics of batch normalization are for the step of the loss to gather.
             self.student.eval()

@@ -80,8 +80,9 @@ class PseudoInputGenerator(nn.Module):
         :returns: **Shape:** ``(m, *event_shape)``.
         """
         shape = ", ".join(map(str, self.event_shape))
-        inputs = as_tensor("inputs", inputs, f"(n, {shape})", finite=True)
-        noise = as_tensor("noise", noise, f"(m, {self.hidden_size})", finite=True)
+        like = next(self.parameters())
+        inputs = as_tensor("inputs", inputs, f"(n, {shape})", finite=True, like=like)
+        noise = as_tensor("noise", noise, f"(m, {self.hidden_size})", finite=True, like=like)
         code = self.encoder(inputs.flatten(1)).mean(0)
         made: Tensor = self.decoder(torch.cat([code.expand(len(noise), -1), noise], -1))
         if self.bounds is not None:

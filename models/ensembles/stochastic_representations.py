@@ -33,6 +33,7 @@ from pyro_ext._checks import (
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training._fits import check_fits
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.ensembles._dirichlet_proxy import dirichlet_proxy_loss
 from pyro_ext.random import fresh_seed
@@ -293,6 +294,12 @@ class StochasticRepresentations(nn.Module):
         check_optional(check_callable, "augment", augment)
         if len(batches.rows) != 2:
             raise ValueError(f"batches must be of inputs and labels, got {len(batches.rows)} rows")
+
+        def logits(inputs: Tensor) -> Tensor:
+            one: Tensor = self.head(self.representations(augment(inputs) if augment else inputs))[0]
+            return one
+
+        check_fits("batches", logits, cross_entropy, *batches.rows)
         trainer = Trainer(self.head, optimizer, scheduler=scheduler, seed=seed)
 
         def loss(inputs: Tensor, labels: Tensor) -> Tensor:

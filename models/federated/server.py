@@ -28,6 +28,7 @@ from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss, pld_epsilon
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
+from pyro_ext.inference.training._fits import check_fits
 from pyro_ext.inference.training.checkpoints import (
     comparable,
     differences,
@@ -351,6 +352,9 @@ class FederatedServer:
             raise ValueError(
                 f"clients must be those of earlier rounds, which had {self.sizes} rows, got {sizes}"
             )
+        for inputs, targets in clients:
+            if len(inputs):
+                check_fits("clients", self.module, self.loss, inputs, targets)
         return [(inputs, targets) for inputs, targets in clients]
 
     def _train(self, data: tuple[Tensor, Tensor], seed: int) -> tuple[dict[str, Tensor], float]:

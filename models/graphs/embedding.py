@@ -114,10 +114,13 @@ def spectral_embedding(
 
 
 def check_graphs(
-    adjacency: Any, mask: Any, shape: str = "(*batch, num_nodes, num_nodes)"
+    adjacency: Any,
+    mask: Any,
+    shape: str = "(*batch, num_nodes, num_nodes)",
+    like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adjacency matrices of a floating type and their mask."""
-    adjacency = as_tensor("adjacency", adjacency, shape, finite=True)
+    adjacency = as_tensor("adjacency", adjacency, shape, finite=True, like=like)
     if adjacency.shape[-2] != (size := adjacency.shape[-1]):
         raise ValueError(f"adjacency must have the shape {shape}, got {shown(adjacency)}")
     if bool((is_directed := adjacency != adjacency.mT).any()):
@@ -127,7 +130,7 @@ def check_graphs(
             f"between nodes {row} and {column}"
         )
     if not adjacency.is_floating_point():
-        adjacency = adjacency.to(torch.get_default_dtype())
+        adjacency = adjacency.to(torch.get_default_dtype() if like is None else like.dtype)
     if mask is None:
         mask = torch.ones(size, dtype=torch.bool, device=adjacency.device)
     mask = as_tensor("mask", mask, f"(*batch, {size})", kind="booleans").to(adjacency.device)

@@ -114,7 +114,7 @@ class GraphEmbeddingVAE(PyroModule):
         if adjacency is None:
             mask = as_tensor("mask", mask, "(num_graphs, num_nodes)", kind="booleans")
         else:
-            adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
+            adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         with pyro.plate("graph", len(mask)):
             x: Tensor = pyro.sample("embedding", self.prior(mask))
             pyro.sample("adjacency", self.decode(x, mask), obs=adjacency)
@@ -123,7 +123,7 @@ class GraphEmbeddingVAE(PyroModule):
     @pyro_method
     def guide(self, adjacency: Tensor, mask: Tensor | None = None) -> Tensor:
         """The guide, which has no parameters; arguments and result as of :meth:`model`."""
-        adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
+        adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         loc = spectral_embedding(adjacency, mask, self.dim, sign=self.sign)
         normal = dist.Normal(loc, self.noise).mask(mask[..., None]).to_event(2)
         with pyro.plate("graph", len(adjacency)):
@@ -164,7 +164,7 @@ class GraphEmbeddingVAE(PyroModule):
 
         It is Pyro's :class:`~pyro.infer.Trace_ELBO`; arguments as of :meth:`model`.
         """
-        adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
+        adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         number = mask.sum(-1)
         scale = 2.0 / (len(adjacency) * number * (number - 1)).clamp(min=1).to(adjacency)
         model, guide = poutine.scale(self.model, scale), poutine.scale(self.guide, scale)
@@ -195,7 +195,7 @@ class GraphEmbeddingVAE(PyroModule):
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
-        adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
+        adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         check_integer("num_steps", num_steps, 0)
         check_number("learning_rate", learning_rate, above=0)
         trainer = Trainer(
@@ -237,7 +237,7 @@ class GraphEmbeddingVAE(PyroModule):
         :param int seed: of the draws; by default they come from PyTorch's generator.
         :returns: in nats. **Shape:** ``(num_graphs,)``.
         """
-        adjacency, mask = check_graphs(adjacency, mask, _SHAPE)
+        adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         check_integer("num_particles", num_particles, 1)
         elbo = RenyiELBO(
             alpha=0, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True

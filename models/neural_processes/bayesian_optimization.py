@@ -97,7 +97,8 @@ def minimize(
     """
     check_instance("process", process, NeuralProcess, "a NeuralProcess")
     check_callable("objective", objective)
-    candidates = as_tensor("candidates", candidates, finite=True)
+    like = next(process.parameters(), None)
+    candidates = as_tensor("candidates", candidates, finite=True, like=like)
     check_inputs("candidates", candidates, process.x_dim)
     check_integer("num_initial", num_initial, 1)
     check_integer("num_steps", num_steps, 0)

@@ -98,10 +98,11 @@ class NeuralProcess(PyroModule):
         :param int seed: of the draws, instead of a generator.
         :returns: **Shape:** ``(num_samples, num_tasks, num_target, y_dim)``.
         """
-        context_inputs = as_tensor("context_inputs", context_inputs, allow_empty=True)
+        like = next(self.parameters(), None)
+        context_inputs = as_tensor("context_inputs", context_inputs, allow_empty=True, like=like)
         check_integer("num_samples", num_samples, 1)
         context = self._points("context", context_inputs, context_outputs, context_mask)
-        target_inputs = as_tensor("target_inputs", target_inputs, finite=True)
+        target_inputs = as_tensor("target_inputs", target_inputs, finite=True, like=like)
         check_inputs("target_inputs", target_inputs, self.x_dim)
         if seed is not None:
             if generator is not None:
@@ -165,7 +166,10 @@ class NeuralProcess(PyroModule):
     ) -> Points:
         """Points that are checked, with zeros for padding."""
         arguments = {f"{name}_inputs": inputs, f"{name}_outputs": outputs}
-        inputs, outputs = (as_tensor(*pair, allow_empty=True) for pair in arguments.items())
+        like = next(self.parameters(), None)
+        inputs, outputs = (
+            as_tensor(*pair, allow_empty=True, like=like) for pair in arguments.items()
+        )
         options = {"kind": "booleans", "allow_empty": True}
         mask = check_optional(as_tensor, f"{name}_mask", mask, **options)
         points = Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()

@@ -110,7 +110,7 @@ class SlotMIL(nn.Module):
 
         :returns: **Shape:** ``(*batch, num_slots, hidden_size)``.
         """
-        slots: Tensor = self.encoder(*_checked(x, mask, self.input_size))
+        slots: Tensor = self.encoder(*_checked(x, mask, self.input_size, next(self.parameters())))
         return slots
 
     def classify(self, slots: Tensor) -> Tensor:
@@ -120,7 +120,8 @@ class SlotMIL(nn.Module):
         :returns: **Shape:** ``(*batch, num_classes)``.
         """
         shape = f"(*batch, num_slots, {self.hidden_size})"
-        slots = as_tensor("slots", slots, shape, allow_empty=True)
+        like = next(self.parameters())
+        slots = as_tensor("slots", slots, shape, allow_empty=True, like=like)
         logits: Tensor = self.output(self.pooling(self.interaction(slots)).squeeze(-2))
         return logits
 
@@ -131,7 +132,7 @@ class SlotMIL(nn.Module):
             ``normalize="queries"`` nearly one. **Shape:**
             ``(*batch, num_heads, num_slots, num_instances)``.
         """
-        x, mask = _checked(x, mask, self.input_size)
+        x, mask = _checked(x, mask, self.input_size, next(self.parameters()))
         return self.encoder.block.weights(self.encoder.seeds, x, mask)
 
 
@@ -188,7 +189,7 @@ class ABMIL(nn.Module):
         return self._attend(x, mask)[1]
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, mask = _checked(x, mask, self.input_size)
+        x, mask = _checked(x, mask, self.input_size, next(self.parameters()))
         if mask is None:
             hidden = self.encoder(x)
             return hidden, self._scores(hidden).softmax(-1)
@@ -431,10 +432,10 @@ def attention_concentration(
 
 
 def _checked(
-    x: Tensor, mask: Tensor | None, input_size: int | None = None
+    x: Tensor, mask: Tensor | None, input_size: int | None = None, like: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     shape = f"(*batch, num_instances, {input_size or 'input_size'})"
-    x = as_tensor("x", x, shape, allow_empty=True)
+    x = as_tensor("x", x, shape, allow_empty=True, like=like)
     mask = _checked_mask(mask, x.shape[:-1])
     check_finite("x", x if mask is None else x.masked_fill(~mask[..., None], 0))
     return x, mask

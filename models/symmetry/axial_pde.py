@@ -92,6 +92,7 @@ class XMPP(nn.Module):
         :returns: **Shape:** ``(batch, *spatial, in_channels)``.
         """
         _check_history(history, self.in_channels, self.patch_size)
+        history = history.to(next(self.parameters()))
         positions = list(range(1, history.dim() - 1))
         loc = history.mean(positions, keepdim=True)
         scale = ((history - loc).square().mean(positions, keepdim=True) + 1e-12).sqrt()
@@ -177,6 +178,7 @@ class XCViT(nn.Module):
         :returns: **Shape:** ``(batch, num_points, in_channels)``.
         """
         _check_history(history, self.in_channels, self.patch_size, self.num_steps)
+        history = history.to(next(self.parameters()))
         num_axes = history.dim() - 3
         points = as_tensor(
             "points", points, f"(num_points, {num_axes})", like=history, finite=True
@@ -285,7 +287,7 @@ def _check_history(
             f"history must have the shape (batch, {num_steps or 'time'}, *spatial, {channels}), "
             f"got {tuple(history.shape)}"
         )
-    if not history.is_floating_point():
+    if not history.is_floating_point() or history.layout != torch.strided or history.is_meta:
         raise TypeError(f"history must be floating-point numbers, got {shown(history)}")
     if any(size % patch_size for size in history.shape[2:-1]):
         raise ValueError(

@@ -104,7 +104,9 @@ class EventStream:
     def __getitem__(self, index: slice | Tensor) -> "EventStream":
         """Some of the events, by a slice, a mask or numbers in order; there may be none."""
         if not isinstance(index, slice):
-            index = as_tensor("index", index, "(m,)", kind="integers", allow_empty=True)
+            is_mask = getattr(index, "dtype", None) in (torch.bool, bool)
+            kind = "booleans" if is_mask else "integers"
+            index = as_tensor("index", index, "(m,)", kind=kind, allow_empty=True)
         taken = object.__new__(EventStream)
         for name in ("sources", "destinations", "times", "features", "fake"):
             setattr(taken, name, getattr(self, name)[index])

@@ -256,9 +256,11 @@ class TemporalGraphNetwork(nn.Module):
         :param Tensor destinations: **Shape:** ``(*batch, hidden_size)``.
         :returns: **Shape:** ``(*batch,)``.
         """
-        for name, value in (("sources", sources), ("destinations", destinations)):
-            as_tensor(name, value, f"(*batch, {self.hidden_size})", finite=True)
-        return self._decode(sources, destinations)
+        shape, like = f"(*batch, {self.hidden_size})", next(self.parameters())
+        return self._decode(
+            as_tensor("sources", sources, shape, finite=True, like=like),
+            as_tensor("destinations", destinations, shape, finite=True, like=like),
+        )
 
     def score(
         self, state: GraphState, sources: Tensor, destinations: Tensor, times: Tensor

@@ -358,7 +358,10 @@ def _check_model(
     potential: Potential, quantities: Mapping[str, object], log_likelihood: bool
 ) -> None:
     if not potential.observed_sites:
-        raise ValueError("model has no observed site, so there are no data to simulate")
+        raise ValueError(
+            "model must observe its data, got no observed site: give it data of the right shape, "
+            "as in sbc(model, run_inference, 100, x, y); it observes simulated ones in their place"
+        )
     taken = {*potential.sites, *([LOG_LIKELIHOOD] if log_likelihood else [])}
     if clash := sorted(taken & set(quantities)):
         raise ValueError(f"quantities names {clash}, which are ranked already")

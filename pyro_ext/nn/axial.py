@@ -69,6 +69,7 @@ class _SetMap(nn.Module):
         :returns: **Shape:** ``(batch, *new_spatial, out_channels)``.
         """
         _check("inputs", inputs, self.in_channels, self.size, self.operator)
+        inputs = inputs.to(next(self.parameters(), inputs))
         found = [_along(self.operator, inputs, [axis]) for axis in range(1, inputs.dim() - 1)]
         sizes = [one.shape[axis] for axis, one in enumerate(found, 1)]
         return _aggregate([_resize(one, sizes) for one in found], self.agg)
@@ -241,6 +242,7 @@ class AxialLift(nn.Module):
         :returns: **Shape:** ``(batch, K, *new_spatial, out_channels)``.
         """
         _check("inputs", inputs, self.in_channels, operator=self.operator)
+        inputs = inputs.to(next(self.parameters()))
         axes = range(1, inputs.dim() - 1)
         if len(axes) == 1:
             wide = inputs[:, None].expand(-1, self.kernel_size, -1, -1)
@@ -295,6 +297,7 @@ class AxialGraphConv(nn.Module):
         :returns: **Shape:** ``(batch, K, *new_spatial, out_channels)``.
         """
         _check("features", features, self.in_channels, operator=self.node)
+        features = features.to(next(self.parameters()))
         each = list(enumerate(features.unbind(1), 1))
         own = [_along(self.node, feature, [axis]) for axis, feature in each]
         sizes = [feature.shape[axis] for axis, feature in enumerate(own, 1)]
@@ -372,6 +375,7 @@ class _AxialNetwork(nn.Module):
         """
         _check("inputs", inputs, self.in_channels)
         check_finite("inputs", inputs)
+        inputs = inputs.to(next(self.parameters()))
         field: Tensor = self.backbone(inputs)
         return field if self.head is None else self.head(field.flatten(1, -2).amax(1))
 
@@ -541,5 +545,5 @@ def _check(
         raise ValueError(
             f"{argument} must have axes of size {least} at least for the kernel, got {tuple(shape)}"
         )
-    if not value.is_floating_point():
+    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
         raise TypeError(f"{argument} must be floating-point numbers, got {shown(value)}")

@@ -135,7 +135,7 @@ class SoftEquivariantLinear(PyroModule):
         x = as_tensor("x", x, f"(*batch, {size})", allow_empty=True)
         with OwnShapes():
             weight, bias = self.weight, self.bias
-        return nn.functional.linear(x, weight, bias)
+        return nn.functional.linear(x.to(weight), weight, bias)
 
     def residuals(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         r"""Half the squared distance of weight and bias from the equivariant ones of each group.

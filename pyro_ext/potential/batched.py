@@ -168,8 +168,9 @@ class BatchedFunction:
                 self._fallback.is_eager = True
                 self._fallback.warn(
                     "the model cannot be recorded as a graph",
-                    "its chains run one by one in Python, which is slower (give backend='eager' to "
-                    "silence this, or write branches on values with torch.where)",
+                    "its chains run one by one in Python, which is slower. Compute what depends on "
+                    "data alone before the model and give it as an argument, write branches on "
+                    "latent values with torch.where, or silence this by backend='eager'",
                     error,
                 )
         return self._graph

@@ -1,9 +1,13 @@
 """Graph capture: a pure tensor function recorded once, and vectorized over chains."""
 
+import contextlib
+import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
@@ -36,6 +40,12 @@ __all__ = [
 ]
 
 TensorFunction = Callable[..., Any]
+# Where an error of a model's own line is not: Pyro, PyTorch, this package, and `contextlib`.
+_LIBRARIES = (
+    *(str(Path(module.__file__).parent) for module in (pyro, torch)),
+    str(Path(__file__).parents[1]),
+)
+_STDLIB = Path(contextlib.__file__).parent
 
 
 def value_and_gradient(
@@ -87,7 +97,7 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
     except Exception as error:
         first, *others = (str(error).strip() or type(error).__name__).splitlines()
         reason = f"{first} {others[0].strip()}" if others and first.endswith(":") else first
-        raise CaptureError(reason) from error
+        raise CaptureError(f"{reason}{_line_of_user(error)}") from error
     rewrite(graph)
     drop_identities(graph)
     return graph
@@ -132,6 +142,14 @@ def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
     # Not before: some vectorized forms need all that they take to be vectorized.
     fold_constants(vectorized)
     return vectorized
+
+
+def _line_of_user(error: Exception) -> str:
+    """Say in which line of a model an error arose, the innermost outside of the libraries."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not (frame.filename.startswith(_LIBRARIES) or Path(frame.filename).parent == _STDLIB):
+            return f" in `{frame.line}`, line {frame.lineno} of {Path(frame.filename).name}"
+    return ""
 
 
 def warn_fallback(what: str, instead: str, reason: object) -> None:

@@ -33,6 +33,12 @@ from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["FunctionPotential", "Potential", "energy"]
 
+_ENUMERABLE = "take a kernel that sums it out, such as pyro_ext.inference.NUTS"
+_NOT_ENUMERABLE = (
+    "draw it in a block of pyro_ext.inference.Gibbs, by PriorProposals; its values cannot be "
+    "enumerated, so that no kernel sums it out"
+)
+
 
 class Potential(ModelAtValues):
     r"""Negative log joint density of a Pyro model, in unconstrained space, as a pure function.
@@ -87,12 +93,11 @@ class Potential(ModelAtValues):
         super().__init__(model, *args, backend=backend, **kwargs)
         check_callable("init_strategy", init_strategy)
         runner, data = self._runner, self._data
-        for name, kind in runner.structure.discrete.items():
+        for name, fn in runner.structure.discrete.items():
+            kind = _ENUMERABLE if fn.has_enumerate_support else _NOT_ENUMERABLE
             raise ValueError(
-                f"site {name!r} is a discrete latent variable ({kind}); a gradient needs "
-                "continuous ones: sum it out (for instance with MixtureSameFamily) or give it "
-                "as an argument, or take a kernel that sums out what can be enumerated, such as "
-                "pyro_ext.inference.NUTS"
+                f"site {name!r} is a discrete latent variable ({type(fn).__name__}); a gradient "
+                f"needs continuous ones: sum it out by hand, give it as an argument, or {kind}"
             )
         with torch.random.fork_rng(), named_arguments(model, self.args, self.kwargs):
             torch.manual_seed(0)

@@ -81,6 +81,11 @@ def plate_of(
             f"that has as many rows as the plate has elements, one of {sorted(sizes)}, got "
             f"{[plate.name for plate in common]}"
         )
+    if not found:
+        raise ValueError(
+            f"model must have its observed sites {sorted(sites)} in a plate, as in `with "
+            'pyro.plate("data", len(x)):`, got none'
+        )
     if len(common) != 1:
         raise ValueError(
             f"plate must name the plate of the observations, one of {sorted(found)}, got {name!r}"

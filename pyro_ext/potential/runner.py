@@ -413,6 +413,12 @@ class ModelRunner:
         with torch.enable_grad():
             leaf = flat.clone().requires_grad_()
             records = self._run_unconstrained(leaf, indices)
+            for name, record in records.items():
+                if record.is_latent and isinstance(innermost(record.fn), dist.Delta):
+                    raise ValueError(
+                        f"site {name!r} is a Delta that is not observed: there is nothing to draw. "
+                        f"Write pyro.deterministic({name!r}, ...) for what other sites determine"
+                    )
             total = log_density(records)
             (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
             if bool(torch.isfinite(total)) and bool(torch.isfinite(gradient).all()):

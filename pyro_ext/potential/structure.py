@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import torch
 from pyro.distributions import ImproperUniform, Unit
@@ -92,7 +93,7 @@ class Structure:
     factors: Mapping[str, Site]
     deterministic: Mapping[str, Site]
     transformed: Mapping[str, Site]  # data whose density stands at other sites
-    discrete: Mapping[str, str]  # distributions of the latent sites without a gradient
+    discrete: Mapping[str, Any]  # distributions of the latent sites without a gradient
 
     @property
     def subsampled_plates(self) -> tuple[Plate, ...]:
@@ -119,7 +120,7 @@ def structure_of(
     factors: dict[str, Site] = {}
     deterministic: dict[str, Site] = {}
     transformed: dict[str, Site] = {}
-    discrete: dict[str, str] = {}
+    discrete: dict[str, Any] = {}
     for name, record in records.items():
         for frame in record.frames:
             is_given = frame.name in given_plates
@@ -139,7 +140,7 @@ def structure_of(
         elif record.is_latent:
             latents[name] = site = _site(name, record, plates)
             if _is_discrete(record):
-                discrete[name] = type(record.fn).__name__
+                discrete[name] = record.fn
             for plate in site.plates:
                 if plate.is_given and plate.subsample_size < plate.size:
                     raise ValueError(

@@ -98,6 +98,7 @@ def wrong_values(valid: Any) -> dict[str, Wrong]:
         return {}  # whatever it is, Python has a truth value for it
     if isinstance(valid, int):
         values |= {"0": 0, "1.5": 1.5, "inf": math.inf, "[2]": [2], "a class": int}
+        values["2**63"] = 2**63
     elif isinstance(valid, float):
         values |= {"0": 0.0, "inf": math.inf, "{}": {}, "a class": float}
     elif isinstance(valid, str):
@@ -116,6 +117,11 @@ def wrong_values(valid: Any) -> dict[str, Wrong]:
         else:
             values |= {"fractions": tensor + 0.5, "with -7": _first(tensor, -7)}
         forms = {"NumPy": tensor.detach().numpy(), "list": tensor.tolist()}
+        forms |= {"sparse": tensor.detach().to_sparse(), "meta": tensor.to("meta")}
+        others = (torch.bool, torch.int8, torch.float16, torch.float32, torch.float64)
+        forms |= {str(other): tensor.to(other) for other in others if other != tensor.dtype}
+        if tensor.dim():
+            forms["another size"] = torch.cat([tensor, tensor[..., :1]], -1)
     elif isinstance(valid, Mapping) and valid:
         first, *_ = valid
         values |= {"3": 3, "{}": {}, "unknown key": {**valid, "nonsense": valid[first]}}
@@ -159,7 +165,7 @@ def walk(name: str, function: Callable[..., Any], valid: Call) -> Iterator[Outco
                 # To take it is right, and to refuse it is no error of the caller's.
                 if kind == "accepted":
                     continue
-                kind = "form refused"
+                kind = kind if kind in ("raw", "hanging") else "form refused"
             yield Outcome(name, argument, label, kind, message)
 
 

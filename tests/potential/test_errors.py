@@ -27,7 +27,7 @@ def test_discrete_latent() -> None:
         flag = pyro.sample("flag", dist.Bernoulli(probs))
         pyro.sample("x", dist.Normal(flag, 1.0), obs=torch.tensor(0.0))
 
-    with pytest.raises(ValueError, match="site 'flag' is a discrete latent variable .Bernoulli."):
+    with pytest.raises(ValueError, match="'flag' is a discrete latent .*Bernoulli.*such as .*NUTS"):
         Potential(model)
 
 
@@ -35,8 +35,18 @@ def test_discrete_latent_without_finite_support() -> None:
     def model() -> None:
         pyro.sample("count", dist.Poisson(2.0))
 
-    with pytest.raises(ValueError, match="site 'count' is a discrete latent variable .Poisson."):
+    with pytest.raises(ValueError, match="'count' is a discrete latent .*Poisson.*PriorProposals"):
         Potential(model)
+
+
+def test_latent_delta() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        double = pyro.sample("double", dist.Delta(2.0 * loc).mask(True))
+        pyro.sample("x", dist.Normal(double, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"'double' is a Delta .* pyro.deterministic\('double'"):
+        Potential(model, torch.tensor(0.3))
 
 
 def _cut(way: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -7,8 +7,8 @@
 # embedding VAE: a permutation invariant model of graph structure, begin with what a graph itself
 # says about its nodes, the eigenvectors of its Laplacian. A flow that is equivariant maps this
 # embedding to independent normal variables, and a network of sets maps it to rates of edges.
-# Nothing has to be matched. The likelihood goes over all pairs of nodes, so that it costs the square
-# of their number, and the eigenvectors cost its cube.
+# Nothing has to be matched. The likelihood goes over all pairs of nodes, so that it costs the
+# square of their number, and the eigenvectors cost its cube.
 #
 # Here are graphs of two communities, as in the paper, and neighborhoods in real social networks,
 # against random graphs of Erdős and Rényi, of Barabási and Albert, and the model without its flow.

@@ -1,0 +1,37 @@
+"""Whether data fit a network and its loss, which is looked at before a training begins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import named_in_errors
+
+
+def check_fits(
+    argument: str,
+    network: Callable[..., Any],
+    loss: Callable[..., Any],
+    inputs: Tensor,
+    *targets: Tensor,
+) -> None:
+    """Check that a network takes rows like the inputs, and a loss all targets.
+
+    It runs the network on one row, in evaluation mode, and leaves it as it was.
+    """
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            with named_in_errors(argument, inputs):
+                outputs = network(inputs[:1])
+            if not targets or not isinstance(outputs, Tensor):
+                return
+            with named_in_errors(argument, targets[0]):
+                loss(outputs.expand(len(inputs), *outputs.shape[1:]), *targets)
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
