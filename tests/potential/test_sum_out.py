@@ -83,7 +83,6 @@ def test_densities(model: Model, depth: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the model cannot be recorded")  # one takes numbers of its data
 @pytest.mark.parametrize("name", discrete_examples.NAMES)
 def test_examples_of_pyro(name: str) -> None:
     """Densities and gradients of Pyro's examples with discrete sites are Pyro's.

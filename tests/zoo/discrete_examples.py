@@ -12,7 +12,6 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from tests.zoo.examples import EXAMPLES, Example, counts, example, normals, uniforms
 
@@ -226,7 +225,7 @@ class _Tones(nn.Module):
             parameter.data = normals(*parameter.shape, seed=number).to(torch.get_default_dtype())
 
     def forward(self, state: Tensor, before: Tensor) -> Tensor:
-        hidden = self.state(one_hot(state, 3).to(before)) + self.before(before)
+        hidden = self.state(torch.eye(3).to(before)[state]) + self.before(before)
         logits: Tensor = self.tones(hidden.relu())
         return logits
 
@@ -507,7 +506,7 @@ def multi_annotator_competence() -> Example:
             truth = pyro.sample("truth", dist.Categorical(torch.ones(3) / 3.0))
             with pyro.plate("position", shape[1], dim=-1) as who:
                 spams = pyro.sample("spams", dist.Bernoulli(1.0 - trust[who]))
-                known = one_hot(truth, 3).to(habit)
+                known = torch.eye(3).to(habit)[truth]
                 chances = torch.where(spams[..., None] == 1.0, habit[who], known)
                 pyro.sample("labels", dist.Categorical(chances), obs=labels)
 
