@@ -218,7 +218,7 @@ class AutoAdjointSampler(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
         model, backend, init_loc_fn = self._made_of
-        potential = Potential(model, *args, backend=backend, **kwargs)
+        potential = Potential(model, *args, backend=backend, init_strategy=init_loc_fn, **kwargs)
         if plates := [plate.name for plate in potential.subsampled_plates]:
             raise ValueError(f"model must see all of its data, but it subsamples in {plates}")
         layout = potential.layout

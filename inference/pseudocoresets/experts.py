@@ -24,7 +24,13 @@ from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.pseudocoresets.coreset_rows import data_arguments
 from pyro_ext.inference.training import Trainer
-from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
+from pyro_ext.potential import (
+    Backend,
+    InitStrategy,
+    Layout,
+    WeightedPotential,
+    init_to_suggested,
+)
 from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["ExpertBuffer"]
@@ -174,7 +180,14 @@ class ExpertBuffer:
         check_number("weight_decay", weight_decay, least=0)
         seed = fresh_seed(seed)
         args, kwargs = data_arguments(model, args, kwargs)
-        whole = WeightedPotential(model, args, kwargs, plate=plate, backend=backend)
+        whole = WeightedPotential(
+            model,
+            args,
+            kwargs,
+            plate=plate,
+            backend=backend,
+            init_strategy=init_strategy or init_to_suggested,
+        )
         if not whole.rows:
             raise ValueError(
                 "args must hold a tensor with a row for each of the "

@@ -187,6 +187,7 @@ class WeightedPotential(WeightedLoss):
         without one.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
     :param str backend: as of :class:`Potential`.
+    :param init_strategy: likewise.
     :raises ValueError: where there is no such plate, an observed site stands outside of it or a
         latent one in it, or another plate subsamples.
 
@@ -211,12 +212,15 @@ class WeightedPotential(WeightedLoss):
         prior_weight: float = 0.0,
         regularizer: Regularizer | None = None,
         backend: Backend = "trace",
+        init_strategy: InitStrategy = init_to_suggested,
     ) -> None:
         check_number("prior_weight", prior_weight, least=0)
         args = tuple(check_sequence("args", args, "the arguments of the model", 0))
         if kwargs is not None:
             check_mapping("kwargs", kwargs, "a dict of arguments of the model")
-        self.potential = Potential(model, *args, backend=backend, **(kwargs or {}))
+        self.potential = Potential(
+            model, *args, backend=backend, init_strategy=init_strategy, **(kwargs or {})
+        )
         self.plate = plate_of(self.potential.structure, plate)
         observed = self.potential.observed_sites
         if outside := [name for name, site in observed.items() if self.plate not in site.plates]:
@@ -235,7 +239,8 @@ class WeightedPotential(WeightedLoss):
         self._weighted = WeightedModel(model, arguments, self.plate.name)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            start = self.potential.layout.flatten(self.potential.init())[0]
+            values = self.potential.init(init_strategy=init_strategy)
+            start = self.potential.layout.flatten(values)[0]
         super().__init__(
             self.potential.layout,
             start,

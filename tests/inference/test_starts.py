@@ -15,6 +15,7 @@ from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, SGLD
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.starts import constrained_start
+from pyro_ext.potential import WeightedPotential
 from tests.inference.models import normal
 
 
@@ -208,3 +209,16 @@ def test_a_support_that_moves_is_tried_again_and_one_that_does_not_is_refused():
     MCMC(kernel, 1, seed=0, progress=False).run(torch.tensor(0.8), torch.tensor(0.5))
     with pytest.raises(ValueError, match="'y' has observed values outside"):
         MCMC(kernel, 1, seed=0, progress=False).run(torch.tensor(0.8), torch.tensor(1.5))
+
+
+def test_losses_start_where_a_strategy_says():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 100.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Uniform(x, x + 1.0), obs=y)
+
+    y, strategy = torch.tensor([200.1, 200.3]), init_to_value(values={"x": torch.tensor(199.5)})
+    with pytest.raises(ValueError, match="none of 100 initial points"):
+        WeightedPotential(model, (y,), backend="eager")
+    loss = WeightedPotential(model, (y,), backend="eager", init_strategy=strategy)
+    assert loss.start(range(2), 0, strategy).tolist() == [[199.5]] * 2

@@ -294,6 +294,8 @@ class PosteriorBootstrap(IndependentDraws):
             options["subsample_size"] = self.subsample_size
             loss = WeightedFunction(self.loss_fn, args, self.initial_params, **options)
         else:
+            if self.init_strategy is not None:
+                options["init_strategy"] = self.init_strategy
             loss = WeightedPotential(self.model, args, kwargs, plate=self.plate, **options)
             if self.include_prior:
                 loss.prior_weight = 1.0 / loss.num_points
