@@ -345,30 +345,34 @@ class ModelRunner:
 
     def _check_observed(self, flat: Tensor) -> None:
         """Raise where observed values that count lie outside of supports that do not move."""
-        with torch.enable_grad():
-            leaf = flat.clone().requires_grad_()
-            self._validate_observed(self._run_unconstrained(leaf, self.random_indices()))
+        with torch.random.fork_rng(), torch.no_grad():
+            indices = self.random_indices()
+            self._validate_observed(self._run_unconstrained(flat, indices), self.by_plate(indices))
 
     def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
         values = self.unconstrained.unflatten(flat)
         records = self._run(from_unconstrained(values, by_plate), by_plate, validate=True)
-        self._validate_observed(records)
+        for name in self.structure.observed:
+            _validate_observed(name, records[name])
 
     def validate_observed(self) -> None:
         """Raise where observed values that count lie outside the support, in one subsample."""
         by_plate = self.by_plate(self.random_indices())
-        with torch.enable_grad():
-            values = self.typical_values().items()
-            leaves = {k: v.detach().requires_grad_(v.is_floating_point()) for k, v in values}
-            self._validate_observed(self._run(from_constrained(leaves, by_plate), by_plate))
+        with torch.no_grad():
+            records = self._run(from_constrained(self.typical_values(), by_plate), by_plate)
+            self._validate_observed(records, by_plate)
 
-    def _validate_observed(self, records: Mapping[str, Record]) -> None:
-        """Raise where observed values that count lie outside of their supports.
+    def _validate_observed(
+        self, records: Mapping[str, Record], by_plate: Mapping[str, Tensor]
+    ) -> None:
+        """Raise where observed values that count lie outside of supports that do not move.
 
-        A support whose bounds have a gradient moves with latent sites, and is passed over.
+        One moves whose bounds are others with other latent values.
         """
+        others = retried(lambda: self._run_from_prior(by_plate)).records
         for name in self.structure.observed:
-            if not any(bound.requires_grad for bound in bounds_of(records[name].fn)):
+            bounds = (bounds_of(each[name].fn) for each in (records, others))
+            if all(map(torch.equal, *bounds)):
                 _validate_observed(name, records[name])
 
     def random_indices(self, generator: torch.Generator | None = None) -> list[Tensor]:
