@@ -16,6 +16,7 @@ from pyro_ext._checks import (
     check_optional,
     check_tensors,
 )
+from pyro_ext.inference._running.driver import Driver
 from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -305,5 +306,6 @@ class MCMCSurrogate(Surrogate):
             seed=fresh_seed(None),
             progress=False,
         )
-        samples = mcmc.run(*args, **kwargs).get_samples()
-        return layout.flatten(potential.unconstrain(samples))
+        # Without the warnings of a run at its end: the draws of one step are meant to be few.
+        Driver.run(mcmc, *args, **kwargs)
+        return layout.flatten(potential.unconstrain(mcmc.get_samples()))

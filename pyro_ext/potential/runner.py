@@ -503,7 +503,7 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 def bounds_of(fn: Any) -> list[Tensor]:
     """Tensors that the support of a distribution is made of, none where it is always the same."""
-    support = getattr(fn, "support", None)
+    support: Any = getattr(fn, "support", None)
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return [value for value in getattr(support, "__dict__", {}).values() if torch.is_tensor(value)]
