@@ -17,7 +17,7 @@ __all__ = [
 
 _FRACTION = 10  # of the steps is a window
 _LEAST = 10  # losses of a window; a shorter training says nothing
-_NUM_ERRORS = 5.0  # standard errors, which noise alone exceeds once in a million windows
+_NUM_ERRORS = 5.0  # standard errors; noise alone exceeds them in one of 20,000 short trainings
 
 _HELP = (
     "Take a smaller learning rate or more steps, standardize the data, or begin anew with another "
@@ -40,25 +40,23 @@ class TrainingDiverged(FloatingPointError):
 
 
 class TrainingWarning(UserWarning):
-    """A training took no step, or ended no better than it began; the message says what helps."""
+    """A training ended no better than it began; the message says what helps."""
 
 
 def warn_of_losses(losses: Sequence[float], stacklevel: int = 2) -> None:
-    """Warn of a training without a step, and of one whose loss has clearly not fallen.
+    """Warn of a training whose loss has clearly not fallen.
 
-    Means of the first and the last tenth of the steps are compared, with their standard errors: a
-    loss that is noisy, or of less than a hundred steps, is given the benefit of the doubt.
+    The mean over the last tenth of the steps has to be above that over the first tenth, by several
+    standard errors, and above each single loss there: a loss that is noisy, or of less than a
+    hundred steps, is given the benefit of the doubt.
     """
-    if not losses:
-        message = "training took no step, and parameters are as they were: take num_steps > 0"
-        warnings.warn(message, TrainingWarning, stacklevel + 1)
-        return
     size = len(losses) // _FRACTION
     if size < _LEAST:
         return
     ends = torch.tensor([losses[:size], losses[-size:]], dtype=torch.float64)
     (first, last), variance = ends.mean(1).tolist(), ends.var(1).sum()
-    if last - first >= _NUM_ERRORS * math.sqrt(variance / size):
+    is_above = last - first >= _NUM_ERRORS * math.sqrt(variance / size)
+    if is_above and (last > max(losses[:size]) or last == first):
         warnings.warn(
             f"training made nothing better: the mean loss of its last {size} steps is {last:.6g}, "
             f"and that of its first {size} was {first:.6g}. {_HELP}",

@@ -72,8 +72,8 @@ class Trainer:
     ``(value, gradients)``.
 
     :meth:`run` warns of a training that came to nothing, by a
-    :class:`~pyro_ext.inference.training.TrainingWarning`: one that took no step, or whose loss is
-    clearly no lower than it began, with its noise allowed for.
+    :class:`~pyro_ext.inference.training.TrainingWarning`: one of a hundred steps or more whose loss
+    is clearly no lower than it began, its noise allowed for, or of which rows were lost.
 
     A step that would make anything but finite numbers is not taken: parameters and buffers go back
     to where loss and gradient were last finite, and
@@ -335,7 +335,7 @@ class Trainer:
                 f"stopped after {self.num_steps} of {num_steps} steps, which are kept",
                 stacklevel=2,
             )
-        elif not self.num_steps or self.num_steps > start:
+        elif self.num_steps > start:
             warn_of_losses(self.losses[start:])
             if self.independent_rows and self._last is not None:
                 warn_of_rows(self._last)

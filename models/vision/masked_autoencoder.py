@@ -469,6 +469,7 @@ class MaskedAutoencoder(nn.Module):
 
         :param Tensor images: as of :meth:`model`, as are the others.
         """
+        check_boolean("predict", predict)
         images = self._images(images)
         of_images, of_patches = self._plates(images, subsample_size)
         with of_images, of_patches:

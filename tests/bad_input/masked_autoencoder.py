@@ -74,8 +74,8 @@ def autoencoders() -> dict[str, Call]:
             seed=0,
             progress=False,
         ),
-        "MaskedAutoencoder.model": of(network, images=images, subsample_size=2),
-        "MaskedAutoencoder.guide": of(network, images=images, subsample_size=2),
+        "MaskedAutoencoder.model": of(network, images=images, subsample_size=2, predict=True),
+        "MaskedAutoencoder.guide": of(network, images=images, subsample_size=2, predict=True),
     }
 
 

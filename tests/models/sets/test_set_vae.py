@@ -71,6 +71,7 @@ def test_terms_are_those_of_pyros_loss(sets, float64, monkeypatch):
     vae, beta = make(), 0.3
     trace = poutine.trace(vae.guide).get_trace(*sets, beta)
     model = poutine.trace(poutine.replay(vae.model, trace)).get_trace(*sets, beta)
+    model.compute_log_prob()
     guide = poutine.replay(vae.guide, trace)
     expected = TraceMeanField_ELBO().differentiable_loss(vae.model, guide, *sets, beta)
     same_draws(vae, trace, monkeypatch)
