@@ -90,14 +90,15 @@ class HumanFeedbackInversion:
 
     Example::
 
-        >>> from pyro_ext.models.diffusion import digit_pipeline
+        >>> from pyro_ext.models.diffusion import RewardModel, digit_pipeline
         >>> pipeline = digit_pipeline(num_steps=0)
         >>> def feedback(images):  # stands for a person, who objects to bright ones
         ...     brightness = images.mean((1, 2, 3))
         ...     return brightness > brightness.median()
+        >>> reward = RewardModel(lambda images: images.mean((1, 2, 3))[:, None])
         >>> inversion = HumanFeedbackInversion(
         ...     pipeline, "odd", feedback, num_images=20, num_kept=5, num_inference_steps=2, seed=0,
-        ...     erasure={"num_inference_steps": 5})
+        ...     reward=reward, erasure={"num_inference_steps": 5})
         >>> erased, token, reward = inversion.run(2, 2, progress=False)
         >>> erased("odd", negative_prompt="<hfi>", num_inference_steps=2).images[0].size
         (8, 8)

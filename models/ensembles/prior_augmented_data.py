@@ -257,8 +257,9 @@ class PriorAugmentedELBO(ELBO):
                 _check_loss("elbo", value)
                 added = self._added(model, guide, args, kwargs)
             except TrainingDiverged:  # nor is what it has left at the parameters
-                for site in seen.trace.nodes.values():
-                    site["value"].unconstrained().grad = None
+                values: list[Any] = [site["value"] for site in seen.trace.nodes.values()]
+                for parameter in values:
+                    parameter.unconstrained().grad = None
                 raise
         if added.requires_grad:
             added.backward()

@@ -444,20 +444,20 @@ class _NearSets(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(self, points: Tensor, mask: Tensor, distance: Callable[..., Tensor]) -> None:
-        self.points, self.mask, self.distance = points, mask, distance
+    def __init__(self, points: Tensor, there: Tensor, distance: Callable[..., Tensor]) -> None:
+        self.points, self.there, self.distance = points, there, distance
         super().__init__(points.shape[:-2], points.shape[-2:], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_NearSets":
         points = self.points.expand(*batch_shape, *self.event_shape)
-        return _NearSets(points, self.mask, self.distance)
+        return _NearSets(points, self.there, self.distance)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.points.expand(*sample_shape, *self.points.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        there = self.mask.expand(self.points.shape[:-1])  # there may be plates of particles
-        return -self.distance(value, self.points, self.mask, there)
+        there = self.there.expand(self.points.shape[:-1])  # there may be plates of particles
+        return -self.distance(value, self.points, self.there, there)
 
 
 def _normal(raw: Tensor) -> Normal:

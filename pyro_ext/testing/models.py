@@ -117,19 +117,15 @@ def _check_same(what: str, found: Any, expected: Any, *, tolerance: float) -> No
     """Values, densities and results of two runs are the same."""
     missing = sorted(set(expected.nodes) ^ set(found.nodes))
     assert not missing, f"{what}: only one run has {missing}"
-    own, wanted = _densities(found), _densities(expected)
-    for name, part in wanted.items():
-        if site_is_factor(expected.nodes[name]):
-            value, target = part, own[name]
-        else:
+    densities = _densities(found)
+    for name, part in _densities(expected).items():
+        if not site_is_factor(expected.nodes[name]):  # whose value is no number of its own
             value, target = (trace.nodes[name]["value"] for trace in (found, expected))
-        assert torch.equal(torch.as_tensor(value), torch.as_tensor(target)) or (
-            site_is_factor(expected.nodes[name])
-        ), f"{what}: {name!r} is {value}, not {target}"
-        _compare(f"{what}: densities of {name!r}", own[name], part, tolerance)
-    results = [trace.nodes["_RETURN"]["value"] for trace in (found, expected)]
-    if all(isinstance(result, Tensor) for result in results):
-        _compare(f"{what}: results", *(result.double() for result in results), tolerance)
+            assert torch.equal(value, target), f"{what}: {name!r} is {value}, not {target}"
+        _compare(f"{what}: densities of {name!r}", densities[name], part, tolerance)
+    own, wanted = (trace.nodes["_RETURN"]["value"] for trace in (found, expected))
+    if isinstance(own, Tensor) and isinstance(wanted, Tensor):
+        _compare(f"{what}: results", own.double(), wanted.double(), tolerance)
 
 
 def _check_draw(name: str, trace: Any, what: str) -> None:
