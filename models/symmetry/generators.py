@@ -55,8 +55,7 @@ Features = Callable[[Tensor], Tensor]
 Validity = Callable[..., Tensor]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
-_LEAST_JUDGED = 100  # steps
-_LEAST_GAIN = 0.3  # of a score; fields at random differ by as much
+_LEAST_STEPS, _LEAST_GAIN = 100, 0.3  # part of a score by which fields at random may differ
 _MARGIN = 1e-6  # between a cosine and one, where the angle has no gradient
 
 
@@ -537,13 +536,12 @@ def train_generators(
     z = batch[0] if points is None else points
     options: dict[str, Any] = dict(weights=weights, sigma=sigma, flow_steps=flow_steps)
     score = partial(validity_scores, field, validity, z, *batch, **options)
-    is_judged = flow_steps > 0 and num_steps >= _LEAST_JUDGED
-    untrained = float(score().min()) if is_judged else math.nan
+    untrained = float(score().min()) if flow_steps and num_steps >= _LEAST_STEPS else None
     run = partial(trainer.run, checkpoint=checkpoint, progress=progress)
     losses: list[float] = run(loss, num_steps, batches, description="Training generators")
-    if is_judged and not trainer.interrupted:
-        what, advice = "the validity of the best field", "take lipschitz=0 for points off a grid"
-        best = float(score().min())
+    if untrained is not None and not trainer.interrupted:
+        what, best = "the validity of the best field", float(score().min())
+        advice = "take lipschitz=0 for points off a grid"
         warn_of_validation(what, best, untrained, least=_LEAST_GAIN, advice=advice)
     return losses
 
