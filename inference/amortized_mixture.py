@@ -21,6 +21,7 @@ from pyro_ext._checks import (
     as_tensor,
     check_callable,
     check_finite,
+    check_has_values,
     check_instance,
     check_number,
     check_optional,
@@ -305,6 +306,7 @@ class AmortizedMixtureGuide(AutoGuide):
         points = self._points(x)
         if mask is not None:
             check_instance("mask", mask, Tensor, "a bool tensor")
+            check_has_values("mask", mask)
             if mask.dtype != torch.bool or mask.shape != points.shape[:-1]:
                 raise ValueError(
                     f"mask must be a bool tensor of the shape {tuple(points.shape[:-1])}, got "

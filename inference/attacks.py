@@ -140,6 +140,7 @@ def bpda_eot(
         torch.Size([2, 4])
     """
     _check_purified(classifier, purifier, num_draws)
+    labels = as_tensor("labels", labels, "(n,)")
 
     def direction(x: Tensor) -> Tensor:
         total, _ = _through(classifier, purifier, x, labels, num_draws, norm)
@@ -192,6 +193,7 @@ def joint_score_attack(
         torch.Size([2, 4])
     """
     _check_purified(classifier, purifier, num_draws)
+    labels = as_tensor("labels", labels, "(n,)")
 
     def direction(x: Tensor) -> Tensor:
         total, moved = _through(classifier, purifier, x, labels, num_draws, norm)

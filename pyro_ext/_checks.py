@@ -63,7 +63,7 @@ def check_number(
 
 def shown(value: object) -> str:
     """Say what the caller gave: a shape for a tensor or an array, otherwise the value."""
-    if isinstance(value, Tensor) and value.dim():
+    if isinstance(value, Tensor) and (value.dim() or value.device.type == "meta"):
         form = "" if value.layout == torch.strided else f"{value.layout} ".removeprefix("torch.")
         place = " on the device meta" if value.device.type == "meta" else ""
         return f"a {form}{value.dtype} tensor of shape {tuple(value.shape)}{place}"
@@ -175,8 +175,7 @@ def as_tensor(
             raise TypeError(f"{argument} must be {wanted}, got {shown(value)}") from None
         if not tensor.numel() and not tensor.is_floating_point() and kind == "numbers":
             tensor = tensor.to(torch.get_default_dtype())
-    if tensor.layout != torch.strided or tensor.device.type == "meta":
-        raise TypeError(f"{argument} must be {wanted}, dense and with values, got {shown(tensor)}")
+    check_has_values(argument, tensor)
     is_whole = not (tensor.is_floating_point() or tensor.is_complex())
     fits = {
         "numbers": not tensor.is_complex(),
@@ -199,6 +198,12 @@ def as_tensor(
     if finite:
         check_finite(argument, tensor)
     return tensor
+
+
+def check_has_values(argument: str, tensor: Tensor) -> None:
+    """Check that a tensor is neither sparse nor without values."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise TypeError(f"{argument} must be a dense tensor with values, got {shown(tensor)}")
 
 
 def as_parameter(argument: str, value: Any) -> Any:

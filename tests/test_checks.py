@@ -12,6 +12,7 @@ from pyro_ext._checks import (
     check_callable,
     check_finite,
     check_instance,
+    check_integer,
     check_sequence,
     check_tensors,
 )
@@ -33,6 +34,22 @@ def test_types_are_those_that_were_asked_for():
     exact = as_tensor("x", [0.1], dtype=torch.float64)  # without a detour through single precision
     assert exact.item() == 0.1
     assert as_tensor("x", np.array([True]), kind="booleans").dtype == torch.bool
+    for small in (torch.bool, torch.int8):  # to compute with, without overflow, or to index by
+        assert as_tensor("x", torch.ones(2, dtype=small)).dtype == torch.float32
+        assert as_tensor("x", torch.ones(2, dtype=small), kind="integers").dtype == torch.int64
+
+
+def test_what_cannot_be_computed_with_is_refused():
+    for wrong, got in (
+        (torch.eye(2).to_sparse(), r"sparse_coo torch.float32 tensor of shape \(2, 2\)"),
+        (torch.ones(3, device="meta"), r"tensor of shape \(3,\) on the device meta"),
+        (torch.ones((), device="meta"), r"torch.float32 tensor of shape \(\) on the device meta"),
+    ):
+        with pytest.raises(TypeError, match=f"x must be a dense tensor with values, got a {got}"):
+            as_tensor("x", wrong)
+    assert check_integer("size", 2**63 - 1, 1) == 2**63 - 1
+    with pytest.raises(ValueError, match="size must be an integer <= 9223372036854775807, got 1"):
+        check_integer("size", 10**30, 1)
 
 
 SHAPES = [

@@ -111,7 +111,9 @@ class SafeLatentGuidance:
 
 def _alike(**predictions: Tensor) -> list[Tensor]:
     """Predictions as tensors, which have one shape."""
-    tensors = [as_tensor(name, value) for name, value in predictions.items()]
+    first, *others = predictions.items()
+    tensors = [as_tensor(*first)]
+    tensors += [as_tensor(*other, like=tensors[0]) for other in others]
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ValueError(f"{', '.join(predictions)} must have one shape, got {shapes}")

@@ -82,7 +82,7 @@ class NoiseConditionalScore(nn.Module):
         :param Tensor x: data. **Shape:** ``(n, *event)``.
         :returns: the mean over rows of a sum over the elements of each, a scalar.
         """
-        x = _as_data(x)
+        x = _as_data(x, next(self.parameters(), None))
         level = torch.randint(len(self.levels), x.shape[:1], device=x.device)
         noise = torch.randn_like(x)
         sigma = self.levels[level].to(x).reshape(-1, *[1] * (x.dim() - 1))
@@ -102,7 +102,7 @@ class NoiseConditionalScore(nn.Module):
         level = check_integer("level", level, 0)
         if level >= len(self.levels):
             raise ValueError(f"level must be below {len(self.levels)}, got {level}")
-        x = _as_data(x)
+        x = _as_data(x, next(self.parameters(), None))
         _check_mode("network", self.network)
         found: Tensor = self.network(x) / self.levels[level].to(x)
         return found
@@ -189,9 +189,9 @@ class DiffusersScore:
         return found
 
 
-def _as_data(x: Any) -> Tensor:
-    """Check rows of floating-point numbers."""
-    rows = as_tensor("x", x, "(n, ...)", finite=True)
+def _as_data(x: Any, like: Tensor | None = None) -> Tensor:
+    """Take rows of floating-point numbers, in the type of a network's parameters."""
+    rows = as_tensor("x", x, "(n, ...)", finite=True, like=like)
     if not rows.is_floating_point():
         raise TypeError(f"x must hold floating-point numbers, got {shown(x)}")
     return rows

@@ -143,6 +143,7 @@ class AdaptiveScoreFineTuner:
         if not (x.is_floating_point() and x.dim() > 1 and x.numel()):
             raise ValueError(f"x must be a batch of floating-point numbers, got {shown(x)}")
         check_finite("x", x)
+        x = x.to(next(self.module.parameters()))
         exits: Any = self.module.early_exit
         _, *names = inspect.signature(self.module.forward).parameters
         names.remove(self._timestep)

@@ -80,8 +80,9 @@ def diversify(
         >>> bool(((moved - x).square().mean(1) < 0.1**2 + 1e-6).all())
         True
     """
-    inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
     teachers = check_sequence("teachers", teachers, "a list of modules", kind=nn.Module)
+    like = next(teachers[0].parameters(), None)
+    inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
     check_number("eta", eta, least=0.0)
     bounds = check_bounds(bounds)
     if bounds is not None and not bool(((inputs >= bounds[0]) & (inputs <= bounds[1])).all()):

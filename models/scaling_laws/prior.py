@@ -402,7 +402,8 @@ def _checked(
     x = as_tensor("x", x, shape, finite=True)
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype())
-    if x.shape[-1] < 3 or not bool((x > 0).all() & (x <= 1).all() & (x.diff(dim=-1) >= 0).all()):
+    is_right = (x > 0).all() & (x <= 1).all() & (x.diff(dim=-1) >= 0).all()
+    if x.shape[-1] < 3 or not bool(is_right & (x[..., -1] > x[..., 0]).all()):
         raise ValueError(f"x must be three sizes at least, in (0, 1] and rising, got {x!r:.80}")
     if num_context is None:
         num_context = x.shape[-1] // 2

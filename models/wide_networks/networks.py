@@ -260,7 +260,8 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
         torch.Size([3, 3])
     """
     check_instance("network", network, AsymmetricNetwork, "an AsymmetricNetwork")
-    inputs = as_tensor("inputs", inputs, f"(n, {network.hidden.in_features})", finite=True)
+    shape, like = f"(n, {network.hidden.in_features})", network.hidden.weight
+    inputs = as_tensor("inputs", inputs, shape, finite=True, like=like)
     active = (inputs @ network.hidden.weight.mT > 0) * network.variances.sqrt()
     return (active @ active.mT) * (inputs @ inputs.mT) / inputs.shape[-1]
 

@@ -97,7 +97,7 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
     except Exception as error:
         first, *others = (str(error).strip() or type(error).__name__).splitlines()
         reason = f"{first} {others[0].strip()}" if others and first.endswith(":") else first
-        raise CaptureError(f"{reason}{_line_of_user(error)}") from error
+        raise CaptureError(f"{_line_of_user(error)}{reason}") from error
     rewrite(graph)
     drop_identities(graph)
     return graph
@@ -148,7 +148,7 @@ def _line_of_user(error: Exception) -> str:
     """Say in which line of a model an error arose, the innermost outside of the libraries."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not (frame.filename.startswith(_LIBRARIES) or Path(frame.filename).parent == _STDLIB):
-            return f" in `{frame.line}`, line {frame.lineno} of {Path(frame.filename).name}"
+            return f"in `{frame.line}`, line {frame.lineno} of {Path(frame.filename).name}: "
     return ""
 
 

@@ -149,11 +149,11 @@ def merge_factors(
     middle = as_tensor("middle", middle, "(*batch, m, n)")
     check_integer("event_dim", event_dim, 2)
     left = [
-        as_tensor(f"left[{i}]", factor, "(*batch, m, m)")
+        as_tensor(f"left[{i}]", factor, "(*batch, m, m)", like=middle)
         for i, factor in enumerate(check_sequence("left", left, "a list of square matrices", 0))
     ]
     right = [
-        as_tensor(f"right[{i}]", factor, "(*batch, n, n)")
+        as_tensor(f"right[{i}]", factor, "(*batch, n, n)", like=middle)
         for i, factor in enumerate(check_sequence("right", right, "a list of square matrices", 0))
     ]
     product = middle

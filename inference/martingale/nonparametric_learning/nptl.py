@@ -299,12 +299,14 @@ def linear_probe(
         >>> linear_probe(features, labels, torch.nn.Linear(3, 2), 0.1).shape
         torch.Size([20, 2])
     """
-    features = as_tensor("features", features, "(n, num_features)", finite=True)
-    targets = as_tensor("targets", targets, f"({len(features)}, classes)", finite=True)
     check_instance("head", head, nn.Module, "a torch.nn.Module")
+    like = next(head.parameters(), None)
+    features = as_tensor("features", features, "(n, num_features)", finite=True, like=like)
+    targets = as_tensor("targets", targets, f"({len(features)}, classes)", finite=True, like=like)
     check_number("penalty", penalty, least=0)
     if new_features is not None:
-        new_features = as_tensor("new_features", new_features, f"(number, {features.shape[1]})")
+        shape = f"(number, {features.shape[1]})"
+        new_features = as_tensor("new_features", new_features, shape, like=like)
 
     def losses(params: dict[str, Tensor], features: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(torch.func.functional_call(head, params, (features,)), targets)

@@ -1,6 +1,7 @@
 """The guide: what it learns, its conditioned model, draws, files, training and errors."""
 
 import pickle
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,17 @@ def test_errors() -> None:
         make(size=4, kernel=3)
     with pytest.raises(ValueError, match="plate must name the plate"):
         make(size=4, plate="rows")
+
+    def model(x: Tensor, size: int | None, as_plate: bool = True) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=size) if as_plate else nullcontext():
+            fn = dist.Normal(loc, 1.0)
+            pyro.sample("x", fn if as_plate else fn.expand([len(x)]).to_event(1), obs=x[:size])
+
+    with pytest.raises(ValueError, match=r"size=4 .*subsample_size=min\(batch_size, len\(x\)\)"):
+        AutoPseudocoreset(model, torch.zeros(9), 6, size=4)
+    with pytest.raises(ValueError, match=r"model must have its observed sites \['x'\] in a plate"):
+        AutoPseudocoreset(model, torch.zeros(9), None, False, size=4)
     guide = make(size=4)
     with pytest.raises(TypeError, match="divergence must be one such as ForwardKL"):
         guide.fit(3)
