@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_finite, check_instance, check_number, check_sequence, shown
+from pyro_ext._checks import (
+    check_finite,
+    check_has_values,
+    check_instance,
+    check_number,
+    check_sequence,
+    shown,
+)
 from pyro_ext.inference.diffusion import noise_prediction_loss
 from pyro_ext.inference.diffusion.sampling import check_scheduler
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -142,6 +149,7 @@ class AdaptiveScoreFineTuner:
         check_instance("x", x, Tensor, "a tensor")
         if not (x.is_floating_point() and x.dim() > 1 and x.numel()):
             raise ValueError(f"x must be a batch of floating-point numbers, got {shown(x)}")
+        check_has_values("x", x)
         check_finite("x", x)
         x = x.to(next(self.module.parameters()))
         exits: Any = self.module.early_exit

@@ -269,7 +269,8 @@ class EquivariantBilinear(nn.Module):
         :param Tensor x: **Shape:** ``(*batch, size)``.
         :returns: **Shape:** as the inputs.
         """
-        parts = self.rep.split(x.to(next(self.parameters())), self.dim)
+        own = next(self.parameters())
+        parts = {rank: part.to(own) for rank, part in self.rep.split(x, self.dim).items()}
         found = {rank: torch.zeros_like(part) for rank, part in parts.items()}
         for number, (left, right, summed, rank) in enumerate(self.paths):
             a = self.factors[2 * number] @ parts[left]
