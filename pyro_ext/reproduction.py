@@ -470,7 +470,8 @@ class Page:
         :param values: as of :class:`Claim`, as all else is; or one number, where no seed enters.
         """
         if _is_number(values):
-            values, across = dict.fromkeys(self.seeds, values), "one number"
+            values = dict.fromkeys(self.seeds, values)
+            across = "one number"
         claim = Claim(statement, values, comparison, bound, source, across, reason)
         self.claims.append(claim)
         return claim

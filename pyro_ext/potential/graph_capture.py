@@ -42,7 +42,8 @@ __all__ = [
 TensorFunction = Callable[..., Any]
 # Where an error of a model's own line is not: Pyro, PyTorch, this package, and `contextlib`.
 _LIBRARIES = (
-    *(str(Path(module.__file__).parent) for module in (pyro, torch)),
+    str(Path(pyro.__file__).parent),
+    str(Path(torch.__file__).parent),
     str(Path(__file__).parents[1]),
 )
 _STDLIB = Path(contextlib.__file__).parent

@@ -88,8 +88,10 @@ TABLES = {
     **temporal_graphs.TABLES,
     **time_series.TABLES,
 }
-SLOW = (  # what runs something with each value that it accepts
+SLOW = (  # what runs, or compiles, something with each value that it accepts
     "pyro_ext.diagnostics",
+    "pyro_ext.diagnostics.diversity_plots",
+    "pyro_ext.inference (partitions)",
     "pyro_ext.inference (kernels)",
     "pyro_ext.inference (coresets)",
     "pyro_ext.inference.pseudocoresets",
@@ -99,7 +101,11 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.inference.privacy",
     "pyro_ext.models.nonparametric",
     "pyro_ext.models.diffusion (rewards)",
+    "pyro_ext.models.diffusion (exits)",
     "pyro_ext.models.diffusion (feedback)",
+    "pyro_ext.models.graphs",
+    "pyro_ext.models.time_series",
+    "pyro_ext.nn (vector fields)",
 )
 
 
