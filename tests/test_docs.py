@@ -21,6 +21,7 @@ SLOW_PAGES = ("coming_from.md", "concepts.md") + tuple(
     for name in (
         "arviz",
         "averaging_networks",
+        "bayesian_networks",
         "calibration",
         "clustering",
         "control_variates",
