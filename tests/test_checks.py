@@ -42,7 +42,7 @@ def test_types_are_those_that_were_asked_for():
 def test_what_cannot_be_computed_with_is_refused():
     for wrong, got in (
         (torch.eye(2).to_sparse(), r"sparse_coo torch.float32 tensor of shape \(2, 2\)"),
-        (torch.ones(3, device="meta"), r"tensor of shape \(3,\) on the device meta"),
+        (torch.ones(3, device="meta"), r"torch.float32 tensor of shape \(3,\) on the device meta"),
         (torch.ones((), device="meta"), r"torch.float32 tensor of shape \(\) on the device meta"),
     ):
         with pytest.raises(TypeError, match=f"x must be a dense tensor with values, got a {got}"):
