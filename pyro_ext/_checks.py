@@ -22,7 +22,7 @@ def check_integer(argument: str, value: object, least: int, most: float = _MOST)
     """Check an integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{argument} must be an integer >= {least}, got {value!r:.80}")
-    if value > most:
+    if int(value) > most:
         raise ValueError(f"{argument} must be an integer <= {most}, got {value!r:.80}")
     return int(value)
 

@@ -27,13 +27,13 @@ from pyro_ext.checkpoint.files import CheckpointError, lock_of
 from pyro_ext.inference.averaging.pruning import MagnitudePruner
 from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
 from pyro_ext.inference.training import ShuffledBatches, Trainer
-from pyro_ext.inference.training._fits import check_fits
 from pyro_ext.inference.training.checkpoints import (
     comparable,
     differences,
     read_training,
     write_training,
 )
+from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.posterior.identity import data_identity
 from pyro_ext.random import fresh_seed, spawn_seed
 

@@ -33,7 +33,7 @@ from pyro_ext._checks import (
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.inference.training._fits import check_fits
+from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.ensembles._dirichlet_proxy import dirichlet_proxy_loss
 from pyro_ext.random import fresh_seed

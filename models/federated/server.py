@@ -28,13 +28,13 @@ from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss, pld_epsilon
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
-from pyro_ext.inference.training._fits import check_fits
 from pyro_ext.inference.training.checkpoints import (
     comparable,
     differences,
     read_training,
     write_training,
 )
+from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.federated.strategies import STRATEGIES, Strategy
 from pyro_ext.nn import LoRALinear, add_lora, lora_layers

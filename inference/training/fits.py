@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from pyro_ext._checks import named_in_errors
 
+__all__ = ["check_fits"]
+
 
 def check_fits(
     argument: str,
