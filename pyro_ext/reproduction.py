@@ -247,7 +247,7 @@ class Report:
             _check_slug("figures", name)
         for argument in ("paper", "reconstruction", "date"):
             checks.check_instance(argument, getattr(self, argument), str, "text")
-        checks.check_optional(checks.check_number, "seconds", self.seconds)
+        checks.check_optional(checks.check_number, "seconds", self.seconds, least=0)
         checks.check_boolean("smoke", self.smoke)
         checks.check_mapping("versions", self.versions, "a dict of texts")
         for version in self.versions.values():
