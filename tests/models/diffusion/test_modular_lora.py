@@ -419,10 +419,16 @@ def test_files_that_do_not_fit(network, lora, tmp_path):
     """The error names the file and what is wrong with it, and nothing is added."""
     lora.save("safety", tmp_path)
     tensors = load_file(tmp_path / FILE)
-    kind = {"lora_adapter_metadata": json.dumps({"unet.use_dora": True})}
+    kind, odd = (
+        {"lora_adapter_metadata": json.dumps({f"unet.{name}": value})}
+        for name, value in (("use_dora", True), ("alpha_pattern", [1]))
+    )
+    deep = {"lora_adapter_metadata": '{"unet.r": ' + "[" * 100_000}
     one, *others = tensors
     cases = {
         "kind that is not supported: {'use_dora'": (tensors, kind),
+        "with settings that cannot be": (tensors, odd),
+        "its JSON is nested too deeply": (tensors, deep),
         "no adapter of 'unet', but": ({"text_encoder.a.lora_A.weight": torch.ones(1, 1)}, {}),
         "no factor of a layer": ({**tensors, "unet.conv.lora_C.weight": torch.ones(1)}, {}),
         "without the other": ({name: tensors[name] for name in others}, {}),
