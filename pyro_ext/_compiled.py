@@ -52,7 +52,8 @@ def compiled(function: Any = None, /, **options: Any) -> Any:
     if function is None:
         return lambda function: compiled(function, **options)
     dispatcher: Any = numba.njit(**options)(function)
-    if hasattr(dispatcher, "py_func"):  # not with NUMBA_DISABLE_JIT
+    # With NUMBA_DISABLE_JIT it is no dispatcher; and code is loaded with its function's module.
+    if hasattr(dispatcher, "py_func") and dispatcher.py_func.__module__ in sys.modules:
         dispatcher._cache = _Cache(dispatcher)
     return dispatcher
 
@@ -70,7 +71,7 @@ class _Cache(NullCache):
 
     @property
     def _folder(self) -> CodeFolder:
-        configured = numba.config.CACHE_DIR
+        configured = numba.config.CACHE_DIR  # type: ignore[attr-defined]
         return CodeFolder(Path(configured, "pyro_ext") if configured else cache_path("numba"))
 
     def load_overload(self, signature: Any, target: Any) -> Any:
@@ -126,12 +127,11 @@ def _text(value: Any, seen: list[FunctionType]) -> str:
         return listed(*(getattr(value, name) for name in _OF_CODE))
     name = getattr(value, "__qualname__", getattr(value, "__name__", ""))
     module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
-    module = module or ""  # None without a file
-    if name and module.partition(".")[0] in _LIBRARIES:
+    if name and str(module).partition(".")[0] in _LIBRARIES:
         return f"{module}.{name}"
     if isinstance(value, type) and hasattr(value, "_fields"):  # a named tuple
         return listed(module, name, value._fields, getattr(value, "_field_defaults", None))
-    if not isinstance(value, FunctionType):
+    if not isinstance(value, FunctionType) or module not in sys.modules:
         raise TypeError(f"{value!r} may change unseen")
     if value in seen:
         return f"function {seen.index(value)}"

@@ -200,7 +200,10 @@ def test_function_that_refers_to_what_may_change_unseen_is_not_cached(
             assert run("first()") == (5.0, False)
 
 
-def test_function_without_a_file_is_compiled() -> None:
-    names = {"compiled": compiled}
-    exec("@compiled\ndef increased(x):\n    return x + 1", names)
-    assert names["increased"](1) == 2
+@pytest.mark.parametrize("module", [{}, {"__name__": "no module"}])
+def test_function_without_a_module_is_compiled_each_time(module: dict[str, Any]) -> None:
+    for _ in range(2):
+        names = {"compiled": compiled, **module}
+        exec("@compiled\ndef increased(x):\n    return x + 1", names)
+        assert names["increased"](1) == 2
+        assert not names["increased"].stats.cache_hits

@@ -170,7 +170,7 @@ def locked(path: Path | None) -> Iterator[None]:
         yield
 
 
-def take_lock(lock: Path, checkpoint: str | Path) -> Lock:
+def take_lock(lock: Path, checkpoint: str | Path) -> "Lock[Any]":
     """Lock a file, or raise at once where another process has."""
     named = f"checkpoint={str(checkpoint)!r}"
     try:

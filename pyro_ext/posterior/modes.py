@@ -6,7 +6,7 @@ of gradients, so that a posterior needs no more than its gradient.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -168,7 +168,7 @@ class _Objective:
             self._lowest = (value, vector.copy(), gradient)
         return value, gradient
 
-    def _refuse(self, value: float) -> None:
+    def _refuse(self, value: float) -> NoReturn:
         potential = self._potential
         if not isinstance(potential, Potential):
             raise ValueError(
