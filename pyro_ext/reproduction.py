@@ -129,8 +129,7 @@ class Claim:
         bound.
     :param float bound: the bound, a finite number.
     :param str source: where the claim and its bound come from: paper, and table, figure or section.
-    :param str across: whether the inequality is about ``"every seed"``, about the ``"mean"`` over
-        the seeds, or about ``"one number"``, which is the same whatever the seed.
+    :param str across: whether it is about ``"every seed"``, their ``"mean"``, or ``"one number"``.
     :param str reason: why the claim fails, where it is known to.
 
     Example::
@@ -300,9 +299,8 @@ class Report:
             console.print(f"[{number}] {claim.source}", markup=False, highlight=False)
             if claim.reason and not claim.holds and not self.smoke:
                 console.print(f"    fails: {claim.reason}", markup=False, highlight=False)
-        facts = [f"{name} {version}" for name, version in self.versions.items()]
-        if self.seconds is not None:
-            facts.insert(0, f"{self.seconds:.0f} s")
+        facts = [] if self.seconds is None else [f"{self.seconds:.0f} s"]
+        facts += [f"{name} {version}" for name, version in self.versions.items()]
         console.print(", ".join(facts), markup=False, highlight=False)
 
     def save(self, folder: str | Path) -> Path:
@@ -361,9 +359,7 @@ class Report:
             raise ValueError(f"{path} holds no report that can be read: {error}") from error
 
     def exit(self) -> None:
-        """End the program with status 1 where a claim fails; otherwise go on.
-
-        In a notebook, which has no exit status, always go on.
+        """End the program with status 1 where a claim fails; otherwise, or in a notebook, go on.
 
         :raises SystemExit: where a claim fails.
         """
@@ -560,10 +556,10 @@ class Page:
         report.print()
         report.save(self.folder)
         if refused:
-            raise ValueError(
-                f"settings must hold plain values that JSON can hold, got {refused}; the report "
-                "is saved with texts in their place"
+            wanted = (
+                "plain values that JSON can hold; the report is saved with texts in their place"
             )
+            raise ValueError(f"settings must hold {wanted}, got {refused}")
         report.exit()
 
 

@@ -198,9 +198,8 @@ def warp_images(images: Tensor, grid: Tensor) -> Tensor:
         True
     """
     images = _images(images)
-    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", like=images, finite=True).to(
-        images
-    )
+    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", like=images, finite=True)
+    grid = grid.to(images)
     sample, size = grid.shape[:-3], grid.shape[-3:-1]
     grids = grid.reshape(-1, *size, 2)
     as_channels = images.reshape(1, -1, *images.shape[-2:]).expand(len(grids), -1, -1, -1)
@@ -264,9 +263,8 @@ def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor
     """
     check_callable("features", features, "a function of images")
     images = _images(images)
-    velocity = as_tensor(
-        "velocity", velocity, "(n, height, width, 2)", like=images, finite=True
-    ).to(images)
+    velocity = as_tensor("velocity", velocity, "(n, height, width, 2)", like=images, finite=True)
+    velocity = velocity.to(images)
     if velocity.shape[1:-1] != images.shape[-2:]:
         raise ValueError(
             f"velocity must be of the images' {tuple(images.shape[-2:])} pixels, got the shape "
@@ -597,8 +595,6 @@ def validity_scores(
 
 def _checked_scores(scores: Any, n: int) -> Tensor:
     if not isinstance(scores, Tensor) or scores.shape != (n,):
-        raise ValueError(
-            f"validity must give a tensor of the shape ({n},), one score for each field, got "
-            f"{tuple(scores.shape) if isinstance(scores, Tensor) else scores!r:.80}"
-        )
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else f"{scores!r:.80}"
+        raise ValueError(f"validity must give a tensor of the shape ({n},), got {got}")
     return scores

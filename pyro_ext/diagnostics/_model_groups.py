@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ext.posterior.draws import Arrays, Context, to_array
 from pyro_ext.potential import Site
-from pyro_ext.potential.enumeration import EnumeratedLikelihood
+from pyro_ext.potential.enumerated_likelihood import EnumeratedLikelihood
 from pyro_ext.potential.model_at_values import ModelAtValues
 
 _NUM_TRIALS = 10

@@ -564,11 +564,7 @@ def sgmcmc() -> dict[str, Call]:
 # Where a module has several parts, a word says which.
 def training() -> dict[str, Call]:
     x = torch.ones(2, requires_grad=True)
-    trainer = Trainer([x])
-
-    def loss() -> torch.Tensor:
-        return x.square().sum()
-
+    trainer, loss = Trainer([x]), partial(torch.dot, x, x)
     return {
         "Trainer": call(
             parameters=[x],

@@ -354,8 +354,7 @@ page.claim(
 # training frames, and from what was chosen, in the sorted distances between atoms.
 #
 # Going on costs something by itself: after it the error of energies at 1200 K is larger than before
-# with all strategies, and that of forces with two of them, BALD-EF among them. So what wins here
-# harms least, which is less than the paper says.
+# with all strategies, that of forces with two, BALD-EF among them. What wins here harms least.
 
 # %%
 NUM_CHOSEN, AGAIN_STEPS = page.length((10, 30), smoke=(4, 3))

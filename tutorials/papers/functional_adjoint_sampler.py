@@ -594,9 +594,5 @@ page.claim(
 )
 
 # %%
-page.finish(
-    {
-        "steps of training": [NUM_STEPS, NUM_CURVED, NUM_VECTOR],
-        "effective draws": {seed: e[-1].effective_fraction for seed, e in evidence.items()},
-    }
-)
+effective = {seed: each[-1].effective_fraction for seed, each in evidence.items()}
+page.finish({"steps of training": [NUM_STEPS, NUM_CURVED, NUM_VECTOR], "effective": effective})
