@@ -294,7 +294,9 @@ def hmm_model_7() -> Example:
             shown = torch.arange(4) < lengths[:, None]
             fn = dist.Bernoulli(logits=logits).to_event(1).mask(shown[..., None])
             hmm = dist.DiscreteHMM(start, move.log(), fn)
-            if notes is not None:
+            if notes is None:  # the distribution does not draw
+                pyro.deterministic("chances", logits.sigmoid())
+            else:
                 pyro.sample("notes", hmm, obs=notes)
 
     return Example(model, (_LENGTHS, music), ("notes",))
