@@ -387,8 +387,9 @@ def temperature_warning(
             "posterior's"
         )
         advice = (
-            "the chains have not moved far enough, which more steps mend, or the sampler does not "
-            "keep the posterior as it is, as L2E, whose draws are for predictions"
+            "the chains have not moved far enough, which a larger step_size or more steps mend, or "
+            "the sampler does not keep the posterior as it is, as L2E, whose draws are for "
+            "predictions"
         )
     return (
         f"{what}. Their configurational temperature is {found.value:.2g} +- "

@@ -25,11 +25,10 @@ __all__ = [
     "SGMCMCKernel",
     "check_noise_estimate",
     "noise_scale",
-    "without_step_size",
 ]
 
 
-_STEP_SIZE = 1e-3
+_STEP_SIZE = 1e-3  # of a potential that does not tell how many data it sums over
 HEAT = 0.1
 """Fraction of the temperature that gradient noise may add to it with a default step size."""
 
@@ -56,14 +55,26 @@ class KernelOptions(OptionsButStepSize, total=False):
 
 
 class SGMCMCKernel(VectorizedKernel):
-    """A stochastic-gradient sampler as a kernel.
+    r"""A stochastic-gradient sampler as a kernel.
+
+    By default steps are such that a posterior whose standard deviations are :math:`1 / \sqrt N`
+    in all directions comes out with variances that are too large by a tenth or so at most.
+    :math:`N` is the number of data, the size of the largest plate around an observed site: a
+    potential that sums over them is curved by about so much where inputs are standardized and
+    priors have a unit scale. Steps of :class:`SGLD` are :math:`\min(0.05, 0.2\, n / N) / N` for
+    minibatches of :math:`n`, those of :class:`SGHMC` :math:`\sqrt{\min(0.04, 0.02\, n / N) / N}`
+    with its default decay, both at a temperature of one. Inputs on other scales need other steps,
+    or masses in proportion to the curvatures; ``mass="laplace"`` measures these. After
+    :meth:`~pyro_ext.inference.VectorizedKernel.setup`, ``schedule`` holds the step size, and so do
+    :meth:`diagnostics` and :meth:`statistics`.
 
     :param model: a Pyro model; or ``None`` with a ``potential_fn``.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
     :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
-    :param step_size: a positive number or a :class:`Schedule`; ``None`` takes what the kernel takes
-        by default once it knows the data.
+    :param step_size: a positive number or a :class:`Schedule`. By default it goes by the number of
+        data as above, and is 0.001 for a ``potential_fn`` or a model without a plate around what it
+        observes.
     :param float temperature: target is the posterior to the power of its inverse; zero gives
         stochastic gradient descent to a posterior mode.
     :param control_variate: an anchor near a mode, which takes most of the noise out of the
@@ -92,7 +103,7 @@ class SGMCMCKernel(VectorizedKernel):
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         backend: Backend = "trace",
-        step_size: float | Schedule | None = 1e-3,
+        step_size: float | Schedule | None = None,
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
         minibatches: MinibatchSource = Minibatches,
@@ -154,13 +165,26 @@ class SGMCMCKernel(VectorizedKernel):
 
     def _default_step_size(self) -> float:
         """Step size where none is given, of the potential that is set up."""
-        if not isinstance(self.mass, str):
+        curvature = self._expected_curvature()
+        if curvature is None:
             return _STEP_SIZE
-        return self._laplace_step_size(max(self._noise_ratio(), HEAT))
+        noise = self._noise_ratio() / self.temperature if self.temperature > 0 else 0.0
+        return self._stable_step_size(curvature, max(noise, HEAT))
 
-    def _laplace_step_size(self, noise: float) -> float:
-        """Default step size in standard deviations, given gradients' noise variance over mass."""
+    def _stable_step_size(self, curvature: float, noise: float) -> float:
+        """Step size at which neither its length nor noise widens the draws much.
+
+        Given second derivatives over mass, and the noise variance of gradients over the former and
+        the temperature.
+        """
         raise NotImplementedError
+
+    def _expected_curvature(self) -> float | None:
+        """Second derivatives of the potential over mass, where something is known of them."""
+        if isinstance(self.mass, str):
+            return 1.0
+        size = self.potential.data_size
+        return float(size) if size > 1 else None
 
     def _prepare(self) -> None:
         self._minibatches = None
@@ -172,7 +196,7 @@ class SGMCMCKernel(VectorizedKernel):
         self._masses = mass_of(self.potential, self.mass, self._masses_of)
 
     def _noise_ratio(self) -> float:
-        """Variance of the noise of gradients over mass, where masses are curvatures."""
+        """Variance of the noise of gradients over the curvature of the potential."""
         # In a model that fits its data the gradients of single data vary as much as the potential
         # is curved for each of them: it is the number of minibatches in an epoch.
         if self.control_variate is not None:
@@ -212,6 +236,8 @@ class SGMCMCKernel(VectorizedKernel):
                 return known
         if isinstance(self.control_variate, Mapping):
             position = flat_point(potential, self.control_variate, "control_variate")
+        elif isinstance(self.mass, str):
+            return self.find_laplace("mass='laplace'").mode
         else:
             start = potential.init_chains(range(1), 0, self.init_strategy)
             position = minimum(potential, potential.layout.flatten(start)[0])
@@ -241,6 +267,10 @@ class SGMCMCKernel(VectorizedKernel):
             self._minibatches = known
         return list(known(chains.step, num_steps))
 
+    def diagnostics(self) -> dict[str, Any]:
+        """Diagnostics of one chain for a driver, with the largest ``step_size``."""
+        return {**super().diagnostics(), "step_size": self.schedule.max_step_size}
+
     def statistics(self, chains: Chains | Draws) -> dict[str, Tensor]:
         """Statistics of the last step of each chain, or of the steps before draws.
 
@@ -263,11 +293,6 @@ class SGMCMCKernel(VectorizedKernel):
 def noise_scale(variance: Tensor) -> Tensor:
     """Standard deviation of the noise to inject, none where the gradient's own is more."""
     return variance.clamp(min=0.0).sqrt()
-
-
-def without_step_size(options: KernelOptions, mass: Mass) -> KernelOptions:
-    """Options that leave the default step size to the mass that knows one."""
-    return {"step_size": None, **options} if isinstance(mass, str) else options
 
 
 def check_noise_estimate(value: float, largest: float, temperature: float) -> None:

@@ -12,6 +12,7 @@ C. Li, C. Chen, D. Carlson, L. Carin (2016), Preconditioned stochastic gradient 
 for deep neural networks.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_number
-from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel, noise_scale
+from pyro_ext.inference.sgmcmc.kernel import HEAT, KernelOptions, SGMCMCKernel, noise_scale
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
 __all__ = ["PSGLD", "PSGLDState", "init", "step"]
+
+_LARGEST_STEP = 0.05  # by default, where the curvature is one
 
 
 class PSGLDState(NamedTuple):
@@ -104,6 +107,12 @@ class PSGLD(SGMCMCKernel):
         super().__init__(model, **options)
         self.decay = check_number("decay", decay, least=0, below=1)
         self.regularization = check_number("regularization", regularization, above=0)
+
+    def _stable_step_size(self, curvature: float, noise: float) -> float:
+        # A minibatch of n data has a gradient of about N over the root of n, which the
+        # preconditioner divides by N.
+        batch_size = self.potential.data_size / max(self._noise_ratio(), 1.0)
+        return min(_LARGEST_STEP, 2.0 * HEAT / noise) / (curvature * math.sqrt(batch_size))
 
     def _init(self, position: Tensor, keys: Tensor) -> PSGLDState:
         return init(position)

@@ -31,7 +31,6 @@ from pyro_ext.inference.sgmcmc.kernel import (
     SGMCMCKernel,
     check_noise_estimate,
     noise_scale,
-    without_step_size,
 )
 from pyro_ext.inference.sgmcmc.mass import Mass, check_mass, smallest_mass
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
@@ -212,10 +211,9 @@ class SGHMC(FrictionKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         self.mass = check_mass(mass)
-        options = without_step_size(options, mass)
         super().__init__(model, friction, momentum_decay, **options)
         self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
-        if not isinstance(mass, str):
+        if self.step_size is not None and not isinstance(mass, str):
             self._check_noise(mass)
 
     def _check_noise(self, mass: Mass) -> None:
@@ -223,11 +221,13 @@ class SGHMC(FrictionKernel):
         largest = injected / self.schedule.max_step_size**2
         check_noise_estimate(self.noise_estimate, largest, self.temperature)
 
-    def _laplace_step_size(self, noise: float) -> float:
+    def _stable_step_size(self, curvature: float, noise: float) -> float:
         least, most = self._least_and_most()
+        deviation = 1.0 / math.sqrt(curvature)
         if self.momentum_decay is not None:
-            return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT * least / noise))
-        return min(_LARGEST_STEP, 1.0 / most, 2.0 * HEAT * least / noise)
+            return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT * least / noise)) * deviation
+        quietest = 2.0 * HEAT * least * deviation**2 / noise
+        return min(_LARGEST_STEP * deviation, 1.0 / most, quietest)
 
     def _prepare(self) -> None:
         super()._prepare()

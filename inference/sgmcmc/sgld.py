@@ -23,14 +23,13 @@ from pyro_ext.inference.sgmcmc.kernel import (
     SGMCMCKernel,
     check_noise_estimate,
     noise_scale,
-    without_step_size,
 )
 from pyro_ext.inference.sgmcmc.mass import Mass, check_mass, smallest_mass
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
 __all__ = ["SGLD", "SGLDState", "init", "step"]
 
-_LARGEST_STEP = 0.05  # by default, in standard deviations
+_LARGEST_STEP = 0.05  # by default, where the curvature is one
 
 
 class SGLDState(NamedTuple):
@@ -99,9 +98,9 @@ class SGLD(SGMCMCKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         self.mass = check_mass(mass)
-        super().__init__(model, **without_step_size(options, mass))
+        super().__init__(model, **options)
         self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
-        if not isinstance(mass, str):
+        if self.step_size is not None and not isinstance(mass, str):
             self._check_noise(mass)
 
     def _check_noise(self, mass: Mass) -> None:
@@ -109,8 +108,8 @@ class SGLD(SGMCMCKernel):
         largest = injected / self.schedule.max_step_size
         check_noise_estimate(self.noise_estimate, largest, self.temperature)
 
-    def _laplace_step_size(self, noise: float) -> float:
-        return min(_LARGEST_STEP, 2.0 * HEAT / noise)
+    def _stable_step_size(self, curvature: float, noise: float) -> float:
+        return min(_LARGEST_STEP, 2.0 * HEAT / noise) / curvature
 
     def _prepare(self) -> None:
         super()._prepare()

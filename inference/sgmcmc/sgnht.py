@@ -21,13 +21,12 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import check_number, check_optional
 from pyro_ext.inference.sgmcmc.kernel import (
     HEAT,
     KernelOptions,
     SGMCMCKernel,
     noise_scale,
-    without_step_size,
 )
 from pyro_ext.inference.sgmcmc.mass import Mass, check_mass
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
@@ -89,7 +88,8 @@ class SGNHT(SGMCMCKernel):
     Momenta start from their stationary distribution, the thermostat :math:`\zeta` at :math:`A`.
 
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-    :param float friction: :math:`A`, positive.
+    :param float friction: :math:`A`, positive. It is one by default, and with a default step size
+        that goes by the number of data the square root of that number.
     :param mass: :math:`M`: a number, numbers or tensors by site, or ``"laplace"``, see
         :class:`SGHMC`. The step size is then at most 0.1 by default.
     :param options: step size, temperature and what else all kernels take, see
@@ -104,16 +104,22 @@ class SGNHT(SGMCMCKernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        friction: float = 1.0,
+        friction: float | None = None,
         mass: Mass = 1.0,
         **options: Unpack[KernelOptions],
     ) -> None:
         self.mass = check_mass(mass)
-        super().__init__(model, **without_step_size(options, mass))
-        self.friction = check_number("friction", friction, above=0)
+        super().__init__(model, **options)
+        self.friction = check_optional(check_number, "friction", friction, above=0)
+        self._friction = 1.0 if friction is None else friction
 
-    def _laplace_step_size(self, noise: float) -> float:
-        return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT / noise))
+    def _stable_step_size(self, curvature: float, noise: float) -> float:
+        return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT / noise)) / math.sqrt(curvature)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if self.friction is None and self.step_size is None:
+            self._friction = math.sqrt(self._expected_curvature() or 1.0)
 
     def _init(self, position: Tensor, keys: Tensor) -> SGNHTState:
         momentum = normal(
@@ -124,10 +130,10 @@ class SGNHT(SGMCMCKernel):
             dtype=position.dtype,
         )
         scale = torch.as_tensor(self._masses * self.temperature).sqrt().to(momentum)
-        return init(position, momentum * scale, self.friction)
+        return init(position, momentum * scale, self._friction)
 
     def _step(self, *now: Any, **schedules: Any) -> tuple[SGNHTState, Info]:
-        return step(*now, friction=self.friction, mass=self._masses, **schedules)
+        return step(*now, friction=self._friction, mass=self._masses, **schedules)
 
     def _statistics(self, state: SGNHTState) -> dict[str, Tensor]:
         return {
