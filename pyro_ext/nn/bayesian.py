@@ -21,20 +21,28 @@ from pyro_ext._checks import (
 from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.potential import Layout, init_to_suggested
 from pyro_ext.reparam import ExpandedModule
+from pyro_ext.reparam.modules import gains
 
 
 class BayesianModule(nn.Module):
     r"""A network with independent normal priors, :math:`w \sim \text{Normal}(0, \sigma^2)`.
 
     It is called like the network, inside a Pyro model, and samples every parameter under its name
-    in the network. :func:`pyro_ext.reparam.expand_module` is the same with parameter expansion, and
+    in the network. What a normalization layer multiplies by, the ``weight`` of a module that has
+    ``Norm`` in the name of its class, is normal around one: at zero it would pass on nothing.
+    :func:`pyro_ext.reparam.expand_module` is the same with parameter expansion, and
     its draws hold the same names.
 
     :param torch.nn.Module module: the network; it is copied, its own parameters do not matter.
     :param prior_scale: :math:`\sigma`, a number for all parameters, or numbers by shell-style
         pattern of their names, of which the first that fits counts; ``"default"`` names the rest.
+        By default it is one over the root of the fan-in for matrices and kernels of convolutions,
+        so that outputs of layers are of the size of one whatever their width [1], and one for
+        vectors.
     :raises ValueError: for scales that are not positive, a pattern that fits no parameter, a
         parameter without a scale, or a module without parameters.
+
+    [1] R. M. Neal (1996), Bayesian learning for neural networks.
 
     Example::
 
@@ -45,16 +53,23 @@ class BayesianModule(nn.Module):
         ['0.weight', '0.bias', '2.weight', '2.bias']
         >>> network.prior_scales["2.weight"], trace.nodes["_RETURN"]["value"].shape
         (0.5, torch.Size([5, 3]))
+        >>> BayesianModule(MLP(4, [16], 3)).prior_scales
+        {'0.weight': 0.5, '0.bias': 1.0, '2.weight': 0.25, '2.bias': 1.0}
     """
 
-    def __init__(self, module: nn.Module, prior_scale: float | Mapping[str, float] = 1.0) -> None:
+    def __init__(
+        self, module: nn.Module, prior_scale: float | Mapping[str, float] | None = None
+    ) -> None:
         check_instance("module", module, nn.Module, "a torch.nn.Module")
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
-        names = [name for name, _ in self.module.named_parameters()]
+        parameters = dict(self.module.named_parameters())
+        names = list(parameters)
         if not names:
             raise ValueError(f"module must have parameters, got {type(module).__name__}")
-        if isinstance(prior_scale, Mapping):
+        if prior_scale is None:
+            prior_scale = {name: _fan_in(value) ** -0.5 for name, value in parameters.items()}
+        elif isinstance(prior_scale, Mapping):
             for pattern, scale in prior_scale.items():
                 check_number(f"prior_scale[{pattern!r}]", scale, above=0.0)
         else:
@@ -63,6 +78,7 @@ class BayesianModule(nn.Module):
         layout = Layout(shapes, types, torch.device("cpu"))
         scales = layout.expand(prior_scale, "prior_scale").tolist()
         self.prior_scales: dict[str, float] = dict(zip(names, scales, strict=True))
+        self._gains = gains(self.module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Sample the parameters, and run the network with them.
@@ -74,10 +90,16 @@ class BayesianModule(nn.Module):
         values: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters():
             scale = parameter.new_full((), self.prior_scales[name])
-            prior = dist.Normal(torch.zeros_like(scale), scale).expand(parameter.shape)
+            loc = torch.full_like(scale, name in self._gains)
+            prior = dist.Normal(loc, scale).expand(parameter.shape)
             with OwnShapes():
                 values[name] = pyro.sample(name, prior.to_event(parameter.dim()))
         return torch.func.functional_call(self.module, values, args, kwargs)
+
+
+def _fan_in(parameter: Tensor) -> int:
+    """Number of inputs that an output sums over, one for vectors."""
+    return parameter[0].numel() if parameter.dim() > 1 else 1
 
 
 # What one call works on: so many pairs of a draw and a point, and of numbers in their inputs.

@@ -73,6 +73,7 @@ class ExpandedModule(nn.Module):
             strength = check_number("strength", strength, above=0.0)
         self.strength = strength
         self.module = copy.deepcopy(module).requires_grad_(False)
+        self._gains = gains(self.module)
         self._layers = list(_layers(self.module, self.left, self.right))
         if not self._layers:
             raise ValueError(f"module must have parameters, got {type(module).__name__}")
@@ -102,8 +103,9 @@ class ExpandedModule(nn.Module):
                     factors[name] = square_factor(name, weight.shape[dim], weight, self.strength)
             for name, parameter in layer.parameters.items():
                 scale = parameter.new_full((), self.prior_scale)
-                distribution = dist.Normal(torch.zeros_like(scale), scale).expand(parameter.shape)
                 site = layer.site(name)
+                loc = torch.full_like(scale, site in self._gains)
+                distribution = dist.Normal(loc, scale).expand(parameter.shape)
                 middle = f"{site}.V" if self._has_factors(layer, parameter) else site
                 factors[middle] = pyro.sample(middle, distribution.to_event(parameter.dim()))
         return factors
@@ -153,7 +155,8 @@ def expand_module(
 
     :param torch.nn.Module module: the network; it is copied, its own parameters do not matter.
     :param float prior_scale: standard deviation of all entries of the middle factors, and of
-        parameters without factors.
+        parameters without factors. They are normal around zero, and around one where normalization
+        layers multiply by them, as in :class:`~pyro_ext.nn.BayesianModule`.
     :param int left: number of square factors on the side of the output.
     :param int right: number of those on the side of the input.
     :param strength: precision of their entries, or ``"width"`` for the size of each.
@@ -174,6 +177,15 @@ def expand_module(
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     return ExpandedModule(module, prior_scale, left, right, strength)
+
+
+def gains(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters by which normalization layers multiply what they have normalized."""
+    return frozenset(
+        f"{name}.weight" if name else "weight"
+        for name, part in module.named_modules()
+        if "Norm" in type(part).__name__
+    )
 
 
 def _layers(module: nn.Module, left: int, right: int) -> Iterator[_Layer]:

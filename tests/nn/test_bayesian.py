@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_ext.nn import MLP, BayesianModule, ResNet
+from pyro_ext.nn import MLP, BayesianModule, FilterResponseNorm, ResNet
 from pyro_ext.reparam import expand_module
 
 X = torch.randn(7, 4)
@@ -55,6 +55,48 @@ def test_scales(prior_scale, wanted):
         )
         density = density + dist.Normal(0.0, scale).log_prob(value).sum()
     torch.testing.assert_close(trace.log_prob_sum(), density)
+
+
+@pytest.mark.parametrize("width", [4, 400])
+def test_default_priors_fit_the_width(width):
+    """Logits are of the size of one, where priors of one scale make them grow with the width."""
+    module = nn.Sequential(
+        nn.Conv1d(2, width, 3), nn.GroupNorm(1, width), nn.ReLU(), nn.Flatten(), MLP(width, [9], 3)
+    )
+    network = BayesianModule(module)
+    assert network.prior_scales["0.weight"] == 6**-0.5
+    assert network.prior_scales["4.0.weight"] == width**-0.5
+    assert network.prior_scales["1.weight"] == network.prior_scales["0.bias"] == 1.0
+    inputs = torch.randn(20, 2, 3)
+    logits = torch.stack([network(inputs) for _ in range(200)])
+    assert 1.0 < float(logits.square().mean()) ** 0.5 < 3.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.LayerNorm(6), (6,)),
+        (nn.GroupNorm(2, 6), (6, 5)),
+        (nn.BatchNorm1d(6).eval(), (6,)),
+        (nn.InstanceNorm1d(6, affine=True), (6, 5)),
+        (nn.LayerNorm(6, elementwise_affine=False), (6,)),
+        (FilterResponseNorm(6), (6, 5)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("make", [BayesianModule, expand_module])
+@pytest.mark.parametrize("options", [{}, {"prior_scale": 0.5}])
+def test_scales_of_normalization_layers_are_around_one(layer, shape, make, options):
+    module = nn.Sequential(nn.Identity(), layer, nn.Flatten(), nn.LazyLinear(2))
+    inputs = torch.randn(4, *shape)
+    module(inputs)
+    trace = poutine.trace(make(module, **options)).get_trace(inputs)
+    centers = {
+        name.removesuffix(".V"): trace.nodes[name]["fn"].mean.unique().tolist()
+        for name in trace.stochastic_nodes
+    }
+    gain = centers.pop("1.weight", [1.0])
+    assert gain == [1.0] and all(center == [0.0] for name, center in centers.items() if "." in name)
 
 
 def test_type_of_the_parameters():
