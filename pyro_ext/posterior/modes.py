@@ -35,6 +35,10 @@ ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps positions ``(num_points, size)`` to values ``(num_points,)`` and gradients."""
 
 _TOLERANCE = 1e-2
+_ROUNDING = 16.0  # rounding of a potential, in units of the last place
+_MOST_NEWTON_STEPS = 8
+_NUM_LENGTHS = 8
+_MOST_LEFT = 0.01  # squared distance to the mode in standard deviations
 _ROUNDS = 16
 """Each halves the logarithms of what is left; this many balance any scales of double precision."""
 _MOST_PARAMETERS = 2000
@@ -131,7 +135,7 @@ def minimum(
         method="L-BFGS-B",
         jac=True,
         # In single precision a search gets stuck in rounding before smaller changes.
-        options={"maxiter": max_iterations, "ftol": 16 * torch.finfo(start.dtype).eps},
+        options={"maxiter": max_iterations, "ftol": _ROUNDING * torch.finfo(start.dtype).eps},
     )
     if not _is_near_minimum(result):
         warnings.warn(
@@ -259,20 +263,19 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
         )
     mode = anchor_at(potential, minimum(potential, start))
 
-    def gradient(flat: Tensor) -> Tensor:
-        return layout.flatten(potential.full_value_and_grad(layout.unflatten(flat))[1])
+    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = potential.full_value_and_grad(layout.unflatten(flat))
+        return value, layout.flatten(gradient)
 
     distances = 0.01 * mode.position.abs().clamp(min=1.0)
-    for _ in range(_MOST_ROUNDS):
-        hessian = gradient_differences(gradient, mode.position, distances)
-        curvature = hessian.diagonal().nan_to_num(nan=torch.inf)
-        # In standard deviations; where there is no curvature to be seen, go further.
-        reached = distances * curvature.clamp(min=0.0).sqrt()
-        if bool(((reached >= _NEAR[0]) & (reached <= _NEAR[1])).all()):
+    for num_left in reversed(range(_MOST_NEWTON_STEPS + 1)):
+        hessian, distances = _second_derivatives(value_and_gradient, mode.position, distances)
+        # On a potential in the hundred thousands a change of one is lost in single precision, and a
+        # search by values ends short of the mode along what is on a smaller scale than the rest.
+        closer = _newton_step(value_and_gradient, mode.position, hessian) if num_left else None
+        if closer is None:
             break
-        change = _DISTANCE / reached
-        distances = distances * change.clamp(1.0 / _MOST_CHANGE, _MOST_CHANGE)
-    hessian = 0.5 * (hessian + hessian.mT)
+        mode = anchor_at(potential, closer)
     curvature = hessian.diagonal()
     bad = ~(curvature > 0) | ~hessian.isfinite().all(-1)
     # How far a step of Newton's method would go along a parameter, in standard deviations.
@@ -285,9 +288,53 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
         raise ValueError(
             f"{argument} wants a mode of the posterior with a positive curvature, and the search "
             f"came to none at {names}. Scales of groups have none where the data say little of "
-            "them: give numbers by site instead, or write the model with LocScaleReparam"
+            "them: give numbers by site instead, or write the model with LocScaleReparam. Inputs "
+            "on very different scales hide one: standardize them, or compute in float64"
         )
     return Laplace(mode, hessian)
+
+
+def _second_derivatives(
+    value_and_gradient: ValueAndGradient, position: Tensor, distances: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Differences of gradients about half a standard deviation apart, and how far that is.
+
+    Shapes: position, distances (size,); returns (size, size), (size,).
+    """
+    for _ in range(_MOST_ROUNDS):
+        hessian = gradient_differences(lambda z: value_and_gradient(z)[1], position, distances)
+        curvature = hessian.diagonal().nan_to_num(nan=torch.inf)
+        # In standard deviations; where there is no curvature to be seen, go further.
+        reached = distances * curvature.clamp(min=0.0).sqrt()
+        if bool(((reached >= _NEAR[0]) & (reached <= _NEAR[1])).all()):
+            break
+        change = _DISTANCE / reached
+        distances = distances * change.clamp(1.0 / _MOST_CHANGE, _MOST_CHANGE)
+    return 0.5 * (hessian + hessian.mT), distances
+
+
+def _newton_step(
+    value_and_gradient: ValueAndGradient, position: Tensor, hessian: Tensor
+) -> Tensor | None:
+    """A lower point towards the mode of the quadratic, nothing at the mode or where there is none.
+
+    Shapes: position, returns (size,); hessian (size, size).
+    """
+    if not bool(hessian.isfinite().all()):
+        return None
+    eps = torch.finfo(position.dtype).eps
+    factor = whitening_factor(hessian.double(), len(position) * eps)
+    (value,), (gradient,) = value_and_gradient(position[None])
+    unit_gradient = factor.mT @ gradient.double()
+    if not float(unit_gradient.square().sum()) > _MOST_LEFT:
+        return None
+    lengths = 0.5 ** torch.arange(_NUM_LENGTHS).to(factor)
+    points = position - (lengths[:, None] * (factor @ unit_gradient)).to(position)
+    values, gradients = value_and_gradient(points)
+    is_lower = (values <= value + _ROUNDING * eps * value.abs()) & gradients.isfinite().all(-1)
+    is_lower &= (gradients.double() @ factor).norm(dim=-1) < unit_gradient.norm()
+    lower: Tensor = points[is_lower]
+    return lower[0] if len(lower) else None
 
 
 def dispersed_starts(

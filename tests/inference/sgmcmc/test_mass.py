@@ -121,6 +121,33 @@ def test_curvature_is_found_on_any_scale(data: tuple[Tensor, Tensor], float64: N
         )
 
 
+def rare_event(x: Tensor, y: Tensor) -> None:
+    intercept = pyro.sample("intercept", dist.Normal(x.new_zeros(()), 5.0))
+    weight = pyro.sample("weight", dist.Normal(x.new_zeros(x.shape[1]), 2.5).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=intercept + x @ weight), obs=y)
+
+
+def test_the_mode_in_single_precision() -> None:
+    """On unscaled columns and a rare one, along which the potential changes in its last digits."""
+    generator = torch.Generator().manual_seed(0)
+    age = 40.0 + 12.0 * torch.randn(20000, generator=generator)
+    income = torch.exp(10.0 + 0.5 * torch.randn(20000, generator=generator))
+    rare = (torch.arange(20000) % 1000 == 0).float()
+    x = torch.stack([age, income, rare], 1)
+    logits = -3.0 + 0.03 * age + 2e-5 * income + rare
+    y = torch.bernoulli(logits.sigmoid(), generator=generator)
+    single, double = (Potential(rare_event, x.to(t), y.to(t)) for t in (x.dtype, torch.float64))
+    start = torch.zeros(4)
+    found = laplace_at(single, start, "here")
+    exact = laplace_at(double, found.mode.position.double(), "here")
+    distance = found.mode.position.double() - exact.mode.position
+    assert float(distance @ exact.hessian @ distance) < 0.1  # squared, in standard deviations
+    torch.testing.assert_close(
+        found.hessian.diagonal().double(), exact.hessian.diagonal(), rtol=0.01, atol=0.0
+    )
+
+
 @pytest.mark.slow
 @each_kernel
 def test_draws_with_a_mass_by_curvature(kernel_type: Any, data: tuple[Tensor, Tensor]) -> None:
@@ -227,8 +254,13 @@ def test_errors(subtests: pytest.Subtests, data: tuple[Tensor, Tensor]) -> None:
         with pyro.plate("groups", 5):
             pyro.sample("effect", dist.Normal(0.0, scale))
 
-    with pytest.raises(ValueError, match="mass='laplace' wants a mode .* LocScaleReparam"):
+    wanted = "mass='laplace' wants a mode .* LocScaleReparam.* compute in float64"
+    with pytest.raises(ValueError, match=wanted):
         SGHMC(funnel, mass="laplace").setup(0)
+    x = data[0].clone()
+    x[3, 1] = math.inf
+    with pytest.raises(ValueError, match=r"^x must be finite, got inf in row 3: over all"):
+        SGHMC(regression, mass="laplace").setup(0, x, data[1], 1)
     with pytest.raises(ValueError, match="noise_estimate must be at most"):
         SGHMC(regression, mass="laplace", step_size=0.1, noise_estimate=1e9).setup(0, *data)
 
