@@ -27,6 +27,10 @@ _LEAST_MOVES = 5
 # A proposal weighs the points of two of K clusters a few times, a sweep each point against all K:
 # as measured, K**2 / 80 proposals take as long.
 _BALANCE = 1 / 80
+# Moving one hyperparameter takes as long as a round of proposals and a sweep that weigh so many
+# pairs of a point and a cluster.
+_PAIRS = 5000
+_MOST_ROUNDS = 20
 
 
 class TreeGuided(ConjugateKernel):
@@ -34,7 +38,9 @@ class TreeGuided(ConjugateKernel):
 
     A step makes ``num_global_moves`` proposals, and then moves single points. Trees over the points
     of clusters, with the posterior of Bayesian hierarchical clustering, say which cluster falls
-    apart and where, and which two belong together.
+    apart and where, and which two belong together. By default it does so in several rounds where
+    there are few points, until that has taken about as long as moving the hyperparameters: the
+    number of clusters moves more slowly than these.
 
     It leaves the posterior invariant. All points have one tree, by Ward's method, and the tree of a
     cluster is that tree restricted to its points. A split takes two anchors on either side of a
@@ -49,8 +55,9 @@ class TreeGuided(ConjugateKernel):
     :param prior: as of :class:`MarginalGibbs`.
     :param cluster: likewise.
     :param str mode: ``"exact"``, the only one.
-    :param int num_global_moves: proposals in a step. By default those that take as long as moving
-        all points singly, by the number of clusters in the warm-up, but at least 5.
+    :param int num_global_moves: proposals in a step, of a single round. By default those that take
+        as long as moving all points singly, by the number of clusters in the warm-up, but at least
+        5, and the number of rounds goes by that number too.
     :param float local_fraction: how many points are moved singly, as a fraction of all.
     :param int num_scans: times that the points of a split may go to their likelier side before they
         are drawn.
@@ -68,7 +75,7 @@ class TreeGuided(ConjugateKernel):
         True
     """
 
-    adapted = ("_adapts", "_num_moves")
+    adapted = ("_adapts", "_num_moves", "_num_rounds")
     _setting_names = (
         *ConjugateKernel._setting_names,
         "num_global_moves",
@@ -100,33 +107,46 @@ class TreeGuided(ConjugateKernel):
         )
         self.local_fraction = check_number("local_fraction", local_fraction, above=0.0, most=1.0)
         self.num_scans = check_integer("num_scans", num_scans, 0)
-        self._adapts, self._num_moves = False, 0
+        self._adapts, self._num_moves, self._num_rounds = False, 0, 1
         self._order, self._heights = np.empty(0, np.int64), np.empty((0, 0))
         super().__init__(prior, cluster, init=init)
 
     def setup(self, warmup_steps: int, x: Tensor) -> None:
         """Take the data.
 
-        :param int warmup_steps: steps in which the number of proposals is adapted.
+        :param int warmup_steps: steps in which the numbers of proposals and rounds are adapted.
         :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
         """
         super().setup(warmup_steps, x)
         self._adapts = self.num_global_moves is None and warmup_steps > 0
         self._num_moves = _LEAST_MOVES if self.num_global_moves is None else self.num_global_moves
+        self._num_rounds = 1
         self._order, self._heights = neighbor_tree(self.mixture.points.double().cpu().numpy())
 
     def end_warmup(self) -> None:
-        """Keep the number of proposals as it is."""
+        """Keep the numbers of proposals and rounds as they are."""
         self._adapts = False
 
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        rounds = [self._round(labels, situation) for _ in range(self._num_rounds)]
+        if self._adapts:
+            number = len(np.unique(labels))
+            self._num_moves = max(round(_BALANCE * number**2), _LEAST_MOVES)
+            start = self.initial_params
+            num_sites = sum(start[name].numel() for name in self.mixture.names)
+            balanced = _PAIRS * num_sites // (number * len(labels))
+            self._num_rounds = min(max(balanced, 1), _MOST_ROUNDS)
+        return acceptance_rates(("split", "merge"), np.sum(rounds, axis=0))
+
+    def _round(self, labels: Integers, situation: Situation) -> Integers:
+        """Propose splits and merges, and move single points; return counts of both proposals."""
         from pyro_ext.inference.partitions._exact_moves import exact_sweep
 
         number = len(labels)
         some = torch.randperm(number)[: max(round(number * self.local_fraction), 1)].numpy()
         compiled, log_size, log_number, *_ = situation
         ordered = labels[self._order]
-        counts = exact_sweep(
+        counts: Integers = exact_sweep(
             compiled._replace(points=compiled.points[self._order]),
             ordered,
             self._heights,
@@ -138,7 +158,4 @@ class TreeGuided(ConjugateKernel):
         )
         labels[self._order] = ordered
         sweep(labels, some, situation)
-        if self._adapts:
-            balanced = round(_BALANCE * len(np.unique(labels)) ** 2)
-            self._num_moves = max(balanced, _LEAST_MOVES)
-        return acceptance_rates(("split", "merge"), counts)
+        return counts

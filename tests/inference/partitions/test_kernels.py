@@ -251,6 +251,25 @@ def test_proposals_are_balanced_in_the_warm_up_and_a_checkpoint_knows(tmp_path):
     assert kernel._num_moves == 5
 
 
+def test_hyperparameters_of_few_points_are_moved_after_several_rounds():
+    """In the warm-up alone: rounds that went by where a chain is would not keep the posterior."""
+
+    cluster = KnownVarianceGaussianCluster(torch.zeros(1), 3.0, 1.0)
+
+    def kernel_after(x, **options):
+        kernel = TreeGuided(prior, cluster, **options)
+        MCMC(kernel, 2, warmup_steps=2, seed=0, progress=False).run(x)
+        return kernel
+
+    few, many = torch.linspace(-3.0, 3.0, 10)[:, None], 1000.0 * torch.arange(300.0)[:, None]
+    kernel = kernel_after(few)
+    assert kernel._num_rounds == 20
+    kernel.setup(0, few)
+    assert kernel._num_rounds == 1
+    assert kernel_after(many, init="each")._num_rounds == 1
+    assert kernel_after(few, num_global_moves=5)._num_rounds == 1
+
+
 def test_under_the_mcmc_of_pyro():
     kernel = MarginalGibbs(prior, gaussian_cluster())
     mcmc = PyroMCMC(kernel, num_samples=5, warmup_steps=2, disable_progbar=True)
@@ -480,6 +499,26 @@ def test_default_cluster_from_data():
     cluster = GaussianCluster.from_data(FIVE)
     mcmc = MCMC(MarginalGibbs(PROCESSES["Dirichlet"], cluster), 3, seed=0, progress=False).run(FIVE)
     assert mcmc.get_samples()["assignment"].shape == (3, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_chains_agree_on_the_number_of_clusters_of_wine():
+    """With the warm-up and number of draws that the how-to has."""
+    from pyro.ops.stats import split_gelman_rubin
+    from sklearn.datasets import load_wine
+
+    features = torch.tensor(load_wine().data)
+    features = (features - features.mean(0)) / features.std(0)
+    x = features @ torch.linalg.svd(features, full_matrices=False)[2][:4].mT
+
+    def concentration():
+        return DirichletProcess(pyro.sample("concentration", dist.Gamma(torch.tensor(1.0), 1.0)))
+
+    kernel = TreeGuided(concentration, GaussianCluster.hyperprior(x))
+    mcmc = MCMC(kernel, 100, warmup_steps=50, num_chains=4, seed=0, progress=False).run(x)
+    numbers = mcmc.sample_statistics()["num_clusters"].double()
+    assert split_gelman_rubin(numbers, 0, 1) < 1.1
 
 
 @pytest.mark.slow
