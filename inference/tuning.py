@@ -204,7 +204,10 @@ def tune(
         [400, 400, 200, 200]
     """
     _check(kernel, num_steps, num_chains, num_samples)
+    check_start(initial_params, num_chains)
+    seed = fresh_seed(seed)
     if grid is None and kernel.step_size is None:  # it goes by the number of data
+        _kept_steps(kernel.schedule, num_steps, num_samples)
         measured = kernel.replace()
         measured.first_values = first_values(initial_params)
         measured.setup(0, *args, **kwargs)
@@ -218,8 +221,6 @@ def tune(
     for settings in candidates:
         for _, end in rungs:
             _kept_steps(_changed(kernel, settings).schedule, end, num_samples)
-    check_start(initial_params, num_chains)
-    seed = fresh_seed(seed)
 
     search = _Search(kernel, num_chains, num_samples, initial_params, seed, args, kwargs)
     search.add(candidates)
