@@ -310,7 +310,7 @@ class AmortizedMixtureGuide(AutoGuide):
             if mask.dtype != torch.bool or mask.shape != points.shape[:-1]:
                 raise ValueError(
                     f"mask must be a bool tensor of the shape {tuple(points.shape[:-1])}, got "
-                    f"{mask.dtype} of the shape {tuple(mask.shape)}"
+                    f"{mask.dtype} of the shape {tuple(mask.shape)} for the points of x"
                 )
         check_finite("x", points if mask is None else points.masked_fill(~mask[..., None], 0))
         rows = self.network(points) if mask is None else self.network(points, mask)

@@ -241,6 +241,7 @@ def check_finite(argument: str, tensor: Tensor) -> None:
     """Check that no number is NaN or infinite; an error says in which rows they are."""
     if not tensor.is_floating_point() or torch.compiler.is_compiling():
         return
+    check_has_values(argument, tensor)
     is_wrong = ~tensor.detach().isfinite()
     try:
         if not bool(is_wrong.any()):

@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"pyro_ext": 1, "inference": 2, "models": 3, "tutorials": 4}
 # The command looks at every floor and the checks of kernels run them: nothing imports either.
 MAY_LOOK_UP = re.compile(r"pyro_ext\.(cli|testing)(\.|$)")
-# Drivers stand beside the room that runs their chains.
-OF_THE_DRIVERS = re.compile(r"pyro_ext\.inference\.(mcmc|streaming|gibbs|tuning)$")
+# Drivers, and the checks of how they run kernels, stand beside the room that runs their chains.
+OF_THE_DRIVERS = re.compile(
+    r"pyro_ext\.(inference\.(mcmc|streaming|gibbs|tuning)|testing\.kernels)$"
+)
 
 
 def name_of(path: Path) -> str:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_ext._checks import (
     check_callable,
+    check_has_values,
     check_instance,
     check_integer,
     check_number,
@@ -243,6 +244,8 @@ def _check_rows(argument: str, rows: Any, least: int = 0) -> None:
     """Check tensors with an example in each row."""
     wanted = "tensors of real numbers with a row for each example"
     rows = check_sequence(argument, rows, wanted, 1, Tensor)
+    for row in rows:
+        check_has_values(argument, row)
     sizes = {len(row) if row.dim() else -1 for row in rows}
     if len(sizes) != 1 or min(sizes) < least or any(row.is_complex() for row in rows):
         raise ValueError(

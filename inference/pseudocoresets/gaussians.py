@@ -107,9 +107,9 @@ def _as_gaussians(
     vector, matrix = f"(*batch, {mean.shape[-1]})", f"(*batch, {mean.shape[-1]}, {mean.shape[-1]})"
     return (
         mean,
-        as_tensor("covariance", covariance, matrix),
-        as_tensor("other_mean", other_mean, vector),
-        as_tensor("other_covariance", other_covariance, matrix),
+        as_tensor("covariance", covariance, matrix, like=mean),
+        as_tensor("other_mean", other_mean, vector, like=mean),
+        as_tensor("other_covariance", other_covariance, matrix, like=mean),
     )
 
 

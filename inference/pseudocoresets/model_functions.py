@@ -132,7 +132,7 @@ def linearized_marginal(
     """
     check_callable("function", function)
     mean = as_tensor("mean", mean, "(size,)")
-    covariance = as_tensor("covariance", covariance)
+    covariance = as_tensor("covariance", covariance, like=mean)
     check_number("jitter", jitter, least=0)
     size = mean.shape[0]
     if covariance.shape not in ((size,), (size, size)):

@@ -16,7 +16,6 @@ from pyro_ext._checks import (
     check_optional,
     check_tensors,
 )
-from pyro_ext.inference._running.driver import Driver
 from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -307,5 +306,5 @@ class MCMCSurrogate(Surrogate):
             progress=False,
         )
         # Without the warnings of a run at its end: the draws of one step are meant to be few.
-        Driver.run(mcmc, *args, **kwargs)
+        super(MCMC, mcmc).run(*args, **kwargs)
         return layout.flatten(potential.unconstrain(mcmc.get_samples()))

@@ -21,6 +21,7 @@ from pyro_ext._checks import (
     check_integer,
     check_number,
     check_optional,
+    shown,
 )
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
 from pyro_ext.inference.pseudocoresets.posteriors import (
@@ -133,6 +134,8 @@ def _check(
     check_instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
     check_instance("start", start, Tensor, "a tensor")
     as_tensor("start", start, f"(*batch, {posterior.layout.size})")
+    if not start.is_floating_point():
+        raise TypeError(f"start must have a floating-point type, got {shown(start)}")
     if not isinstance(learning_rate, Tensor):
         check_number("learning_rate", learning_rate, least=0)
 

@@ -29,6 +29,7 @@ from pyro_ext._checks import (
     check_integer,
     check_number,
     check_sequence,
+    named_in_errors,
     shown,
 )
 from pyro_ext._progress import progress_bar
@@ -329,7 +330,8 @@ class RewardModel:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """Features of images, checked."""
-        found = self.features(images)
+        with named_in_errors("images", images):
+            found = self.features(images)
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images):
             raise ValueError(
                 f"features must return the shape ({len(images)}, num_features), got {shown(found)}"
@@ -339,7 +341,7 @@ class RewardModel:
     def _known_features(self, images: Any) -> Tensor:
         """Features of images, as many as those of the training had."""
         wanted: Any = self._trained()[0].num_features
-        found = self._features(_as_images(images))
+        found = self._features(_as_images(images)).to(next(self._trained().parameters()))
         if found.shape[1] != wanted:
             raise ValueError(
                 f"images must have {wanted} features, as those of the training, got "

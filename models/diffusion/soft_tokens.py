@@ -242,7 +242,8 @@ class RewardWeightedInversion:
     ) -> None:
         check_instance("unet", unet, nn.Module, "a network of diffusers")
         check_instance("token", token, SoftToken, "a SoftToken")
-        latents = as_tensor("latents", latents, "(num_images, ...)", finite=True)
+        like = next(unet.parameters(), None)
+        latents = as_tensor("latents", latents, "(num_images, ...)", finite=True, like=like)
         if weights is None:
             weights = latents.new_ones(len(latents))
         weights = as_tensor("weights", weights, f"({len(latents)},)", finite=True)
@@ -278,6 +279,8 @@ class RewardWeightedInversion:
         :param Tensor weights: by default ones. **Shape:** ``(batch,)``.
         :returns: a scalar.
         """
+        x = as_tensor("x", x, like=self.latents)
+        noise = as_tensor("noise", noise, like=self.latents)
         states = self.token.encode([self.prompt])
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:

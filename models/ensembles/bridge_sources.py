@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,12 @@ from typing_extensions import TypeIs
 
 from pyro_ext._checks import as_tensor, check_instance
 
-__all__ = ["BridgeSource"]
+__all__ = ["BridgeSource", "as_input"]
+
+
+def as_input(x: Any, network: nn.Module) -> Tensor:
+    """Take inputs in the type of a network's parameters, and on their device."""
+    return as_tensor("x", x, "(batch, ...)", finite=True, like=next(network.parameters(), None))
 
 
 class BridgeSource(nn.Module):
@@ -50,7 +56,7 @@ class BridgeSource(nn.Module):
     ) -> None:
         super().__init__()
         check_instance("network", network, nn.Module, "a module")
-        x = as_tensor("x", x, "(batch, ...)", finite=True)
+        x = as_input(x, network)
         if not (feature is None or isinstance(feature, str) or callable(feature)):
             raise TypeError(
                 f"feature must be the name of a layer or a function of inputs, got {feature!r:.80}"
@@ -124,7 +130,7 @@ class BridgeSource(nn.Module):
         :param Tensor x: **Shape:** ``(batch, *input)``.
         :returns: logits and features.
         """
-        x = as_tensor("x", x, "(batch, ...)", finite=True)
+        x = as_input(x, self.network)
         if x.dim() != self._num_dims:
             raise ValueError(f"x must have {self._num_dims} dimensions, got {tuple(x.shape)}")
         if not isinstance(self.feature, str):

@@ -32,7 +32,7 @@ from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.ensembles.bridge_schedule import BridgeSchedule
-from pyro_ext.models.ensembles.bridge_sources import BridgeSource
+from pyro_ext.models.ensembles.bridge_sources import BridgeSource, as_input
 from pyro_ext.models.ensembles.score_networks import ScoreConvNet, ScoreMLP
 from pyro_ext.random import seeded
 
@@ -238,7 +238,7 @@ class DiffusionBridgeNetwork(PyroModule):
             rest.
         """
         self._check_targets(members, teacher, alpha)
-        x = as_tensor("x", x, "(batch, ...)")
+        x = as_input(x, self.source)
         with torch.no_grad():
             start, feature = self._start(x, is_random=True)
             target = ensemble_logits(torch.stack([member(x) for member in members]))
@@ -295,7 +295,7 @@ class DiffusionBridgeNetwork(PyroModule):
         :returns: the loss of each step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
-        x = as_tensor("x", x, "(n, ...)", finite=True)
+        x = as_input(x, self.source)
         self._check_targets(members, teacher, alpha)
         check_integer("num_steps", num_steps, 0)
         check_number("mixup", mixup, least=0)

@@ -268,7 +268,8 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
         """
-        process, (sizes, numbers) = process_of(self.prior), _check_table(table).unbind(-1)
+        table = _check_table(table)
+        process, (sizes, numbers) = process_of(self.prior), table.unbind(-1)
         if isinstance(process, PitmanYor):
             log_density = _log_closed(process, table)
         else:
@@ -285,7 +286,8 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
         """
-        process, (sizes, numbers) = process_of(self.prior), _check_table(table).unbind(-1)
+        table = _check_table(table)
+        process, (sizes, numbers) = process_of(self.prior), table.unbind(-1)
         if isinstance(process, PitmanYor):
             return _count(table, _log_closed(process, table), process)
         log_unit = _log_unit(process, numbers.sum().double().log())

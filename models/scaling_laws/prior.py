@@ -163,8 +163,8 @@ Draw = Callable[..., Tensor]
 class _Accepted:
     """Draws the sites of a program of curves as they are in curves that are allowed.
 
-    Each site but the family has the law of its draw in all of the program, given the sites before
-    it and that the curve is allowed: the program is run ahead, out of Pyro's sight, until it is.
+    Each site but the family is distributed as in the whole program, given the sites before it and
+    that the curve is allowed: the program is run ahead, out of Pyro's sight, until it is.
     Sites are drawn from such a run as long as each had the value that it has there. After one that
     had another, as under ``condition``, the rest is run ahead again.
     """

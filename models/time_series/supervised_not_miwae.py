@@ -107,7 +107,8 @@ class SupervisedNotMIWAE(PyroModule):
         >>> mask = torch.rand(6, 5, 3) < 0.7
         >>> y = torch.tensor([0, 1] * 3)
         >>> model = SupervisedNotMIWAE(3, 2, latent_size=2, width=4, num_layers=1)
-        >>> losses = model.fit(x, y, mask, num_epochs=1, seed=0, progress=False)
+        >>> losses = model.fit(
+        ...     x, y, mask, num_epochs=1, validation_fraction=0.0, seed=0, progress=False)
         >>> found = model.predict(x, mask, seed=0)
         >>> found.probs.shape, found.loc.shape, found.weights.shape, found.ess.shape
         (torch.Size([6, 2]), torch.Size([6, 5, 3]), torch.Size([20, 6]), torch.Size([6]))

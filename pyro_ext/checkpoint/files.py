@@ -178,7 +178,9 @@ def take_lock(lock: Path, checkpoint: str | Path) -> "Lock[Any]":
             _files.open_file(lock, links=False).close()  # a link or a pipe must not be locked
         return FileLock(lock).acquire(timeout=0)
     except Timeout as error:
-        raise CheckpointError(f"another process is writing to {named}") from error
+        raise CheckpointError(
+            f"another process is writing to checkpoint={str(checkpoint)!r}"
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"{named} cannot be written to ({error.strerror or error}: {lock}). Make it writable, "

@@ -83,6 +83,8 @@ def strategy_at(
     def strategy(site: dict[str, Any]) -> Tensor:
         name, fn = site["name"], site["fn"]
         if values is not None and name in values and values[name].shape == _whole_shape(site):
+            if not bool(bijection(fn.support).inv(values[name]).isfinite().all()):
+                raise ValueError(f"initial_params[{name!r}] lies outside the support {fn.support}")
             return values[name]
         if params is not None and values is None and name in params:
             value: Tensor = bijection(fn.support)(params[name])

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_ext._checks import check_finite, shown
+from pyro_ext._checks import check_finite, check_has_values, shown
 
 __all__ = ["arguments_by_name", "as_tensors", "named_arguments", "not_finite", "not_finite_in"]
 
@@ -25,6 +25,9 @@ def as_tensors(
 
     Floating-point numbers get PyTorch's default type. A model that takes arrays gets arrays.
     """
+    for name, value in arguments_by_name(model, args, kwargs):
+        if isinstance(value, Tensor):
+            check_has_values(name, value)
     given = (*args, *kwargs.values())
     if not any(isinstance(value, np.ndarray | list) for value in given):
         return args, dict(kwargs)

@@ -126,7 +126,7 @@ class _Terms(NamedTuple):
     """Log densities that depend on enumerated sites, by site, with what their dimensions are.
 
     :param packed: with dimensions that carry names, those of plates and of enumerated sites.
-    :param raw: as they come: enumerated dimensions, then ``depth`` dimensions of plates.
+    :param raw: with enumerated dimensions left of ``depth`` dimensions of plates.
     :param dims: the site that is enumerated along each (negative) dimension of a raw one.
     :param plates: symbols of the plates around each.
     :param sizes: of the plates, by symbol.
@@ -341,7 +341,7 @@ _REMEDY = (
 
 
 def _at(term: Tensor, dims: Mapping[int, str], depth: int, indices: Mapping[str, Tensor]) -> Tensor:
-    """A log density at certain values of the discrete sites. Shapes: returns those of plates."""
+    """Select a log density at values of the discrete sites. Shapes: returns those of plates."""
     position: list[Any] = []
     for dim in range(-term.dim(), 0):
         size = term.shape[dim]
@@ -361,7 +361,7 @@ def without_mask(record: Record) -> Record:
 
 
 def _is_close(value: Tensor, expected: Tensor) -> bool:
-    """Whether a log density is the expected one, and no larger."""
+    """Compare a log density with the expected one, whose shape it must not exceed."""
     try:
         value, wide = torch.broadcast_tensors(value, expected)
     except RuntimeError:

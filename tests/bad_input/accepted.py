@@ -521,11 +521,10 @@ NOT_WALKED: dict[str, str] = {
 RAW: list[tuple[str, str, str]] = [
     ("*", "torch.float16", "it names the operation that there is not in half precision"),
     ("*", "another size", "it names the sizes that do not fit together"),
-    ("potential.P*", "sparse", "the model sees to its data"),
-    ("*.PosteriorBootstrap.run.x", "sparse", "the model sees to its data"),
-    ("*.AutoAdjointSampler.fit.x", "sparse, meta", "the model sees to its data"),
     ("*.BarDistribution.log_prob.value", "torch.bool", "as of PyTorch's own distributions"),
     ("*.learn_lie_symmetries.solutions", "torch.bool", "zeros and ones have no derivatives"),
+    ("*_marginal.snapshots", "torch.float64", "the caller's function has a type of its own"),
+    ("*.linearized_marginal.mean", "torch.float64", "the caller's function has a type of its own"),
 ]
 
 # Where a text is the path of a file, an error is of the file system or of what is in the file.

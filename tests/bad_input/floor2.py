@@ -79,9 +79,8 @@ def log_likelihood(samples):
     return dist.Normal(samples["loc"][..., None], 1.0).log_prob(X)
 
 
-KERNEL: dict[str, Any] = dict(
-    model=model, step_size=0.01, temperature=1.0, steps_per_sample=1, backend="eager"
-)
+EAGER: dict[str, Any] = dict(backend="eager", steps_per_sample=1)
+KERNEL: dict[str, Any] = dict(model=model, step_size=0.01, temperature=1.0, **EAGER)
 DRIVER: dict[str, Any] = dict(
     num_samples=2,
     warmup_steps=1,
@@ -113,8 +112,7 @@ HAMILTONIAN: dict[str, Any] = dict(
     full_mass=False,
     share_mass_matrix=False,
     target_accept_prob=0.8,
-    backend="eager",
-    steps_per_sample=1,
+    **EAGER,
 )
 
 
@@ -128,19 +126,11 @@ def kernels() -> dict[str, Call]:
         "L2E": call(**KERNEL, kinetics=ResidualKinetics(hidden_sizes=(4,))),
         "L2E.pretrained": call(model=model, step_size=0.01),
         "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
-        "LaplaceHMC": call(
-            model=model,
-            num_leapfrog_steps=2,
-            trajectory_length=1.5,
-            backend="eager",
-            steps_per_sample=1,
-        ),
+        "LaplaceHMC": call(model=model, num_leapfrog_steps=2, trajectory_length=1.5, **EAGER),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
-        "MEADS": call(model=model, step_size=0.5, damping=1.0, backend="eager", steps_per_sample=1),
+        "MEADS": call(model=model, step_size=0.5, damping=1.0, **EAGER),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
-        "IndependenceMetropolis": call(
-            model=model, num_points=32, local_fraction=0.25, backend="eager", steps_per_sample=1
-        ),
+        "IndependenceMetropolis": call(model=model, num_points=32, local_fraction=0.25, **EAGER),
         "RandomWalk": call(scale=1.0),
         "Gibbs": call(blocks=[(RandomWalk(1.0), ["loc"])], model=model),
         "LogJoint": call(model=model, args=(X,), kwargs={}),
@@ -564,7 +554,11 @@ def sgmcmc() -> dict[str, Call]:
 # Where a module has several parts, a word says which.
 def training() -> dict[str, Call]:
     x = torch.ones(2, requires_grad=True)
-    trainer, loss = Trainer([x]), partial(torch.dot, x, x)
+    trainer = Trainer([x])
+
+    def loss() -> torch.Tensor:
+        return x.square().sum()
+
     return {
         "Trainer": call(
             parameters=[x],

@@ -409,8 +409,6 @@ class TestErrors:
             (np.array([0, 3, 0]), r"labels must lie in 0 \.\. 2, got 3 at \(1,\)"),
             (np.array([0, 0, -1]), r"labels must lie in 0 \.\. 2, got -1 at \(2,\)"),
             (np.array([0.0, 1.0, 0.0]), r"labels must be .* integers, got a float64 array"),
-            (torch.tensor([True, False, True]), r"labels must be integers, got torch\.bool"),
-            (np.array([True, False, True]), r"labels must be integers, got torch\.bool"),
             (np.array([0, 1]), r"labels must have the shape \(3,\), got \(2,\)"),
             (LABELS[None], r"labels must have the shape \(3,\), got \(1, 3\)"),
             (np.eye(3), r"labels must be .* integers"),

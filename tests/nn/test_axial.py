@@ -265,4 +265,5 @@ def test_wrong_fields_are_refused():
                 block(torch.randn(1, *sizes, 2))
     with pytest.raises(ValueError, match="features must have axes of size 4 at least"):
         AxialGraphConv(2, 3, 4, stride=4)(torch.randn(1, 2, 3, 5, 2))
-    assert SXCNN(1, 2, 4, 2)(torch.full((1, 3, 4, 1), torch.nan)).isnan().all()
+    with pytest.raises(ValueError, match="inputs must be finite, got nan in row 0"):
+        SXCNN(1, 2, 4, 2)(torch.full((1, 3, 4, 1), torch.nan))

@@ -50,8 +50,11 @@ def cubic(x: Tensor) -> None:
 
 
 def starting_at(*values: float) -> Any:
-    """A strategy that starts one expert after the other at given values."""
-    left = list(values)
+    """A strategy that starts one expert after the other at given values.
+
+    The densities of all data and of a minibatch are looked at before, where the first one starts.
+    """
+    left = [values[0], values[0], *values]
     return lambda site: torch.full(site["fn"].shape(), left.pop(0))
 
 

@@ -247,7 +247,7 @@ def test_files(tmp_path: Path) -> None:
     make = partial(AutoPseudocoreset, logistic, x, y, size=6, learnable=["x", "y"])
     guide = make(seed=0).fit(ForwardKL(), 3, progress=False)
     guide.save(tmp_path / "coreset.safetensors")
-    loaded = make(seed=1).load(tmp_path / "coreset.safetensors")
+    loaded = make().load(tmp_path / "coreset.safetensors")
     for one, other in zip(guide.pseudodata, loaded.pseudodata, strict=True):
         torch.testing.assert_close(one, other)
     fixed = AutoPseudocoreset(logistic, x, y, size=6, seed=0)

@@ -236,7 +236,7 @@ def test_samples_of_a_batch_are_those_alone(case):
     outputs = torch.cat([case(alone, [row]) for row in range(4)])
     depths = wrapped.early_exit.schedule(case.t)
     assert alone.early_exit.num_block_calls == int(depths.sum())
-    torch.testing.assert_close(outputs, together, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(outputs, together, atol=1e-5, rtol=1e-4)
     outputs.square().sum().backward()
     for name, parameter in alone.named_parameters():
         if gradients[name] is not None:

@@ -179,9 +179,11 @@ def test_pyro_model_has_plates_and_an_observed_site(name):
     }
     assert site["log_prob"].shape == (4, 10)
     assert (site["log_prob"][~batch.target_mask] == 0).all()
-    latent = {"NP": "z", "ANP": "z", "MPNP": "noise", "MPANP": "noise"}.get(name)
+    rows = {"rows", "residual_rows"}
+    latents = dict.fromkeys(("NP", "ANP"), {"z"}) | dict.fromkeys(("MPNP", "MPANP"), {"noise"})
+    latents |= dict.fromkeys(("BNP", "BANP"), rows)
     sampled = {key for key, node in given.nodes.items() if node["type"] == "sample"}
-    assert sampled - {"task", "point"} == {"y", latent} - {None}
+    assert sampled - {"task", "point"} == {"y"} | latents.get(name, set())
     free = process(*batch.context[:2], batch.target_inputs.nan_to_num())
     assert free.shape == (4, 10, 3)
 
@@ -199,7 +201,7 @@ def test_likelihood_of_the_pyro_model_is_the_loss(name):
 def test_parameters_are_registered_once_and_trained(name):
     process, batch = make(name), tasks()
     guide = getattr(process, "guide", lambda *_: None)
-    if name in ("MPNP", "MPANP"):
+    if name in ("MPNP", "MPANP", "BNP", "BANP"):
         guide = poutine.block(process, hide=["y"])
     svi = SVI(process, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     before = [parameter.detach().clone() for parameter in process.parameters()]
