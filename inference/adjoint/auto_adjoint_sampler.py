@@ -254,12 +254,15 @@ class AutoAdjointSampler(AutoContinuous):
 def _are_same(one: Any, other: Any) -> bool:
     """Whether arguments are equal."""
     (leaves, spec), (others, other_spec) = pytree.tree_flatten(one), pytree.tree_flatten(other)
-    return spec == other_spec and all(
-        torch.equal(leaf, its)
-        if isinstance(leaf, Tensor) and isinstance(its, Tensor)
-        else leaf is its or np.array_equal(leaf, its)
-        for leaf, its in zip(leaves, others, strict=True)
-    )
+    return spec == other_spec and all(map(_is_same, leaves, others))
+
+
+def _is_same(leaf: Any, other: Any) -> bool:
+    """Whether leaves of arguments are equal, tensors in how they are stored, too."""
+    if leaf is other or not (isinstance(leaf, Tensor) and isinstance(other, Tensor)):
+        return leaf is other or np.array_equal(leaf, other)
+    kinds = [(x.layout, x.device, x.dtype) for x in (leaf, other)]
+    return kinds[0] == kinds[1] and torch.equal(leaf.to_dense(), other.to_dense())
 
 
 def _untouched(x: Tensor) -> Tensor:
