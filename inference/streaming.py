@@ -1,13 +1,15 @@
 """A driver that keeps running moments instead of draws."""
 
-from collections.abc import Iterator
-from typing import Any, Unpack
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Self, Unpack
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext.inference._running.driver import Driver, DriverOptions
+from pyro_ext.inference._running.end_of_run import warn_of_moments
 from pyro_ext.inference._running.moments import Moments, merge, moments_of, pool
 from pyro_ext.inference._running.segments import Segment
 from pyro_ext.inference._running.stores import FolderStore
@@ -15,13 +17,16 @@ from pyro_ext.posterior.starts import Start
 
 __all__ = ["StreamingMCMC"]
 
+_DIVERGING = "statistic:diverging"  # a name beside those of sites
+
 
 class StreamingMCMC(Driver):
     """Runs chains of a kernel and keeps mean and variance of their draws, not the draws.
 
     It takes the memory of a draw however long it runs. With a ``checkpoint`` it goes on after it
     was killed, as :class:`~pyro_ext.inference.MCMC` does; its moments are then the same but for
-    rounding.
+    rounding. At its end it warns of divergences and of sites whose R-hat is above 1.01; what needs
+    the draws, such as effective sample sizes, it can't see.
 
     :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's.
     :param int num_samples: draws of each chain to take into account.
@@ -60,6 +65,15 @@ class StreamingMCMC(Driver):
         self._moments: dict[range, dict[str, Moments]] = {}
         self._folder: FolderStore | None = None
 
+    def run(self, *args: Any, **kwargs: Any) -> Self:
+        """Run the chains, see :meth:`pyro_ext.inference.MCMC.run`."""
+        super().run(*args, **kwargs)
+        if not self.interrupted and any(self._moments.values()):
+            moments = self._complete()
+            number = int(next(iter(moments.values())).num_draws.min())
+            warn_of_moments(self._r_hats(moments), self._diverging(), number)
+        return self
+
     def get_statistics(self, group_by_chain: bool = False) -> dict[str, dict[str, Tensor]]:
         """Number, mean and variance of the draws of each site and quantity.
 
@@ -80,15 +94,14 @@ class StreamingMCMC(Driver):
     def diagnostics(self) -> dict[str, Any]:
         """R-hat of each site and quantity, from the moments of whole chains, not split ones.
 
-        :returns: ``"r_hat"`` by name, not a number for a single chain; ``"stopped_chains"`` with
-            step and reason by number of the chain.
+        :returns: ``"r_hat"`` by name, not a number for a single chain or what does not change; the
+            number of ``"divergences"``, of kernels that have them; ``"stopped_chains"`` with step
+            and reason by number of the chain.
         """
-        result: dict[str, Any] = {}
-        for name, moments in self._complete().items():
-            length = moments.num_draws.mean()
-            within = moments.variance.mean(0)
-            ratio = ((length - 1) / length * within + moments.mean.var(0)) / within
-            result[name] = {"r_hat": ratio.sqrt()}
+        r_hats = self._r_hats(self._complete())
+        result: dict[str, Any] = {name: {"r_hat": r_hat} for name, r_hat in r_hats.items()}
+        if (diverging := self._diverging()) is not None:
+            result["divergences"] = int(diverging.sum())
         result["stopped_chains"] = {
             number: {"step": status.stopped_at, "reason": f"it {status.reason}"}
             for number, status in enumerate(self._statuses())
@@ -96,8 +109,28 @@ class StreamingMCMC(Driver):
         }
         return result
 
-    def _complete(self) -> dict[str, Moments]:
-        """Moments of the chains that go on and have draws."""
+    @staticmethod
+    def _r_hats(found: Mapping[str, Moments]) -> dict[str, Tensor]:
+        """R-hat of whole chains."""
+        r_hats = {}
+        for name, moments in found.items():
+            length = moments.num_draws.mean()
+            within = moments.variance.mean(0)
+            between = moments.mean.var(0) if len(moments.mean) > 1 else math.nan
+            r_hats[name] = (((length - 1) / length * within + between) / within).sqrt()
+        return r_hats
+
+    def _diverging(self) -> Tensor | None:
+        """Whether draws come after a divergence, in no order."""
+        moments = self._complete(of_statistics=True).get(_DIVERGING)
+        if moments is None:
+            return None
+        flags = torch.zeros(int(moments.num_draws.sum()), dtype=torch.bool)
+        flags[: round(float((moments.num_draws * moments.mean).sum()))] = True
+        return flags
+
+    def _complete(self, *, of_statistics: bool = False) -> dict[str, Moments]:
+        """Moments of the chains that go on and have draws, of sites or statistics."""
         statuses = self._statuses()
         rows: dict[str, list[Moments]] = {}
         for members in self._groups:
@@ -107,8 +140,10 @@ class StreamingMCMC(Driver):
                 if statuses[number].stopped_at is None and statuses[number].num_draws
             ]
             for name, moments in self._moments.get(members, {}).items() if columns else ():
+                if (name == _DIVERGING) != of_statistics:
+                    continue
                 rows.setdefault(name, []).append(Moments(*(part[columns] for part in moments)))
-        if not rows:
+        if not rows and not of_statistics:
             raise RuntimeError(self._no_draws())
         return {
             name: Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
@@ -132,10 +167,13 @@ class StreamingMCMC(Driver):
 
     def _keep(self, segment: Segment) -> None:
         known = self._moments.setdefault(segment.state.members, {})
-        for name, value in (segment.chunk.samples if segment.chunk is not None else {}).items():
-            assert segment.chunk is not None
-            new = moments_of(value, segment.chunk.valid)
-            known[name] = merge(known[name], new) if name in known else new
+        if (chunk := segment.chunk) is not None:
+            values = dict(chunk.samples)
+            if "diverging" in chunk.statistics:
+                values[_DIVERGING] = chunk.statistics["diverging"]
+            for name, value in values.items():
+                new = moments_of(value, chunk.valid)
+                known[name] = merge(known[name], new) if name in known else new
         if self._folder is not None:
             more = {
                 f"{field}:{name}": value

@@ -32,6 +32,7 @@ __all__ = [
     "temperatures_at",
     "temperatures_of",
     "warn_at_end",
+    "warn_of_moments",
 ]
 
 _STATISTICS = ("diverging", "energy", "tree_depth")
@@ -78,13 +79,36 @@ def warn_at_end(
             for site, elements in _watched(groups, numbers, num_draws, partitions).items()
         }
         lines += [
-            _r_hat_warning(found),
+            _r_hat_warning(
+                {site: max(each.r_hat for each in of) for site, of in found.items()},
+                sum(map(len, found.values())),
+            ),
             _size_warning(found, len(numbers)),
             _energy_warning(statistics, numbers),
         ]
+    _warn(lines)
+
+
+def warn_of_moments(
+    r_hats_of: Mapping[str, Tensor], diverging: Tensor | None, num_draws: int
+) -> None:
+    """Give the warnings of a run that kept no draws.
+
+    Shapes: r_hats_of (*event) each; diverging (num_draws,), whether a draw comes after a
+    divergence.
+    """
+    finite = {name: r_hat[r_hat.isfinite()] for name, r_hat in r_hats_of.items()}
+    worst = {name: float(r_hat.max()) for name, r_hat in finite.items() if len(r_hat)}
+    lines = [] if diverging is None else [_divergence_warning({"diverging": diverging})]
+    if num_draws >= _FEWEST_DRAWS:
+        lines.append(_r_hat_warning(worst, sum(map(len, finite.values()))))
+    _warn(lines)
+
+
+def _warn(lines: Sequence[str | None]) -> None:
     for line in lines:
         if line is not None:
-            warnings.warn(line, ConvergenceWarning, stacklevel=3)
+            warnings.warn(line, ConvergenceWarning, stacklevel=4)
 
 
 def _divergence_warning(statistics: Mapping[str, Tensor]) -> str | None:
@@ -117,14 +141,13 @@ def _count(flags: Tensor) -> str:
     return f"{int(flags.sum())} ({100.0 * float(flags.double().mean()):.2g}%)"
 
 
-def _r_hat_warning(found: Mapping[str, Sequence[RankDiagnostics]]) -> str | None:
+def _r_hat_warning(worst: Mapping[str, float], num_elements: int) -> str | None:
     """What to warn of where chains, or their halves, do not agree."""
-    worst = {site: max(each.r_hat for each in of) for site, of in found.items()}
     high = {site: value for site, value in worst.items() if value > _MOST_R_HAT}
     if not high:
         return None
     advice = "take more warmup_steps and thinning, or other starts (initial_params)"
-    if sum(map(len, found.values())) >= _MOST_ELEMENTS // 2:
+    if num_elements >= _MOST_ELEMENTS // 2:
         advice += "; of weights and atoms that can be exchanged look at what they predict instead"
     values = {site: -value for site, value in high.items()}
     return (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.hmc.transitions import hamiltonian_transition
 from pyro_ext.inference.vectorized import (
     Info,
@@ -51,12 +52,12 @@ class _Preparation(NamedTuple):
 
     :param Tensor mode: **Shape:** ``(size,)``.
     :param Tensor factor: of the covariance there. **Shape:** ``(size, size)``.
-    :param int num_leapfrog_steps: of a trajectory.
+    :param int num_steps: leapfrog steps of a trajectory.
     """
 
     mode: Tensor
     factor: Tensor
-    num_leapfrog_steps: int
+    num_steps: int
 
 
 class LaplaceHMC(VectorizedKernel):
@@ -77,7 +78,7 @@ class LaplaceHMC(VectorizedKernel):
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters, from which the search for the mode starts, too.
-    :param int num_leapfrog_steps: steps of a trajectory; without it the least of 3, 6, 12, 24 and
+    :param int num_steps: leapfrog steps of a trajectory; without it the least of 3, 6, 12, 24 and
         48 with which four of five trial proposals are taken.
     :param float trajectory_length: in standard deviations. Lengths vary at random by a fifth.
     :param init_strategy: where the search for the mode starts, one of
@@ -101,19 +102,23 @@ class LaplaceHMC(VectorizedKernel):
         (torch.Size([1000]), 1.2)
     """
 
+    num_steps: int | None = None
+    num_leapfrog_steps = renamed_attribute("num_leapfrog_steps", "num_steps")
+
+    @renamed_arguments(num_leapfrog_steps="num_steps")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
         *,
-        num_leapfrog_steps: int | None = None,
+        num_steps: int | None = None,
         trajectory_length: float = 1.5,
         init_strategy: InitStrategy = init_to_suggested,
         **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
-        if num_leapfrog_steps is not None:
-            num_leapfrog_steps = check_integer("num_leapfrog_steps", num_leapfrog_steps, 1)
-        self.num_leapfrog_steps = num_leapfrog_steps
+        if num_steps is not None:
+            num_steps = check_integer("num_steps", num_steps, 1)
+        self.num_steps = num_steps
         self.trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
         self._known: _Preparation | None = None
 
@@ -136,14 +141,14 @@ class LaplaceHMC(VectorizedKernel):
         value: Callable[[dict[str, Tensor]], Tensor] = density
         mode = minimum(potential, layout.flatten(values)[0].detach())
         factor = _factor(lambda flat: value(layout.unflatten(flat)), mode)
-        number = self.num_leapfrog_steps or _FIRST_NUMBER
+        number = self.num_steps or _FIRST_NUMBER
         self._known = made = _Preparation(mode, factor, number)
-        if self.num_leapfrog_steps is not None:
+        if self.num_steps is not None:
             return
         rate = self._trial()
         while rate < _ENOUGH and number < _MOST_STEPS:
             number *= 2
-            self._known = made = made._replace(num_leapfrog_steps=number)
+            self._known = made = made._replace(num_steps=number)
             rate = self._trial()
         if rate < _FEW:
             warnings.warn(
@@ -154,10 +159,10 @@ class LaplaceHMC(VectorizedKernel):
 
     def _prepared(self) -> dict[str, Tensor]:
         made = self._preparation
-        return made._asdict() | {"num_leapfrog_steps": torch.tensor(made.num_leapfrog_steps)}
+        return made._asdict() | {"num_steps": torch.tensor(made.num_steps)}
 
     def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
-        mode, number = found["mode"], int(found["num_leapfrog_steps"])
+        mode, number = found["mode"], int(found["num_steps"])
         self._known = _Preparation(mode, found["factor"], number)
 
     def _trial(self) -> float:
@@ -217,15 +222,15 @@ class LaplaceHMC(VectorizedKernel):
             choices[:, 1].log(),
             function,
             made.factor,
-            step_size=jitter * (self.trajectory_length / made.num_leapfrog_steps),
-            num_leapfrog_steps=made.num_leapfrog_steps,
+            step_size=jitter * (self.trajectory_length / made.num_steps),
+            num_steps=made.num_steps,
         )
         is_taken = after.is_taken.to(noise.dtype)
         keys = state.keys.clone()  # a compiled loop wants no state that is the one before
         return HMCState(after.position, keys, state.num_transitions + 1, is_taken), Info(value)
 
     def _statistics(self, state: HMCState) -> dict[str, Tensor]:
-        length = self.trajectory_length / self._preparation.num_leapfrog_steps
+        length = self.trajectory_length / self._preparation.num_steps
         return {
             "acceptance_rate": state.is_taken,
             "step_size": torch.full_like(state.is_taken, length),

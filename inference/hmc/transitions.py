@@ -40,7 +40,7 @@ def hamiltonian_transition(
     factor: Tensor,
     *,
     step_size: Tensor,
-    num_leapfrog_steps: int,
+    num_steps: int,
 ) -> Transition:
     r"""Take a transition of each chain that leaves :math:`\exp(-U)` as it is, exactly.
 
@@ -48,7 +48,7 @@ def hamiltonian_transition(
     factor (size, size); step_size (num_chains, 1).
     """
     new, new_value, new_gradient, velocity = position, value, gradient, momentum
-    for _ in range(num_leapfrog_steps):
+    for _ in range(num_steps):
         velocity = velocity - 0.5 * step_size * (new_gradient @ factor)
         new = new + step_size * linear(velocity, factor)
         new_value, new_gradient = value_and_gradient(new)
@@ -94,7 +94,7 @@ def hamiltonian_transitions(
             value_and_gradient,
             factor,
             step_size=jitter * _LENGTH / _LEAPFROG_STEPS,
-            num_leapfrog_steps=_LEAPFROG_STEPS,
+            num_steps=_LEAPFROG_STEPS,
         )
         taken.append(is_taken.to(position).mean())
     return position, torch.stack(taken).mean()

@@ -7,12 +7,15 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_optional
+from pyro_ext.inference._trained_range import warn_outside
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
 
 class NeuralProcess(PyroModule):
     """A network that maps a context to a distribution of functions.
+
+    What it predicts beyond inputs and outputs of its training means nothing: it warns there.
 
     Subclasses say what is random in it: ``_draw`` draws that for a context, and ``_condition``
     returns the predictions of a context and draws. Those that are trained have a ``loss``.
@@ -21,10 +24,16 @@ class NeuralProcess(PyroModule):
     :param int y_dim: number of features of an output.
     """
 
+    input_range: Tensor
+    output_range: Tensor
+
     def __init__(self, x_dim: int, y_dim: int) -> None:
         super().__init__()
         self.x_dim = check_integer("x_dim", x_dim, 1)
         self.y_dim = check_integer("y_dim", y_dim, 1)
+        ends = torch.tensor([[torch.inf], [-torch.inf]])  # of what it was trained on
+        self.register_buffer("input_range", ends.repeat(1, self.x_dim))
+        self.register_buffer("output_range", ends.repeat(1, self.y_dim))
 
     def forward(
         self,
@@ -104,6 +113,7 @@ class NeuralProcess(PyroModule):
         context = self._points("context", context_inputs, context_outputs, context_mask)
         target_inputs = as_tensor("target_inputs", target_inputs, finite=True, like=like)
         check_inputs("target_inputs", target_inputs, self.x_dim)
+        self._warn_of_reach(context, target_inputs)
         if seed is not None:
             if generator is not None:
                 raise ValueError(f"seed must be None beside a generator, got {seed!r}")
@@ -113,6 +123,28 @@ class NeuralProcess(PyroModule):
         shape = torch.Size((num_samples, *target_inputs.shape[:2], self.y_dim))
         expanded: Normal = prediction.expand(shape)
         return expanded
+
+    @torch.no_grad()
+    def note_range(self, batch: Batch) -> None:
+        """Take in between which inputs and outputs the tasks of a training step lie."""
+        points = batch.points
+        mask = points.presence()
+        for ends, values in (
+            (self.input_range, points.inputs[mask]),
+            (self.output_range, points.outputs[mask]),
+        ):
+            if len(values):
+                ends[0] = torch.minimum(ends[0], values.amin(0))
+                ends[1] = torch.maximum(ends[1], values.amax(0))
+
+    def _warn_of_reach(self, context: Points, target_inputs: Tensor) -> None:
+        """Warn of points beyond those of the training, where there was one."""
+        if bool((self.input_range[0] > self.input_range[1]).any()):
+            return
+        given = slice(None) if context.mask is None else context.mask
+        warn_outside("context_inputs", context.inputs[given], self.input_range)
+        warn_outside("context_outputs", context.outputs[given], self.output_range, slack=0.5)
+        warn_outside("target_inputs", target_inputs, self.input_range)
 
     def posterior_predictive(
         self,

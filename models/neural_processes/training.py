@@ -94,6 +94,7 @@ def fit(
 
     def loss(batch: Batch) -> Tensor:
         batch = batch.to(example.device, example.dtype)
+        process.note_range(batch)
         return process.loss(batch, generator=generator, **options)
 
     name = type(process).__name__

@@ -138,9 +138,15 @@ def site_diagnostics(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tenso
     Shapes: samples (num_chains, num_draws, *event) each.
     """
     return {
-        name: {"n_eff": effective_sample_size(draws), "r_hat": stats.split_gelman_rubin(draws)}
+        name: {"n_eff": effective_sample_size(draws), "r_hat": _split_r_hat(draws)}
         for name, draws in samples.items()
     }
+
+
+def _split_r_hat(draws: Tensor) -> Tensor:
+    """Split R-hat, not a number for what does not change. **Shape:** ``(*event)``."""
+    r_hat: Tensor = stats.split_gelman_rubin(draws)
+    return r_hat.masked_fill(is_constant(draws), torch.nan)
 
 
 def print_summary(samples: Mapping[str, Tensor], prob: float) -> None:
@@ -151,6 +157,7 @@ def print_summary(samples: Mapping[str, Tensor], prob: float) -> None:
     rows: dict[str, dict[str, float]] = {}
     for name, columns in summary(dict(samples), prob).items():
         columns["n_eff"] = effective_sample_size(samples[name])
+        columns["r_hat"] = _split_r_hat(samples[name])
         for index in product(*map(range, columns["mean"].shape)):
             label = f"{name}[{','.join(map(str, index))}]" if index else name
             rows[label] = {column: float(value[index]) for column, value in columns.items()}

@@ -126,7 +126,7 @@ def kernels() -> dict[str, Call]:
         "L2E": call(**KERNEL, kinetics=ResidualKinetics(hidden_sizes=(4,))),
         "L2E.pretrained": call(model=model, step_size=0.01),
         "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
-        "LaplaceHMC": call(model=model, num_leapfrog_steps=2, trajectory_length=1.5, **EAGER),
+        "LaplaceHMC": call(model=model, num_steps=2, trajectory_length=1.5, **EAGER),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
         "MEADS": call(model=model, step_size=0.5, damping=1.0, **EAGER),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),

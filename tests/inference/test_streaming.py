@@ -2,15 +2,19 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.infer import NUTS
 
+import pyro_ext.inference as ours
 from pyro_ext.inference import MCMC, SGLD, StreamingMCMC
 from pyro_ext.inference._running.dispatch import Pace
 from pyro_ext.inference._running.moments import merge, moments_of, pool
+from pyro_ext.posterior import ConvergenceWarning
 from tests.inference.models import normal
 
 OPTIONS = {"num_samples": 40, "warmup_steps": 10, "num_chains": 3, "seed": 2, "progress": False}
@@ -60,6 +64,29 @@ def test_a_chain_that_turned_non_finite_is_left_out():
         statistics = streaming.run().get_statistics(True)["x"]
     assert statistics["mean"].shape == (2, 1) and torch.isfinite(statistics["mean"]).all()
     assert list(streaming.diagnostics()["stopped_chains"]) == [1]
+
+
+def test_it_warns_of_what_moments_show(tmp_path):
+    """Divergences, kept over checkpoints, and chains that do not agree."""
+
+    def half_line():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("support", torch.where(x[0] > 0, 0.0, -math.inf))
+
+    kernel = ours.NUTS(half_line, step_size=1.0, adapt_step_size=False, adapt_mass_matrix=False)
+    options = OPTIONS | {"num_samples": 60, "checkpoint": tmp_path}
+    start = {"x": torch.ones(3, 2)}
+    with pytest.warns(ConvergenceWarning, match="come after a transition that diverged"):
+        StreamingMCMC(kernel, **options | {"num_samples": 30}, initial_params=start).run()
+    with pytest.warns(ConvergenceWarning, match="diverged"):
+        streaming = StreamingMCMC(kernel, **options, initial_params=start).run()
+    kept = MCMC(kernel, **options | {"checkpoint": None}, initial_params=start).run()
+    assert streaming.diagnostics()["divergences"] == kept.sample_statistics()["diverging"].sum() > 0
+    assert set(streaming.get_statistics()) == {"x"}
+    with pytest.warns(ConvergenceWarning, match="R-hat is .* at 'x'"):
+        apart = {"x": torch.tensor([[-9.0], [0.0], [9.0]])}
+        slow = SGLD(potential_fn=lambda z: z["x"].square().sum() / 2, step_size=1e-4)
+        StreamingMCMC(slow, **OPTIONS | {"num_samples": 60}, initial_params=apart).run()
 
 
 @pytest.mark.slow

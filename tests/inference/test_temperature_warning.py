@@ -74,7 +74,7 @@ def test_temperature_of_exact_draws(float64: None) -> None:
         pyro.sample("share", dist.Beta(2.0, 3.0))
         pyro.sample("loc", dist.Normal(-40.0, 3.0))
 
-    kernel = LaplaceHMC(whole, num_leapfrog_steps=6)
+    kernel = LaplaceHMC(whole, num_steps=6)
     mcmc = MCMC(kernel, 200, 50, num_chains=4, thinning=5, seed=0, progress=False).run()
     temperatures = temperatures_of(kernel, mcmc._readers(mcmc._store), *mcmc._choose(), 1050)
     assert temperatures is not None and list(temperatures) == ["", "scale", "share", "loc"]

@@ -36,7 +36,7 @@ def run(model: Any, num_samples: int, num_chains: int, *args: Any, **options: An
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("options", [{}, {"num_leapfrog_steps": 1, "trajectory_length": 1.4}])
+@pytest.mark.parametrize("options", [{}, {"num_steps": 1, "trajectory_length": 1.4}])
 def test_moments(options: Any) -> None:
     """Moments of 200 chains of 200 draws, within 4.5 standard errors from the means of chains.
 
@@ -110,7 +110,7 @@ def test_regression_on_incomes() -> None:
 
 def test_draws_are_hardly_correlated() -> None:
     """On a Gaussian, correlated or not: neighbours in a chain have a correlation below 0.2."""
-    mcmc = run(location, 300, 10, points(), num_leapfrog_steps=6)
+    mcmc = run(location, 300, 10, points(), num_steps=6)
     draws = mcmc.get_samples(group_by_chain=True)["mean"]
     centred = (draws - draws.mean((0, 1))) / draws.std((0, 1))
     assert float((centred[:, 1:] * centred[:, :-1]).mean().abs()) < 0.2
@@ -178,8 +178,8 @@ def test_kernel_of_a_guide() -> None:
     statistics = mcmc.sample_statistics()
     assert statistics["acceptance_rate"].shape == (3, 10)
     assert float(statistics["step_size"][0, 0]) == pytest.approx(0.5)
-    kernel = pickle.loads(pickle.dumps(mcmc.kernel)).replace(num_leapfrog_steps=5)
-    assert kernel.settings()["num_leapfrog_steps"] == 5
+    kernel = pickle.loads(pickle.dumps(mcmc.kernel)).replace(num_steps=5)
+    assert kernel.settings()["num_steps"] == 5
 
 
 def test_under_pyro() -> None:
@@ -224,7 +224,7 @@ def test_errors() -> None:
 
     with pytest.raises(ValueError, match=r"model must see all of its data.*\['data'\]"):
         LaplaceHMC(subsampling).setup(0, torch.zeros(20))
-    for argument, value in (("num_leapfrog_steps", 0), ("trajectory_length", 0.0)):
+    for argument, value in (("num_steps", 0), ("trajectory_length", 0.0)):
         wrong: dict[str, Any] = {argument: value}
         with pytest.raises(ValueError, match=f"{argument} must be"):
             LaplaceHMC(skewed, **wrong)

@@ -38,7 +38,7 @@ def test_chains_leave_where_there_is_no_density() -> None:
         half,
         torch.eye(1),
         step_size=torch.full((200, 1), 0.3),
-        num_leapfrog_steps=6,
+        num_steps=6,
     )
     assert bool(after.is_taken.any())
     assert torch.equal(after.is_taken, after.value.isfinite())

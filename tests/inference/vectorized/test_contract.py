@@ -90,8 +90,9 @@ def test_num_steps_are_pyros():
     assert kernel.settings()["num_steps"] == 4
     mcmc = MCMC(kernel, 5, seed=0, progress=False).run()
     assert (mcmc.sample_statistics()["n_steps"] == 4).all()
-    with pytest.warns(FutureWarning, match="num_leapfrog_steps is called num_steps"):
-        assert HMC(model, num_leapfrog_steps=4).num_steps == 4
+    for kernel_type in (HMC, LaplaceHMC):
+        with pytest.warns(FutureWarning, match="num_leapfrog_steps is called num_steps"):
+            assert kernel_type(model, num_leapfrog_steps=4).num_steps == 4
     with pytest.warns(FutureWarning, match="num_leapfrog_steps is called num_steps"):
         assert kernel.num_leapfrog_steps == 4
     for kernel_type in (NUTS, SGLD):
