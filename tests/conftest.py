@@ -27,6 +27,8 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parent.parent / ".nu
 # should not depend on how many there are. That tests pass with more is tried by OMP_NUM_THREADS=2.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
+_RECORDED = durations.load()["tests"]
+
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
@@ -60,6 +62,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(durations.CPUSeconds(limited=bool(os.environ.get("CI"))))
     if recorded and not hasattr(config, "workerinput"):
         config.pluginmanager.register(durations.Recorder())
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what is recorded to take long as slow."""
+    if item.nodeid in _RECORDED and not any(map(item.get_closest_marker, durations.LONGER)):
+        item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)  # after those that -m leaves out
