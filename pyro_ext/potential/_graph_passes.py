@@ -400,6 +400,26 @@ def _node(tensor: Tensor) -> Any:
     return None if slot is None else slot.proxy.node
 
 
+def data_behind(tensor: Tensor) -> list[Tensor | None]:
+    """Tensors that one is made of in the record; ``None`` stands for arguments and draws."""
+    node = _node(tensor)
+    if node is None:
+        return [tensor]
+    roots: list[Tensor | None] = []
+    seen, ahead = {node}, [node]
+    while ahead:
+        node = ahead.pop()
+        tags = getattr(node.target, "tags", ())
+        if node.op == "get_attr":
+            roots.append(getattr(get_proxy_mode().tracer.root, node.target))
+        elif node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags:
+            return [None]
+        new = [each for each in node.all_input_nodes if each not in seen]
+        seen.update(new)
+        ahead += new
+    return roots
+
+
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two nodes, or what they are made of, are the same operations on the same."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

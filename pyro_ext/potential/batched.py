@@ -189,7 +189,8 @@ class BatchedFunction:
         if not outputs_agree(self._evaluate(arguments), expected):
             raise ValueError(IS_RANDOM)
         graph = capture(self.function, *arguments)
-        tensors = {id(tensor): tensor for tensor in [*self._data, *constants_of(graph)]}
+        frozen = [*self._data, *constants_of(graph), *graph.meta["asked"]]
+        tensors = {id(tensor): tensor for tensor in frozen}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
         verdicts = [self._verdict(graph, arguments, expected)]
         # Where a matrix cannot be factored, or only just, a point tells nothing.

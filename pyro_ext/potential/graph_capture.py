@@ -3,7 +3,8 @@
 import contextlib
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ext.potential._graph_passes import (
+    data_behind,
     drop_identities,
     fold_constants,
     join_products,
@@ -47,6 +51,8 @@ _LIBRARIES = (
     str(Path(__file__).parents[1]),
 )
 _STDLIB = Path(contextlib.__file__).parent
+_INDEX, _INDEX_PUT = torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default
+_DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 def value_and_gradient(
@@ -78,16 +84,18 @@ class CaptureError(RuntimeError):
 def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
     """Record a function of tensors as a graph of tensor operations.
 
-    Shapes, Python branches and every tensor that is not an argument are frozen in the graph.
+    Shapes, Python branches and every tensor that is not an argument are frozen in the graph. What
+    Python asks of tensors that depend on no argument, such as the length of a loop, is frozen, too.
 
     :param function: the function; it may differentiate inside.
     :param example: arguments to record it with.
-    :returns: the graph.
+    :returns: the graph; ``graph.meta["asked"]`` holds the tensors that Python has asked.
     :raises CaptureError: where the function branches on a value, or uses what cannot be recorded.
     """
+    data = _Data()
     try:
         with without_validation(), recordable():
-            graph = _record(function, *example)
+            graph = _record(function, *example, data=data)
             if mutates(graph):
                 graph = _record_pure(graph, *example)
             if uses_strides(graph) and isinstance(function, Gradient):
@@ -101,16 +109,64 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
         raise CaptureError(f"{_line_of_user(error)}{reason}") from error
     rewrite(graph)
     drop_identities(graph)
+    graph.meta["asked"] = data.asked
     return graph
 
 
-def _record(function: TensorFunction, *example: Tensor) -> GraphModule:
+class _Data(TorchDispatchMode):
+    """Answers what Python asks of data while a function is recorded, and notes which data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (_INDEX, _INDEX_PUT):
+            indices = [each if each is None else self._positions(each) for each in args[1]]
+            args = (args[0], [part for each in indices for part in _listed(each)], *args[2:])
+        elif _DEPENDS_ON_VALUES & set(function.tags):
+            tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+            if self._are_data(tensors):
+                with disable_proxy_modes_tracing():
+                    return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    def _positions(self, index: Tensor) -> Any:
+        """Positions at which a mask is true, one tensor for each of its dimensions."""
+        if index.dtype not in (torch.bool, torch.uint8) or not self._are_data([index]):
+            return index
+        with disable_proxy_modes_tracing():
+            return list(index.nonzero().unbind(-1))
+
+    def _are_data(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors depend on no argument; those that they come from are noted."""
+        roots = [root for tensor in tensors for root in data_behind(tensor)]
+        if None in roots:
+            return False
+        self.asked += [root for root in roots if root is not None]
+        return True
+
+
+def _listed(index: Any) -> list[Any]:
+    return index if isinstance(index, list) else [index]
+
+
+def _record(
+    function: TensorFunction, *example: Tensor, data: AbstractContextManager[Any] | None = None
+) -> GraphModule:
     # Without a mode to share, the recorder makes one for each tensor, which takes as long as all
     # the rest.
     # Attention in one piece has no vectorized form; written out it has.
     with tracing(TracingContext(FakeTensorMode())), sdpa_kernel(SDPBackend.MATH):
-        # It counts the arguments of what it is given, and miscounts those of a method.
-        return make_fx(lambda *arguments: function(*arguments))(*example)
+
+        def run(*arguments: Tensor) -> Any:  # not a method, whose arguments would be miscounted
+            with data or nullcontext():
+                return function(*arguments)
+
+        return make_fx(run)(*example)
 
 
 def _record_pure(function: TensorFunction, *example: Tensor) -> GraphModule:

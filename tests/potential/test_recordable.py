@@ -1,6 +1,7 @@
 """Models whose libraries branch or copy in Python are recorded, and rounding is no branch."""
 
 import copy
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -229,3 +230,59 @@ def test_results_agree_up_to_conditioning(subtests: pytest.Subtests) -> None:
         numbers = torch.tensor([1.0, torch.inf])
         assert not outputs_agree(torch.tensor([1.0, 1.0]), numbers)
         assert agree_but_for_rounding(lambda: numbers, torch.ones(2), numbers) is False
+
+
+LENGTHS, SEEN = torch.tensor([3, 5, 2]), torch.tensor([0.3, math.nan, -1.0, math.nan, 2.0])
+
+
+def walk_of_the_longest(lengths: Tensor, seen: Tensor) -> None:
+    scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 1.0))
+    state: Any = 0.0
+    for t in range(lengths.max()):
+        state = pyro.sample(f"state_{t}", dist.Normal(state, scale))
+        if (t < lengths).all():
+            pyro.sample(f"common_{t}", dist.Normal(state, 1.0), obs=seen[0])
+
+
+def what_is_seen(lengths: Tensor, seen: Tensor) -> None:
+    """Masks, lengths as numbers, and distinct values of data."""
+    with pyro.plate("data", len(seen)):
+        loc = pyro.sample("loc", dist.Normal(torch.tensor(0.0), 1.0))
+    is_seen = ~seen.isnan()
+    pyro.sample("seen", dist.Normal(loc[is_seen], 1.0).to_event(1), obs=seen[is_seen])
+    pyro.factor("distinct", -(loc[: len(lengths.unique())] ** 2).sum() / lengths.max().item())
+
+
+@pytest.mark.parametrize("model", [walk_of_the_longest, what_is_seen])
+def test_python_may_ask_data(model: Any) -> None:
+    """Lengths, masks and numbers of data are frozen, and recorded anew where data change."""
+    lengths, seen = LENGTHS.clone(), SEEN.clone()
+    compare(model, lengths, seen)
+    compare(model, torch.tensor([2, 2, 1]), torch.tensor([1.0, 0.5, math.nan]))
+    potential = Potential(what_is_seen, lengths, seen)
+    at = potential.init(2, seed=0)
+    before = potential(at)
+    for change in (lambda: lengths.clamp_(max=3), lambda: seen[:1].fill_(math.nan)):
+        change()
+        expected = Potential(what_is_seen, lengths, seen, backend="eager")(at)
+        assert not torch.equal(expected, before)
+        torch.testing.assert_close(potential(at), expected)
+        before = expected
+
+
+def test_python_may_not_ask_latent_values() -> None:
+    """Nor what they were written into, or numbers that are drawn."""
+
+    def written() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        kept = torch.zeros(2)
+        kept[0] = x[0]
+        pyro.factor("first", x.sum() * (1.0 if kept[0].item() > 0.0 else 2.0))
+
+    def drawn() -> None:
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.factor("factor", x * (1.0 if torch.rand(()).item() < 2.0 else 0.0))
+
+    for model in (written, drawn):
+        with pytest.warns(UserWarning, match="cannot be recorded"):
+            Potential(model).value_and_grad({"x": torch.zeros(1, *(2,) * (model is written))})

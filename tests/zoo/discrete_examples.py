@@ -136,7 +136,7 @@ def hmm_model_1() -> Example:
         tones = pyro.plate("tone", _TONES, dim=-1)
         with pyro.plate("sequence", len(lengths), dim=-2):
             state: Any = 0
-            for t in pyro.markov(range(4)):
+            for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths)[:, None]):
                     state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
                     with tones as tone:
@@ -157,7 +157,7 @@ def hmm_model_2() -> Example:
         with pyro.plate("sequence", len(lengths), dim=-2):
             state: Any = 0
             note: Any = 0
-            for t in pyro.markov(range(4)):
+            for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths)[:, None]):
                     state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
                     with tones as tone:
@@ -180,7 +180,7 @@ def hmm_model_3() -> Example:
         with pyro.plate("sequence", len(lengths), dim=-2):
             one: Any = 0
             two: Any = 0
-            for t in pyro.markov(range(4)):
+            for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths)[:, None]):
                     one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
                     two = pyro.sample(f"two_{t}", dist.Categorical(second[two]))
@@ -203,7 +203,7 @@ def hmm_model_4() -> Example:
         tones = pyro.plate("tone", _TONES, dim=-1)
         with pyro.plate("sequence", len(lengths), dim=-2):
             one = two = torch.tensor(0)
-            for t in pyro.markov(range(4)):
+            for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths)[:, None]):
                     one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
                     two = pyro.sample(f"two_{t}", dist.Categorical(Vindex(second)[one, two]))
@@ -242,7 +242,7 @@ def hmm_model_5() -> Example:
         with pyro.plate("sequence", len(lengths), dim=-2):
             state: Any = torch.tensor(0)
             last = torch.zeros(_TONES).to(torch.get_default_dtype())
-            for t in pyro.markov(range(4)):
+            for t in pyro.markov(range(int(lengths.max()))):
                 with poutine.mask(mask=(t < lengths)[:, None]):
                     state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
                     logits = network(state.squeeze(-1), last)
@@ -268,7 +268,7 @@ def hmm_model_6() -> Example:
         tones = pyro.plate("tone", _TONES, dim=-1)
         with pyro.plate("sequence", len(lengths), dim=-2):
             before = state = torch.tensor(0)
-            for t in pyro.markov(range(4), history=2):
+            for t in pyro.markov(range(int(lengths.max())), history=2):
                 with poutine.mask(mask=(t < lengths)[:, None]):
                     chances = Vindex(move)[before, state]
                     before, state = state, pyro.sample(f"state_{t}", dist.Categorical(chances))
