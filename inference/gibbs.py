@@ -13,7 +13,13 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext._checks import check_callable, check_sequence
-from pyro_ext.inference._running.numbers import State, has_known_state, read_state, write_state
+from pyro_ext.inference._running.numbers import (
+    State,
+    adapts,
+    has_known_state,
+    read_state,
+    write_state,
+)
 from pyro_ext.inference.conditional_updates import ConditionalUpdate, LogJoint, Model, Values
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.vectorized import VectorizedKernel
@@ -149,6 +155,11 @@ class Gibbs(MCMCKernel):
             for block, _ in self.blocks
             if isinstance(block, MCMCKernel | ConditionalUpdate)
         )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a kernel of its blocks needs a warm-up."""
+        return any(adapts(block) for block, _ in self.blocks)
 
     def read_state(self) -> State:
         """State of the kernels of all blocks, as tensors and plain values."""

@@ -32,7 +32,8 @@ class MCMC(Driver):
     :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's such as
         :class:`~pyro.infer.HMC`, whose chains run one after the other.
     :param int num_samples: draws to keep of each chain.
-    :param int warmup_steps: steps before the first kept ones.
+    :param int warmup_steps: steps before the first kept ones; by default as many as samples of a
+        kernel that adapts, such as :class:`~pyro_ext.inference.NUTS`, and none of others.
     :param int num_chains: number of chains.
     :param int thinning: steps between two kept draws. With a cyclical schedule only draws of a
         sampling stage are kept.
@@ -91,7 +92,7 @@ class MCMC(Driver):
         self,
         kernel: MCMCKernel,
         num_samples: int,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = None,
         num_chains: int = 1,
         thinning: int = 1,
         initial_params: Start | None = None,

@@ -30,7 +30,8 @@ class StreamingMCMC(Driver):
 
     :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's.
     :param int num_samples: draws of each chain to take into account.
-    :param int warmup_steps: steps before the first of these.
+    :param int warmup_steps: steps before the first of these, by default as for
+        :class:`~pyro_ext.inference.MCMC`.
     :param int num_chains: number of chains.
     :param int thinning: steps between two draws.
     :param initial_params: as for :class:`~pyro_ext.inference.MCMC`.
@@ -53,7 +54,7 @@ class StreamingMCMC(Driver):
         self,
         kernel: MCMCKernel,
         num_samples: int,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = None,
         num_chains: int = 1,
         thinning: int = 1,
         initial_params: Start | None = None,

@@ -507,7 +507,7 @@ def _pilots(
     kwargs: dict[str, Any],
 ) -> list[_Pilot]:
     """Start all candidates at one point, with one seed."""
-    plain = kernel.replace(backend="trace" if kernel.backend == "compile" else kernel.backend)
+    plain = kernel.replace(backend="eager" if kernel.backend == "eager" else "trace")
     if kernel.model is None and isinstance(initial_params, Mapping):
         plain.initial_params = {name: value[0] for name, value in initial_params.items()}
     plain.first_values = first_values(initial_params)

@@ -21,7 +21,7 @@ from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference._running.numbers import has_known_state
+from pyro_ext.inference._running.numbers import adapts, has_known_state
 from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner
 from pyro_ext.inference._running.segments import (
     GroupState,
@@ -91,7 +91,7 @@ class Driver(ABC):
         self,
         kernel: MCMCKernel,
         num_samples: int,
-        warmup_steps: int,
+        warmup_steps: int | None,
         num_chains: int,
         thinning: int,
         initial_params: Start | None,
@@ -114,6 +114,9 @@ class Driver(ABC):
         if not isinstance(kernel, MCMCKernel):
             raise TypeError(f"kernel must be an MCMCKernel, got {kernel!r:.80}")
         self.num_samples = check_integer("num_samples", num_samples, 1)
+        self._is_usual_warmup = warmup_steps is None
+        if warmup_steps is None:
+            warmup_steps = self.num_samples if adapts(kernel) else 0
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
         self.num_chains = check_integer("num_chains", num_chains, 1)
         self.thinning = check_integer("thinning", thinning, 1)
@@ -210,10 +213,10 @@ class Driver(ABC):
         self._states, self._errors = {}, {}
         seed, description, writer = self._found()
         try:
-            runner = self._make_runner(seed)
+            runner = self._make_runner(seed, description)
             self._groups = self._make_groups(description)
             if writer is not None:
-                self._describe(writer, description, seed, runner.start)
+                self._describe(writer, description, seed, runner)
             folder = FolderStore(writer, runner) if writer is not None else None
             self._open(folder)
             for members in self._groups if folder is not None else ():
@@ -259,11 +262,15 @@ class Driver(ABC):
         except CheckpointError:
             writer.close()
             raise
-        if description is None or self.seed is not None:
+        if description is None:
             return fresh_seed(self.seed), description, writer
-        return int(description["identity"]["run"]["seed"]), description, writer
+        before = description["identity"]["run"]
+        if self._is_usual_warmup:  # which may have been that of fewer samples
+            self.warmup_steps = int(before["warmup_steps"])
+        seed = int(before["seed"]) if self.seed is None else fresh_seed(self.seed)
+        return seed, description, writer
 
-    def _make_runner(self, seed: int) -> Runner:
+    def _make_runner(self, seed: int, description: Mapping[str, Any] | None) -> Runner:
         plan = Plan(self.warmup_steps, self.thinning)
         start = None
         if not isinstance(self.kernel, VectorizedKernel):
@@ -290,6 +297,7 @@ class Driver(ABC):
         runner = VectorizedRunner(
             self.kernel,
             plan,
+            self.num_samples,
             seed,
             self.quantities,
             self.save_params,
@@ -298,6 +306,7 @@ class Driver(ABC):
             self.args,
             self.kwargs,
         )
+        runner.backend = (description or {}).get("backend")
         runner.setup()
         self._potential = self.kernel.potential
         if self.initial_params is not None:
@@ -323,10 +332,11 @@ class Driver(ABC):
         writer: CheckpointWriter,
         known: Mapping[str, Any] | None,
         seed: int,
-        start: Mapping[str, Tensor] | None,
+        runner: Runner,
     ) -> None:
         """Write what the run is of, or raise where the checkpoint is of another run."""
-        point_of = kernel_at(self.kernel, self.args, self.kwargs, self._one_chain(start))
+        start = self._one_chain(runner.start)
+        point_of = kernel_at(self.kernel, self.args, self.kwargs, start)
         densities, quantities = density_identity(point_of, self.quantities)
         identity = {
             "versions": versions(),
@@ -365,6 +375,7 @@ class Driver(ABC):
         writer.describe(
             {
                 "num_samples": self.num_samples,
+                "backend": runner.backend,
                 "groups": groups,
                 "dims": dims,
                 "partitions": list(getattr(self.kernel, "partitions", ())),
@@ -392,7 +403,7 @@ class Driver(ABC):
         pace = Pace()
         total = runner.num_steps(self.num_samples) * len(self._groups)
         done = sum(state.step for state in self._states.values())
-        with self._progress(total, done) as report:
+        with self._progress(total, done, runner.note) as report:
             for until in self._rounds():
                 arguments = (
                     runner,
@@ -416,7 +427,7 @@ class Driver(ABC):
         self._keep(segment)
 
     @contextmanager
-    def _progress(self, total: int, done: int) -> Iterator[Report]:
+    def _progress(self, total: int, done: int, note: str) -> Iterator[Report]:
         # A bar that is never drawn is cheaper not made: its updates cost more than small steps.
         if not self.progress:
             yield silent
@@ -424,6 +435,7 @@ class Driver(ABC):
         name = type(self.kernel).__name__
         with progress_bar(total=total, initial=done, desc=name, unit="step") as bar:
             shown = -math.inf
+            bar.set_postfix_str(note)
 
             def report(num_steps: int, line: Callable[[], Mapping[str, str] | None]) -> None:
                 nonlocal shown

@@ -3,7 +3,8 @@
 Of Pyro's HMC and NUTS they are read from the objects. A kernel of its own says them by methods
 ``read_state`` and ``write_state``; or has none, with an attribute ``keeps_no_state``, but for plain
 numbers that its warm-up sets, whose names are in an attribute ``adapted``. A kernel may say with an
-attribute ``has_known_state`` whether all of that holds.
+attribute ``has_known_state`` whether all of that holds, and with ``adapts`` whether it needs a
+warm-up.
 """
 
 import random
@@ -17,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "State",
+    "adapts",
     "generator_state",
     "has_known_state",
     "read_state",
@@ -36,6 +38,11 @@ def has_known_state(kernel: object) -> bool:
         return True
     known = hasattr(kernel, "read_state") or getattr(kernel, "keeps_no_state", False)
     return bool(getattr(kernel, "has_known_state", known))
+
+
+def adapts(kernel: object) -> bool:
+    """Whether a kernel finds settings of its own in the warm-up."""
+    return isinstance(kernel, HMC) or bool(getattr(kernel, "adapts", False))
 
 
 def read_state(kernel: Any) -> State:

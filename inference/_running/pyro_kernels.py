@@ -91,6 +91,9 @@ class PyroRunner:
     :param Mapping kwargs: keyword arguments of the model.
     """
 
+    backend: str | None = None
+    note = ""
+
     def __init__(
         self,
         kernel: MCMCKernel,

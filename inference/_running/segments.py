@@ -135,6 +135,14 @@ class Runner(Protocol):
     def start(self) -> Mapping[str, Tensor] | None:
         """Initial parameters of all chains, where they were given."""
 
+    @property
+    def backend(self) -> str | None:
+        """How steps run, where there is a choice."""
+
+    @property
+    def note(self) -> str:
+        """What a progress bar says before the first step."""
+
     def setup(self) -> None:
         """Prepare to run in this process."""
 

@@ -24,6 +24,7 @@ from pyro_ext.inference._running.segments import (
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
 from pyro_ext.inference.vectorized.chains import joined, saved
 from pyro_ext.posterior.identity import Quantities
+from pyro_ext.potential import Backend
 
 __all__ = ["VectorizedRunner"]
 
@@ -35,10 +36,12 @@ _BYTES_PER_SEGMENT = 1 << 26
 class VectorizedRunner:
     """Runs chains of a vectorized kernel.
 
-    ``start`` may be set to unconstrained initial parameters of all chains.
+    ``start`` may be set to unconstrained initial parameters of all chains, and ``backend`` to what
+    an earlier part of the run took.
 
     :param VectorizedKernel kernel: the kernel.
     :param Plan plan: which steps are kept.
+    :param int num_samples: number of draws that the run is to keep.
     :param int seed: a non-negative integer.
     :param Mapping quantities: further functions of a draw to record.
     :param Collection save_params: names of the sites to record, ``None`` for all.
@@ -52,6 +55,7 @@ class VectorizedRunner:
         self,
         kernel: VectorizedKernel,
         plan: Plan,
+        num_samples: int,
         seed: int,
         quantities: Quantities,
         save_params: Collection[str] | None,
@@ -63,19 +67,27 @@ class VectorizedRunner:
         self.kernel = kernel
         self.seed = seed
         self.start: Mapping[str, Tensor] | None = None
+        self.backend: Backend | None = None
         self.quantities = quantities
         self.save_params = save_params
         self.extra_fields = tuple(extra_fields)
         self.first_values = first_values
         self.args = args
         self.kwargs = kwargs
-        self._warmup_steps = plan.warmup_steps
+        self._warmup_steps, self._num_samples = plan.warmup_steps, num_samples
         self._kept = KeptSteps(plan, kernel)
 
     def setup(self) -> None:
         """Build the potential in this process."""
         self.kernel.first_values = self.first_values
         self.kernel.setup(self._warmup_steps, *self.args, **self.kwargs)
+        num_steps = self._kept(self._num_samples - 1)
+        self.backend = self.kernel.choose_backend(num_steps, self.backend)
+
+    @property
+    def note(self) -> str:
+        """What a progress bar says before the first step."""
+        return self.kernel.note
 
     def _begin(self, members: range) -> Chains:
         """Chains before their first step."""

@@ -170,6 +170,9 @@ class _Trees:
 class _Hamiltonian(VectorizedKernel):
     """What HMC and NUTS share: adaptation, and the loop over transitions."""
 
+    _evaluations_per_step = 10
+    _operations_per_evaluation = 250
+
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
@@ -195,6 +198,11 @@ class _Hamiltonian(VectorizedKernel):
         self._warmup_steps = 0
         self._edges: list[int] = []
         self._is_free: Tensor | None = None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it needs a warm-up."""
+        return self.adapt_step_size or self.adapt_mass_matrix
 
     def _trajectories(self) -> _Paths | _Trees:
         raise NotImplementedError

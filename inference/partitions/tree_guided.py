@@ -111,6 +111,11 @@ class TreeGuided(ConjugateKernel):
         self._order, self._heights = np.empty(0, np.int64), np.empty((0, 0))
         super().__init__(prior, cluster, init=init)
 
+    @property
+    def adapts(self) -> bool:
+        """Whether it needs a warm-up."""
+        return self.num_global_moves is None
+
     def setup(self, warmup_steps: int, x: Tensor) -> None:
         """Take the data.
 

@@ -15,7 +15,7 @@ from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Miniba
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, flat_point, minimum
-from pyro_ext.potential import Backend, FunctionPotential, InitStrategy, init_to_suggested
+from pyro_ext.potential import FunctionPotential, InitStrategy, KernelBackend, init_to_suggested
 from pyro_ext.potential.control_variates import Anchor, anchor_at, is_anchor_of
 
 __all__ = [
@@ -40,7 +40,7 @@ class OptionsButStepSize(TypedDict, total=False):
     """Keyword arguments that all kernels take; :class:`SGMCMCKernel` documents them."""
 
     potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
-    backend: Backend
+    backend: KernelBackend
     temperature: float
     control_variate: ControlVariate
     minibatches: MinibatchSource
@@ -71,7 +71,7 @@ class SGMCMCKernel(VectorizedKernel):
     :param model: a Pyro model; or ``None`` with a ``potential_fn``.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
-    :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
+    :param str backend: how steps run: ``"auto"``, or as of :class:`~pyro_ext.potential.Potential`.
     :param step_size: a positive number or a :class:`Schedule`. By default it goes by the number of
         data as above, and is 0.001 for a ``potential_fn`` or a model without a plate around what it
         observes.
@@ -102,7 +102,7 @@ class SGMCMCKernel(VectorizedKernel):
         model: Callable[..., Any] | None = None,
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        backend: Backend = "trace",
+        backend: KernelBackend = "auto",
         step_size: float | Schedule | None = None,
         temperature: float = 1.0,
         control_variate: ControlVariate = None,

@@ -27,11 +27,16 @@ from pyro_ext.potential import (
     BatchedFunction,
     FunctionPotential,
     InitStrategy,
+    KernelBackend,
     Potential,
     bijection,
     check_backend,
+    compiling_pays,
+    compiling_seconds,
+    has_compiler,
     init_to_suggested,
     sum_out,
+    warn_fallback,
 )
 from pyro_ext.potential.control_variates import Anchor, is_anchor_of
 from pyro_ext.random import chain_keys, fresh_seed
@@ -47,7 +52,7 @@ class VectorizedOptions(TypedDict, total=False):
     """Keyword arguments that all of these kernels take."""
 
     potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
-    backend: Backend
+    backend: KernelBackend
     steps_per_sample: int
 
 
@@ -102,6 +107,8 @@ class VectorizedKernel(MCMCKernel):
 
     takes_minibatches: ClassVar[bool] = False
     """Whether a model may subsample its plates; without it a model must see all of its data."""
+    _evaluations_per_step: ClassVar[int] = 1
+    _operations_per_evaluation: ClassVar[int] = 30
     num_steps = renamed_attribute("num_steps", "steps_per_sample")
 
     @renamed_arguments(num_steps="steps_per_sample")
@@ -110,7 +117,7 @@ class VectorizedKernel(MCMCKernel):
         model: Callable[..., Any] | None = None,
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        backend: Backend = "trace",
+        backend: KernelBackend = "auto",
         steps_per_sample: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
         **unknown: Any,
@@ -121,7 +128,7 @@ class VectorizedKernel(MCMCKernel):
                 "either model or potential_fn must be given, and not both, got "
                 f"model={model!r:.80}, potential_fn={potential_fn!r:.80}"
             )
-        check_backend(backend)
+        check_backend(backend, "auto")
         for argument, value in (("model", model), ("potential_fn", potential_fn)):
             if value is not None and not callable(value):
                 raise TypeError(f"{argument} must be callable, got {value!r:.80}")
@@ -139,6 +146,8 @@ class VectorizedKernel(MCMCKernel):
         self.laplace: Laplace | None = None
         self.first_values: Mapping[str, Tensor] | None = None
         """Values of a start, at which the next :meth:`setup` is to check the density."""
+        self.note = ""
+        """What a progress bar says before the first step."""
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: Any = None
@@ -294,20 +303,21 @@ class VectorizedKernel(MCMCKernel):
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
+        backend: Backend = "trace" if self.backend == "auto" else self.backend
         if (model := self.model) is not None:
             if not self.takes_minibatches:
                 model = sum_out(model, *args, **kwargs)
             strategy = strategy_at(self.first_values, self._initial_params, self.init_strategy)
             self.first_values = None
             self._potential = Potential(
-                model, *args, backend=self.backend, init_strategy=strategy, **kwargs
+                model, *args, backend=backend, init_strategy=strategy, **kwargs
             )
         else:
             if self._initial_params is None:
                 raise ValueError("a kernel with potential_fn needs initial_params")
             assert self.potential_fn is not None
             batched = {name: value[None] for name, value in self._initial_params.items()}
-            self._potential = FunctionPotential(self.potential_fn, batched, self.backend)
+            self._potential = FunctionPotential(self.potential_fn, batched, backend)
         self._chains, self._num_warmup, self._divergences = None, warmup_steps, []
         plates = self._potential.subsampled_plates
         if plates and not self.takes_minibatches:
@@ -315,6 +325,32 @@ class VectorizedKernel(MCMCKernel):
             raise ValueError(f"model must see all of its data, but it subsamples in {names}")
         self._prepare()
         self._loop = self._make_loop()
+
+    def choose_backend(self, num_steps: int, known: Backend | None = None) -> Backend:
+        """Decide how the steps of a run are taken where ``backend="auto"`` leaves it open.
+
+        They are compiled where a plain run of the graph would take longer than the compiler does,
+        both estimated from numbers of steps and operations: neither the load of the machine nor
+        what a cache holds has a part in it, so that draws can be had again.
+
+        :param int num_steps: number of steps of each chain.
+        :param str known: what was decided before, for a run that goes on.
+        :returns: the backend.
+        """
+        function, self.note = self._function(), ""
+        if (graph := function.single()) is None:
+            return function.backend
+        number = len(graph.graph.nodes) + self._operations_per_evaluation
+        if self.backend == "auto":
+            pays = compiling_pays(number, num_steps * self._evaluations_per_step)
+            is_known = self.potential.layout.device.type == "cpu"
+            function.backend = known or ("compile" if pays and is_known else "trace")
+            if function.backend == "compile" and not has_compiler():
+                function.backend, self.note = "trace", "not compiled: no C++ compiler"
+                warn_fallback("steps are not compiled", "running the graph", "no C++ compiler")
+        if function.backend == "compile":
+            self.note = f"compiling, some {compiling_seconds(number):.0f} s, or loading"
+        return function.backend
 
     def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
         """Make values arguments of the record; see :meth:`~pyro_ext.potential.Potential.bind`."""
@@ -548,6 +584,8 @@ class VectorizedKernel(MCMCKernel):
         layout, batched = self.potential.layout, {k: value[None] for k, value in params.items()}
         if self._chains is None:
             self._chains = self.begin(range(1), fresh_seed(None), batched)
+            # As many samples as warm-up steps are Pyro's default; it does not tell.
+            self.choose_backend(2 * self._num_warmup * self.steps_per_sample)
         position = layout.flatten(batched)
         if not torch.equal(position, self._chains.position):
             state = self._moved(self._chains.state, position)

@@ -36,7 +36,7 @@ _OF_THE_KERNEL = dict.fromkeys(
 
 # Pyro's, NumPyro's, PyMC's, Stan's and PyTorch's, and in the end ours that belong elsewhere.
 OF_KERNELS = {
-    **dict.fromkeys(("jit_compile", "jit_options"), 'write backend="compile"'),
+    **dict.fromkeys(("jit_compile", "jit_options"), 'leave it out, or write backend="compile"'),
     "ignore_jit_warnings": "leave it out, nothing is compiled by torch.jit",
     "max_plate_nesting": "leave it out, plates are counted",
     "transforms": "leave it out, sites have the transforms of their supports; a potential_fn "

@@ -23,6 +23,7 @@ from pyro_ext.potential.graph_capture import (
 
 __all__ = [
     "Backend",
+    "KernelBackend",
     "BatchedFunction",
     "RandomPoints",
     "agree_but_for_rounding",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Backend = Literal["eager", "trace", "compile"]
+KernelBackend = Backend | Literal["auto"]
 
 _NO_VMAP = "an operation cannot be vectorized"
 _ONE_BY_ONE = "running chains one by one"
@@ -40,10 +42,11 @@ _SPREADS = (0.3, 1.0, 3.0)
 _NUM_TRIES = 20
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, *others: str) -> None:
     """Raise where a backend is unknown."""
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+    known = (*others, *get_args(Backend))
+    if backend not in known:
+        raise ValueError(f"backend must be one of {known}, got {backend!r}")
 
 
 class RandomPoints:
@@ -168,8 +171,7 @@ class BatchedFunction:
                 self._fallback.is_eager = True
                 self._fallback.warn(
                     "the model cannot be recorded as a graph",
-                    "its chains run one by one in Python, which is slower. Compute what depends on "
-                    "data alone before the model and give it as an argument, write branches on "
+                    "its chains run one by one in Python, which is slower. Write branches on "
                     "latent values with torch.where, or silence this by backend='eager'",
                     error,
                 )

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_ext.inference import HMC, MCMC, NUTS, SGHMC, SGLD, LaplaceHMC, VectorizedKernel
+from pyro_ext.inference import HMC, MCMC, NUTS, SGHMC, SGLD, Gibbs, LaplaceHMC, VectorizedKernel
 from pyro_ext.inference.vectorized import Info
 
 
@@ -101,3 +101,41 @@ def test_num_steps_are_pyros():
         assert kernel.steps_per_sample == 3
         with pytest.warns(FutureWarning, match="num_steps is called steps_per_sample"):
             assert kernel.num_steps == 3
+
+
+def test_it_compiles_where_that_pays(tmp_path, monkeypatch):
+    """By numbers of steps and operations; a run that goes on keeps to what it began with."""
+    kernel = NUTS(model)
+    kernel.setup(100)
+    assert [kernel.choose_backend(steps) for steps in (100, 10**6)] == ["trace", "compile"]
+    assert kernel.note.startswith("compiling, some")
+    assert kernel.choose_backend(10**6, "trace") == "trace" and not kernel.note
+    for backend in ("eager", "trace", "compile"):
+        own = SGLD(model, backend=backend)
+        own.setup(0)
+        assert own.choose_backend(10**9) == backend
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match=r"steps are not compiled; .* no C\+\+ compiler"):
+        assert kernel.choose_backend(10**6) == "trace"
+    assert kernel.note == "not compiled: no C++ compiler"
+    monkeypatch.delenv("CXX")
+    options = {"num_chains": 2, "seed": 0, "progress": False}
+    expected = MCMC(NUTS(model), 8, 5, **options).run().get_samples()
+    MCMC(NUTS(model), 3, 5, **options, checkpoint=tmp_path).run()
+    monkeypatch.setattr("pyro_ext.inference.vectorized.kernel.compiling_pays", lambda *_: True)
+    again = MCMC(NUTS(model), 8, 5, **options, checkpoint=tmp_path).run().get_samples()
+    torch.testing.assert_close(again, expected, rtol=0.0, atol=0.0)
+
+
+def test_kernels_that_adapt_warm_up_as_long_as_they_sample(tmp_path):
+    """As under Pyro's driver; a run that goes on has the warm-up that it had."""
+    adapting = (NUTS(model), HMC(model), pyro.infer.NUTS(model), Gibbs([(NUTS(model), ["x"])]))
+    assert [MCMC(kernel, 7).warmup_steps for kernel in adapting] == [7] * 4
+    fixed = NUTS(model, adapt_step_size=False, adapt_mass_matrix=False)
+    assert [MCMC(kernel, 7).warmup_steps for kernel in (SGLD(model), LaplaceHMC(model), fixed)] == [
+        0
+    ] * 3
+    assert MCMC(NUTS(model), 7, 0).warmup_steps == 0
+    options = {"seed": 0, "progress": False, "checkpoint": tmp_path}
+    MCMC(NUTS(model), 4, **options).run()
+    assert MCMC(NUTS(model), 6, **options).run().warmup_steps == 4
