@@ -22,7 +22,7 @@ from pyro_ext.inference.hmc.adaptation import (
     restarted,
     window_edges,
 )
-from pyro_ext.inference.hmc.loop import Drawn, Inputs, TransitionLoop
+from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
 from pyro_ext.inference.hmc.trajectories import (
     Outcome,
     Path,
@@ -314,7 +314,11 @@ class _Hamiltonian(VectorizedKernel):
                 state.outcome(),
                 state.search(),
                 state.num_leapfrogs,
-                self._inputs(state, step, end - step, num_rows),
+                state.keys,
+                self._momenta(state, step, num_rows),
+                state.factor,
+                end - step,
+                self.adapt_step_size and step < self._warmup_steps,
             )
             state = state._replace(
                 **carried.last._asdict(),
@@ -330,15 +334,9 @@ class _Hamiltonian(VectorizedKernel):
         after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
         return after, Draws(targets, recorded, recorded.value)
 
-    def _inputs(self, state: HamiltonianState, step: int, number: int, num_rows: int) -> Inputs:
-        device = state.keys.device
-        steps = torch.arange(step, step + num_rows, device=device)
-        size, dtype = state.position.shape[-1], state.position.dtype
-        is_adapting = self.adapt_step_size and step < self._warmup_steps
-        counts = (torch.tensor(count, device=device) for count in (number, int(is_adapting), 0))
-        return Inputs(
-            state.keys, normal(state.keys, steps, size, dtype=dtype), state.factor, *counts
-        )
+    def _momenta(self, state: HamiltonianState, step: int, num_rows: int) -> Tensor:
+        steps = torch.arange(step, step + num_rows, device=state.keys.device)
+        return normal(state.keys, steps, state.position.shape[-1], dtype=state.position.dtype)
 
     def _adapted(
         self, state: HamiltonianState, positions: Tensor, step: int, end: int

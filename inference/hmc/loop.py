@@ -60,7 +60,9 @@ class Trajectories(Protocol):
 class Inputs(NamedTuple):
     """What iterations take besides what they carry on.
 
-    :param Tensor keys: **Shape:** ``(num_chains, 2)``.
+    :param Tensor uniforms: of leapfrog steps from ``first`` on.
+        **Shape:** ``(num_iterations, num_chains, 4)``.
+    :param Tensor first: leapfrog steps of each chain before them. **Shape:** ``(num_chains,)``.
     :param Tensor noise: momenta of the transitions. **Shape:** ``(num_rows, num_chains, size)``.
     :param Tensor factor: of the inverse mass matrices.
     :param Tensor num_transitions: how many of them each chain makes, a number.
@@ -68,7 +70,8 @@ class Inputs(NamedTuple):
     :param Tensor limit: largest number of iterations.
     """
 
-    keys: Tensor
+    uniforms: Tensor
+    first: Tensor
     noise: Tensor
     factor: Tensor
     num_transitions: Tensor
@@ -143,16 +146,40 @@ class TransitionLoop:
         return max(8, min(_MAX_ROWS, _NUMBERS_IN_ROWS // (num_chains * size)))
 
     def __call__(
-        self, last: Outcome, search: DualAveraging, num_leapfrogs: Tensor, inputs: Inputs
+        self,
+        last: Outcome,
+        search: DualAveraging,
+        num_leapfrogs: Tensor,
+        keys: Tensor,
+        noise: Tensor,
+        factor: Tensor,
+        num_transitions: int,
+        is_adapting: bool,
     ) -> Carried:
-        """Make transitions, ``inputs.num_transitions`` of each chain."""
+        """Make transitions, so many of each chain.
+
+        Shapes: keys (num_chains, 2); noise (num_rows, num_chains, size), of momenta.
+        """
         num_chains, size = last.position.shape
+        counts = (torch.tensor(n, device=keys.device) for n in (num_transitions, int(is_adapting)))
+
+        def inputs_at(num_leapfrogs: Tensor, iteration: Tensor) -> Inputs:
+            ahead = torch.arange(_ITERATIONS_PER_CALL, device=keys.device)
+            steps = (num_leapfrogs + ahead[:, None]).flatten()
+            every = keys.repeat(len(ahead), 1)
+            uniforms = uniform_each(every, steps, stream=_STREAM_OF_CHOICES, dtype=noise.dtype)
+            uniforms = uniforms.reshape(len(ahead), num_chains, -1)
+            limit = iteration + _ITERATIONS_PER_CALL
+            return Inputs(uniforms, num_leapfrogs.clone(), noise, factor, number, adapts, limit)
+
+        number, adapts = counts
+        inputs = inputs_at(num_leapfrogs, torch.zeros_like(number))
         carried = self._begin(last, search, num_leapfrogs, inputs)
         with threads_for(num_chains * size), torch.no_grad():
             run = self._runner(carried, inputs)
             while int(carried.num_left) > 0:
-                limit = carried.iteration + _ITERATIONS_PER_CALL
-                carried = run(carried, inputs._replace(limit=limit))
+                carried = run(carried, inputs)
+                inputs = inputs_at(carried.num_leapfrogs, carried.iteration)
         return carried
 
     def _begin(
@@ -189,10 +216,8 @@ class TransitionLoop:
         self, function: ValueAndGradient, carried: Carried, inputs: Inputs
     ) -> tuple[Carried, Outcome]:
         """Take a leapfrog step of each chain."""
-        position = carried.last.position
-        uniforms = uniform_each(
-            inputs.keys, carried.num_leapfrogs, stream=_STREAM_OF_CHOICES, dtype=position.dtype
-        )
+        row = (carried.num_leapfrogs - inputs.first).clamp(max=len(inputs.uniforms) - 1)
+        uniforms = inputs.uniforms.gather(0, row[None, :, None].expand(1, len(row), 4))[0]
         step_size = carried.search.log_step.exp()
         trajectory, ended, outcome = self._trajectories.extend(
             carried.trajectory, function, uniforms, step_size, inputs.factor
@@ -338,7 +363,7 @@ class TransitionLoop:
                 carried = _unflat(others[:num_carried], like)
                 inputs = Inputs(*others[num_carried:])
                 carried, outcome = self._extended(graph, self._begun(carried, inputs), inputs)
-                return tuple(_flat(self._ended(carried, outcome, inputs)))
+                return _separate(self._ended(carried, outcome, inputs), others)
 
             # The function of the same name in torch would trace all once more.
             loop = torch.ops.higher_order.while_loop
@@ -358,11 +383,27 @@ def _call(compiled: Callable[..., Any], carried: Carried, inputs: Inputs) -> Car
     return _unflat(compiled(*_flat(carried), *inputs), carried)
 
 
-def _flat(carried: Carried) -> list[Tensor]:
+def _leaves(carried: Carried) -> list[Tensor]:
     """Tensors of what is carried, in order."""
     parts = [[part] if isinstance(part, Tensor) else list(part) for part in carried]
-    # Compiled, none may be another's memory, nor have strides of its own.
-    return [leaf.clone(memory_format=torch.contiguous_format) for part in parts for leaf in part]
+    return [leaf for part in parts for leaf in part]
+
+
+def _flat(carried: Carried) -> list[Tensor]:
+    """Copies of them: compiled, none may be another's memory, nor have strides of its own."""
+    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in _leaves(carried)]
+
+
+def _separate(carried: Carried, before: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors of what is carried, copied only where they are the memory of others."""
+    used = {tensor.untyped_storage()._cdata for tensor in before}
+    results = []
+    for leaf in _leaves(carried):
+        memory = leaf.untyped_storage()._cdata
+        is_own = memory not in used and leaf.is_contiguous()
+        used.add(memory)
+        results.append(leaf if is_own else leaf.clone(memory_format=torch.contiguous_format))
+    return tuple(results)
 
 
 def _unflat(leaves: Sequence[Tensor], like: Carried) -> Carried:

@@ -7,7 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_optional
-from pyro_ext.inference._trained_range import warn_outside
+from pyro_ext._trained_range import warn_outside
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
@@ -143,7 +143,7 @@ class NeuralProcess(PyroModule):
             return
         given = slice(None) if context.mask is None else context.mask
         warn_outside("context_inputs", context.inputs[given], self.input_range)
-        warn_outside("context_outputs", context.outputs[given], self.output_range, slack=0.5)
+        warn_outside("context_outputs", context.outputs[given], self.output_range, slack=1.0)
         warn_outside("target_inputs", target_inputs, self.input_range)
 
     def posterior_predictive(

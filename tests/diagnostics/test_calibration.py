@@ -365,6 +365,7 @@ def test_interrupts_keep_what_has_finished():
     assert result.interrupted and result.simulations.tolist() == [0, 1, 2]
     with pytest.raises(KeyboardInterrupt):
         run(inference, 10)
+    run(exact, 6, executor=Inline())  # so that the process has the work, and asks for it no more
     kept = run(exact, 6, executor=Inline(interrupt_at=2))
     assert kept.interrupted and kept.simulations.tolist() == [0, 1, 3, 4, 5]
 

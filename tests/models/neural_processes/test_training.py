@@ -170,3 +170,22 @@ def test_evaluation_takes_the_type_of_the_process():
 def test_no_tasks_are_refused():
     with pytest.raises(ValueError, match="batches must be a list of batches, at least 1"):
         log_likelihoods(make("CNP"), [])
+
+
+def test_what_lies_beyond_the_training_is_told():
+    process = CNP(width=8)
+    near, far = torch.zeros(1, 2, 1), torch.full((1, 2, 1), 40.0)
+    process.predict(near, near, far)  # untrained, it says nothing
+    x = torch.linspace(-1.0, 1.0, 6).expand(2, 6)[..., None]
+    fit(process, lambda seed: Batch(x[:, :2], x[:, :2], x, x), 2, seed=0, progress=False)
+    process.predict(near, near, near)
+    for arguments, name in (
+        ((far, near, near), "context_inputs"),
+        ((near, far, near), "context_outputs"),
+        ((near, near, far), "target_inputs"),
+    ):
+        with pytest.warns(UserWarning, match=f"{name} must be from .* got 40: .*means nothing"):
+            process.predict(*arguments)
+    again = CNP(width=8)
+    again.load_state_dict(process.state_dict())
+    assert torch.equal(again.input_range, process.input_range)
