@@ -233,8 +233,8 @@ def uniform_each(
         >>> bool((several[1] == uniform(keys, torch.tensor(7), 4)[1]).all())
         True
     """
-    if _are_wanted_now(keys, steps):
-        # Imported here, see _words; whoever needs these numbers needs many.
+    is_small = len(steps) < _WORTH_AN_IMPORT
+    if _are_wanted_now(keys, steps) and not (is_small and "numba" not in sys.modules):
         from pyro_ext._philox_loop import philox_each
 
         words = torch.from_numpy(philox_each(keys.numpy(), steps.numpy(), stream))

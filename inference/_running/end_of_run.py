@@ -40,7 +40,7 @@ _FEWEST_DRAWS = 40
 _MOST_R_HAT = 1.01
 _LEAST_SIZE = 100
 _LEAST_ENERGY = 0.3
-_MOST_ELEMENTS = 100  # whose draws are looked at: ArviZ takes some milliseconds for each
+_MOST_ELEMENTS = 100  # whose draws are looked at
 _MOST_NAMES = 3
 _FALSE_ALARMS = 1e-3
 _MOST_DRAWS = 400
@@ -75,13 +75,13 @@ def warn_at_end(
     if num_draws >= _FEWEST_DRAWS:
         partitions = tuple(getattr(kernel, "partitions", ()))
         found = {
-            site: [rank_diagnostics(draws) for draws in elements]
-            for site, elements in _watched(groups, numbers, num_draws, partitions).items()
+            site: rank_diagnostics(draws)
+            for site, draws in _watched(groups, numbers, num_draws, partitions).items()
         }
         lines += [
             _r_hat_warning(
-                {site: max(each.r_hat for each in of) for site, of in found.items()},
-                sum(map(len, found.values())),
+                {site: float(of.r_hat.max()) for site, of in found.items()},
+                sum(len(of.r_hat) for of in found.values()),
             ),
             _size_warning(found, len(numbers)),
             _energy_warning(statistics, numbers),
@@ -156,13 +156,13 @@ def _r_hat_warning(worst: Mapping[str, float], num_elements: int) -> str | None:
     )
 
 
-def _size_warning(found: Mapping[str, Sequence[RankDiagnostics]], num_chains: int) -> str | None:
+def _size_warning(found: Mapping[str, RankDiagnostics], num_chains: int) -> str | None:
     """What to warn of where there are few effective draws."""
     wanted = _LEAST_SIZE * num_chains
     small = {
         site: size
         for site, of in found.items()
-        if (size := min(min(each.bulk, each.tail) for each in of)) < wanted
+        if (size := float(torch.minimum(of.bulk, of.tail).min())) < wanted
     }
     if not small:
         return None
@@ -178,8 +178,8 @@ def _energy_warning(statistics: Mapping[str, Tensor], numbers: Sequence[int]) ->
     if "energy" not in statistics:
         return None
     fractions = energy_fractions(statistics["energy"])
-    low = {f"chain {n}": value for n, value in zip(numbers, fractions, strict=True)}
-    low = {name: float(value) for name, value in low.items() if value < _LEAST_ENERGY}
+    low = {f"chain {n}": value for n, value in zip(numbers, fractions.tolist(), strict=True)}
+    low = {name: value for name, value in low.items() if value < _LEAST_ENERGY}
     if not low:
         return None
     return (
@@ -220,10 +220,10 @@ def _watched(
     numbers: Sequence[int],
     num_draws: int,
     partitions: Collection[str],
-) -> dict[str, list[Tensor]]:
+) -> dict[str, Tensor]:
     """Draws of elements that change, of each site those that seem worst and some others.
 
-    Shapes: returns (num_chains, num_draws) each.
+    Shapes: returns (num_chains, num_draws, num_elements) each.
     """
     picked = _picked(groups, numbers, num_draws, partitions)
     draws, _ = gather_chains(picked, numbers, num_draws)
@@ -231,7 +231,7 @@ def _watched(
     for site, values in draws.items():
         changing = ~is_constant(values)
         if changing.any():
-            watched[site] = list(values[..., changing].movedim(-1, 0))
+            watched[site] = values[..., changing]
     return watched
 
 

@@ -17,6 +17,7 @@ from pyro_ext._checks import (
     as_tensor,
     check_callable,
     check_instance,
+    check_integer,
     check_mapping,
     check_optional,
     check_tensors,
@@ -255,6 +256,7 @@ def evaluate_coreset(
     """
     check_callable("kernel", kernel, "a function that makes a kernel of a model")
     check_optional(check_mapping, "options", options, "a dict of arguments of MCMC")
+    check_integer("warmup_steps", warmup_steps, 0)
     reference = check_optional(check_tensors, "reference", reference)
     check_instance("coreset", coreset, CoresetModel, "a model that condition() gives")
     args, kwargs = as_tensors(coreset.model, args, kwargs)

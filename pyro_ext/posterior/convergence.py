@@ -1,14 +1,10 @@
 """Effective sample sizes and R-hat of the sites of a run, and their table."""
 
-import importlib
 import math
-import warnings
 from collections.abc import Mapping
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pyro.infer.mcmc.util import summary
 from pyro.ops import stats
@@ -43,41 +39,71 @@ class ConvergenceWarning(UserWarning):
 
 
 class RankDiagnostics(NamedTuple):
-    """What the draws of one number are worth.
+    """What the draws of each element are worth. **Shape:** ``(*event)`` each.
 
-    :param float r_hat: rank-normalized split R-hat.
-    :param float bulk: effective sample size for the middle of the distribution.
-    :param float tail: the smaller one of those for its quantiles at 5 and 95 percent.
+    :param Tensor r_hat: rank-normalized split R-hat.
+    :param Tensor bulk: effective sample size for the middle of the distribution.
+    :param Tensor tail: the smaller one of those for its quantiles at 5 and 95 percent.
     """
 
-    r_hat: float
-    bulk: float
-    tail: float
+    r_hat: Tensor
+    bulk: Tensor
+    tail: Tensor
 
 
 def rank_diagnostics(draws: Tensor) -> RankDiagnostics:
-    """Rank-normalized split R-hat and effective sample sizes [1] of one number, as ArviZ has them.
+    """Rank-normalized split R-hat and effective sample sizes [1] of elements that change.
 
-    Shapes: draws (num_chains, num_draws), not all of them the same.
+    Those of ArviZ, whose import alone takes some seconds.
+
+    Shapes: draws (num_chains, num_draws, *event).
 
     [1] A. Vehtari, A. Gelman, D. Simpson, B. Carpenter, P.-C. Buerkner (2021),
     Rank-normalization, folding, and localization: an improved R-hat.
     """
-    arviz, values = _arviz(), _values(draws)
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of chains that stand still
-        r_hat = float(arviz.rhat(values))
-        bulk = float(arviz.ess(values, method="bulk"))
-        tail = float(arviz.ess(values, method="tail", prob=(0.05, 0.95)))
-    return RankDiagnostics(math.inf if math.isnan(r_hat) else r_hat, bulk, tail)
+    draws = draws.detach().double()
+    half = draws.shape[1] // 2
+    halves = torch.cat([draws[:, :half], draws[:, -half:]])
+    median = halves.flatten(0, 1).quantile(0.5, 0)
+    scores = _normal_scores(halves)
+    r_hats = [_r_hat(scores), _r_hat(_normal_scores((halves - median).abs()))]
+    ends = draws.flatten(0, 1).quantile(draws.new_tensor([0.05, 0.95]), 0)
+    tails = [effective_sample_size((halves <= end).double()) for end in ends]
+    # An indicator that never changes is of a tail that no draw has left.
+    tail = torch.stack([size.nan_to_num(nan=torch.inf) for size in tails]).amin(0)
+    return RankDiagnostics(
+        torch.stack(r_hats).amax(0).nan_to_num(nan=torch.inf),
+        effective_sample_size(scores),
+        tail,
+    )
 
 
-def energy_fractions(energies: Tensor) -> npt.NDArray[np.float64]:
-    """Bayesian fraction of missing information of each chain, as ArviZ has it.
+def _normal_scores(draws: Tensor) -> Tensor:
+    """Quantiles of the normal distribution at the ranks of all draws of an element."""
+    rows = draws.flatten(0, 1).flatten(1).mT.contiguous() if draws.dim() > 2 else draws.flatten()
+    ordered = rows.sort(-1).values
+    low, high = (torch.searchsorted(ordered, rows, right=right) for right in (False, True))
+    number = rows.shape[-1]
+    ranks = 0.5 * (low + high + 1).to(draws.dtype)
+    scores = torch.special.ndtri((ranks - 0.375) / (number + 0.25))
+    scores = scores.mT if draws.dim() > 2 else scores
+    return scores.reshape(draws.shape)
+
+
+def _r_hat(draws: Tensor) -> Tensor:
+    """R-hat of chains as they are, not a number where none of them moves."""
+    number = draws.shape[1]
+    r_hat: Tensor = (draws.mean(1).var(0) / draws.var(1).mean(0) + (number - 1) / number).sqrt()
+    return r_hat
+
+
+def energy_fractions(energies: Tensor) -> Tensor:
+    """Bayesian fraction of missing information of each chain.
 
     Shapes: energies (num_chains, num_draws); returns (num_chains,).
     """
-    fractions: npt.NDArray[np.float64] = np.atleast_1d(_arviz().bfmi(_values(energies)))
+    energies = energies.double()
+    fractions: Tensor = energies.diff(dim=1).square().mean(1) / energies.var(1)
     return fractions
 
 
@@ -104,32 +130,36 @@ def clusters_name(site: str) -> str:
     return f"clusters of {site}"
 
 
-def _arviz() -> Any:
-    """ArviZ, of which the import alone warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module("arviz")
-
-
-def _values(draws: Tensor) -> npt.NDArray[np.float64]:
-    values: npt.NDArray[np.float64] = draws.detach().double().cpu().numpy()
-    return values
-
-
 def effective_sample_size(draws: Tensor) -> Tensor:
-    r"""Effective sample size, positive, of draws of any number of chains.
+    r"""Effective sample size, positive, of draws of any number of chains, as ArviZ has it.
 
-    The usual estimate divides the number of draws :math:`S` by an autocorrelation time. Where draws
+    The estimate divides the number of draws :math:`S` by an autocorrelation time. Where draws
     alternate around their mean, as those of steps that are too large do, that time comes out near
     zero or below it. As in Stan it is then taken as :math:`1 / \log_{10} S`.
 
     :param Tensor draws: **Shape:** ``(num_chains, num_draws, *event)``, at least four draws.
     :returns: NaN for values that do not change. **Shape:** ``(*event)``.
     """
-    number = draws.shape[0] * draws.shape[1]
-    most = number * max(1.0, math.log10(number))
-    size: Tensor = stats.effective_sample_size(draws)
-    return size.where((size > 0) | size.isnan(), most).clamp(max=most)
+    num_chains, length = draws.shape[:2]
+    draws = draws.double()
+    means = draws.mean(1)
+    waves = torch.fft.rfft(draws - means.unsqueeze(1), 2 * length, dim=1)
+    covariances = torch.fft.irfft(waves.abs().square(), 2 * length, dim=1)[:, :length].mean(0)
+    covariances = covariances / length
+    within = covariances[0] * length / (length - 1.0)
+    whole = covariances[0] + (means.var(0) if num_chains > 1 else 0.0)
+    correlations = 1.0 - (within - covariances) / whole
+    correlations[0] = torch.where(whole > 0.0, 1.0, torch.nan)
+    even, odd = correlations[: length - length % 2].unflatten(0, (-1, 2)).unbind(1)
+    pairs = even + odd  # positive and falling for the chains of reversible kernels
+    is_first = (pairs > 0.0).to(draws.dtype).cumprod(0)
+    falling = pairs.cummin(0).values
+    first_left = (is_first.sum(0).long()).clamp(max=len(even) - 1)
+    rest = even.gather(0, first_left[None])[0].clamp(min=0.0)
+    rest = torch.where(is_first.sum(0) < len(even), rest, 0.0)
+    time = -1.0 + 2.0 * (is_first * falling).sum(0) + rest
+    number = num_chains * length
+    return number / time.clamp(min=1.0 / max(1.0, math.log10(number)))
 
 
 def site_diagnostics(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

