@@ -270,7 +270,7 @@ class Driver(ABC):
         seed = int(before["seed"]) if self.seed is None else fresh_seed(self.seed)
         return seed, description, writer
 
-    def _make_runner(self, seed: int, description: Mapping[str, Any] | None) -> Runner:
+    def _make_runner(self, seed: int, description: Mapping[str, Any] | None = None) -> Runner:
         plan = Plan(self.warmup_steps, self.thinning)
         start = None
         if not isinstance(self.kernel, VectorizedKernel):

@@ -15,7 +15,8 @@ from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Miniba
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, flat_point, minimum
-from pyro_ext.potential import FunctionPotential, InitStrategy, KernelBackend, init_to_suggested
+from pyro_ext.potential import FunctionPotential, InitStrategy, init_to_suggested
+from pyro_ext.potential.batched import KernelBackend
 from pyro_ext.potential.control_variates import Anchor, anchor_at, is_anchor_of
 
 __all__ = [

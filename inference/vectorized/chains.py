@@ -1,6 +1,6 @@
 """What a step takes and gives, what a group of chains is between steps, and what is recorded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ext.potential.control_variates import Anchor
 
-__all__ = ["Chains", "Draws", "Info", "ValueAndGradient", "joined", "saved"]
+__all__ = ["Chains", "Draws", "Info", "ValueAndGradient", "joined", "parts_of", "saved"]
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps positions ``(..., size)`` to potentials ``(...)`` and gradients ``(..., size)``."""
@@ -85,6 +85,16 @@ def joined(parts: Sequence[Draws]) -> Draws | None:
         type(parts[0].state)(*leaves),
         torch.cat([part.potential_energy for part in parts]),
     )
+
+
+def parts_of(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """Fields of state and anchor, from what :func:`saved` gave."""
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
+    for name, value in tensors.items():
+        part, _, field = name.partition(".")
+        if field:
+            parts[part][field] = value.to(device)
+    return parts
 
 
 def saved(chains: Chains) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,7 +16,8 @@ from torch.distributions import Transform
 
 from pyro_ext._checks import check_integer
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
-from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, saved
+from pyro_ext.inference.vectorized.backends import chosen_backend
+from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, parts_of, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
 from pyro_ext.inference.vectorized.words import OF_KERNELS, keywords, refuse
 from pyro_ext.posterior.draws import Context
@@ -27,17 +28,13 @@ from pyro_ext.potential import (
     BatchedFunction,
     FunctionPotential,
     InitStrategy,
-    KernelBackend,
     Potential,
     bijection,
     check_backend,
-    compiling_pays,
-    compiling_seconds,
-    has_compiler,
     init_to_suggested,
     sum_out,
-    warn_fallback,
 )
+from pyro_ext.potential.batched import KernelBackend
 from pyro_ext.potential.control_variates import Anchor, is_anchor_of
 from pyro_ext.random import chain_keys, fresh_seed
 
@@ -157,16 +154,7 @@ class VectorizedKernel(MCMCKernel):
     # What it was made of -----------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of the constructor by name, but for the model or potential.
-
-        Example::
-
-            >>> from pyro_ext.inference import SGLD
-            >>> def model():
-            ...     pyro.sample("x", dist.Normal(0.0, 1.0))
-            >>> SGLD(model, step_size=0.1).settings()["step_size"]
-            0.1
-        """
+        """Keyword arguments of the constructor by name, but for the model or potential."""
         names = keywords(type(self))
         if lacking := [name for name in names if not hasattr(self, name)]:
             raise TypeError(
@@ -297,12 +285,7 @@ class VectorizedKernel(MCMCKernel):
         return errors
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Build the potential of the model and its data.
-
-        :param int warmup_steps: number of warm-up steps.
-        :param args: arguments of the model.
-        :param kwargs: keyword arguments of the model.
-        """
+        """Build the potential of the model and its data, for so many steps of warm-up."""
         backend: Backend = "trace" if self.backend == "auto" else self.backend
         if (model := self.model) is not None:
             if not self.takes_minibatches:
@@ -327,30 +310,18 @@ class VectorizedKernel(MCMCKernel):
         self._loop = self._make_loop()
 
     def choose_backend(self, num_steps: int, known: Backend | None = None) -> Backend:
-        """Decide how the steps of a run are taken where ``backend="auto"`` leaves it open.
+        """Decide how a run of so many steps takes them, from numbers of steps and operations.
 
-        They are compiled where a plain run of the graph would take longer than the compiler does,
-        both estimated from numbers of steps and operations: neither the load of the machine nor
-        what a cache holds has a part in it, so that draws can be had again.
-
-        :param int num_steps: number of steps of each chain.
-        :param str known: what was decided before, for a run that goes on.
-        :returns: the backend.
+        Neither the load of the machine nor a cache has a part in it: draws can be had again.
         """
-        function, self.note = self._function(), ""
-        if (graph := function.single()) is None:
-            return function.backend
-        number = len(graph.graph.nodes) + self._operations_per_evaluation
-        if self.backend == "auto":
-            pays = compiling_pays(number, num_steps * self._evaluations_per_step)
-            is_known = self.potential.layout.device.type == "cpu"
-            function.backend = known or ("compile" if pays and is_known else "trace")
-            if function.backend == "compile" and not has_compiler():
-                function.backend, self.note = "trace", "not compiled: no C++ compiler"
-                warn_fallback("steps are not compiled", "running the graph", "no C++ compiler")
-        if function.backend == "compile":
-            self.note = f"compiling, some {compiling_seconds(number):.0f} s, or loading"
-        return function.backend
+        backend, self.note = chosen_backend(
+            self.backend,
+            self._function(),
+            num_steps * self._evaluations_per_step,
+            self._operations_per_evaluation,
+            known,
+        )
+        return backend
 
     def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
         """Make values arguments of the record; see :meth:`~pyro_ext.potential.Potential.bind`."""
@@ -418,8 +389,6 @@ class VectorizedKernel(MCMCKernel):
         :param start: values by site, a run, a guide, ``"laplace"``, or a folder.
         :param int num_chains: number of chains.
         :param int seed: of draws from a guide or around a mode.
-        :param args: arguments of the model.
-        :param kwargs: keyword arguments of the model.
         :returns: **Shape:** ``(num_chains, *event)`` each.
         :raises ValueError: where names, shapes or supports do not fit.
         """
@@ -437,11 +406,7 @@ class VectorizedKernel(MCMCKernel):
     ) -> Chains:
         """Make chains of what ``saved`` gave of them."""
         layout = self.potential.layout
-        parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
-        for name, value in tensors.items():
-            part, _, field = name.partition(".")
-            if field:
-                parts[part][field] = value.to(layout.device)
+        parts = parts_of(tensors, layout.device)
         start = self.begin(numbers, seed, layout.unflatten(parts["state"]["position"]))
         return replace(
             start,
@@ -452,12 +417,7 @@ class VectorizedKernel(MCMCKernel):
         )
 
     def advance(self, chains: Chains, num_steps: int) -> Chains:
-        """Take steps.
-
-        :param Chains chains: the chains.
-        :param int num_steps: number of steps, at least one.
-        :returns: the chains after these steps.
-        """
+        """Take so many steps, at least one; see :meth:`record`."""
         return self.record(chains, [chains.step + num_steps])[0]
 
     def record(self, chains: Chains, steps: Sequence[int]) -> tuple[Chains, Draws]:

@@ -4,18 +4,11 @@ from pyro_ext.potential._graph_passes import constants_of, fold_constants
 from pyro_ext.potential.batched import (
     Backend,
     BatchedFunction,
-    KernelBackend,
     agree_but_for_rounding,
     check_backend,
     outputs_agree,
 )
-from pyro_ext.potential.compilation import (
-    CompiledGraph,
-    compile_graph,
-    compiling_pays,
-    compiling_seconds,
-    has_compiler,
-)
+from pyro_ext.potential.compilation import CompiledGraph, compile_graph
 from pyro_ext.potential.enumeration import sum_out
 from pyro_ext.potential.evaluation import bijection
 from pyro_ext.potential.graph_capture import (
@@ -44,7 +37,6 @@ __all__ = [
     "CompiledGraph",
     "FunctionPotential",
     "InitStrategy",
-    "KernelBackend",
     "Layout",
     "Plate",
     "PointDensities",
@@ -61,11 +53,8 @@ __all__ = [
     "capture_abstract",
     "check_backend",
     "compile_graph",
-    "compiling_pays",
-    "compiling_seconds",
     "constants_of",
     "fold_constants",
-    "has_compiler",
     "init_to_prior",
     "init_to_suggested",
     "outputs_agree",

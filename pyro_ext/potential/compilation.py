@@ -7,7 +7,6 @@ import itertools
 import logging
 import operator
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,14 +24,7 @@ from torch.utils import _pytree as pytree
 from pyro_ext._cache import CodeFolder, cache_path
 from pyro_ext._version import __version__
 
-__all__ = [
-    "CompiledGraph",
-    "compile_graph",
-    "compiling_pays",
-    "compiling_seconds",
-    "has_compiler",
-    "lift_constants",
-]
+__all__ = ["CompiledGraph", "compile_graph", "lift_constants"]
 
 TensorFunction = Callable[..., Any]
 
@@ -51,7 +43,6 @@ _OPTIONS = {
 # of the compiler's time.
 _SMALL = {"cpp.simdlen": 1, "pattern_matcher": False}
 _SMALL_ELEMENTS = 1 << 16
-_COMPILERS = {"darwin": "clang++", "win32": "cl"}
 _library_numbers = itertools.count()
 
 
@@ -72,22 +63,6 @@ def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
     arguments = [*(tensor.detach().contiguous() for tensor in example), *constants]
     shapes = [(tensor.shape, tensor.dtype) for tensor in example]
     return CompiledGraph(_entry(lifted, arguments), constants, structure, shapes, graph)
-
-
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler where PyTorch looks for one."""
-    name = os.environ.get("CXX", _COMPILERS.get(sys.platform, "g++"))
-    return shutil.which(name) is not None
-
-
-def compiling_seconds(num_operations: int) -> float:
-    """Estimate how long it takes to compile a loop over so many small operations."""
-    return 4.0 + 0.025 * num_operations
-
-
-def compiling_pays(num_operations: int, num_runs: float) -> bool:
-    """Whether so many runs of small operations take longer, one by one, than to compile them."""
-    return 5e-6 * num_operations * num_runs > compiling_seconds(num_operations)
 
 
 class CompiledGraph:

@@ -1,5 +1,6 @@
 """A Pyro model at its data, at given values of its latent sites."""
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ from pyro_ext.potential.arguments import as_tensors, named_arguments
 from pyro_ext.potential.batched import Backend, BatchedFunction, check_backend
 from pyro_ext.potential.graph_capture import Fallback
 from pyro_ext.potential.layout import Layout
+from pyro_ext.potential.row_draws import drawn_over_rows
 from pyro_ext.potential.runner import ModelRunner, draw_from_prior
 from pyro_ext.potential.structure import Plate, Site, Structure, assemble
 from pyro_ext.random import fresh_seed
@@ -263,11 +265,19 @@ class ModelAtValues:
         layout: Layout | None = None,
     ) -> dict[str, Tensor]:
         """Draw something at the values of each row. **Shape:** ``(num_rows, *event)`` each."""
-        layout = layout or self.values_layout
+        own = layout or self.values_layout
         seed = fresh_seed(seed)
+
+        def drawn(row: Tensor) -> dict[str, Tensor]:
+            return draw(own.unflatten(row))
+
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            rows = [draw(layout.unflatten(row)) for row in flat]
+            with contextlib.suppress(Exception):
+                return drawn_over_rows(drawn, flat, DRAWS_PER_CALL)
+            # One by one where the model, or a distribution in it, asks values in Python.
+            torch.manual_seed(seed)
+            rows = [drawn(row) for row in flat]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _swept(

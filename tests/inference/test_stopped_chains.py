@@ -61,7 +61,7 @@ def start(*values):
 def run(make, near, driver=MCMC, num_samples=12, **options):
     """Three chains, of which the second begins near the wall, or all of them."""
     begin = start(near, near, near) if options.pop("all_near", False) else start(-99.0, near, -50.0)
-    settings = {"num_chains": 3, "initial_params": begin} | QUIET | options
+    settings = {"warmup_steps": 0, "num_chains": 3, "initial_params": begin} | QUIET | options
     return driver(make(), num_samples, **settings)
 
 

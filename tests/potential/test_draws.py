@@ -1,5 +1,7 @@
 """What follows from draws: log likelihoods, deterministic values, predictions; and the prior."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,8 @@ import torch
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from pyro_ext.potential import Potential
+from pyro_ext.potential import Potential, model_at_values
+from pyro_ext.potential.row_draws import drawn_over_rows
 
 TINY = 1e-4
 
@@ -186,3 +189,54 @@ def test_constrained_values_beside_a_matrix_that_fails() -> None:
     samples = potential.constrain({"shift": torch.tensor([0.0, -2.0])})
     assert samples["shift"].tolist() == [0.0, -2.0]
     assert torch.isfinite(potential.log_likelihood(samples)["y"]).tolist() == [True, False]
+
+
+def many_kinds(x: Tensor) -> None:
+    """Distributions whose draws fill memory, and some whose draws do not."""
+    scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+    rate = pyro.sample("rate", dist.Exponential(1.0))
+    loc = pyro.sample("loc", dist.Laplace(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale), obs=x)
+        pyro.sample("count", dist.Poisson(rate), obs=torch.ones(len(x)))
+        pyro.sample("flag", dist.Bernoulli(logits=loc), obs=torch.ones(len(x)))
+        pyro.sample("kind", dist.Categorical(logits=torch.zeros(3)), obs=torch.zeros(len(x)))
+
+
+def asks_a_value(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0 if loc > -9.0 else 2.0), obs=x)
+
+
+@pytest.mark.parametrize(("model", "is_vectorized"), [(many_kinds, True), (asks_a_value, False)])
+def test_draws_over_rows_are_those_of_the_rows(
+    model: Any, is_vectorized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row has numbers of its own, with the distribution that rows one by one give."""
+    returned = []
+
+    def over_rows(*arguments: Any) -> Any:
+        returned.append(drawn_over_rows(*arguments))
+        return returned[-1]
+
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("one by one")
+
+    potential = Potential(model, torch.zeros(3))
+    found = []
+    for function in (over_rows, refused):
+        monkeypatch.setattr(model_at_values, "drawn_over_rows", function)
+        prior = potential.prior(3000, seed=0)
+        latents = {name: prior[name] for name in potential.sites}
+        predictive = potential.predictive(latents, seed=1)
+        again = potential.predictive(latents, seed=1)
+        assert all(torch.equal(again[name], value) for name, value in predictive.items())
+        assert len(predictive["x"].unique()) > 0.99 * predictive["x"].numel()
+        new = {f"new {name}": value for name, value in predictive.items()}
+        found.append({name: value.double().atan() for name, value in (prior | new).items()})
+    assert bool(returned) == is_vectorized
+    for name, value in found[0].items():  # the arc tangent of heavy tails has moments
+        variance = (value.var(0) + found[1][name].var(0)) / len(value)
+        gap = (value.mean(0) - found[1][name].mean(0)).abs()
+        assert (gap <= 5.0 * variance.sqrt() + 1e-12).all(), name

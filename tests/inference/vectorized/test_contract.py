@@ -122,7 +122,7 @@ def test_it_compiles_where_that_pays(tmp_path, monkeypatch):
     options = {"num_chains": 2, "seed": 0, "progress": False}
     expected = MCMC(NUTS(model), 8, 5, **options).run().get_samples()
     MCMC(NUTS(model), 3, 5, **options, checkpoint=tmp_path).run()
-    monkeypatch.setattr("pyro_ext.inference.vectorized.kernel.compiling_pays", lambda *_: True)
+    monkeypatch.setattr("pyro_ext.inference.vectorized.backends.compiling_pays", lambda *_: True)
     again = MCMC(NUTS(model), 8, 5, **options, checkpoint=tmp_path).run().get_samples()
     torch.testing.assert_close(again, expected, rtol=0.0, atol=0.0)
 
