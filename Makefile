@@ -38,7 +38,6 @@ pages: .venv/.test ## run the pages in full, and the tests that read their repor
 test-all: test test-slow pages ## everything, which takes more than an hour
 
 durations: .venv/.test ## record what slow tests and pages take, by which CI divides them into parts
-	rm -f tests/durations.json
 	$(BIN)/python -m tests.pages --record-durations
 	$(BIN)/python -m pytest $(XDIST) -m "slow and not page" --record-durations
 

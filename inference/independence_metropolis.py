@@ -108,7 +108,7 @@ class IndependenceMetropolis(VectorizedKernel):
     :param float local_fraction: of proposals that are steps from where the chain is, in (0, 1).
     :param init_strategy: where the population starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
+    :param options: ``backend``, as of :class:`~pyro_ext.inference.VectorizedKernel`,
         and ``steps_per_sample``, transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 

@@ -72,7 +72,7 @@ class StreamingMCMC(Driver):
         if not self.interrupted and any(self._moments.values()):
             moments = self._complete()
             number = int(next(iter(moments.values())).num_draws.min())
-            warn_of_moments(self._r_hats(moments), self._diverging(), number)
+            warn_of_moments(self.kernel, self._r_hats(moments), self._diverging(), number)
         return self
 
     def get_statistics(self, group_by_chain: bool = False) -> dict[str, dict[str, Tensor]]:

@@ -264,11 +264,14 @@ class Driver(ABC):
             raise
         if description is None:
             return fresh_seed(self.seed), description, writer
-        before = description["identity"]["run"]
+        before = description["identity"].get("run", {})  # other folders have none, see _describe
         if self._is_usual_warmup:  # which may have been that of fewer samples
-            self.warmup_steps = int(before["warmup_steps"])
-        seed = int(before["seed"]) if self.seed is None else fresh_seed(self.seed)
-        return seed, description, writer
+            self.warmup_steps = int(before.get("warmup_steps", self.warmup_steps))
+        return (
+            fresh_seed(before.get("seed") if self.seed is None else self.seed),
+            description,
+            writer,
+        )
 
     def _make_runner(self, seed: int, description: Mapping[str, Any] | None = None) -> Runner:
         plan = Plan(self.warmup_steps, self.thinning)

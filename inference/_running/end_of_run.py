@@ -60,8 +60,7 @@ def warn_at_end(
     num_steps: int,
 ) -> None:
     """Give a warning for each thing that is wrong with a run."""
-    is_random = not isinstance(kernel, SGMCMCKernel) or kernel.temperature > 0.0
-    if not numbers or not num_draws or not is_random:
+    if not numbers or not num_draws or not _is_random(kernel):
         return
     if isinstance(kernel, SGMCMCKernel):
         line = temperature_warning(kernel, groups, numbers, num_draws, num_steps)
@@ -89,14 +88,24 @@ def warn_at_end(
     _warn(lines)
 
 
+def _is_random(kernel: MCMCKernel) -> bool:
+    """Tell samplers from descents to a mode."""
+    return not isinstance(kernel, SGMCMCKernel) or kernel.temperature > 0.0
+
+
 def warn_of_moments(
-    r_hats_of: Mapping[str, Tensor], diverging: Tensor | None, num_draws: int
+    kernel: MCMCKernel,
+    r_hats_of: Mapping[str, Tensor],
+    diverging: Tensor | None,
+    num_draws: int,
 ) -> None:
     """Give the warnings of a run that kept no draws.
 
     Shapes: r_hats_of (*event) each; diverging (num_draws,), whether a draw comes after a
     divergence.
     """
+    if not _is_random(kernel):
+        return
     finite = {name: r_hat[r_hat.isfinite()] for name, r_hat in r_hats_of.items()}
     worst = {name: float(r_hat.max()) for name, r_hat in finite.items() if len(r_hat)}
     lines = [] if diverging is None else [_divergence_warning({"diverging": diverging})]

@@ -431,7 +431,7 @@ class NUTS(_Hamiltonian):
     r"""The no-U-turn sampler [1] with multinomial sampling [2], over many chains.
 
     Chains run side by side, and each goes its own way through its trajectories, so that none waits
-    for another; with ``backend="compile"`` all of a transition is machine code. In the warm-up step
+    for another; in long runs all of a transition is machine code. In the warm-up step
     sizes adapt by dual averaging, and masses to the variances of draws in windows that grow, as in
     Stan. Sample statistics are ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``,
     ``n_steps`` and ``step_size``, under the names that ArviZ knows. A model must see all of its
@@ -452,9 +452,9 @@ class NUTS(_Hamiltonian):
     :param float target_accept_prob: acceptance rate to which step sizes adapt; a larger one makes
         smaller steps, which help where the posterior has narrow parts.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``potential_fn``, ``backend``, how the potential runs, see
-        :class:`~pyro_ext.potential.Potential`, and ``steps_per_sample``, transitions that one call
-        of ``sample`` takes under Pyro's driver.
+    :param options: ``potential_fn``, ``backend``, as of
+        :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``, transitions that
+        one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] M. D. Hoffman, A. Gelman (2014), The No-U-Turn Sampler.

@@ -83,7 +83,7 @@ class LaplaceHMC(VectorizedKernel):
     :param float trajectory_length: in standard deviations. Lengths vary at random by a fifth.
     :param init_strategy: where the search for the mode starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
+    :param options: ``backend``, as of :class:`~pyro_ext.inference.VectorizedKernel`,
         and ``steps_per_sample``, transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 

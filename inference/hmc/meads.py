@@ -68,8 +68,8 @@ class MEADS(VectorizedKernel):
     :param float step_size: in units of the largest stable one that gradients tell of.
     :param float damping: least rate at which momenta are renewed early on, in steps.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``potential_fn``, ``backend``, how the potential runs, see
-        :class:`~pyro_ext.potential.Potential`, and ``steps_per_sample``.
+    :param options: ``potential_fn``, ``backend``, as of
+        :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``.
     :raises ValueError: for numbers out of range, fewer than 16 chains together, or a model that
         subsamples.
 

@@ -72,7 +72,7 @@ class SGMCMCKernel(VectorizedKernel):
     :param model: a Pyro model; or ``None`` with a ``potential_fn``.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
-    :param str backend: how steps run: ``"auto"``, or as of :class:`~pyro_ext.potential.Potential`.
+    :param str backend: as of :class:`~pyro_ext.inference.VectorizedKernel`.
     :param step_size: a positive number or a :class:`Schedule`. By default it goes by the number of
         data as above, and is 0.001 for a ``potential_fn`` or a model without a plate around what it
         observes.

@@ -1,8 +1,10 @@
-"""Whether the steps of a run are compiled, where it is left open."""
+"""Choice of how the steps of a run are taken, where it is left open."""
 
 import os
 import shutil
 import sys
+
+import torch
 
 from pyro_ext.potential import Backend, BatchedFunction, warn_fallback
 from pyro_ext.potential.batched import KernelBackend
@@ -20,6 +22,7 @@ def chosen_backend(
     function: BatchedFunction,
     num_evaluations: int,
     num_operations: int,
+    device: torch.device,
     known: Backend | None,
 ) -> tuple[Backend, str]:
     """Choose how a function runs, and say so for a progress bar.
@@ -28,6 +31,7 @@ def chosen_backend(
     :param BatchedFunction function: what steps evaluate; its backend is set.
     :param int num_evaluations: how often.
     :param int num_operations: operations of a step beside those of the function.
+    :param torch.device device: where it runs; other devices than CPUs compile only when told to.
     :param str known: what was chosen before, for a run that goes on.
     :returns: the backend and the note.
     """
@@ -37,7 +41,7 @@ def chosen_backend(
     num_operations += len(graph.graph.nodes)
     note = ""
     if backend == "auto":
-        pays = compiling_pays(num_operations, num_evaluations) and function.is_on_cpu
+        pays = compiling_pays(num_operations, num_evaluations) and device.type == "cpu"
         function.backend = known or ("compile" if pays else "trace")
         if function.backend == "compile" and not _has_compiler():
             function.backend, note = "trace", "not compiled: no C++ compiler"

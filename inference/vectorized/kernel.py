@@ -72,7 +72,8 @@ class VectorizedKernel(MCMCKernel):
     :param model: a Pyro model; or ``None`` with a ``potential_fn``.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
-    :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
+    :param str backend: ``"auto"`` compiles runs that are long enough, by numbers of steps and of
+        operations; others are as of :class:`~pyro_ext.potential.Potential`.
     :param int steps_per_sample: steps that one call of :meth:`sample` takes, under Pyro's driver,
         which has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
@@ -319,6 +320,7 @@ class VectorizedKernel(MCMCKernel):
             self._function(),
             num_steps * self._evaluations_per_step,
             self._operations_per_evaluation,
+            self.potential.layout.device,
             known,
         )
         return backend

@@ -86,8 +86,8 @@ def _normal_scores(draws: Tensor) -> Tensor:
     number = rows.shape[-1]
     ranks = 0.5 * (low + high + 1).to(draws.dtype)
     scores = torch.special.ndtri((ranks - 0.375) / (number + 0.25))
-    scores = scores.mT if draws.dim() > 2 else scores
-    return scores.reshape(draws.shape)
+    result: Tensor = (scores.mT if draws.dim() > 2 else scores).reshape(draws.shape)
+    return result
 
 
 def _r_hat(draws: Tensor) -> Tensor:
@@ -159,7 +159,8 @@ def effective_sample_size(draws: Tensor) -> Tensor:
     rest = torch.where(is_first.sum(0) < len(even), rest, 0.0)
     time = -1.0 + 2.0 * (is_first * falling).sum(0) + rest
     number = num_chains * length
-    return number / time.clamp(min=1.0 / max(1.0, math.log10(number)))
+    size: Tensor = number / time.clamp(min=1.0 / max(1.0, math.log10(number)))
+    return size
 
 
 def site_diagnostics(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

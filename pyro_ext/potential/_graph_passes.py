@@ -402,16 +402,17 @@ def _node(tensor: Tensor) -> Any:
 
 def data_behind(tensor: Tensor) -> list[Tensor | None]:
     """Tensors that one is made of in the record; ``None`` stands for arguments and draws."""
-    node = _node(tensor)
-    if node is None:
+    node, mode = _node(tensor), get_proxy_mode()
+    if node is None or mode is None:
         return [tensor]
+    frozen: Any = mode.tracer
     roots: list[Tensor | None] = []
     seen, ahead = {node}, [node]
     while ahead:
         node = ahead.pop()
         tags = getattr(node.target, "tags", ())
         if node.op == "get_attr":
-            roots.append(getattr(get_proxy_mode().tracer.root, node.target))
+            roots.append(getattr(frozen.root, node.target))
         elif node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags:
             return [None]
         new = [each for each in node.all_input_nodes if each not in seen]

@@ -122,11 +122,6 @@ class BatchedFunction:
                 graph = self._compiled[num_chains]
             return graph(*batched)
 
-    @property
-    def is_on_cpu(self) -> bool:
-        """Whether what it is recorded with lies on the CPU."""
-        return all(tensor.device.type == "cpu" for tensor in self.example())
-
     def one_by_one(self, *batched: Tensor, errors: dict[int, Exception] | None = None) -> Any:
         """Run over chains without any graph.
 

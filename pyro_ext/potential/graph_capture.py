@@ -117,7 +117,7 @@ class _Data(TorchDispatchMode):
     """Answers what Python asks of data while a function is recorded, and notes which data."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.asked: list[Tensor] = []
 
     def __torch_dispatch__(

@@ -56,7 +56,8 @@ def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 def _exponential(like: Tensor, rate: float = 1.0) -> Tensor:
-    return -torch.log1p(-torch.rand_like(like)) / rate
+    uniform = torch.rand_like(like).clamp(min=torch.finfo(like.dtype).tiny)  # below one, above zero
+    return -uniform.log() / rate
 
 
 def _cauchy(like: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:

@@ -1,6 +1,7 @@
 """Running moments: those of the draws that a run would have kept."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -87,6 +88,9 @@ def test_it_warns_of_what_moments_show(tmp_path):
         apart = {"x": torch.tensor([[-9.0], [0.0], [9.0]])}
         slow = SGLD(potential_fn=lambda z: z["x"].square().sum() / 2, step_size=1e-4)
         StreamingMCMC(slow, **OPTIONS | {"num_samples": 60}, initial_params=apart).run()
+    descent = slow.replace(temperature=0.0)
+    with warnings.catch_warnings(action="error"):
+        StreamingMCMC(descent, **OPTIONS | {"num_samples": 60}, initial_params=apart).run()
 
 
 @pytest.mark.slow

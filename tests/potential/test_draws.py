@@ -227,7 +227,7 @@ def test_draws_over_rows_are_those_of_the_rows(
     found = []
     for function in (over_rows, refused):
         monkeypatch.setattr(model_at_values, "drawn_over_rows", function)
-        prior = potential.prior(3000, seed=0)
+        prior = potential.prior(500, seed=0)
         latents = {name: prior[name] for name in potential.sites}
         predictive = potential.predictive(latents, seed=1)
         again = potential.predictive(latents, seed=1)
