@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
@@ -77,42 +77,55 @@ class LogJoint:
     def log_density(self, trace: Any) -> float:
         """Log density of a trace: minus infinity outside of a support, and where it is NaN."""
         with torch.no_grad(), pyro.validation_enabled(False):
-            nodes = [node for name, node in trace.nodes.items() if name not in self._unchecked]
-            if not all(map(_is_inside, nodes)):
+            if not all(map(bool, self._insides(trace))):
                 return -math.inf
             total = float(trace.log_prob_sum())
         return -math.inf if math.isnan(total) else total
+
+    def density(self, trace: Any) -> Tensor:
+        """The same as a tensor, in operations that can be recorded."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            total = torch.as_tensor(trace.log_prob_sum())
+            for inside in self._insides(trace):
+                total = torch.where(inside, total, -torch.inf)
+            return torch.where(total.isnan(), -torch.inf, total)
+
+    def _insides(self, trace: Any) -> Iterator[Tensor]:
+        """Whether the values of each site are in its support."""
+        nodes = [node for name, node in trace.nodes.items() if name not in self._unchecked]
+        return (inside for inside in map(_inside, nodes) if inside is not None)
 
     def __call__(self, values: Mapping[str, Tensor]) -> float:
         """Log density of the values and the data."""
         return self.log_density(self.trace(values))
 
 
-def _is_inside(node: Any) -> bool:
+def _inside(node: Any) -> Tensor | None:
     """Whether the value of a site is in its support; many densities are finite elsewhere too."""
     if node["type"] != "sample" or site_is_subsample(node):
-        return True
+        return None
     distribution, value = node["fn"], torch.as_tensor(node["value"])
     try:
         support = distribution.support
     except NotImplementedError:
-        return True
+        return None
     if constraints.is_dependent(support):
-        return True
+        return None
     inside: Tensor = support.check(value)
     if inside.dim() > len(distribution.batch_shape):
         inside = inside.flatten(len(distribution.batch_shape)).all(-1)
     for mask in (node["mask"], getattr(distribution, "_mask", None)):
         if mask is not None:
             inside = inside | ~torch.as_tensor(mask, device=inside.device)
-    return bool(inside.all())
+    return inside.all()
 
 
 class EnumeratedSites(ConditionalUpdate):
     """Draws each element of discrete sites given all else, by enumeration of its values.
 
-    Elements come one after the other in a random order, and each takes as many runs of the model as
-    it has values, so that it is for sites of few elements.
+    In :class:`Gibbs`, elements of plates that are independent given all else are drawn at once.
+    Others come one after the other in a random order, and each takes as many runs of the model as
+    it has values.
     """
 
     keeps_no_state = True
@@ -128,14 +141,8 @@ class EnumeratedSites(ConditionalUpdate):
         """
         moved = dict(values)
         for name in sites:
-            distribution = log_joint.trace(moved).nodes[name]["fn"]
-            if not distribution.has_enumerate_support or distribution.event_dim:
-                raise ValueError(
-                    f"site {name!r} cannot be enumerated element by element: it is distributed as "
-                    f"{type(distribution).__name__}"
-                )
-            support = distribution.enumerate_support(expand=False).flatten()
-            _check_mask(log_joint, moved, name, support)
+            support = support_of(name, log_joint.trace(moved).nodes[name]["fn"])
+            check_mask(log_joint, moved, name, support)
             site = moved[name].clone()
             for index in torch.randperm(site.numel()).tolist():
                 logs = []
@@ -148,7 +155,18 @@ class EnumeratedSites(ConditionalUpdate):
         return {name: moved[name] for name in sites}
 
 
-def _check_mask(log_joint: LogJoint, values: Values, name: str, support: Tensor) -> None:
+def support_of(name: str, distribution: Any) -> Tensor:
+    """Values of each element of a discrete site."""
+    if not distribution.has_enumerate_support or distribution.event_dim:
+        raise ValueError(
+            f"site {name!r} cannot be enumerated element by element: it is distributed as "
+            f"{type(distribution).__name__}"
+        )
+    support: Tensor = distribution.enumerate_support(expand=False).flatten()
+    return support
+
+
+def check_mask(log_joint: LogJoint, values: Values, name: str, support: Tensor) -> None:
     """Raise where a mask hides values of a discrete site on which others depend.
 
     A hidden value has no density, so that it would be drawn as if all were equally likely.
@@ -230,22 +248,43 @@ class RandomWalk(ConditionalUpdate):
         :returns: the new values of these.
         :raises ValueError: for a site with a discrete support.
         """
+        noise = torch.cat([torch.randn_like(values[name]).flatten() for name in sites])
+        uniforms = torch.rand(len(sites), dtype=torch.float64)
+        return self.move(log_joint, values, sites, noise, uniforms)
+
+    def move(
+        self,
+        log_joint: LogJoint,
+        values: Values,
+        sites: Sequence[str],
+        noise: Tensor,
+        uniforms: Tensor,
+    ) -> Values:
+        """Propose each site and accept or not, by given random numbers.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :param Tensor noise: standard normal, one number for each element of these sites.
+        :param Tensor uniforms: between zero and one, one for each site.
+        :returns: the new values of these sites.
+        """
         moved = dict(values)
-        trace = log_joint.trace(moved)
-        now = log_joint.log_density(trace)
-        for name in sites:
+        noises = noise.split([values[name].numel() for name in sites])
+        for name, steps, uniform in zip(sites, noises, uniforms.unbind(), strict=True):
             # The support may depend on sites that have moved: this trace is at their new values.
+            trace = log_joint.trace(moved)
             transform = _transform(name, trace.nodes[name]["fn"].support)
             point = transform.inv(moved[name])
-            proposal = point + self.scale * torch.randn_like(point)
+            # Constraints may leave fewer free numbers than there are elements.
+            proposal = point + self.scale * steps[: point.numel()].reshape(point.shape)
             value = transform(proposal)
-            after_trace = log_joint.trace({**moved, name: value})
-            after = log_joint.log_density(after_trace)
+            now = log_joint.density(trace)
+            after = log_joint.density(log_joint.trace({**moved, name: value}))
             growth = transform.log_abs_det_jacobian(proposal, value)
             shrinkage = transform.log_abs_det_jacobian(point, moved[name])
-            log_ratio = after - now + float(growth.sum() - shrinkage.sum())
-            if torch.rand((), dtype=torch.float64).log() < log_ratio:
-                moved[name], trace, now = value, after_trace, after
+            log_ratio = after - now + growth.sum() - shrinkage.sum()
+            moved[name] = torch.where(uniform.log() < log_ratio, value, moved[name])
         return {name: moved[name] for name in sites}
 
 

@@ -1,45 +1,72 @@
 """Kernels that move some sites of a model each, one after the other."""
 
-import copy
-import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Self, TypeAlias
 
-import pyro.poutine as poutine
+import numpy as np
+import numpy.typing as npt
 import torch
 from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.util import set_rng_seed
 from torch import Tensor
 
 from pyro_ext._checks import check_callable, check_sequence
-from pyro_ext.inference._running.numbers import (
-    State,
-    adapts,
-    has_known_state,
-    read_state,
-    write_state,
+from pyro_ext.inference._gibbs_moves import (
+    EnumeratedMove,
+    Joint,
+    KernelMove,
+    Move,
+    OneChainMove,
+    PythonMove,
+    RandomWalkMove,
+    Sweep,
 )
-from pyro_ext.inference.conditional_updates import ConditionalUpdate, LogJoint, Model, Values
+from pyro_ext.inference._running.numbers import adapts, has_known_state
+from pyro_ext.inference._running.pyro_kernels import own_generators
+from pyro_ext.inference.conditional_updates import (
+    ConditionalUpdate,
+    EnumeratedSites,
+    Model,
+    RandomWalk,
+    Values,
+)
 from pyro_ext.inference.partitions import ConjugateKernel
-from pyro_ext.inference.vectorized import VectorizedKernel
+from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
+from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.identity import kernel_identity
-from pyro_ext.potential import Potential, bijection
-from pyro_ext.potential.runner import bounds_of
+from pyro_ext.posterior.starts import Start, constrained_start
+from pyro_ext.potential import Backend, Layout
+from pyro_ext.random import spawn_seed
 
 __all__ = ["Gibbs"]
 
-
-def _copied(kernel: MCMCKernel) -> MCMCKernel:
-    """A kernel of the same settings, models and modules, but with a state of its own."""
-    if isinstance(kernel, VectorizedKernel):
-        # A graph that is recorded at once would hold the values of the other sites as they are.
-        return kernel.replace(backend="eager")
-    shared = {id(value): value for value in vars(kernel).values() if callable(value)}
-    return copy.deepcopy(kernel, shared)
+Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
 
 
-def _identity_of(block: "Block") -> Any:
+class SweepState(NamedTuple):
+    """State of chains between two sweeps.
+
+    :param Tensor position: values of all sites, NaN of a chain that has stopped.
+        **Shape:** ``(num_chains, size)``.
+    :param Tensor numbers: statistics of the blocks. **Shape:** ``(num_chains, num_statistics)``.
+    :param tuple parts: states of the blocks.
+    """
+
+    position: Tensor
+    numbers: Tensor
+    parts: tuple[Any, ...]
+
+
+class SweepDraw(NamedTuple):
+    """What is recorded of :class:`SweepState`."""
+
+    position: Tensor
+    numbers: Tensor
+
+
+def _identity_of(block: Block) -> Any:
     """What a block is, for checkpoints: its type and settings, or the name of a function."""
     if isinstance(block, MCMCKernel):
         return kernel_identity(block)
@@ -48,26 +75,31 @@ def _identity_of(block: "Block") -> Any:
     return getattr(block, "__qualname__", type(block).__qualname__)
 
 
-Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
+def _runs_alone(block: Block) -> bool:
+    """Whether a block is an object that belongs to a single chain."""
+    has_state = isinstance(block, ConditionalUpdate) and not block.keeps_no_state
+    return has_state or isinstance(block, HMC | ConjugateKernel)
 
 
-class Gibbs(MCMCKernel):
+class Gibbs(VectorizedKernel):
     """Moves the sites of a Pyro model in blocks, each by a kernel of its own.
 
     A block is a kernel and the names of the sites that it moves given all others:
 
-    * ``NUTS(model)``, ``HMC(model)`` or a stochastic-gradient kernel, for continuous sites. The
-      latter evaluates the model at each step, and its sites may not lie in a plate that subsamples.
-    * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones, or another
-      :class:`ConditionalUpdate`.
+    * ``NUTS(model)``, ``HMC(model)`` or a stochastic-gradient kernel, for continuous sites; those
+      of the latter may not lie in a plate that subsamples.
+    * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones, :class:`RandomWalk`,
+      or another :class:`ConditionalUpdate`.
     * a kernel over partitions with conjugate clusters, for ``"assignment"`` and those sites of its
       prior and cluster that it is to move; others of these it holds. Its auxiliary variable is
       drawn anew each time.
     * a function of the values of all sites that returns a draw of its sites given the others.
 
-    Kernels are copied: those of the caller stay as they are, and can be used elsewhere. A run can
-    have a checkpoint, for which functions must depend on their arguments alone, and updates of
-    one's own must say that they do, see :attr:`ConditionalUpdate.keeps_no_state`.
+    Chains run side by side. With blocks of Pyro's own kernels, of kernels over partitions, or of
+    updates with a state of their own they run one after the other. Kernels are copied: those of
+    the caller stay as they are, and can be used elsewhere. A run can have a checkpoint, for which
+    functions must depend on their arguments alone, and updates of one's own must say that they do,
+    see :attr:`ConditionalUpdate.keeps_no_state`.
 
     :param blocks: kernels and names of sites, in the order in which they move.
     :param model: the model, by default that of the first kernel that has one.
@@ -76,8 +108,7 @@ class Gibbs(MCMCKernel):
 
     Example::
 
-        >>> from pyro.infer import NUTS
-        >>> from pyro_ext.inference import MCMC, EnumeratedSites
+        >>> from pyro_ext.inference import MCMC, NUTS, EnumeratedSites
         >>> def model(x):
         ...     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 5.0).to_event(1))
         ...     with pyro.plate("data", len(x)):
@@ -89,7 +120,7 @@ class Gibbs(MCMCKernel):
         torch.Size([10, 2])
     """
 
-    is_constrained = True  # its parameters are values of the sites themselves
+    is_constrained = True
 
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
@@ -105,9 +136,8 @@ class Gibbs(MCMCKernel):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"blocks have the sites {twice} twice")
         for block, _ in self.blocks:
-            if isinstance(block, MCMCKernel) and not isinstance(
-                block, HMC | VectorizedKernel | ConjugateKernel
-            ):
+            is_known = isinstance(block, HMC | VectorizedKernel | ConjugateKernel)
+            if isinstance(block, MCMCKernel) and (not is_known or isinstance(block, Gibbs)):
                 raise TypeError(
                     "a kernel of blocks must be HMC, NUTS, a vectorized kernel or one "
                     f"over partitions with conjugate clusters, got {type(block).__name__}"
@@ -115,22 +145,14 @@ class Gibbs(MCMCKernel):
         if model is not None:
             check_callable("model", model, "a Pyro model")
         known = [model, *(getattr(block, "model", None) for block, _ in self.blocks)]
-        self._model = next((entry for entry in known if entry is not None), None)
-        if self._model is None:
+        found = next((entry for entry in known if entry is not None), None)
+        if found is None:
             raise ValueError("model must be given where no kernel of the blocks has one, got None")
-        self.transforms: dict[str, Any] = {}
-        self._values: Values = {}
-        self._initial: Values | None = None
-        self._log_joint: LogJoint | None = None
-        self._parts: list[tuple[MCMCKernel | ConditionalUpdate, list[str]]] = []
-        self._runs: list[Callable[[], Mapping[str, Tensor]]] = []
-        super().__init__()
-
-    @property
-    def model(self) -> Model:
-        """The model whose sites the blocks move."""
-        assert self._model is not None
-        return self._model
+        super().__init__(found)
+        self._joint: Joint | None = None
+        self._moves: list[Move] = []
+        self._errors: dict[int, Exception] | None = None
+        self._names: list[str] = []
 
     @property
     def partitions(self) -> tuple[str, ...]:
@@ -147,8 +169,17 @@ class Gibbs(MCMCKernel):
         """The blocks by names of their sites, kernels with their settings, for checkpoints."""
         return {", ".join(sites): _identity_of(block) for block, sites in self.blocks}
 
+    def replace(self, **changes: Any) -> Self:
+        """Return a new kernel of the same blocks; it has no settings that could be changed."""
+        if changes:
+            raise TypeError(f"Gibbs has no setting {sorted(changes)}; change its blocks")
+        return type(self)(self.blocks, model=self.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_joint": None, "_moves": []}
+
     @property
-    def has_known_state(self) -> bool:
+    def has_known_state(self) -> bool:  # type: ignore[override]
         """Whether a chain can be stopped between two steps and go on elsewhere."""
         return all(
             has_known_state(block)
@@ -157,28 +188,21 @@ class Gibbs(MCMCKernel):
         )
 
     @property
+    def one_at_a_time(self) -> bool:  # type: ignore[override]
+        """Whether chains run one after the other, since a block is an object of a single chain."""
+        return any(_runs_alone(block) for block, _ in self.blocks)
+
+    @property
     def adapts(self) -> bool:
         """Whether a kernel of its blocks needs a warm-up."""
         return any(adapts(block) for block, _ in self.blocks)
 
-    def read_state(self) -> State:
-        """State of the kernels of all blocks, as tensors and plain values."""
-        tensors: dict[str, Tensor] = {}
-        content = []
-        for number, (part, _) in enumerate(self._parts):
-            own, plain = read_state(part)
-            tensors |= {f"{number}.{name}": value for name, value in own.items()}
-            content.append(plain)
-        return tensors, {"blocks": content}
+    @property
+    def layout(self) -> Layout:
+        """Order of the values of all sites in positions."""
+        return self._made(self._joint).layout
 
-    def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Put back what :meth:`read_state` gave, after :meth:`setup`."""
-        for number, ((part, _), plain) in enumerate(
-            zip(self._parts, content["blocks"], strict=True)
-        ):
-            prefix = f"{number}."
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            write_state(part, own, plain)
+    # Before the first sweep ----------------------------------------------------------------------
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare all blocks.
@@ -187,216 +211,207 @@ class Gibbs(MCMCKernel):
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        assert self._model is not None
-        self._log_joint = LogJoint(self._model, args, kwargs)
-        start = self._log_joint.trace(self._initial or {}, validate=True)
-        latent = {
-            name: node["value"].detach()
-            for name, node in start.nodes.items()
-            if node["type"] == "sample"
-            and not node["infer"].get("_deterministic")
-            and (not node["is_observed"] or name in (self._initial or {}))
-            and type(node["fn"]).__name__ != "_Subsample"
-        }
-        names = {name for _, sites in self.blocks for name in sites}
-        if names != set(latent):
-            raise ValueError(
-                f"blocks have the sites {sorted(names)}, but the model has {sorted(latent)}"
-            )
-        self._values = latent
-        self._initial = dict(latent)
-        self._parts = []
-        self._runs = [
-            self._prepared(block, sites, warmup_steps, args, kwargs) for block, sites in self.blocks
-        ]
-
-    @property
-    def initial_params(self) -> Values:
-        """Values of all sites where the chain starts, constrained."""
-        if self._initial is None:
-            raise RuntimeError("there are no initial parameters before setup")
-        return self._initial
-
-    @initial_params.setter
-    def initial_params(self, params: Mapping[str, Tensor] | None) -> None:
-        self._initial = None if params is None else dict(params)
-
-    def sample(self, params: Values) -> Values:
-        """Move all blocks once.
-
-        :param dict params: values of all sites.
-        :returns: the new values.
-        """
-        # Conditional models read the values that this dict has at the time.
-        self._values.update(params)
-        for run in self._runs:
-            self._values.update(run())
-        return dict(self._values)
-
-    def end_warmup(self) -> None:
-        """Tell the kernels of the blocks."""
-        for kernel, _ in self._kernels():
-            kernel.end_warmup()
-
-    def cleanup(self) -> None:
-        """Forget the chain."""
-        for kernel, _ in self._kernels():
-            kernel.cleanup()
-        self._parts, self._runs = [], []
-        self._initial, self._values, self._log_joint = None, {}, None
-
-    def logging(self) -> "OrderedDict[str, str]":
-        """Line of a progress bar, of all kernels."""
-        line: OrderedDict[str, str] = OrderedDict()
-        for kernel, sites in self._kernels():
-            for name, value in (kernel.logging() or {}).items():
-                line[f"{name} of {', '.join(sites)}" if name in line else name] = value
-        return line
-
-    def diagnostics(self) -> dict[str, Any]:
-        """What the kernels report, by their types and sites, and draws after divergences of any."""
-        found: dict[str, Any] = {
-            f"{type(kernel).__name__} of {', '.join(sites)}": kernel.diagnostics() or {}
-            for kernel, sites in self._kernels()
-        }
-        divergences = [each["divergences"] for each in found.values() if "divergences" in each]
-        return found | ({"divergences": sorted(set().union(*divergences))} if divergences else {})
-
-    def statistics(self) -> dict[str, float]:
-        """Log joint density of the last step."""
-        assert self._log_joint is not None
-        return {"lp": self._log_joint(self._values)}
-
-    # Blocks.
-
-    def _kernels(self) -> Iterator[tuple[MCMCKernel, list[str]]]:
-        """Kernels of the blocks, and their sites."""
-        for part, sites in self._parts:
-            if isinstance(part, MCMCKernel):
-                yield part, sites
-
-    def _prepared(
-        self,
-        block: Block,
-        sites: Sequence[str],
-        warmup_steps: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Callable[[], Mapping[str, Tensor]]:
-        """A function that moves a block given the present values."""
-        log_joint = self._log_joint
-        assert log_joint is not None
-        if isinstance(block, MCMCKernel):
-            kernel = _copied(block)
-            self._parts.append((kernel, list(sites)))
-            if isinstance(kernel, ConjugateKernel):
-                return self._prepared_partition(kernel, sites, warmup_steps, args, kwargs)
-            assert isinstance(kernel, HMC | VectorizedKernel)
-            backend = getattr(block, "backend", "eager")
-            self._set_up(kernel, sites, warmup_steps, args, kwargs, backend)
-            if isinstance(kernel, HMC):
-                return self._prepared_hmc(kernel, sites)
-            return self._prepared_vectorized(kernel, sites)
-        if isinstance(block, ConditionalUpdate):
-            self._parts.append((block, list(sites)))
-            return lambda: block.update(log_joint, self._values, sites)
-
-        def drawn() -> Mapping[str, Tensor]:
-            values = block(dict(self._values))
-            if set(values) != set(sites):
+        assert self.model is not None
+        self._chains, self._num_warmup, self._divergences = None, warmup_steps, []
+        start, self.first_values = self.first_values or self._initial_params or {}, None
+        self._moves, self._names = [], []
+        with own_generators():
+            set_rng_seed(0)
+            self._joint = joint = Joint(self.model, args, kwargs, start)
+            names = {name for _, sites in self.blocks for name in sites}
+            if names != set(joint.values):
                 raise ValueError(
-                    f"a function of the block of {list(sites)} returned {sorted(values)}"
+                    f"blocks have the sites {sorted(names)}, but the model has "
+                    f"{sorted(joint.values)}"
                 )
-            return values
+            for number, (block, sites) in enumerate(self.blocks):
+                self._moves.append(_move_of(block, sites, joint, warmup_steps, number))
 
-        return drawn
+    def choose_backend(self, num_steps: int, known: Any = None) -> Any:
+        """Decide for each kernel how its steps run; see :class:`VectorizedKernel`."""
+        kernels = [move.kernel for move in self._moves if isinstance(move, KernelMove)]
+        before: list[Backend | None] = known.split("+") if known else [None] * len(kernels)
+        chosen = [
+            kernel.choose_backend(num_steps * kernel.steps_per_sample, backend)
+            for kernel, backend in zip(kernels, before, strict=True)
+        ]
+        self.note = next((kernel.note for kernel in kernels if kernel.note), "")
+        return "+".join(chosen)
 
-    def _set_up(
+    def catch_errors(self) -> dict[int, Exception]:
+        """Let a chain whose blocks raise stop, where they run one by one in Python.
+
+        :returns: a dict that takes such errors from now on, by index of the chain.
+        """
+        self._errors = {}
+        return self._errors
+
+    def start_from(
+        self, start: Start, num_chains: int, seed: int, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Values of all sites from what a user gives, as of ``initial_params``."""
+        context = Context(self.model, args, kwargs)
+        return constrained_start(start, num_chains, seed, context)
+
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Draws from the prior."""
+        joint, rows = self._made(self._joint), []
+        with own_generators():
+            for number in numbers:
+                set_rng_seed(spawn_seed(seed, number, 1))
+                rows.append(joint.drawn({}))
+        return {name: torch.stack([row[name] for row in rows]) for name in joint.layout.shapes}
+
+    def _init(self, position: Tensor, keys: Tensor) -> Any:
+        raise NotImplementedError("states are made of values of the sites, see begin")
+
+    def begin(
+        self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None
+    ) -> Chains:
+        """Start chains.
+
+        :param Sequence numbers: numbers of the chains.
+        :param int seed: a non-negative integer.
+        :param Mapping params: values of all sites; by default draws from the prior.
+            **Shape:** ``(num_chains, *event)`` each.
+        :returns: the chains before their first step.
+        """
+        joint = self._made(self._joint)
+        if params is None:
+            params = self._starts(numbers, seed)
+        joint.layout.check_leading(params, "initial_params")
+        position = joint.layout.flatten(params).detach()
+        values, at = joint.layout.unflatten(position), Sweep(numbers, seed, 0)
+        with own_generators():
+            for row in range(len(position)):
+                joint.drawn({name: value[row] for name, value in values.items()})
+            parts = tuple(move.begin(values, at) for move in self._moves)
+        return self._with_parts(numbers, seed, 0, position, parts)
+
+    def _with_parts(
+        self, numbers: Sequence[int], seed: int, step: int, position: Tensor, parts: tuple[Any, ...]
+    ) -> Chains:
+        energy = position.new_full((len(position),), torch.nan)
+        state = SweepState(position, self._numbers_of(parts, len(position)), parts)
+        return Chains(numbers, seed, torch.zeros(len(position), 2), step, state, energy)
+
+    # Sweeps ------------------------------------------------------------------------------------
+
+    def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
+        state: SweepState = chains.state
+        parts, errors = [*state.parts], self._errors
+        is_dead = ~state.position.isfinite().all(-1)
+        # What has stopped goes on from where another chain is, and is of no account.
+        alive = int((~is_dead).int().argmax())
+        position = torch.where(is_dead[:, None], state.position[alive], state.position)
+        wanted, kept, rows = {*targets.tolist()}, list[int](), list[tuple[Tensor, ...]]()
+        with own_generators():
+            for step in range(chains.step, int(targets[-1])):
+                at = Sweep(chains.numbers, chains.seed, step, errors)
+                try:
+                    position = self._swept(parts, position, at)
+                except Exception as error:
+                    if errors is None:
+                        raise
+                    errors.update({i: error for i in range(len(is_dead)) if i not in errors})
+                is_dead = is_dead | ~position.isfinite().all(-1)
+                for row in errors or ():
+                    is_dead[row] = True
+                if (step + 1 in wanted) or is_dead.all():
+                    shown = torch.where(is_dead[:, None], torch.nan, position)
+                    numbers = self._numbers_of(parts, len(shown))
+                    rows.append((shown, numbers, self._energy(position, is_dead)))
+                    kept.append(step + 1)
+                if is_dead.all():
+                    break
+        positions, all_numbers, energy = map(torch.stack, zip(*rows, strict=True))
+        state = SweepState(positions[-1], all_numbers[-1], tuple(parts))
+        chains = replace(chains, step=kept[-1], state=state, potential_energy=energy[-1])
+        return chains, Draws(np.array(kept), SweepDraw(positions, all_numbers), energy)
+
+    def _swept(self, parts: list[Any], position: Tensor, at: Sweep) -> Tensor:
+        """Positions after a sweep, which changes the states of the blocks in the list."""
+        layout = self.layout
+        values = layout.unflatten(position)
+        for index, move in enumerate(self._moves):
+            parts[index], moved = move(parts[index], values, at)
+            values = values | moved
+        return layout.flatten(values)
+
+    def _energy(self, position: Tensor, is_dead: Tensor) -> Tensor:
+        """Minus log joint density of chains that go on."""
+        return torch.where(is_dead, torch.nan, -self._made(self._joint).density(position))
+
+    def _numbers_of(self, parts: Sequence[Any], num_chains: int) -> Tensor:
+        """Statistics of all blocks, in the order of ``_names``."""
+        found: dict[str, Tensor] = {}
+        for (_, sites), move, part in zip(self.blocks, self._moves, parts, strict=True):
+            for name, value in move.statistics(part).items():
+                if name == "diverging":
+                    found[name] = value.double().maximum(found.get(name, value.double()))
+                elif name != "energy":  # of one block alone, which says nothing of the chain
+                    found[f"{name} of {', '.join(sites)}" if name in found else name] = value
+        self._names = list(found)
+        columns = [value.double().expand(num_chains) for value in found.values()]
+        return torch.stack(columns, -1) if columns else torch.zeros(num_chains, 0)
+
+    def _statistics(self, state: SweepState | SweepDraw) -> dict[str, Tensor]:
+        columns = zip(self._names, state.numbers.unbind(-1), strict=True)
+        return {name: value > 0 if name == "diverging" else value for name, value in columns}
+
+    def samples(self, positions: Tensor) -> dict[str, Tensor]:
+        """Values of all sites.
+
+        :param Tensor positions: **Shape:** ``(num_rows, size)``.
+        :returns: by site. **Shape:** ``(num_rows, *event)`` each.
+        """
+        return self.layout.unflatten(positions)
+
+    # Checkpoints -------------------------------------------------------------------------------
+
+    def saved(self, chains: Chains) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Express chains and the states of their blocks as tensors and plain values."""
+        state: SweepState = chains.state
+        tensors = {"position": state.position, "potential_energy": chains.potential_energy}
+        content = []
+        for number, (move, part) in enumerate(zip(self._moves, state.parts, strict=True)):
+            own, plain = move.saved(part)
+            tensors |= {f"{number}.{name}": value for name, value in own.items()}
+            content.append(plain)
+        return tensors, {"step": chains.step, "blocks": content}
+
+    def restored(
         self,
-        kernel: HMC | VectorizedKernel,
-        sites: Sequence[str],
-        warmup_steps: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        backend: str,
-    ) -> None:
-        """Set a kernel up for the model in which all other sites have their present values."""
-        whole = self.model
+        numbers: Sequence[int],
+        seed: int,
+        tensors: Mapping[str, Tensor],
+        content: Mapping[str, Any],
+    ) -> Chains:
+        """Make chains of what :meth:`saved` gave of them."""
+        position = tensors["position"].to(self.layout.device)
+        values, at = self.layout.unflatten(position), Sweep(numbers, seed, content["step"])
+        parts = []
+        for number, (move, plain) in enumerate(zip(self._moves, content["blocks"], strict=True)):
+            prefix = f"{number}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            parts.append(move.restored(values, at, own, plain))
+        chains = self._with_parts(numbers, seed, content["step"], position, tuple(parts))
+        return replace(chains, potential_energy=tensors["potential_energy"])
 
-        def conditional(*args: Any, **kwargs: Any) -> Any:
-            others = {name: v for name, v in self._values.items() if name not in sites}
-            return poutine.condition(whole, data=others)(*args, **kwargs)
 
-        kernel.model = conditional
-        kernel.initial_params = self._unconstrained(sites)
-        kernel.setup(warmup_steps, *args, **kwargs)
-        if isinstance(kernel, VectorizedKernel):
-            others = [name for name in self._values if name not in sites]
-            kernel.bind(self._values, others, "eager" if backend == "eager" else "trace")
-
-    def _unconstrained(self, sites: Sequence[str]) -> Values | None:
-        """Present values of sites without their constraints, where they have a finite density."""
-        assert self._log_joint is not None
-        trace = self._log_joint.trace(self._values)
-        if not math.isfinite(self._log_joint.log_density(trace)):
-            return None
-        nodes = {name: trace.nodes[name] for name in sites}
-        return {k: bijection(node["fn"].support).inv(node["value"]) for k, node in nodes.items()}
-
-    def _prepared_vectorized(
-        self, kernel: VectorizedKernel, sites: Sequence[str]
-    ) -> Callable[[], Mapping[str, Tensor]]:
-        potential = kernel.potential
-        assert isinstance(potential, Potential)
-
-        def moved() -> Mapping[str, Tensor]:
-            kernel.clear_cache()
-            # The supports may depend on other sites: the maps are those of the present values.
-            start = potential.unconstrain({name: self._values[name][None] for name in sites})
-            params = kernel.sample({name: value[0] for name, value in start.items()})
-            values = potential.constrain({name: value[None] for name, value in params.items()})
-            return {name: values[name][0].detach() for name in sites}
-
-        return moved
-
-    def _prepared_hmc(
-        self, kernel: HMC, sites: Sequence[str]
-    ) -> Callable[[], Mapping[str, Tensor]]:
-        transforms = kernel.transforms
-        bounds = {name: found for name in sites if (found := self._bounds_of(name))}
-
-        def moved() -> Mapping[str, Tensor]:
-            for name, known in bounds.items():  # Pyro's HMC maps to the support that it first saw
-                if not all(map(torch.equal, self._bounds_of(name), known)):
-                    raise ValueError(
-                        f"blocks have {type(kernel).__name__} for site {name!r}, whose support "
-                        "depends on sites of other blocks: take a kernel of pyro_ext or RandomWalk"
-                    )
-            kernel.clear_cache()
-            params = kernel.sample({name: transforms[name](self._values[name]) for name in sites})
-            return {name: transforms[name].inv(params[name]).detach() for name in sites}
-
-        return moved
-
-    def _bounds_of(self, name: str) -> list[Tensor]:
-        """Numbers that the support of a site has at the present values, none where it is fixed."""
-        assert self._log_joint is not None
-        return bounds_of(self._log_joint.trace(self._values).nodes[name]["fn"])
-
-    def _prepared_partition(
-        self,
-        kernel: ConjugateKernel,
-        sites: Sequence[str],
-        warmup_steps: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Callable[[], Mapping[str, Tensor]]:
-        kernel.initial_params = {k: v for k, v in self._values.items()}
-        kernel.setup(warmup_steps, *args, **kwargs)
-        kernel.held = frozenset(kernel.initial_params) - set(sites)
-
-        def moved() -> Mapping[str, Tensor]:
-            params = kernel.sample(dict(self._values))
-            return {name: params[name] for name in sites}
-
-        return moved
+def _move_of(
+    block: Block, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int
+) -> Move:
+    """How a block is moved."""
+    arguments = (sites, joint, warmup_steps, number)
+    if isinstance(block, MCMCKernel | ConditionalUpdate) and _runs_alone(block):
+        return OneChainMove(block, *arguments)
+    if isinstance(block, VectorizedKernel):
+        return KernelMove(block, *arguments)
+    # A subclass may do something else.
+    if type(block) is RandomWalk:
+        return RandomWalkMove(block, *arguments)
+    if type(block) is EnumeratedSites:
+        return EnumeratedMove(*arguments)
+    assert not isinstance(block, MCMCKernel)
+    return PythonMove(block, *arguments)

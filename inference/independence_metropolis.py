@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -190,18 +189,8 @@ class IndependenceMetropolis(VectorizedKernel):
                 stacklevel=2,
             )
 
-    def _prepared(self) -> dict[str, Tensor]:
-        return self.population._asdict()
-
-    def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
-        self._known = Population(**found)
-
-    def clear_cache(self) -> None:
-        """Take the potential at the position of the chain anew, see :class:`Gibbs`."""
-        if self._chains is not None:
-            state = self._chains.state
-            state = state._replace(energy=self._energy(state.position))
-            self._chains = replace(self._chains, state=state)
+    def _moved(self, state: MetropolisState, position: Tensor) -> MetropolisState:
+        return state._replace(position=position, energy=self._energy(position))
 
     def _first_points(self) -> Tensor:
         """Draws from the prior, or around the initial parameters, spread out and all different."""

@@ -15,7 +15,7 @@ FLOORS = {"pyro_ext": 1, "inference": 2, "models": 3, "tutorials": 4}
 MAY_LOOK_UP = re.compile(r"pyro_ext\.(cli|testing)(\.|$)")
 # Drivers, and the checks of how they run kernels, stand beside the room that runs their chains.
 OF_THE_DRIVERS = re.compile(
-    r"pyro_ext\.(inference\.(mcmc|streaming|gibbs|tuning)|testing\.kernels)$"
+    r"pyro_ext\.(inference\.(mcmc|streaming|_?gibbs(_moves)?|tuning)|testing\.kernels)$"
 )
 
 

@@ -136,7 +136,8 @@ class Driver(ABC):
                 "checkpoint takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
                 f"NUTS, or Gibbs with blocks of such kernels; got {type(kernel).__name__}"
             )
-        if group_size not in (None, 1) and not isinstance(kernel, VectorizedKernel):
+        is_vectorized = isinstance(kernel, VectorizedKernel) and not kernel.one_at_a_time
+        if group_size not in (None, 1) and not is_vectorized:
             raise ValueError(
                 f"group_size must be 1 for {type(kernel).__name__}, which runs one chain at a "
                 f"time; got {group_size!r}"
@@ -311,7 +312,7 @@ class Driver(ABC):
         )
         runner.backend = (description or {}).get("backend")
         runner.setup()
-        self._potential = self.kernel.potential
+        self._potential = None if self.kernel.is_constrained else self.kernel.potential
         if self.initial_params is not None:
             runner.start = self.kernel.start_from(
                 self.initial_params, self.num_chains, seed, *self.args, **self.kwargs
@@ -323,9 +324,9 @@ class Driver(ABC):
         if size is None:
             if description is not None:
                 return [range(*bounds) for bounds in description["groups"]]
-            together = self.chain_method == "vectorized" and isinstance(
-                self.kernel, VectorizedKernel
-            )
+            kernel = self.kernel
+            is_vectorized = isinstance(kernel, VectorizedKernel) and not kernel.one_at_a_time
+            together = self.chain_method == "vectorized" and is_vectorized
             size = self.num_chains if together else 1
         starts = range(0, self.num_chains, size)
         return [range(start, min(start + size, self.num_chains)) for start in starts]

@@ -38,7 +38,7 @@ from pyro_ext.potential.evaluation import factorization_errors, retried
 from pyro_ext.potential.runner import check_observations
 from pyro_ext.random import spawn_seed
 
-__all__ = ["PyroOptions", "PyroRunner"]
+__all__ = ["PyroOptions", "PyroRunner", "own_generators", "stepping"]
 
 
 def _statistics(kernel: MCMCKernel) -> dict[str, float]:
@@ -140,12 +140,12 @@ class PyroRunner:
         step, sampler = state.step, state.sampler
         stopped_at, error = None, None
         is_ready = interrupted = False
-        with _own_generators():
+        with own_generators():
             try:
                 params = self._resume(state)
                 is_ready = True
                 while state.num_draws + len(rows) < until:
-                    with self._stepping():
+                    with stepping(self.options.disable_validation):
                         params = self.kernel.sample(params)
                     if not all(bool(value.isfinite().all()) for value in params.values()):
                         stopped_at = step + 1
@@ -237,27 +237,13 @@ class PyroRunner:
             self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
             return
         is_checked = pyro.distributions.is_validation_enabled()
-        with self._stepping():
+        with stepping(self.options.disable_validation):
             retried(lambda: self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs))
         _check_shapes(self.kernel)
         if is_checked and self.kernel.model is not None:
             values = self._constrained(self.kernel.initial_params)
-            with _own_generators(), torch.no_grad():
+            with own_generators(), torch.no_grad():
                 check_observations(self.kernel.model, self.args, self.kwargs, values)
-
-    @contextmanager
-    def _stepping(self) -> Iterator[None]:
-        """Validation as Pyro's driver sets it: steps that diverge would raise.
-
-        A matrix that GPyTorch cannot factor is a divergence, as one of PyTorch is to Pyro.
-        """
-        is_checked = not self.options.disable_validation
-        with ExitStack() as stack:
-            if self.options.disable_validation is not None:
-                stack.enter_context(pyro.validation_enabled(is_checked))
-            own = {"pyro_ext": lambda error: isinstance(error, factorization_errors())}
-            stack.enter_context(mock.patch.dict(integrator._EXCEPTION_HANDLERS, own))
-            yield
 
     def _call_hook(self, params: dict[str, Tensor], step: int, chain: int) -> None:
         """Call the hook after a step, with the words of Pyro's driver."""
@@ -293,7 +279,7 @@ class PyroRunner:
         model: Callable[..., Any] | None = getattr(self.kernel, "model", None)
         if model is None or getattr(self.kernel, "is_constrained", False):
             return dict(params)
-        with self._stepping():
+        with stepping(self.options.disable_validation):
             # With parameters, whichever, it looks for no start of its own.
             _, _, transforms, trace = initialize_model(
                 model, self.args, dict(self.kwargs), initial_params=params
@@ -358,7 +344,21 @@ def _check_shapes(kernel: HMC) -> None:
 
 
 @contextmanager
-def _own_generators() -> Iterator[None]:
+def stepping(disable_validation: bool | None) -> Iterator[None]:
+    """Validation as Pyro's driver sets it: steps that diverge would raise.
+
+    A matrix that GPyTorch cannot factor is a divergence, as one of PyTorch is to Pyro.
+    """
+    with ExitStack() as stack:
+        if disable_validation is not None:
+            stack.enter_context(pyro.validation_enabled(not disable_validation))
+        own = {"pyro_ext": lambda error: isinstance(error, factorization_errors())}
+        stack.enter_context(mock.patch.dict(integrator._EXCEPTION_HANDLERS, own))
+        yield
+
+
+@contextmanager
+def own_generators() -> Iterator[None]:
     """Put the global generators back afterwards."""
     before = get_rng_state()
     try:

@@ -22,7 +22,7 @@ from pyro_ext.inference._running.segments import (
     recorded,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
-from pyro_ext.inference.vectorized.chains import joined, saved
+from pyro_ext.inference.vectorized.chains import joined
 from pyro_ext.posterior.identity import Quantities
 from pyro_ext.potential import Backend
 
@@ -127,7 +127,7 @@ class VectorizedRunner:
         alive = torch.tensor([status.stopped_at is None for status in state.chains], device="cpu")
         deadline = time.monotonic() + seconds
         reach = 1
-        bytes_per_draw = sum(leaf.nbytes for leaf in chains.state)
+        bytes_per_draw = sum(leaf.nbytes for leaf in chains.state if isinstance(leaf, Tensor))
         until = min(until, state.num_draws + max(1, _BYTES_PER_SEGMENT // bytes_per_draw))
         num_draws, parts = state.num_draws, []
         interrupted = False
@@ -235,7 +235,7 @@ class VectorizedRunner:
 
     def save(self, state: GroupState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Express the sampler's state as tensors and plain values."""
-        return saved(state.sampler)
+        return self.kernel.saved(state.sampler)
 
     def load(
         self, members: range, tensors: Mapping[str, Tensor], content: Mapping[str, Any]

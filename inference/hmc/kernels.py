@@ -236,12 +236,9 @@ class _Hamiltonian(VectorizedKernel):
         return entries
 
     def _make_loop(self) -> TransitionLoop:
-        loop = TransitionLoop(
+        return TransitionLoop(
             self._trajectories(), self.potential.gradient, self.target_accept_prob
         )
-        if isinstance(self._loop, TransitionLoop):  # of the run before
-            loop.take_code(self._loop)
-        return loop
 
     def _init(self, position: Tensor, keys: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)
@@ -263,12 +260,6 @@ class _Hamiltonian(VectorizedKernel):
     def _moved(self, state: HamiltonianState, position: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)
         return state._replace(position=position, value=value, gradient=gradient)
-
-    def clear_cache(self) -> None:
-        """Take the potential at the position of the chain anew, see :class:`Gibbs`."""
-        if self._chains is not None:
-            state = self._moved(self._chains.state, self._chains.position)
-            self._chains = replace(self._chains, state=state)
 
     def _with_first_step_size(self, state: HamiltonianState, step: int) -> HamiltonianState:
         """Start to look for step sizes where one step's acceptance passes through the target.

@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo in the coordinates of a Laplace approximation, as a kernel."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -156,14 +156,6 @@ class LaplaceHMC(VectorizedKernel):
                 "Gaussian. NUTS may do better",
                 stacklevel=2,
             )
-
-    def _prepared(self) -> dict[str, Tensor]:
-        made = self._preparation
-        return made._asdict() | {"num_steps": torch.tensor(made.num_steps)}
-
-    def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
-        mode, number = found["mode"], int(found["num_steps"])
-        self._known = _Preparation(mode, found["factor"], number)
 
     def _trial(self) -> float:
         """Fraction of proposals that are taken, from draws of the Laplace approximation."""

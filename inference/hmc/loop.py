@@ -5,6 +5,7 @@ trajectory has ended records its draw and begins the next one in the iteration a
 long trajectory of one chain costs the others nothing.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -36,6 +37,9 @@ _ITERATIONS_PER_CALL = 256
 _STREAM_OF_CHOICES = 1
 _NUM_CHECKS = 3
 _SHORTER = 5.0  # logarithm of a factor
+_MOST_KEPT = 16
+_kept: OrderedDict[Any, tuple[list[Tensor], CompiledGraph]] = OrderedDict()
+"""Frozen tensors and code of the last loops: one of many fits has the code of the first."""
 
 
 class Trajectories(Protocol):
@@ -68,6 +72,7 @@ class Inputs(NamedTuple):
     :param Tensor num_transitions: how many of them each chain makes, a number.
     :param Tensor is_adapting: one where step sizes adapt, else zero.
     :param Tensor limit: largest number of iterations.
+    :param Sequence given: what the gradient takes besides positions.
     """
 
     uniforms: Tensor
@@ -77,6 +82,17 @@ class Inputs(NamedTuple):
     num_transitions: Tensor
     is_adapting: Tensor
     limit: Tensor
+    given: Sequence[Tensor] = ()
+
+    def flat(self) -> list[Tensor]:
+        """Its tensors, in order."""
+        return [*self[:-1], *self.given]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "Inputs":
+        """Put tensors back in their order."""
+        number = len(cls._fields) - 1
+        return cls._make((*tensors[:number], tensors[number:]))
 
 
 class Drawn(NamedTuple):
@@ -170,16 +186,22 @@ class TransitionLoop:
             uniforms = uniform_each(every, steps, stream=_STREAM_OF_CHOICES, dtype=noise.dtype)
             uniforms = uniforms.reshape(len(ahead), num_chains, -1)
             limit = iteration + _ITERATIONS_PER_CALL
-            return Inputs(uniforms, num_leapfrogs.clone(), noise, factor, number, adapts, limit)
+            first = num_leapfrogs.clone()
+            return Inputs(uniforms, first, noise, factor, number, adapts, limit, given)
 
         number, adapts = counts
+        given = [
+            value.expand(num_chains, *value.shape[1:]).contiguous()
+            for value in self._gradient.given
+        ]
         inputs = inputs_at(num_leapfrogs, torch.zeros_like(number))
         carried = self._begin(last, search, num_leapfrogs, inputs)
         with threads_for(num_chains * size), torch.no_grad():
             run = self._runner(carried, inputs)
+            carried = run(carried, inputs)
             while int(carried.num_left) > 0:
-                carried = run(carried, inputs)
                 inputs = inputs_at(carried.num_leapfrogs, carried.iteration)
+                carried = run(carried, inputs)
         return carried
 
     def _begin(
@@ -213,14 +235,19 @@ class TransitionLoop:
         return carried._replace(trajectory=trajectory)
 
     def _extended(
-        self, function: ValueAndGradient, carried: Carried, inputs: Inputs
+        self, function: Callable[..., Any], carried: Carried, inputs: Inputs
     ) -> tuple[Carried, Outcome]:
         """Take a leapfrog step of each chain."""
         row = (carried.num_leapfrogs - inputs.first).clamp(max=len(inputs.uniforms) - 1)
         uniforms = inputs.uniforms.gather(0, row[None, :, None].expand(1, len(row), 4))[0]
         step_size = carried.search.log_step.exp()
+
+        def at(position: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = function(position, *inputs.given)
+            return value, gradient
+
         trajectory, ended, outcome = self._trajectories.extend(
-            carried.trajectory, function, uniforms, step_size, inputs.factor
+            carried.trajectory, at, uniforms, step_size, inputs.factor
         )
         active = carried.num_done < inputs.num_transitions
         carried = carried._replace(
@@ -263,16 +290,15 @@ class TransitionLoop:
             return partial(self._run, partial(self._gradient.one_by_one, errors=self.errors))
         if self._gradient.backend == "compile":
             if self._compiled_of is not graph:  # data have changed, or it is another run
-                self._compiled = self._code_of_others(graph)
-                self._compiled_of = graph
+                self._compiled, self._compiled_of = {}, graph
             key = tuple(inputs.factor.shape), tuple(inputs.noise.shape)
             if key not in self._compiled:
-                self._compiled[key] = self._compile(graph, carried, inputs)
+                self._compiled[key] = self._made(graph, carried, inputs)
             if (compiled := self._compiled[key]) is not None:
                 return partial(_call, compiled)
         return partial(self._run, graph)
 
-    def _run(self, function: ValueAndGradient, carried: Carried, inputs: Inputs) -> Carried:
+    def _run(self, function: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:
         # In Python what changes nothing is left out: most iterations begin and end no trajectory.
         limit, number = int(inputs.limit), inputs.num_transitions
         has_ended = True
@@ -286,32 +312,33 @@ class TransitionLoop:
                 carried = self._ended(carried, outcome, inputs)
         return carried
 
-    def take_code(self, other: "TransitionLoop") -> None:
-        """Use machine code that another loop has made, where it is that of the same function."""
-        settings = [(vars(loop._trajectories), loop._target) for loop in (self, other)]
-        if settings[0] == settings[1]:
-            self._compiled, self._compiled_of = other._compiled, other._compiled_of
-
-    def _code_of_others(self, graph: Callable[..., Any]) -> dict[Any, Callable[..., Any] | None]:
-        """The code that there is, with what the graph has frozen, if this is all that differs."""
-        before = self._compiled_of
-        if not isinstance(before, GraphModule) or not isinstance(graph, GraphModule):
-            return {}
-        if _form(before) != _form(graph) or any(True for _ in graph.children()):
-            return {}
-        pairs = zip(constants_of(before), constants_of(graph), strict=True)
-        replaced = {id(old): new for old, new in pairs}
-        return {
-            key: renewed
-            for key, compiled in self._compiled.items()
-            if isinstance(compiled, CompiledGraph)
-            and (renewed := compiled.with_constants(replaced)) is not None
-        }
+    def _made(
+        self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
+    ) -> Callable[..., Any] | None:
+        """Machine code, which another loop may have made where only frozen numbers differ."""
+        if not isinstance(graph, GraphModule) or any(True for _ in graph.children()):
+            return self._compile(graph, carried, inputs)
+        shapes = [(each.shape, each.dtype) for each in (*_flat(carried), *inputs.flat())]
+        settings = type(self._trajectories), vars(self._trajectories), self._target
+        key = repr((settings, shapes, *_form(graph)))
+        if key in _kept:
+            before, code = _kept[key]
+            pairs = zip(before, constants_of(graph), strict=True)
+            renewed = code.with_constants({id(old): new for old, new in pairs})
+            if renewed is not None:
+                _kept.move_to_end(key)
+                return renewed
+        compiled = self._compile(graph, carried, inputs)
+        if isinstance(compiled, CompiledGraph):
+            _kept[key] = constants_of(graph), compiled
+            if len(_kept) > _MOST_KEPT:
+                _kept.popitem(last=False)
+        return compiled
 
     def _compile(
         self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
     ) -> Callable[..., Any] | None:
-        arguments = [*_flat(carried), *inputs]
+        arguments = [*_flat(carried), *inputs.flat()]
         try:
             loop = compile_graph(
                 capture_abstract(self._while_loop(graph, carried), *arguments), *arguments
@@ -354,14 +381,15 @@ class TransitionLoop:
 
     def _while_loop(self, graph: Callable[..., Any], like: Carried) -> Callable[..., Any]:
         num_carried = len(_flat(like))
+        limit = num_carried + Inputs._fields.index("limit")
 
         def run(*arguments: Tensor) -> Any:
             def proceed(*others: Tensor) -> Tensor:
-                return (others[1] > 0) & (others[0] < others[-1])
+                return (others[1] > 0) & (others[0] < others[limit])
 
             def body(*others: Tensor) -> tuple[Tensor, ...]:
                 carried = _unflat(others[:num_carried], like)
-                inputs = Inputs(*others[num_carried:])
+                inputs = Inputs.of(others[num_carried:])
                 carried, outcome = self._extended(graph, self._begun(carried, inputs), inputs)
                 return _separate(self._ended(carried, outcome, inputs), others)
 
@@ -380,7 +408,7 @@ def _form(graph: GraphModule) -> tuple[Any, ...]:
 
 def _call(compiled: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:
     """Iterations inside the compiled graph."""
-    return _unflat(compiled(*_flat(carried), *inputs), carried)
+    return _unflat(compiled(*_flat(carried), *inputs.flat()), carried)
 
 
 def _leaves(carried: Carried) -> list[Tensor]:

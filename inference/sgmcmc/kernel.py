@@ -205,18 +205,6 @@ class SGMCMCKernel(VectorizedKernel):
         plates = self.potential.subsampled_plates
         return max((plate.size / plate.subsample_size for plate in plates), default=0.0)
 
-    def _prepared(self) -> dict[str, Tensor]:
-        found = {"masses": torch.as_tensor(self._masses)} if self._masses_of is not None else {}
-        if self.step_size is None:
-            found["step_size"] = torch.tensor(self.schedule.max_step_size, dtype=torch.float64)
-        return found
-
-    def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
-        if "masses" in found:
-            self._masses = found["masses"]
-        if "step_size" in found:
-            self.schedule = ConstantSchedule(float(found["step_size"]))
-
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
         if self._masses_of is not None and self.init_strategy is init_to_suggested:
             return dispersed_starts(self.potential, self._masses_of, numbers, seed)

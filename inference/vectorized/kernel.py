@@ -28,6 +28,7 @@ from pyro_ext.potential import (
     BatchedFunction,
     FunctionPotential,
     InitStrategy,
+    Layout,
     Potential,
     bijection,
     check_backend,
@@ -103,6 +104,12 @@ class VectorizedKernel(MCMCKernel):
         torch.Size([4, 100, 2])
     """
 
+    has_known_state: bool = True
+    """Whether a chain can be stopped between two steps and go on elsewhere."""
+    is_constrained: ClassVar[bool] = False
+    """Whether positions are values of the sites themselves, and there is no potential of them."""
+    one_at_a_time: bool = False
+    """Whether chains have to run one after the other."""
     takes_minibatches: ClassVar[bool] = False
     """Whether a model may subsample its plates; without it a model must see all of its data."""
     _evaluations_per_step: ClassVar[int] = 1
@@ -220,13 +227,6 @@ class VectorizedKernel(MCMCKernel):
     def _prepare(self) -> None:
         """Resolve arguments that need the sites of the model; called once these are known."""
 
-    def _prepared(self) -> dict[str, Tensor]:
-        """What ``_prepare`` has found out about the density."""
-        return {}
-
-    def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
-        """Put back what ``_prepared`` gave."""
-
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
         """Unconstrained starts of chains for which none are given."""
         potential = self.potential
@@ -235,7 +235,10 @@ class VectorizedKernel(MCMCKernel):
         return potential.init_chains(numbers, seed, self.init_strategy)
 
     def _moved(self, state: Any, position: Tensor) -> Any:
-        """State at other positions, where a driver or :class:`Gibbs` has put the chains."""
+        """State at positions where a driver has put the chains, or :class:`Gibbs`.
+
+        There the density is another one, too, since other blocks have moved.
+        """
         return state._replace(position=position)
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
@@ -269,6 +272,11 @@ class VectorizedKernel(MCMCKernel):
         if self._potential is None:
             raise RuntimeError(_NOT_SET_UP)
         return self._potential
+
+    @property
+    def layout(self) -> Layout:
+        """Order of the parameters in positions."""
+        return self.potential.layout
 
     def _made(self, value: Made | None) -> Made:
         """What setup makes, or an error before it."""
@@ -324,12 +332,6 @@ class VectorizedKernel(MCMCKernel):
             known,
         )
         return backend
-
-    def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
-        """Make values arguments of the record; see :meth:`~pyro_ext.potential.Potential.bind`."""
-        assert isinstance(self._potential, Potential)
-        self._potential.bind(values, names, backend)
-        self._loop = self._make_loop()
 
     def _make_loop(self) -> Any:
         """What runs many steps, with the attribute ``errors`` of :class:`StepLoop`."""
@@ -399,6 +401,10 @@ class VectorizedKernel(MCMCKernel):
         values = constrained_start(start, num_chains, seed, context, own, self.find_laplace)
         return unconstrained_start(self.potential, values)
 
+    def saved(self, chains: Chains) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Express chains as tensors and plain values; :meth:`restored` takes them back."""
+        return saved(chains)
+
     def restored(
         self,
         numbers: Sequence[int],
@@ -406,7 +412,7 @@ class VectorizedKernel(MCMCKernel):
         tensors: Mapping[str, Tensor],
         content: Mapping[str, Any],
     ) -> Chains:
-        """Make chains of what ``saved`` gave of them."""
+        """Make chains of what :meth:`saved` gave of them."""
         layout = self.potential.layout
         parts = parts_of(tensors, layout.device)
         start = self.begin(numbers, seed, layout.unflatten(parts["state"]["position"]))
@@ -484,6 +490,7 @@ class VectorizedKernel(MCMCKernel):
             torch.from_numpy(np.searchsorted(targets, steps, side="right")).to(position.device),
             [index.to(position.device) for index in self._batches(chains, len(steps))],
             chains.anchor,
+            [value.expand(len(position), *value.shape[1:]) for value in self._function().given],
         )
 
     def statistics(self, chains: Chains | Draws) -> dict[str, Tensor]:
@@ -543,7 +550,7 @@ class VectorizedKernel(MCMCKernel):
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take ``steps_per_sample`` steps from the given unconstrained parameters of one chain."""
-        layout, batched = self.potential.layout, {k: value[None] for k, value in params.items()}
+        layout, batched = self.layout, {k: value[None] for k, value in params.items()}
         if self._chains is None:
             self._chains = self.begin(range(1), fresh_seed(None), batched)
             # As many samples as warm-up steps are Pyro's default; it does not tell.
@@ -562,29 +569,6 @@ class VectorizedKernel(MCMCKernel):
         if draw >= 0 and diverging is not None and bool(diverging):
             self._divergences.append(draw)
         return {k: value[0] for k, value in layout.unflatten(self._chains.position).items()}
-
-    def clear_cache(self) -> None:
-        """Forget what is known of the density: in :class:`Gibbs` it is another one at each step."""
-
-    def read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """State of the chain that Pyro's driver runs, and what :meth:`setup` found out."""
-        # In Gibbs the density depends on where the chain is: it would find out something else.
-        tensors = {f"prepared.{name}": value for name, value in self._prepared().items()}
-        if self._chains is None:
-            return tensors, {}
-        own, content = saved(self._chains)
-        more = {"seed": self._chains.seed, "divergences": list(self._divergences)}
-        return tensors | own, content | more
-
-    def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-        """Put back what :meth:`read_state` gave, after :meth:`setup`."""
-        parts: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
-        for name, value in tensors.items():
-            parts[name.startswith("prepared.")][name.removeprefix("prepared.")] = value
-        self._take_prepared(parts[True])
-        own = parts[False]
-        self._chains = self.restored(range(1), content["seed"], own, content) if content else None
-        self._divergences = list(content.get("divergences", ()))
 
     def logging(self) -> OrderedDict[str, str]:
         """One line of diagnostics for Pyro's progress bar."""

@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     :param Sequence indices: a tensor for each subsampled plate.
         **Shape:** ``(num_steps, num_chains, subsample_size)``.
     :param Anchor anchor: anchor of the control variates, ``None`` without them.
+    :param Sequence given: what the gradient takes besides positions and minibatches.
     """
 
     keys: Tensor
@@ -54,6 +55,7 @@ class Plan(NamedTuple):
     rows: Tensor
     indices: Sequence[Tensor]
     anchor: Anchor | None = None
+    given: Sequence[Tensor] = ()
 
     @property
     def num_rows(self) -> int:
@@ -147,7 +149,11 @@ class StepLoop(Generic[State]):
             with torch.no_grad():
                 state, info = self._step(
                     state,
-                    _at(gradient, [index[number] for index in plan.indices], plan.anchor),
+                    _at(
+                        gradient,
+                        [*(index[number] for index in plan.indices), *plan.given],
+                        plan.anchor,
+                    ),
                     self._noise(plan.keys, step, state[0], num_ahead),
                     step_size=plan.step_sizes[number],
                     temperature=plan.temperatures[number],
@@ -201,6 +207,7 @@ class StepLoop(Generic[State]):
     ) -> Callable[..., Any]:
         make_state, num_leaves = type(state), len(state)
         num_constants = num_leaves + len(plan.anchor or ())
+        num_indices = num_constants + len(plan.indices)
         num_rows = self.max_rows(*state[0].shape)
 
         def run(*arguments: Tensor) -> Any:
@@ -214,14 +221,15 @@ class StepLoop(Generic[State]):
                 _, keys, steps, step_sizes, temperatures, rows, *rest = others[-num_arguments:]
                 anchor = Anchor(*rest[num_leaves:num_constants]) if plan.anchor else None
                 pick = number.reshape(1)
-                batch = [index.index_select(0, pick)[0] for index in rest[num_constants:]]
+                indices = rest[num_constants:num_indices]
+                batch = [index.index_select(0, pick)[0] for index in indices]
                 position, draws = carried[0], carried[num_leaves:]
                 noise = normal(
                     keys, steps.index_select(0, pick)[0], position.shape[-1], dtype=position.dtype
                 )
                 after, info = self._step(
                     make_state(*carried[:num_leaves]),
-                    _at(graph, batch, anchor),
+                    _at(graph, [*batch, *rest[num_indices:]], anchor),
                     noise,
                     step_size=step_sizes.index_select(0, pick)[0],
                     temperature=temperatures.index_select(0, pick)[0],
@@ -266,6 +274,7 @@ class StepLoop(Generic[State]):
             *(leaf.clone(memory_format=torch.contiguous_format) for leaf in state),
             *(plan.anchor or ()),
             *(_pad(index, capacity) for index in plan.indices),
+            *plan.given,
         ]
 
 
@@ -275,11 +284,11 @@ def _num_points(state: tuple[Tensor, ...], plan: Plan) -> int:
 
 
 def _at(
-    function: Callable[..., Any], indices: Sequence[Tensor], anchor: Anchor | None
+    function: Callable[..., Any], others: Sequence[Tensor], anchor: Anchor | None
 ) -> Callable[[Tensor], Any]:
     """What a step calls, on given minibatches, as a function of the position."""
     controlled = function if anchor is None else control(function, anchor)
-    return lambda position: controlled(position, *indices)
+    return lambda position: controlled(position, *others)
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

@@ -88,6 +88,9 @@ class BatchedFunction:
     :param Sequence data: tensors that the function uses besides its arguments.
     :param Fallback fallback: shared by functions of one model: none is recorded where another could
         not be, and no warning is given twice.
+    :ivar tuple given: further arguments, which calls leave out: values that others hold, with a
+        leading dimension of chains, or of one where all of these share them. The function and what
+        ``graph`` and ``one_by_one`` take have them last.
     """
 
     def __init__(
@@ -108,10 +111,12 @@ class BatchedFunction:
         self._graphs: dict[int, TensorFunction] = {}
         self._compiled: dict[int, TensorFunction] = {}
         self._is_vectorizable = True
+        self.given: tuple[Tensor, ...] = ()
 
     def __call__(self, *batched: Tensor) -> Any:
         """Run over chains; the arguments have a leading chain dimension."""
         num_chains = len(batched[0])
+        batched = self._with_given(batched)
         graph = self.graph(num_chains)
         if graph is None:
             return self.one_by_one(*batched)
@@ -133,7 +138,12 @@ class BatchedFunction:
             return _loop(self.function, *batched, errors=errors)
 
     def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
-        """Run over any number of chains without making a record for that number."""
+        """Run over any number of chains without making a record for that number.
+
+        With ``given`` values it is one that comes again, and has a record.
+        """
+        if self.given:
+            return self.interpreted(*batched)
         graph = self.single()
         if graph is None:
             return self.one_by_one(*batched)
@@ -145,6 +155,17 @@ class BatchedFunction:
                     self._is_vectorizable = False
                     self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
             return _loop(graph, *batched)
+
+    def interpreted(self, *batched: Tensor) -> Any:
+        """Run over chains through the record for their number, whatever the backend."""
+        graph = self.graph(len(batched[0])) or self.one_by_one
+        with torch.no_grad():
+            return graph(*self._with_given(batched))
+
+    def _with_given(self, batched: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        num_chains = len(batched[0])
+        given = (value.expand(num_chains, *value.shape[1:]) for value in self.given)
+        return (*batched, *given)
 
     def over_first(self, first: Tensor, *shared: Tensor) -> Any:
         """Run over the rows of the first argument, which share the others; differentiable."""
@@ -276,47 +297,6 @@ class BatchedFunction:
 
     def _changed(self) -> bool:
         return any(version_of(tensor) != version for tensor, version in self._frozen)
-
-
-class BoundFunction(BatchedFunction):
-    """A function of positions and of values that others hold, which a record takes as arguments.
-
-    :param function: of one chain's tensors, then of the values.
-    :param example: makes random arguments of one chain, without the values.
-    :param values: returns the values as they are now, the same for all chains.
-    :param backend: ``"eager"`` or ``"trace"``.
-    :param data: as of :class:`BatchedFunction`, like ``fallback``.
-    """
-
-    def __init__(
-        self,
-        function: TensorFunction,
-        example: Callable[[], Sequence[Tensor]],
-        values: Callable[[], Sequence[Tensor]],
-        backend: Backend,
-        data: Sequence[Tensor] = (),
-        fallback: Fallback | None = None,
-    ) -> None:
-        super().__init__(function, lambda: [*example(), *values()], backend, data, fallback)
-        self._values = values
-
-    def _given(self, num_chains: int) -> list[Tensor]:
-        return [value.expand(num_chains, *value.shape) for value in self._values()]
-
-    def one_by_one(self, *batched: Tensor, errors: dict[int, Exception] | None = None) -> Any:
-        """Run over chains without any graph."""
-        return super().one_by_one(*batched, *self._given(len(batched[0])), errors=errors)
-
-    def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
-        """Run over any number of chains without making a record for that number."""
-        if self.single() is None:
-            return self.one_by_one(*batched)
-        return super().over_any(*batched, *self._given(len(batched[0])), chunk_size=chunk_size)
-
-    def graph(self, num_chains: int) -> TensorFunction | None:
-        """The function recorded for a number of chains, at the values as they are when called."""
-        graph = super().graph(num_chains)
-        return None if graph is None else lambda *batched: graph(*batched, *self._given(num_chains))
 
 
 def version_of(tensor: Tensor) -> int:

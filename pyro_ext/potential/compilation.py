@@ -10,8 +10,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -224,7 +227,7 @@ def _compiled_library(
 ) -> Path:
     """Compile a graph with further options of PyTorch's compiler."""
     # Imported here: the compiler is slow to import, and most processes find their code made.
-    from torch._inductor import config
+    from torch._inductor import codecache, config
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -232,12 +235,25 @@ def _compiled_library(
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fake = [mode.from_tensor(argument) for argument in arguments]
     options = {**_OPTIONS, **(_SMALL if _is_small(graph, arguments) else {}), **options}
-    with torch.no_grad(), config.patch(options), tracing(TracingContext(mode)):
+    build = partial(_built_side_by_side, codecache._worker_compile_cpp)
+    side_by_side = mock.patch.object(codecache, "_worker_compile_cpp", build)
+    with torch.no_grad(), config.patch(options), side_by_side, tracing(TracingContext(mode)):
         with mode:
             record = make_fx(lambda *x: graph(*x), decomposition_table=select_decomp_table())(*fake)
         _recursive_joint_graph_passes(record)
         compiled: Any = compile_fx_inner(record, fake, cpp_wrapper=True, is_inference=True)
     return Path(compiled.current_callable.__globals__["inductor_entry"].__self__.__file__)
+
+
+def _built_side_by_side(
+    build: Callable[[str, Sequence[Any]], None], lock_path: str, builders: Sequence[Any]
+) -> None:
+    """Run the compiler for kernels and for what calls them at the same time, then the linker."""
+    *sources, last = builders
+    with ThreadPoolExecutor(max(1, len(sources))) as pool:
+        for number, source in enumerate(sources):
+            pool.submit(build, f"{lock_path}.{number}", (source,))
+    build(lock_path, (*sources, last))  # which passes over what is there, and raises what failed
 
 
 def _is_small(graph: GraphModule, arguments: Sequence[Tensor]) -> bool:

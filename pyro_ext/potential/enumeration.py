@@ -33,7 +33,7 @@ from pyro_ext.potential.evaluation import (
 )
 from pyro_ext.potential.runner import SUMMED_OUT, init_to_prior
 
-__all__ = ["contract", "sum_out", "without_mask"]
+__all__ = ["contract", "full_conditional", "sum_out", "without_mask"]
 
 Model = Callable[..., Any]
 
@@ -83,23 +83,61 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
         records, indices = runs[0]
         if not indices:
             return model
-        frames = [frame for record in records.values() for frame in record.frames]
-        frames = [frame for frame in frames if frame.vectorized]
-        if subsampled := sorted({frame.name for frame in frames if frame.size < frame.full_size}):
-            raise ValueError(
-                "model must see all of its data where discrete sites are summed out, but it "
-                f"subsamples in {subsampled}"
-            )
-        ranks = [len(record.fn.batch_shape) for record in records.values() if record.has_density]
-        every = {frame for record in records.values() for frame in record.frames}
-        plan = _Plan(
-            max(0, *(-frame.dim for frame in frames), *ranks),
-            {name: each.value.shape for name, each in records.items() if each.is_declared},
-            {frame.name: frame.size for frame in every if not frame.vectorized},
-        )
+        plan = _plan_of(records)
         for records, indices in runs:
             _check(model, plan, records, indices, args, kwargs)
     return partial(_summed_out, model, plan)
+
+
+def full_conditional(
+    model: Model, site: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[], Tensor]:
+    """Log probabilities of the values of a discrete site given all else, but for a constant.
+
+    :param model: a Pyro model in which all other latent sites are conditioned on values, which may
+        change between calls.
+    :param str site: the site.
+    :param tuple args: arguments of the model.
+    :param Mapping kwargs: keyword arguments of the model.
+    :returns: a function without arguments. **Shape:** ``(num_values, *plates)``.
+    :raises ValueError: where elements of the site depend on each other given all else.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        runs = [_assigned(model, args, kwargs) for _ in range(_NUM_CHECKS)]
+        plan = _plan_of(runs[0][0])
+        for records, indices in runs:
+            _check(model, plan, records, indices, args, kwargs)
+    plates = [frame for frame in runs[0][0][site].frames if frame.vectorized]
+    if math.prod(frame.size for frame in plates) != runs[0][1][site].numel():
+        raise ValueError(f"site {site!r} has dimensions that are no plates")
+
+    def log_probabilities() -> Tensor:
+        _, terms = _enumerated(model, plan, args, kwargs)
+        # Its own dimension is the first one that is not a plate's.
+        (own,) = {s for term in terms.packed.values() for s in term._pyro_dims} - set(terms.sizes)
+        common = terms.plates[site]
+        order = own + "".join(s for s in terms.packed[site]._pyro_dims if s in common)
+        return contract(terms.packed, terms.plates, set(), common, terms.sizes, order)
+
+    return log_probabilities
+
+
+def _plan_of(records: Mapping[str, Record]) -> "_Plan":
+    """What a run tells of a model whose discrete sites are to be enumerated."""
+    frames = [frame for record in records.values() for frame in record.frames]
+    vectorized = [frame for frame in frames if frame.vectorized]
+    if subsampled := sorted({frame.name for frame in vectorized if frame.size < frame.full_size}):
+        raise ValueError(
+            "model must see all of its data where discrete sites are summed out, but it "
+            f"subsamples in {subsampled}"
+        )
+    ranks = [len(record.fn.batch_shape) for record in records.values() if record.has_density]
+    return _Plan(
+        max(0, *(-frame.dim for frame in vectorized), *ranks),
+        {name: each.value.shape for name, each in records.items() if each.is_declared},
+        {frame.name: frame.size for frame in set(frames) if not frame.vectorized},
+    )
 
 
 class _Plan(NamedTuple):

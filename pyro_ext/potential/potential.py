@@ -18,7 +18,6 @@ from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.batched import (
     Backend,
     BatchedFunction,
-    BoundFunction,
     RandomPoints,
     check_backend,
     version_of,
@@ -119,35 +118,62 @@ class Potential(ModelAtValues):
             )
         }
 
-    def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
-        """Let records take values that the model reads from a dict as arguments.
+    def take_given(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
+        """Let functions of the model take values that it reads from a dict as arguments.
 
-        Without it, a record would hold the values as they were when it was made.
+        Without it, a record would hold the values as they were when it was made. :meth:`give` says
+        what they are.
 
-        :param dict values: what the model reads; whoever changes it later changes the density.
-        :param names: of the values that change.
-        :param backend: ``"eager"`` or ``"trace"``.
+        :param dict values: what the model reads, of one chain.
+        :param names: of the values that are to be arguments.
+        :param backend: how potential and gradient run; other functions are not compiled.
         """
         number = len(names)
 
-        def value(flat: Tensor, *rest: Tensor) -> Tensor:
-            before = {name: values[name] for name in names}
-            values.update(zip(names, rest[len(rest) - number :], strict=True))
-            try:
-                return self._runner.value(flat, *rest[: len(rest) - number])
-            finally:
-                values.update(before)
+        def taking(function: Callable[..., Any]) -> Callable[..., Any]:
+            def run(flat: Tensor, *rest: Tensor) -> Any:
+                before = dict(values)
+                values.update(zip(names, rest[len(rest) - number :], strict=True))
+                try:
+                    return function(flat, *rest[: len(rest) - number])
+                finally:
+                    values.update(before)
 
-        fallback = Fallback(is_quiet=True)
-        for kind, function in (("value", value), ("gradient", Gradient(value))):
-            self._functions[kind] = BoundFunction(
-                function,
-                self._example,
-                lambda: [values[name] for name in names],
-                backend,
-                self._data,
-                fallback,
+            return run
+
+        def example() -> list[Tensor]:
+            return [*self._example(), *(values[name] for name in names)]
+
+        def constrained_example() -> list[Tensor]:
+            tensors = example()
+            flat = taking(self._constrained)(*tensors)
+            return [flat, *tensors[len(tensors) - number :]]
+
+        runner, fallback = self._runner, Fallback(is_quiet=True)
+        plain: Backend = "trace" if backend == "compile" else backend
+        value = taking(runner.value)
+        for kind, function, of, function_backend in (
+            ("value", value, example, backend),
+            ("gradient", Gradient(value), example, backend),
+            ("constrain", taking(runner.constrain), example, plain),
+            ("unconstrain", taking(runner.unconstrain), constrained_example, plain),
+        ):
+            self._functions[kind] = BatchedFunction(
+                function, of, function_backend, self._data, fallback
             )
+        self.give([values[name][None] for name in names])
+
+    def give(self, given: Sequence[Tensor]) -> None:
+        """Say what the values are that :meth:`take_given` has made arguments.
+
+        Shapes: given (num_chains, *event) each, or (1, *event) where all chains have the same.
+        """
+        for kind in ("value", "gradient", "constrain", "unconstrain"):
+            self._functions[kind].given = tuple(given)
+
+    def _constrained(self, flat: Tensor, *indices: Tensor) -> Tensor:
+        """Flat vector of the values of the latent sites of one chain."""
+        return self._runner.constrained.flatten(self._runner.constrain(flat, *indices))
 
     # What the model is -------------------------------------------------------------------------
 
@@ -330,7 +356,10 @@ class Potential(ModelAtValues):
         :returns: **Shape:** ``(*leading, *event)`` each.
         """
         flat, leading = self._flat(self._runner.constrained, samples, "samples")
-        rows = torch.stack([self._runner.unconstrain(row) for row in flat])
+        if (function := self._functions.get("unconstrain")) is not None:
+            rows = function.interpreted(flat)
+        else:
+            rows = torch.stack([self._runner.unconstrain(row) for row in flat])
         return self.layout.unflatten(rows.reshape(*leading, self.layout.size))
 
     # Helpers --------------------------------------------------------------------------------------

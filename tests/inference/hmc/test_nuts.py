@@ -353,7 +353,7 @@ def test_arviz_names() -> None:
 
 @pytest.mark.slow
 def test_machine_code_is_used_again(monkeypatch: Any) -> None:
-    """In the next run of a kernel, for other data; not for another model or other settings."""
+    """In later runs, for other data and by other kernels; not with another model or settings."""
     made = []
 
     def counting(*args: Any) -> Any:
@@ -361,6 +361,7 @@ def test_machine_code_is_used_again(monkeypatch: Any) -> None:
         return compile_graph(*args)
 
     monkeypatch.setattr(loop, "compile_graph", counting)
+    loop._kept.clear()
     kernel = NUTS(regression, backend="compile", max_tree_depth=4)
     x, y = data()
 
@@ -369,10 +370,11 @@ def test_machine_code_is_used_again(monkeypatch: Any) -> None:
         return mcmc.get_samples()["weight"]
 
     first = run(kernel, x, y)
-    again = run(kernel, x + 1.0, y - 1.0)
+    again = run(kernel.replace(), x + 1.0, y - 1.0)
     assert len(made) == 1
-    fresh = NUTS(regression, backend="compile", max_tree_depth=4)
-    assert torch.equal(again, run(fresh, x + 1.0, y - 1.0)) and not torch.equal(again, first)
+    loop._kept.clear()
+    assert torch.equal(again, run(kernel.replace(), x + 1.0, y - 1.0))
+    assert not torch.equal(again, first) and len(made) == 2
     assert torch.equal(first, run(kernel, x, y)) and len(made) == 2
     run(kernel, x[:20], y[:20])
     kernel.max_tree_depth = 3
