@@ -1,6 +1,7 @@
 """Adaptation in the warm-up: step sizes by dual averaging, mass matrices in windows."""
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +11,29 @@ from pyro_ext.inference.hmc.trajectories import where
 __all__ = [
     "DualAveraging",
     "Moments",
+    "Windows",
+    "WindowsKind",
     "add_draw",
     "averaged",
     "estimated_factor",
+    "fisher_factor",
+    "first_factor",
+    "growing_windows",
+    "low_rank_factor",
     "new_moments",
     "restarted",
+    "stan_windows",
     "updated",
-    "window_edges",
 ]
 
+WindowsKind = Literal["growing", "stan"]
+
 _SHRINKAGE, _DELAY, _FORGETTING = 0.05, 10.0, 0.75
+_MOST_LOG_STEP = math.log(math.pi)  # longer steps are unstable on a standard normal
+_EARLY, _LATE = 0.3, 0.15  # fractions of a warm-up
+_EARLY_SIZE, _MAIN_SIZE, _GROWTH = 10, 80, 1.5
+_MOST_BETWEEN = 10  # draws from one estimate to the next
+_LEAST_SCALE, _MOST_SCALE = 1e-20, 1e20
 
 
 class DualAveraging(NamedTuple):
@@ -53,6 +67,7 @@ def updated(search: DualAveraging, acceptance_rate: Tensor, target: float) -> Du
     new = 1.0 / (number + _DELAY)
     error = (1.0 - new) * search.error + new * (target - acceptance_rate)
     log_step = search.center - number.sqrt() / _SHRINKAGE * error
+    log_step = log_step.clamp(max=_MOST_LOG_STEP)
     weight = number.pow(-_FORGETTING)
     log_average = weight * log_step + (1.0 - weight) * search.log_average
     return DualAveraging(log_step, log_average, error, number, search.center.clone())
@@ -84,15 +99,21 @@ def new_moments(position: Tensor, is_dense: bool) -> Moments:
     return Moments(zeros[:, 0].clone(), zeros, position.new_zeros(shape))
 
 
-def add_draw(moments: Moments, position: Tensor) -> Moments:
-    """Add a draw of each chain, one at a time: the result then depends on no grouping of draws."""
+def add_draw(moments: Moments, position: Tensor, is_good: Tensor | None = None) -> Moments:
+    """Add a draw of each chain, one at a time: the result then depends on no grouping of draws.
+
+    :param Tensor is_good: of which chains, by default of all. **Shape:** ``(num_chains,)``.
+    """
     number = moments.number + 1.0
     before = position - moments.mean
     mean = moments.mean + before / number[:, None]
     after = position - mean
     is_dense = moments.squares.dim() == 3
     product = before[:, :, None] * after[:, None, :] if is_dense else before * after
-    return Moments(number, mean, moments.squares + product)
+    added = Moments(number, mean, moments.squares + product)
+    if is_good is None:
+        return added
+    return Moments(*(where(is_good, new, old) for new, old in zip(added, moments, strict=True)))
 
 
 def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = None) -> Tensor:
@@ -105,17 +126,7 @@ def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = No
     :returns: **Shape:** ``(num_chains or 1, size)`` of a diagonal, else
         ``(num_chains or 1, size, size)``, lower triangular.
     """
-    # A chain that is not finite, which stops in any case, shall tell the others nothing.
-    is_finite = (moments.mean.isfinite() & moments.squares.flatten(1).isfinite().all(1, True)).all(
-        1
-    )
-    number, mean, squares = (where(is_finite, part, torch.zeros_like(part)) for part in moments)
-    if pooled:
-        apart = where(is_finite, mean - number @ mean / number.sum().clamp(min=1.0), mean)
-        # What is between the means of chains belongs to the spread of all draws together.
-        spread = apart[:, :, None] * apart[:, None, :] if squares.dim() == 3 else apart.square()
-        squares = (squares + number.reshape(-1, *(1,) * (squares.dim() - 1)) * spread).sum(0, True)
-        number = number.sum(0, True)
+    number, _, squares = _together(moments) if pooled else _finite(moments)[1]
     number = number.reshape(-1, *(1,) * (squares.dim() - 1))
     covariance = squares / (number - 1.0).clamp(min=1.0) * (number / (number + 5.0))
     least = 1e-3 * 5.0 / (number + 5.0)
@@ -128,12 +139,179 @@ def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = No
     return factor
 
 
-def window_edges(warmup_steps: int) -> list[int]:
-    """Numbers of steps at which windows of mass matrices begin and end, as in Stan.
+def _finite(moments: Moments) -> tuple[Tensor, Moments]:
+    """Which chains are finite, and moments in which others have no draws.
 
-    The first window begins at the first number; at each other one, mass matrices are those of the
-    draws since the number before.
+    A chain that is not finite, which stops in any case, shall tell the others nothing.
     """
+    squares = moments.squares.flatten(1)
+    is_finite = (moments.mean.isfinite() & squares.isfinite().all(1, True)).all(1)
+    parts = (where(is_finite, part, torch.zeros_like(part)) for part in moments)
+    return is_finite, Moments(*parts)
+
+
+def _together(moments: Moments) -> Moments:
+    """Moments of the draws of all chains."""
+    is_finite, (number, mean, squares) = _finite(moments)
+    center = number @ mean / number.sum().clamp(min=1.0)
+    apart = where(is_finite, mean - center, mean)
+    # What is between the means of chains belongs to the spread of all draws together.
+    spread = apart[:, :, None] * apart[:, None, :] if squares.dim() == 3 else apart.square()
+    squares = (squares + number.reshape(-1, *(1,) * (squares.dim() - 1)) * spread).sum(0, True)
+    return Moments(number.sum(0, True), center[None], squares)
+
+
+# Mass matrices of the Fisher divergence ----------------------------------------------------------
+
+
+def first_factor(gradient: Tensor) -> Tensor:
+    r"""Scales from the gradient where a chain starts: the square root of :math:`1 / |g|`.
+
+    Shapes: gradient (num_chains, size); returns (num_chains, size).
+    """
+    scale = gradient.abs().clamp(_LEAST_SCALE, _MOST_SCALE).rsqrt()
+    return torch.where(scale.isfinite(), scale, 1.0)
+
+
+def fisher_factor(moments: Moments, pooled: bool, before: Tensor) -> Tensor:
+    r"""Scales with which the gradients of draws are most nearly those of a normal distribution.
+
+    The variance of a coordinate is :math:`\sqrt{\mathrm{var}(x) / \mathrm{var}(g)}` [1], which is
+    exact after three draws where coordinates are independent and normal, wherever these are from.
+
+    :param Moments moments: of positions and gradients side by side.
+        **Shape:** ``(num_chains, 2 * size)``.
+    :param bool pooled: whether to estimate one of all chains.
+    :param Tensor before: scales that stay where there are fewer than three draws, or no finite
+        result. **Shape:** ``(num_chains or 1, size)``.
+    :returns: as ``before``.
+
+    [1] A. Seyboldt, E. Carlson, B. Carpenter (2026), arXiv 2603.18845.
+    """
+    number, _, squares = _together(moments) if pooled else _finite(moments)[1]
+    of_draws, of_gradients = squares.double().chunk(2, -1)
+    scale = (of_draws / of_gradients).pow(0.25).clamp(_LEAST_SCALE, _MOST_SCALE)
+    is_known = scale.isfinite() & (of_draws > 0) & (of_gradients > 0) & (number >= 3)[:, None]
+    return torch.where(is_known, scale.to(before), before)
+
+
+def low_rank_factor(
+    draws: Tensor, gradients: Tensor, gamma: float = 1e-5, cutoff: float = 2.0
+) -> Tensor | None:
+    r"""Factor of a diagonal matrix and a few directions, of least Fisher divergence [1].
+
+    With draws and gradients scaled by
+    :math:`\sigma_i = (\mathrm{var}(x_i) / \mathrm{var}(g_i))^{1/4}`, the geometric mean of the
+    covariance of draws and the inverse of that of gradients is taken in the space that both span;
+    of its eigenvalues those between ``1 / cutoff`` and ``cutoff`` become one.
+
+    :param Tensor draws: in double precision. **Shape:** ``(num_draws, size)``.
+    :param Tensor gradients: at the draws. **Shape:** ``(num_draws, size)``.
+    :param float gamma: weight of the unit matrix, for directions that one of the two does not see.
+    :param float cutoff: of eigenvalues.
+    :returns: **Shape:** ``(size, size)``; ``None`` of fewer than three draws, or where it is not
+        finite.
+
+    [1] A. Seyboldt, E. Carlson, B. Carpenter (2026), arXiv 2603.18845.
+    """
+    if len(draws) < 3:
+        return None
+    sigma = (draws.var(0, False) / gradients.var(0, False)).pow(0.25)
+    sigma = torch.where(sigma.isfinite() & (sigma > 0), sigma, 1.0)
+    scaled = (draws - draws.mean(0)) / sigma
+    slopes = (gradients - gradients.mean(0)) * sigma
+    if not bool(scaled.isfinite().all() & slopes.isfinite().all()):
+        return None
+    size = draws.shape[1]
+    # Directions of unit length, so that small gradients count as much as large draws.
+    spans = [torch.linalg.svd(part.mT, full_matrices=False)[0] for part in (scaled, slopes)]
+    basis = (
+        torch.linalg.qr(torch.cat(spans, 1))[0] if len(draws) < size else torch.eye(size).to(sigma)
+    )
+    unit = torch.eye(basis.shape[1]).to(sigma)
+    covariances = [(part @ basis).mT @ (part @ basis) / gamma + unit for part in (scaled, slopes)]
+    mean = _geometric_mean(*covariances)
+    values, vectors = torch.linalg.eigh(mean)
+    is_kept = (values > cutoff) | (values < 1.0 / cutoff)
+    directions = basis @ vectors[:, is_kept]
+    growth = values[is_kept].clamp(min=0.0).sqrt() - 1.0
+    factor = torch.eye(size).to(sigma) + (directions * growth) @ directions.mT
+    factor = sigma[:, None] * factor
+    return factor if bool(factor.isfinite().all()) else None
+
+
+def _geometric_mean(covariance: Tensor, precision: Tensor) -> Tensor:
+    """Symmetric positive solution M of M B M = A, for A and B."""
+    root, inverse = _roots(precision)
+    middle, _ = _roots(root @ covariance @ root)
+    return inverse @ middle @ inverse
+
+
+def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Square root of a positive matrix, and its inverse."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp(min=0.0).sqrt()
+    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
+
+
+# Windows -----------------------------------------------------------------------------------------
+
+
+class Windows(NamedTuple):
+    """What happens after which numbers of steps of a warm-up.
+
+    :param int first: steps before draws are collected.
+    :param tuple updates: after these the mass matrices are estimated.
+    :param tuple switches: after these the draws before the last switch are forgotten.
+    :param tuple searches: after these a first step size is looked for, and dual averaging begins
+        again.
+    :param int symmetric: from this step on step sizes go by the symmetric acceptance rate.
+    """
+
+    first: int
+    updates: tuple[int, ...]
+    switches: tuple[int, ...]
+    searches: tuple[int, ...]
+    symmetric: int
+
+
+def growing_windows(warmup_steps: int) -> Windows:
+    """Short windows early in the warm-up, then ones that grow by a half [1].
+
+    Between a switch and the next, estimates take the draws since the switch before.
+
+    [1] The nuts-rs library of A. Seyboldt, whose constants these are.
+    """
+    early, final = int(_EARLY * warmup_steps), warmup_steps - int(_LATE * warmup_steps)
+    size, num_since, switches, symmetric = _EARLY_SIZE, 1, list[int](), final
+    for step in range(final):
+        if step == early:
+            size = max(_MAIN_SIZE, num_since)
+        is_early = step < early
+        following = _EARLY_SIZE if is_early else max(size + 1, round(_GROWTH * size))
+        num_since += 1
+        is_late = following + step > final
+        symmetric = min(symmetric, step) if is_late else symmetric
+        if num_since >= (_EARLY_SIZE if is_early else size) and not is_late:
+            switches.append(step + 1)
+            num_since = 0
+            size = size if is_early else following
+    updates, step = set(switches), 3
+    while step <= final:
+        updates.add(step)
+        step += min(max(1, step // 4), _MOST_BETWEEN)
+    ordered = tuple(sorted(updates))
+    return Windows(0, ordered, tuple(switches), ordered[:1], symmetric)
+
+
+def stan_windows(warmup_steps: int) -> Windows:
+    """Windows that double, as in Stan: each estimate is of the draws since the one before."""
+    edges = _edges(warmup_steps)
+    return Windows(edges[0] if edges else 0, *[tuple(edges[1:])] * 3, symmetric=warmup_steps)
+
+
+def _edges(warmup_steps: int) -> list[int]:
+    """Numbers of steps at which Stan's windows begin and end."""
     if warmup_steps < 20:
         return []
     first, last, width = 75, 50, 25

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -10,17 +10,30 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
-from pyro_ext._checks import check_boolean, check_integer, check_number, check_sequence, shown
+from pyro_ext._checks import (
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_number,
+    check_sequence,
+    shown,
+)
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.hmc.adaptation import (
     DualAveraging,
     Moments,
+    Windows,
+    WindowsKind,
     add_draw,
     averaged,
     estimated_factor,
+    first_factor,
+    fisher_factor,
+    growing_windows,
+    low_rank_factor,
     new_moments,
     restarted,
-    window_edges,
+    stan_windows,
 )
 from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
 from pyro_ext.inference.hmc.trajectories import (
@@ -37,14 +50,18 @@ from pyro_ext.inference.hmc.trajectories import (
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import InitStrategy
-from pyro_ext.random import normal
+from pyro_ext.random import normal, uniform
 
 __all__ = ["HMC", "NUTS", "HamiltonianState"]
 
 _FIRST_STEP_SIZE = 1.0
 _STREAM_OF_TRIALS = 2
+_STREAM_OF_JITTER = 3
 _NUM_DOUBLINGS = 50
 _LENGTH = 1.5
+_JITTER = 0.1
+
+FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 
 
 class HamiltonianState(NamedTuple):
@@ -54,7 +71,7 @@ class HamiltonianState(NamedTuple):
     :param Tensor gradient: of the potential there.
     :param Tensor value: the potential there. **Shape:** ``(num_chains,)``, as all others but three.
     :param Tensor energy: of the draw with its momentum.
-    :param Tensor acceptance_rate: of the last transition.
+    :param Tensor acceptance_rate: of the last transition, as the symmetric one.
     :param Tensor num_steps: leapfrog steps of the last transition.
     :param Tensor tree_depth: doublings of the last transition.
     :param Tensor diverging: whether the last transition diverged.
@@ -65,7 +82,10 @@ class HamiltonianState(NamedTuple):
     :param Tensor log_average: see :class:`DualAveraging`, as the three that follow.
     :param Tensor factor: of inverse mass matrices. **Shape:** ``(num_chains or 1, size)``, or with
         full ones ``(num_chains or 1, size, size)``.
-    :param Tensor number: draws of this window of the warm-up; with their ``mean`` and ``squares``.
+    :param Tensor number: draws since the window before, with their ``mean`` and ``squares``; those
+        of this window have ``new_`` before.
+    :param Tensor window: these draws and their gradients, where masses take them all.
+        **Shape:** ``(num_chains, num_draws, 2 * size)``.
     """
 
     position: Tensor
@@ -73,6 +93,7 @@ class HamiltonianState(NamedTuple):
     value: Tensor
     energy: Tensor
     acceptance_rate: Tensor
+    symmetric_rate: Tensor
     num_steps: Tensor
     tree_depth: Tensor
     diverging: Tensor
@@ -88,6 +109,10 @@ class HamiltonianState(NamedTuple):
     number: Tensor
     mean: Tensor
     squares: Tensor
+    new_number: Tensor
+    new_mean: Tensor
+    new_squares: Tensor
+    window: Tensor
 
     def outcome(self) -> Outcome:
         """The last transition."""
@@ -98,8 +123,17 @@ class HamiltonianState(NamedTuple):
         return DualAveraging(*(getattr(self, name) for name in DualAveraging._fields))
 
     def moments(self) -> Moments:
-        """Moments of the window."""
+        """Moments since the window before."""
         return Moments(self.number, self.mean, self.squares)
+
+    def new_moments(self) -> Moments:
+        """Moments of this window."""
+        return Moments(self.new_number, self.new_mean, self.new_squares)
+
+    def with_moments(self, moments: Moments, new: Moments) -> "HamiltonianState":
+        """Put in other moments."""
+        named = {f"new_{name}": value for name, value in new._asdict().items()}
+        return self._replace(**moments._asdict(), **named)
 
 
 class HamiltonianOptions(VectorizedOptions, total=False):
@@ -108,17 +142,24 @@ class HamiltonianOptions(VectorizedOptions, total=False):
     step_size: float
     adapt_step_size: bool
     adapt_mass_matrix: bool
-    full_mass: bool | Sequence[Sequence[str]]
+    mass_estimate: Literal["fisher", "variance"]
+    windows: WindowsKind | None
+    full_mass: FullMass
     share_mass_matrix: bool
+    step_size_jitter: float | None
     target_accept_prob: float
     init_strategy: InitStrategy
 
 
-def _checked_blocks(full_mass: object) -> bool | tuple[tuple[str, ...], ...]:
+def _checked_blocks(
+    full_mass: object,
+) -> bool | Literal["low_rank"] | tuple[tuple[str, ...], ...]:
     """Whether mass matrices are full, or groups of sites whose blocks are."""
     if isinstance(full_mass, bool):
         return full_mass
-    wanted = "True, False or a list of tuples of names of sites, each in one of them"
+    if isinstance(full_mass, str) and full_mass == "low_rank":
+        return "low_rank"
+    wanted = "True, False, 'low_rank' or a list of tuples of names of sites, each in one of them"
     groups = check_sequence("full_mass", full_mass, wanted)
     blocks = tuple(tuple(check_sequence("full_mass", group, wanted, kind=str)) for group in groups)
     names = [name for block in blocks for name in block]
@@ -180,8 +221,11 @@ class _Hamiltonian(VectorizedKernel):
         step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        full_mass: bool | Sequence[Sequence[str]] = False,
+        mass_estimate: Literal["fisher", "variance"] = "variance",
+        windows: WindowsKind | None = None,
+        full_mass: FullMass = False,
         share_mass_matrix: bool = False,
+        step_size_jitter: float | None = None,
         target_accept_prob: float = 0.8,
         init_strategy: InitStrategy = init_to_uniform,
         **options: Unpack[VectorizedOptions],
@@ -190,13 +234,20 @@ class _Hamiltonian(VectorizedKernel):
         self.step_size = check_number("step_size", step_size, above=0)
         self.adapt_step_size = check_boolean("adapt_step_size", adapt_step_size)
         self.adapt_mass_matrix = check_boolean("adapt_mass_matrix", adapt_mass_matrix)
+        self.mass_estimate = check_choice("mass_estimate", mass_estimate, ("fisher", "variance"))
+        if windows is not None:
+            check_choice("windows", windows, ("growing", "stan"))
+        self.windows = windows
         self.full_mass = _checked_blocks(full_mass)
+        if step_size_jitter is not None:
+            check_number("step_size_jitter", step_size_jitter, least=0, below=1)
+        self.step_size_jitter = step_size_jitter
         self.share_mass_matrix = check_boolean("share_mass_matrix", share_mass_matrix)
         self.target_accept_prob = check_number(
             "target_accept_prob", target_accept_prob, above=0, below=1
         )
         self._warmup_steps = 0
-        self._edges: list[int] = []
+        self._windows = Windows(0, (), (), (), 0)
         self._is_free: Tensor | None = None
 
     @property
@@ -216,13 +267,21 @@ class _Hamiltonian(VectorizedKernel):
                 "in the warm-up, got 0: give it some hundred, or a step_size that is known to do "
                 "and adapt_step_size=False"
             )
-        self._edges = window_edges(warmup_steps) if self.adapt_mass_matrix else []
+        kind = self.windows or ("growing" if self._takes_gradients else "stan")
+        planned = growing_windows if kind == "growing" else stan_windows
+        self._windows = planned(warmup_steps if self.adapt_mass_matrix else 0)
         super().setup(warmup_steps, *args, **kwargs)
         self._is_free = self._entries()
 
+    @property
+    def _takes_gradients(self) -> bool:
+        """Whether mass matrices are those of the Fisher divergence."""
+        is_diagonal = self.full_mass is False and self.mass_estimate == "fisher"
+        return is_diagonal or self.full_mass == "low_rank"
+
     def _entries(self) -> Tensor | None:
         """Which entries of full mass matrices may differ from zero; all with ``None``."""
-        if isinstance(self.full_mass, bool):
+        if isinstance(self.full_mass, bool | str):
             return None
         layout = self.potential.layout
         entries = torch.eye(layout.size, dtype=torch.bool, device=layout.device)
@@ -245,17 +304,27 @@ class _Hamiltonian(VectorizedKernel):
         zero = torch.zeros_like(value)
         none = torch.zeros_like(keys[:, 0])
         is_dense = bool(self.full_mass)
-        shape = position.shape[-1:] * (2 if is_dense else 1)
         num_factors = 1 if self.share_mass_matrix else len(position)
-        factor = torch.ones_like(position[0])
-        factor = factor.diag() if is_dense else factor
-        factor = factor.expand(num_factors, *shape).contiguous()
-        moments = new_moments(position, is_dense)
+        factor = torch.ones_like(position)
+        if self._takes_gradients and self.adapt_mass_matrix and self._warmup_steps:
+            factor = first_factor(gradient)
+        factor = factor.log().nanmean(0, True).exp() if num_factors == 1 else factor
+        factor = (factor.diag_embed() if is_dense else factor).contiguous()
+        moments = self._no_moments(position)
         search = restarted(torch.full_like(value, self.step_size))
         counts = (none, none, none > 0)
-        outcome = (position, gradient, value, value.clone(), zero, *counts, search.log_step.exp())
-        state = HamiltonianState(*outcome, keys, none.clone(), *search, factor, *moments)
+        rates = (zero, zero.clone())
+        outcome = (position, gradient, value, value.clone(), *rates, *counts, search.log_step.exp())
+        window = position.new_zeros(len(position), 0, 2 * position.shape[-1])
+        adaptation = (*search, factor, *moments, *moments, window)
+        state = HamiltonianState(*outcome, keys, none.clone(), *adaptation)
         return self._with_first_step_size(state, 0)
+
+    def _no_moments(self, position: Tensor) -> Moments:
+        """Moments of no draws, with their gradients where masses take these."""
+        if self._takes_gradients:
+            return new_moments(position.repeat(1, 2), False)
+        return new_moments(position, bool(self.full_mass))
 
     def _moved(self, state: HamiltonianState, position: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)
@@ -295,7 +364,9 @@ class _Hamiltonian(VectorizedKernel):
     def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
         loop: TransitionLoop = self._made(self._loop)
         num_rows = loop.max_rows(*chains.position.shape)
-        ends = [*(edge for edge in self._edges), self._warmup_steps, int(targets[-1])]
+        windows = self._windows
+        ends = {*windows.updates, *windows.switches, windows.first, windows.symmetric}
+        ends |= {self._warmup_steps, int(targets[-1])}
         parts: list[Drawn] = []
         state: HamiltonianState = chains.state
         step = chains.step
@@ -308,9 +379,11 @@ class _Hamiltonian(VectorizedKernel):
                 state.keys,
                 self._momenta(state, step, num_rows),
                 state.factor,
+                self._jitter(state, step, num_rows),
                 end - step,
-                self.adapt_step_size and step < self._warmup_steps,
+                self._adapting(step),
             )
+            before = state.position
             state = state._replace(
                 **carried.last._asdict(),
                 **carried.search._asdict(),
@@ -319,7 +392,8 @@ class _Hamiltonian(VectorizedKernel):
             is_wanted = torch.from_numpy(np.isin(np.arange(step, end) + 1, targets))
             rows = is_wanted.nonzero()[:, 0].to(state.position.device)
             parts.append(Drawn(*(part[rows] for part in carried.draws)))
-            state = self._adapted(state, carried.draws.position[: end - step], step, end)
+            made = Drawn(*(part[: end - step] for part in carried.draws))
+            state = self._adapted(state, before, made, step, end)
             step = end
         recorded = Drawn(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
         after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
@@ -329,25 +403,88 @@ class _Hamiltonian(VectorizedKernel):
         steps = torch.arange(step, step + num_rows, device=state.keys.device)
         return normal(state.keys, steps, state.position.shape[-1], dtype=state.position.dtype)
 
+    def _jitter(self, state: HamiltonianState, step: int, num_rows: int) -> Tensor:
+        """Factors of the step sizes of the next transitions, one where these are given."""
+        jitter = self.step_size_jitter
+        if jitter is None:
+            jitter = _JITTER if self._takes_gradients else 0.0
+        if not jitter or not self.adapt_step_size:
+            return torch.ones_like(state.value).expand(num_rows, -1).contiguous()
+        steps = torch.arange(step, step + num_rows, device=state.keys.device)
+        dtype = state.position.dtype
+        uniforms = uniform(state.keys, steps, 1, stream=_STREAM_OF_JITTER, dtype=dtype)[..., 0]
+        return 1.0 + jitter * (2.0 * uniforms - 1.0)
+
+    def _adapting(self, step: int) -> int:
+        """How step sizes adapt, see :class:`~pyro_ext.inference.hmc.loop.Inputs`."""
+        if not self.adapt_step_size or step >= self._warmup_steps:
+            return 0
+        return 1 if step < self._windows.symmetric else 2
+
     def _adapted(
-        self, state: HamiltonianState, positions: Tensor, step: int, end: int
+        self, state: HamiltonianState, before: Tensor, made: Drawn, step: int, end: int
     ) -> HamiltonianState:
-        """Take the draws of a part of the warm-up into account."""
-        edges = self._edges
-        if edges and edges[0] <= step < edges[-1]:
-            moments = state.moments()
-            for position in positions:
-                moments = add_draw(moments, position)
-            state = state._replace(**moments._asdict())
-        if edges and end in edges[1:]:
-            factor = estimated_factor(state.moments(), self.share_mass_matrix, self._is_free)
-            state = state._replace(
-                factor=factor, **new_moments(state.position, bool(self.full_mass))._asdict()
-            )
+        """Take the transitions of a part of the warm-up into account."""
+        windows = self._windows
+        if windows.updates and windows.first <= step < windows.updates[-1]:
+            state = self._collected(state, before, made)
+        if end in windows.switches:
+            state = state.with_moments(state.new_moments(), self._no_moments(state.position))
+            earlier = [each for each in windows.switches if each < end]
+            state = state._replace(window=state.window[:, -(end - max(earlier, default=0)) :])
+        if end in windows.updates:
+            state = state._replace(factor=self._estimated(state))
+        if end in windows.searches:
             state = self._with_first_step_size(state, end)
         if end == self._warmup_steps and self.adapt_step_size:
             state = state._replace(**averaged(state.search())._asdict())
         return state
+
+    def _collected(self, state: HamiltonianState, before: Tensor, made: Drawn) -> HamiltonianState:
+        """Add transitions to the draws that masses are estimated from."""
+        moments, new = state.moments(), state.new_moments()
+        if not self._takes_gradients:
+            for position in made.position:
+                new = add_draw(new, position)
+            return state.with_moments(moments, new)
+        # A chain that stayed, or diverged, tells nothing of the shape of the posterior.
+        previous = torch.cat([before[None], made.position[:-1]])
+        is_good = (made.position != previous).any(-1) & ~made.diverging
+        draws = torch.cat([made.position, self._gradients(state, made.position)], -1)
+        for draw, good in zip(draws, is_good, strict=True):
+            new = add_draw(new, draw, good)
+            if self._is_growing:
+                moments = add_draw(moments, draw, good)
+        if self.full_mass == "low_rank":
+            rows = torch.where(is_good[..., None], draws, torch.nan).movedim(0, 1)
+            state = state._replace(window=torch.cat([state.window, rows], 1))
+        return state.with_moments(moments, new)
+
+    @property
+    def _is_growing(self) -> bool:
+        return self._windows.updates != self._windows.switches
+
+    def _gradients(self, state: HamiltonianState, positions: Tensor) -> Tensor:
+        """Gradients at the draws of each chain, of which the last are known."""
+        if len(positions) == 1:
+            return state.gradient[None]
+        _, gradients = self.potential.gradient.over_any(positions[:-1].flatten(0, 1))
+        return torch.cat([gradients.reshape(positions[:-1].shape), state.gradient[None]])
+
+    def _estimated(self, state: HamiltonianState) -> Tensor:
+        """Factors of the inverse mass matrices from the draws since the window before."""
+        if not self._takes_gradients:
+            return estimated_factor(state.moments(), self.share_mass_matrix, self._is_free)
+        if self.full_mass != "low_rank":
+            return fisher_factor(state.moments(), self.share_mass_matrix, state.factor)
+        windows = state.window.double()
+        together = windows.flatten(0, 1)[None] if self.share_mass_matrix else windows
+        factors = []
+        for rows, known in zip(together, state.factor, strict=True):
+            draws, gradients = rows[rows.isfinite().all(-1)].chunk(2, -1)
+            found = low_rank_factor(draws, gradients)
+            factors.append(known if found is None else found.to(known))
+        return torch.stack(factors)
 
     def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
         return {
@@ -435,11 +572,20 @@ class NUTS(_Hamiltonian):
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
     :param bool adapt_mass_matrix: whether mass matrices do.
-    :param full_mass: whether these are full matrices, or diagonal ones; or groups of sites, with a
-        full matrix for the sites of each group together, as in ``[("loc", "scale"), ("weight",)]``.
+    :param str mass_estimate: ``"variance"`` takes the variances of draws for diagonal mass matrices,
+        ``"fisher"`` the square roots of their ratios to those of gradients [3], which are exact after
+        a few draws where sites are independent, so that 400 steps of warm-up do.
+    :param str windows: of the warm-up, ``"stan"`` for ones that double, and ``"growing"`` for many
+        short ones early on, which is the default where masses take gradients.
+    :param full_mass: whether these are full matrices, or diagonal ones; ``"low_rank"`` for a
+        diagonal and the directions in which gradients tell of more [3], for correlated posteriors of
+        up to some hundred parameters; or groups of sites, with a full matrix for the sites of each
+        group together, as in ``[("loc", "scale"), ("weight",)]``.
     :param bool share_mass_matrix: whether chains that run together share one, estimated from the
         draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
         on the others.
+    :param float step_size_jitter: fraction by which step sizes vary at random where they adapt, by
+        default 0.1 where masses take gradients, and none elsewhere.
     :param float target_accept_prob: acceptance rate to which step sizes adapt; a larger one makes
         smaller steps, which help where the posterior has narrow parts.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
@@ -451,6 +597,8 @@ class NUTS(_Hamiltonian):
     [1] M. D. Hoffman, A. Gelman (2014), The No-U-Turn Sampler.
 
     [2] M. Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo.
+
+    [3] A. Seyboldt, E. Carlson, B. Carpenter (2026), arXiv 2603.18845.
 
     Example::
 

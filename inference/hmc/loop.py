@@ -69,8 +69,10 @@ class Inputs(NamedTuple):
     :param Tensor first: leapfrog steps of each chain before them. **Shape:** ``(num_chains,)``.
     :param Tensor noise: momenta of the transitions. **Shape:** ``(num_rows, num_chains, size)``.
     :param Tensor factor: of the inverse mass matrices.
+    :param Tensor jitter: of step sizes, by transition. **Shape:** ``(num_rows, num_chains)``.
     :param Tensor num_transitions: how many of them each chain makes, a number.
-    :param Tensor is_adapting: one where step sizes adapt, else zero.
+    :param Tensor adapting: zero where step sizes stay, one where they go by acceptance rates, two
+        where by symmetric ones.
     :param Tensor limit: largest number of iterations.
     :param Sequence given: what the gradient takes besides positions.
     """
@@ -79,8 +81,9 @@ class Inputs(NamedTuple):
     first: Tensor
     noise: Tensor
     factor: Tensor
+    jitter: Tensor
     num_transitions: Tensor
-    is_adapting: Tensor
+    adapting: Tensor
     limit: Tensor
     given: Sequence[Tensor] = ()
 
@@ -169,15 +172,17 @@ class TransitionLoop:
         keys: Tensor,
         noise: Tensor,
         factor: Tensor,
+        jitter: Tensor,
         num_transitions: int,
-        is_adapting: bool,
+        adapting: int,
     ) -> Carried:
         """Make transitions, so many of each chain.
 
-        Shapes: keys (num_chains, 2); noise (num_rows, num_chains, size), of momenta.
+        Shapes: keys (num_chains, 2); noise (num_rows, num_chains, size), of momenta; jitter
+        (num_rows, num_chains).
         """
         num_chains, size = last.position.shape
-        counts = (torch.tensor(n, device=keys.device) for n in (num_transitions, int(is_adapting)))
+        counts = (torch.tensor(n, device=keys.device) for n in (num_transitions, adapting))
 
         def inputs_at(num_leapfrogs: Tensor, iteration: Tensor) -> Inputs:
             ahead = torch.arange(_ITERATIONS_PER_CALL, device=keys.device)
@@ -187,7 +192,7 @@ class TransitionLoop:
             uniforms = uniforms.reshape(len(ahead), num_chains, -1)
             limit = iteration + _ITERATIONS_PER_CALL
             first = num_leapfrogs.clone()
-            return Inputs(uniforms, first, noise, factor, number, adapts, limit, given)
+            return Inputs(uniforms, first, noise, factor, jitter, number, adapts, limit, given)
 
         number, adapts = counts
         given = [
@@ -240,7 +245,8 @@ class TransitionLoop:
         """Take a leapfrog step of each chain."""
         row = (carried.num_leapfrogs - inputs.first).clamp(max=len(inputs.uniforms) - 1)
         uniforms = inputs.uniforms.gather(0, row[None, :, None].expand(1, len(row), 4))[0]
-        step_size = carried.search.log_step.exp()
+        transition = carried.num_done.clamp(max=len(inputs.jitter) - 1)
+        step_size = carried.search.log_step.exp() * inputs.jitter.gather(0, transition[None])[0]
 
         def at(position: Tensor) -> tuple[Tensor, Tensor]:
             value, gradient = function(position, *inputs.given)
@@ -264,8 +270,10 @@ class TransitionLoop:
         ended = carried.is_fresh & (row < inputs.num_transitions)
         rows = torch.arange(len(inputs.noise), device=row.device)
         is_row = (rows[:, None] == row) & ended
-        adapted = updated(search, outcome.acceptance_rate, self._target)
-        adapts = ended & (inputs.is_adapting > 0)
+        is_plain = inputs.adapting < 2
+        rate = torch.where(is_plain, outcome.acceptance_rate, outcome.symmetric_rate)
+        adapted = updated(search, rate, self._target)
+        adapts = ended & (inputs.adapting > 0)
         return carried._replace(
             num_left=carried.num_left - ended.sum(),
             num_done=row + ended,

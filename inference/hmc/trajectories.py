@@ -53,6 +53,8 @@ class Outcome(NamedTuple):
     :param Tensor value: the potential there. **Shape:** ``(num_chains,)``, as those below.
     :param Tensor energy: of the draw with its momentum.
     :param Tensor acceptance_rate: mean probability of its points to be taken for the first one.
+    :param Tensor symmetric_rate: the same, of a ratio and its inverse alike: as large on average,
+        and less where energies fall on the way to where the posterior is.
     :param Tensor num_steps: number of leapfrog steps.
     :param Tensor tree_depth: number of doublings.
     :param Tensor diverging: whether the energy went off.
@@ -64,6 +66,7 @@ class Outcome(NamedTuple):
     value: Tensor
     energy: Tensor
     acceptance_rate: Tensor
+    symmetric_rate: Tensor
     num_steps: Tensor
     tree_depth: Tensor
     diverging: Tensor
@@ -111,6 +114,12 @@ def _energy_change(energy: Tensor, first: Tensor) -> Tensor:
     """Energy above that of the first point; infinite where there is none."""
     change = energy - first
     return torch.where(change.isnan(), torch.inf, change)
+
+
+def _acceptance(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability to take a point for the first one, and its symmetric form."""
+    rate = (-change).clamp(max=0.0).exp()
+    return rate, 2.0 * rate / (1.0 + (-change).clamp(max=50.0).exp())
 
 
 class Path(NamedTuple):
@@ -176,7 +185,7 @@ def extend_path(
         where(is_taken, point.gradient, path.origin_gradient),
         where(is_taken, value, path.origin_value),
         where(is_taken, energy, path.origin_energy),
-        torch.where(diverging, 0.0, (-change).clamp(max=0.0).exp()),
+        *(torch.where(diverging, 0.0, rate) for rate in _acceptance(change)),
         leaf,
         torch.zeros_like(leaf),
         diverging,
@@ -227,6 +236,7 @@ class Tree(NamedTuple):
     log_weight: Tensor
     half_log_weight: Tensor
     sum_acceptance: Tensor
+    sum_symmetric: Tensor
     direction: Tensor
     depth: Tensor
     leaf: Tensor
@@ -243,7 +253,7 @@ def start_tree(
     draw = (position, gradient, value, energy)
     checkpoints = position.new_zeros(len(position), max_tree_depth, position.shape[-1])
     sums = (momentum, torch.zeros_like(momentum), checkpoints, checkpoints)
-    counts = (energy, zero, zero, zero, none, none, none, none)
+    counts = (energy, zero, zero, zero, zero, none, none, none, none)
     return Tree(*point, *point, *point, *draw, *draw, *sums, *counts)
 
 
@@ -315,7 +325,9 @@ def extend_tree(
         is_valid & ((depth == max_tree_depth) | _turns(left[1], right[1], momentum_sum))
     )
     num_steps = tree.num_steps + 1
-    sum_acceptance = tree.sum_acceptance + (-change).clamp(max=0.0).exp()
+    rate, symmetric = _acceptance(change)
+    sum_acceptance = tree.sum_acceptance + rate
+    sum_symmetric = tree.sum_symmetric + torch.where(diverging, 0.0, symmetric)
     extended = Tree._make(
         (
             *point,
@@ -333,15 +345,15 @@ def extend_tree(
             ),
             half_log_weight,
             sum_acceptance,
+            sum_symmetric,
             direction,
             depth,
             torch.where(is_complete, 0, following),
             num_steps,
         )
     )
-    outcome = Outcome._make(
-        (*draw, sum_acceptance / num_steps, num_steps, depth, diverging, step_size)
-    )
+    rates = (sum_acceptance / num_steps, sum_symmetric / num_steps)
+    outcome = Outcome._make((*draw, *rates, num_steps, depth, diverging, step_size))
     return extended, has_ended, outcome
 
 
