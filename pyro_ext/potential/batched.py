@@ -190,7 +190,7 @@ class BatchedFunction:
         arguments, expected = self._finite_example()
         if not outputs_agree(self._evaluate(arguments), expected):
             raise ValueError(IS_RANDOM)
-        graph = capture(self.function, *arguments)
+        graph = capture(self.function, *arguments, series=True)
         frozen = [*self._data, *constants_of(graph), *graph.meta["asked"]]
         tensors = {id(tensor): tensor for tensor in frozen}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
