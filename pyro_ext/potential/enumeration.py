@@ -449,7 +449,11 @@ class _Ring(LogRing):  # type: ignore[misc]
         for dims_of_joint, factors in rounds:
             left[len(left)] = _summed([left[number] for number in factors], dims_of_joint)
         used = {number for _, factors in rounds for number in factors}
-        return super().sumproduct([term for n, term in left.items() if n not in used], set())
+        whole = super().sumproduct([term for n, term in left.items() if n not in used], set())
+        least = 0.5 * torch.finfo(whole.dtype).min
+        result = torch.where(whole > least, whole, -math.inf)
+        result._pyro_dims = whole._pyro_dims  # type: ignore[attr-defined]
+        return result
 
 
 def _rounds(
@@ -515,7 +519,7 @@ def _along(neighbors: Mapping[str, Collection[str]]) -> list[str]:
 
 
 def _summed(terms: Sequence[Any], dims: str) -> Any:
-    """Log of a sum of products over the last dimension; impossible terms have zero gradients."""
+    """Log of a sum of products over the last dimension."""
     aligned = []
     for term in terms:
         sizes = dict(zip(term._pyro_dims, term.shape, strict=True))
@@ -523,10 +527,7 @@ def _summed(terms: Sequence[Any], dims: str) -> Any:
         turned = term if order == list(range(term.dim())) else term.permute(order)
         aligned.append(turned.reshape([sizes.get(each, 1) for each in dims]))
     joint: Tensor = reduce(operator.add, aligned)
-    shift = joint.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(joint.dtype).min)
-    total = (joint - shift).exp().sum(-1)
-    is_possible = total > 0.0
-    result = torch.where(is_possible, total, 1.0).log()
-    result = result + torch.where(is_possible, shift.squeeze(-1), -math.inf)
+    # The gradient at a sum of impossible terms would be NaN; that of a bound is zero.
+    result = joint.clamp(min=torch.finfo(joint.dtype).min).logsumexp(-1)
     result._pyro_dims = dims[:-1]  # type: ignore[attr-defined]
     return result
