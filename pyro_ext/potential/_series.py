@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby, islice, pairwise
 from typing import Any
 
 import torch
@@ -119,9 +119,9 @@ class Recorder(TorchDispatchMode):
             return args[0]
         if function._schema.is_mutable or torch.Tag.nondeterministic_seeded in function.tags:
             raise Unsuited(str(function))
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = _flat(args, kwargs)
         result = function(*args, **kwargs)
-        results = pytree.tree_leaves(result)
+        results = list(result) if isinstance(result, tuple | list) else [result]
         self._kept.append(result)
         refs = [self.ref(leaf) for leaf in leaves]
         for ref in refs:
@@ -162,8 +162,8 @@ class Recorder(TorchDispatchMode):
             self._refs |= {id(each): _Ref(number, i) for i, each in enumerate(results)}
             return
         for (target, *arguments), each in zip(parts, results, strict=True):
-            spec = pytree.tree_structure(((whole, *arguments), {}))
-            number = self._number(target, [whole, *arguments], spec, [each])
+            leaves, spec = _flat((whole, *arguments), {})
+            number = self._number(target, leaves, spec, [each])
             self._refs[id(each)] = _Ref(number, 0)
 
     def _number(self, target: Any, leaves: list[Any], spec: Any, results: list[Any]) -> int:
@@ -190,6 +190,26 @@ class Recorder(TorchDispatchMode):
                 content = (_kind(leaf), bytes(numbers.tolist()))
             self._contents[id(leaf)] = content
         return self._contents[id(leaf)]
+
+
+def _flat(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """Arguments of an operation with those in lists, and what tells how to put them back."""
+    leaves: list[Any] = []
+    sizes: list[int | None] = []
+    for each in (*args, *kwargs.values()):
+        is_list = isinstance(each, list | tuple)
+        leaves += each if is_list else [each]
+        sizes.append(len(each) if is_list else None)
+    return leaves, (tuple(sizes), tuple(kwargs))
+
+
+def _put_back(leaves: Sequence[Any], spec: Any) -> tuple[list[Any], dict[str, Any]]:
+    """The inverse of `_flat`."""
+    sizes, names = spec
+    ahead = iter(leaves)
+    every = [next(ahead) if n is None else list(islice(ahead, n)) for n in sizes]
+    number = len(every) - len(names)
+    return every[:number], dict(zip(names, every[number:], strict=True))
 
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
@@ -440,14 +460,14 @@ class _Values:
             return _parted(self.of(whole), *place)
         if step.is_batched:
             return self._at_once(step)
-        args, kwargs = pytree.tree_unflatten(step.leaves, step.spec)
+        args, _ = _put_back(step.leaves, step.spec)
         if step.target is _STACK:
             tensors, dim = args if len(args) > 1 else (*args, 0)
             if all(isinstance(each, _Ref) for each in tensors):
                 return self._gather(tuple(tensors)).movedim(0, dim)
         elif step.target is _CAT:
             return self._joined(*args)
-        args, kwargs = pytree.tree_unflatten([self.of(leaf) for leaf in step.leaves], step.spec)
+        args, kwargs = _put_back([self.of(leaf) for leaf in step.leaves], step.spec)
         return step.target(*args, **kwargs)
 
     def _at_once(self, step: _Step) -> Any:
@@ -457,7 +477,7 @@ class _Values:
         def one(*differing: Tensor) -> tuple[Tensor, ...]:
             own = dict(zip(places, differing, strict=True))
             every = [own.get(place, leaf) for place, leaf in enumerate(leaves)]
-            args, kwargs = pytree.tree_unflatten(every, step.spec)
+            args, kwargs = _put_back(every, step.spec)
             return tuple(pytree.tree_leaves(step.target(*args, **kwargs)))
 
         with warnings.catch_warnings():
