@@ -29,7 +29,8 @@ from pyro_ext.potential._graph_passes import (
     rewrite,
     uses_strides,
 )
-from pyro_ext.potential._series import Recorder, Series, Unsuited
+from pyro_ext.potential._recorder import Recorder
+from pyro_ext.potential._series import Series
 from pyro_ext.potential.evaluation import without_validation
 
 __all__ = [
@@ -125,9 +126,9 @@ def _as_series(function: TensorFunction, *example: Tensor, data: "_Data") -> Ten
     try:
         with torch.no_grad(), recorder, data:
             result = (function.value if isinstance(function, Gradient) else function)(*example)
-        series = Series(recorder, result)
-        # Some operations take no leading dimension.
-        series(*example)
+        with torch.no_grad():
+            series = Series(recorder, result)
+            series(*example)  # some operations take no leading dimension
     except Exception:  # whatever it is, the function itself may do
         return None
     finally:
