@@ -62,7 +62,7 @@ class Step:
 
 
 class Recorder(TorchDispatchMode):
-    """Notes the operations on what depends on the arguments; the results of all others are constants.
+    """Notes operations on what depends on the arguments; results of all others are constants.
 
     :param example: the arguments.
     """
@@ -122,6 +122,7 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         """Note an operation; those that part a tensor become slices of it."""
         whole = leaves[0]
+        parts: list[tuple[Any, ...]]
         settings: tuple[Any, ...] = args[1:]
         if function in _PARTED:
             dim = (settings[-1] if len(settings) == _PARTED[function] else 0) % args[0].dim()
@@ -134,8 +135,8 @@ class Recorder(TorchDispatchMode):
             dim, index = settings
             parts = [(SELECT, dim % args[0].dim(), index % args[0].shape[dim])]
         elif function is SLICE and settings[3:] in ((), (1,)):
-            dim, *bounds = [*settings[:3], *(0, None, None)[len(settings) :]]
-            start, end, _ = slice(*bounds).indices(args[0].shape[dim])
+            dim, first, last = [*settings[:3], *[0, None, None][len(settings) :]]
+            start, end, _ = slice(first, last).indices(args[0].shape[dim])
             parts = [(SLICE, dim % args[0].dim(), start, max(start, end))]
         else:
             # Strides may differ where it is one for all steps.

@@ -241,7 +241,7 @@ def _parts(steps: Sequence[Step]) -> Step:
 
 def _as_one(steps: Sequence[Step]) -> Step:
     """Steps that are alike in one step, which gives their results along a leading dimension."""
-    leaves = []
+    leaves: list[Any] = []
     for column in zip(*(step.leaves for step in steps), strict=True):
         first = column[0]
         if isinstance(first, Ref):
@@ -379,4 +379,5 @@ def _parted(whole: Tensor, dim: int, starts: Sequence[int], length: int | None) 
     else:
         every = [start + i for start in starts for i in range(length)]
         joined = whole.index_select(dim, torch.tensor(every, device=whole.device))
-    return joined.unflatten(dim, (number, length)).movedim(dim, 0)
+    parts: Tensor = joined.unflatten(dim, (number, length)).movedim(dim, 0)
+    return parts

@@ -1,11 +1,10 @@
 """Models whose discrete sites are summed out."""
 
 import math
-import operator
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_callable
+from pyro_ext.potential._rounds import LONG, RoundsRing
 from pyro_ext.potential.evaluation import (
     Evaluation,
     Record,
@@ -101,10 +101,6 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
         for records, indices in runs:
             _check(model, plan, records, indices, args, kwargs)
     return partial(_summed_out, model, plan)
-
-
-_LONG = 16  # variables, from which on chains are summed out in rounds
-_MAX_JOINT = 1 << 12  # elements of the product that a variable is summed out of
 
 
 class _Plan(NamedTuple):
@@ -424,110 +420,8 @@ def contract(
     for name, term in terms.items():
         tree.setdefault(plates[name], []).append(term)
     own = {symbol for term in terms.values() for symbol in term._pyro_dims} & summed
-    ring = (_Ring if len(own) >= _LONG else LogRing)({}, dict(sizes))
-    result = contract_to_tensor(tree, own, common, ring=ring)
+    kind: Any = RoundsRing if len(own) >= LONG else LogRing
+    result = contract_to_tensor(tree, own, common, ring=kind({}, dict(sizes)))
     positions = [result._pyro_dims.index(symbol) for symbol in order]
     value: Tensor = result.permute(positions)
     return value
-
-
-class _Ring(LogRing):  # type: ignore[misc]
-    """Sums long chains of variables out in rounds, of every other one.
-
-    The sums of a round are independent of each other, so that a graph can do them at once.
-    """
-
-    def sumproduct(self, terms: Sequence[Any], dims: Collection[str]) -> Any:
-        """Multiply terms, and sum over dimensions."""
-        if len(terms) == 1 and not dims:
-            return terms[0]  # Pyro may go to numbers and back to turn it
-        sizes = {d: n for term in terms for d, n in zip(term._pyro_dims, term.shape, strict=True)}
-        rounds = _rounds([term._pyro_dims for term in terms], dims, sizes)
-        if rounds is None:
-            return super().sumproduct(terms, dims)
-        left = dict(enumerate(terms))
-        for dims_of_joint, factors in rounds:
-            left[len(left)] = _summed([left[number] for number in factors], dims_of_joint)
-        used = {number for _, factors in rounds for number in factors}
-        whole = super().sumproduct([term for n, term in left.items() if n not in used], set())
-        least = 0.5 * torch.finfo(whole.dtype).min
-        result = torch.where(whole > least, whole, -math.inf)
-        result._pyro_dims = whole._pyro_dims  # type: ignore[attr-defined]
-        return result
-
-
-def _rounds(
-    terms: Sequence[str], dims: Collection[str], sizes: Mapping[str, int]
-) -> list[tuple[str, list[int]]] | None:
-    """In which order, round by round, a long chain is summed out.
-
-    :returns: for each sum the dimensions of the product, of which the last one is summed out, and
-        the numbers of its factors, where results have numbers after those of the terms; ``None``
-        for short chains, and where it takes products that are too large.
-    """
-    if len(dims) < _LONG:
-        return None
-    left = {number: frozenset(term) for number, term in enumerate(terms)}
-    number = len(left)
-    sums: list[tuple[str, list[int]]] = []
-    ranks: dict[str, int] = {}
-    while touching := _touching(left, dims):
-        joint = {dim: frozenset.union(*(left[n] for n in own)) for dim, own in touching.items()}
-        neighbors = {dim: (joint[dim] & touching.keys()) - {dim} for dim in touching}
-        ranks = ranks or {dim: rank for rank, dim in enumerate(_along(neighbors))}
-        order = sorted(touching, key=ranks.__getitem__)
-        taken: set[int] = set()
-        first = number
-        # Those at an end are another kind of sum, and last.
-        for dim in [each for each in order if len(neighbors[each]) > 1] or order:
-            size = math.prod(sizes[each] for each in joint[dim])
-            if taken.isdisjoint(touching[dim]) and size <= _MAX_JOINT:
-                taken.update(touching[dim])
-                others = sorted(joint[dim] - {dim}, key=lambda each: (ranks.get(each, -1), each))
-                places = {each: place for place, each in enumerate([*others, dim])}
-                own = sorted(touching[dim], key=lambda n: sorted(places[each] for each in left[n]))
-                sums.append(("".join(places), own))
-                number += 1
-        if 4 * (number - first) < len(touching):
-            return None
-        for n in taken:
-            del left[n]
-        left |= {n: frozenset(sums[n - len(terms)][0][:-1]) for n in range(first, number)}
-    return sums
-
-
-def _touching(terms: Mapping[int, frozenset[str]], dims: Collection[str]) -> dict[str, list[int]]:
-    """The terms of each dimension that is to be summed out."""
-    touching: dict[str, list[int]] = {}
-    for number, term in terms.items():
-        for dim in sorted(term.intersection(dims)):
-            touching.setdefault(dim, []).append(number)
-    return touching
-
-
-def _along(neighbors: Mapping[str, Collection[str]]) -> list[str]:
-    """Variables as they follow each other."""
-    order: dict[str, None] = {}
-    for start in sorted(neighbors, key=lambda dim: (len(neighbors[dim]), dim)):
-        ahead = deque([start])
-        while ahead:
-            dim = ahead.popleft()
-            if dim not in order:
-                order[dim] = None
-                ahead.extend(sorted(neighbors[dim]))
-    return list(order)
-
-
-def _summed(terms: Sequence[Any], dims: str) -> Any:
-    """Log of a sum of products over the last dimension."""
-    aligned = []
-    for term in terms:
-        sizes = dict(zip(term._pyro_dims, term.shape, strict=True))
-        order = [term._pyro_dims.index(each) for each in dims if each in sizes]
-        turned = term if order == list(range(term.dim())) else term.permute(order)
-        aligned.append(turned.reshape([sizes.get(each, 1) for each in dims]))
-    joint: Tensor = reduce(operator.add, aligned)
-    # The gradient at a sum of impossible terms would be NaN; that of a bound is zero.
-    result = joint.clamp(min=torch.finfo(joint.dtype).min).logsumexp(-1)
-    result._pyro_dims = dims[:-1]  # type: ignore[attr-defined]
-    return result

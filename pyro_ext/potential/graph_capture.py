@@ -120,7 +120,7 @@ def capture(function: TensorFunction, *example: Tensor, series: bool = False) ->
 
 
 def _as_series(function: TensorFunction, *example: Tensor, data: "_Data") -> TensorFunction | None:
-    """A function that does at once what a loop in Python does at all of its steps, if it is long."""
+    """A function that does at once what a long loop in Python does at all of its steps."""
     recorder = Recorder(*example)
     data.behind = recorder.behind
     try:
