@@ -135,7 +135,8 @@ class Recorder(TorchDispatchMode):
             dim, index = settings
             parts = [(SELECT, dim % args[0].dim(), index % args[0].shape[dim])]
         elif function is SLICE and settings[3:] in ((), (1,)):
-            dim, first, last = [*settings[:3], *[0, None, None][len(settings) :]]
+            dim = settings[0] if settings else 0
+            first, last = (*settings[1:3], None, None)[:2]
             start, end, _ = slice(first, last).indices(args[0].shape[dim])
             parts = [(SLICE, dim % args[0].dim(), start, max(start, end))]
         else:
