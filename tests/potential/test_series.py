@@ -197,8 +197,8 @@ def masked_sequences(y: Tensor) -> None:
             with poutine.mask(mask=shown):
                 z = pyro.sample(f"z_{t}", dist.Categorical(rows[z]))
                 with tones:
-                    own = dist.Bernoulli(chance[z.squeeze(-1)])
-                    pyro.sample(f"y_{t}", own, obs=(y[t] > torch.zeros(3, 2)).double())
+                    own = dist.Beta(1.0 + chance[z.squeeze(-1)], 1.0)
+                    pyro.sample(f"y_{t}", own, obs=(y[t] + waves(6).reshape(3, 2)).sigmoid())
 
 
 def second_order(y: Tensor) -> None:
