@@ -69,9 +69,6 @@ class Series:
             raise Unsuited("it has few steps, or few that are alike")
         self._steps, self._outputs = steps, outputs
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
     def __call__(self, *arguments: Tensor) -> Any:
         """Call the function."""
         values = _Values()
