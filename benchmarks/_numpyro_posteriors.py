@@ -1,8 +1,8 @@
 """The models of ``_posterior_models.py`` in NumPyro: the same source with other libraries below it.
 
 A function of that module is given globals in which NumPyro, its distributions and ``jax.numpy``
-stand under the names of Pyro, its distributions and PyTorch. NumPyro lacks one distribution of
-them, a hidden Markov model, which stands here.
+stand under the names of Pyro, its distributions and PyTorch. Two things are written anew: the loop
+over times, which is one of JAX, and the hidden Markov model, a distribution that NumPyro lacks.
 """
 
 from collections.abc import Callable
@@ -49,17 +49,28 @@ class DiscreteHMM(dist.Distribution):
         return logsumexp(jax.lax.scan(step, self.initial_logits, inputs)[0])
 
 
+def scan(step: Callable[[Any, Any], Any], state: Any, inputs: Any) -> Any:
+    """Give the states after each input, as the function of that name in PyTorch does."""
+
+    def twice(state: Any, each: Any) -> tuple[Any, Any]:
+        after = step(state, each)
+        return after, after
+
+    return jax.lax.scan(twice, state, inputs)[1]
+
+
 def _translated() -> dict[str, Any]:
     """Names of the module, with the other libraries and its functions bound to these."""
     names = vars(_posterior_models) | {
         "pyro": numpyro,
         "dist": SimpleNamespace(**vars(dist) | {"DiscreteHMM": DiscreteHMM}),
         "constraints": dist.constraints,
-        "torch": SimpleNamespace(**vars(jnp) | {"tensor": jnp.array}),
+        "torch": SimpleNamespace(**vars(jnp) | {"tensor": jnp.array, "cat": jnp.concatenate}),
     }
     for name, value in vars(_posterior_models).items():
         if isinstance(value, FunctionType) and value.__module__ == _posterior_models.__name__:
             names[name] = FunctionType(value.__code__, names, name, value.__defaults__)
+    names["scan"] = scan
     return names
 
 

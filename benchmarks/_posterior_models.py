@@ -58,29 +58,41 @@ def covariance_factor(x: Tensor, height: Tensor, length: Tensor, noise: Tensor |
     return factor
 
 
+def scan(step: Callable[[Tensor, Tensor], Tensor], state: Tensor, inputs: Tensor) -> Tensor:
+    """Apply a function of state and input again and again; NumPyro has ``jax.lax.scan`` for it.
+
+    :param step: gives the next state.
+    :param Tensor state: the first, which is not among the results.
+    :param Tensor inputs: one after the other.
+    :returns: the states after each input. **Shape:** ``(len(inputs), *state.shape)``.
+    """
+    states = []
+    for each in inputs:
+        state = step(state, each)
+        states.append(state)
+    return torch.stack(states)
+
+
 def solve(
-    derivative: Callable[[float, Tensor], Tensor], state: Tensor, times: Any, num_steps: int
+    derivative: Callable[[Tensor, Tensor], Tensor], state: Tensor, step: float, num_steps: int
 ) -> Tensor:
     """Solve a differential equation by the classical Runge-Kutta method of the fourth order.
 
     :param derivative: of the state, by time and state.
-    :param Tensor state: where it begins, at ``times[0]``.
-    :param times: numbers in ascending order.
-    :param int num_steps: equal steps between one time and the next.
-    :returns: the states at all times but the first. **Shape:** ``(len(times) - 1, *state.shape)``.
+    :param Tensor state: where it begins, at time zero.
+    :param float step: length of a step.
+    :param int num_steps: number of steps.
+    :returns: the states after each step. **Shape:** ``(num_steps, *state.shape)``.
     """
-    states = []
-    for start, end in zip(times[:-1], times[1:], strict=True):
-        step = (end - start) / num_steps
-        for number in range(num_steps):
-            time = start + number * step
-            first = derivative(time, state)
-            second = derivative(time + step / 2, state + step / 2 * first)
-            third = derivative(time + step / 2, state + step / 2 * second)
-            fourth = derivative(time + step, state + step * third)
-            state = state + step / 6 * (first + 2 * (second + third) + fourth)
-        states.append(state)
-    return torch.stack(states)
+
+    def advance(state: Tensor, time: Tensor) -> Tensor:
+        first = derivative(time, state)
+        second = derivative(time + step / 2, state + step / 2 * first)
+        third = derivative(time + step / 2, state + step / 2 * second)
+        fourth = derivative(time + step, state + step * third)
+        return state + step / 6 * (first + 2 * (second + third) + fourth)
+
+    return scan(advance, state, step * torch.arange(num_steps))
 
 
 # Models of posteriordb --------------------------------------------------------------------------
@@ -140,12 +152,9 @@ def arma(y: Tensor) -> None:
     phi = pyro.sample("phi", dist.Normal(0.0, 2.0))
     theta = pyro.sample("theta", dist.Normal(0.0, 2.0))
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    error = y[0] - (mu + phi * mu)
-    errors = [error]
-    for rest in y[1:] - (mu + phi * y[:-1]):
-        error = rest - theta * error
-        errors.append(error)
-    normal_rows(y - torch.stack(errors), sigma, y)
+    rest = y - mu - phi * torch.cat([mu[None], y[:-1]])
+    errors = scan(lambda error, rest: rest - theta * error, torch.zeros(()), rest)
+    normal_rows(y - errors, sigma, y)
 
 
 def garch(y: Tensor, first_scale: Tensor) -> None:
@@ -156,12 +165,10 @@ def garch(y: Tensor, first_scale: Tensor) -> None:
     mu = flat("mu", constraints.real)
     alpha0 = flat("alpha0", constraints.positive)
     shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
-    variance = first_scale**2
-    variances = [variance]
-    for shock in alpha0 + shares[0] * (y[:-1] - mu) ** 2:
-        variance = shock + shares[1] * variance
-        variances.append(variance)
-    normal_rows(mu, torch.sqrt(torch.stack(variances)), y)
+    first = first_scale**2
+    shocks = alpha0 + shares[0] * (y[:-1] - mu) ** 2
+    later = scan(lambda variance, shock: shock + shares[1] * variance, first, shocks)
+    normal_rows(mu, torch.sqrt(torch.cat([first[None], later])), y)
 
 
 def gp_regression(x: Tensor, y: Tensor) -> None:
@@ -252,11 +259,11 @@ def lotka_volterra(populations: Tensor) -> None:
     sign = torch.tensor([1.0, -1.0])  # the first grows and is eaten, the second dies and eats
     growth, contact = sign * theta[::2], sign * theta[1::2]
 
-    def derivative(time: float, logarithms: Tensor) -> Tensor:
+    def derivative(time: Tensor, logarithms: Tensor) -> Tensor:
         return growth - contact * torch.roll(torch.exp(logarithms), 1)
 
     first = torch.log(z_init)
-    later = solve(derivative, first, range(len(populations)), num_steps=3)
+    later = solve(derivative, first, 1 / 3, 3 * (len(populations) - 1))[2::3]
     with pyro.plate("years", len(later), dim=-2), species:
         pyro.sample("y", dist.LogNormal(later, sigma), obs=populations[1:])
     with species:
@@ -272,11 +279,10 @@ def one_compartment(concentration: Tensor, dose: Tensor, volume: Tensor) -> None
 
     absorption, elimination = dose * k_a / volume, v_m / volume
 
-    def derivative(time: float, state: Tensor) -> Tensor:
+    def derivative(time: Tensor, state: Tensor) -> Tensor:
         return absorption * torch.exp(-k_a * time) - elimination * state / (k_m + state)
 
-    times = [0.5 * number for number in range(len(concentration) + 1)]
-    mean = solve(derivative, torch.zeros(()), times, num_steps=2)
+    mean = solve(derivative, torch.zeros(()), 0.25, 2 * len(concentration))[1::2]
     with pyro.plate("rows", len(concentration)):
         pyro.sample("C_hat", dist.LogNormal(torch.log(mean), sigma), obs=concentration)
 
@@ -316,12 +322,10 @@ def stochastic_volatility(y: Tensor) -> None:
     sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
     with pyro.plate("times", len(y)):
         shocks = pyro.sample("shocks", dist.Normal(0.0, 1.0))
-    deviation = shocks[0] * sigma / torch.sqrt(1.0 - phi**2)
-    deviations = [deviation]
-    for shock in sigma * shocks[1:]:
-        deviation = phi * deviation + shock
-        deviations.append(deviation)
-    normal_rows(torch.zeros_like(y), torch.exp((mu + torch.stack(deviations)) / 2.0), y)
+    first = sigma * shocks[0] / torch.sqrt(1.0 - phi**2)
+    later = scan(lambda state, shock: phi * state + shock, first, sigma * shocks[1:])
+    volatility = torch.exp((mu + torch.cat([first[None], later])) / 2.0)
+    normal_rows(torch.zeros_like(y), volatility, y)
 
 
 def item_response(answers: Tensor) -> None:
