@@ -235,13 +235,13 @@ def drives(support: Any, concentration: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hmm_drive_0(values: Tensor, concentration: Tensor) -> None:
-    """Whether a basketball player drives, by speed and distance of the hoop: exponential."""
+    """Whether a basketball player drives, by speed and distance of the hoop, both exponential."""
     theta, rates = drives(constraints.positive_ordered_vector, concentration)
     observe_chain(theta, dist.Exponential(rates).to_event(1), values)
 
 
 def hmm_drive_1(values: Tensor, concentration: Tensor, scales: Tensor) -> None:
-    """The same, normal, of the logarithms."""
+    """The same, both normal."""
     theta, means = drives(constraints.ordered_vector, concentration)
     observe_chain(theta, dist.Normal(means, scales).to_event(1), values)
 
