@@ -168,7 +168,7 @@ def run(output: Path, num_samples: int = 1000, seed: int = 0) -> Any:
     :returns: the table, a data frame with a row for each parameter and method.
     """
     console = Console(highlight=False, soft_wrap=True)
-    torch.set_num_threads(1)  # each operation is small, and threads would wait for each other
+
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     counts, truth = read_some()
