@@ -58,23 +58,19 @@ def _make(output: Path) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, _output("Folder for the posterior and the plots.")] = Path("demo"),
-    num_chains: Annotated[int, typer.Option(min=1, help="Number of chains.")] = 8,
-    num_draws: Annotated[int, typer.Option(min=4, help="Draws of each chain, one a cycle.")] = 50,
-    cycle_length: Annotated[int, typer.Option(min=1, help="Steps in a cycle.")] = 200,
+    output: Annotated[Path, _output("Folder for posteriors and picture.")] = Path("demo"),
+    num_samples: Annotated[int, typer.Option(min=10, help="Draws of each chain.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
-    """Sample a Bayesian network on handwritten digits and diagnose it with ArviZ."""
+    """Tell how many words a text has from a part of it, by three kinds of inference."""
     from pyro_ext._optional import optional_module
 
-    # Now, and not after a minute of sampling.
-    for module, package in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
-        optional_module(module, "demo", package, "demo")
+    optional_module("matplotlib", "demo", "matplotlib", "demo")  # now, and not after sampling
     _make(output)
     # Looks upward, as only this module may, and late: help should not wait for PyTorch.
     from pyro_ext.tutorials import demo as page
 
-    page.run(output, num_chains, num_draws, cycle_length, seed)
+    page.run(output, num_samples, seed)
 
 
 _REPORTS = "Folder of the reports and figures, with a folder for each page."

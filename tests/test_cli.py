@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from pyro_ext import __version__, _doctor, cli
 from pyro_ext._optional import MissingModuleError
 from pyro_ext._pages import find_pages
 from pyro_ext.cli import app
+from pyro_ext.datasets import load_frequencies
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.random_measures import GeneralizedGammaProcess
 from pyro_ext.reproduction import Report
 from pyro_ext.tutorials import demo
 
@@ -25,12 +29,12 @@ def test_help_and_version():
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0 and "demo" in result.output
     assert runner.invoke(app, ["--version"]).output.strip() == __version__
-    assert "cycle" in runner.invoke(app, ["demo", "--help"]).output
+    assert "num-samples" in runner.invoke(app, ["demo", "--help"]).output
 
 
 def test_bad_arguments():
-    result = runner.invoke(app, ["demo", "--num-chains", "0"])
-    assert result.exit_code == 2 and "num-chains" in result.output
+    result = runner.invoke(app, ["demo", "--num-samples", "0"])
+    assert result.exit_code == 2 and "num-samples" in result.output
 
 
 @pytest.mark.parametrize("command", [["demo"], ["reproduce", "--all"]])
@@ -216,28 +220,57 @@ def test_doctor_fails_without_a_core_requirement(monkeypatch):
     assert runner.invoke(app, ["doctor"]).exit_code == 1
 
 
-def test_network_broadcasts_over_draws():
-    weights = {}
-    for layer, shape in enumerate(zip(demo.WIDTHS[:-1], demo.WIDTHS[1:], strict=True)):
-        weights[f"weight{layer}"] = torch.randn(2, 3, *shape)
-        weights[f"bias{layer}"] = torch.randn(2, 3, shape[1])
-    inputs = torch.randn(5, 64)
-    outputs = demo.logits(weights, inputs)
-    assert outputs.shape == (2, 3, 5, 10)
-    one = demo.logits({name: value[1, 2] for name, value in weights.items()}, inputs)
-    torch.testing.assert_close(outputs[1, 2], one)
+def test_counts_of_a_measure_have_a_distribution():
+    """Mass one, and the mean of what is met over how many are met."""
+    measure = GeneralizedGammaProcess(*torch.tensor([1.0, 0.3, 0.5], dtype=torch.double))
+    counts = torch.arange(1.0, 200.0, dtype=torch.double)
+    probabilities = demo.Occurrences(measure).log_prob(counts).exp()
+    torch.testing.assert_close(probabilities.sum(), torch.ones((), dtype=torch.double))
+    expected = measure.mean / measure.laplace_exponent(1.0)
+    torch.testing.assert_close(probabilities @ counts, expected)
+
+
+def test_part_of_the_texts_is_the_same_each_time():
+    counts, truth = demo.read_some()
+    assert torch.equal(counts, demo.read_some()[0]) and counts.min() == 1
+    assert len(counts) < truth == load_frequencies("stemmed_words").num_kinds
+
+
+def test_table_and_picture_have_all_methods(tmp_path):
+    sites = ("discount", "tilt", "vocabulary")
+    methods = ("NUTS", "SGHMC", "bootstrap")
+    posteriors = {
+        name: to_arviz({site: torch.randn(4, 50) for site in sites}, group_by_chain=True)
+        for name in methods
+    }
+    assert list(demo.tabulate(posteriors).index) == [(s, m) for s in sites for m in methods]
+    demo.draw(posteriors, 0, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5_000
 
 
 @pytest.mark.slow
-def test_demo(tmp_path, capsys):
+@pytest.mark.filterwarnings("error::pyro_ext.posterior.ConvergenceWarning")
+def test_demo(tmp_path, capsys, request):
+    """The run has nothing to warn of, its chains agree, and so do its methods."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     output = tmp_path / "demo"
-    scores = demo.run(output, num_chains=4, num_draws=12, cycle_length=100)
+    table = demo.run(output)
     printed = capsys.readouterr().out
-    assert "r_hat" in printed and "ess_bulk" in printed and "ECE" in printed
-    assert scores["posterior_nll"] < scores["mode_nll"], json.dumps(scores)
-    for name in ("trace.png", "rank.png", "reliability.png", "posterior.nc"):
-        assert (output / name).stat().st_size > 5_000
+    assert "ess_bulk" in printed and "27,858" in printed
+    assert table["r_hat"].astype(float).max() < 1.01, printed
+    numbers = table[["mean", "sd"]].astype(float)
+    for site in ("discount", "tilt", "vocabulary"):
+        reference = numbers.loc[(site, "NUTS")]
+        of_site = numbers.loc[site]
+        # The bootstrap is another posterior, near it where the model fits.
+        assert (of_site["mean"] - reference["mean"]).abs().max() < 0.3 * reference["sd"], printed
+        assert (of_site["sd"] / reference["sd"] - 1).abs().max() < 0.15, printed
+    of_words = numbers.loc["vocabulary"]
+    assert ((of_words["mean"] - 27_858).abs() < 2 * of_words["sd"]).all(), printed
+    assert (output / "posteriors.png").stat().st_size > 5_000
     import xarray
 
-    with xarray.open_dataset(output / "posterior.nc", group="posterior") as posterior:
-        assert posterior["weight0"].shape == (4, 12, 64, 32)
+    for name in ("nuts", "sghmc", "bootstrap"):
+        with xarray.open_dataset(output / f"{name}.nc", group="posterior") as posterior:
+            num_draws = 500 if name == "bootstrap" else 1000
+            assert posterior["vocabulary"].shape == (4, num_draws), name

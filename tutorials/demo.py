@@ -1,14 +1,12 @@
-"""The main job end to end: a Bayesian network on digits, sampled, diagnosed, saved and drawn.
+"""The main job end to end: one model by three kinds of inference, diagnosed, saved and drawn.
 
-``pyro-ext demo`` runs this page. A small network is an ordinary Pyro model with a subsampled plate;
-cyclical SGHMC runs over eight chains at once; ArviZ tells whether the chains agree on what the
-network predicts, and the average of its draws is compared with the network at a posterior mode.
+``pyro-ext demo`` runs this page. How many different words a collection of texts has is told from
+a random hundredth of it: by NUTS, by SGHMC on minibatches, and by a posterior bootstrap, each
+in a call. ArviZ puts the three into a table, and the true number is known.
 """
 
 # %%
-import math
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,144 +14,144 @@ import pyro
 import pyro.distributions as dist
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_ext import datasets
-from pyro_ext.diagnostics import metrics, to_arviz
-from pyro_ext.diagnostics.plots import plot_reliability
-from pyro_ext.inference import MCMC, SGHMC, CyclicalSchedule
-from pyro_ext.posterior import ConvergenceWarning
+from pyro_ext.datasets import load_frequencies
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import MCMC, NUTS, SGHMC, PosteriorBootstrap
+from pyro_ext.random_measures import CompletelyRandomMeasure, GeneralizedGammaProcess
+
+# %% [markdown]
+# ## The data
+# How often each word occurs in a collection of texts, and how often it does where only one word in
+# a hundred is read. Those that are not met there are what is to be told.
+
+# %%
+ONE_IN = 100.0
+
+
+def read_some() -> tuple[Tensor, int]:
+    """Counts of the words in a random part of the texts, and the number of words in all of them."""
+    sizes, numbers = load_frequencies("stemmed_words").table.unbind(-1)
+    counts = sizes.repeat_interleave(numbers).double()
+    generator = torch.Generator().manual_seed(0)  # the data are the same whatever the run's seed
+    read = torch.binomial(counts, torch.full_like(counts, 1.0 / ONE_IN), generator=generator)
+    return read[read > 0], len(counts)
+
 
 # %% [markdown]
 # ## The model
-# Two hidden layers with normal priors. The plate takes a minibatch; nothing else is needed for
-# stochastic gradients, and the same model works with SVI.
+# The rates of all words are the weights of a random measure, infinitely many, of which most are
+# tiny. A word with the rate $w$ occurs $k$ times with the probability $e^{-w} w^k / k!$, so that
+# words that occur $k$ times are as many as the integral of this over the measure, which is
+# `log_kappa`. Those that occur at all are `laplace_exponent`. That is all a distribution needs.
+
 
 # %%
-WIDTHS = (64, 32, 32, 10)
-PRIOR_VARIANCE = 0.05
-WARMUP_CYCLES = 10
+class Occurrences(dist.TorchDistribution):
+    """How often a kind occurs that occurs at all, where rates are weights of a random measure."""
 
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.positive_integer
 
-def logits(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """Outputs of the network; weights may have leading dimensions of draws."""
-    hidden = inputs
-    for layer in range(len(WIDTHS) - 1):
-        hidden = hidden @ weights[f"weight{layer}"] + weights[f"bias{layer}"].unsqueeze(-2)
-        if layer < len(WIDTHS) - 2:
-            hidden = torch.nn.functional.silu(hidden)
-    return hidden
+    def __init__(self, measure: CompletelyRandomMeasure) -> None:
+        self.measure = measure
+        super().__init__(measure.batch_shape)
 
-
-def model(inputs: Tensor, labels: Tensor, batch_size: int = 64) -> None:
-    """Bayesian network for classification."""
-    scale = math.sqrt(PRIOR_VARIANCE)
-    weights = {}
-    for layer, shape in enumerate(zip(WIDTHS[:-1], WIDTHS[1:], strict=True)):
-        for name, event in ((f"weight{layer}", shape), (f"bias{layer}", shape[1:])):
-            prior = dist.Normal(inputs.new_zeros(event), scale).to_event(len(event))
-            weights[name] = pyro.sample(name, prior)
-    with pyro.plate("images", len(inputs), subsample_size=batch_size) as batch:
-        outputs = logits(weights, inputs[batch])
-        pyro.sample("label", dist.Categorical(logits=outputs), obs=labels[batch])
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of counts."""
+        met = self.measure.laplace_exponent(1.0).log()
+        return self.measure.log_kappa(value, 1.0) - (value + 1.0).lgamma() - met
 
 
 # %% [markdown]
-# ## Sampling
-# Each cycle starts with a large step size, to leave the mode it is at, and keeps the draw at its
-# end.
+# The discount is the power law of rare words, the tilt cuts frequent ones off. Read on, and the
+# number of different words grows like the Laplace exponent. The plate takes a minibatch where
+# `size` is given; nothing else is needed for stochastic gradients.
 
 
 # %%
-def sample_posterior(
-    data: datasets.Dataset, num_chains: int, num_draws: int, cycle_length: int, seed: int
-) -> MCMC:
-    """Run cyclical SGHMC with one draw a cycle, after some cycles of warm-up."""
-    num_cycles = num_draws + WARMUP_CYCLES
-    schedule = CyclicalSchedule(6e-3, num_cycles, num_cycles * cycle_length)
-    kernel = SGHMC(model, step_size=schedule, friction=100.0, backend="compile")
-    mcmc = MCMC(
-        kernel,
-        num_samples=num_draws,
-        warmup_steps=WARMUP_CYCLES * cycle_length,
-        num_chains=num_chains,
-        thinning=cycle_length,
+def model(counts: Tensor, size: int | None = None) -> None:
+    """Words by a generalized gamma process."""
+    one = counts.new_ones(())
+    discount = pyro.sample("discount", dist.Beta(one, one))
+    tilt = pyro.sample("tilt", dist.Exponential(one))
+    measure = GeneralizedGammaProcess(one, discount, tilt)
+    with pyro.plate("words", len(counts), subsample_size=size) as index:
+        pyro.sample("count", Occurrences(measure), obs=counts[index])
+    growth = measure.laplace_exponent(ONE_IN) / measure.laplace_exponent(1.0)
+    pyro.deterministic("vocabulary", len(counts) * growth)
+
+
+# %% [markdown]
+# ## Three kinds of inference
+# NUTS looks at all words in each step, and learns how the two parameters are correlated. SGHMC
+# looks at 256 of them; a mode of the posterior gives it its scales and takes most of the noise out
+# of its gradients. The bootstrap trusts the model less: each draw is the best fit to words with
+# random weights. Its draws are independent, and are cut into four chains for the table to have the
+# same columns.
+
+
+# %%
+def infer(counts: Tensor, num_samples: int, seed: int) -> dict[str, Any]:
+    """The posterior by each method, in ArviZ's data structure."""
+    nuts = MCMC(NUTS(model, full_mass=True), num_samples, num_chains=4, seed=seed)
+    sghmc = MCMC(
+        SGHMC(model, mass="laplace", control_variate="map"),
+        num_samples,
+        num_chains=4,
+        thinning=20,
         seed=seed,
     )
-    with warnings.catch_warnings():
-        # Weights differ between chains, as the next section says, and predictions are looked at.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mcmc.run(data.train_inputs, data.train_targets)
-
-
-def find_mode(data: datasets.Dataset, num_steps: int, seed: int) -> Tensor:
-    """Test probabilities at a posterior mode: the same kernel at temperature zero."""
-    schedule = CyclicalSchedule(6e-3, 1, num_steps)
-    kernel = SGHMC(model, step_size=schedule, friction=100.0, temperature=0.0)
-    mcmc = MCMC(kernel, num_samples=1, warmup_steps=num_steps - 1, seed=seed)
-    weights = mcmc.run(data.train_inputs, data.train_targets).get_samples()
-    return logits(weights, data.test_inputs).softmax(-1)
+    bootstrap = PosteriorBootstrap(model, 2 * num_samples, seed=seed)
+    fits = to_arviz(bootstrap.run(counts), log_likelihood=False)["posterior"]
+    number = fits.sizes["draw"] // 4
+    draws = {
+        name: torch.tensor(fits[name].values[0, : 4 * number]).reshape(4, number)
+        for name in fits.data_vars
+    }
+    return {
+        "NUTS": to_arviz(nuts.run(counts), log_likelihood=False),
+        "SGHMC": to_arviz(sghmc.run(counts, size=256), log_likelihood=False),
+        "bootstrap": to_arviz(draws, group_by_chain=True),
+    }
 
 
 # %% [markdown]
-# ## Diagnosis
-# Weights of a network are not identified: many settings of them are the same function. What should
-# agree between chains is what the network predicts.
+# ## A table and a picture
+# The largest R-hat over all rows tells whether the chains agree. Whether the methods do is seen in
+# their means and standard deviations.
 
 
 # %%
-def predictive_quantities(probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Functions of the prediction, one number for each chain and draw."""
-    num_chains, num_draws = probabilities.shape[:2]
-    truth = probabilities.gather(-1, labels.expand(num_chains, num_draws, -1)[..., None])[..., 0]
-    doubtful = truth.mean((0, 1)).sub(0.5).abs().argsort()[:3]
-    quantities = {
-        "test_nll": -truth.log().mean(-1),
-        "confidence": probabilities.amax(-1).mean(-1),
-        "entropy": torch.special.entr(probabilities).sum(-1).mean(-1),
-    }
-    for number in doubtful.tolist():
-        quantities[f"p_label_of_image_{number}"] = truth[..., number]
-    return quantities
-
-
-def score(probabilities: Tensor, labels: Tensor) -> list[str]:
-    """Accuracy, NLL and ECE as a row of a table."""
-    return [
-        f"{metrics.accuracy(probabilities, labels):.3f}",
-        f"{metrics.nll(probabilities, labels):.3f}",
-        f"{metrics.ece(probabilities, labels):.3f}",
-    ]
-
-
-def save_plots(quantities: Any, probabilities: Tensor, labels: Tensor, output: Path) -> list[Path]:
-    """Trace, rank and reliability plots."""
+def tabulate(posteriors: dict[str, Any]) -> Any:
+    """ArviZ's summary of each parameter by each method, as a data frame."""
     import arviz
+    import pandas
+
+    rows = {name: arviz.summary(one, round_to=3) for name, one in posteriors.items()}
+    return pandas.concat(rows).swaplevel().sort_index()
+
+
+def draw(posteriors: dict[str, Any], truth: int, path: Path) -> None:
+    """Posterior densities by each method."""
     import matplotlib
     from matplotlib import pyplot
 
     matplotlib.use("Agg")
-    paths = []
-    for name in ("trace", "rank"):
-        with warnings.catch_warnings():
-            # ArviZ's own plots warn of its dependencies' changes.
-            warnings.simplefilter("ignore")
-            drawn = getattr(arviz, f"plot_{name}")(quantities)
-        paths.append(output / f"{name}.png")
-        if hasattr(drawn, "savefig"):  # a plot collection of ArviZ 1
-            drawn.savefig(paths[-1])
-        else:
-            figure = drawn.ravel()[0].figure
-            figure.tight_layout()
-            figure.savefig(paths[-1], dpi=100)
-            pyplot.close(figure)
-    figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
-    plot_reliability(probabilities, labels, ax=axes)
-    paths.append(output / "reliability.png")
-    figure.savefig(paths[-1], dpi=120)
+    figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axes, site in zip(panels, ("discount", "tilt", "vocabulary"), strict=True):
+        for name, one in posteriors.items():
+            values = one["posterior"][site].values.ravel()
+            axes.hist(values, 40, density=True, histtype="step", linewidth=1.5, label=name)
+        axes.set(xlabel=site, yticks=[])
+        axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.axvline(truth, color="black", linestyle="--", label="truth")
+    axes.set(xlabel="different words in all of the texts")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)
-    return paths
 
 
 # %% [markdown]
@@ -161,60 +159,33 @@ def save_plots(quantities: Any, probabilities: Tensor, labels: Tensor, output: P
 
 
 # %%
-def run(
-    output: Path,
-    num_chains: int = 8,
-    num_draws: int = 50,
-    cycle_length: int = 200,
-    seed: int = 0,
-) -> dict[str, float]:
+def run(output: Path, num_samples: int = 1000, seed: int = 0) -> Any:
     """Run the demonstration.
 
-    :param Path output: folder for the posterior and the plots; made if it is missing.
-    :param int num_chains: number of chains.
-    :param int num_draws: draws of each chain, one a cycle.
-    :param int cycle_length: steps in a cycle.
+    :param Path output: folder for the posteriors and the picture; made if it is missing.
+    :param int num_samples: draws of each chain of NUTS and SGHMC; the bootstrap has half as many.
     :param int seed: seed of all randomness.
-    :returns: NLL and ECE on the test images of the posterior and of the mode.
+    :returns: the table, a data frame with a row for each parameter and method.
     """
-    import arviz
+    console = Console(highlight=False, soft_wrap=True)
 
-    console = Console()
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
-    data = datasets.load_digits()
+    counts, truth = read_some()
     console.print(
-        f"[bold]Digits[/]: {len(data.train_inputs)} training and {len(data.test_inputs)} test "
-        f"images; network {'-'.join(map(str, WIDTHS))}; cyclical SGHMC over {num_chains} chains"
+        f"[bold]How many different words are there?[/] One word in {ONE_IN:g} is read, "
+        f"{counts.sum():,.0f} in all, {len(counts):,} different ones."
     )
-    mcmc = sample_posterior(data, num_chains, num_draws, cycle_length, seed)
-    posterior = to_arviz(mcmc, log_likelihood=False)
-    saved = output / "posterior.nc"
-    posterior.to_netcdf(str(saved))
-
-    with torch.no_grad():
-        weights = mcmc.get_samples(group_by_chain=True)
-        by_chain = logits(weights, data.test_inputs).softmax(-1)
-    probabilities = by_chain.flatten(0, 1)
-    quantities = to_arviz(predictive_quantities(by_chain, data.test_targets), group_by_chain=True)
-    console.print("\n[bold]Do the chains agree on what the network predicts?[/]")
-    console.print(
-        arviz.summary(quantities, round_to=3).to_string(), highlight=False, soft_wrap=True
-    )
-
-    mode = find_mode(data, num_draws * cycle_length // 3, seed)
-    table = Table("on the test images", "accuracy", "NLL", "ECE")
-    table.add_row("one network at a posterior mode", *score(mode, data.test_targets))
-    table.add_row(
-        f"average of {len(probabilities)} draws", *score(probabilities, data.test_targets)
-    )
-    console.print(table)
-    paths = [saved, *save_plots(quantities, probabilities, data.test_targets, output)]
+    posteriors = infer(counts, num_samples, seed)
+    table = tabulate(posteriors)
+    console.print(table.to_string())
+    console.print(f"In truth all of the texts have {truth:,} different words.")
+    paths = []
+    for name, one in posteriors.items():
+        paths.append(output / f"{name.lower()}.nc")
+        one.to_netcdf(str(paths[-1]))
+    paths.append(output / "posteriors.png")
+    draw(posteriors, truth, paths[-1])
     console.print("saved " + ", ".join(str(path) for path in paths))
     console.print(f"{time.perf_counter() - start:.0f} s")
-    return {
-        "posterior_nll": metrics.nll(probabilities, data.test_targets),
-        "mode_nll": metrics.nll(mode, data.test_targets),
-        "posterior_ece": metrics.ece(probabilities, data.test_targets),
-        "mode_ece": metrics.ece(mode, data.test_targets),
-    }
+    return table

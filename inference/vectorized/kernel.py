@@ -16,6 +16,7 @@ from torch.distributions import Transform
 
 from pyro_ext._checks import check_integer
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
+from pyro_ext._threads import threads_for
 from pyro_ext.inference.vectorized.backends import chosen_backend
 from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, parts_of, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
@@ -456,7 +457,9 @@ class VectorizedKernel(MCMCKernel):
             raise ValueError(
                 f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
             )
-        return self._record(chains, targets)
+        # Noise that is drawn ahead is as much as many steps together, and still not worth threads.
+        with threads_for(chains.position.numel()):
+            return self._record(chains, targets)
 
     def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
         """Take steps one after the other, the same one of all chains."""

@@ -1,6 +1,7 @@
 """A pure function of one chain, run over many chains: plainly, through a graph, or compiled."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
 import torch
@@ -120,7 +121,10 @@ class BatchedFunction:
         graph = self.graph(num_chains)
         if graph is None:
             return self.one_by_one(*batched)
-        with torch.no_grad():  # gradients are in the graph; parameters of a module need no others
+        with (
+            torch.no_grad(),
+            self._threads(batched),
+        ):  # gradients are in the graph; parameters of a module need no others
             if self.backend == "compile":
                 if num_chains not in self._compiled:
                     self._compiled[num_chains] = self._compile(graph, *batched)
@@ -147,7 +151,7 @@ class BatchedFunction:
         graph = self.single()
         if graph is None:
             return self.one_by_one(*batched)
-        with torch.no_grad():
+        with torch.no_grad(), self._threads(batched):
             if self._is_vectorizable:
                 try:
                     return torch.func.vmap(graph, chunk_size=chunk_size)(*batched)
@@ -159,13 +163,18 @@ class BatchedFunction:
     def interpreted(self, *batched: Tensor) -> Any:
         """Run over chains through the record for their number, whatever the backend."""
         graph = self.graph(len(batched[0])) or self.one_by_one
-        with torch.no_grad():
+        with torch.no_grad(), self._threads(batched):
             return graph(*self._with_given(batched))
 
     def _with_given(self, batched: Sequence[Tensor]) -> tuple[Tensor, ...]:
         num_chains = len(batched[0])
         given = (value.expand(num_chains, *value.shape[1:]) for value in self.given)
         return (*batched, *given)
+
+    def _threads(self, batched: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """One thread where neither arguments nor data are large."""
+        most = max((tensor.numel() for tensor in self._data), default=0)
+        return threads_for(max(len(batched[0]) * most, *(each.numel() for each in batched)))
 
     def over_first(self, first: Tensor, *shared: Tensor) -> Any:
         """Run over the rows of the first argument, which share the others; differentiable."""
@@ -211,7 +220,20 @@ class BatchedFunction:
         arguments, expected = self._finite_example()
         if not outputs_agree(self._evaluate(arguments), expected):
             raise ValueError(IS_RANDOM)
-        graph = capture(self.function, *arguments)
+        graph = capture(self.function, *arguments, series=True)
+        is_right = self._is_right(graph, arguments, expected)
+        if not is_right and graph.meta["is_series"]:  # derivatives that the model gives are lost
+            graph = capture(self.function, *arguments)
+            is_right = self._is_right(graph, arguments, expected)
+        if not is_right:
+            raise CaptureError(
+                "the graph disagrees with the model at a random point: a Python branch or a number "
+                "taken out of a tensor was frozen"
+            )
+        return graph
+
+    def _is_right(self, graph: GraphModule, arguments: Sequence[Tensor], expected: Any) -> bool:
+        """Whether a graph gives what the function does, at these arguments and at random ones."""
         frozen = [*self._data, *constants_of(graph), *graph.meta["asked"]]
         tensors = {id(tensor): tensor for tensor in frozen}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
@@ -222,12 +244,7 @@ class BatchedFunction:
             verdicts.append(self._verdict(graph, arguments, self._evaluate(arguments)))
         if self._changed():
             raise ValueError(CHANGES_DATA)
-        if False in verdicts:
-            raise CaptureError(
-                "the graph disagrees with the model at a random point: a Python branch or a number "
-                "taken out of a tensor was frozen"
-            )
-        return graph
+        return False not in verdicts
 
     def _verdict(
         self, graph: GraphModule, arguments: Sequence[Tensor], expected: Any

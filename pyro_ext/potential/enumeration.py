@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_callable
+from pyro_ext.potential._rounds import LONG, RoundsRing
 from pyro_ext.potential.evaluation import (
     Evaluation,
     Record,
@@ -457,7 +458,8 @@ def contract(
     for name, term in terms.items():
         tree.setdefault(plates[name], []).append(term)
     own = {symbol for term in terms.values() for symbol in term._pyro_dims} & summed
-    result = contract_to_tensor(tree, own, common, ring=LogRing({}, dict(sizes)))
+    kind: Any = RoundsRing if len(own) >= LONG else LogRing
+    result = contract_to_tensor(tree, own, common, ring=kind({}, dict(sizes)))
     positions = [result._pyro_dims.index(symbol) for symbol in order]
     value: Tensor = result.permute(positions)
     return value

@@ -29,6 +29,8 @@ from pyro_ext.potential._graph_passes import (
     rewrite,
     uses_strides,
 )
+from pyro_ext.potential._recorder import Recorder
+from pyro_ext.potential._series import Series
 from pyro_ext.potential.evaluation import without_validation
 
 __all__ = [
@@ -81,7 +83,7 @@ class CaptureError(RuntimeError):
     """A function could not be recorded as a graph."""
 
 
-def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
+def capture(function: TensorFunction, *example: Tensor, series: bool = False) -> GraphModule:
     """Record a function of tensors as a graph of tensor operations.
 
     Shapes, Python branches and every tensor that is not an argument are frozen in the graph. What
@@ -89,12 +91,16 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
 
     :param function: the function; it may differentiate inside.
     :param example: arguments to record it with.
+    :param bool series: whether what a loop in Python does at all of its steps may be done at once,
+        which changes roundings; ``graph.meta["is_series"]`` tells whether it is.
     :returns: the graph; ``graph.meta["asked"]`` holds the tensors that Python has asked.
     :raises CaptureError: where the function branches on a value, or uses what cannot be recorded.
     """
     data = _Data()
     try:
         with without_validation(), recordable():
+            shorter = _as_series(function, *example, data=data) if series else None
+            function = function if shorter is None else shorter
             graph = _record(function, *example, data=data)
             if mutates(graph):
                 graph = _record_pure(graph, *example)
@@ -109,8 +115,26 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
         raise CaptureError(f"{_line_of_user(error)}{reason}") from error
     rewrite(graph)
     drop_identities(graph)
-    graph.meta["asked"] = data.asked
+    graph.meta |= {"asked": data.asked, "is_series": shorter is not None}
     return graph
+
+
+def _as_series(function: TensorFunction, *example: Tensor, data: "_Data") -> TensorFunction | None:
+    """A function that does at once what a long loop in Python does at all of its steps."""
+    recorder = Recorder(*example)
+    data.behind = recorder.behind
+    try:
+        with torch.no_grad(), recorder, data:
+            result = (function.value if isinstance(function, Gradient) else function)(*example)
+        with torch.no_grad():
+            series = Series(recorder, result)
+            series(*example)  # some operations take no leading dimension
+    except Exception:  # whatever it is, the function itself may do
+        return None
+    finally:
+        data.behind = data_behind
+    data.asked += recorder.roots.values()
+    return Gradient(series) if isinstance(function, Gradient) else series
 
 
 class _Data(TorchDispatchMode):
@@ -119,6 +143,7 @@ class _Data(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.asked: list[Tensor] = []
+        self.behind: Callable[[Tensor], list[Tensor | None]] = data_behind
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -143,7 +168,7 @@ class _Data(TorchDispatchMode):
 
     def _are_data(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors depend on no argument; those that they come from are noted."""
-        roots = [root for tensor in tensors for root in data_behind(tensor)]
+        roots = [root for tensor in tensors for root in self.behind(tensor)]
         if None in roots:
             return False
         self.asked += [root for root in roots if root is not None]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, NUTS, SGHMC
-from pyro_ext.potential import Potential
+from pyro_ext.potential import Potential, sum_out
 from tests.diagnostics.arviz_models import arviz, groups_of, values
 from tests.zoo import discrete_examples
 from tests.zoo.examples import EXAMPLES, Example
@@ -244,12 +244,22 @@ def test_example(name: str, subtests: pytest.Subtests) -> None:
                 go(run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["eight_schools_noncentered", "linear_regression_of_a_module", "robust_regression"]
+COMPILED = (
+    "eight_schools_noncentered",
+    "linear_regression_of_a_module",
+    "robust_regression",
+    "forecasting_local_level",
+    "tracking_1d",
+    *(f"hmm_model_{number}" for number in range(8)),
+    *(f"cormack_jolly_seber_{number}" for number in range(1, 6)),
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name: str) -> None:
     model, args, *_ = EXAMPLES[name]()
+    model = sum_out(model, *args)
     graph, compiled = (Potential(model, *args, backend=kind) for kind in ("trace", "compile"))
     points = graph.init(3, seed=0)
     expected = graph.value_and_grad(points)

@@ -31,7 +31,7 @@ from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
 from pyro_ext.potential import init_to_suggested
 from pyro_ext.reparam import ExpandedModule, expand_module
 from pyro_ext.reproduction import Page
-from pyro_ext.tutorials.demo import logits, model
+from pyro_ext.tutorials.papers._digits_network import logits, model
 
 page = Page(
     "px-sgmcmc",
@@ -186,11 +186,11 @@ page.figure("modes-over-steps", figure, despine=True)
 #
 # ## Handwritten digits
 #
-# Does it help a Bayesian network to predict? The network of `pyro-ext demo` has 64-32-32-10 units
-# and normal priors; 600 images of digits are there to learn from, 1,197 to test. Again Langevin
-# dynamics with a step size of either kind: 2,400 steps of 64 images, and nine draws, one every 200
-# steps from step 800 on, which is at the end of each cycle. Noise is put in at every step, as Kim
-# et al. have it.
+# Does it help a Bayesian network to predict? One with 64-32-32-10 units and normal
+# priors; 600 images of digits are there to learn from, 1,197 to test. Again Langevin dynamics with
+# a step size of either kind: 2,400 steps of 64 images, and nine draws, one every 200 steps from
+# step 800 on, which is at the end of each cycle. Noise is put in at every step, as Kim et al. have
+# it.
 #
 # Each kind gets the step size whose averaged prediction is best on 120 of the training images after
 # learning from the other 480. One that decays has two numbers to choose, how large it starts and

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 
 from pyro_ext.nn import BayesianClassifier
+from pyro_ext.tutorials.papers import _digits_network
 from tests.pages import check_short_report
 
 PAGE = "px-sgmcmc"
@@ -161,3 +162,17 @@ def test_full_run_meets_its_claims(full_run):
     known from so few seeds less than one set of three seeds in a hundred would fail.
     """
     assert full_run.passed, full_run.verdict
+
+
+def test_network_broadcasts_over_draws():
+    weights = {}
+    for layer, shape in enumerate(
+        zip(_digits_network.WIDTHS[:-1], _digits_network.WIDTHS[1:], strict=True)
+    ):
+        weights[f"weight{layer}"] = torch.randn(2, 3, *shape)
+        weights[f"bias{layer}"] = torch.randn(2, 3, shape[1])
+    inputs = torch.randn(5, 64)
+    outputs = _digits_network.logits(weights, inputs)
+    assert outputs.shape == (2, 3, 5, 10)
+    one = _digits_network.logits({name: value[1, 2] for name, value in weights.items()}, inputs)
+    torch.testing.assert_close(outputs[1, 2], one)
