@@ -307,7 +307,8 @@ def growing_windows(warmup_steps: int) -> Windows:
 def stan_windows(warmup_steps: int) -> Windows:
     """Windows that double, as in Stan: each estimate is of the draws since the one before."""
     edges = _edges(warmup_steps)
-    return Windows(edges[0] if edges else 0, *[tuple(edges[1:])] * 3, symmetric=warmup_steps)
+    ends = tuple(edges[1:])
+    return Windows(edges[0] if edges else 0, ends, ends, ends, warmup_steps)
 
 
 def _edges(warmup_steps: int) -> list[int]:

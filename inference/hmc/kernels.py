@@ -1,8 +1,8 @@
 """HMC and NUTS for many chains at once, adapted as in Stan, as kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +15,17 @@ from pyro_ext._checks import (
     check_choice,
     check_integer,
     check_number,
-    check_sequence,
-    shown,
 )
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
-from pyro_ext.inference.hmc.adaptation import (
-    DualAveraging,
-    Moments,
-    Windows,
-    WindowsKind,
-    add_draw,
-    averaged,
-    estimated_factor,
-    first_factor,
-    fisher_factor,
-    growing_windows,
-    low_rank_factor,
-    new_moments,
-    restarted,
-    stan_windows,
-)
+from pyro_ext.inference.hmc.adaptation import WindowsKind, averaged, restarted
 from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
+from pyro_ext.inference.hmc.masses import (
+    FullMass,
+    HamiltonianState,
+    Masses,
+    MassEstimate,
+    checked_full_mass,
+)
 from pyro_ext.inference.hmc.trajectories import (
     Outcome,
     Path,
@@ -61,80 +51,6 @@ _NUM_DOUBLINGS = 50
 _LENGTH = 1.5
 _JITTER = 0.1
 
-FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
-
-
-class HamiltonianState(NamedTuple):
-    """State of chains between two transitions.
-
-    :param Tensor position: **Shape:** ``(num_chains, size)``, as ``gradient`` and ``mean``.
-    :param Tensor gradient: of the potential there.
-    :param Tensor value: the potential there. **Shape:** ``(num_chains,)``, as all others but three.
-    :param Tensor energy: of the draw with its momentum.
-    :param Tensor acceptance_rate: of the last transition, as the symmetric one.
-    :param Tensor num_steps: leapfrog steps of the last transition.
-    :param Tensor tree_depth: doublings of the last transition.
-    :param Tensor diverging: whether the last transition diverged.
-    :param Tensor step_size: of the last transition.
-    :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
-    :param Tensor num_leapfrogs: of the chain so far.
-    :param Tensor log_step: logarithm of the next step size.
-    :param Tensor log_average: see :class:`DualAveraging`, as the three that follow.
-    :param Tensor factor: of inverse mass matrices. **Shape:** ``(num_chains or 1, size)``, or with
-        full ones ``(num_chains or 1, size, size)``.
-    :param Tensor number: draws since the window before, with their ``mean`` and ``squares``; those
-        of this window have ``new_`` before.
-    :param Tensor window: these draws and their gradients, where masses take them all.
-        **Shape:** ``(num_chains, num_draws, 2 * size)``.
-    """
-
-    position: Tensor
-    gradient: Tensor
-    value: Tensor
-    energy: Tensor
-    acceptance_rate: Tensor
-    symmetric_rate: Tensor
-    num_steps: Tensor
-    tree_depth: Tensor
-    diverging: Tensor
-    step_size: Tensor
-    keys: Tensor
-    num_leapfrogs: Tensor
-    log_step: Tensor
-    log_average: Tensor
-    error: Tensor
-    num_updates: Tensor
-    center: Tensor
-    factor: Tensor
-    number: Tensor
-    mean: Tensor
-    squares: Tensor
-    new_number: Tensor
-    new_mean: Tensor
-    new_squares: Tensor
-    window: Tensor
-
-    def outcome(self) -> Outcome:
-        """The last transition."""
-        return Outcome(*self[: len(Outcome._fields)])
-
-    def search(self) -> DualAveraging:
-        """The search for step sizes."""
-        return DualAveraging(*(getattr(self, name) for name in DualAveraging._fields))
-
-    def moments(self) -> Moments:
-        """Moments since the window before."""
-        return Moments(self.number, self.mean, self.squares)
-
-    def new_moments(self) -> Moments:
-        """Moments of this window."""
-        return Moments(self.new_number, self.new_mean, self.new_squares)
-
-    def with_moments(self, moments: Moments, new: Moments) -> "HamiltonianState":
-        """Put in other moments."""
-        named = {f"new_{name}": value for name, value in new._asdict().items()}
-        return self._replace(**moments._asdict(), **named)
-
 
 class HamiltonianOptions(VectorizedOptions, total=False):
     """Keyword arguments of HMC and NUTS alike; :class:`NUTS` says what they are."""
@@ -142,30 +58,13 @@ class HamiltonianOptions(VectorizedOptions, total=False):
     step_size: float
     adapt_step_size: bool
     adapt_mass_matrix: bool
-    mass_estimate: Literal["fisher", "variance"]
+    mass_estimate: MassEstimate
     windows: WindowsKind | None
     full_mass: FullMass
     share_mass_matrix: bool
     step_size_jitter: float | None
     target_accept_prob: float
     init_strategy: InitStrategy
-
-
-def _checked_blocks(
-    full_mass: object,
-) -> bool | Literal["low_rank"] | tuple[tuple[str, ...], ...]:
-    """Whether mass matrices are full, or groups of sites whose blocks are."""
-    if isinstance(full_mass, bool):
-        return full_mass
-    if isinstance(full_mass, str) and full_mass == "low_rank":
-        return "low_rank"
-    wanted = "True, False, 'low_rank' or a list of tuples of names of sites, each in one of them"
-    groups = check_sequence("full_mass", full_mass, wanted)
-    blocks = tuple(tuple(check_sequence("full_mass", group, wanted, kind=str)) for group in groups)
-    names = [name for block in blocks for name in block]
-    if len(set(names)) < len(names):
-        raise ValueError(f"full_mass must be {wanted}, got {shown(full_mass)}")
-    return blocks
 
 
 class _Paths:
@@ -221,7 +120,7 @@ class _Hamiltonian(VectorizedKernel):
         step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        mass_estimate: Literal["fisher", "variance"] = "variance",
+        mass_estimate: MassEstimate = "variance",
         windows: WindowsKind | None = None,
         full_mass: FullMass = False,
         share_mass_matrix: bool = False,
@@ -234,11 +133,11 @@ class _Hamiltonian(VectorizedKernel):
         self.step_size = check_number("step_size", step_size, above=0)
         self.adapt_step_size = check_boolean("adapt_step_size", adapt_step_size)
         self.adapt_mass_matrix = check_boolean("adapt_mass_matrix", adapt_mass_matrix)
-        self.mass_estimate = check_choice("mass_estimate", mass_estimate, ("fisher", "variance"))
+        check_choice("mass_estimate", mass_estimate, ("fisher", "variance"))
         if windows is not None:
             check_choice("windows", windows, ("growing", "stan"))
-        self.windows = windows
-        self.full_mass = _checked_blocks(full_mass)
+        self.mass_estimate, self.windows = mass_estimate, windows
+        self.full_mass = checked_full_mass(full_mass)
         if step_size_jitter is not None:
             check_number("step_size_jitter", step_size_jitter, least=0, below=1)
         self.step_size_jitter = step_size_jitter
@@ -247,8 +146,7 @@ class _Hamiltonian(VectorizedKernel):
             "target_accept_prob", target_accept_prob, above=0, below=1
         )
         self._warmup_steps = 0
-        self._windows = Windows(0, (), (), (), 0)
-        self._is_free: Tensor | None = None
+        self._known_masses: Masses | None = None
 
     @property
     def adapts(self) -> bool:
@@ -267,32 +165,19 @@ class _Hamiltonian(VectorizedKernel):
                 "in the warm-up, got 0: give it some hundred, or a step_size that is known to do "
                 "and adapt_step_size=False"
             )
-        kind = self.windows or ("growing" if self._takes_gradients else "stan")
-        planned = growing_windows if kind == "growing" else stan_windows
-        self._windows = planned(warmup_steps if self.adapt_mass_matrix else 0)
         super().setup(warmup_steps, *args, **kwargs)
-        self._is_free = self._entries()
+        self._known_masses = Masses(
+            self.mass_estimate,
+            self.full_mass,
+            self.share_mass_matrix,
+            self.windows,
+            warmup_steps if self.adapt_mass_matrix else 0,
+            self.potential.layout,
+        )
 
     @property
-    def _takes_gradients(self) -> bool:
-        """Whether mass matrices are those of the Fisher divergence."""
-        is_diagonal = self.full_mass is False and self.mass_estimate == "fisher"
-        return is_diagonal or self.full_mass == "low_rank"
-
-    def _entries(self) -> Tensor | None:
-        """Which entries of full mass matrices may differ from zero; all with ``None``."""
-        if isinstance(self.full_mass, bool | str):
-            return None
-        layout = self.potential.layout
-        entries = torch.eye(layout.size, dtype=torch.bool, device=layout.device)
-        for block in self.full_mass:
-            if unknown := sorted(set(block) - set(layout.shapes)):
-                raise ValueError(
-                    f"full_mass has sites {unknown} that are not among {sorted(layout.shapes)}"
-                )
-            columns = [column for name in block for column in layout.columns(name)]
-            entries[torch.tensor(columns)[:, None], columns] = True
-        return entries
+    def _masses(self) -> Masses:
+        return self._made(self._known_masses)
 
     def _make_loop(self) -> TransitionLoop:
         return TransitionLoop(
@@ -303,14 +188,7 @@ class _Hamiltonian(VectorizedKernel):
         value, gradient = self.potential.gradient.over_any(position)
         zero = torch.zeros_like(value)
         none = torch.zeros_like(keys[:, 0])
-        is_dense = bool(self.full_mass)
-        num_factors = 1 if self.share_mass_matrix else len(position)
-        factor = torch.ones_like(position)
-        if self._takes_gradients and self.adapt_mass_matrix and self._warmup_steps:
-            factor = first_factor(gradient)
-        factor = factor.log().nanmean(0, True).exp() if num_factors == 1 else factor
-        factor = (factor.diag_embed() if is_dense else factor).contiguous()
-        moments = self._no_moments(position)
+        factor, moments = self._masses.first(position, gradient), self._masses.no_draws(position)
         search = restarted(torch.full_like(value, self.step_size))
         counts = (none, none, none > 0)
         rates = (zero, zero.clone())
@@ -319,12 +197,6 @@ class _Hamiltonian(VectorizedKernel):
         adaptation = (*search, factor, *moments, *moments, window)
         state = HamiltonianState(*outcome, keys, none.clone(), *adaptation)
         return self._with_first_step_size(state, 0)
-
-    def _no_moments(self, position: Tensor) -> Moments:
-        """Moments of no draws, with their gradients where masses take these."""
-        if self._takes_gradients:
-            return new_moments(position.repeat(1, 2), False)
-        return new_moments(position, bool(self.full_mass))
 
     def _moved(self, state: HamiltonianState, position: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)
@@ -364,7 +236,7 @@ class _Hamiltonian(VectorizedKernel):
     def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
         loop: TransitionLoop = self._made(self._loop)
         num_rows = loop.max_rows(*chains.position.shape)
-        windows = self._windows
+        windows = self._masses.windows
         ends = {*windows.updates, *windows.switches, windows.first, windows.symmetric}
         ends |= {self._warmup_steps, int(targets[-1])}
         parts: list[Drawn] = []
@@ -407,7 +279,7 @@ class _Hamiltonian(VectorizedKernel):
         """Factors of the step sizes of the next transitions, one where these are given."""
         jitter = self.step_size_jitter
         if jitter is None:
-            jitter = _JITTER if self._takes_gradients else 0.0
+            jitter = _JITTER if self._masses.takes_gradients else 0.0
         if not jitter or not self.adapt_step_size:
             return torch.ones_like(state.value).expand(num_rows, -1).contiguous()
         steps = torch.arange(step, step + num_rows, device=state.keys.device)
@@ -419,72 +291,25 @@ class _Hamiltonian(VectorizedKernel):
         """How step sizes adapt, see :class:`~pyro_ext.inference.hmc.loop.Inputs`."""
         if not self.adapt_step_size or step >= self._warmup_steps:
             return 0
-        return 1 if step < self._windows.symmetric else 2
+        return 1 if step < self._masses.windows.symmetric else 2
 
     def _adapted(
         self, state: HamiltonianState, before: Tensor, made: Drawn, step: int, end: int
     ) -> HamiltonianState:
         """Take the transitions of a part of the warm-up into account."""
-        windows = self._windows
+        masses = self._masses
+        windows = masses.windows
         if windows.updates and windows.first <= step < windows.updates[-1]:
-            state = self._collected(state, before, made)
+            state = masses.collected(state, before, made, self.potential.gradient)
         if end in windows.switches:
-            state = state.with_moments(state.new_moments(), self._no_moments(state.position))
-            earlier = [each for each in windows.switches if each < end]
-            state = state._replace(window=state.window[:, -(end - max(earlier, default=0)) :])
+            state = masses.switched(state, end)
         if end in windows.updates:
-            state = state._replace(factor=self._estimated(state))
+            state = state._replace(factor=masses.estimated(state))
         if end in windows.searches:
             state = self._with_first_step_size(state, end)
         if end == self._warmup_steps and self.adapt_step_size:
             state = state._replace(**averaged(state.search())._asdict())
         return state
-
-    def _collected(self, state: HamiltonianState, before: Tensor, made: Drawn) -> HamiltonianState:
-        """Add transitions to the draws that masses are estimated from."""
-        moments, new = state.moments(), state.new_moments()
-        if not self._takes_gradients:
-            for position in made.position:
-                new = add_draw(new, position)
-            return state.with_moments(moments, new)
-        # A chain that stayed, or diverged, tells nothing of the shape of the posterior.
-        previous = torch.cat([before[None], made.position[:-1]])
-        is_good = (made.position != previous).any(-1) & ~made.diverging
-        draws = torch.cat([made.position, self._gradients(state, made.position)], -1)
-        for draw, good in zip(draws, is_good, strict=True):
-            new = add_draw(new, draw, good)
-            if self._is_growing:
-                moments = add_draw(moments, draw, good)
-        if self.full_mass == "low_rank":
-            rows = torch.where(is_good[..., None], draws, torch.nan).movedim(0, 1)
-            state = state._replace(window=torch.cat([state.window, rows], 1))
-        return state.with_moments(moments, new)
-
-    @property
-    def _is_growing(self) -> bool:
-        return self._windows.updates != self._windows.switches
-
-    def _gradients(self, state: HamiltonianState, positions: Tensor) -> Tensor:
-        """Gradients at the draws of each chain, of which the last are known."""
-        if len(positions) == 1:
-            return state.gradient[None]
-        _, gradients = self.potential.gradient.over_any(positions[:-1].flatten(0, 1))
-        return torch.cat([gradients.reshape(positions[:-1].shape), state.gradient[None]])
-
-    def _estimated(self, state: HamiltonianState) -> Tensor:
-        """Factors of the inverse mass matrices from the draws since the window before."""
-        if not self._takes_gradients:
-            return estimated_factor(state.moments(), self.share_mass_matrix, self._is_free)
-        if self.full_mass != "low_rank":
-            return fisher_factor(state.moments(), self.share_mass_matrix, state.factor)
-        windows = state.window.double()
-        together = windows.flatten(0, 1)[None] if self.share_mass_matrix else windows
-        factors = []
-        for rows, known in zip(together, state.factor, strict=True):
-            draws, gradients = rows[rows.isfinite().all(-1)].chunk(2, -1)
-            found = low_rank_factor(draws, gradients)
-            factors.append(known if found is None else found.to(known))
-        return torch.stack(factors)
 
     def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
         return {
@@ -572,15 +397,15 @@ class NUTS(_Hamiltonian):
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
     :param bool adapt_mass_matrix: whether mass matrices do.
-    :param str mass_estimate: ``"variance"`` takes the variances of draws for diagonal mass matrices,
-        ``"fisher"`` the square roots of their ratios to those of gradients [3], which are exact after
-        a few draws where sites are independent, so that 400 steps of warm-up do.
+    :param str mass_estimate: of diagonal mass matrices: ``"variance"`` takes variances of draws,
+        ``"fisher"`` square roots of their ratios to variances of gradients [3], which are exact
+        after a few draws where sites are independent, so that 400 steps of warm-up do.
     :param str windows: of the warm-up, ``"stan"`` for ones that double, and ``"growing"`` for many
         short ones early on, which is the default where masses take gradients.
     :param full_mass: whether these are full matrices, or diagonal ones; ``"low_rank"`` for a
-        diagonal and the directions in which gradients tell of more [3], for correlated posteriors of
-        up to some hundred parameters; or groups of sites, with a full matrix for the sites of each
-        group together, as in ``[("loc", "scale"), ("weight",)]``.
+        diagonal and the directions in which gradients tell of more [3], for correlated posteriors
+        of up to some hundred parameters; or groups of sites, with a full matrix for the sites of
+        each group together, as in ``[("loc", "scale"), ("weight",)]``.
     :param bool share_mass_matrix: whether chains that run together share one, estimated from the
         draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
         on the others.

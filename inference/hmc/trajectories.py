@@ -180,12 +180,14 @@ def extend_path(
     diverging = change > _MAX_ENERGY_CHANGE
     leaf = path.leaf + 1
     is_taken = ~diverging & (uniforms[:, 0].log() < -change)
+    rate, symmetric = (torch.where(diverging, 0.0, each) for each in _acceptance(change))
     outcome = Outcome(
         where(is_taken, point.position, path.origin),
         where(is_taken, point.gradient, path.origin_gradient),
         where(is_taken, value, path.origin_value),
         where(is_taken, energy, path.origin_energy),
-        *(torch.where(diverging, 0.0, rate) for rate in _acceptance(change)),
+        rate,
+        symmetric,
         leaf,
         torch.zeros_like(leaf),
         diverging,

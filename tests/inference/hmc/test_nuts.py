@@ -19,8 +19,8 @@ from pyro_ext.inference.hmc.adaptation import (
     estimated_factor,
     new_moments,
     restarted,
+    stan_windows,
     updated,
-    window_edges,
 )
 from pyro_ext.inference.vectorized.chains import saved
 from pyro_ext.potential import Backend, compile_graph
@@ -272,10 +272,11 @@ def test_adapted_run(options: Any) -> None:
 
 def test_windows() -> None:
     """Those of Stan: 75 steps, windows that double from 25 on, 50 steps."""
-    assert window_edges(1000) == [75, 100, 150, 250, 450, 950]
-    assert window_edges(150) == [75, 100]
-    assert window_edges(100) == [15, 90]
-    assert window_edges(19) == []
+    for number, edges in ((1000, (75, 100, 150, 250, 450, 950)), (150, (75, 100)), (100, (15, 90))):
+        windows = stan_windows(number)
+        assert (windows.first, *windows.updates) == edges
+        assert windows.switches == windows.searches == windows.updates
+    assert stan_windows(19).updates == ()
 
 
 def test_dual_averaging() -> None:
@@ -446,8 +447,16 @@ def test_no_warmup() -> None:
             {"trajectory_length": 1.0, "num_steps": 3},
             "trajectory_length must not be given with num_steps",
         ),
-        (NUTS, {"full_mass": "x"}, "full_mass must be True, False or a list of tuples of names"),
-        (NUTS, {"full_mass": [("x", 3)]}, "full_mass must be True, False or a list of tuples"),
+        (
+            NUTS,
+            {"full_mass": "x"},
+            "full_mass must be True, False, 'low_rank' or a list of tuples of names",
+        ),
+        (
+            NUTS,
+            {"full_mass": [("x", 3)]},
+            "full_mass must be True, False, 'low_rank' or a list of tuples",
+        ),
         (NUTS, {"full_mass": [("x",), ("y", "x")]}, "each in one of them, got "),
     ],
 )

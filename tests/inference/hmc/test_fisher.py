@@ -1,0 +1,220 @@
+"""Mass matrices from gradients: estimators against exact results, windows, and runs."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_ext.inference import HMC, MCMC, NUTS
+from pyro_ext.inference.hmc.adaptation import (
+    add_draw,
+    fisher_factor,
+    growing_windows,
+    low_rank_factor,
+    new_moments,
+)
+from pyro_ext.inference.hmc.trajectories import Point, extend_path, leapfrog, start_path
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+SIZE = 50
+
+
+def correlated(size: int = SIZE) -> Tensor:
+    """A covariance with three long directions."""
+    torch.manual_seed(1)
+    directions = torch.linalg.qr(torch.randn(size, 3))[0]
+    return torch.eye(size) + 100.0 * directions @ directions.mT
+
+
+def condition(factor: Tensor, covariance: Tensor) -> float:
+    """Condition number of a covariance in the coordinates of a factor."""
+    inverse = torch.linalg.inv(factor)
+    values = torch.linalg.eigvalsh(inverse @ covariance @ inverse.mT)
+    return float(values[-1] / values[0])
+
+
+def normal_model(covariance: Tensor) -> Any:
+    def model() -> None:
+        loc = torch.zeros(len(covariance), dtype=covariance.dtype)
+        pyro.sample("x", dist.MultivariateNormal(loc, covariance))
+
+    return model
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_scales_of_independent_coordinates_are_exact_after_three_draws(pooled: bool) -> None:
+    """From anywhere: the draws are not from the target."""
+    torch.manual_seed(0)
+    scale = torch.tensor([0.1, 1.0, 30.0])
+    draws = 5.0 + 100.0 * torch.rand(3, 2, 3)
+    moments = new_moments(torch.zeros(2, 6), False)
+    before = torch.ones(1 if pooled else 2, 3)
+    for draw in draws:
+        assert torch.equal(fisher_factor(moments, pooled, before)[:1], before[:1]) or pooled
+        moments = add_draw(moments, torch.cat([draw, draw / scale.square()], -1))
+    found = fisher_factor(moments, pooled, before)
+    torch.testing.assert_close(found, scale.expand_as(found), rtol=1e-10, atol=0.0)
+
+
+def test_draws_that_are_no_good_count_for_nothing() -> None:
+    first, second = torch.randn(2, 2, 4)
+    is_good = torch.tensor([True, False])
+    moments = add_draw(add_draw(new_moments(first, False), first), second, is_good)
+    assert moments.number.tolist() == [2.0, 1.0]
+    assert torch.equal(moments.mean[1], first[1])
+
+
+@pytest.mark.parametrize("number", [60, 100])
+def test_low_rank(number: int) -> None:
+    """With more draws than dimensions it is the covariance, but for eigenvalues near one."""
+    covariance = correlated()
+    precision = torch.linalg.inv(covariance)
+    for draws in (
+        torch.randn(number, SIZE) @ torch.linalg.cholesky(covariance).mT,
+        12.0 * torch.rand(number, SIZE) - 3.0,  # no relation to the target
+    ):
+        factor = low_rank_factor(draws, draws @ precision)
+        assert factor is not None and condition(factor, covariance) < 2.5
+        scaled = low_rank_factor(7.0 * draws, draws @ precision / 7.0)
+        torch.testing.assert_close(scaled, 7.0 * factor)
+
+
+def test_low_rank_without_a_cutoff_is_the_covariance() -> None:
+    covariance = correlated(10)
+    draws = torch.rand(30, 10)
+    factor = low_rank_factor(draws, draws @ torch.linalg.inv(covariance), 1e-9, 1.0)
+    assert factor is not None
+    torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-4, atol=1e-4)
+
+
+def test_low_rank_of_what_tells_nothing() -> None:
+    assert low_rank_factor(torch.randn(2, 4), torch.randn(2, 4)) is None
+    assert low_rank_factor(torch.full((9, 4), torch.nan), torch.randn(9, 4)) is None
+
+
+def test_windows() -> None:
+    """Those of nutpie, whose steps are counted from zero."""
+    assert growing_windows(400).switches == (*range(9, 120, 10), 199)
+    assert growing_windows(800).switches[-3:] == (239, 319, 439)
+    assert growing_windows(400).symmetric == 199
+    for number in (0, 1, 5, 20, 150, 1000):
+        windows = growing_windows(number)
+        assert all(0 < step <= number for step in windows.updates)
+        assert set(windows.switches) <= set(windows.updates) and windows.symmetric <= number
+
+
+def test_symmetric_rates_are_as_large_on_average() -> None:
+    """From exact draws of 20 dimensions; the errors are far below the tolerance."""
+    torch.manual_seed(0)
+    position, momentum = torch.randn(2, 100_000, 20)
+    uniforms, size = torch.rand(len(position), 4), torch.full((len(position),), 0.8)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * x.square().sum(-1), x
+
+    value, gradient = function(position)
+    path = start_path(position, value, gradient, momentum)
+    factor = torch.ones(1, 20)
+    _, _, outcome = extend_path(path, function, uniforms, size, factor, None, 1)
+    plain, symmetric = outcome.acceptance_rate, outcome.symmetric_rate
+    assert abs(float(plain.mean() - symmetric.mean())) < 5e-3
+    point = Point(position, momentum, gradient)
+    _, _, energy = leapfrog(point, function, size, factor)
+    change = value + 0.5 * momentum.square().sum(-1) - energy
+    expected = 2.0 * change.exp().clamp(max=1.0) / (1.0 + change.exp())
+    torch.testing.assert_close(symmetric, expected)
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("full_mass", [False, "low_rank"])
+def test_adaptation_finds_the_covariance(full_mass: Any, share: bool) -> None:
+    scale = torch.tensor([0.01, 1.0, 50.0, 3.0])
+    correlation = torch.eye(4) + 0.95 * (torch.ones(4, 4) - torch.eye(4)) * bool(full_mass)
+    covariance = scale[:, None] * correlation * scale
+    kernel = NUTS(
+        normal_model(covariance),
+        mass_estimate="fisher",
+        full_mass=full_mass,
+        share_mass_matrix=share,
+    )
+    kernel.setup(60)
+    chains = kernel.advance(kernel.begin(range(3), 0), 60)
+    for factor in chains.state.factor:
+        matrix = factor if full_mass else factor.diag()
+        # Eigenvalues between a half and two stay.
+        assert condition(matrix, covariance) < (4.5 if full_mass else 1.0 + 1e-6)
+    assert len(chains.state.factor) == (1 if share else 3)
+    after = kernel.advance(chains, 40)
+    assert torch.equal(after.state.factor, chains.state.factor)
+    assert int((after.state.num_leapfrogs - chains.state.num_leapfrogs).max()) < 40 * 16
+
+
+def test_step_sizes_vary_where_they_adapt() -> None:
+    model = normal_model(torch.eye(3))
+
+    def sizes(**options: Any) -> Tensor:
+        mcmc = MCMC(NUTS(model, **options), 20, 30, seed=0, progress=False).run()
+        return mcmc.sample_statistics()["step_size"]
+
+    found = sizes(mass_estimate="fisher")
+    assert float(found.max() / found.min()) > 1.05
+    assert float(found.max() / found.min()) < 1.1 / 0.9
+    assert len(sizes(mass_estimate="fisher", step_size_jitter=0.0).unique()) == 1
+    assert len(sizes().unique()) == 1
+    fixed = sizes(mass_estimate="fisher", adapt_step_size=False, step_size=0.4)
+    assert len(fixed.unique()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("kernel_type", [NUTS, HMC])
+@pytest.mark.parametrize("full_mass", [False, "low_rank"])
+def test_moments(kernel_type: Any, full_mass: Any) -> None:
+    """Of a skewed posterior with correlated sites, within five standard errors."""
+
+    def model() -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(4.0), 2.0))
+        pyro.sample("x", dist.Normal(5.0 * rate, 0.5))
+
+    kernel = kernel_type(model, mass_estimate="fisher", full_mass=full_mass)
+    mcmc = MCMC(kernel, 2000, 200, num_chains=4, seed=0, progress=False).run()
+    samples = mcmc.get_samples(group_by_chain=True)
+    n_eff = mcmc.diagnostics()
+    for name, mean, deviation in (("rate", 2.0, 1.0), ("x", 10.0, 25.25**0.5)):
+        size = float(n_eff[name]["n_eff"])
+        assert size > 500.0
+        assert abs(float(samples[name].mean()) - mean) < 5.0 * deviation / size**0.5
+        assert abs(float(samples[name].std()) / deviation - 1.0) < 5.0 / size**0.5
+
+
+@pytest.mark.parametrize("full_mass", [False, "low_rank"])
+def test_runs_go_on_in_the_warm_up(full_mass: Any, tmp_path: Any) -> None:
+    """Also in the middle of a window, with float32 parameters and double precision inside."""
+    model = normal_model(correlated(6).float())
+    kernel = NUTS(model, mass_estimate="fisher", full_mass=full_mass, max_tree_depth=3)
+    kernel.setup(40)
+    whole = kernel.advance(kernel.begin(range(2), 0), 40)
+    half = kernel.advance(kernel.begin(range(2), 0), 17)
+    tensors, content = kernel.saved(half)
+    again = kernel.advance(kernel.restored(range(2), 0, tensors, content), 23)
+    assert whole.state.factor.dtype == torch.float32
+    torch.testing.assert_close(again.state.factor, whole.state.factor)
+    torch.testing.assert_close(again.position, whole.position)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mass_estimate": "stan"}, "mass_estimate must be one of"),
+        ({"windows": "short"}, "windows must be one of"),
+        ({"full_mass": "high_rank"}, "full_mass must be True, False, 'low_rank' or a list"),
+        ({"step_size_jitter": 1.0}, "step_size_jitter must be"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        NUTS(normal_model(torch.eye(2)), **options)
