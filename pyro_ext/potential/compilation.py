@@ -46,6 +46,7 @@ _OPTIONS = {
 # of the compiler's time.
 _SMALL = {"cpp.simdlen": 1, "pattern_matcher": False}
 _SMALL_ELEMENTS = 1 << 16
+_MOST_IN_SINGLE_PRECISION = 1 << 10  # numbers that are added up one after the other
 _library_numbers = itertools.count()
 
 
@@ -202,7 +203,7 @@ def _digest(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
         *(str((x.shape, x.stride(), x.dtype, str(x.device))) for x in arguments),
         str((__version__, torch.__version__, torch.version.git_version, sys.implementation)),
         str((sorted(torch.cpu.get_capabilities().items()), torch.get_num_threads())),
-        str((torch.get_float32_matmul_precision(), _OPTIONS)),
+        str((torch.get_float32_matmul_precision(), _OPTIONS, _SMALL, _MOST_IN_SINGLE_PRECISION)),
         *sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TORCHINDUCTOR_")),
     ]
     return hashlib.sha256("\0".join(content).encode()).hexdigest()
@@ -257,11 +258,18 @@ def _built_side_by_side(
 
 
 def _is_small(graph: GraphModule, arguments: Sequence[Tensor]) -> bool:
-    """Whether all tensors are small."""
+    """Whether all tensors are small, and sums over them short for their precision."""
     modules = [module for module in graph.modules() if isinstance(module, GraphModule)]
     values = [node.meta.get("val") for module in modules for node in module.graph.nodes]
     tensors = [*arguments, *(value for value in values if isinstance(value, Tensor))]
-    return all(tensor.numel() <= _SMALL_ELEMENTS for tensor in tensors)
+    return all(
+        tensor.numel() <= _SMALL_ELEMENTS
+        and (
+            tensor.dtype != torch.float32
+            or max(tensor.shape, default=0) <= _MOST_IN_SINGLE_PRECISION
+        )
+        for tensor in tensors
+    )
 
 
 def _load(library: Path) -> Callable[..., Any]:
