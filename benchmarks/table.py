@@ -29,6 +29,7 @@ FOLDER = Path(__file__).parent
 ON_DEVICES = ("step_time", "nuts", "set_attention")
 IN_TABLE = (
     *ON_DEVICES,
+    "cold_start",
     "time_to_quality",
     "posterior_bootstrap",
     "nrm_mixtures",

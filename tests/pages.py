@@ -44,7 +44,7 @@ SAVED = ROOT / "docs" / "runs"
 PICTURE_WIDTH = 1400
 PICTURE_BYTES, PAGE_BYTES = 60_000, 200_000
 # CPU seconds of slow tests and pages that CI has time for, also on a machine three times slower.
-PART = 800.0
+PART = 400.0
 
 
 @cache
