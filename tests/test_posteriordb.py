@@ -21,6 +21,15 @@ with pytest.MonkeyPatch.context() as patch:
 WITH_REFERENCE = [name for name, posterior in POSTERIORS.items() if posterior.reference]
 # One posterior of each model, and those whose model is a loop, or a parallel scan, over times.
 OF_MODELS = {posterior.model.__name__: name for name, posterior in POSTERIORS.items()}
+CHEAP = (
+    "earnings-logearn_height",
+    "kidiq-kidscore_momhs",
+    "kidiq-kidscore_momiq",
+    "mesquite-logmesquite_logvolume",
+    "mesquite-mesquite",
+    "sblri-blr",
+)
+"""Some that take less than a minute each."""
 LOOPS = {
     "arma",
     "garch",
@@ -111,7 +120,7 @@ def standard_error(values: Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_REFERENCE)
+@pytest.mark.parametrize("name", CHEAP)
 def test_nuts_agrees_with_the_reference(name: str) -> None:
     posterior = POSTERIORS[name]
     mcmc = MCMC(NUTS(posterior.model), num_samples=1000, num_chains=4, seed=0, progress=False)
