@@ -31,7 +31,7 @@ from pyro_ext.inference.vectorized.chains import saved
 from pyro_ext.potential import BatchedFunction, Layout, Potential, bijection
 from pyro_ext.potential.enumeration import full_conditional
 from pyro_ext.potential.evaluation import retried
-from pyro_ext.potential.graph_capture import Fallback
+from pyro_ext.potential.graph_capture import Fallback, PickedByNumber
 from pyro_ext.potential.runner import bounds_of
 from pyro_ext.random import chain_keys, normal, spawn_seed, uniform
 
@@ -115,7 +115,8 @@ class Joint:
         """Record a function of values and of further tensors, of which examples are drawn."""
 
         def of_flat(flat: Tensor, *tensors: Tensor) -> Tensor:
-            return function(self.layout.unflatten(flat), *tensors)
+            with PickedByNumber():
+                return function(self.layout.unflatten(flat), *tensors)
 
         def example() -> list[Tensor]:
             with own_generators():

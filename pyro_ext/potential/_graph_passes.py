@@ -342,7 +342,6 @@ def _bytes_of(value: Any) -> int:
 _is_tracing = torch._C._get_tracing_state
 _deepcopy = Tensor.__deepcopy__
 _torch_equal = torch.equal
-_getitem = Tensor.__getitem__
 
 
 @contextmanager
@@ -360,7 +359,6 @@ def recordable() -> Iterator[None]:
         for owner, name, replacement in (
             (torch._C, "_get_tracing_state", tracing_state),
             (Tensor, "__deepcopy__", _copied),
-            (Tensor, "__getitem__", _picked),
             (stable, "_standard_stable", _standard_stable),
             (stable_reparam, "_standard_stable", _standard_stable),
             (stable_reparam, "_safe_shift", _shift),
@@ -377,25 +375,6 @@ def recordable() -> Iterator[None]:
             ):
                 stack.enter_context(context)
         yield
-
-
-def _picked(tensor: Tensor, index: Any) -> Tensor:
-    """An element, or elements, at numbers of which PyTorch would ask the values."""
-    parts = index if isinstance(index, tuple) else (index,)
-    is_number = [_is_number(part) for part in parts]
-    count = sum(is_number)
-    if not count or not all(is_number[:count]):
-        picked: Tensor = _getitem(tensor, index)
-        return picked
-    numbers = tuple(part.reshape(1) for part in parts[:count])
-    found: Tensor = _getitem(tensor, (*numbers, *parts[count:]))
-    return found.squeeze(0)
-
-
-def _is_number(part: Any) -> bool:
-    """Whether a part of an index is a tensor of a single whole number."""
-    is_whole = isinstance(part, Tensor) and not part.is_floating_point()
-    return is_whole and part.dim() == 0 and part.dtype != torch.bool
 
 
 def _cholesky(matrix: Tensor, **options: Any) -> Tensor:

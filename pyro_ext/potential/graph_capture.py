@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,6 +38,7 @@ __all__ = [
     "CaptureError",
     "Fallback",
     "Gradient",
+    "PickedByNumber",
     "TensorFunction",
     "capture",
     "capture_abstract",
@@ -173,6 +175,33 @@ class _Data(TorchDispatchMode):
             return False
         self.asked += [root for root in roots if root is not None]
         return True
+
+
+class PickedByNumber(TorchFunctionMode):
+    """Takes elements at numbers in tensors, of which PyTorch would ask the values, as a graph can.
+
+    It is for values that are discrete, such as those of other sites in a block of a sampler.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function is not Tensor.__getitem__:
+            return function(*args, **(kwargs or {}))
+        tensor, index = args
+        parts = index if isinstance(index, tuple) else (index,)
+        is_number = [_is_number(part) for part in parts]
+        count = sum(is_number)
+        if not count or not all(is_number[:count]):
+            return function(tensor, index)
+        numbers = tuple(part.reshape(1) for part in parts[:count])
+        return function(tensor, (*numbers, *parts[count:])).squeeze(0)
+
+
+def _is_number(part: Any) -> bool:
+    """Whether a part of an index is a tensor of a single whole number."""
+    is_whole = isinstance(part, Tensor) and not part.is_floating_point()
+    return is_whole and part.dim() == 0 and part.dtype != torch.bool
 
 
 def _listed(index: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from pyro_ext.potential.batched import (
     version_of,
 )
 from pyro_ext.potential.evaluation import CHANGES_DATA, Evaluation, from_unconstrained, log_density
-from pyro_ext.potential.graph_capture import Fallback, Gradient
+from pyro_ext.potential.graph_capture import Fallback, Gradient, PickedByNumber
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
@@ -135,7 +135,8 @@ class Potential(ModelAtValues):
                 before = dict(values)
                 values.update(zip(names, rest[len(rest) - number :], strict=True))
                 try:
-                    return function(flat, *rest[: len(rest) - number])
+                    with PickedByNumber():
+                        return function(flat, *rest[: len(rest) - number])
                 finally:
                     values.update(before)
 

@@ -286,3 +286,14 @@ def test_python_may_not_ask_latent_values() -> None:
     for model in (written, drawn):
         with pytest.warns(UserWarning, match="cannot be recorded"):
             Potential(model).value_and_grad({"x": torch.zeros(1, *(2,) * (model is written))})
+
+
+def test_tensors_are_what_they_were_before() -> None:
+    """Recording changes methods of tensors for its time; a number is no sequence after it."""
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    potential = Potential(model)
+    potential(potential.init(2, seed=0))
+    assert torch.tensor([torch.tensor(1.0), 2.0]).tolist() == [1.0, 2.0]
