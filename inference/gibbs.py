@@ -230,7 +230,9 @@ class Gibbs(VectorizedKernel):
     def choose_backend(self, num_steps: int, known: Any = None) -> Any:
         """Decide for each kernel how its steps run; see :class:`VectorizedKernel`."""
         kernels = [move.kernel for move in self._moves if isinstance(move, KernelMove)]
-        before: list[Backend | None] = known.split("+") if known else [None] * len(kernels)
+        before: list[Backend | None] = known.split("+") if known else []
+        if len(before) != len(kernels):  # none, or of another run, which is refused later
+            before = [None] * len(kernels)
         chosen = [
             kernel.choose_backend(num_steps * kernel.steps_per_sample, backend)
             for kernel, backend in zip(kernels, before, strict=True)
