@@ -167,7 +167,9 @@ class Potential(ModelAtValues):
     def give(self, given: Sequence[Tensor]) -> None:
         """Say what the values are that :meth:`take_given` has made arguments.
 
-        Shapes: given (num_chains, *event) each, or (1, *event) where all chains have the same.
+        :param Sequence given: the values, in the order of their names.
+            **Shape:** ``(num_chains, *event)`` each, or ``(1, *event)`` where all chains have the
+            same.
         """
         for kind in ("value", "gradient", "constrain", "unconstrain"):
             self._functions[kind].given = tuple(given)
