@@ -235,7 +235,7 @@ def drives(support: Any, concentration: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hmm_drive_0(values: Tensor, concentration: Tensor) -> None:
-    """Whether a basketball player drives, by speed and distance of the hoop, both exponential."""
+    """Model a basketball player's drives, by speed and distance of the hoop, both exponential."""
     theta, rates = drives(constraints.positive_ordered_vector, concentration)
     observe_chain(theta, dist.Exponential(rates).to_event(1), values)
 
@@ -329,7 +329,7 @@ def stochastic_volatility(y: Tensor) -> None:
 
 
 def item_response(answers: Tensor) -> None:
-    """Whether persons (rows) answer items (columns), which differ in difficulty and sharpness."""
+    """Model answers of persons (rows) to items (columns) of unlike difficulty and sharpness."""
     mean = pyro.sample("mean_difficulty", dist.Normal(0.0, 2.0))
     scale = pyro.sample("scale_difficulty", dist.HalfNormal(2.0))
     spread = pyro.sample("scale_discrimination", dist.HalfNormal(1.0))

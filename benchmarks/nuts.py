@@ -17,8 +17,9 @@ from typing import Any
 import arviz
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
+from _cold_data import WIDTH, arguments
+from _cold_ours import eight_schools
 from _common import OURS, Array, Case, Options, available, first_call_seconds, in_turn, main
 from _libraries import jax_on
 from _problems import network, whole_logistic_regression
@@ -26,19 +27,6 @@ from torch import Tensor
 
 from pyro_ext import datasets
 from pyro_ext.inference import MCMC, NUTS
-
-EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
-ERRORS = (15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0)
-WIDTH = 13
-
-
-def eight_schools(effects: Tensor, errors: Tensor) -> None:
-    """Effects of coaching in eight schools, in standard deviations from their mean."""
-    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
-    spread = pyro.sample("spread", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(effects)):
-        standard = pyro.sample("standard", dist.Normal(0.0, 1.0))
-        pyro.sample("effect", dist.Normal(mean + spread * standard, errors), obs=effects)
 
 
 def whole_network(inputs: Tensor, labels: Tensor) -> None:
@@ -51,28 +39,13 @@ def numpyro_models() -> dict[str, Callable[..., None]]:
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as d
+    from _cold_numpyro import layers, schools
 
     def logistic(inputs: Any, labels: Any) -> None:
         weight = numpyro.sample("weight", d.Normal(jnp.zeros(30), 1.0).to_event(1))
         bias = numpyro.sample("bias", d.Normal(0.0, 1.0))
         with numpyro.plate("rows", len(inputs)):
             numpyro.sample("label", d.Bernoulli(logits=inputs @ weight + bias), obs=labels)
-
-    def schools(effects: Any, errors: Any) -> None:
-        mean = numpyro.sample("mean", d.Normal(0.0, 5.0))
-        spread = numpyro.sample("spread", d.HalfCauchy(5.0))
-        with numpyro.plate("schools", 8):
-            standard = numpyro.sample("standard", d.Normal(0.0, 1.0))
-            numpyro.sample("effect", d.Normal(mean + spread * standard, errors), obs=effects)
-
-    def layers(inputs: Any, labels: Any) -> None:
-        weight0 = numpyro.sample("weight0", d.Normal(jnp.zeros((64, WIDTH)), 1.0).to_event(2))
-        bias0 = numpyro.sample("bias0", d.Normal(jnp.zeros(WIDTH), 1.0).to_event(1))
-        weight1 = numpyro.sample("weight1", d.Normal(jnp.zeros((WIDTH, 10)), 1.0).to_event(2))
-        bias1 = numpyro.sample("bias1", d.Normal(jnp.zeros(10), 1.0).to_event(1))
-        with numpyro.plate("images", len(inputs)):
-            logits = jnp.tanh(inputs @ weight0 + bias0) @ weight1 + bias1
-            numpyro.sample("label", d.Categorical(logits=logits), obs=labels)
 
     return {"logistic regression": logistic, "eight schools": schools, "network": layers}
 
@@ -236,7 +209,7 @@ def numpyros(name: str, problem: Problem, num_chains: int, options: Options) -> 
 def problems(options: Options) -> dict[str, Problem]:
     """What is sampled, and for how long."""
     device = options.device
-    schools = torch.tensor(EFFECTS, device=device), torch.tensor(ERRORS, device=device)
+    schools = tuple(torch.from_numpy(each).to(device) for each in arguments("eight schools"))
     if options.smoke:
         return {"eight schools": Problem(eight_schools, schools, 6, 1, 3)}
     cancer = datasets.load_breast_cancer()

@@ -11,8 +11,10 @@ import pyro.poutine as poutine
 import torch
 from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.poutine.util import site_is_subsample
 from pyro.util import set_rng_seed
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_ext.inference._running.numbers import State, read_state, write_state
 from pyro_ext.inference._running.pyro_kernels import own_generators, stepping
@@ -88,6 +90,8 @@ class Joint:
         """Values of one chain, which conditional models read."""
         self.layout = Layout.of(self.values)
         self.fallback = Fallback(is_quiet=True)
+        leaves = pytree.tree_leaves((args, kwargs))
+        self._data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._density = self.function(
             lambda values: self.log_joint.density(self.log_joint.trace(values))
         )
@@ -101,7 +105,7 @@ class Joint:
             if node["type"] == "sample"
             and not node["infer"].get("_deterministic")
             and (not node["is_observed"] or name in given)
-            and type(node["fn"]).__name__ != "_Subsample"
+            and not site_is_subsample(node)
         }
 
     def density(self, flat: Tensor) -> Tensor:
@@ -129,7 +133,7 @@ class Joint:
                 return [self.layout.flatten(values), *(draw() for draw in others)]
 
         tried: list[None] = []
-        return BatchedFunction(of_flat, example, "trace", fallback=self.fallback)
+        return BatchedFunction(of_flat, example, "trace", self._data, self.fallback)
 
     def conditional(self, sites: Sequence[str]) -> Model:
         """The model in which all other sites have the values of one chain."""
@@ -140,34 +144,37 @@ class Joint:
 
         return conditional
 
+    def is_finite(self) -> bool:
+        """Tell whether the values of the one chain have a finite density."""
+        return math.isfinite(self.log_joint(self.values))
+
     def start_of(self, sites: Sequence[str]) -> Values | None:
-        """Values of sites without their constraints, where they have a finite density."""
-        trace = self.log_joint.trace(self.values)
-        if not math.isfinite(self.log_joint.log_density(trace)):
+        """Map values of sites to unconstrained space, where they have a finite density."""
+        if not self.is_finite():
             return None
-        nodes = {name: trace.nodes[name] for name in sites}
-        return {k: bijection(node["fn"].support).inv(node["value"]) for k, node in nodes.items()}
+        nodes = self.log_joint.trace(self.values).nodes
+        return {k: bijection(nodes[k]["fn"].support).inv(nodes[k]["value"]) for k in sites}
 
 
 class Move(Protocol):
     """Moves the sites of a block given all others; its state is a value, which is not changed."""
 
     def begin(self, values: Values, at: Sweep) -> Any:
-        """State before the first sweep. Shapes: values (num_chains, *event) each."""
+        """Make the state before the first sweep. Shapes: values (num_chains, *event) each."""
 
     def __call__(self, state: Any, values: Values, at: Sweep) -> tuple[Any, Values]:
-        """State after a sweep, and the new values of its sites."""
+        """Take a sweep; returns the state after it, and the new values of its sites."""
 
     def statistics(self, state: Any) -> dict[str, Tensor]:
-        """What is reported of each chain. Shapes: returns (num_chains,) each."""
+        """Report numbers of each chain. Shapes: returns (num_chains,) each."""
 
     def saved(self, state: Any) -> State:
-        """The state as tensors and plain values."""
+        """Express the state as tensors and plain values."""
 
     def restored(
         self, values: Values, at: Sweep, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> Any:
-        """The state that ``saved`` gave."""
+        """Make a state of what ``saved`` gave."""
 
 
 class _WithoutState:
@@ -211,7 +218,7 @@ class KernelMove:
         self._sites = list(sites)
         self._others = [name for name in joint.values if name not in sites]
         kernel.model = joint.conditional(sites)
-        if joint.start_of(sites) is not None:
+        if joint.is_finite():
             kernel.first_values = {name: joint.values[name] for name in sites}
         warmup_steps *= kernel.steps_per_sample
         kernel.setup(warmup_steps, *joint.args, **joint.kwargs)
@@ -428,7 +435,7 @@ def _set_seed(seed: int, *key: int) -> None:
 def _called(
     block: Callable[[Values], Mapping[str, Tensor]], sites: list[str], values: Values
 ) -> Mapping[str, Tensor]:
-    """What a function of the user returns for its sites."""
+    """Call a function of the user, which returns values of its sites."""
     found = block(dict(values))
     if set(found) != set(sites):
         raise ValueError(f"a function of the block of {sites} returned {sorted(found)}")
@@ -529,7 +536,7 @@ class OneChainMove:
         return {name: transforms[name].inv(params[name]).detach() for name in self._sites}
 
     def _bounds_of(self, name: str) -> list[Tensor]:
-        """Numbers that the support of a site has at the present values, none where it is fixed."""
+        """Read the bounds that a site's support has at the present values, none if it is fixed."""
         return bounds_of(self._joint.log_joint.trace(self._joint.values).nodes[name]["fn"])
 
     def statistics(self, state: State) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ class LogJoint:
             return torch.where(total.isnan(), -torch.inf, total)
 
     def _insides(self, trace: Any) -> Iterator[Tensor]:
-        """Whether the values of each site are in its support."""
+        """Tell of each site whether its values are in the support."""
         nodes = [node for name, node in trace.nodes.items() if name not in self._unchecked]
         return (inside for inside in map(_inside, nodes) if inside is not None)
 
@@ -101,7 +101,7 @@ class LogJoint:
 
 
 def _inside(node: Any) -> Tensor | None:
-    """Whether the value of a site is in its support; many densities are finite elsewhere too."""
+    """Tell whether the value of a site is in its support: many densities are finite elsewhere."""
     if node["type"] != "sample" or site_is_subsample(node):
         return None
     distribution, value = node["fn"], torch.as_tensor(node["value"])

@@ -60,14 +60,14 @@ class SweepState(NamedTuple):
 
 
 class SweepDraw(NamedTuple):
-    """What is recorded of :class:`SweepState`."""
+    """Part of :class:`SweepState` that is recorded with a draw."""
 
     position: Tensor
     numbers: Tensor
 
 
 def _identity_of(block: Block) -> Any:
-    """What a block is, for checkpoints: its type and settings, or the name of a function."""
+    """Describe a block for checkpoints: by type and settings, or the name of a function."""
     if isinstance(block, MCMCKernel):
         return kernel_identity(block)
     if isinstance(block, ConditionalUpdate):
@@ -76,7 +76,7 @@ def _identity_of(block: Block) -> Any:
 
 
 def _runs_alone(block: Block) -> bool:
-    """Whether a block is an object that belongs to a single chain."""
+    """Tell whether a block is an object that belongs to a single chain."""
     has_state = isinstance(block, ConditionalUpdate) and not block.keeps_no_state
     return has_state or isinstance(block, HMC | ConjugateKernel)
 
@@ -404,7 +404,7 @@ class Gibbs(VectorizedKernel):
 def _move_of(
     block: Block, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int
 ) -> Move:
-    """How a block is moved."""
+    """Choose how a block is moved."""
     arguments = (sites, joint, warmup_steps, number)
     if isinstance(block, MCMCKernel | ConditionalUpdate) and _runs_alone(block):
         return OneChainMove(block, *arguments)

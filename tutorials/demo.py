@@ -66,7 +66,7 @@ class Occurrences(dist.TorchDistribution):
 
 
 # %% [markdown]
-# The discount is the power law of rare words, the tilt cuts frequent ones off. Read on, and the
+# The discount sets how many words are rare, the tilt cuts frequent ones off. Read on, and the
 # number of different words grows like the Laplace exponent. The plate takes a minibatch where
 # `size` is given; nothing else is needed for stochastic gradients.
 

@@ -288,7 +288,7 @@ class _Hamiltonian(VectorizedKernel):
         return 1.0 + jitter * (2.0 * uniforms - 1.0)
 
     def _adapting(self, step: int) -> int:
-        """How step sizes adapt, see :class:`~pyro_ext.inference.hmc.loop.Inputs`."""
+        """Tell how step sizes adapt, see :class:`~pyro_ext.inference.hmc.loop.Inputs`."""
         if not self.adapt_step_size or step >= self._warmup_steps:
             return 0
         return 1 if step < self._masses.windows.symmetric else 2
@@ -307,6 +307,8 @@ class _Hamiltonian(VectorizedKernel):
             state = state._replace(factor=masses.estimated(state))
         if end in windows.searches:
             state = self._with_first_step_size(state, end)
+        if end == self._warmup_steps:
+            state = state._replace(window=state.window[:, :0])
         if end == self._warmup_steps and self.adapt_step_size:
             state = state._replace(**averaged(state.search())._asdict())
         return state

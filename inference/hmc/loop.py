@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_ext._threads import threads_for
 from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
 from pyro_ext.inference.hmc.trajectories import Outcome, ValueAndGradient, where
 from pyro_ext.potential import (
@@ -181,7 +180,7 @@ class TransitionLoop:
         Shapes: keys (num_chains, 2); noise (num_rows, num_chains, size), of momenta; jitter
         (num_rows, num_chains).
         """
-        num_chains, size = last.position.shape
+        num_chains = len(last.position)
         counts = (torch.tensor(n, device=keys.device) for n in (num_transitions, adapting))
 
         def inputs_at(num_leapfrogs: Tensor, iteration: Tensor) -> Inputs:
@@ -201,7 +200,7 @@ class TransitionLoop:
         ]
         inputs = inputs_at(num_leapfrogs, torch.zeros_like(number))
         carried = self._begin(last, search, num_leapfrogs, inputs)
-        with threads_for(num_chains * size), torch.no_grad():
+        with torch.no_grad():
             run = self._runner(carried, inputs)
             carried = run(carried, inputs)
             while int(carried.num_left) > 0:
@@ -409,7 +408,7 @@ class TransitionLoop:
 
 
 def _form(graph: GraphModule) -> tuple[Any, ...]:
-    """All of a graph but the numbers that it has frozen."""
+    """Describe all of a graph but the numbers that it has frozen."""
     constants = [(each.shape, each.dtype, each.stride()) for each in constants_of(graph)]
     return graph.code, constants
 

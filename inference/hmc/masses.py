@@ -105,7 +105,7 @@ class HamiltonianState(NamedTuple):
 def checked_full_mass(
     full_mass: object,
 ) -> bool | Literal["low_rank"] | tuple[tuple[str, ...], ...]:
-    """Whether mass matrices are full, or groups of sites whose blocks are."""
+    """Check whether mass matrices are full, or which groups of sites have full blocks."""
     if isinstance(full_mass, bool):
         return full_mass
     if isinstance(full_mass, str) and full_mass == "low_rank":
@@ -148,7 +148,7 @@ class Masses:
         self._is_free = self._entries(layout)
 
     def _entries(self, layout: Layout) -> Tensor | None:
-        """Which entries of full mass matrices may differ from zero; all with ``None``."""
+        """Mark the entries of full mass matrices that may differ from zero; all with ``None``."""
         if isinstance(self.full_mass, bool | str):
             return None
         entries = torch.eye(layout.size, dtype=torch.bool, device=layout.device)
@@ -187,6 +187,8 @@ class Masses:
         if not self.takes_gradients:
             for position in made.position:
                 new = add_draw(new, position)
+                if self._is_growing:
+                    moments = add_draw(moments, position)
             return state.with_moments(moments, new)
         # A chain that stayed, or diverged, tells nothing of the shape of the posterior.
         previous = torch.cat([before[None], made.position[:-1]])

@@ -457,7 +457,7 @@ class VectorizedKernel(MCMCKernel):
             raise ValueError(
                 f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
             )
-        # Noise that is drawn ahead is as much as many steps together, and still not worth threads.
+        # Noise that is drawn ahead is no larger an operation for each step, and not worth threads.
         with threads_for(chains.position.numel()):
             return self._record(chains, targets)
 

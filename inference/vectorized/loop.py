@@ -8,7 +8,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_ext._threads import threads_for
 from pyro_ext.inference.vectorized.chains import Info
 from pyro_ext.potential import (
     BatchedFunction,
@@ -130,13 +129,11 @@ class StepLoop(Generic[State]):
 
     def __call__(self, state: State, plan: Plan) -> Run[State]:
         """Take the planned steps, within :meth:`max_steps` and :meth:`max_rows`."""
-        num_chains, num_parameters = state[0].shape
-        with threads_for(num_chains * num_parameters):
-            if self._gradient.backend == "compile":
-                compiled = self._compiled_loop(state, plan)
-                if compiled is not None:
-                    return self._call_compiled(compiled, state, plan)
-            return self._run(state, plan)
+        if self._gradient.backend == "compile":
+            compiled = self._compiled_loop(state, plan)
+            if compiled is not None:
+                return self._call_compiled(compiled, state, plan)
+        return self._run(state, plan)
 
     def _run(self, state: State, plan: Plan, num_ahead: int = 0) -> Run[State]:
         gradient = self._gradient.graph(_num_points(state, plan)) or partial(

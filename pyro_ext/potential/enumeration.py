@@ -125,7 +125,7 @@ def full_conditional(
 
 
 def _plan_of(records: Mapping[str, Record]) -> "_Plan":
-    """What a run tells of a model whose discrete sites are to be enumerated."""
+    """Read from a run what enumeration has to know of a model."""
     frames = [frame for record in records.values() for frame in record.frames]
     vectorized = [frame for frame in frames if frame.vectorized]
     if subsampled := sorted({frame.name for frame in vectorized if frame.size < frame.full_size}):

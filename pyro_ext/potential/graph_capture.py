@@ -199,7 +199,7 @@ class PickedByNumber(TorchFunctionMode):
 
 
 def _is_number(part: Any) -> bool:
-    """Whether a part of an index is a tensor of a single whole number."""
+    """Tell whether a part of an index is a tensor of a single whole number."""
     is_whole = isinstance(part, Tensor) and not part.is_floating_point()
     return is_whole and part.dim() == 0 and part.dtype != torch.bool
 

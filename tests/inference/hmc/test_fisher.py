@@ -153,6 +153,25 @@ def test_adaptation_finds_the_covariance(full_mass: Any, share: bool) -> None:
     assert int((after.state.num_leapfrogs - chains.state.num_leapfrogs).max()) < 40 * 16
 
 
+@pytest.mark.parametrize("windows", ["growing", "stan"])
+@pytest.mark.parametrize("estimate", ["variance", "fisher"])
+def test_any_windows_go_with_any_estimate(windows: Any, estimate: Any) -> None:
+    scale = torch.tensor([0.3, 1.0, 3.0])
+    kernel = NUTS(
+        normal_model(scale.square().diag()),
+        windows=windows,
+        mass_estimate=estimate,
+        max_tree_depth=5,
+    )
+    kernel.setup(150)
+    state = kernel.advance(kernel.begin(range(2), 0), 150).state
+    # Of variances of some ten to a hundred correlated draws.
+    ratio = state.factor / scale
+    assert (ratio.amax(-1) / ratio.amin(-1) < 3.0).all()
+    if windows == "growing":  # whose last estimates take more than the draws before a switch
+        assert (state.number > 60).all()
+
+
 def test_step_sizes_vary_where_they_adapt() -> None:
     model = normal_model(torch.eye(3))
 

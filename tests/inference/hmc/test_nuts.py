@@ -383,6 +383,24 @@ def test_machine_code_is_used_again(monkeypatch: Any) -> None:
     assert len(made) == 4
 
 
+@pytest.mark.slow
+def test_machine_code_takes_each_of_two_tensors() -> None:
+    """Also after a fit in which both were the same one, which its code takes once."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        pyro.sample("x", dist.Normal(loc[0], 1.0).expand([20]).to_event(1), obs=x)
+        pyro.sample("y", dist.Normal(loc[1], 1.0).expand([20]).to_event(1), obs=y)
+
+    low, high = torch.full((20,), -5.0), torch.full((20,), 5.0)
+    for data in ((low, low), (low, high), (high, high), (high, low)):
+        kernel = NUTS(model, backend="compile", max_tree_depth=5)
+        mcmc = MCMC(kernel, 100, 100, num_chains=2, seed=0, progress=False).run(*data)
+        found = mcmc.get_samples()["loc"].mean(0)
+        expected = torch.stack([each.mean() for each in data])
+        assert ((found - expected).abs() < 0.5).all()
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_warmup_goes_on_after_a_stop(share: bool) -> None:
     """To the last bit, wherever in a window it was saved."""
