@@ -15,7 +15,7 @@ TESTS_ARVIZ1 := $(wildcard tests/diagnostics/test_arviz*.py tests/diagnostics/te
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all test-devices durations lint format typecheck bench docs release-check clean
+.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all test-devices durations lint format typecheck bench posteriordb docs release-check clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -71,6 +71,9 @@ test-devices: .venv/.test ## the tests that run on a GPU where there is one, and
 bench: .venv-bench/.bench ## measure us beside every peer, and write docs/speed.md and a table of the README; DEVICE=cuda on a GPU
 	-$(MAKE) --no-print-directory .venv-bnpy/.bench
 	$(BIN_BENCH)/python benchmarks/table.py --device $(DEVICE)
+
+posteriordb: .venv-bench/.bench ## NUTS beside its peers on 49 posteriors, some hours; writes docs/posteriordb.md
+	$(BIN_BENCH)/python benchmarks/posteriordb.py --jobs 2
 
 docs: .venv/.docs ## build the site in docs/_build/html, with the runs in docs/runs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -20,6 +20,8 @@ __all__ = [
     "readme",
     "rows",
     "saved",
+    "short",
+    "with_lines",
     "write_page",
 ]
 
@@ -106,9 +108,9 @@ def cells(row: Row) -> list[str]:
     start = [row.what, row.peer]
     if row.times is None or row.ratio is None:
         return [*start, "", "", "", row.unit, "", f"not measured: {row.missing}"]
-    span = f"{_short(row.ratio)} ({_short(row.span[0])} to {_short(row.span[1])})"
-    first = " / ".join("" if value is None else _short(value) for value in row.first_call)
-    times = [_short(time) for time in row.times]
+    span = f"{short(row.ratio)} ({short(row.span[0])} to {short(row.span[1])})"
+    first = " / ".join("" if value is None else short(value) for value in row.first_call)
+    times = [short(time) for time in row.times]
     return [*start, *times, span, row.unit, first.strip(" /") and first, row.draws]
 
 
@@ -135,8 +137,8 @@ def print_table(results: Results) -> None:
         if len(own) > 1 or len(own) == len(case.get("median", {})):
             for side, time in own.items():
                 quality = case.get("quality", {}).get(side, {})
-                worth = ", ".join(f"{key} {_short(value)}" for key, value in quality.items())
-                alone.add_row(case["case"], side, _short(time), case["unit"], worth)
+                worth = ", ".join(f"{key} {short(value)}" for key, value in quality.items())
+                alone.add_row(case["case"], side, short(time), case["unit"], worth)
     if alone.row_count:
         console.print(alone)
 
@@ -153,7 +155,7 @@ def page(text: str, tables: Sequence[Results]) -> str:
         lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|---|--:|---|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in rows(results)]
         lines += [""]
-    return _with_lines(text, lines)
+    return with_lines(text, lines)
 
 
 def readme(text: str, results: Results) -> str:
@@ -171,10 +173,10 @@ def readme(text: str, results: Results) -> str:
             if row.times is None:
                 beside.append(f"{row.peer} not measured")
             else:
-                ours, theirs = map(_short, row.times)
+                ours, theirs = map(short, row.times)
                 beside.append(f"{theirs} {row.peer}")
         lines.append(f"| {what} | {unit} | {ours} | {'; '.join(beside)} |")
-    return _with_lines(text, [*lines, ""])
+    return with_lines(text, [*lines, ""])
 
 
 def write_page() -> None:
@@ -238,7 +240,7 @@ def picture(results: Results) -> str:
     return drawn.replace(" <defs>", f" <style>{sheet}</style>\n <defs>", 1)
 
 
-def _with_lines(text: str, lines: Sequence[str]) -> str:
+def with_lines(text: str, lines: Sequence[str]) -> str:
     """The text with these lines in the place that is marked in it."""
     head, rest = text.split(_BEGIN)
     return head + _BEGIN + "\n".join(["", *lines]) + _END + rest.partition(_END)[2]
@@ -264,13 +266,13 @@ def _versions(results: Results) -> str:
 def _draws(quality: dict[str, dict[str, float]], peer: str) -> str:
     ours, theirs = quality.get(OURS, {}), quality.get(peer, {})
     return "; ".join(
-        f"{key.replace('_', ' ')} {_short(value)} / {_short(theirs[key])}"
+        f"{key.replace('_', ' ')} {short(value)} / {short(theirs[key])}"
         for key, value in ours.items()
         if key in theirs
     )
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Three digits, without an exponent."""
     if value == 0.0:
         return "0"

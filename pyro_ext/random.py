@@ -33,7 +33,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
 _UNIT = 2.0**-32
-_WORTH_AN_IMPORT = 1 << 12  # blocks of random words; fewer do without Numba until it is there
+_WORTH_AN_IMPORT = 1 << 13  # blocks of random words; fewer do without Numba until it is there
 
 
 def fresh_seed(seed: int | None) -> int:

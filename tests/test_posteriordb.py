@@ -1,6 +1,10 @@
 """Posteriors of the comparisons: that their models are those that the references come from."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -17,6 +21,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(str(FOLDER))
     from _posteriors import POSTERIORS
+    from posteriordb import SIDES, distance, page, ratios
 
 WITH_REFERENCE = [name for name, posterior in POSTERIORS.items() if posterior.reference]
 # One posterior of each model, and those whose model is a loop, or a parallel scan, over times.
@@ -133,3 +138,60 @@ def test_nuts_agrees_with_the_reference(name: str) -> None:
             mean, scale = reference[f"mean{suffix}"], reference[f"sd{suffix}"]
             error = np.hypot(standard_error(values), scale / 10_000**0.5)
             assert abs(float(values.mean()) - mean) < 5.0 * error, (parameter, suffix)
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def a_run(**other: Any) -> dict[str, Any]:
+    """What a side gives on a posterior."""
+    found = {"size": 3, "bulk": 1000.0, "tail": 500.0, "rhat": 1.001, "warmup": 4000}
+    times = {"sampling": 8000, "first": 20.0, "second": 10.0, "again": 1.0, "diverging": 0}
+    return found | times | other
+
+
+def test_distance_from_a_reference() -> None:
+    """Of exact draws it is small; of others it says what is off."""
+    torch.manual_seed(0)
+    known = {"mean": 0.0, "sd": 1.0, "mean_sq": 1.0, "sd_sq": 2.0**0.5}
+    quantile = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.95)))
+    reference = {"x": known | {"q05": -quantile, "q50": 0.0, "q95": quantile}}
+    draws = torch.randn(4, 1000)
+    assert distance({"x": draws.numpy()}, reference)[0] < 4.0
+    errors, what = distance({"x": (draws + 0.3).numpy()}, reference)
+    assert errors > 10.0 and what.endswith("of x")
+    narrow = distance({"x": (0.8 * draws).numpy()}, reference)
+    assert narrow[0] > 5.0 and narrow[1].startswith(("mean square", "quantile"))
+
+
+def test_page_has_medians_and_each_posterior() -> None:
+    ours = a_run(errors=2.0, worst="mean of x", warnings=[])
+    slow = a_run(sampling=16_000, again=3.0)
+    runs = {
+        "one": {side: (ours if side == "pyro_ext" else slow) for side in SIDES},
+        "two": {"pyro_ext": ours | {"errors": 9.0}, "NumPyro": slow | {"rhat": 1.2}},
+        "three": {"pyro_ext": {"error": "it took longer than 3 s"}},
+    }
+    assert ratios(runs, "gradients, bulk", "pyro_ext", "NumPyro") == [2.0]  # not where R-hat is 1.2
+    about = {"machine": {"processor": "p", "system": "s"}, "date": "d", "versions": {"jax": "1"}}
+    before = "# Title\n<!-- what follows is written by make bench -->\nold\n<!-- end -->\nafter\n"
+    text = page(before, {"runs": runs, **about})
+    assert "old" not in text and text.startswith("# Title") and text.endswith("after\n")
+    assert "1 of 2 posteriors agree" in text
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "|" in line}
+    assert rows["gradients, bulk"].count("2 (0 of 1 lost)") == 3  # diagonal has the same as nutpie
+    assert rows["CPU s, bulk, warm-up counted"].count("3 (0 of 1 lost)") == 2  # not of nutpie
+    assert "**9 standard errors off at mean of x**; the run is silent" in rows["two"]
+    assert "NumPyro R-hat 1.200" in rows["two"] and "longer than 3 s" in rows["three"]
+
+
+@pytest.mark.slow
+def test_smoke_run(tmp_path: Path) -> None:
+    """Ours, in two processes, of which the second finds the machine code."""
+    out = tmp_path / "found.json"
+    command = [sys.executable, str(FOLDER / "posteriordb.py"), "--smoke", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ((found,),) = (run.values() for run in json.loads(out.read_text())["runs"].values())
+    assert found["errors"] < 5.0 and found["rhat"] < 1.01 and found["bulk"] > 2000
+    assert found["sampling"] > 4000 and found["warmup"] > 1600

@@ -96,7 +96,7 @@ def model(counts: Tensor, size: int | None = None) -> None:
 # %%
 def infer(counts: Tensor, num_samples: int, seed: int) -> dict[str, Any]:
     """The posterior by each method, in ArviZ's data structure."""
-    nuts = MCMC(NUTS(model, full_mass=True), num_samples, num_chains=4, seed=seed)
+    nuts = MCMC(NUTS(model), num_samples, num_chains=4, seed=seed)
     sghmc = MCMC(
         SGHMC(model, mass="laplace", control_variate="map"),
         num_samples,

@@ -187,7 +187,8 @@ for name, mcmc in runs.items():
 #
 # - Give NUTS a model that sees all of its data, and let the warm-up do the rest. Where there are
 #   divergences, look for a funnel, and write effects in units of their spread.
-# - Where parameters are strongly correlated, `full_mass=True` takes fewer and longer steps.
+# - Strong correlations and unlike units are no matter: masses adapt to the directions in which the
+#   gradients tell of them.
 # - Discrete sites are summed out, so mixtures and hidden Markov models run as they are.
 # - `python benchmarks/nuts.py` compares its speed with Pyro's and NumPyro's.
 #

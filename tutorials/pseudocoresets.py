@@ -395,9 +395,9 @@ page.claim(
 # %%
 path = page.folder / "coreset.safetensors"
 guide.save(path)
-other = AutoPseudocoreset(
-    logistic, *train, size=20, weights="scaled", learnable=["x", "y"], seed=99
-).load(path)
+other = AutoPseudocoreset(logistic, *train, size=20, weights="scaled", learnable=["x", "y"]).load(
+    path
+)
 worst = max(
     float((one - two).abs().max())
     for one, two in zip(guide.pseudodata, other.pseudodata, strict=True)

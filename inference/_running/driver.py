@@ -21,7 +21,7 @@ from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference._running.numbers import adapts, has_known_state
+from pyro_ext.inference._running.numbers import has_known_state, usual_warmup
 from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner
 from pyro_ext.inference._running.segments import (
     GroupState,
@@ -116,7 +116,7 @@ class Driver(ABC):
         self.num_samples = check_integer("num_samples", num_samples, 1)
         self._is_usual_warmup = warmup_steps is None
         if warmup_steps is None:
-            warmup_steps = self.num_samples if adapts(kernel) else 0
+            warmup_steps = usual_warmup(kernel, self.num_samples)
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
         self.num_chains = check_integer("num_chains", num_chains, 1)
         self.thinning = check_integer("thinning", thinning, 1)

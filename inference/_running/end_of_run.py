@@ -140,8 +140,8 @@ def _depth_warning(statistics: Mapping[str, Tensor], most: float) -> str | None:
         return None
     return (
         f"{_count(depth >= most)} of the trajectories ended at max_tree_depth={most}, before they "
-        "turned: draws cost more than they have to. Take more warmup_steps, full_mass=True, sites "
-        "of like scales, or a larger max_tree_depth"
+        "turned: draws cost more than they have to. Take more warmup_steps, sites of like scales, "
+        "full_mass='low_rank', or a larger max_tree_depth"
     )
 
 

@@ -3,8 +3,8 @@
 Of Pyro's HMC and NUTS they are read from the objects. A kernel of its own says them by methods
 ``read_state`` and ``write_state``; or has none, with an attribute ``keeps_no_state``, but for plain
 numbers that its warm-up sets, whose names are in an attribute ``adapted``. A kernel may say with an
-attribute ``has_known_state`` whether all of that holds, and with ``adapts`` whether it needs a
-warm-up.
+attribute ``has_known_state`` whether all of that holds, with ``adapts`` whether it needs a warm-up,
+and with ``most_warmup_steps`` how long that has to be at most.
 """
 
 import random
@@ -23,6 +23,7 @@ __all__ = [
     "has_known_state",
     "read_state",
     "restore_generators",
+    "usual_warmup",
     "write_state",
 ]
 
@@ -43,6 +44,12 @@ def has_known_state(kernel: object) -> bool:
 def adapts(kernel: object) -> bool:
     """Whether a kernel finds settings of its own in the warm-up."""
     return isinstance(kernel, HMC) or bool(getattr(kernel, "adapts", False))
+
+
+def usual_warmup(kernel: object, num_samples: int) -> int:
+    """Steps of warm-up where none are given: as many as samples, or as many as it needs."""
+    most = getattr(kernel, "most_warmup_steps", None)
+    return (num_samples if most is None else min(num_samples, most)) if adapts(kernel) else 0
 
 
 def read_state(kernel: Any) -> State:

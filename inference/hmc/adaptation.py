@@ -14,6 +14,7 @@ __all__ = [
     "Windows",
     "WindowsKind",
     "add_draw",
+    "axes_of_mean",
     "averaged",
     "estimated_factor",
     "fisher_factor",
@@ -34,6 +35,7 @@ _EARLY, _LATE = 0.3, 0.15  # fractions of a warm-up
 _EARLY_SIZE, _MAIN_SIZE, _GROWTH = 10, 80, 1.5
 _MOST_BETWEEN = 10  # draws from one estimate to the next
 _LEAST_SCALE, _MOST_SCALE = 1e-20, 1e20
+_LEAST_SLOPE = 1e-4  # of the largest one
 
 
 class DualAveraging(NamedTuple):
@@ -167,10 +169,14 @@ def _together(moments: Moments) -> Moments:
 def first_factor(gradient: Tensor) -> Tensor:
     r"""Scales from the gradient where a chain starts: the square root of :math:`1 / |g|`.
 
+    Near a mode gradients are the rounding of numbers near zero and tell little: there all scales
+    are one, or not too unlike.
+
     Shapes: gradient (num_chains, size); returns (num_chains, size).
     """
-    scale = gradient.abs().clamp(_LEAST_SCALE, _MOST_SCALE).rsqrt()
-    return torch.where(scale.isfinite(), scale, 1.0)
+    slope = gradient.abs().clamp(max=_MOST_SCALE)
+    slope = slope.clamp(min=_LEAST_SLOPE * slope.amax(-1, True))
+    return torch.where(slope > _LEAST_SCALE, slope.rsqrt(), 1.0)
 
 
 def fisher_factor(moments: Moments, pooled: bool, before: Tensor) -> Tensor:
@@ -222,36 +228,48 @@ def low_rank_factor(
     slopes = (gradients - gradients.mean(0)) * sigma
     if not bool(scaled.isfinite().all() & slopes.isfinite().all()):
         return None
-    size = draws.shape[1]
-    # Directions of unit length, so that small gradients count as much as large draws.
-    spans = [torch.linalg.svd(part.mT, full_matrices=False)[0] for part in (scaled, slopes)]
-    basis = (
-        torch.linalg.qr(torch.cat(spans, 1))[0] if len(draws) < size else torch.eye(size).to(sigma)
-    )
+    try:
+        return _low_rank(scaled, slopes, sigma, gamma, cutoff)
+    except torch.linalg.LinAlgError:  # numbers may be too far apart even for decompositions
+        return None
+
+
+def _low_rank(
+    scaled: Tensor, slopes: Tensor, sigma: Tensor, gamma: float, cutoff: float
+) -> Tensor | None:
+    """What :func:`low_rank_factor` gives, of scaled draws and gradients."""
+    size = len(sigma)
+    basis = torch.eye(size).to(sigma)
+    if len(scaled) < size:
+        # Directions of unit length, so that small gradients count as much as large draws.
+        spans = [torch.linalg.svd(part.mT, full_matrices=False)[0] for part in (scaled, slopes)]
+        basis = torch.linalg.qr(torch.cat(spans, 1))[0]
     unit = torch.eye(basis.shape[1]).to(sigma)
-    covariances = [(part @ basis).mT @ (part @ basis) / gamma + unit for part in (scaled, slopes)]
-    mean = _geometric_mean(*covariances)
-    values, vectors = torch.linalg.eigh(mean)
+    roots = [
+        torch.linalg.qr(torch.cat([part @ basis / math.sqrt(gamma), unit]))[1]
+        for part in (scaled, slopes)
+    ]
+    directions, values = axes_of_mean(*roots)
     is_kept = (values > cutoff) | (values < 1.0 / cutoff)
-    directions = basis @ vectors[:, is_kept]
-    growth = values[is_kept].clamp(min=0.0).sqrt() - 1.0
+    directions = basis @ directions[:, is_kept]
+    growth = values[is_kept].sqrt() - 1.0
     factor = torch.eye(size).to(sigma) + (directions * growth) @ directions.mT
     factor = sigma[:, None] * factor
     return factor if bool(factor.isfinite().all()) else None
 
 
-def _geometric_mean(covariance: Tensor, precision: Tensor) -> Tensor:
-    """Symmetric positive solution M of M B M = A, for A and B."""
-    root, inverse = _roots(precision)
-    middle, _ = _roots(root @ covariance @ root)
-    return inverse @ middle @ inverse
+def axes_of_mean(covariance: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of the positive M for which M B M = A.
 
+    A and B are given by triangular roots R, ``R.mT @ R``, since draws on the way from a far start
+    make them so ill-conditioned that their entries would not tell.
 
-def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root of a positive matrix, and its inverse."""
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp(min=0.0).sqrt()
-    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
+    Shapes: covariance, precision (size, size); returns (size, size), columns, and (size,).
+    """
+    left, values, _ = torch.linalg.svd(precision @ covariance.mT)
+    root = torch.linalg.solve_triangular(precision, left * values.sqrt(), upper=True)
+    vectors, values, _ = torch.linalg.svd(root)
+    return vectors, values.square()
 
 
 # Windows -----------------------------------------------------------------------------------------
@@ -301,7 +319,9 @@ def growing_windows(warmup_steps: int) -> Windows:
         updates.add(step)
         step += min(max(1, step // 4), _MOST_BETWEEN)
     ordered = tuple(sorted(updates))
-    return Windows(0, ordered, tuple(switches), ordered[:1], symmetric)
+    # Where the first draws were no good, masses have changed only by the first switch.
+    searches = (*ordered[:1], *switches[:1])
+    return Windows(0, ordered, tuple(switches), searches, symmetric)
 
 
 def stan_windows(warmup_steps: int) -> Windows:

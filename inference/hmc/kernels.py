@@ -1,4 +1,4 @@
-"""HMC and NUTS for many chains at once, adapted as in Stan, as kernels."""
+"""HMC and NUTS for many chains at once, adapted by gradients or as in Stan, as kernels."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,6 +50,7 @@ _STREAM_OF_JITTER = 3
 _NUM_DOUBLINGS = 50
 _LENGTH = 1.5
 _JITTER = 0.1
+_FISHER_WARMUP = 400
 
 
 class HamiltonianOptions(VectorizedOptions, total=False):
@@ -60,7 +61,7 @@ class HamiltonianOptions(VectorizedOptions, total=False):
     adapt_mass_matrix: bool
     mass_estimate: MassEstimate
     windows: WindowsKind | None
-    full_mass: FullMass
+    full_mass: FullMass | None
     share_mass_matrix: bool
     step_size_jitter: float | None
     target_accept_prob: float
@@ -120,9 +121,9 @@ class _Hamiltonian(VectorizedKernel):
         step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        mass_estimate: MassEstimate = "variance",
+        mass_estimate: MassEstimate = "fisher",
         windows: WindowsKind | None = None,
-        full_mass: FullMass = False,
+        full_mass: FullMass | None = None,
         share_mass_matrix: bool = False,
         step_size_jitter: float | None = None,
         target_accept_prob: float = 0.8,
@@ -152,6 +153,11 @@ class _Hamiltonian(VectorizedKernel):
     def adapts(self) -> bool:
         """Whether it needs a warm-up."""
         return self.adapt_step_size or self.adapt_mass_matrix
+
+    @property
+    def most_warmup_steps(self) -> int | None:
+        """Steps after which a longer warm-up gains little, ``None`` where that is not known."""
+        return _FISHER_WARMUP if self.mass_estimate == "fisher" else None
 
     def _trajectories(self) -> _Paths | _Trees:
         raise NotImplementedError
@@ -327,8 +333,8 @@ class HMC(_Hamiltonian):
     r"""Hamiltonian Monte Carlo over many chains, with trajectories of one length [1].
 
     Chains run side by side, and each goes its own way through its trajectories, so that none waits
-    for another. In the warm-up step sizes and masses adapt as in Stan; see :class:`NUTS`, which
-    finds the length of trajectories, too.
+    for another. In the warm-up step sizes and masses adapt; see :class:`NUTS`, which finds the
+    length of trajectories, too.
 
     :param model: a Pyro model that sees all of its data, or ``None`` with a ``potential_fn``.
     :param float trajectory_length: in units of the masses, that is in standard deviations once
@@ -386,11 +392,11 @@ class NUTS(_Hamiltonian):
     r"""The no-U-turn sampler [1] with multinomial sampling [2], over many chains.
 
     Chains run side by side, and each goes its own way through its trajectories, so that none waits
-    for another; in long runs all of a transition is machine code. In the warm-up step
-    sizes adapt by dual averaging, and masses to the variances of draws in windows that grow, as in
-    Stan. Sample statistics are ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``,
-    ``n_steps`` and ``step_size``, under the names that ArviZ knows. A model must see all of its
-    data; discrete sites are summed out where they ask for it, see
+    for another; in long runs all of a transition is machine code. In the warm-up step sizes adapt
+    by dual averaging, and masses to draws and their gradients, in windows that grow, so that 400
+    steps are enough as a rule. Sample statistics are ``acceptance_rate``, ``energy``,
+    ``diverging``, ``tree_depth``, ``n_steps`` and ``step_size``, under the names that ArviZ knows.
+    A model must see all of its data; discrete sites are summed out where they ask for it, see
     :class:`~pyro_ext.potential.Potential`.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
@@ -399,15 +405,15 @@ class NUTS(_Hamiltonian):
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
     :param bool adapt_mass_matrix: whether mass matrices do.
-    :param str mass_estimate: of diagonal mass matrices: ``"variance"`` takes variances of draws,
-        ``"fisher"`` square roots of their ratios to variances of gradients [3], which are exact
-        after a few draws where sites are independent, so that 400 steps of warm-up do.
+    :param str mass_estimate: ``"fisher"`` makes gradients at draws most nearly those of a normal
+        distribution [3], which of a normal posterior is exact after a few draws; ``"variance"``
+        takes variances of draws, as Stan does. Full matrices are always those of draws.
     :param str windows: of the warm-up, ``"stan"`` for ones that double, and ``"growing"`` for many
         short ones early on, which is the default where masses take gradients.
-    :param full_mass: whether these are full matrices, or diagonal ones; ``"low_rank"`` for a
-        diagonal and the directions in which gradients tell of more [3], for correlated posteriors
-        of up to some hundred parameters; or groups of sites, with a full matrix for the sites of
-        each group together, as in ``[("loc", "scale"), ("weight",)]``.
+    :param full_mass: ``"low_rank"`` for a diagonal and the directions in which gradients tell of
+        more [3], the default with ``"fisher"`` for up to 200 parameters; ``False`` for diagonal
+        matrices, the default otherwise; ``True`` for full ones; or groups of sites, with a full
+        matrix for the sites of each group together, as in ``[("loc", "scale"), ("weight",)]``.
     :param bool share_mass_matrix: whether chains that run together share one, estimated from the
         draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
         on the others.

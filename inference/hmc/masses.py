@@ -27,6 +27,8 @@ from pyro_ext.potential import BatchedFunction, Layout
 __all__ = ["FullMass", "HamiltonianState", "MassEstimate", "Masses", "checked_full_mass"]
 
 MassEstimate = Literal["fisher", "variance"]
+_MOST_LOW_RANK = 200  # parameters, of which each estimate takes a few decompositions
+
 FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 
 
@@ -104,9 +106,9 @@ class HamiltonianState(NamedTuple):
 
 def checked_full_mass(
     full_mass: object,
-) -> bool | Literal["low_rank"] | tuple[tuple[str, ...], ...]:
+) -> bool | Literal["low_rank"] | tuple[tuple[str, ...], ...] | None:
     """Check whether mass matrices are full, or which groups of sites have full blocks."""
-    if isinstance(full_mass, bool):
+    if full_mass is None or isinstance(full_mass, bool):
         return full_mass
     if isinstance(full_mass, str) and full_mass == "low_rank":
         return "low_rank"
@@ -123,7 +125,8 @@ class Masses:
     """Mass matrices of a run, and its windows.
 
     :param str estimate: ``"fisher"`` or ``"variance"``.
-    :param full_mass: what :func:`checked_full_mass` gave.
+    :param full_mass: what :func:`checked_full_mass` gave; ``None`` for low rank where that is not
+        too dear.
     :param bool is_shared: whether all chains have the same.
     :param str windows: ``"growing"``, ``"stan"``, or ``None`` for what goes with the estimate.
     :param int warmup_steps: zero where masses do not adapt.
@@ -133,12 +136,15 @@ class Masses:
     def __init__(
         self,
         estimate: MassEstimate,
-        full_mass: bool | Literal["low_rank"] | tuple[tuple[str, ...], ...],
+        full_mass: bool | Literal["low_rank"] | tuple[tuple[str, ...], ...] | None,
         is_shared: bool,
         windows: WindowsKind | None,
         warmup_steps: int,
         layout: Layout,
     ) -> None:
+        if full_mass is None:
+            is_cheap = estimate == "fisher" and layout.size <= _MOST_LOW_RANK
+            full_mass = "low_rank" if is_cheap else False
         self.full_mass, self.is_shared = full_mass, is_shared
         is_diagonal = full_mass is False and estimate == "fisher"
         self.takes_gradients = is_diagonal or full_mass == "low_rank"

@@ -80,6 +80,9 @@ def where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(condition, first, second)
 
 
+_MOST_SUMMED = 32  # rows of matrices whose products are compiled with what is around them
+
+
 def scaled(factor: Tensor, vector: Tensor) -> Tensor:
     """Apply the factor of a covariance.
 
@@ -87,6 +90,8 @@ def scaled(factor: Tensor, vector: Tensor) -> Tensor:
     """
     if factor.dim() == 2:
         return factor * vector
+    if factor.shape[-1] <= _MOST_SUMMED:
+        return (factor * vector[:, None, :]).sum(-1)
     if len(factor) == 1:
         return linear(vector, factor[0])
     return torch.bmm(factor, vector[..., None])[..., 0]

@@ -234,3 +234,21 @@ def test_the_prior_is_caught_by_the_likelihood():
     result = sbc(model, run, 20, x, seed=0, progress=False)
     assert result.is_calibrated(LEVEL, names=["loc"], pool=True)
     assert not result.is_calibrated(1e-9, names=["log_likelihood"])
+
+
+def test_the_shortest_call_of_nuts_is_calibrated():
+    """On eight schools, whose masses adapt by gradients in a warm-up of 200 steps."""
+
+    def schools(errors: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+        spread = pyro.sample("spread", dist.HalfNormal(5.0))
+        with pyro.plate("schools", len(errors)):
+            standard = pyro.sample("standard", dist.Normal(0.0, 1.0))
+            pyro.sample("effect", dist.Normal(mean + spread * standard, errors))
+
+    def run(model: Callable[..., None], errors: Tensor) -> MCMC:
+        return MCMC(inference.NUTS(model), 200, num_chains=4, progress=False).run(errors)
+
+    errors = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    result = sbc(schools, run, 100, errors, num_draws=50, seed=0, progress=False)
+    assert result.is_calibrated(LEVEL), result.uniformity()

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from pyro_ext.inference import HMC, MCMC, NUTS
 from pyro_ext.inference.hmc.adaptation import (
+    Moments,
     add_draw,
+    axes_of_mean,
+    first_factor,
     fisher_factor,
     growing_windows,
     low_rank_factor,
@@ -91,6 +94,73 @@ def test_low_rank_without_a_cutoff_is_the_covariance() -> None:
     torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("covariance", "of_scales", "of_low_rank"),
+    [
+        (0.1 * torch.eye(SIZE) + 0.9, 451.0, 1.1),
+        (0.95 ** (torch.arange(SIZE)[:, None] - torch.arange(SIZE)).abs().double(), 984.0, 4.5),
+    ],
+    ids=["one correlation", "autoregression"],
+)
+def test_condition_numbers(covariance: Tensor, of_scales: float, of_low_rank: float) -> None:
+    """Scales alone, exact ones too, cannot do what 100 draws with their gradients do."""
+    covariance = covariance.double()
+    precision = torch.linalg.inv(covariance)
+    squares = torch.cat([covariance.diag(), precision.diag()])[None]
+    moments = Moments(torch.tensor([100.0]), torch.zeros_like(squares), squares)
+    scales = fisher_factor(moments, False, torch.ones(1, SIZE))[0]
+    assert condition(scales.diag(), covariance) == pytest.approx(of_scales, abs=1.0)
+    torch.manual_seed(0)
+    draws = torch.randn(100, SIZE) @ torch.linalg.cholesky(covariance).mT
+    factor = low_rank_factor(draws, draws @ precision)
+    assert factor is not None and condition(factor, covariance) < of_low_rank
+
+
+def test_axes_of_the_geometric_mean() -> None:
+    covariance, precision = torch.tensor([1.0, 4.0, 8.0]), torch.tensor([1.0, 1.0, 0.5])
+    vectors, values = axes_of_mean(covariance.sqrt().diag(), precision.sqrt().diag())
+    mean = vectors * values @ vectors.mT
+    torch.testing.assert_close(mean, torch.tensor([1.0, 2.0, 4.0]).diag())
+    torch.manual_seed(0)
+    roots = torch.randn(2, 6, 6).triu() + 2.0 * torch.eye(6)
+    vectors, values = axes_of_mean(*roots)
+    mean = vectors * values @ vectors.mT
+    first, second = roots.mT @ roots
+    torch.testing.assert_close(mean @ second @ mean, first, rtol=1e-10, atol=1e-10)
+
+
+def test_low_rank_far_from_the_mode() -> None:
+    """On the way from a far start draws and gradients lie on a line and span many magnitudes."""
+    torch.manual_seed(0)
+    covariance = torch.tensor([1e6, 1.0, 1e-6]).diag()
+    path = torch.logspace(0, -6, 12)[:, None] * torch.tensor([1e3, 1e8, 1e8])
+    draws = path + 1e-3 * torch.randn(12, 3)
+    factor = low_rank_factor(draws, draws @ torch.linalg.inv(covariance))
+    assert factor is not None and factor.isfinite().all()
+
+
+def test_first_scales_near_a_mode() -> None:
+    """Gradients that are zero, or rounding, say nothing of scales."""
+    gradient = torch.tensor([[0.0, 0.0], [0.0, 4.0], [1e-4, 100.0], [torch.nan, 1.0]])
+    found = first_factor(gradient)
+    torch.testing.assert_close(found[0], torch.ones(2))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[1:3, 1], torch.tensor([0.5, 0.1]))
+    assert float(found[1, 0] / found[1, 1]) == pytest.approx(100.0)
+
+
+def test_runs_that_start_at_a_mode() -> None:
+    """Where the first proposals are no good masses are still unknown when steps are looked for."""
+
+    def potential(z: Any) -> Tensor:
+        return 0.5 * z["x"].square().sum()
+
+    start = {"x": torch.zeros(4, 3)}
+    mcmc = MCMC(NUTS(potential_fn=potential), 100, 60, 4, initial_params=start, seed=0)
+    draws = mcmc.run().get_samples()["x"]
+    assert (draws.std(0) / 1.0 - 1.0).abs().max() < 0.25
+
+
 def test_low_rank_of_what_tells_nothing() -> None:
     assert low_rank_factor(torch.randn(2, 4), torch.randn(2, 4)) is None
     assert low_rank_factor(torch.full((9, 4), torch.nan), torch.randn(9, 4)) is None
@@ -161,6 +231,7 @@ def test_any_windows_go_with_any_estimate(windows: Any, estimate: Any) -> None:
         normal_model(scale.square().diag()),
         windows=windows,
         mass_estimate=estimate,
+        full_mass=False,
         max_tree_depth=5,
     )
     kernel.setup(150)
@@ -179,12 +250,12 @@ def test_step_sizes_vary_where_they_adapt() -> None:
         mcmc = MCMC(NUTS(model, **options), 20, 30, seed=0, progress=False).run()
         return mcmc.sample_statistics()["step_size"]
 
-    found = sizes(mass_estimate="fisher")
+    found = sizes()
     assert float(found.max() / found.min()) > 1.05
     assert float(found.max() / found.min()) < 1.1 / 0.9
-    assert len(sizes(mass_estimate="fisher", step_size_jitter=0.0).unique()) == 1
-    assert len(sizes().unique()) == 1
-    fixed = sizes(mass_estimate="fisher", adapt_step_size=False, step_size=0.4)
+    assert len(sizes(step_size_jitter=0.0).unique()) == 1
+    assert len(sizes(mass_estimate="variance").unique()) == 1
+    fixed = sizes(adapt_step_size=False, step_size=0.4)
     assert len(fixed.unique()) == 1
 
 
