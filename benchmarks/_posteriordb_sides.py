@@ -2,7 +2,7 @@
 
 The file ``OUT`` gets the draws of four chains, the standard output what they cost, as JSON: CPU
 seconds until the last draw, imports counted (``first``), and of the same call once more
-(``again``), gradients in the warm-up and after it, divergent draws, and warnings.
+(``again``, not of nutpie), gradients in the warm-up and after it, divergent draws, and warnings.
 
 Peers compute the density of the same model by NumPyro and JAX in double
 precision. NumPyro and BlackJAX take 1,000 steps of warm-up, as their
@@ -156,7 +156,7 @@ def _density(posterior: Posterior) -> tuple[Callable[[Any], Any], Array]:
 
 
 def nutpie(posterior: Posterior, **options: Any) -> Found:
-    """NUTS of nutpie, whose seconds count what a call from Rust into Python takes."""
+    """NUTS of nutpie, once: its seconds would count what calls from Rust into Python take."""
     import jax
     import nutpie
 
@@ -179,17 +179,10 @@ def nutpie(posterior: Posterior, **options: Any) -> Found:
     )
     settings = {"draws": NUM_SAMPLES, "chains": NUM_CHAINS, "cores": 1, "progress_bar": False}
 
-    def run(seed: int) -> Any:
-        return nutpie.sample(model, seed=seed, **settings, **options)
-
-    trace = run(0)
-    first = cpu() - _LOADED
-    before = cpu()
-    run(1)
+    trace = nutpie.sample(model, seed=0, **settings, **options)
     return {
         "positions": trace.posterior["x"].values,
-        "first": first,
-        "again": cpu() - before,
+        "first": cpu() - _LOADED,
         "warmup": int(trace.warmup_sample_stats["n_steps"].sum()),
         "sampling": int(trace.sample_stats["n_steps"].sum()),
         "diverging": int(trace.sample_stats["diverging"].sum()),

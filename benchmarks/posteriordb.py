@@ -178,9 +178,11 @@ def medians(runs: Mapping[str, Mapping[str, Found]]) -> Iterator[list[str]]:
     for cost in COSTS:
         row = [cost]
         for ours, peer in PAIRS:
+            if peer.startswith("nutpie") and cost.startswith("CPU"):
+                row.append("")  # it calls the density through Python here
+                continue
             found = ratios(runs, cost, ours, peer)
-            is_unfair = peer.startswith("nutpie") and cost.startswith("CPU")
-            if is_unfair or not found:
+            if not found:
                 row.append("")
                 continue
             lost = sum(ratio < 1.0 for ratio in found)

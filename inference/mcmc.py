@@ -33,7 +33,8 @@ class MCMC(Driver):
         :class:`~pyro.infer.HMC`, whose chains run one after the other.
     :param int num_samples: draws to keep of each chain.
     :param int warmup_steps: steps before the first kept ones; by default as many as samples of a
-        kernel that adapts, at most 400 of :class:`~pyro_ext.inference.NUTS`, and none of others.
+        kernel that adapts, at most 400 of :class:`~pyro_ext.inference.NUTS` without options, and
+        none of others.
     :param int num_chains: number of chains.
     :param int thinning: steps between two kept draws. With a cyclical schedule only draws of a
         sampling stage are kept.

@@ -157,7 +157,12 @@ class _Hamiltonian(VectorizedKernel):
     @property
     def most_warmup_steps(self) -> int | None:
         """Steps after which a longer warm-up gains little, ``None`` where that is not known."""
-        return _FISHER_WARMUP if self.mass_estimate == "fisher" else None
+        by_gradients = self.mass_estimate == "fisher" and self.full_mass in (
+            None,
+            False,
+            "low_rank",
+        )
+        return _FISHER_WARMUP if by_gradients else None
 
     def _trajectories(self) -> _Paths | _Trees:
         raise NotImplementedError

@@ -308,3 +308,17 @@ def test_runs_go_on_in_the_warm_up(full_mass: Any, tmp_path: Any) -> None:
 def test_bad_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         NUTS(normal_model(torch.eye(2)), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 400), ({"full_mass": False}, 400), ({"full_mass": True}, 900)],
+)
+def test_warm_ups_are_as_long_as_masses_need(options: dict[str, Any], expected: int) -> None:
+    model = normal_model(torch.eye(2))
+    assert MCMC(NUTS(model, **options), 900).warmup_steps == expected
+    assert MCMC(HMC(model, **options), 900).warmup_steps == expected
+    assert MCMC(NUTS(model, **options), 30).warmup_steps == 30
+    assert MCMC(NUTS(model, mass_estimate="variance"), 900).warmup_steps == 900
+    fixed = NUTS(model, step_size=0.1, adapt_step_size=False, adapt_mass_matrix=False)
+    assert MCMC(fixed, 900).warmup_steps == 0
