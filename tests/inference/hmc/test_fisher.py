@@ -322,3 +322,15 @@ def test_warm_ups_are_as_long_as_masses_need(options: dict[str, Any], expected: 
     assert MCMC(NUTS(model, mass_estimate="variance"), 900).warmup_steps == 900
     fixed = NUTS(model, step_size=0.1, adapt_step_size=False, adapt_mass_matrix=False)
     assert MCMC(fixed, 900).warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "estimate", "dims"), [(50, "fisher", 3), (51, "fisher", 2), (50, "variance", 2)]
+)
+def test_directions_are_known_of_few_parameters(size: int, estimate: Any, dims: int) -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+
+    kernel = NUTS(model, mass_estimate=estimate, backend="trace")
+    kernel.setup(20)
+    assert kernel.begin(range(2), 0).state.factor.dim() == dims
