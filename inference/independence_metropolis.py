@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.vectorized import Info, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import BatchedFunction, InitStrategy, Potential, init_to_prior
 from pyro_ext.random import chain_keys, seeded, uniform
@@ -130,9 +129,6 @@ class IndependenceMetropolis(VectorizedKernel):
         (torch.Size([1000]), 1.2)
     """
 
-    local_share = renamed_attribute("local_share", "local_fraction")
-
-    @renamed_arguments(local_share="local_fraction")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

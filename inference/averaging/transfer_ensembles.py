@@ -23,7 +23,6 @@ from pyro_ext._checks import (
     check_tensors,
     shown,
 )
-from pyro_ext._renamed import renamed_attribute
 from pyro_ext.inference.averaging.soups import greedy_soup
 from pyro_ext.inference.averaging.weight_averages import SWAG, swag_distribution
 from pyro_ext.inference.optimization import BatchOptimizer, minibatches_of
@@ -129,8 +128,6 @@ class SWAGPrior:
         self._names = list(swag.weights())
         variance = swag.variance + 2 * least_variance
         self.distribution = swag_distribution(swag.mean, variance, swag.deviations, scale)
-
-    law = renamed_attribute("law", "distribution")
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
         """Negative log density, but for a constant, as of :class:`L2SP`."""

@@ -16,7 +16,6 @@ from pyro_ext._checks import (
     check_integer,
     check_number,
 )
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.hmc.adaptation import WindowsKind, averaged, restarted
 from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
 from pyro_ext.inference.hmc.masses import (
@@ -363,9 +362,7 @@ class HMC(_Hamiltonian):
     """
 
     num_steps: int | None = None
-    num_leapfrog_steps = renamed_attribute("num_leapfrog_steps", "num_steps")
 
-    @renamed_arguments(num_leapfrog_steps="num_steps")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.hmc.transitions import hamiltonian_transition
 from pyro_ext.inference.vectorized import (
     Info,
@@ -103,9 +102,7 @@ class LaplaceHMC(VectorizedKernel):
     """
 
     num_steps: int | None = None
-    num_leapfrog_steps = renamed_attribute("num_leapfrog_steps", "num_steps")
 
-    @renamed_arguments(num_leapfrog_steps="num_steps")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

@@ -1,6 +1,5 @@
 """Posteriors without a prior: predictive resampling and nonparametric learning."""
 
-from pyro_ext._renamed import renamed
 from pyro_ext.inference.martingale.convergence import Drift, density_drift
 from pyro_ext.inference.martingale.copula_density import CopulaDensity
 from pyro_ext.inference.martingale.copula_regression import (
@@ -76,15 +75,3 @@ __all__ = [
     "linear_probe",
     "plot_drift",
 ]
-
-__getattr__ = renamed(
-    __name__,
-    {
-        "FineTunedEnsemble": "pyro_ext.inference.averaging.FineTunedEnsemble",
-        "L2SP": "pyro_ext.inference.averaging.L2SP",
-        "SWAGPrior": "pyro_ext.inference.averaging.SWAGPrior",
-        "Soup": "pyro_ext.inference.averaging.Soup",
-        "TransferEnsemble": "pyro_ext.inference.averaging.TransferEnsemble",
-        "soft_cross_entropy": "pyro_ext.inference.averaging.soft_cross_entropy",
-    },
-)

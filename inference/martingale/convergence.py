@@ -9,7 +9,6 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance
-from pyro_ext._renamed import renamed_arguments
 
 
 class Drift(NamedTuple):
@@ -124,7 +123,6 @@ def largest_fraction(fractions: Mapping[str, Tensor]) -> tuple[str, float]:
     return max(means.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
 
 
-@renamed_arguments(law="distribution")
 def density_drift(population: Any, distribution: Any, points: Tensor) -> Tensor:
     r"""How far populations have moved from the distribution of the data.
 

@@ -10,7 +10,6 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ext._checks import check_number
-from pyro_ext._renamed import renamed_attribute
 from pyro_ext.inference.martingale.predictive_rule import (
     PredictiveRule,
     Resampled,
@@ -49,8 +48,6 @@ class GaussianRule(PredictiveRule):
         values: Tensor = state.value.values
         weights = values.new_full((1, 1), 1.0 / state.size).expand(len(values), state.size)
         return WeightedSample((values,), weights, is_shared=False)
-
-    law = renamed_attribute("law", "predictive")
 
     @abstractmethod
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:

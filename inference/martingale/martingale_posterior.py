@@ -18,7 +18,6 @@ from pyro_ext._checks import (
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext._pyplot import axes_of
-from pyro_ext._renamed import RenamedKeys
 from pyro_ext.inference.martingale.convergence import (
     Drift,
     Moves,
@@ -218,9 +217,10 @@ class MartingalePosterior(IndependentDraws):
         result: dict[str, Any] = {}
         for name, value in samples.items():
             spread = value.double().var(0, correction=min(1, len(value) - 1))
-            found = {"standard_error": (spread / len(value)).sqrt()}
-            found["remaining_fraction"] = fractions[name]
-            result[name] = RenamedKeys(found, remaining_share="remaining_fraction")
+            result[name] = {
+                "standard_error": (spread / len(value)).sqrt(),
+                "remaining_fraction": fractions[name],
+            }
         return {**result, "left_out": list(self._left_out)}
 
     def drift(self) -> Drift:

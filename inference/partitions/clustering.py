@@ -16,7 +16,6 @@ from pyro_ext._checks import (
     check_number,
     check_optional,
 )
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._locality import locality_order
 from pyro_ext.inference.partitions.bregman import BregmanGenerator, generator_named
@@ -131,7 +130,6 @@ def _log_rising(log_start: float, number: int) -> float:
     return log_start + float(np.logaddexp(log_start, steps).sum())
 
 
-@renamed_arguments(tilt="auxiliary")
 def ibhc(
     x: Tensor,
     cluster: ConjugateCluster,

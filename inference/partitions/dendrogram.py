@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
 from pyro_ext._pyplot import axes_of
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -326,8 +325,6 @@ class ClusterForest:
     log_joint: float
     auxiliary: float | None = None
 
-    tilt = renamed_attribute("tilt", "auxiliary")
-
     @property
     def num_clusters(self) -> int:
         """Number of clusters, and of trees."""
@@ -346,9 +343,6 @@ def _quoted(name: str) -> str:
     if name and not set(name) & set(" \t\n()[]':;,_"):
         return name
     return "'" + name.replace("'", "''") + "'"
-
-
-ClusterForest.__init__ = renamed_arguments(tilt="auxiliary")(ClusterForest.__init__)  # type: ignore[method-assign]
 
 
 def _draw(tree: Dendrogram, ax: "Axes | None") -> "Axes":

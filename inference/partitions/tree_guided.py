@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number, check_optional
-from pyro_ext._renamed import moved_arguments, renamed_arguments, renamed_attribute
 from pyro_ext.inference.partitions._locality import neighbor_tree
 from pyro_ext.inference.partitions.conjugate import (
     ConjugateKernel,
@@ -82,10 +81,7 @@ class TreeGuided(ConjugateKernel):
         "local_fraction",
         "num_scans",
     )
-    local_share = renamed_attribute("local_share", "local_fraction")
 
-    @moved_arguments("PublishedTreeGuided of pyro_ext.tutorials.papers", "depth", "local")
-    @renamed_arguments(local_share="local_fraction")
     def __init__(
         self,
         prior: PriorSource,

@@ -1,6 +1,5 @@
 """Bayesian pseudocoresets: guides whose parameters are a small synthetic data set."""
 
-from pyro_ext._renamed import renamed
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
 from pyro_ext.inference.pseudocoresets.divergences import (
@@ -86,8 +85,3 @@ __all__ = [
     "standardized_mean_differences",
     "unrolled_descent",
 ]
-
-__getattr__ = renamed(
-    __name__,
-    {"ParameterLaws": "ParameterDistributions", "parameter_laws": "parameter_distributions"},
-)

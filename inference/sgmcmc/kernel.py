@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_number
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
 from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
@@ -97,7 +96,6 @@ class SGMCMCKernel(VectorizedKernel):
     takes_minibatches: ClassVar[bool] = True
     mass: Mass = 1.0
 
-    @renamed_arguments(num_steps="steps_per_sample")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

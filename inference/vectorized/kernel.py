@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_ext._checks import check_integer
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext._threads import threads_for
 from pyro_ext.inference.vectorized.backends import chosen_backend
 from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, parts_of, saved
@@ -115,9 +114,7 @@ class VectorizedKernel(MCMCKernel):
     """Whether a model may subsample its plates; without it a model must see all of its data."""
     _evaluations_per_step: ClassVar[int] = 1
     _operations_per_evaluation: ClassVar[int] = 30
-    num_steps = renamed_attribute("num_steps", "steps_per_sample")
 
-    @renamed_arguments(num_steps="steps_per_sample")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,

@@ -21,7 +21,6 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._optional import optional_module
-from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.neural_processes.batch import Batch, check_range, number_between, split_batch
 from pyro_ext.random import fresh_seed
 
@@ -248,8 +247,6 @@ class ImageTasks:
         height, width = self.images.shape[1:3]
         rows, columns = (torch.linspace(-1, 1, size) for size in (height, width))
         return torch.cartesian_prod(rows, columns).to(self.images)
-
-    places = renamed_attribute("places", "positions")
 
     def __call__(self, seed: int | None = None) -> Batch:
         """Draw a batch of tasks, as :class:`GPTasks` do."""

@@ -27,7 +27,6 @@ from pyro_ext._checks import (
     check_optional,
     check_tensors,
 )
-from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.nonparametric.nrm_mixture import (
     Process,
     check_prior,
@@ -330,8 +329,6 @@ class FrequencyModel:
         """
         with poutine.block(), poutine.condition(data=dict(values or {})):
             return process_of(self.prior)
-
-    law = renamed_attribute("law", "process")
 
     def predictive(
         self,

@@ -28,7 +28,6 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._optional import optional_module
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import RectifiedGamma
 from pyro_ext.inference.training import Trainer
 from pyro_ext.models.nonparametric.graph_model import (
@@ -41,7 +40,6 @@ from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
 from pyro_ext.random import fresh_seed, seeded
 
 
-@renamed_arguments(share="proportion")
 def spectral_memberships(
     graph: SimpleGraph, num_communities: int, *, proportion: float = 0.9, seed: int = 0
 ) -> Tensor:

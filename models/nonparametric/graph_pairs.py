@@ -15,7 +15,6 @@ from pyro_ext._checks import (
     check_number,
     check_optional,
 )
-from pyro_ext._renamed import renamed_attribute
 from pyro_ext.random import chain_keys, philox
 
 _WORDS = 2**32
@@ -59,8 +58,6 @@ class HeldOutPairs:
         """The probability that a pair is held out, by this set or by others."""
         others = 0.0 if self.others is None else self.others.probability
         return self.fraction + (1.0 - self.fraction) * others
-
-    share = renamed_attribute("share", "probability")
 
     def contains(self, first: Tensor, second: Tensor) -> Tensor:
         """Whether the set holds pairs, whichever of its nodes comes first.

@@ -23,7 +23,6 @@ from pyro_ext._checks import (
     check_optional,
     check_sequence,
 )
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
@@ -105,8 +104,6 @@ class DependentWeightNetwork(BayesianModule):
             scales["*.variances"] = 1.0  # of no effect, these have distributions of their own
         super().__init__(nn.Sequential(*layers[:-1]), scales)
         self.variance_distributions = distributions
-
-    variance_laws = renamed_attribute("variance_laws", "variance_distributions")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Sample variances and weights, and run the network with them.
@@ -290,7 +287,6 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
     return products * step_covariance(products, diagonal[:, None], diagonal)
 
 
-@renamed_arguments(symmetric_share="symmetric_fraction")
 def tangent_kernel(
     in_features: int,
     weights: Tensor,

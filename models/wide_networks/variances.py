@@ -22,7 +22,6 @@ from pyro_ext._checks import (
     check_number,
     check_optional,
 )
-from pyro_ext._renamed import renamed_attribute
 from pyro_ext.distributions.supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_distributions import (
     affine,
@@ -167,8 +166,6 @@ class NodeVariances:
         method: Any = self.series_method
         if not isinstance(method, str):
             check_family("series_method", method)
-
-    law = renamed_attribute("law", "distribution")
 
     def distribution(self, width: int) -> TorchDistribution:
         """Distribution of the variance of a node in a layer of finite width.

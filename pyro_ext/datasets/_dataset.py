@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -67,8 +66,6 @@ class Dataset:
     target_loc: float = 0.0
     target_scale: float = 1.0
 
-    licence = renamed_attribute("licence", "license")
-
     @property
     def num_classes(self) -> int | None:
         """The number of classes; ``None`` for a regression."""
@@ -81,9 +78,6 @@ class Dataset:
             f"Dataset({self.name!r}, train {tuple(self.train_inputs.shape)}, "
             f"test {tuple(self.test_inputs.shape)}, {target})"
         )
-
-
-Dataset.__init__ = renamed_arguments(licence="license")(Dataset.__init__)  # type: ignore[method-assign]
 
 
 class Options(TypedDict, total=False):

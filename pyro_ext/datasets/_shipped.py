@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_choice
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.checkpoint.files import read_tensors
 
 _FREQUENCIES = Path(__file__).with_name("frequency_counts")
@@ -34,8 +33,6 @@ class FrequencyData:
     description: str
     source: str
     license: str
-
-    licence = renamed_attribute("licence", "license")
 
     @property
     def num_samples(self) -> int:
@@ -111,8 +108,6 @@ class GraphData:
     description: str
     source: str
     license: str
-
-    licence = renamed_attribute("licence", "license")
 
     def __repr__(self) -> str:
         """Show the name and the sizes; never the edges."""
@@ -302,10 +297,6 @@ def load_scaling_curves(name: str) -> ScalingData:
     tensors, facts = _read(_SCALING, name)
     curve, x, y, given = (tensors[part] for part in ("curve", "x", "y", "given"))
     return ScalingData(name, curve, x, y, given, **facts)
-
-
-for _class in (FrequencyData, GraphData):
-    _class.__init__ = renamed_arguments(licence="license")(_class.__init__)  # type: ignore
 
 
 def _names(folder: Path) -> tuple[str, ...]:

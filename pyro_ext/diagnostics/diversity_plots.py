@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_sequence
 from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
 
 if TYPE_CHECKING:
@@ -108,7 +107,6 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
     return open_frame(ax)
 
 
-@renamed_arguments(places="positions")
 def plot_path_values(
     positions: ArrayLike,
     values: ArrayLike,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
-from pyro_ext._renamed import renamed_arguments
 
 
 class NodeScale(nn.Module):
@@ -128,7 +127,6 @@ def zipf_weights(num_nodes: int, index: float) -> Tensor:
     return torch.arange(1, num_nodes + 1).to(torch.get_default_dtype()) ** (-1.0 / index)
 
 
-@renamed_arguments(symmetric_share="symmetric_fraction")
 def asymmetric_variances(weights: Tensor, symmetric_fraction: float) -> Tensor:
     r"""Variances of nodes, a uniform part and an unequal one [2].
 

@@ -6,7 +6,6 @@ Parameters have the conventions of the literature on normalized random measures:
 infinity; ``tilt`` is an exponential one.
 """
 
-from pyro_ext._renamed import renamed
 from pyro_ext.random_measures.arrivals import (
     DeterministicArrivals,
     ExponentialArrivals,
@@ -94,7 +93,3 @@ __all__ = [
     "reweighted_kolmogorov_smirnov",
     "split_frequencies",
 ]
-
-__getattr__ = renamed(
-    __name__, {"JumpLaw": "JumpDistribution", "cluster_tilt_law": "cluster_tilt_distribution"}
-)

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.random_measures.cluster_counts import (
     as_table,
     cluster_sizes,
@@ -70,7 +69,6 @@ class FrequencyCounts(SampleDistribution):
 
     support = constraints.independent(constraints.nonnegative_integer, 2)
 
-    @renamed_arguments(law="measure")
     def __init__(
         self,
         measure: ProbabilityMeasure,

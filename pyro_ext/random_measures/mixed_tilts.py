@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
 from pyro_ext._checks import as_tensor
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY
 from pyro_ext.distributions.bases import by_rejection, rsample_log_gamma
 from pyro_ext.distributions.supports import Gamma, open_interval
@@ -498,7 +497,6 @@ def cluster_tilt_distribution(measure: MixtureOverTilts) -> TorchDistribution:
     return _ScaledBeta(fraction, [AffineTransform(zero, measure.cutoff)])
 
 
-@renamed_arguments(tilt="auxiliary")
 def log_joint_given_cluster_tilts(
     measure: MixtureOverTilts, counts: Any, auxiliary: Tensor, cluster_tilts: Tensor
 ) -> Tensor:

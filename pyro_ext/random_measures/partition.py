@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_instance, check_integer
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.distributions.bases import expanded
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
@@ -118,7 +117,6 @@ class SampleDistribution(TorchDistribution):
     """Distribution of what samples of a random probability measure are like."""
 
     arg_constraints: dict[str, Any] = {}
-    law = renamed_attribute("law", "measure")
 
     def __init__(
         self,
@@ -185,7 +183,6 @@ class RandomPartition(SampleDistribution):
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    @renamed_arguments(law="measure")
     def __init__(
         self, measure: ProbabilityMeasure, num_samples: int, *, validate_args: bool | None = None
     ) -> None:

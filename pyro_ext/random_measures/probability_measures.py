@@ -20,7 +20,6 @@ from torch.distributions import Distribution
 from typing_extensions import TypeVar
 
 from pyro_ext._checks import as_parameters, as_size, check_integer
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, check_counts, cluster_sizes
 from pyro_ext.random_measures.levy_measure import LevyMeasure, check_measure
@@ -93,7 +92,6 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         """Index of the power law of small weights."""
         return self.measure.index_at_zero
 
-    @renamed_arguments(tilt="auxiliary")
     def log_joint(self, counts: Any, auxiliary: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of :math:`p(n_1, \dots, n_K, u)`.
 
@@ -106,7 +104,6 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         log_auxiliary = self.measure._argument("auxiliary", auxiliary, "> 0").log()
         return self.measure._result(self._log_joint(sizes, log_auxiliary), auxiliary)
 
-    @renamed_arguments(tilt="auxiliary")
     def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         r"""Probabilities that the next sample joins each cluster, or a new one.
 
@@ -144,9 +141,6 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         edges = edges.expand(*as_size("sample_shape", sample_shape), *edges.shape)
         return self.measure._result(sample_from_panels(integrand, edges).exp())
 
-    sample_tilt = renamed_attribute("sample_tilt", "sample_auxiliary")
-
-    @renamed_arguments(tilt="auxiliary")
     def posterior_jumps(self, counts: Any, auxiliary: Any) -> Tensor:
         r"""Draw the weights of the clusters given their sizes and :math:`u`.
 
@@ -165,7 +159,6 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         )
         return self.measure._result(torch.where(sizes > 0, log_weights.exp(), 0.0), auxiliary)
 
-    @renamed_arguments(tilt="auxiliary")
     def posterior_measure(self, auxiliary: Any) -> M:
         r"""Distribution of the measure without the clusters that were seen, given :math:`u`.
 
@@ -367,7 +360,6 @@ class PitmanYor(ProbabilityMeasure):
         """Index of the power law of small weights, the discount."""
         return self.discount
 
-    @renamed_arguments(tilt="auxiliary")
     def log_joint(self, counts: Any, auxiliary: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of the joint density of a partition and an auxiliary variable.
 
@@ -399,7 +391,6 @@ class PitmanYor(ProbabilityMeasure):
         blocks = (sizes.multiplicity * blocks).sum(-1)
         return (torch.where(has_discount, stable, gamma) + blocks).to(self.discount.dtype)
 
-    @renamed_arguments(tilt="auxiliary")
     def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         """Probabilities that the next sample joins each cluster, or a new one.
 

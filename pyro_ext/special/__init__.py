@@ -6,7 +6,6 @@ incomplete gamma functions compute in float64 and return the type of their argum
 functions with a single peak are taken in logarithms too, whatever their width and size.
 """
 
-from pyro_ext._renamed import renamed
 from pyro_ext.special.elementary import (
     expm1mx,
     exprel,
@@ -56,8 +55,3 @@ __all__ = [
     "sample_from_panels",
     "where_needed",
 ]
-
-__getattr__ = renamed(
-    __name__,
-    {"places_of_fall": "points_of_fall", "place_with_gradient": "point_with_gradient"},
-)

@@ -14,7 +14,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_ext._renamed import renamed_arguments
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import CompletelyRandomMeasure
 from pyro_ext.testing._comparisons import close, require, same_shape
@@ -217,7 +216,6 @@ def check_series(
     )
 
 
-@renamed_arguments(law="measure")
 def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1e-9) -> None:
     """Check partition probabilities by enumeration: sums, predictions, clusters, and labels.
 
@@ -257,7 +255,6 @@ def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1
         close(f"order and names of labels of {name}", partition.log_prob(other), value, tolerance)
 
 
-@renamed_arguments(law="measure")
 def check_partition_draws(
     measure: Any, num_draws: int = 500, *, seed: int = 0, false_alarm_rate: float = 1e-6
 ) -> None:

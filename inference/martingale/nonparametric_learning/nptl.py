@@ -21,7 +21,6 @@ from pyro_ext._checks import (
     check_optional,
     check_sequence,
 )
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.averaging.transfer_ensembles import (
     TransferEnsemble,
     as_data,
@@ -92,9 +91,6 @@ class NPTL(TransferEnsemble):
         torch.Size([30, 3])
     """
 
-    validation_share = renamed_attribute("validation_share", "validation_fraction")
-
-    @renamed_arguments(validation_share="validation_fraction")
     def __init__(
         self,
         backbone: nn.Module,

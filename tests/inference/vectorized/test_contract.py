@@ -85,22 +85,14 @@ def test_words_of_other_drivers(word, message):
 
 
 def test_num_steps_are_pyros():
-    """Leapfrog steps of HMC; of other kernels an old name, and so is our own word for them."""
+    """Leapfrog steps of HMC, and of no other kernel."""
     kernel = HMC(model, num_steps=4, step_size=0.1, adapt_step_size=False)
     assert kernel.settings()["num_steps"] == 4
     mcmc = MCMC(kernel, 5, seed=0, progress=False).run()
     assert (mcmc.sample_statistics()["n_steps"] == 4).all()
-    for kernel_type in (HMC, LaplaceHMC):
-        with pytest.warns(FutureWarning, match="num_leapfrog_steps is called num_steps"):
-            assert kernel_type(model, num_leapfrog_steps=4).num_steps == 4
-    with pytest.warns(FutureWarning, match="num_leapfrog_steps is called num_steps"):
-        assert kernel.num_leapfrog_steps == 4
     for kernel_type in (NUTS, SGLD):
-        with pytest.warns(FutureWarning, match="num_steps is called steps_per_sample"):
-            kernel = kernel_type(model, num_steps=3)
-        assert kernel.steps_per_sample == 3
-        with pytest.warns(FutureWarning, match="num_steps is called steps_per_sample"):
-            assert kernel.num_steps == 3
+        with pytest.raises(TypeError, match="no argument 'num_steps': .*write steps_per_sample"):
+            kernel_type(model, num_steps=3)
 
 
 def test_it_compiles_where_that_pays(tmp_path, monkeypatch):
