@@ -231,19 +231,6 @@ def test_records_tell_what_is_there_before_it_is_read(subtests):
                 assert getattr(data, fact) == getattr(record, fact)
 
 
-def test_old_name_of_the_license():
-    data = load("wine", num_train=2, num_test=2)
-    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    with pytest.warns(FutureWarning, match="licence is called license now"):
-        assert data.licence == data.license
-    with pytest.warns(FutureWarning, match="licence is called license now"):
-        made = Dataset(**{name: fields[name] for name in fields if name != "license"}, licence="x")
-    assert made.license == "x"
-    with pytest.warns(FutureWarning, match="licence is called license now"):
-        graph = datasets.GraphData("a", 1, data.train_indices, "b", "c", licence="x")
-    assert graph.license == "x"
-
-
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"name must be one of 'breast_cancer', .*, got 'iris'"):
         load("iris")

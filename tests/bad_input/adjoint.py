@@ -78,7 +78,7 @@ def adjoint() -> dict[str, Call]:
             step_size=0.4,
             grid=grid,
             backend="eager",
-            num_steps=1,
+            steps_per_sample=1,
         ),
         "PathModel": call(reference=reference, path_energy=energy, grid=grid),
         "ControlNetwork": call(event_shape=(2, 1), hidden_features=(4,), scale=torch.cos),

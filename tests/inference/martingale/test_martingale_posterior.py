@@ -10,9 +10,6 @@ import torch
 from pyro.infer import Predictive
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import martingale
-from pyro_ext.inference.averaging import SWAGPrior
-from pyro_ext.inference.martingale import NPTL, density_drift
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
 from pyro_ext.inference.martingale.gaussian import NormalPredictive, StudentTPredictive
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
@@ -254,26 +251,3 @@ def test_function_of_observations_is_told_what_it_gets():
         posterior(functional=torch.median).run(data())
     (note,) = caught.value.__notes__
     assert "a distribution of the population, here a WeightedSample, and not with a tensor" in note
-
-
-def test_old_names_go_on(subtests):
-    rule, normal = NormalPredictive(), dist.Normal(0.0, 1.0)
-    state = rule.begin((data(),), chain_keys(0, range(2)))
-    path = [{"weight": torch.randn(2)} for _ in range(3)]
-    networks = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    for name, call in {
-        "law is called predictive": lambda: rule.law(state),
-        "law is called distribution": lambda: SWAGPrior(path).law,
-        "martingale.SWAGPrior is called .*averaging.SWAGPrior": lambda: martingale.SWAGPrior,
-        "law is called distribution now": lambda: density_drift(
-            normal.expand([2]), law=normal, points=torch.zeros(1)
-        ),
-        "validation_share is called validation_fraction": lambda: NPTL(
-            *networks, validation_share=0.2
-        ),
-        "'remaining_share' is called 'remaining_fraction'": lambda: (
-            posterior().run(data()).diagnostics()["theta"]["remaining_share"]
-        ),
-    }.items():
-        with subtests.test(name), pytest.warns(FutureWarning, match=name):
-            call()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
-from pyro_ext.inference.partitions import ClusterForest, ibhc
+from pyro_ext.inference.partitions import ibhc
 from pyro_ext.inference.partitions.mixtures import centered
 from pyro_ext.inference.partitions.trees import grow, leaves_below, model_of, nodes_below
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
@@ -271,15 +271,3 @@ def test_errors(subtests):
     ]:
         with subtests.test(message), pytest.raises(error, match=message):
             ibhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)
-
-
-def test_old_name_of_the_auxiliary_variable():
-    prior = PRIORS["generalized gamma"]
-    with pytest.warns(FutureWarning, match="tilt is called auxiliary now"):
-        forest = ibhc(POINTS, gaussian_cluster(), prior, tilt=2.0, seed=0)
-    assert forest.auxiliary == 2.0
-    with pytest.warns(FutureWarning, match="tilt is called auxiliary now"):
-        assert forest.tilt == 2.0
-    with pytest.warns(FutureWarning, match="tilt is called auxiliary now"):
-        made = ClusterForest(forest.labels, forest.trees, forest.points, -1.0, tilt=3.0)
-    assert made.auxiliary == 3.0

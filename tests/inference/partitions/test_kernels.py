@@ -361,9 +361,6 @@ def test_fraction_of_points_that_move_singly():
         TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster(), local_fraction=0.5).local_fraction
         == 0.5
     )
-    with pytest.warns(FutureWarning, match="local_share is called local_fraction now"):
-        kernel = TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster(), local_share=0.25)
-    assert kernel.local_fraction == 0.25
 
 
 def test_points_that_move_singly():
