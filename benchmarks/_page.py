@@ -35,7 +35,7 @@ README = PAGE.parents[1] / "README.md"
 IN_README = ("step_time", "nuts", "posterior_bootstrap", "nrm_mixtures")
 
 OURS = "pyro_ext"
-_BEGIN, _END = "<!-- what follows is written by make bench -->\n", "<!-- end -->\n"
+_BEGIN, _END = "<!-- what follows is written by make -->\n", "<!-- end -->\n"
 
 # Colors that stand out from white and from black; what is written by hand is gray.
 _COLORS = {
@@ -104,7 +104,7 @@ def rows(results: Results) -> Iterator[Row]:
 
 
 def cells(row: Row) -> list[str]:
-    """What stands in the columns of a row."""
+    """Give what stands in the columns of a row."""
     start = [row.what, row.peer]
     if row.times is None or row.ratio is None:
         return [*start, "", "", "", row.unit, "", f"not measured: {row.missing}"]

@@ -207,7 +207,7 @@ def numpyros(name: str, problem: Problem, num_chains: int, options: Options) -> 
 
 
 def problems(options: Options) -> dict[str, Problem]:
-    """What is sampled, and for how long."""
+    """Choose what is sampled, and for how long."""
     device = options.device
     schools = tuple(torch.from_numpy(each).to(device) for each in arguments("eight schools"))
     if options.smoke:

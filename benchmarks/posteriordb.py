@@ -71,7 +71,7 @@ ONE_THREAD = {
 
 
 def measured(name: str, side: str, timeout: float) -> Found:
-    """What a side gives on a posterior, or the error with which it ended."""
+    """Run a side on a posterior; returns what it gives, or the error with which it ended."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/draws.npz"
         command = [sys.executable, "_posteriordb_sides.py", side, name, out]
@@ -162,7 +162,7 @@ def sampling_seconds(run: Found) -> float:
 
 
 def has_converged(run: Found) -> bool:
-    """Whether effective draws of a run mean something."""
+    """Tell whether effective draws of a run mean something."""
     return "error" not in run and run["rhat"] <= MOST_RHAT
 
 
@@ -208,7 +208,7 @@ def posterior_row(name: str, run: Mapping[str, Found]) -> list[str]:
 
 
 def remark(run: Mapping[str, Found]) -> str:
-    """Whether draws of ours agree with the reference, and who has not converged."""
+    """Say whether our draws agree with the reference, and who has not converged."""
     ours, parts = run[OURS], []
     if "errors" in ours:
         if ours["errors"] <= MOST_ERRORS:
@@ -233,6 +233,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, marks, *rows)] + [""]
 
 
+def _lacking(runs: Mapping[str, Mapping[str, Found]]) -> str:
+    """Say what has not been measured, where the run was stopped."""
+    lacking = [name for name in POSTERIORS if name not in runs]
+    peers = [f"{s} on {sum(s in run for run in runs.values())}" for s in SIDES[1:]]
+    words = f" Not measured: {', '.join(lacking)}." if lacking else ""
+    return f"{words} Of the {len(runs)} posteriors were measured: {'; '.join(peers)}."
+
+
 def page(text: str, results: Found) -> str:
     """The page with these results in place of those that it has."""
     runs = {name: run for name, run in results["runs"].items() if OURS in run}
@@ -253,7 +261,7 @@ def page(text: str, results: Found) -> str:
     lines = [
         f"{where}. {', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
         "",
-        f"{agree} of {len(known)} posteriors agree with their references.",
+        f"{agree} of {len(known)} posteriors agree with their references.{_lacking(runs)}",
         "",
         *table(("an effective draw costs", *against), list(medians(runs))),
         *table(head, [posterior_row(name, run) for name, run in runs.items()]),

@@ -256,7 +256,7 @@ def _log_mixture(populations: Sequence[Population], points: Tensor) -> Tensor:
 
 
 def _effective_number(log_weights: Tensor) -> float:
-    """How many draws weighted ones are worth."""
+    """Count how many draws weighted ones are worth."""
     return float(1.0 / log_weights.softmax(0).square().sum())
 
 

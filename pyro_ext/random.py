@@ -274,7 +274,7 @@ def _words(keys: Tensor, step: Tensor, num_elements: int, stream: int) -> list[T
 
 
 def _are_wanted_now(*tensors: Tensor) -> bool:
-    """Whether tensors hold numbers on the CPU, and are not being recorded or vectorized."""
+    """Tell whether tensors hold numbers on the CPU, and are not being recorded or vectorized."""
     if torch.compiler.is_compiling():  # first: what records for a compiler can't follow the rest
         return False
     from torch.fx.experimental.proxy_tensor import get_proxy_mode

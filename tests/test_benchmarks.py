@@ -330,7 +330,7 @@ def test_rows_of_the_table():
     ]
     assert found[1][-1] == "not measured: it is not installed"
     assert found[2][0] == "two.py" and found[2][-1] == "not measured: it was stopped"
-    text = "before\n<!-- what follows is written by make bench -->\nold<!-- end -->\nafter\n"
+    text = "before\n<!-- what follows is written by make -->\nold<!-- end -->\nafter\n"
     written = page(text, [results])
     assert written.startswith("before\n") and written.endswith("<!-- end -->\nafter\n")
     assert "old" not in written and "Chip, Linux, 2026-01-01. torch 2." in written
@@ -354,7 +354,7 @@ def test_rows_of_the_readme(monkeypatch):
     benchmarks = {"one": {"cases": [case]}, "two": {"error": "it was stopped"}, "three": {}}
     machine = {"processor": "Chip", "system": "Linux"}
     results = {"date": "2026-01-01", "machine": machine, "benchmarks": benchmarks}
-    text = "before\n<!-- what follows is written by make bench -->\n<!-- end -->\nafter\n"
+    text = "before\n<!-- what follows is written by make -->\n<!-- end -->\nafter\n"
     written = _page.readme(text, results)
     row = "| draws | CPU s | 2 | 3,000 Peer; 1 Other, compiled; Absent not measured |"
     assert f"\n{row}\n| two.py |  |  | every peer not measured |\n" in written

@@ -174,7 +174,7 @@ def test_page_has_medians_and_each_posterior() -> None:
     }
     assert ratios(runs, "gradients, bulk", "pyro_ext", "NumPyro") == [2.0]  # not where R-hat is 1.2
     about = {"machine": {"processor": "p", "system": "s"}, "date": "d", "versions": {"jax": "1"}}
-    before = "# Title\n<!-- what follows is written by make bench -->\nold\n<!-- end -->\nafter\n"
+    before = "# Title\n<!-- what follows is written by make -->\nold\n<!-- end -->\nafter\n"
     text = page(before, {"runs": runs, **about})
     assert "old" not in text and text.startswith("# Title") and text.endswith("after\n")
     assert "1 of 2 posteriors agree" in text

@@ -454,7 +454,7 @@ class Driver(ABC):
     # What happened to the chains ----------------------------------------------------------------
 
     def _statuses(self) -> list[ChainStatus]:
-        """How far each chain is."""
+        """Tell how far each chain is."""
         result: list[ChainStatus] = []
         for members in self._groups:
             state = self._states.get(members)

@@ -121,7 +121,7 @@ def _warn(lines: Sequence[str | None]) -> None:
 
 
 def _divergence_warning(statistics: Mapping[str, Tensor]) -> str | None:
-    """What to warn of where transitions have diverged."""
+    """Say what to warn of where transitions have diverged."""
     diverging = statistics.get("diverging")
     if diverging is None or not diverging.any():
         return None
@@ -134,7 +134,7 @@ def _divergence_warning(statistics: Mapping[str, Tensor]) -> str | None:
 
 
 def _depth_warning(statistics: Mapping[str, Tensor], most: float) -> str | None:
-    """What to warn of where trajectories were cut off."""
+    """Say what to warn of where trajectories were cut off."""
     depth = statistics.get("tree_depth")
     if depth is None or not (depth >= most).any():
         return None
@@ -151,7 +151,7 @@ def _count(flags: Tensor) -> str:
 
 
 def _r_hat_warning(worst: Mapping[str, float], num_elements: int) -> str | None:
-    """What to warn of where chains, or their halves, do not agree."""
+    """Say what to warn of where chains, or their halves, do not agree."""
     high = {site: value for site, value in worst.items() if value > _MOST_R_HAT}
     if not high:
         return None
@@ -166,7 +166,7 @@ def _r_hat_warning(worst: Mapping[str, float], num_elements: int) -> str | None:
 
 
 def _size_warning(found: Mapping[str, RankDiagnostics], num_chains: int) -> str | None:
-    """What to warn of where there are few effective draws."""
+    """Say what to warn of where there are few effective draws."""
     wanted = _LEAST_SIZE * num_chains
     small = {
         site: size
@@ -183,7 +183,7 @@ def _size_warning(found: Mapping[str, RankDiagnostics], num_chains: int) -> str 
 
 
 def _energy_warning(statistics: Mapping[str, Tensor], numbers: Sequence[int]) -> str | None:
-    """What to warn of where momenta change the energy by too little."""
+    """Say what to warn of where momenta change the energy by too little."""
     if "energy" not in statistics:
         return None
     fractions = energy_fractions(statistics["energy"])
@@ -386,7 +386,7 @@ def temperature_warning(
     num_draws: int,
     num_steps: int,
 ) -> str | None:
-    """What to warn of where a temperature is off by a half, and by more than its noise."""
+    """Say what to warn of where a temperature is off by a half, and by more than its noise."""
     from scipy.special import stdtrit  # slow to import
 
     temperatures = temperatures_of(kernel, groups, numbers, num_draws, num_steps)

@@ -34,7 +34,7 @@ _SKIP = object()
 
 
 def has_known_state(kernel: object) -> bool:
-    """Whether a chain can be stopped between two steps and go on elsewhere."""
+    """Tell whether a chain can be stopped between two steps and go on elsewhere."""
     if isinstance(kernel, HMC):
         return True
     known = hasattr(kernel, "read_state") or getattr(kernel, "keeps_no_state", False)
@@ -42,12 +42,12 @@ def has_known_state(kernel: object) -> bool:
 
 
 def adapts(kernel: object) -> bool:
-    """Whether a kernel finds settings of its own in the warm-up."""
+    """Tell whether a kernel finds settings of its own in the warm-up."""
     return isinstance(kernel, HMC) or bool(getattr(kernel, "adapts", False))
 
 
 def usual_warmup(kernel: object, num_samples: int) -> int:
-    """Steps of warm-up where none are given: as many as samples, or as many as it needs."""
+    """Choose the steps of a warm-up: as many as samples, or as many as the kernel needs."""
     most = getattr(kernel, "most_warmup_steps", None)
     return (num_samples if most is None else min(num_samples, most)) if adapts(kernel) else 0
 

@@ -167,7 +167,7 @@ def _together(moments: Moments) -> Moments:
 
 
 def first_factor(gradient: Tensor) -> Tensor:
-    r"""Scales from the gradient where a chain starts: the square root of :math:`1 / |g|`.
+    r"""Guess scales from the gradient where a chain starts: the square root of :math:`1 / |g|`.
 
     Near a mode gradients are the rounding of numbers near zero and tell little: there all scales
     are one, or not too unlike.
@@ -237,7 +237,7 @@ def low_rank_factor(
 def _low_rank(
     scaled: Tensor, slopes: Tensor, sigma: Tensor, gamma: float, cutoff: float
 ) -> Tensor | None:
-    """What :func:`low_rank_factor` gives, of scaled draws and gradients."""
+    """Estimate the factor of :func:`low_rank_factor` from scaled draws and gradients."""
     size = len(sigma)
     basis = torch.eye(size).to(sigma)
     if len(scaled) < size:
@@ -259,7 +259,7 @@ def _low_rank(
 
 
 def axes_of_mean(covariance: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors and eigenvalues of the positive M for which M B M = A.
+    """Find eigenvectors and eigenvalues of the positive M for which M B M = A.
 
     A and B are given by triangular roots R, ``R.mT @ R``, since draws on the way from a far start
     make them so ill-conditioned that their entries would not tell.

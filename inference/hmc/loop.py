@@ -371,7 +371,7 @@ class TransitionLoop:
         inputs: Inputs,
         number: int,
     ) -> bool:
-        """Whether the loop does what iterations in Python do, along a trajectory of short steps."""
+        """Compare the loop with iterations in Python, along a trajectory of short steps."""
         # Of short steps, since rounding decides where longer ones end up, and which leaf is chosen.
         search = carried.search._replace(log_step=carried.search.log_step - _SHORTER)
         begun = carried._replace(search=search, num_leapfrogs=carried.num_leapfrogs + number)

@@ -365,7 +365,7 @@ def extend_tree(
 
 
 def _turns(first: Tensor, last: Tensor, total: Tensor) -> Tensor:
-    """Whether a trajectory turns, by the momenta at its ends and their sum over its points."""
+    """Tell whether a trajectory turns, by the momenta at its ends and their sum over its points."""
     # Half of each end, as in the trapezoid rule of the integral of the momentum.
     span = total - 0.5 * (first + last)
     return ((first * span).sum(-1) <= 0) | ((last * span).sum(-1) <= 0)

@@ -60,7 +60,7 @@ def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int
 
 
 def moves(values: Sequence[Tensor], half: int) -> Moves:
-    """How a functional moved from the data to each check, and from the one numbered ``half`` on."""
+    """Measure moves from the data to each check, and from the check numbered ``half`` on."""
     path = torch.stack([value.double() for value in values])
     doubled = path[-1] - path[half]
     finite = doubled.isfinite()
@@ -99,7 +99,7 @@ def remaining_fractions(values: Tensor, moved: Moves, half: int, size: int) -> T
 
 
 def surely_above(fraction: float, tolerance: float, num_draws: int) -> bool:
-    """Whether an estimated fraction, of two variances, exceeds a tolerance by more than chance."""
+    """Tell whether a fraction of two variances exceeds a tolerance by more than chance."""
     from scipy.special import fdtri  # slow to import
 
     if math.isnan(fraction) or tolerance >= 1.0 or fraction <= 0.0:
@@ -124,7 +124,7 @@ def largest_fraction(fractions: Mapping[str, Tensor]) -> tuple[str, float]:
 
 
 def density_drift(population: Any, distribution: Any, points: Tensor) -> Tensor:
-    r"""How far populations have moved from the distribution of the data.
+    r"""Measure how far populations have moved from the distribution of the data.
 
     The mean over points of :math:`|p_N(y) - p_n(y)|`, at each of them exact. It settles as
     predictive resampling converges.

@@ -205,7 +205,7 @@ class MartingalePosterior(IndependentDraws):
         return self
 
     def diagnostics(self) -> dict[str, Any]:
-        """How precise the draws are, and what is left out.
+        """Report how precise the draws are, and what is left out.
 
         :returns: by name a dict with ``"standard_error"`` of the posterior mean, and
             ``"remaining_fraction"`` of the posterior variance that a larger population would add,
@@ -224,7 +224,7 @@ class MartingalePosterior(IndependentDraws):
         return {**result, "left_out": list(self._left_out)}
 
     def drift(self) -> Drift:
-        """How far the functional moved as the populations grew.
+        """Measure how far the functional moved as the populations grew.
 
         :func:`~pyro_ext.inference.martingale.plot_drift` draws it.
         """
@@ -310,7 +310,7 @@ class MartingalePosterior(IndependentDraws):
 
 
 def _named_values(found: Any, name: str, num_draws: int, like: Values | None) -> Values:
-    """What a functional returned, with names and shapes ``(num_draws, *event)`` as earlier ones."""
+    """Name values of a functional, whose shapes ``(num_draws, *event)`` are as before."""
     values = dict(found) if isinstance(found, Mapping) else {name: found}
     if not values:
         raise ValueError("functional must return a tensor or a dict of some, got an empty dict")

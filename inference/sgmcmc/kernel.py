@@ -238,7 +238,7 @@ class SGMCMCKernel(VectorizedKernel):
         return self.schedule.period
 
     def is_sampling(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Whether the draw after each of these steps, counted from zero, is to be kept."""
+        """Tell whether the draw after each of these steps, counted from zero, is to be kept."""
         return self.schedule.is_sampling(steps)
 
     def _schedules(

@@ -219,7 +219,7 @@ class VectorizedKernel(MCMCKernel):
         raise NotImplementedError
 
     def _function(self) -> BatchedFunction:
-        """What steps call at positions: the potential and its gradient."""
+        """Give what steps call at positions: the potential and its gradient."""
         return self.potential.gradient
 
     def _prepare(self) -> None:
@@ -240,7 +240,7 @@ class VectorizedKernel(MCMCKernel):
         return state._replace(position=position)
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
-        """What the sampler reports of each chain, ``(num_chains,)`` each."""
+        """Report numbers of each chain, ``(num_chains,)`` each."""
         return {}
 
     def _schedules(
@@ -259,7 +259,7 @@ class VectorizedKernel(MCMCKernel):
         return 1
 
     def is_sampling(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Whether the draw after each of these steps, counted from zero, is to be kept."""
+        """Tell whether the draw after each of these steps, counted from zero, is to be kept."""
         return np.ones(len(steps), dtype=bool)
 
     # Many chains at once -----------------------------------------------------------------------
@@ -277,7 +277,7 @@ class VectorizedKernel(MCMCKernel):
         return self.potential.layout
 
     def _made(self, value: Made | None) -> Made:
-        """What setup makes, or an error before it."""
+        """Return what setup made, or raise before it."""
         if value is None:
             raise RuntimeError(_NOT_SET_UP)
         return value
@@ -332,7 +332,7 @@ class VectorizedKernel(MCMCKernel):
         return backend
 
     def _make_loop(self) -> Any:
-        """What runs many steps, with the attribute ``errors`` of :class:`StepLoop`."""
+        """Make what runs many steps, with the attribute ``errors`` of :class:`StepLoop`."""
         elements = sum(plate.subsample_size for plate in self.potential.subsampled_plates)
         return StepLoop(self._step, self._function(), elements)
 

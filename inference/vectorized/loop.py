@@ -283,7 +283,7 @@ def _num_points(state: tuple[Tensor, ...], plan: Plan) -> int:
 def _at(
     function: Callable[..., Any], others: Sequence[Tensor], anchor: Anchor | None
 ) -> Callable[[Tensor], Any]:
-    """What a step calls, on given minibatches, as a function of the position."""
+    """Bind minibatches to what a step calls, as a function of the position."""
     controlled = function if anchor is None else control(function, anchor)
     return lambda position: controlled(position, *others)
 

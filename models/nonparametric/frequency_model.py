@@ -165,7 +165,7 @@ def _prior(make: Callable[..., Any], **given: TorchDistribution | None) -> Calla
 
 
 def _sampled(make: Callable[..., Any], given: Mapping[str, TorchDistribution | None]) -> Any:
-    """What is made of hyperparameters that are sampled in turn."""
+    """Make what depends on hyperparameters that are sampled in turn."""
     return make(*(pyro.sample(name, one or _default(name)) for name, one in given.items()))
 
 

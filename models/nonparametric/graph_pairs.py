@@ -60,7 +60,7 @@ class HeldOutPairs:
         return self.fraction + (1.0 - self.fraction) * others
 
     def contains(self, first: Tensor, second: Tensor) -> Tensor:
-        """Whether the set holds pairs, whichever of its nodes comes first.
+        """Tell whether the set holds pairs, whichever of its nodes comes first.
 
         :param Tensor first: nodes, integers.
         :param Tensor second: other nodes; both broadcast against each other.
@@ -176,7 +176,7 @@ class SimpleGraph:
         return self.edges.flatten().bincount(minlength=self.num_nodes)
 
     def is_observed(self, first: Tensor, second: Tensor) -> Tensor:
-        """Whether two nodes differ and the pair of them is not held out.
+        """Tell whether two nodes differ and the pair of them is not held out.
 
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
@@ -185,7 +185,7 @@ class SimpleGraph:
         return differ if self.held_out is None else differ & ~self.held_out.contains(first, second)
 
     def has_edge(self, first: Tensor, second: Tensor) -> Tensor:
-        """Whether there is an edge between nodes, by bisection.
+        """Tell whether there is an edge between nodes, by bisection.
 
         :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
         :param Tensor second: nodes. **Shape:** ``(num_pairs,)``.

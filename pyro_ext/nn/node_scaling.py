@@ -79,7 +79,7 @@ class NodeScale(nn.Module):
         self.variances *= largest_nodes(self.variances, fraction)
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Show the module's settings."""
         return f"{len(self.variances)}, learnable={isinstance(self.variances, nn.Parameter)}"
 
 

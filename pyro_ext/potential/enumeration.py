@@ -257,7 +257,7 @@ class _Configured(Messenger):
 
 
 def _is_summed_out(msg: Any) -> bool:
-    """Whether a site is latent, and its values can be counted."""
+    """Tell whether a site is latent, and its values can be counted."""
     return bool(
         not (msg["is_observed"] or site_is_subsample(msg)) and msg["fn"].has_enumerate_support
     )
@@ -287,7 +287,7 @@ class _Dependents(Messenger):
         msg["fn"], msg["mask"] = _WithoutDensity(msg["name"], msg["fn"], self._depth), None
 
     def _depends(self, msg: Any) -> bool:
-        """Whether a site has dimensions that are those of enumerated sites."""
+        """Tell whether a site has dimensions that are those of enumerated sites."""
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         if name in self._shapes:
             return bool(value.shape != self._shapes[name])

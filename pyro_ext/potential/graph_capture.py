@@ -169,7 +169,7 @@ class _Data(TorchDispatchMode):
             return list(index.nonzero().unbind(-1))
 
     def _are_data(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether tensors depend on no argument; those that they come from are noted."""
+        """Tell whether tensors depend on no argument; those that they come from are noted."""
         roots = [root for tensor in tensors for root in self.behind(tensor)]
         if None in roots:
             return False

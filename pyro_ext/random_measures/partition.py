@@ -345,7 +345,7 @@ class ClusterCounts:
         return counts[counts > 0]
 
     def _next(self, level: float, time: float, total: float, missing: int) -> tuple[float, float]:
-        """Where the next stretch ends, as value of the Laplace exponent and as time."""
+        """Find where the next stretch ends, as value of the Laplace exponent and as time."""
         if level == 0.0:
             (log_time,) = self._times(torch.tensor([_FIRST_LEVEL]).double().log().to(self._device))
             return _FIRST_LEVEL, float(log_time.exp())
@@ -366,7 +366,7 @@ class ClusterCounts:
 
     @staticmethod
     def _earliest(starts: Tensor, more: Tensor, is_new: Tensor, end: float, number: int) -> Tensor:
-        """How many of the first points of a stretch each weight has."""
+        """Count the first points of a stretch that each weight has."""
         owners = torch.arange(len(more), device=more.device).repeat_interleave(more)
         uniform = torch.rand(len(owners), dtype=starts.dtype, device=starts.device)
         points = starts[owners] + uniform * (end - starts[owners])

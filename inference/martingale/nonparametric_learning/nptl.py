@@ -215,7 +215,7 @@ class NPTL(TransferEnsemble):
         return self
 
     def diagnostics(self) -> dict[str, Any]:
-        """What was chosen, and how.
+        """Report what was chosen, and how.
 
         :returns: ``"concentration"`` and ``"probe_penalty"``; ``"validation_loss"`` of the average
             by concentration, where there were several; ``"left_out"``, the numbers of members that
