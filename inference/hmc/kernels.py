@@ -310,7 +310,7 @@ class _Hamiltonian(VectorizedKernel):
         masses = self._masses
         windows = masses.windows
         if windows.updates and windows.first <= step < windows.updates[-1]:
-            state = masses.collected(state, before, made, self.potential.gradient)
+            state = masses.collected(state, before, made)
         if end in windows.switches:
             state = masses.switched(state, end)
         if end in windows.updates:

@@ -98,9 +98,10 @@ class Inputs(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What is recorded of transitions: :class:`Outcome` without the gradient."""
+    """What is recorded of transitions, of :class:`Outcome`."""
 
     position: Tensor
+    gradient: Tensor
     value: Tensor
     energy: Tensor
     acceptance_rate: Tensor

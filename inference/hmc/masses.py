@@ -22,7 +22,7 @@ from pyro_ext.inference.hmc.adaptation import (
 )
 from pyro_ext.inference.hmc.loop import Drawn
 from pyro_ext.inference.hmc.trajectories import Outcome
-from pyro_ext.potential import BatchedFunction, Layout
+from pyro_ext.potential import Layout
 
 __all__ = ["FullMass", "HamiltonianState", "MassEstimate", "Masses", "checked_full_mass"]
 
@@ -32,6 +32,7 @@ FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 # A warm-up of 400 steps estimates from some 200 draws. In 100 dimensions these show directions that
 # are none where the posterior is not normal: of a horseshoe a fifth of the transitions diverged.
 _MOST_LOW_RANK = 50
+_FEW_STEPS = 8
 
 
 class HamiltonianState(NamedTuple):
@@ -184,9 +185,7 @@ class Masses:
             return new_moments(position.repeat(1, 2), False)
         return new_moments(position, bool(self.full_mass))
 
-    def collected(
-        self, state: HamiltonianState, before: Tensor, made: Drawn, gradient: BatchedFunction
-    ) -> HamiltonianState:
+    def collected(self, state: HamiltonianState, before: Tensor, made: Drawn) -> HamiltonianState:
         """Add transitions to the draws that masses are estimated from.
 
         Shapes: before (num_chains, size), positions before the first of them.
@@ -198,10 +197,11 @@ class Masses:
                 if self._is_growing:
                     moments = add_draw(moments, position)
             return state.with_moments(moments, new)
-        # A chain that stayed, or diverged, tells nothing of the shape of the posterior.
+        # A chain that stayed, or diverged at once, tells nothing of the shape of the posterior.
         previous = torch.cat([before[None], made.position[:-1]])
-        is_good = (made.position != previous).any(-1) & ~made.diverging
-        draws = torch.cat([made.position, _gradients(state, made.position, gradient)], -1)
+        has_gone = ~made.diverging | (made.num_steps > _FEW_STEPS)
+        is_good = (made.position != previous).any(-1) & has_gone
+        draws = torch.cat([made.position, made.gradient], -1)
         for draw, good in zip(draws, is_good, strict=True):
             new = add_draw(new, draw, good)
             if self._is_growing:
@@ -231,11 +231,3 @@ class Masses:
             found = low_rank_factor(draws, gradients)
             factors.append(known if found is None else found.to(known))
         return torch.stack(factors)
-
-
-def _gradients(state: HamiltonianState, positions: Tensor, gradient: BatchedFunction) -> Tensor:
-    """Gradients at the draws of each chain, of which the last are known."""
-    if len(positions) == 1:
-        return state.gradient[None]
-    _, gradients = gradient.over_any(positions[:-1].flatten(0, 1))
-    return torch.cat([gradients.reshape(positions[:-1].shape), state.gradient[None]])

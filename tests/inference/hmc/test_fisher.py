@@ -19,6 +19,7 @@ from pyro_ext.inference.hmc.adaptation import (
     low_rank_factor,
     new_moments,
 )
+from pyro_ext.inference.hmc.loop import Drawn
 from pyro_ext.inference.hmc.trajectories import Point, extend_path, leapfrog, start_path
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -293,19 +294,46 @@ def test_moments(kernel_type: Any, full_mass: Any) -> None:
         assert abs(float(samples[name].std()) / deviation - 1.0) < 5.0 / size**0.5
 
 
+def test_which_draws_masses_are_estimated_from() -> None:
+    """Not from those of chains that stayed, nor where a trajectory diverged at once."""
+    kernel = NUTS(normal_model(torch.eye(2)))
+    kernel.setup(40)
+    state = kernel.begin(range(4), 0).state
+    moved = state.position + torch.tensor([1.0, 0.0, 1.0, 1.0])[:, None]
+    last = state._replace(
+        position=moved,
+        diverging=torch.tensor([False, False, True, True]),
+        num_steps=torch.tensor([1, 7, 3, 9]),
+    )
+    made = Drawn(*(getattr(last, name)[None] for name in Drawn._fields))
+    collected = kernel._masses.collected(last, state.position, made)
+    assert collected.number.tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert collected.window.isfinite().all(-1)[:, -1].tolist() == [True, False, False, True]
+
+
 @pytest.mark.parametrize("full_mass", [False, "low_rank"])
-def test_runs_go_on_in_the_warm_up(full_mass: Any, tmp_path: Any) -> None:
-    """Also in the middle of a window, with float32 parameters and double precision inside."""
-    model = normal_model(correlated(6).float())
+@pytest.mark.parametrize("cuts", [(17, 23), (1, 1, 1, 19, 4, 14)])
+def test_runs_go_on_in_the_warm_up(full_mass: Any, cuts: tuple[int, ...]) -> None:
+    """Also in the middle of a window, with float32 parameters and double precision inside.
+
+    To the last bit: where the clock cuts a run in parts must not show.
+    """
+    covariates = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)).float()
+
+    def model() -> None:
+        weights = pyro.sample("weights", dist.Normal(covariates.new_zeros(6), 1.0).to_event(1))
+        with pyro.plate("rows", 300):  # so many that rounding depends on how many sum at a time
+            pyro.sample("y", dist.Normal(covariates @ weights, 1.0), obs=covariates.sum(1))
+
     kernel = NUTS(model, mass_estimate="fisher", full_mass=full_mass, max_tree_depth=3)
     kernel.setup(40)
     whole = kernel.advance(kernel.begin(range(2), 0), 40)
-    half = kernel.advance(kernel.begin(range(2), 0), 17)
-    tensors, content = kernel.saved(half)
-    again = kernel.advance(kernel.restored(range(2), 0, tensors, content), 23)
+    again = kernel.begin(range(2), 0)
+    for number in cuts:
+        again = kernel.restored(range(2), 0, *kernel.saved(kernel.advance(again, number)))
     assert whole.state.factor.dtype == torch.float32
-    torch.testing.assert_close(again.state.factor, whole.state.factor)
-    torch.testing.assert_close(again.position, whole.position)
+    assert torch.equal(again.state.factor, whole.state.factor)
+    assert torch.equal(again.position, whole.position)
 
 
 @pytest.mark.parametrize(
