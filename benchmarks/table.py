@@ -21,7 +21,7 @@ from typing import Any
 
 from _page import PAGE, Results, print_table, write_page
 
-from pyro_ext._doctor import diagnose
+from pyro_ext.cli.doctor import diagnose
 
 FOLDER = Path(__file__).parent
 

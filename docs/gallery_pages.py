@@ -21,9 +21,9 @@ from PIL import Image
 from sphinx.application import Sphinx
 
 from pyro_ext import tutorials
-from pyro_ext._notebooks import to_notebook
-from pyro_ext._pages import PRINTED_NAME, Outcome, Script, find_pages, kept_outcome
-from pyro_ext._scoreboard import scoreboard, summary
+from pyro_ext.reproduction.notebooks import to_notebook
+from pyro_ext.reproduction.pages import PRINTED_NAME, Outcome, Script, find_pages, kept_outcome
+from pyro_ext.reproduction.scoreboard import scoreboard, summary
 
 # In the order in which to read them.
 WORKFLOWS = (

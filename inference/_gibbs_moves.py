@@ -37,17 +37,6 @@ from pyro_ext.potential.graph_capture import Fallback, PickedByNumber
 from pyro_ext.potential.runner import bounds_of
 from pyro_ext.random import chain_keys, normal, spawn_seed, uniform
 
-__all__ = [
-    "EnumeratedMove",
-    "Joint",
-    "KernelMove",
-    "Move",
-    "OneChainMove",
-    "PythonMove",
-    "RandomWalkMove",
-    "Sweep",
-]
-
 _STREAM_OF_CHOICES = 1
 
 

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_sequence, shown
-
-__all__ = ["bald", "best_by_turns", "farthest_points", "mixture_moments"]
+from pyro_ext._lib import checks
 
 
 def mixture_moments(means: Any, variances: Any, event_dim: int = 0) -> tuple[Tensor, Tensor]:
@@ -94,8 +92,8 @@ def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
         >>> farthest_points(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), 3)
         tensor([3, 0, 2])
     """
-    points = as_tensor("points", points, "(n, d)", finite=True)
-    number = check_integer("num_points", num_points, 1)
+    points = checks.as_tensor("points", points, "(n, d)", finite=True)
+    number = checks.integer("num_points", num_points, 1)
     if number > len(points):
         raise ValueError(f"num_points must be at most the {len(points)} points, got {num_points}")
     points = points.double()
@@ -103,9 +101,9 @@ def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
         first = int((points - points.mean(0)).square().sum(-1).argmax())
         order, distances = [first], torch.cdist(points, points[[first]])[:, 0]
     else:
-        taken = as_tensor("chosen", chosen, f"(m, {points.shape[1]})", like=points, finite=True).to(
-            points
-        )
+        taken = checks.as_tensor(
+            "chosen", chosen, f"(m, {points.shape[1]})", like=points, finite=True
+        ).to(points)
         order, distances = [], torch.cdist(points, taken).amin(1)
     while len(order) < number:
         if order:
@@ -133,15 +131,15 @@ def best_by_turns(scores: Sequence[Any], num_points: int) -> Tensor:
         >>> best_by_turns([torch.tensor([3.0, 2.0, 1.0]), torch.tensor([3.0, 1.0, 2.0])], 2)
         tensor([0, 2])
     """
-    found = check_sequence("scores", scores, "a list of tensors")
-    first = as_tensor("scores[0]", found[0], "(n,)", finite=True)
+    found = checks.sequence("scores", scores, "a list of tensors")
+    first = checks.as_tensor("scores[0]", found[0], "(n,)", finite=True)
     ranked = [
-        as_tensor(f"scores[{k}]", one, f"({len(first)},)", finite=True)
+        checks.as_tensor(f"scores[{k}]", one, f"({len(first)},)", finite=True)
         .argsort(descending=True, stable=True)
         .tolist()
         for k, one in enumerate(found)
     ]
-    number = check_integer("num_points", num_points, 1)
+    number = checks.integer("num_points", num_points, 1)
     if number > len(first):
         raise ValueError(f"num_points must be at most the {len(first)} points, got {num_points}")
     order: list[int] = []
@@ -158,10 +156,12 @@ def _checked(means: Any, variances: Any, event_dim: int) -> tuple[Tensor, Tensor
     mean = _as_floats("means", means)
     spread = _as_floats("variances", variances)
     if mean.dim() < 1 + event_dim:
-        raise ValueError(f"means must have the shape (M, *batch, d), got {shown(mean)}")
+        raise ValueError(f"means must have the shape (M, *batch, d), got {checks.shown(mean)}")
     wanted = (*mean.shape, *mean.shape[-1:]) if event_dim else mean.shape
     if spread.shape != wanted:
-        raise ValueError(f"variances must have the shape {tuple(wanted)}, got {shown(spread)}")
+        raise ValueError(
+            f"variances must have the shape {tuple(wanted)}, got {checks.shown(spread)}"
+        )
     diagonal = spread.diagonal(dim1=-2, dim2=-1) if event_dim else spread
     if not bool((diagonal >= 0).all()):
         raise ValueError(f"variances must not be negative, got {float(diagonal.min()):g}")
@@ -172,7 +172,7 @@ def _checked(means: Any, variances: Any, event_dim: int) -> tuple[Tensor, Tensor
 
 def _as_floats(argument: str, values: Any) -> Tensor:
     """Numbers of members, of which integers become floating-point numbers."""
-    found = as_tensor(argument, values, "(M, ...)", finite=True)
+    found = checks.as_tensor(argument, values, "(M, ...)", finite=True)
     return found if found.is_floating_point() else found.to(torch.get_default_dtype())
 
 

@@ -17,18 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MixtureSameFamily, Normal, biject_to, constraints
 from torch.nn.functional import softplus
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_has_values,
-    check_instance,
-    check_number,
-    check_optional,
-    check_tensors,
-)
-
-__all__ = ["AmortizedMixtureGuide"]
+from pyro_ext._lib import checks
 
 _ROLES = ("weights", "locs", "scales")
 _LEAST_COUNT = 1e-6  # of points of a component; one with fewer stays as it is in a step of EM
@@ -109,12 +98,12 @@ class AmortizedMixtureGuide(AutoGuide):
         scales: str | None = None,
         least_scale: float = 1e-3,
     ) -> None:
-        check_callable("model", model, "a Pyro model")
-        check_instance("network", network, nn.Module, "a module")
+        checks.function("model", model, "a Pyro model")
+        checks.instance("network", network, nn.Module, "a module")
         names = dict(zip(_ROLES, (weights, locs, scales), strict=True))
         for role, name in names.items():
-            check_optional(check_instance, role, name, str, "the name of a site")
-        check_number("least_scale", least_scale, least=0)
+            checks.optional(checks.instance, role, name, str, "the name of a site")
+        checks.number("least_scale", least_scale, least=0)
         super().__init__(model)  # type: ignore[no-untyped-call]
         self.network = network
         self.least_scale = least_scale
@@ -300,19 +289,19 @@ class AmortizedMixtureGuide(AutoGuide):
 
     def _estimates(self, x: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Values by site, with gradients."""
-        x = as_tensor("x", x)
+        x = checks.as_tensor("x", x)
         if self.prototype_trace is None:
             self._setup_prototype(x.flatten(0, -3)[0] if x.dim() > 2 else x)
         points = self._points(x)
         if mask is not None:
-            check_instance("mask", mask, Tensor, "a bool tensor")
-            check_has_values("mask", mask)
+            checks.instance("mask", mask, Tensor, "a bool tensor")
+            checks.has_values("mask", mask)
             if mask.dtype != torch.bool or mask.shape != points.shape[:-1]:
                 raise ValueError(
                     f"mask must be a bool tensor of the shape {tuple(points.shape[:-1])}, got "
                     f"{mask.dtype} of the shape {tuple(mask.shape)} for the points of x"
                 )
-        check_finite("x", points if mask is None else points.masked_fill(~mask[..., None], 0))
+        checks.all_finite("x", points if mask is None else points.masked_fill(~mask[..., None], 0))
         rows = self.network(points) if mask is None else self.network(points, mask)
         shapes = [site["value"].shape for site in self._sites.values()]
         sizes = [shape[1:].numel() for shape in shapes]
@@ -339,7 +328,7 @@ class AmortizedMixtureGuide(AutoGuide):
     def _points(self, x: Tensor) -> Tensor:
         """Data sets with an axis of features."""
         _, locs, _ = self._sites.values()
-        x = as_tensor("x", x)
+        x = checks.as_tensor("x", x)
         points = x[..., None] if locs["value"].dim() == 1 else x
         if points.dim() < 2:
             raise ValueError(f"x must have the shape (*batch, n, d), got {tuple(x.shape)}")
@@ -351,7 +340,7 @@ class AmortizedMixtureGuide(AutoGuide):
         estimates = self._estimates(x, mask)
         if values is None:
             return estimates
-        given = check_tensors("values", values, tuple(estimates), finite=True)
+        given = checks.tensors("values", values, tuple(estimates), finite=True)
         for name, estimate in estimates.items():
             if given[name].shape != estimate.shape:
                 raise ValueError(
@@ -366,7 +355,7 @@ class AmortizedMixtureGuide(AutoGuide):
         self, values: dict[str, Tensor], x: Tensor, mask: Tensor | None, normal: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Log joint of points and components, ``(*batch, n, K)``, and log prior, ``(*batch,)``."""
-        points = as_tensor("x", x)
+        points = checks.as_tensor("x", x)
         batch_shape = self._points(points).shape[:-2]
         if mask is not None:  # not even a NaN in padding may reach a gradient
             shape = (*mask.shape, *[1] * (points.dim() - mask.dim()))

@@ -11,20 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_choice,
-    check_finite,
-    check_integer,
-    check_number,
-    shown,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.random import seeded
-
-__all__ = ["bpda_eot", "joint_score_attack", "pgd"]
 
 Classifier = Callable[[Tensor], Tensor]
 Purifier = Callable[[Tensor], Tensor]
@@ -79,10 +68,10 @@ def pgd(
         >>> bool((attacked - x).abs().max() < 0.1001)
         True
     """
-    check_callable("classifier", classifier, "a function of images", or_class=False)
-    step = check_number("eps", eps, above=0.0) / 4 if step is None else step
-    check_boolean("random_start", random_start)
-    labels = as_tensor("labels", labels, "(n,)")
+    checks.function("classifier", classifier, "a function of images", or_class=False)
+    step = checks.number("eps", eps, above=0.0) / 4 if step is None else step
+    checks.boolean("random_start", random_start)
+    labels = checks.as_tensor("labels", labels, "(n,)")
 
     def direction(x: Tensor) -> Tensor:
         return _unit(_gradient(classifier, x, labels), norm)
@@ -140,7 +129,7 @@ def bpda_eot(
         torch.Size([2, 4])
     """
     _check_purified(classifier, purifier, num_draws)
-    labels = as_tensor("labels", labels, "(n,)")
+    labels = checks.as_tensor("labels", labels, "(n,)")
 
     def direction(x: Tensor) -> Tensor:
         total, _ = _through(classifier, purifier, x, labels, num_draws, norm)
@@ -193,7 +182,7 @@ def joint_score_attack(
         torch.Size([2, 4])
     """
     _check_purified(classifier, purifier, num_draws)
-    labels = as_tensor("labels", labels, "(n,)")
+    labels = checks.as_tensor("labels", labels, "(n,)")
 
     def direction(x: Tensor) -> Tensor:
         total, moved = _through(classifier, purifier, x, labels, num_draws, norm)
@@ -215,16 +204,21 @@ def _ascend(
     progress: bool,
 ) -> Tensor:
     """Steps in a direction, each of them projected."""
-    x, labels = as_tensor("x", x, "(n, ...)", finite=True), as_tensor("labels", labels, "(n,)")
+    x, labels = (
+        checks.as_tensor("x", x, "(n, ...)", finite=True),
+        checks.as_tensor("labels", labels, "(n,)"),
+    )
     if not x.is_floating_point() or x.dim() < 2 or x.min() < 0 or x.max() > 1:
-        raise ValueError(f"x must be images (n, *event) with pixels from 0 to 1, got {shown(x)}")
+        raise ValueError(
+            f"x must be images (n, *event) with pixels from 0 to 1, got {checks.shown(x)}"
+        )
     if labels.dtype != torch.int64 or len(labels) != len(x) or labels.min() < 0:
-        raise ValueError(f"labels must be {len(x)} int64 classes >= 0, got {shown(labels)}")
-    check_number("eps", eps, above=0.0)
-    check_number("step", step, above=0.0)
-    check_integer("num_steps", num_steps, 0)
-    check_choice("norm", norm, get_args(Norm))
-    check_boolean("progress", progress)
+        raise ValueError(f"labels must be {len(x)} int64 classes >= 0, got {checks.shown(labels)}")
+    checks.number("eps", eps, above=0.0)
+    checks.number("step", step, above=0.0)
+    checks.integer("num_steps", num_steps, 0)
+    checks.choice("norm", norm, get_args(Norm))
+    checks.boolean("progress", progress)
     x = x.detach()
     with seeded(seed):
         attacked = x.clone()
@@ -245,11 +239,11 @@ def _gradient(classifier: Classifier, x: Tensor, labels: Tensor) -> Tensor:
         if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] <= labels.max():
             raise ValueError(
                 f"classifier must return logits ({len(x)}, num_classes) for labels up to "
-                f"{int(labels.max())}, got {shown(logits)}"
+                f"{int(labels.max())}, got {checks.shown(logits)}"
             )
         loss = cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
-    check_finite("the gradient of classifier", gradient)
+    checks.all_finite("the gradient of classifier", gradient)
     return gradient
 
 
@@ -267,7 +261,8 @@ def _through(
         purified = purifier(copies)
     if purified.shape != copies.shape:
         raise ValueError(
-            f"purifier must keep the shape of images {tuple(copies.shape)}, got {shown(purified)}"
+            f"purifier must keep the shape of images {tuple(copies.shape)}, "
+            f"got {checks.shown(purified)}"
         )
     directions = _unit(_gradient(classifier, purified, labels.repeat(num_draws)), norm)
     return (
@@ -294,6 +289,6 @@ def _project(attacked: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def _check_purified(classifier: Classifier, purifier: Purifier, num_draws: int) -> None:
-    check_callable("classifier", classifier, "a function of images", or_class=False)
-    check_callable("purifier", purifier, "a function of images", or_class=False)
-    check_integer("num_draws", num_draws, 1)
+    checks.function("classifier", classifier, "a function of images", or_class=False)
+    checks.function("purifier", purifier, "a function of images", or_class=False)
+    checks.integer("num_draws", num_draws, 1)

@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ext._checks import check_callable, check_mapping, check_number, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.potential.evaluation import bijection, may_validate
-
-__all__ = ["ConditionalUpdate", "EnumeratedSites", "LogJoint", "PriorProposals", "RandomWalk"]
 
 Values: TypeAlias = dict[str, Tensor]
 Model: TypeAlias = Callable[..., Any]
@@ -50,9 +48,9 @@ class LogJoint:
     """
 
     def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check_callable("model", model, "a Pyro model")
-        check_mapping("kwargs", kwargs, "a dict of arguments of the model")
-        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
+        checks.function("model", model, "a Pyro model")
+        checks.mapping("kwargs", kwargs, "a dict of arguments of the model")
+        args = tuple(checks.sequence("args", args, "the arguments of the model", 0))
         self._model, self._args, self._kwargs = model, args, kwargs
         self._unchecked: set[str] = set()
 
@@ -237,7 +235,7 @@ class RandomWalk(ConditionalUpdate):
     keeps_no_state = True
 
     def __init__(self, scale: float) -> None:
-        self.scale = check_number("scale", scale, above=0)
+        self.scale = checks.number("scale", scale, above=0)
 
     def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
         """Propose each site and accept or not.

@@ -8,10 +8,8 @@ from fnmatch import fnmatchcase
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.posterior.convergence import effective_sample_size
-
-__all__ = ["EarlyStopping"]
 
 _MIN_DRAWS = 4
 
@@ -53,10 +51,10 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if isinstance(self.names, str) or not isinstance(self.names, Sequence) or not self.names:
             raise ValueError(f"names must be a list of names, got {self.names!r:.80}")
-        check_sequence("names", self.names, "a list of names", 1, str)
-        check_number("r_hat", self.r_hat, above=1)
-        check_number("effective_sample_size", self.effective_sample_size, above=0)
-        check_integer("interval", self.interval, _MIN_DRAWS)
+        checks.sequence("names", self.names, "a list of names", 1, str)
+        checks.number("r_hat", self.r_hat, above=1)
+        checks.number("effective_sample_size", self.effective_sample_size, above=0)
+        checks.integer("interval", self.interval, _MIN_DRAWS)
 
     def pick(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Choose the quantities to look at.

@@ -9,16 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
-
-__all__ = ["antithetic_gradient"]
+from pyro_ext._lib import checks
 
 
 def antithetic_gradient(
@@ -56,12 +47,12 @@ def antithetic_gradient(
         >>> bool(((estimate - torch.tensor([2.0, 4.0])).abs() < 0.2).all())
         True
     """
-    check_callable("function", function)
-    parameters = as_tensor("parameters", parameters, "(size,)")
-    check_number("scale", scale, above=0)
-    check_integer("num_pairs", num_pairs, 1)
-    check_optional(
-        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    checks.function("function", function)
+    parameters = checks.as_tensor("parameters", parameters, "(size,)")
+    checks.number("scale", scale, above=0)
+    checks.integer("num_pairs", num_pairs, 1)
+    checks.optional(
+        checks.instance, "generator", generator, torch.Generator, "a torch.Generator or None"
     )
     shape = (num_pairs, *parameters.shape)
     device = parameters.device if generator is None else generator.device

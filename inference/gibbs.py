@@ -12,7 +12,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.util import set_rng_seed
 from torch import Tensor
 
-from pyro_ext._checks import check_callable, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.inference._gibbs_moves import (
     EnumeratedMove,
     Joint,
@@ -39,8 +39,6 @@ from pyro_ext.posterior.identity import kernel_identity
 from pyro_ext.posterior.starts import Start, constrained_start
 from pyro_ext.potential import Backend, Layout
 from pyro_ext.random import spawn_seed
-
-__all__ = ["Gibbs"]
 
 Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
 
@@ -125,12 +123,12 @@ class Gibbs(VectorizedKernel):
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
     ) -> None:
-        for entry in check_sequence("blocks", blocks, "a list of pairs of a kernel and its sites"):
+        for entry in checks.sequence("blocks", blocks, "a list of pairs of a kernel and its sites"):
             if not isinstance(entry, list | tuple) or len(entry) != 2:
                 raise TypeError(
                     f"blocks must be pairs of a kernel and a list of its sites, got {entry!r:.80}"
                 )
-            check_sequence("blocks", entry[1], "pairs of a kernel and a list of its sites")
+            checks.sequence("blocks", entry[1], "pairs of a kernel and a list of its sites")
         self.blocks = [(block, list(sites)) for block, sites in blocks]
         names = [name for _, sites in self.blocks for name in sites]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -143,7 +141,7 @@ class Gibbs(VectorizedKernel):
                     f"over partitions with conjugate clusters, got {type(block).__name__}"
                 )
         if model is not None:
-            check_callable("model", model, "a Pyro model")
+            checks.function("model", model, "a Pyro model")
         known = [model, *(getattr(block, "model", None) for block, _ in self.blocks)]
         found = next((entry for entry in known if entry is not None), None)
         if found is None:

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.vectorized import Info, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import BatchedFunction, InitStrategy, Potential, init_to_prior
 from pyro_ext.random import chain_keys, seeded, uniform
-
-__all__ = ["IndependenceMetropolis", "MetropolisState"]
 
 # Of freedom: many draws are far out, where a population may have missed something.
 _DEGREES = 2.0
@@ -139,8 +137,8 @@ class IndependenceMetropolis(VectorizedKernel):
         **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
-        self.num_points = check_integer("num_points", num_points, 32)
-        self.local_fraction = check_number("local_fraction", local_fraction, above=0, below=1)
+        self.num_points = checks.integer("num_points", num_points, 32)
+        self.local_fraction = checks.number("local_fraction", local_fraction, above=0, below=1)
         self._known: Population | None = None
 
     @property

@@ -8,19 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_ext._checks import (
-    check_callable,
-    check_finite,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-    check_sequence,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.random import fresh_seed, spawn_seed
-
-__all__ = ["IVON"]
 
 
 class IVON(Optimizer):
@@ -88,14 +77,14 @@ class IVON(Optimizer):
         num_samples: int = 1,
         seed: int | None = None,
     ) -> None:
-        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
         self._curvatures: list[Tensor] | None = None
         if isinstance(params, Tensor | str) or not hasattr(params, "__iter__"):
-            raise TypeError(f"params must be tensors or groups of them, got {shown(params)}")
+            raise TypeError(f"params must be tensors or groups of them, got {checks.shown(params)}")
         given = list(params)
         tensors = [t for p in given for t in (p["params"] if isinstance(p, dict) else [p])]
         if not tensors or not all(isinstance(one, Tensor) for one in tensors):
-            raise TypeError(f"params must be tensors or groups of them, got {shown(given)}")
+            raise TypeError(f"params must be tensors or groups of them, got {checks.shown(given)}")
         defaults = dict(
             lr=lr,
             ess=ess,
@@ -122,16 +111,16 @@ class IVON(Optimizer):
         :raises ValueError: for settings out of range, or parameters that are not finite.
         :raises TypeError: for parameters that are no floating-point tensors.
         """
-        check_mapping("param_group", param_group, "a dict with params")
+        checks.mapping("param_group", param_group, "a dict with params")
         _check_settings({**self.defaults, **param_group})
         params = param_group.get("params")
         params = [params] if isinstance(params, Tensor) else list(params or [])
         if not params:
-            raise ValueError(f"param_group must hold params, got {shown(param_group)}")
+            raise ValueError(f"param_group must hold params, got {checks.shown(param_group)}")
         for one in params:
             if not (isinstance(one, Tensor) and one.is_floating_point()):
-                raise TypeError(f"params must be floating-point tensors, got {shown(one)}")
-            check_finite("params", one)
+                raise TypeError(f"params must be floating-point tensors, got {checks.shown(one)}")
+            checks.all_finite("params", one)
         super().add_param_group({**param_group, "params": params})
         group = self.param_groups[-1]
         for parameter in params:
@@ -153,7 +142,7 @@ class IVON(Optimizer):
         :returns: a function of the same arguments, as :meth:`pyro_ext.inference.Trainer.run` takes
             it, after which the parameters are the mean again.
         """
-        check_callable("loss", loss)
+        checks.function("loss", loss)
 
         @wraps(loss)
         def run(*args: Any) -> tuple[Tensor, list[Tensor]]:
@@ -178,7 +167,7 @@ class IVON(Optimizer):
                     if not isinstance(value, Tensor) or not value.requires_grad:
                         raise ValueError(
                             "loss must return a tensor that depends on the parameters, got "
-                            f"{shown(value)}"
+                            f"{checks.shown(value)}"
                         )
                     found = torch.autograd.grad(
                         value.sum(), parameters, allow_unused=True, materialize_grads=True
@@ -256,7 +245,7 @@ class IVON(Optimizer):
         :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
         :returns: **Shape:** ``(num_samples, *shape)`` each.
         """
-        number = check_integer("num_samples", num_samples, 1)
+        number = checks.integer("num_samples", num_samples, 1)
         key = fresh_seed(seed)
         return [
             p.detach() + scale * _noise((number, *p.shape), p, spawn_seed(key, place))
@@ -284,17 +273,17 @@ def _trained(group: dict[str, Any]) -> list[Tensor]:
 def _check_settings(group: dict[str, Any]) -> None:
     """Check the numbers of a group."""
     for name in ("lr", "ess", "hess_init"):
-        check_number(name, group[name], above=0)
-    pair = check_sequence("betas", group["betas"], "two numbers from 0 to below 1")
+        checks.number(name, group[name], above=0)
+    pair = checks.sequence("betas", group["betas"], "two numbers from 0 to below 1")
     if len(pair) != 2:
         raise ValueError(
-            f"betas must be two numbers from 0 to below 1, got {shown(group['betas'])}"
+            f"betas must be two numbers from 0 to below 1, got {checks.shown(group['betas'])}"
         )
     for beta in pair:
-        check_number("betas", beta, least=0, below=1)
-    check_number("weight_decay", group["weight_decay"], least=0)
-    check_optional(check_number, "clip_radius", group["clip_radius"], above=0)
-    check_integer("seed", group["seed"], 0)
+        checks.number("betas", beta, least=0, below=1)
+    checks.number("weight_decay", group["weight_decay"], least=0)
+    checks.optional(checks.number, "clip_radius", group["clip_radius"], above=0)
+    checks.integer("seed", group["seed"], 0)
 
 
 def _noise(shape: Any, like: Tensor, seed: int) -> Tensor:

@@ -16,28 +16,12 @@ from pyro.infer import MCMC, NUTS
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer
 from pyro_ext.posterior.modes import find_map, gradient_differences
 from pyro_ext.potential import Potential
 from pyro_ext.potential.potential import energy
 from pyro_ext.random import fresh_seed, seeded
-
-__all__ = [
-    "DiagonalLaplace",
-    "LaplacePosterior",
-    "diagonal_laplace",
-    "laplace_posterior",
-    "nuts_posterior",
-]
 
 _STEP = 1e-3
 _STEP_SIZE = 0.4
@@ -75,9 +59,9 @@ def laplace_posterior(
         >>> round(float(posterior.scale_tril), 6)
         2.0
     """
-    check_instance("potential", potential, Potential, "a Potential")
-    starts = check_sequence("starts", starts, "a list of dicts of tensors by site")
-    starts = [check_tensors("starts", start, potential.sites) for start in starts]
+    checks.instance("potential", potential, Potential, "a Potential")
+    starts = checks.sequence("starts", starts, "a list of dicts of tensors by site")
+    starts = [checks.tensors("starts", start, potential.sites) for start in starts]
     layout = potential.layout
     modes = torch.stack(
         [
@@ -132,12 +116,12 @@ def nuts_posterior(
         >>> nuts_posterior(potential, laplace, 20, seed=0)["loc"].shape
         torch.Size([20])
     """
-    check_instance("potential", potential, Potential, "a Potential")
-    check_instance("laplace", laplace, LaplacePosterior, "what laplace_posterior returns")
-    check_integer("num_samples", num_samples, 1)
-    check_integer("warmup_steps", warmup_steps, 0)
+    checks.instance("potential", potential, Potential, "a Potential")
+    checks.instance("laplace", laplace, LaplacePosterior, "what laplace_posterior returns")
+    checks.integer("num_samples", num_samples, 1)
+    checks.integer("warmup_steps", warmup_steps, 0)
     if step_size is not None:
-        check_number("step_size", step_size, above=0)
+        checks.number("step_size", step_size, above=0)
     chosen = fresh_seed(seed)
 
     def standardized(params: Mapping[str, Tensor]) -> Tensor:
@@ -203,7 +187,7 @@ class DiagonalLaplace(NamedTuple):
         :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
         :returns: by name. **Shape:** ``(num_samples, *shape)`` each.
         """
-        number = check_integer("num_samples", num_samples, 1)
+        number = checks.integer("num_samples", num_samples, 1)
         with seeded(fresh_seed(seed)):
             return {
                 name: mean
@@ -224,10 +208,10 @@ class DiagonalLaplace(NamedTuple):
         :param int batch_size: inputs whose slopes are in memory at the same time.
         :returns: **Shape:** ``(n, *outputs)`` each.
         """
-        check_callable("function", function)
+        checks.function("function", function)
         inputs = _rows(inputs, self.mode)
         means, variances = [], []
-        for rows in inputs.split(check_integer("batch_size", batch_size, 1)):
+        for rows in inputs.split(checks.integer("batch_size", batch_size, 1)):
             slopes, values = _slopes(function, self.mode, rows)
             means.append(values)
             total = torch.zeros_like(values)
@@ -245,7 +229,7 @@ def _slopes(
 
     def outputs(weights: dict[str, Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
         found = function(weights, row)
-        check_instance("what function returns", found, Tensor, "a tensor")
+        checks.instance("what function returns", found, Tensor, "a tensor")
         return found, found
 
     slopes = torch.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
@@ -256,7 +240,7 @@ def _slopes(
 def _rows(inputs: Any, mode: Mapping[str, Tensor]) -> Tensor:
     """Inputs of the type and on the device of the weights."""
     like = next(iter(mode.values()))
-    return as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
+    return checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
 
 
 def diagonal_laplace(
@@ -309,20 +293,20 @@ def diagonal_laplace(
         >>> round(float(found.scale["slope"]), 4)  # 1 / sqrt(4 / 0.25 + 0.01)
         0.2499
     """
-    check_callable("function", function)
+    checks.function("function", function)
     mode = {
         name: value.detach().clone()
-        for name, value in check_tensors("parameters", parameters, finite=True).items()
+        for name, value in checks.tensors("parameters", parameters, finite=True).items()
     }
     inputs = _rows(inputs, mode)
-    targets = as_tensor("targets", targets, f"({len(inputs)}, ...)", finite=True)
+    targets = checks.as_tensor("targets", targets, f"({len(inputs)}, ...)", finite=True)
     fixed = {"noise": noise, "prior_scale": prior_scale}
     for name, value in fixed.items():
         if value is not None:
-            check_number(name, value, above=0)
-    check_integer("num_steps", num_steps, 1)
-    check_number("lr", lr, above=0)
-    check_integer("batch_size", batch_size, 1)
+            checks.number(name, value, above=0)
+    checks.integer("num_steps", num_steps, 1)
+    checks.number("lr", lr, above=0)
+    checks.integer("batch_size", batch_size, 1)
 
     curvature = {name: torch.zeros_like(value) for name, value in mode.items()}
     predicted = []

@@ -8,7 +8,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gather_chains
 from pyro_ext.inference._running.driver import ChainMethod, Driver, DriverOptions
 from pyro_ext.inference._running.end_of_run import warn_at_end
@@ -218,7 +218,7 @@ class MCMC(Driver):
                 "of draws as num_samples=..."
             )
         if num_samples is not None:
-            num_samples = check_integer("num_samples", num_samples, 1)
+            num_samples = checks.integer("num_samples", num_samples, 1)
         selected: dict[str, Tensor] = select_samples(self._gather()[0], num_samples, group_by_chain)
         return dict(selected)
 
@@ -256,7 +256,7 @@ class MCMC(Driver):
 
         :param float prob: probability mass of the interval.
         """
-        check_number("prob", prob, above=0, below=1)
+        checks.number("prob", prob, above=0, below=1)
         print_summary(self._numbers(), prob=prob)
         if (divergences := self._divergences()) is not None:
             print(f"Number of divergences: {sum(map(len, divergences.values()))}")

@@ -14,13 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import check_folder_of
 from pyro_ext.inference.evolution_strategies import antithetic_gradient
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
@@ -33,8 +27,6 @@ from pyro_ext.inference.tasks import (
 )
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
-
-__all__ = ["MetaTrainer"]
 
 
 class MetaTrainer:
@@ -111,28 +103,28 @@ class MetaTrainer:
         checkpoint: str | Path | None = None,
         seed: int | None = None,
     ) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
-        for task in check_sequence("tasks", tasks, "a list of tasks"):
-            check_instance("tasks", task, Task, "a list of tasks")
-        check_callable("kernel", kernel, "a function that makes a kernel of a model and a module")
-        check_callable("loss", loss)
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
+        for task in checks.sequence("tasks", tasks, "a list of tasks"):
+            checks.instance("tasks", task, Task, "a list of tasks")
+        checks.function("kernel", kernel, "a function that makes a kernel of a model and a module")
+        checks.function("loss", loss)
         self.module = module
         self.tasks = list(tasks)
         check_draws(num_steps, num_samples, thinning)
         self.num_steps = num_steps
         self.num_samples = num_samples
         self.thinning = thinning
-        self.num_pairs = check_integer("num_pairs", num_pairs, 1)
-        self.scale = check_number("scale", scale, above=0)
-        self.max_norm = check_number("max_norm", max_norm, above=0)
+        self.num_pairs = checks.integer("num_pairs", num_pairs, 1)
+        self.scale = checks.number("scale", scale, above=0)
+        self.max_norm = checks.number("max_norm", max_norm, above=0)
         self.loss = loss
-        self.worst_loss = check_number("worst_loss", worst_loss)
+        self.worst_loss = checks.number("worst_loss", worst_loss)
         self.seed = seed_of(seed, checkpoint)
         self._make_kernel = kernel
         self._kernels: dict[int, SGMCMCKernel] = {}
         self._shapes = [parameter.shape for parameter in module.parameters()]
         self._parameters = parameters_to_vector(module.parameters()).detach().clone()
-        check_number("learning_rate", learning_rate, above=0)
+        checks.number("learning_rate", learning_rate, above=0)
         names = ("num_steps", "num_samples", "thinning", "num_pairs", "scale", "worst_loss")
         self._trainer = Trainer(
             {type(module).__name__: self._parameters},
@@ -178,7 +170,7 @@ class MetaTrainer:
         :param bool progress: whether to show a progress bar.
         :returns: the trainer itself.
         """
-        check_integer("num_iterations", num_iterations, 0)
+        checks.integer("num_iterations", num_iterations, 0)
         try:
             self._trainer.run(
                 self._estimate,

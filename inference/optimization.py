@@ -8,22 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer
 from pyro_ext.posterior.modes import gradient_differences, whitening_factor
 from pyro_ext.random import uniform
-
-__all__ = [
-    "BatchLBFGS",
-    "BatchOptimizer",
-    "Center",
-    "Minimizer",
-    "Minimum",
-    "Objective",
-    "center_of",
-    "factor_at",
-    "minibatches_of",
-]
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -114,17 +102,17 @@ class BatchLBFGS(Minimizer):
     def __init__(
         self, max_steps: int = 500, tolerance: float = 1e-5, history_size: int = 10
     ) -> None:
-        self.max_steps = check_integer("max_steps", max_steps, 1)
-        self.tolerance = check_number("tolerance", tolerance, above=0)
-        self.history_size = check_integer("history_size", history_size, 1)
+        self.max_steps = checks.integer("max_steps", max_steps, 1)
+        self.tolerance = checks.number("tolerance", tolerance, above=0)
+        self.history_size = checks.integer("history_size", history_size, 1)
 
     def __repr__(self) -> str:
         return f"BatchLBFGS({self.max_steps}, {self.tolerance}, {self.history_size})"
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Search; see :meth:`Minimizer.minimize`."""
-        check_callable("objective", objective)
-        start = as_tensor("start", start, "(num_searches, size)")
+        checks.function("objective", objective)
+        start = checks.as_tensor("start", start, "(num_searches, size)")
         position = start.clone()
         rows = torch.arange(len(start), device=start.device)
         value, gradient = objective(position, rows)
@@ -204,13 +192,13 @@ class BatchOptimizer(Minimizer):
             torch.optim.lr_scheduler.CosineAnnealingLR
         ),
     ) -> None:
-        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        checks.function("optimizer", optimizer, "a function that makes an optimizer of tensors")
         if scheduler is not None:
-            check_callable(
+            checks.function(
                 "scheduler", scheduler, "a function of an optimizer and a number of steps"
             )
         self.optimizer = optimizer
-        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
         self.scheduler = scheduler
 
     def __repr__(self) -> str:
@@ -221,8 +209,8 @@ class BatchOptimizer(Minimizer):
 
         The value is that at the last position, on a minibatch of its own where there are any.
         """
-        check_callable("objective", objective)
-        start = as_tensor("start", start, "(num_searches, size)")
+        checks.function("objective", objective)
+        start = checks.as_tensor("start", start, "(num_searches, size)")
         rows = torch.arange(len(start), device=start.device)
         position = start.clone()
 

@@ -17,18 +17,8 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-    shown,
-)
-from pyro_ext._trained_range import warn_outside
+from pyro_ext._lib import checks
+from pyro_ext._lib.trained_range import warn_outside
 from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
 from pyro_ext.distributions import BarDistribution, bar_borders
 from pyro_ext.distributions.bars import check_borders
@@ -36,8 +26,6 @@ from pyro_ext.inference._vectorized_draws import OwnMemory, can_be_vectorized, v
 from pyro_ext.inference.prior_fitted_transformer import PriorFittedTransformer
 from pyro_ext.inference.training import Trainer
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
-
-__all__ = ["PriorDataFittedNetwork", "PriorFittedPredictive"]
 
 _NUM_BARS = 200
 _FORMAT = "pyro_ext prior-data fitted network"
@@ -143,44 +131,44 @@ class PriorDataFittedNetwork:
         seed: int | None = None,
     ) -> None:
         if prior is not None:
-            check_callable("prior", prior, "a Pyro model or None")
+            checks.function("prior", prior, "a Pyro model or None")
         self.prior, self.site = prior, site
-        check_instance("site", site, str, "the name of a site")
+        checks.instance("site", site, str, "the name of a site")
         if not site:
             raise ValueError(f"site must be the name of a site, got {site!r}")
-        check_optional(check_callable, "inputs", inputs, "a function of two numbers")
-        check_optional(check_callable, "sampler", sampler, "a function of inputs")
+        checks.optional(checks.function, "inputs", inputs, "a function of two numbers")
+        checks.optional(checks.function, "sampler", sampler, "a function of inputs")
         self.inputs, self.sampler = inputs, sampler
-        self.num_features = check_integer("num_features", num_features, 1)
-        low, high = (check_integer("num_points", n, 2) for n in _pair("num_points", num_points))
-        self.least_context = check_integer("least_context", least_context, 1)
+        self.num_features = checks.integer("num_features", num_features, 1)
+        low, high = (checks.integer("num_points", n, 2) for n in _pair("num_points", num_points))
+        self.least_context = checks.integer("least_context", least_context, 1)
         if not self.least_context < low <= high:
             raise ValueError(
                 f"num_points must rise and be more than least_context={least_context}, got "
-                f"{shown(num_points)}"
+                f"{checks.shown(num_points)}"
             )
         self.num_points = low, high
         least, most = (
-            check_number("context", part, least=0, below=1) for part in _pair("context", context)
+            checks.number("context", part, least=0, below=1) for part in _pair("context", context)
         )
         if least > most:
-            raise ValueError(f"context must rise, got {shown(context)}")
+            raise ValueError(f"context must rise, got {checks.shown(context)}")
         self.context = least, most
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.learning_rate = check_number("learning_rate", learning_rate, above=0)
-        self.warm_up = check_number("warm_up", warm_up, least=0, below=1)
-        self.regress_context = check_boolean("regress_context", regress_context)
-        self.num_for_borders = check_integer("num_for_borders", num_for_borders, 1)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.learning_rate = checks.number("learning_rate", learning_rate, above=0)
+        self.warm_up = checks.number("warm_up", warm_up, least=0, below=1)
+        self.regress_context = checks.boolean("regress_context", regress_context)
+        self.num_for_borders = checks.integer("num_for_borders", num_for_borders, 1)
         self.seed = fresh_seed(seed)
         self.losses: list[float] = []
         """The loss of each step of training."""
-        check_optional(check_integer, "num_bars", num_bars, 2)
+        checks.optional(checks.integer, "num_bars", num_bars, 2)
         self.borders: Tensor | None = None
         """Borders of the bars, or ``None`` before they are found."""
         if borders is not None:
-            self.borders = as_tensor("borders", borders, "(num_bars + 1,)", finite=True)
+            self.borders = checks.as_tensor("borders", borders, "(num_bars + 1,)", finite=True)
             check_borders("borders", self.borders)
-        check_optional(check_instance, "net", net, nn.Module, "a torch.nn.Module or None")
+        checks.optional(checks.instance, "net", net, nn.Module, "a torch.nn.Module or None")
         known = {
             "num_bars": num_bars,
             "borders": None if self.borders is None else len(self.borders) - 1,
@@ -217,9 +205,9 @@ class PriorDataFittedNetwork:
             ``(num_sets, n)``.
         :raises ValueError: where the prior has no such site, or its values have another shape.
         """
-        check_integer("num_sets", num_sets, 1)
-        check_integer("num_points", num_points, 2)
-        if check_integer("num_context", num_context, 1) >= num_points:
+        checks.integer("num_sets", num_sets, 1)
+        checks.integer("num_points", num_points, 2)
+        if checks.integer("num_context", num_context, 1) >= num_points:
             raise ValueError(
                 f"num_context must be less than num_points={num_points}, got {num_context}"
             )
@@ -230,7 +218,7 @@ class PriorDataFittedNetwork:
             what = "sampler" if self.sampler is not None else "prior"
             raise ValueError(
                 f"{what} must draw finite values of the shape {(num_points,)} at {self.site!r}, "
-                f"one for each input, got {shown(y)} for {num_sets} data sets"
+                f"one for each input, got {checks.shown(y)} for {num_sets} data sets"
             )
         return x, y
 
@@ -252,7 +240,7 @@ class PriorDataFittedNetwork:
         :returns: the network itself.
         :raises TrainingDiverged: where the loss or a gradient is not finite.
         """
-        num_steps = check_integer("num_steps", num_steps, 0)
+        num_steps = checks.integer("num_steps", num_steps, 0)
         if self.borders is None:
             self._find_borders()
         self.input_range = self._find_input_range()
@@ -341,13 +329,13 @@ class PriorDataFittedNetwork:
 
     def _inputs(self, num_sets: int, num_points: int) -> Tensor:
         if self.inputs is not None:
-            return as_tensor("inputs", self.inputs(num_sets, num_points), finite=True)
+            return checks.as_tensor("inputs", self.inputs(num_sets, num_points), finite=True)
         x = torch.rand(num_sets, num_points, self.num_features)
         return x.squeeze(-1) if self.num_features == 1 else x
 
     def _values(self, x: Tensor, num_context: int) -> Tensor:
         if self.sampler is not None:
-            return as_tensor("sampler", self.sampler(x, num_context=num_context))
+            return checks.as_tensor("sampler", self.sampler(x, num_context=num_context))
         if self.prior is None:
             raise ValueError("prior must be a Pyro model to draw from or to train on, got None")
         draw_one = partial(self._draw_one, told=self._told(num_context))
@@ -390,16 +378,20 @@ class PriorDataFittedNetwork:
             that was not trained.
         """
         weights = next(self.net.parameters())
-        values = as_tensor("yc", yc, "(*batch, num_context)", like=weights, finite=True).to(weights)
+        values = checks.as_tensor("yc", yc, "(*batch, num_context)", like=weights, finite=True).to(
+            weights
+        )
         given = self._as_inputs("xc", xc, values.dim()).to(weights)
         asked = self._as_inputs("xq", xq, values.dim()).to(weights)
         if given.shape[:-1] != values.shape:
             raise ValueError(
-                f"yc must have one value for each of the inputs xc, got {shown(yc)} for {shown(xc)}"
+                f"yc must have one value for each of the inputs xc, "
+                f"got {checks.shown(yc)} for {checks.shown(xc)}"
             )
         if asked.shape[:-2] != given.shape[:-2]:
             raise ValueError(
-                f"xq must have the leading dimensions of xc, got {shown(xq)} for {shown(xc)}"
+                f"xq must have the leading dimensions of xc, "
+                f"got {checks.shown(xq)} for {checks.shown(xc)}"
             )
         borders = self._known_borders(values)
         self._warn_of_reach(given, values, asked, borders)
@@ -442,12 +434,12 @@ class PriorDataFittedNetwork:
 
     def _as_inputs(self, name: str, value: Any, num_dims: int) -> Tensor:
         """Inputs with a dimension of features."""
-        x = as_tensor(name, value, like=next(self.net.parameters()), finite=True)
+        x = checks.as_tensor(name, value, like=next(self.net.parameters()), finite=True)
         x = x.unsqueeze(-1) if x.dim() == num_dims and self.num_features == 1 else x
         if x.dim() != num_dims + 1 or x.shape[-1] != self.num_features:
             raise ValueError(
                 f"{name} must have the shape (*batch, n, {self.num_features}), or (*batch, n) for "
-                f"one feature, with the batch of yc, got {shown(value)}"
+                f"one feature, with the batch of yc, got {checks.shown(value)}"
             )
         if isinstance(self.net, PriorFittedTransformer):
             self.net.check_inputs(name, x)
@@ -472,7 +464,7 @@ class PriorDataFittedNetwork:
         :raises CheckpointError: where the file cannot be written.
         :raises ValueError: before the borders are known.
         """
-        check_instance("path", path, (str, Path), "a path")
+        checks.instance("path", path, (str, Path), "a path")
         check_folder_of(Path(path))
         try:
             json.dumps(facts)
@@ -511,11 +503,11 @@ class PriorDataFittedNetwork:
         :param options: what else the constructor takes by keyword.
         :raises CheckpointError: where the file is missing, damaged, or of something else.
         """
-        check_instance("path", path, (str, Path), "a path")
+        checks.instance("path", path, (str, Path), "a path")
         tensors, content, _ = read_tensors(Path(path))
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path} holds no prior-data fitted network")
-        check_optional(check_instance, "net", net, nn.Module, "a torch.nn.Module or None")
+        checks.optional(checks.instance, "net", net, nn.Module, "a torch.nn.Module or None")
         if net is None:
             if content["net"] is None:
                 raise ValueError(f"net must be given, since {path} has weights of one of its own")
@@ -563,10 +555,10 @@ class PriorFittedPredictive:
         seed: int | None = None,
     ) -> None:
         wanted = "a PriorDataFittedNetwork"
-        check_instance("network", network, PriorDataFittedNetwork, wanted)
+        checks.instance("network", network, PriorDataFittedNetwork, wanted)
         network.predictive(xc, yc, xc)  # checks all of them
         self.network, self.xc, self.yc = network, xc, yc
-        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
         self.seed = None if seed is None else fresh_seed(seed)
 
     def __call__(self, x: Any) -> dict[str, Tensor]:
@@ -593,7 +585,7 @@ def _rise_and_fall(step: int, num_steps: int, warm_up: float) -> float:
 
 def _pair(argument: str, value: Any) -> Iterator[Any]:
     """Two numbers."""
-    numbers = check_sequence(argument, value, "two numbers", 2)
+    numbers = checks.sequence(argument, value, "two numbers", 2)
     if len(numbers) != 2:
-        raise ValueError(f"{argument} must be two numbers, got {shown(value)}")
+        raise ValueError(f"{argument} must be two numbers, got {checks.shown(value)}")
     return iter(numbers)

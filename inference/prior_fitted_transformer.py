@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from pyro_ext._checks import as_tensor, check_boolean, check_integer
-
-__all__ = ["PriorFittedTransformer"]
+from pyro_ext._lib import checks
 
 
 class PriorFittedTransformer(nn.Module):
@@ -54,14 +52,14 @@ class PriorFittedTransformer(nn.Module):
         log_inputs: bool = False,
     ) -> None:
         super().__init__()
-        self.num_bars = check_integer("num_bars", num_bars, 2)
-        self.num_features = check_integer("num_features", num_features, 1)
-        self.width = check_integer("width", width, 1)
-        self.num_layers = check_integer("num_layers", num_layers, 1)
-        self.num_heads = check_integer("num_heads", num_heads, 1)
+        self.num_bars = checks.integer("num_bars", num_bars, 2)
+        self.num_features = checks.integer("num_features", num_features, 1)
+        self.width = checks.integer("width", width, 1)
+        self.num_layers = checks.integer("num_layers", num_layers, 1)
+        self.num_heads = checks.integer("num_heads", num_heads, 1)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        self.log_inputs = check_boolean("log_inputs", log_inputs)
+        self.log_inputs = checks.boolean("log_inputs", log_inputs)
         num_seen = 2 * num_features if log_inputs else num_features
         for name, size in (("x", (num_seen,)), ("y", ())):  # those of a uniform number
             self.register_buffer(f"{name}_loc", torch.full(size, 0.5))
@@ -86,7 +84,10 @@ class PriorFittedTransformer(nn.Module):
         :param Tensor y: typical values, at least two. **Shape:** any.
         :raises ValueError: for inputs that have no logarithm where that is needed, or one value.
         """
-        x, y = as_tensor("x", x, "(n, num_features)", finite=True), as_tensor("y", y, finite=True)
+        x, y = (
+            checks.as_tensor("x", x, "(n, num_features)", finite=True),
+            checks.as_tensor("y", y, finite=True),
+        )
         for name, each in (("x", x), ("y", y)):
             if len(x) < 2 or each.numel() < 2:
                 raise ValueError(f"{name} must hold at least two points, got {each!r:.80}")

@@ -15,8 +15,6 @@ from pyro_ext.inference._running.segments import Segment
 from pyro_ext.inference._running.stores import FolderStore
 from pyro_ext.posterior.starts import Start
 
-__all__ = ["StreamingMCMC"]
-
 _DIVERGING = "statistic:diverging"  # a name beside those of sites
 
 

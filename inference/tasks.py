@@ -9,25 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import Potential
-
-__all__ = [
-    "Task",
-    "check_draws",
-    "ensemble_loss",
-    "held_out_log_likelihood",
-    "last_steps",
-    "single_draw_loss",
-]
 
 
 @dataclass(frozen=True)
@@ -51,11 +35,11 @@ class Task:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_callable("model", self.model, "a Pyro model")
-        check_callable("log_likelihood", self.log_likelihood, "a function of draws")
-        check_sequence("args", self.args, "the arguments of the model", 0)
-        check_mapping("kwargs", self.kwargs, "a dict of arguments of the model")
-        check_instance("name", self.name, str, "a string")
+        checks.function("model", self.model, "a Pyro model")
+        checks.function("log_likelihood", self.log_likelihood, "a function of draws")
+        checks.sequence("args", self.args, "the arguments of the model", 0)
+        checks.mapping("kwargs", self.kwargs, "a dict of arguments of the model")
+        checks.instance("name", self.name, str, "a string")
 
     def evaluate(
         self,
@@ -80,7 +64,7 @@ class Task:
         :raises ValueError: for numbers out of range.
         """
         check_draws(num_steps, num_samples, thinning)
-        check_integer("num_chains", num_chains, 1)
+        checks.integer("num_chains", num_chains, 1)
         kernel.setup(0, *self.args, **self.kwargs)
         steps = last_steps(num_steps, num_samples, thinning)
         return held_out_log_likelihood(self, kernel, range(num_chains), seed, steps)
@@ -97,7 +81,9 @@ def ensemble_loss(log_likelihood: Tensor) -> Tensor:
         >>> ensemble_loss(torch.tensor([[[0.5], [0.25]]]).log())
         tensor([0.9808])
     """
-    log_likelihood = as_tensor("log_likelihood", log_likelihood, "(num_chains, num_draws, n)")
+    log_likelihood = checks.as_tensor(
+        "log_likelihood", log_likelihood, "(num_chains, num_draws, n)"
+    )
     num_draws = log_likelihood.shape[1]
     return math.log(num_draws) - log_likelihood.logsumexp(1).mean(-1)
 
@@ -113,15 +99,17 @@ def single_draw_loss(log_likelihood: Tensor) -> Tensor:
         >>> single_draw_loss(torch.tensor([[[0.5], [0.25]]]).log())
         tensor([1.0397])
     """
-    log_likelihood = as_tensor("log_likelihood", log_likelihood, "(num_chains, num_draws, n)")
+    log_likelihood = checks.as_tensor(
+        "log_likelihood", log_likelihood, "(num_chains, num_draws, n)"
+    )
     return -log_likelihood.mean((1, 2))
 
 
 def check_draws(num_steps: int, num_samples: int, thinning: int) -> None:
     """Check that so many draws fit into so many steps."""
-    check_integer("num_steps", num_steps, 1)
-    check_integer("num_samples", num_samples, 1)
-    check_integer("thinning", thinning, 1)
+    checks.integer("num_steps", num_steps, 1)
+    checks.integer("num_samples", num_samples, 1)
+    checks.integer("thinning", thinning, 1)
     if (num_samples - 1) * thinning >= num_steps:
         raise ValueError(
             f"num_steps must exceed the {(num_samples - 1) * thinning} steps between the first and "

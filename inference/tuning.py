@@ -25,16 +25,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.diagnostics.temperature import Temperature
 from pyro_ext.inference._pilot_scores import scores
 from pyro_ext.inference._running.end_of_run import temperatures_at
 from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
 from pyro_ext.posterior.starts import Start, check_start, first_values
 from pyro_ext.random import fresh_seed
-
-__all__ = ["Trial", "TuningResult", "tune"]
 
 Grid = Mapping[str, Iterable[Any]]
 
@@ -276,9 +274,9 @@ def _check(kernel: SGMCMCKernel, num_steps: int, num_chains: int, num_samples: i
         raise TypeError(f"kernel must be an SGMCMCKernel, got {kernel!r:.80}")
     if kernel.temperature == 0.0:
         raise ValueError("kernel must have a positive temperature: at 0.0 it samples no posterior")
-    check_integer("num_steps", num_steps, 1)
-    check_integer("num_chains", num_chains, 1)
-    check_integer("num_samples", num_samples, 1)
+    checks.integer("num_steps", num_steps, 1)
+    checks.integer("num_chains", num_chains, 1)
+    checks.integer("num_samples", num_samples, 1)
     if num_chains * num_samples < 2:
         raise ValueError("num_chains times num_samples must be at least 2, to compare draws")
 

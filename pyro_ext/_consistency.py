@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_ext._checks import check_callable, check_instance, check_number, check_sequence
+from pyro_ext._lib import checks
 
 
 def consistency(
@@ -66,10 +66,10 @@ def consistency(
         >>> trace.nodes["consistency"]["fn"].log_factor
         tensor(-4.)
     """
-    check_callable("teacher", teacher, "a Pyro model")
-    sites = check_sequence("sites", sites, "a list of names of sites", kind=str)
-    weight = check_number("weight", weight, least=0)
-    check_instance("name", name, str, "a name of a factor")
+    checks.function("teacher", teacher, "a Pyro model")
+    sites = checks.sequence("sites", sites, "a list of names of sites", kind=str)
+    weight = checks.number("weight", weight, least=0)
+    checks.instance("name", name, str, "a name of a factor")
     return _Consistency(teacher, sites, weight, name)
 
 
@@ -82,7 +82,7 @@ class _Consistency:
         self.teacher, self.sites, self.weight, self.name = teacher, tuple(sites), weight, name
 
     def __call__(self, model: Callable[..., Any]) -> Callable[..., Any]:
-        check_callable("model", model, "a Pyro model")
+        checks.function("model", model, "a Pyro model")
         if self.weight == 0.0:
             return model
 

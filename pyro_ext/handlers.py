@@ -12,18 +12,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-    check_tensors,
-    shown,
-)
 from pyro_ext._consistency import consistency
+from pyro_ext._lib import checks
 
 __all__ = [
     "consistency",
@@ -63,8 +53,8 @@ def replace_observations(
         >>> other(torch.zeros(5))
         tensor([3., 3.])
     """
-    check_callable("model", model, "a Pyro model")
-    data = check_tensors("data", data)
+    checks.function("model", model, "a Pyro model")
+    data = checks.tensors("data", data)
     replaced: Callable[..., Any] = _ReplaceObservations(data)(model)
     return replaced
 
@@ -99,8 +89,8 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
         >>> trace.nodes["x"]["scale"]
         tensor([0., 3.])
     """
-    check_instance("plate", plate, str, "the name of a plate")
-    return _DataWeights(plate, as_tensor("weights", weights, "(size,)"))
+    checks.instance("plate", plate, str, "the name of a plate")
+    return _DataWeights(plate, checks.as_tensor("weights", weights, "(size,)"))
 
 
 def obs_dropout(
@@ -141,10 +131,10 @@ def obs_dropout(
         tensor([[0., 1., 0., 0.],
                 [0., 0., 0., 0.]])
     """
-    sites = check_sequence("sites", sites, "a list of names of sites", kind=str)
-    rate = check_number("rate", rate, least=0.0, most=1.0)
-    check_optional(
-        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    sites = checks.sequence("sites", sites, "a list of names of sites", kind=str)
+    rate = checks.number("rate", rate, least=0.0, most=1.0)
+    checks.optional(
+        checks.instance, "generator", generator, torch.Generator, "a torch.Generator or None"
     )
     return _ObsDropout(sites, rate, generator)
 
@@ -184,9 +174,9 @@ def purify(
         >>> trace.nodes["label"]["fn"].logits
         tensor([1.5000])
     """
-    check_callable("purifier", purifier, "a function of tensors", or_class=False)
-    sites = check_sequence("sites", sites, "a list of names of sites", kind=str)
-    event_dim = check_optional(check_integer, "event_dim", event_dim, 0)
+    checks.function("purifier", purifier, "a function of tensors", or_class=False)
+    sites = checks.sequence("sites", sites, "a list of names of sites", kind=str)
+    event_dim = checks.optional(checks.integer, "event_dim", event_dim, 0)
     return _Purify(purifier, sites, event_dim)
 
 
@@ -228,10 +218,10 @@ def subsample_instances(
         >>> len(trace.nodes["instances"]["value"]), trace.nodes["label"]["scale"]
         (2, 1.0)
     """
-    check_instance("plate", plate, str, "the name of a plate")
-    rate = check_number("rate", rate, above=0.0, most=1.0)
-    check_optional(
-        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    checks.instance("plate", plate, str, "the name of a plate")
+    rate = checks.number("rate", rate, above=0.0, most=1.0)
+    checks.optional(
+        checks.instance, "generator", generator, torch.Generator, "a torch.Generator or None"
     )
     return _SubsampleInstances(plate, rate, generator)
 
@@ -354,7 +344,7 @@ class _ObsDropout(_ChangesObserved):
         if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError(
                 f"sites names {msg['name']!r}, which must be a mask, of True and False or of one "
-                f"and zero, got {shown(mask)}"
+                f"and zero, got {checks.shown(mask)}"
             )
         # Plates outside of the handler have not yet told the site of themselves.
         sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
@@ -388,18 +378,19 @@ class _Purify(_ChangesObserved):
         if self.event_dim is None and event_dim == value.dim():
             raise ValueError(
                 f"event_dim must say which dimensions of {name!r} are one value, 3 for images, as "
-                f"all of it is one event, got None for {shown(value)}"
+                f"all of it is one event, got None for {checks.shown(value)}"
             )
         if event_dim > value.dim():
             raise ValueError(
                 f"event_dim must be at most the number of dimensions of {name!r}, got {event_dim} "
-                f"for {shown(value)}"
+                f"for {checks.shown(value)}"
             )
         rows = value.reshape(-1, *value.shape[value.dim() - event_dim :])
         purified = self.purifier(rows)
         if purified.shape != rows.shape:
             raise ValueError(
-                f"purifier must keep the shape of values {tuple(rows.shape)}, got {shown(purified)}"
+                f"purifier must keep the shape of values {tuple(rows.shape)}, "
+                f"got {checks.shown(purified)}"
             )
         changed: Tensor = purified.reshape(value.shape)
         return changed

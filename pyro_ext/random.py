@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_sequence
+from pyro_ext._lib import checks
 
 __all__ = [
     "chain_keys",
@@ -107,8 +107,8 @@ def chain_keys(seed: int, chains: Sequence[int], device: torch.device | None = N
         >>> bool((chain_keys(7, range(4))[2] == chain_keys(7, range(2, 3))[0]).all())
         True
     """
-    check_integer("seed", seed, 0, most=math.inf)
-    chains = check_sequence("chains", chains, "a list of numbers of chains")
+    checks.integer("seed", seed, 0, most=math.inf)
+    chains = checks.sequence("chains", chains, "a list of numbers of chains")
     words = [
         np.random.SeedSequence(seed, spawn_key=(chain,)).generate_state(2, np.uint32)
         for chain in chains
@@ -235,7 +235,7 @@ def uniform_each(
     """
     is_small = len(steps) < _WORTH_AN_IMPORT
     if _are_wanted_now(keys, steps) and not (is_small and "numba" not in sys.modules):
-        from pyro_ext._philox_loop import philox_each
+        from pyro_ext._lib.philox_loop import philox_each
 
         words = torch.from_numpy(philox_each(keys.numpy(), steps.numpy(), stream))
     else:
@@ -259,7 +259,7 @@ def _words(keys: Tensor, step: Tensor, num_elements: int, stream: int) -> list[T
     if _are_wanted_now(keys, step) and not (is_small and "numba" not in sys.modules):
         # Imported here: Numba is slow to import. A hundred operations on tensors take ten times as
         # long as this loop, on few numbers a hundred times.
-        from pyro_ext._philox_loop import philox_blocks
+        from pyro_ext._lib.philox_loop import philox_blocks
 
         found = philox_blocks(keys.numpy(), step.reshape(-1).numpy(), num_blocks, stream)
         words = torch.from_numpy(found).reshape(4, *step.shape, len(keys), num_blocks)

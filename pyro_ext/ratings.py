@@ -24,7 +24,7 @@ from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from pyro_ext._files import json_object, open_file, read_bytes, sync_folder
+from pyro_ext._lib.files import json_object, open_file, read_bytes, sync_folder
 
 __all__ = [
     "FILE_NAME",
@@ -421,7 +421,7 @@ def _check_names(argument: str, value: Any) -> list[str]:
 
 
 def _check_integer(argument: str, value: Any, least: int, most: int | None = None) -> int:
-    """Check an integer; ``pyro_ext._checks`` would have the command wait for PyTorch."""
+    """Check an integer; ``pyro_ext._lib.checks`` would have the command wait for PyTorch."""
     wanted = f">= {least}" if most is None else f"from {least} to {most}"
     try:
         number = index(value)

@@ -22,7 +22,8 @@ from tempfile import gettempdir
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pyro_ext._pages import (
+from pyro_ext.reproduction import FILE_NAME, MIN_SEEDS, Report
+from pyro_ext.reproduction.pages import (
     PRINTED_NAME,
     RUN_NAME,
     Script,
@@ -32,8 +33,7 @@ from pyro_ext._pages import (
     last_outcome,
     run_pages,
 )
-from pyro_ext._scoreboard import write_scoreboard
-from pyro_ext.reproduction import FILE_NAME, MIN_SEEDS, Report
+from pyro_ext.reproduction.scoreboard import write_scoreboard
 from tests import durations
 
 ROOT = Path(__file__).parents[1]

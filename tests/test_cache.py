@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_ext import _cache
-from pyro_ext._cache import CodeFolder
+from pyro_ext._lib import cache
+from pyro_ext._lib.cache import CodeFolder
 
 
 def test_code_comes_back_by_its_key(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_folders_of_others_are_not_used(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_was_not_used_for_longest_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cache, "_MOST_FILES", 2)
+    monkeypatch.setattr(cache, "_MOST_FILES", 2)
     folder = CodeFolder(tmp_path / "code")
     (tmp_path / "code" / "of others").mkdir()
     for age in (1, 2):

@@ -6,37 +6,32 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext._checks import (
-    as_parameters,
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_sequence,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), torch.ones(2)])
 def test_lists_and_arrays_become_tensors(value):
-    tensor = as_tensor("x", value, "(n,)")
+    tensor = checks.as_tensor("x", value, "(n,)")
     assert isinstance(tensor, torch.Tensor) and tensor.shape == (2,)
-    assert as_tensor("x", tensor) is tensor
+    assert checks.as_tensor("x", tensor) is tensor
 
 
 def test_types_are_those_that_were_asked_for():
     like = torch.zeros((), dtype=torch.float64)
-    assert as_tensor("x", [0.1], like=like).dtype == torch.float64
-    assert as_tensor("x", [1], like=like).dtype == torch.int64
-    assert as_tensor("x", [0.1], like=like).item() == 0.1
-    assert as_tensor("x", np.float32([0.1]), like=like).item() == np.float32(0.1)
-    exact = as_tensor("x", [0.1], dtype=torch.float64)  # without a detour through single precision
+    assert checks.as_tensor("x", [0.1], like=like).dtype == torch.float64
+    assert checks.as_tensor("x", [1], like=like).dtype == torch.int64
+    assert checks.as_tensor("x", [0.1], like=like).item() == 0.1
+    assert checks.as_tensor("x", np.float32([0.1]), like=like).item() == np.float32(0.1)
+    exact = checks.as_tensor(
+        "x", [0.1], dtype=torch.float64
+    )  # without a detour through single precision
     assert exact.item() == 0.1
-    assert as_tensor("x", np.array([True]), kind="booleans").dtype == torch.bool
+    assert checks.as_tensor("x", np.array([True]), kind="booleans").dtype == torch.bool
     for small in (torch.bool, torch.int8):  # to compute with, without overflow, or to index by
-        assert as_tensor("x", torch.ones(2, dtype=small)).dtype == torch.float32
-        assert as_tensor("x", torch.ones(2, dtype=small), kind="integers").dtype == torch.int64
+        assert checks.as_tensor("x", torch.ones(2, dtype=small)).dtype == torch.float32
+        assert (
+            checks.as_tensor("x", torch.ones(2, dtype=small), kind="integers").dtype == torch.int64
+        )
 
 
 def test_what_cannot_be_computed_with_is_refused():
@@ -46,10 +41,10 @@ def test_what_cannot_be_computed_with_is_refused():
         (torch.ones((), device="meta"), r"torch.float32 tensor of shape \(\) on the device meta"),
     ):
         with pytest.raises(TypeError, match=f"x must be a dense tensor with values, got a {got}"):
-            as_tensor("x", wrong)
-    assert check_integer("size", 2**63 - 1, 1) == 2**63 - 1
+            checks.as_tensor("x", wrong)
+    assert checks.integer("size", 2**63 - 1, 1) == 2**63 - 1
     with pytest.raises(ValueError, match="size must be an integer <= 9223372036854775807, got 1"):
-        check_integer("size", 10**30, 1)
+        checks.integer("size", 10**30, 1)
 
 
 SHAPES = [
@@ -70,29 +65,37 @@ SHAPES = [
 @pytest.mark.parametrize(("wanted", "shape", "fits"), SHAPES)
 def test_shapes_are_read_as_they_are_written(wanted, shape, fits):
     if fits:
-        as_tensor("x", torch.zeros(shape), wanted)
+        checks.as_tensor("x", torch.zeros(shape), wanted)
         return
     with pytest.raises(ValueError) as caught:
-        as_tensor("x", torch.zeros(shape), wanted)
+        checks.as_tensor("x", torch.zeros(shape), wanted)
     assert str(caught.value) == f"x must have the shape {wanted}, got {shape}"
 
 
 REFUSED = [
-    (lambda: as_tensor("x", None), TypeError, "x must be a tensor, a NumPy array or a list"),
-    (lambda: as_tensor("x", "abc"), TypeError, "got 'abc'"),
-    (lambda: as_tensor("x", torch.zeros(2, dtype=torch.cfloat)), TypeError, "complex64 tensor"),
-    (lambda: as_tensor("x", [0.5], kind="integers"), TypeError, "a list of integers"),
-    (lambda: as_tensor("x", torch.ones(2), kind="integers"), TypeError, "torch.float32 tensor"),
-    (lambda: as_tensor("x", [1, 0], kind="booleans"), TypeError, "a list of booleans"),
-    (lambda: as_tensor("x", []), ValueError, r"x must not be empty, got the shape \(0,\)"),
-    (lambda: as_tensor("x", math.nan, finite=True), ValueError, "x must be finite, got nan"),
-    (lambda: check_instance("x", int, int, "an integer"), TypeError, "got the class int"),
-    (lambda: check_callable("f", int, or_class=False), TypeError, "f must be a function"),
-    (lambda: check_sequence("x", [1, "a"], "numbers", 1, int), TypeError, "got 'a'"),
-    (lambda: check_sequence("x", torch.tensor(1.0), "numbers"), TypeError, "x must be numbers"),
-    (lambda: check_tensors("x", []), TypeError, "x must be a dict of tensors by name"),
-    (lambda: check_tensors("x", {"a": None}), TypeError, r"x\['a'\] must be a tensor"),
-    (lambda: as_parameters("Law", {"a": torch.ones(2), "b": "c"}), TypeError, "b must be"),
+    (lambda: checks.as_tensor("x", None), TypeError, "x must be a tensor, a NumPy array or a list"),
+    (lambda: checks.as_tensor("x", "abc"), TypeError, "got 'abc'"),
+    (
+        lambda: checks.as_tensor("x", torch.zeros(2, dtype=torch.cfloat)),
+        TypeError,
+        "complex64 tensor",
+    ),
+    (lambda: checks.as_tensor("x", [0.5], kind="integers"), TypeError, "a list of integers"),
+    (
+        lambda: checks.as_tensor("x", torch.ones(2), kind="integers"),
+        TypeError,
+        "torch.float32 tensor",
+    ),
+    (lambda: checks.as_tensor("x", [1, 0], kind="booleans"), TypeError, "a list of booleans"),
+    (lambda: checks.as_tensor("x", []), ValueError, r"x must not be empty, got the shape \(0,\)"),
+    (lambda: checks.as_tensor("x", math.nan, finite=True), ValueError, "x must be finite, got nan"),
+    (lambda: checks.instance("x", int, int, "an integer"), TypeError, "got the class int"),
+    (lambda: checks.function("f", int, or_class=False), TypeError, "f must be a function"),
+    (lambda: checks.sequence("x", [1, "a"], "numbers", 1, int), TypeError, "got 'a'"),
+    (lambda: checks.sequence("x", torch.tensor(1.0), "numbers"), TypeError, "x must be numbers"),
+    (lambda: checks.tensors("x", []), TypeError, "x must be a dict of tensors by name"),
+    (lambda: checks.tensors("x", {"a": None}), TypeError, r"x\['a'\] must be a tensor"),
+    (lambda: checks.as_parameters("Law", {"a": torch.ones(2), "b": "c"}), TypeError, "b must be"),
 ]
 
 
@@ -104,20 +107,20 @@ def test_messages_name_the_argument(attempt, error, message):
 
 def test_rows_that_are_not_finite_are_named():
     x = torch.zeros(9, 2)
-    check_finite("x", x)
+    checks.all_finite("x", x)
     x[2, 1], x[4, 0] = math.nan, -math.inf
     with pytest.raises(ValueError, match="x must be finite, got nan in row 2, -inf in row 4$"):
-        check_finite("x", x)
+        checks.all_finite("x", x)
     x[5:] = math.nan
     with pytest.raises(ValueError, match="nan in row 5, and in 3 more of 9 rows"):
-        check_finite("x", x)
+        checks.all_finite("x", x)
 
 
 def test_what_a_graph_records_is_not_looked_at():
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def function(x):
-        return 2.0 * as_tensor("x", x, "(n,)", finite=True)
+        return 2.0 * checks.as_tensor("x", x, "(n,)", finite=True)
 
     graph = make_fx(function)(torch.ones(2))
     assert torch.equal(graph(torch.ones(2)), torch.full((2,), 2.0))

@@ -11,14 +11,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyro_ext import __version__, _doctor, cli
-from pyro_ext._optional import MissingModuleError
-from pyro_ext._pages import find_pages
-from pyro_ext.cli import app
+from pyro_ext import __version__
+from pyro_ext._lib.optional import MissingModuleError
+from pyro_ext.cli import commands, doctor
+from pyro_ext.cli.commands import app
 from pyro_ext.datasets import load_frequencies
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.random_measures import GeneralizedGammaProcess
 from pyro_ext.reproduction import Report
+from pyro_ext.reproduction.pages import find_pages
 from pyro_ext.tutorials import demo
 
 runner = CliRunner()
@@ -74,7 +75,7 @@ def pages(tmp_path, monkeypatch):
     (folder / "counts.py").write_text(PAGE.format(slug="counts", value=1))
     (folder / "counts_wrong.py").write_text(PAGE.format(slug="counts-wrong", value=2))
     (folder / "crashes.py").write_text(CRASH)
-    monkeypatch.setattr(cli, "_pages", lambda: find_pages(folder))
+    monkeypatch.setattr(commands, "_pages", lambda: find_pages(folder))
     # Wide enough that no word is broken.
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -94,13 +95,13 @@ def test_list_knows_the_real_pages(monkeypatch):
 
 
 def test_every_real_page_says_what_it_claims():
-    for page in cli._pages():
+    for page in commands._pages():
         assert page.statements and page.title != page.path.stem, page.path
 
 
 def test_list_loads_no_torch():
     code = (
-        "import sys; from typer.testing import CliRunner; from pyro_ext.cli import app; "
+        "import sys; from typer.testing import CliRunner; from pyro_ext.cli.commands import app; "
         "result = CliRunner().invoke(app, ['list']); "
         "sys.exit(result.exit_code or 2 * ('torch' in sys.modules))"
     )
@@ -174,7 +175,7 @@ def test_reproduce_a_script_of_ones_own(pages, tmp_path):
 
 
 def test_a_page_without_its_packages_does_not_begin(pages, tmp_path, monkeypatch):
-    page = cli._pages()[0].path
+    page = commands._pages()[0].path
     page.write_text("import json\nfrom sklearn.svm import SVC\n" + page.read_text())
     monkeypatch.setitem(sys.modules, "sklearn", None)
     result = runner.invoke(app, ["reproduce", "counts", "--output", str(tmp_path / "out")])
@@ -189,7 +190,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(sys, "argv", ["pyro-ext", "demo", "--output", str(tmp_path / "demo")])
     with pytest.raises(SystemExit, match="1"):
-        cli.main()
+        commands.main()
     assert capsys.readouterr().err == (
         "demo needs matplotlib; install it with: pip install 'pyro-ext[demo]'\n"
     )
@@ -204,8 +205,8 @@ def test_doctor():
 
 
 def test_doctor_writes_json(monkeypatch):
-    compiler = _doctor.Compiler("g++", True, 2.5)
-    monkeypatch.setattr(_doctor, "try_compiler", lambda: compiler)
+    compiler = doctor.Compiler("g++", True, 2.5)
+    monkeypatch.setattr(doctor, "try_compiler", lambda: compiler)
     result = runner.invoke(app, ["doctor", "--json"])
     content = json.loads(result.output)
     assert content["system"]["pyro-ext"] == __version__
@@ -214,9 +215,9 @@ def test_doctor_writes_json(monkeypatch):
 
 
 def test_doctor_fails_without_a_core_requirement(monkeypatch):
-    diagnosis = _doctor.diagnose(compile=False)
+    diagnosis = doctor.diagnose(compile=False)
     lost = replace(diagnosis.core[0], installed=None, fits=False)
-    monkeypatch.setattr(_doctor, "diagnose", lambda compile: replace(diagnosis, core=[lost]))
+    monkeypatch.setattr(doctor, "diagnose", lambda compile: replace(diagnosis, core=[lost]))
     assert runner.invoke(app, ["doctor"]).exit_code == 1
 
 

@@ -11,13 +11,13 @@ import numba
 import pytest
 from numba.core.errors import NumbaWarning
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 CALLEE = '''
 from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 RATE = 2
 TABLE = np.array([5.0, 6.0])
@@ -54,7 +54,7 @@ def halved(x):
 
 CALLER = """
 from compiled_callee import Pair, halved, left_of, looked_up, multiplied, scaled
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 @compiled
 def outer(x):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from pyro_ext import _doctor, _requirements
-from pyro_ext._doctor import PURPOSES, Compiler, diagnose, try_compiler
+from pyro_ext._lib import requirements
+from pyro_ext.cli import doctor
+from pyro_ext.cli.doctor import PURPOSES, Compiler, diagnose, try_compiler
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +39,7 @@ def without(monkeypatch):
                 raise metadata.PackageNotFoundError(name)
             return versions[key]
 
-        monkeypatch.setattr(_requirements.metadata, "version", version)
+        monkeypatch.setattr(requirements.metadata, "version", version)
 
     return without
 
@@ -93,7 +94,7 @@ def test_every_extra_has_a_purpose():
 
 
 def test_package_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(_doctor, "_DISTRIBUTION", "pyro-ext-that-nobody-has")
+    monkeypatch.setattr(doctor, "_DISTRIBUTION", "pyro-ext-that-nobody-has")
     diagnosis = diagnose(compile=False)
     assert diagnosis.status == 1
     assert "pip install --editable ." in printed(diagnosis)
@@ -103,7 +104,7 @@ def test_torch_that_cannot_be_imported(monkeypatch):
     def fail():
         raise OSError(f"{Path.home()}/lib/libtorch.so: cannot open")
 
-    monkeypatch.setattr(_doctor, "_devices", fail)
+    monkeypatch.setattr(doctor, "_devices", fail)
     diagnosis = diagnose(compile=False)
     text = printed(diagnosis)
     assert diagnosis.status == 1
@@ -151,7 +152,7 @@ Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace: it is long
     def run(command, **options):
         return subprocess.CompletedProcess(command, 1, "", written)
 
-    monkeypatch.setattr(_doctor.subprocess, "run", run)
+    monkeypatch.setattr(doctor.subprocess, "run", run)
     assert try_compiler().error == (
         "torch._inductor.exc.InductorError: CppCompileError: ~/main.cpp failed"
     )
@@ -172,6 +173,6 @@ def test_compiler_that_hangs():
     ],
 )
 def test_words_on_the_compiler(monkeypatch, compiler, words):
-    monkeypatch.setattr(_doctor, "try_compiler", lambda: compiler)
+    monkeypatch.setattr(doctor, "try_compiler", lambda: compiler)
     text = printed(diagnose())
     assert all(word in text for word in words)

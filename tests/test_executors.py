@@ -9,8 +9,8 @@ import cloudpickle
 import pytest
 import torch
 
-from pyro_ext import _executors
-from pyro_ext._executors import ExecutorError, run_tasks
+from pyro_ext._lib import executors
+from pyro_ext._lib.executors import ExecutorError, run_tasks
 
 
 class Squares:
@@ -78,8 +78,8 @@ class Cluster(Executor):
         outside = torch.get_default_dtype(), torch.get_num_threads()
         inside = torch.float32, 2
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_executors, "_known", self.memories[number])
-            patch.setattr(_executors, "_imported", f"worker {number}")
+            patch.setattr(executors, "_known", self.memories[number])
+            patch.setattr(executors, "_imported", f"worker {number}")
             torch.set_default_dtype(inside[0])
             torch.set_num_threads(inside[1])
             try:
@@ -105,7 +105,7 @@ def run(monkeypatch):
             assert left[number] >= 0
             return number == stop_after
 
-        round_ = _executors._Round(
+        round_ = executors._Round(
             cluster,
             work or Squares(),
             lambda number: (number,) if left[number] else None,
@@ -202,7 +202,7 @@ def test_an_error_that_cannot_be_sent_is_described():
         def __reduce__(self):
             raise TypeError
 
-    sent = _executors.portable(Unsendable("first\nsecond"))
+    sent = executors.portable(Unsendable("first\nsecond"))
     assert type(sent) is RuntimeError and str(sent) == "Unsendable: first"
 
 

@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from pyro_ext._figure_text import describe_figure
 from pyro_ext.reproduction import Page
+from pyro_ext.reproduction.figure_text import describe_figure
 
 
 def test_axes_titles_and_legends():

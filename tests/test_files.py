@@ -26,10 +26,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pyro_ext._files import UNFINISHED
-from pyro_ext._notebooks import write_notebooks
-from pyro_ext._pages import kept_outcome, read_page, run_page
-from pyro_ext._scoreboard import write_scoreboard
+from pyro_ext._lib.files import UNFINISHED
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.datasets import _records
 from pyro_ext.inference import (
@@ -49,6 +46,9 @@ from pyro_ext.models.scaling_laws import read_curve
 from pyro_ext.nn import MLP, add_lora, load_lora, save_lora
 from pyro_ext.ratings import Ratings, read_ratings
 from pyro_ext.reproduction import FIGURES_VARIABLE, Claim, Page, Report
+from pyro_ext.reproduction.notebooks import write_notebooks
+from pyro_ext.reproduction.pages import kept_outcome, read_page, run_page
+from pyro_ext.reproduction.scoreboard import write_scoreboard
 
 SECONDS = 20.0  # that something may wait at a pipe, until it is found out
 

@@ -10,8 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from pyro_ext import __version__, _new_project
-from pyro_ext.cli import app
+from pyro_ext import __version__
+from pyro_ext.cli import new_project
+from pyro_ext.cli.commands import app
 from pyro_ext.reproduction import Report
 from tests.test_cli import WIDE
 
@@ -104,14 +105,14 @@ def test_all_or_nothing(place, monkeypatch):
             raise OSError(28, "No space left on device")
         return written(path, *args)
 
-    monkeypatch.setattr(_new_project.Path, "write_text", fail)
+    monkeypatch.setattr(new_project.Path, "write_text", fail)
     result = new("study")
     assert result.exit_code == 2 and "No space left" in result.output
     assert not list(place.iterdir())
 
 
 def test_missing_packages_are_named(place, monkeypatch):
-    monkeypatch.setattr("pyro_ext.cli.find_spec", lambda module: None)
+    monkeypatch.setattr("pyro_ext.cli.commands.find_spec", lambda module: None)
     output = new("study").output
     assert "\npython -m pip install 'pyro-ext[plots]'\n" in output
     assert "\npython -m pip install pytest\n" in output
@@ -142,7 +143,7 @@ def test_project_runs(place):
         assert abs(float(posterior["slopes"][..., 0].mean()) - 3) < 0.1
         assert abs(float(posterior["slopes"][..., 1].mean()) + 2) < 0.1
 
-    command = "from pyro_ext.cli import main; main()"
+    command = "from pyro_ext.cli.commands import main; main()"
     printed = run(["-c", command, "reproduce", "page.py"], folder)
     assert "passed" in printed
     report = Report.load(folder / "figures" / "page")

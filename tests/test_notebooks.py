@@ -6,7 +6,7 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from pyro_ext.cli import _tutorials, app
+from pyro_ext.cli.commands import _tutorials, app
 from tests.pages import PAPERS, TUTORIALS, pages
 from tests.test_cli import WIDE
 

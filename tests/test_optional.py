@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_ext._optional import optional_module
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.datasets._records import _optional_module as module_of_data
 
 

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from pyro_ext import _pages
-from pyro_ext._pages import (
+from pyro_ext.reproduction import Claim, Report
+from pyro_ext.reproduction import pages as page_runs
+from pyro_ext.reproduction.pages import (
     Outcome,
     Script,
     find_pages,
@@ -14,7 +15,6 @@ from pyro_ext._pages import (
     run_page,
     run_pages,
 )
-from pyro_ext.reproduction import Claim, Report
 from tests import durations, pages
 from tests.pages import part_of_commit
 
@@ -69,7 +69,7 @@ def test_what_ran_to_its_end_with_this_package_need_not_run_again(tmp_path, monk
     outcome = run_page(page, reports, range(3), quiet=True)
     assert last_outcome(page, reports, range(3)) == outcome  # its claim fails, which is a result
     assert last_outcome(page, reports, range(4)) is None
-    monkeypatch.setattr(_pages, "_package_digest", lambda: "another")
+    monkeypatch.setattr(page_runs, "_package_digest", lambda: "another")
     assert last_outcome(page, reports, range(3)) is None and last_outcome(page, reports)
     crashing = write(tmp_path, "'A page.'\n1 / 0\n")
     run_page(crashing, reports, range(3), quiet=True)
@@ -107,7 +107,7 @@ def ran(tmp_path, monkeypatch):
         report = Report(page.slug, [claim]) if page.slug == "page-1" else None
         return Outcome(page, int(page.slug == "page-2"), 2.0, report, 7.0)
 
-    monkeypatch.setattr(_pages, "run_page", run)
+    monkeypatch.setattr(page_runs, "run_page", run)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(os, "environ", os.environ | {"PYRO_EXT_SMOKE": "1"})
     return slugs

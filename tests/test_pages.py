@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pyro_ext._pages import Script, choose, find_pages, last_result, run_page
 from pyro_ext.reproduction import FILE_NAME, Claim, Report
+from pyro_ext.reproduction.pages import Script, choose, find_pages, last_result, run_page
 
 HOLDS, FAILS = 1.0, 2.0  # values that make the claim below hold or fail
 SCRIPT = '''"""Counting to {value}.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib.progress import progress_bar
 
 
 class Terminal(io.StringIO):

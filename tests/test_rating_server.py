@@ -14,14 +14,14 @@ from urllib.parse import quote, urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from pyro_ext._rating_server import MAX_BYTES, RatingServer
-from pyro_ext.cli import app
+from pyro_ext.cli.commands import app
+from pyro_ext.cli.rating_server import MAX_BYTES, RatingServer
 from pyro_ext.ratings import FILE_NAME, Ratings, read_ratings
 
 # What runs in the background may have been told to ignore Ctrl-C, and its children with it.
 MAIN = """import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from pyro_ext.cli import main
+from pyro_ext.cli.commands import main
 main()"""
 COMMAND = [sys.executable, "-c", MAIN, "rate", "--no-open"]
 JSON = {"Content-Type": "application/json"}
@@ -293,7 +293,7 @@ def test_a_folder_without_permission(folder, monkeypatch):
     def deny(path, *rest, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pyro_ext._files.os.open", deny)
+    monkeypatch.setattr("pyro_ext._lib.files.os.open", deny)
     words = refused(folder)
     assert (
         f"{folder / FILE_NAME} cannot be used: Permission denied" in words and "--output" in words
@@ -302,7 +302,7 @@ def test_a_folder_without_permission(folder, monkeypatch):
 
 def test_the_command_loads_no_torch(folder):
     code = (
-        "import sys; from pyro_ext._rating_server import RatingServer; "
+        "import sys; from pyro_ext.cli.rating_server import RatingServer; "
         "from pyro_ext.ratings import Ratings; "
         f"RatingServer(Ratings({str(folder)!r})).server_close(); sys.exit('torch' in sys.modules)"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_ext._requirements import Finding, extra_with, extras, findings, pip_line
+from pyro_ext._lib.requirements import Finding, extra_with, extras, findings, pip_line
 
 
 @pytest.fixture

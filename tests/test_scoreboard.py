@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pyro_ext._pages import Outcome, Script
-from pyro_ext._scoreboard import scoreboard, to_html, to_markdown, write_scoreboard
 from pyro_ext.reproduction import Claim, Report
+from pyro_ext.reproduction.pages import Outcome, Script
+from pyro_ext.reproduction.scoreboard import scoreboard, to_html, to_markdown, write_scoreboard
 
 NAN = float("nan")
 

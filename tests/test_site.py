@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from pyro_ext._pages import find_pages, run_page
+from pyro_ext.reproduction.pages import find_pages, run_page
 from tests import pages as page_runs
 from tests.test_docs import DOCS, PAGES, ROOT, name_of
 

@@ -77,7 +77,7 @@ def test_imports_run_downward() -> None:
         for other in others
         if MAY_LOOK_UP.match(other)
         and room_of(name) != room_of(other)
-        and name not in ("pyro_ext.__main__", "pyro_ext.cli")
+        and name not in ("pyro_ext.cli.commands",)
     ]
 
 
@@ -113,21 +113,21 @@ def test_private_modules_are_imported_in_their_rooms_alone() -> None:
     assert not foreign
 
 
-# What waits at a pipe, follows a link or leaves half a file; ``pyro_ext._files`` does not.
+# What waits at a pipe, follows a link or leaves half a file; ``pyro_ext._lib.files`` does not.
 OPENING = re.compile(
     r"\bjson\.loads?\(|(?<![\w.])open\(|\.(read|write)_(text|bytes)\(|\.savefig\(|\bsafe_open\("
     r"|\b(np|torch)\.(load|save)\("
 )
 MAY_OPEN = {
-    "pyro_ext._files",
-    "pyro_ext._new_project",  # writes to a folder that it has made
+    "pyro_ext._lib.files",
+    "pyro_ext.cli.new_project",  # writes to a folder that it has made
     "pyro_ext.checkpoint.files",  # has opened what safetensors reads
     "pyro_ext.datasets._records",  # has opened what NumPy reads
     # Read what is in the package, was found to be a file, or is the compiler's.
-    "pyro_ext._notebooks",
-    "pyro_ext._pages",
-    "pyro_ext._rating_server",
-    "pyro_ext._scoreboard",
+    "pyro_ext.reproduction.notebooks",
+    "pyro_ext.reproduction.pages",
+    "pyro_ext.cli.rating_server",
+    "pyro_ext.reproduction.scoreboard",
     "pyro_ext.datasets._contacts",
     "pyro_ext.potential.compilation",
     "pyro_ext.models.ensembles.mnist_networks",

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from pyro_ext import datasets
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import write_tensors
 from tools.package_fields import dependencies
 
@@ -113,7 +113,7 @@ def make_frequencies(name: str, source: str | Path, folder: str | Path | None = 
     :returns: the file that was written.
     :raises ValueError: for another name.
     """
-    check_choice("name", name, tuple(_SOURCES))
+    checks.choice("name", name, tuple(_SOURCES))
     kind = _SOURCES[name]
     with Path(source).open(encoding="utf-8", errors="replace") as lines:
         sizes = torch.tensor(sorted(kind.counter(line.rstrip("\n") for line in lines).values()))

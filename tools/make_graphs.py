@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from pyro_ext import datasets
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import write_tensors
 from tools.package_fields import dependencies
 
@@ -117,7 +117,7 @@ def make_graph(name: str, source: str | Path, folder: str | Path | None = None) 
     :returns: the file that was written.
     :raises ValueError: for another name.
     """
-    check_choice("name", name, tuple(_SOURCES))
+    checks.choice("name", name, tuple(_SOURCES))
     kind = _SOURCES[name]
     with Path(source).open(encoding="utf-8", errors="replace") as lines:
         edges = sorted(kind.edges(line.rstrip("\n") for line in lines))

@@ -18,7 +18,7 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
 
 from pyro_ext import datasets
-from pyro_ext._checks import check_integer
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import write_tensors
 from pyro_ext.diagnostics.function_space import fractions_below, predictive_ess, predictive_rhat
 from pyro_ext.diagnostics.metrics import nll
@@ -73,7 +73,7 @@ def make_reference_posterior(
         ("warmup_steps", warmup_steps, 1),
         ("seed", seed, 0),
     ):
-        check_integer(argument, value, least)
+        checks.integer(argument, value, least)
     data = datasets.load(name, dtype=torch.float64)
     model = classifier(name, _HIDDEN_FEATURES, _PRIOR_SCALE, None).double()
     potential = Potential(model, data.train_inputs, data.train_targets, backend=backend)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext import datasets
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import write_tensors
 
 __all__ = ["make_time_series", "read_series"]
@@ -81,7 +81,7 @@ def make_time_series(name: str, source: str | Path, folder: str | Path | None = 
     :returns: the file that was written.
     :raises ValueError: for another name.
     """
-    check_choice("name", name, tuple(_SOURCES))
+    checks.choice("name", name, tuple(_SOURCES))
     kind = _SOURCES[name]
     tensors: dict[str, Tensor] = {}
     classes: dict[str, int] = {}

@@ -15,8 +15,8 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from pyro_ext._checks import check_integer
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
@@ -55,8 +55,6 @@ from pyro_ext.posterior.starts import (
 )
 from pyro_ext.potential import FunctionPotential, Potential
 from pyro_ext.random import fresh_seed
-
-__all__ = ["ChainMethod", "Driver", "DriverOptions"]
 
 ChainMethod = Literal["vectorized", "sequential"] | Executor
 
@@ -113,15 +111,15 @@ class Driver(ABC):
         refuse(type(self), unknown, OF_DRIVERS)
         if not isinstance(kernel, MCMCKernel):
             raise TypeError(f"kernel must be an MCMCKernel, got {kernel!r:.80}")
-        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
         self._is_usual_warmup = warmup_steps is None
         if warmup_steps is None:
             warmup_steps = usual_warmup(kernel, self.num_samples)
-        self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
-        self.num_chains = check_integer("num_chains", num_chains, 1)
-        self.thinning = check_integer("thinning", thinning, 1)
+        self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
+        self.num_chains = checks.integer("num_chains", num_chains, 1)
+        self.thinning = checks.integer("thinning", thinning, 1)
         if group_size is not None:
-            group_size = check_integer("group_size", group_size, 1)
+            group_size = checks.integer("group_size", group_size, 1)
         # A tuple's "in" compares, and what a user may pass does not always allow that.
         is_method = isinstance(chain_method, str) and chain_method in _METHODS
         if not isinstance(chain_method, Executor) and not is_method:

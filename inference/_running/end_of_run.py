@@ -25,16 +25,6 @@ from pyro_ext.posterior.convergence import (
 from pyro_ext.potential import Potential
 from pyro_ext.potential.control_variates import BatchedGradient, anchor_at, control
 
-__all__ = [
-    "moments_of_halves",
-    "r_hats",
-    "temperature_warning",
-    "temperatures_at",
-    "temperatures_of",
-    "warn_at_end",
-    "warn_of_moments",
-]
-
 _STATISTICS = ("diverging", "energy", "tree_depth")
 _FEWEST_DRAWS = 40
 _MOST_R_HAT = 1.01

@@ -6,8 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "merge", "moments_of", "pool"]
-
 _ROWS = 64  # in double precision at a time
 
 

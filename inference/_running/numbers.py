@@ -16,17 +16,6 @@ import torch
 from pyro.infer import HMC
 from torch import Tensor
 
-__all__ = [
-    "State",
-    "adapts",
-    "generator_state",
-    "has_known_state",
-    "read_state",
-    "restore_generators",
-    "usual_warmup",
-    "write_state",
-]
-
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
 _ADAPTATION = ("pyro.infer.mcmc.", "pyro.ops.")

@@ -15,7 +15,7 @@ from pyro.ops import integrator
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
-from pyro_ext._executors import describe_error
+from pyro_ext._lib.executors import describe_error
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.inference._running.numbers import (
     generator_state,
@@ -37,8 +37,6 @@ from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.evaluation import factorization_errors, retried
 from pyro_ext.potential.runner import check_observations
 from pyro_ext.random import spawn_seed
-
-__all__ = ["PyroOptions", "PyroRunner", "own_generators", "stepping"]
 
 
 def _statistics(kernel: MCMCKernel) -> dict[str, float]:

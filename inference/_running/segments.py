@@ -12,18 +12,6 @@ from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.posterior.identity import Quantities
 
-__all__ = [
-    "ROWS_PER_CALL",
-    "GroupState",
-    "KeptSteps",
-    "Plan",
-    "Report",
-    "Runner",
-    "Segment",
-    "recorded",
-    "silent",
-]
-
 ROWS_PER_CALL = 64
 
 

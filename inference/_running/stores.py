@@ -10,8 +10,6 @@ from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference._running.segments import GroupState, Runner, Segment
 
-__all__ = ["FolderStore", "MemoryStore"]
-
 _MORE = "more/"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._executors import describe_error
+from pyro_ext._lib.executors import describe_error
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.inference._running.segments import (
     ROWS_PER_CALL,
@@ -25,8 +25,6 @@ from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
 from pyro_ext.inference.vectorized.chains import joined
 from pyro_ext.posterior.identity import Quantities
 from pyro_ext.potential import Backend
-
-__all__ = ["VectorizedRunner"]
 
 _MOST_STEPS_PER_CALL = 1 << 12
 _SECONDS_PER_CALL = 0.1

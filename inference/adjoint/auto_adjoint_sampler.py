@@ -13,7 +13,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_callable, check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import expanded
 from pyro_ext.inference.adjoint.control import ControlNetwork
 from pyro_ext.inference.adjoint.matching import Evidence, MatchingOptions
@@ -22,8 +22,6 @@ from pyro_ext.inference.adjoint.samplers import AdjointSampler
 from pyro_ext.posterior.modes import minimum, whitening_factor
 from pyro_ext.potential import Backend, InitStrategy, Potential, check_backend
 from pyro_ext.random import seeded
-
-__all__ = ["AutoAdjointSampler"]
 
 
 class AutoAdjointSampler(AutoContinuous):
@@ -80,8 +78,8 @@ class AutoAdjointSampler(AutoContinuous):
         init_loc_fn: InitStrategy = init_to_median,
         **options: Unpack[MatchingOptions],
     ) -> None:
-        check_callable("model", model, "a Pyro model")
-        check_callable("init_loc_fn", init_loc_fn)
+        checks.function("model", model, "a Pyro model")
+        checks.function("init_loc_fn", init_loc_fn)
         check_backend(backend)
         super().__init__(model, init_loc_fn)  # type: ignore[no-untyped-call]
         self.schedule = ConstantNoise(1.5) if schedule is None else schedule
@@ -122,7 +120,7 @@ class AutoAdjointSampler(AutoContinuous):
         :raises ValueError: for a model with discrete latent sites, or that subsamples its data.
         :raises TrainingDiverged: where something is not finite.
         """
-        num_steps = check_integer("num_steps", num_steps, 0)
+        num_steps = checks.integer("num_steps", num_steps, 0)
         if self._potential is None:
             self._setup_prototype(*args, **kwargs)
         elif (args or kwargs) and not _are_same((args, kwargs), self._data):
@@ -182,7 +180,7 @@ class AutoAdjointSampler(AutoContinuous):
         x, log_weight = self.sampler.sample(
             num_samples, return_log_weight=True, num_time_steps=num_time_steps, seed=seed
         )
-        check_instance("return_log_weight", return_log_weight, bool, "True or False")
+        checks.instance("return_log_weight", return_log_weight, bool, "True or False")
         values = self.potential.constrain(self.potential.layout.unflatten(self._unconstrained(x)))
         return (values, log_weight + self._log_volume()) if return_log_weight else values
 

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_size, check_callable, check_integer, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.nn import MLP
-
-__all__ = ["ControlNetwork", "state_shape"]
 
 _NUM_FREQUENCIES = 4
 
@@ -42,7 +40,7 @@ class ControlNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.event_shape = state_shape(event_shape)
-        self.scale = check_optional(check_callable, "scale", scale)
+        self.scale = checks.optional(checks.function, "scale", scale)
         size = self.event_shape.numel()
         self.network = MLP(size + 2 * _NUM_FREQUENCIES, hidden_features, size)
         last: Any = self.network[-1]
@@ -67,8 +65,8 @@ class ControlNetwork(nn.Module):
 def state_shape(event_shape: Any) -> torch.Size:
     """Shape of a state, of which a number stands for a vector."""
     if isinstance(event_shape, int):
-        event_shape = (check_integer("event_shape", event_shape, 1),)
-    shape = as_size("event_shape", event_shape)
+        event_shape = (checks.integer("event_shape", event_shape, 1),)
+    shape = checks.as_size("event_shape", event_shape)
     if not shape.numel() or not shape:
         raise ValueError(f"event_shape must have a dimension and no zeros, got {event_shape!r}")
     return shape

@@ -12,13 +12,11 @@ from typing import Any, NamedTuple, Self, TypedDict
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_callable, check_integer, check_number, check_optional, shown
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc import effective_sample_size
 from pyro_ext.inference.training import Trainer, TrainingDiverged
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.random import seeded
-
-__all__ = ["AdjointMatching", "Control", "Evidence", "MatchingOptions", "Transition"]
 
 _ADAM = partial(torch.optim.Adam, lr=3e-3)
 _MOST_LOST = 0.1
@@ -119,15 +117,15 @@ class AdjointMatching(ABC):
         seed: int | None = None,
     ) -> None:
         wanted = "a module or a function of times and states"
-        check_callable("control", control, wanted, or_class=False)
+        checks.function("control", control, wanted, or_class=False)
         self.control = control
         self.event_shape = event_shape
-        self.num_time_steps = check_integer("num_time_steps", num_time_steps, 1)
-        self.num_draws = check_integer("num_draws", num_draws, 1)
-        self.steps_per_round = check_integer("steps_per_round", steps_per_round, 1)
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.clip_norm = check_optional(check_number, "clip_norm", clip_norm, above=0)
-        rounds = check_integer("num_rounds_kept", num_rounds_kept, 1)
+        self.num_time_steps = checks.integer("num_time_steps", num_time_steps, 1)
+        self.num_draws = checks.integer("num_draws", num_draws, 1)
+        self.steps_per_round = checks.integer("steps_per_round", steps_per_round, 1)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.clip_norm = checks.optional(checks.number, "clip_norm", clip_norm, above=0)
+        rounds = checks.integer("num_rounds_kept", num_rounds_kept, 1)
         # Times, and a state that tells type and device.
         self._zero = self._like().new_zeros(event_shape)
         self._buffer = _Buffer(rounds, num_draws, self._zero)
@@ -188,7 +186,8 @@ class AdjointMatching(ABC):
         """
         if self._trainer is None:
             raise ValueError(
-                f"control must be a module with parameters to train it, got {shown(self.control)}"
+                f"control must be a module with parameters to train it, "
+                f"got {checks.shown(self.control)}"
             )
         return self._trainer
 
@@ -319,7 +318,7 @@ class AdjointMatching(ABC):
             of the whole simulation with respect to the one without control,
             **Shape:** ``(num_samples,)``. It is exact for the steps as they are taken.
         """
-        num_samples = check_integer("num_samples", num_samples, 1)
+        num_samples = checks.integer("num_samples", num_samples, 1)
         average = None if self._trainer is None else self._trainer.average
         control = self.control if average is None else average
         return self._simulate(control, num_samples, num_time_steps)
@@ -329,7 +328,7 @@ class AdjointMatching(ABC):
     ) -> tuple[Tensor, Tensor]:
         if num_time_steps is None:
             num_time_steps = self.num_time_steps
-        num_time_steps = check_integer("num_time_steps", num_time_steps, 1)
+        num_time_steps = checks.integer("num_time_steps", num_time_steps, 1)
         x = self._zero.expand(num_samples, *self.event_shape)
         log_ratio = self._zero.new_zeros(num_samples)
         for start, end in pairwise(
@@ -339,7 +338,8 @@ class AdjointMatching(ABC):
             push = control(start.expand(num_samples), x)
             if not isinstance(push, Tensor) or push.shape != x.shape:
                 raise ValueError(
-                    f"control must return a tensor of shape {tuple(x.shape)}, got {shown(push)}"
+                    f"control must return a tensor of shape {tuple(x.shape)}, "
+                    f"got {checks.shown(push)}"
                 )
             shift, noise = gain * push / scale, torch.randn_like(x)
             x = decay * x + scale * (shift + noise)
@@ -356,7 +356,7 @@ class AdjointMatching(ABC):
         :param int num_time_steps: steps of the simulation; those of the training without it.
         :param int seed: of the draws.
         """
-        num_samples = check_integer("num_samples", num_samples, 1)
+        num_samples = checks.integer("num_samples", num_samples, 1)
         with seeded(seed):
             x, log_ratio = self.simulate(num_samples, num_time_steps)
         log_weight = (-self._cost(x) - log_ratio).double()

@@ -5,9 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from pyro_ext._checks import check_number
-
-__all__ = ["ConstantNoise", "GeometricNoise", "NoiseSchedule"]
+from pyro_ext._lib import checks
 
 
 class NoiseSchedule(ABC):
@@ -45,7 +43,7 @@ class ConstantNoise(NoiseSchedule):
     """
 
     def __init__(self, scale: float) -> None:
-        self.sigma = check_number("scale", scale, above=0)
+        self.sigma = checks.number("scale", scale, above=0)
 
     def __repr__(self) -> str:
         return f"ConstantNoise({self.sigma:g})"
@@ -81,8 +79,8 @@ class GeometricNoise(NoiseSchedule):
     """
 
     def __init__(self, low: float = 1e-3, high: float = 1.0) -> None:
-        self.low = check_number("low", low, above=0)
-        self.high = check_number("high", high, above=0)
+        self.low = checks.number("low", low, above=0)
+        self.high = checks.number("high", high, above=0)
         if not self.low < self.high:
             raise ValueError(f"high must be greater than low = {self.low:g}, got {self.high:g}")
         self._log_ratio = math.log(self.high / self.low)

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_number
-
-__all__ = ["DoubleWell1D", "DoubleWell2D", "MullerBrown", "OnsagerMachlup", "PathPotential"]
+from pyro_ext._lib import checks
 
 
 class PathPotential(ABC):
@@ -31,7 +29,7 @@ class PathPotential(ABC):
         """Sum of second derivatives. **Shape:** ``(*batch, dim)`` to ``(*batch)``."""
 
     def _points(self, x: Any) -> Tensor:
-        return as_tensor("x", x, f"(*batch, {self.dim})")
+        return checks.as_tensor("x", x, f"(*batch, {self.dim})")
 
 
 class DoubleWell1D(PathPotential):
@@ -50,7 +48,7 @@ class DoubleWell1D(PathPotential):
     dim = 1
 
     def __init__(self, height: float = 1.0) -> None:
-        self.height = check_number("height", height, above=0)
+        self.height = checks.number("height", height, above=0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Potential."""
@@ -186,9 +184,9 @@ class OnsagerMachlup:
     """
 
     def __init__(self, potential: Callable[[Tensor], Tensor], noise: float = 1.0) -> None:
-        check_callable("potential", potential, "a potential of positions", or_class=False)
+        checks.function("potential", potential, "a potential of positions", or_class=False)
         self.potential = potential
-        self.noise = check_number("noise", noise, above=0)
+        self.noise = checks.number("noise", noise, above=0)
 
     def __call__(self, path: Tensor, grid: Tensor) -> Tensor:
         """Energy of paths.

@@ -7,13 +7,11 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.distributions import DirichletOU
 from pyro_ext.inference.adjoint.samplers import check_path_energy, path_grid
 from pyro_ext.inference.vectorized import Info, VectorizedKernel, VectorizedOptions
 from pyro_ext.random import uniform
-
-__all__ = ["PathModel", "PathPCN", "PathPCNState"]
 
 
 class PathModel:
@@ -119,7 +117,7 @@ class PathPCN(VectorizedKernel):
     ) -> None:
         model = PathModel(reference, path_energy, grid)
         self.reference, self.path_energy, self.grid = reference, path_energy, model.grid
-        self.step_size = check_number("step_size", step_size, above=0, most=1)
+        self.step_size = checks.number("step_size", step_size, above=0, most=1)
         super().__init__(model, **options)
 
     def replace(self, **changes: Any) -> Self:

@@ -7,13 +7,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions import DirichletOU
 from pyro_ext.inference.adjoint.control import state_shape
 from pyro_ext.inference.adjoint.matching import (
@@ -24,8 +18,6 @@ from pyro_ext.inference.adjoint.matching import (
 )
 from pyro_ext.inference.adjoint.noise import NoiseSchedule
 from pyro_ext.random import seeded
-
-__all__ = ["AdjointSampler", "FunctionalAdjointSampler", "check_path_energy", "path_grid"]
 
 
 class AdjointSampler(AdjointMatching):
@@ -86,10 +78,10 @@ class AdjointSampler(AdjointMatching):
         event_shape: int | tuple[int, ...] | None = None,
         **options: Unpack[MatchingOptions],
     ) -> None:
-        check_callable("energy", energy, "a function of states", or_class=False)
-        check_instance("schedule", schedule, NoiseSchedule, "one such as ConstantNoise(1.0)")
+        checks.function("energy", energy, "a function of states", or_class=False)
+        checks.instance("schedule", schedule, NoiseSchedule, "one such as ConstantNoise(1.0)")
         self.energy, self.schedule = energy, schedule
-        self.temperature = check_number("temperature", temperature, above=0)
+        self.temperature = checks.number("temperature", temperature, above=0)
         if event_shape is None:
             event_shape = getattr(control, "event_shape", None)
         if event_shape is None:
@@ -117,7 +109,7 @@ class AdjointSampler(AdjointMatching):
         :returns: draws, **Shape:** ``(num_samples, *event)``, or a pair of these and log weights,
             **Shape:** ``(num_samples,)``.
         """
-        check_instance("return_log_weight", return_log_weight, bool, "True or False")
+        checks.instance("return_log_weight", return_log_weight, bool, "True or False")
         with torch.no_grad(), seeded(seed):
             x, log_ratio = self.simulate(num_samples, num_time_steps)
             return (x, -self._cost(x) - log_ratio) if return_log_weight else x
@@ -245,7 +237,7 @@ class FunctionalAdjointSampler(AdjointMatching):
         :returns: paths, **Shape:** ``(num_samples, num_points, dim)``, or a pair of these and log
             weights, **Shape:** ``(num_samples,)``.
         """
-        check_instance("return_log_weight", return_log_weight, bool, "True or False")
+        checks.instance("return_log_weight", return_log_weight, bool, "True or False")
         grid = self.grid if grid is None else path_grid(self.reference, grid)
         with torch.no_grad(), seeded(seed):
             z, log_ratio = self.simulate(num_samples, num_time_steps)
@@ -283,7 +275,7 @@ class FunctionalAdjointSampler(AdjointMatching):
 
 def path_grid(reference: DirichletOU, grid: Any = None) -> Tensor:
     """Points at which paths of a reference are looked at."""
-    check_instance("reference", reference, DirichletOU, "a DirichletOU")
+    checks.instance("reference", reference, DirichletOU, "a DirichletOU")
     if reference.batch_shape:
         raise ValueError(
             f"reference must be a single process, got the batch shape {reference.batch_shape}"
@@ -293,16 +285,16 @@ def path_grid(reference: DirichletOU, grid: Any = None) -> Tensor:
         return length * torch.linspace(
             0.0, 1.0, 6 * reference.num_modes + 1, dtype=length.dtype, device=length.device
         )
-    points = as_tensor("grid", grid, "(num_points)", like=length, finite=True).to(length)
+    points = checks.as_tensor("grid", grid, "(num_points)", like=length, finite=True).to(length)
     if not bool((points.diff() > 0).all() & (points[0] >= 0) & (points[-1] <= length)):
-        raise ValueError(f"grid must increase in [0, {float(length):g}], got {shown(grid)}")
+        raise ValueError(f"grid must increase in [0, {float(length):g}], got {checks.shown(grid)}")
     return points
 
 
 def check_path_energy(path_energy: Any) -> None:
     """Check that a value can be called as an energy of paths."""
     wanted = "a function of paths and their grid"
-    check_callable("path_energy", path_energy, wanted, or_class=False)
+    checks.function("path_energy", path_energy, wanted, or_class=False)
 
 
 def _rows(value: Tensor, like: Tensor) -> Tensor:
@@ -314,6 +306,6 @@ def _checked(name: str, value: object, x: Tensor) -> Tensor:
     """An energy, which must be a number for each state."""
     if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
         raise ValueError(
-            f"{name} must return a tensor of shape {tuple(x.shape[:1])}, got {shown(value)}"
+            f"{name} must return a tensor of shape {tuple(x.shape[:1])}, got {checks.shown(value)}"
         )
     return value

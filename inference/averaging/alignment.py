@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pyro_ext._checks import as_tensor, check_instance, shown
+from pyro_ext._lib import checks
 from pyro_ext.inference.averaging.bezier_path import check_same_parameters
-
-__all__ = ["align_units"]
 
 
 class _Axis(NamedTuple):
@@ -184,15 +182,15 @@ def align_units(module_a: nn.Module, module_b: nn.Module, inputs: Tensor) -> nn.
     """
     check_same_parameters(module_a, module_b, "module_b")
     like = next(module_b.parameters())
-    inputs = as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
+    inputs = checks.as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
     aligned = copy.deepcopy(module_b).eval()
     try:
         before = aligned(inputs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"inputs must be what module_b takes, got {shown(inputs)}: {error}"
+            f"inputs must be what module_b takes, got {checks.shown(inputs)}: {error}"
         ) from error
-    check_instance("module_b", before, Tensor, "a network that returns a tensor")
+    checks.instance("module_b", before, Tensor, "a network that returns a tensor")
     try:
         graph = _Tracer().trace(aligned)
     except Exception as error:

@@ -9,10 +9,8 @@ import torch
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_callable, check_finite, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.averaging.weight_averages import SWAGState, swag_distribution
-
-__all__ = ["AutoSWAG"]
 
 
 class AutoSWAG(AutoContinuous):
@@ -76,13 +74,13 @@ class AutoSWAG(AutoContinuous):
         scale: float = 1.0,
         init_loc_fn: Callable[..., Any] = init_to_median,
     ) -> None:
-        check_callable("model", model, "a Pyro model")
-        check_callable("init_loc_fn", init_loc_fn)
+        checks.function("model", model, "a Pyro model")
+        checks.function("init_loc_fn", init_loc_fn)
         super().__init__(model, init_loc_fn)  # type: ignore[no-untyped-call]
-        self.max_rank = check_integer("max_rank", max_rank, 2)
-        self.start = check_integer("start", start, 0)
-        self.every = check_integer("every", every, 1)
-        self.scale = check_number("scale", scale, above=0)
+        self.max_rank = checks.integer("max_rank", max_rank, 2)
+        self.start = checks.integer("start", start, 0)
+        self.every = checks.integer("every", every, 1)
+        self.scale = checks.number("scale", scale, above=0)
         self._seen: tuple[int, int] | None = None
 
     @property
@@ -107,7 +105,7 @@ class AutoSWAG(AutoContinuous):
             self._seen = here
             after = int(self.num_steps) - self.start
             if after >= 0 and after % self.every == 0:
-                check_finite("loc", self.loc.detach())
+                checks.all_finite("loc", self.loc.detach())
                 self._moments().update_(self.loc.detach())
             self.num_steps += 1
         elif is_set_up and not self._is_trained() and self.num_collected < 2:

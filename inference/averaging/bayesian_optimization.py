@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from pyro_ext._checks import as_tensor, check_integer, check_optional
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.inference.averaging.hypervolumes import (
     expected_hypervolume_improvement,
     hypervolume,
@@ -23,8 +23,6 @@ from pyro_ext.inference.averaging.hypervolumes import (
 )
 from pyro_ext.inference.optimization import BatchLBFGS
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
-
-__all__ = ["BayesianOptimizer", "BoTorchOptimizer"]
 
 _JITTER = 1e-6
 _NUM_RAW = 512
@@ -78,7 +76,7 @@ class BayesianOptimizer:
         num_initial: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self.bounds = as_tensor(
+        self.bounds = checks.as_tensor(
             "bounds", bounds, "(2, num_inputs)", finite=True, dtype=torch.float64
         )
         if not bool((self.bounds[0] < self.bounds[1]).all()):
@@ -86,8 +84,13 @@ class BayesianOptimizer:
                 f"bounds must be (2, num_inputs), the first row below the second, got {bounds!r}"
             )
         num_inputs = self.bounds.shape[-1]
-        self.reference: Tensor | None = check_optional(
-            as_tensor, "reference", reference, "(num_objectives,)", like=self.bounds, finite=True
+        self.reference: Tensor | None = checks.optional(
+            checks.as_tensor,
+            "reference",
+            reference,
+            "(num_objectives,)",
+            like=self.bounds,
+            finite=True,
         )
         if self.reference is not None:
             self.reference = self.reference.double()
@@ -95,7 +98,7 @@ class BayesianOptimizer:
         self.num_initial = (
             max(num_inputs, 2)
             if num_initial is None
-            else check_integer("num_initial", num_initial, 2)
+            else checks.integer("num_initial", num_initial, 2)
         )
         self.seed = fresh_seed(seed)
         self.x = self.bounds.new_empty(0, num_inputs)
@@ -131,9 +134,11 @@ class BayesianOptimizer:
             point and objective.
         :raises ValueError: for shapes that do not fit, and points that are not finite.
         """
-        points = as_tensor("x", x, f"(*num_points, {self.x.shape[1]})", like=self.x, finite=True)
+        points = checks.as_tensor(
+            "x", x, f"(*num_points, {self.x.shape[1]})", like=self.x, finite=True
+        )
         points = points.double().reshape(-1, self.x.shape[1])
-        values = as_tensor("y", y, like=self.y).double().detach()
+        values = checks.as_tensor("y", y, like=self.y).double().detach()
         if values.numel() != len(points) * self.num_objectives or values.dim() > 2:
             raise ValueError(
                 f"y must have the shape ({len(points)}, {self.num_objectives}), the values of "

@@ -9,10 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_choice, check_instance
+from pyro_ext._lib import checks
 from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
-
-__all__ = ["BezierPath"]
 
 
 class BezierPath(nn.Module):
@@ -55,7 +53,7 @@ class BezierPath(nn.Module):
         if isinstance(init, nn.Module):
             check_same_parameters(module_a, init, "init")
         else:
-            check_choice("init", init, ("mean",))
+            checks.choice("init", init, ("mean",))
         self.module_a = copy.deepcopy(module_a)
         self.module_b = copy.deepcopy(module_b)
         self.control = copy.deepcopy(module_a)
@@ -75,7 +73,7 @@ class BezierPath(nn.Module):
         :returns: tensors of the shape ``(*batch_shape, *shape)``, with gradients in the control
             point and the positions.
         """
-        r = as_tensor("r", r, like=next(self.module_a.parameters()))
+        r = checks.as_tensor("r", r, like=next(self.module_a.parameters()))
         if not bool(((r >= 0) & (r <= 1)).all()):
             raise ValueError(f"r must lie between 0 and 1, got {r.tolist()!r:.80}")
         found = {}
@@ -96,7 +94,7 @@ class BezierPath(nn.Module):
         :param r: the position, a scalar.
         :returns: what the network returns.
         """
-        r = as_tensor("r", r, "()")
+        r = checks.as_tensor("r", r, "()")
         return torch.func.functional_call(self.control, self.weights(r), (inputs,))
 
     def guide(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -134,13 +132,13 @@ class BezierPath(nn.Module):
         :returns: a copy in evaluation mode.
         :raises ValueError: for a network with batch normalization without ``batches``.
         """
-        return with_weights(self.control, self.weights(as_tensor("r", r, "()")), batches)
+        return with_weights(self.control, self.weights(checks.as_tensor("r", r, "()")), batches)
 
 
 def check_same_parameters(module: nn.Module, other: nn.Module, argument: str) -> None:
     """Check that two modules have parameters of the same names and shapes."""
-    check_instance("module_a", module, nn.Module, "a torch.nn.Module")
-    check_instance(argument, other, nn.Module, "a torch.nn.Module")
+    checks.instance("module_a", module, nn.Module, "a torch.nn.Module")
+    checks.instance(argument, other, nn.Module, "a torch.nn.Module")
     wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     found = {name: tuple(parameter.shape) for name, parameter in other.named_parameters()}
     if not wanted:

@@ -11,26 +11,13 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_sequence,
-    shown,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked, read_tensors, write_tensors
 from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer
 from pyro_ext.inference.averaging.hypervolumes import pareto_mask
 from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
 from pyro_ext.random import fresh_seed
-
-__all__ = ["CheckpointCollector", "FusionHistory", "ModelFusion"]
 
 _FORMAT = "fusion 1"
 _LEAST = 1e-6  # of an input: all zeros are no average
@@ -68,7 +55,7 @@ class CheckpointCollector:
     def __init__(
         self, module: nn.Module, num_steps: int, num: int = 15, *, start: float = 0.5
     ) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         self._parameters = {
             name: parameter
             for name, parameter in module.named_parameters()
@@ -76,9 +63,9 @@ class CheckpointCollector:
         }
         if not self._parameters:
             raise ValueError("module must have parameters that require a gradient, got none")
-        num_steps = check_integer("num_steps", num_steps, 1)
-        check_number("start", start, least=0, below=1)
-        check_integer("num", num, 1)
+        num_steps = checks.integer("num_steps", num_steps, 1)
+        checks.number("start", start, least=0, below=1)
+        checks.integer("num", num, 1)
         self.steps = [
             math.floor(num_steps * (start + (1.0 - start) * k / num) + 1e-9)
             for k in range(1, num + 1)
@@ -98,7 +85,7 @@ class CheckpointCollector:
 
         :param torch.optim.Optimizer optimizer: as that of a :class:`~pyro_ext.inference.Trainer`.
         """
-        check_instance("optimizer", optimizer, torch.optim.Optimizer, "one of torch.optim")
+        checks.instance("optimizer", optimizer, torch.optim.Optimizer, "one of torch.optim")
         optimizer.register_step_post_hook(lambda *_: self._look())
 
     @property
@@ -121,11 +108,11 @@ class CheckpointCollector:
         :param Mapping state: what :meth:`state_dict` returned.
         :raises ValueError: for the state of something else.
         """
-        check_mapping("state", state, "what state_dict returned")
+        checks.mapping("state", state, "what state_dict returned")
         if set(state) != {"num_seen", "copies"}:
             raise ValueError(f"state must be of a CheckpointCollector, got {sorted(state)}")
-        num_seen = check_integer('state["num_seen"]', state["num_seen"], 0)
-        copies = check_sequence('state["copies"]', state["copies"], "a list of dicts", 0, Mapping)
+        num_seen = checks.integer('state["num_seen"]', state["num_seen"], 0)
+        copies = checks.sequence('state["copies"]', state["copies"], "a list of dicts", 0, Mapping)
         self._num_seen, self._copies = num_seen, [dict(one) for one in copies]
 
     def _look(self) -> None:
@@ -210,18 +197,18 @@ class ModelFusion:
         optimizer: Callable[..., BayesianOptimizer] = BayesianOptimizer,
         seed: int | None = None,
     ) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         self.module = module
         self.weights = _stacked(module, checkpoints)
         """Weights of the checkpoints by name. **Shape:** ``(K, *event)`` each."""
         self.num_checkpoints = len(next(iter(self.weights.values())))
-        check_callable("evaluate", evaluate, "a function of a module")
+        checks.function("evaluate", evaluate, "a function of a module")
         self._evaluate = evaluate
-        check_mapping("objectives", objectives, '"maximize" or "minimize" by name')
+        checks.mapping("objectives", objectives, '"maximize" or "minimize" by name')
         if not objectives:
             raise ValueError(f"objectives must be one at least, got {objectives!r}")
         for name, direction in objectives.items():
-            check_choice(f"objectives[{name!r}]", direction, _SIGNS)
+            checks.choice(f"objectives[{name!r}]", direction, _SIGNS)
         self.objectives = dict(objectives)
         self._signs = torch.tensor([_SIGNS[one] for one in objectives.values()]).double()
         if batches is None and has_batch_norm(module):
@@ -234,10 +221,10 @@ class ModelFusion:
         ):
             raise TypeError(
                 "batches must be minibatches that can be gone through again, as a list or data "
-                f"loader, got {shown(batches)}"
+                f"loader, got {checks.shown(batches)}"
             )
         self._batches = batches
-        check_callable("optimizer", optimizer, "a class such as BayesianOptimizer")
+        checks.function("optimizer", optimizer, "a class such as BayesianOptimizer")
         self._optimizer = optimizer
         self._is_seeded = seed is not None
         self.seed = fresh_seed(seed)
@@ -280,13 +267,15 @@ class ModelFusion:
                 f"{found!r:.80}"
             )
         return {
-            name: float(as_tensor(f"evaluate()[{name!r}]", found[name], "()").detach())
+            name: float(checks.as_tensor(f"evaluate()[{name!r}]", found[name], "()").detach())
             for name in self.objectives
         }
 
     def _fuse(self, coefficients: Tensor, memo: dict[int, Any]) -> nn.Module:
         """A network that shares what is in the memo of the copy."""
-        given = as_tensor("coefficients", coefficients, f"({self.num_checkpoints},)", finite=True)
+        given = checks.as_tensor(
+            "coefficients", coefficients, f"({self.num_checkpoints},)", finite=True
+        )
         if bool((given < 0).any()) or not bool(given.sum() > 0):
             raise ValueError(
                 f"coefficients must be >= 0, one of them positive, got {given.tolist()!r:.80}"
@@ -322,10 +311,10 @@ class ModelFusion:
         :returns: itself.
         :raises CheckpointError: where the file is damaged, of another search, or being written.
         """
-        num_iterations = check_integer("num_iterations", num_iterations, 0)
-        check_instance("progress", progress, bool, "True or False")
+        num_iterations = checks.integer("num_iterations", num_iterations, 0)
+        checks.instance("progress", progress, bool, "True or False")
         if checkpoint is not None:
-            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checks.instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
         with locked(checkpoint):
             if checkpoint is not None and checkpoint.exists():
@@ -488,7 +477,7 @@ def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
     own = dict(module.named_parameters(remove_duplicate=False))
     if isinstance(checkpoints, Mapping):
         stacked = {
-            name: as_tensor(f"checkpoints[{name!r}]", value, "(K, ...)")
+            name: checks.as_tensor(f"checkpoints[{name!r}]", value, "(K, ...)")
             for name, value in checkpoints.items()
         }
     else:
@@ -496,13 +485,15 @@ def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
         kinds = (nn.Module, Mapping)
         states = [
             dict(one.named_parameters()) if isinstance(one, nn.Module) else one
-            for one in check_sequence("checkpoints", checkpoints, wanted, 1, kinds)
+            for one in checks.sequence("checkpoints", checkpoints, wanted, 1, kinds)
         ]
         stacked = {}
         for name in states[0]:
             if name not in own and name in dict(module.named_buffers()):
                 continue  # running statistics, which are taken anew
-            forms = [shown(one[name].detach()) if name in one else "nothing" for one in states]
+            forms = [
+                checks.shown(one[name].detach()) if name in one else "nothing" for one in states
+            ]
             if len(set(forms)) > 1:
                 raise ValueError(f"checkpoints must have {name!r} alike, got {forms!r:.200}")
             stacked[name] = torch.stack([_copy(one[name]) for one in states])
@@ -519,9 +510,9 @@ def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
             raise ValueError(
                 f"checkpoints must fit the module, got {name!r} of the shape "
                 f"{tuple(value.shape[1:])} for "
-                f"{shown(own[name].detach()) if name in own else 'a module without it'}"
+                f"{checks.shown(own[name].detach()) if name in own else 'a module without it'}"
             )
-        check_finite(f"checkpoints[{name!r}]", value)
+        checks.all_finite(f"checkpoints[{name!r}]", value)
     # An average in half precision would be off by more than the checkpoints differ.
     return {
         name: value.detach().to(torch.promote_types(value.dtype, torch.float32))

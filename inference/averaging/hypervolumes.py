@@ -5,9 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, shown
-
-__all__ = ["expected_hypervolume_improvement", "hypervolume", "pareto_mask"]
+from pyro_ext._lib import checks
 
 
 def pareto_mask(points: Tensor) -> Tensor:
@@ -90,14 +88,18 @@ def expected_hypervolume_improvement(
         >>> expected_hypervolume_improvement(mean, sd, front, torch.zeros(2))
         tensor(0.1055)
     """
-    mean = as_tensor("mean", mean, "(*batch, 2)", finite=True)
-    sd = as_tensor("sd", sd, "(*batch, 2)", like=mean, finite=True)
-    front = as_tensor("front", front, "(num_points, 2)", like=mean, finite=True, allow_empty=True)
+    mean = checks.as_tensor("mean", mean, "(*batch, 2)", finite=True)
+    sd = checks.as_tensor("sd", sd, "(*batch, 2)", like=mean, finite=True)
+    front = checks.as_tensor(
+        "front", front, "(num_points, 2)", like=mean, finite=True, allow_empty=True
+    )
     reference = _reference(reference, mean)
     if sd.shape != mean.shape:
-        raise ValueError(f"sd must have the shape of mean, {tuple(mean.shape)}, got {shown(sd)}")
+        raise ValueError(
+            f"sd must have the shape of mean, {tuple(mean.shape)}, got {checks.shown(sd)}"
+        )
     if bool((sd < 0).any()):
-        raise ValueError(f"sd must be >= 0, got {float(sd.detach().min()):g} in {shown(sd)}")
+        raise ValueError(f"sd must be >= 0, got {float(sd.detach().min()):g} in {checks.shown(sd)}")
     # Below the reference a point is worth nothing, whichever objective puts it there.
     front = front[(front > reference).all(-1)]
     if len(front):
@@ -137,11 +139,11 @@ def _volume(points: Tensor) -> Tensor:
 
 def _points(argument: str, value: Tensor) -> Tensor:
     shape = "(*batch, num_points, num_objectives)"
-    points = as_tensor(argument, value, shape, allow_empty=True)
-    check_finite(argument, points)
+    points = checks.as_tensor(argument, value, shape, allow_empty=True)
+    checks.all_finite(argument, points)
     return points if points.is_floating_point() else points.to(torch.get_default_dtype())
 
 
 def _reference(value: Tensor, points: Tensor) -> Tensor:
     size = points.shape[-1]
-    return as_tensor("reference", value, f"({size},)", like=points, finite=True).to(points)
+    return checks.as_tensor("reference", value, f"({size},)", like=points, finite=True).to(points)

@@ -7,24 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_number,
-    check_tensors,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.inference.averaging.bezier_path import (
     BezierPath,
     check_same_parameters,
     with_weights,
 )
 from pyro_ext.random import fresh_seed
-
-__all__ = ["PlaneLosses", "TraceEstimate", "hutchinson_trace", "path_losses", "plane_losses"]
 
 _NUMBERS_PER_CALL = 2**22
 
@@ -57,8 +47,8 @@ def path_losses(
         >>> losses.shape
         torch.Size([5])
     """
-    check_instance("path", path, BezierPath, "a BezierPath")
-    positions = as_tensor("positions", positions, "(n,)", finite=True)
+    checks.instance("path", path, BezierPath, "a BezierPath")
+    positions = checks.as_tensor("positions", positions, "(n,)", finite=True)
     weights = (path.weights(r) for r in positions)
     return _losses(path.control, weights, len(positions), loss, batches, progress)
 
@@ -118,8 +108,8 @@ def plane_losses(
     """
     check_same_parameters(module_a, module_b, "module_b")
     check_same_parameters(module_a, module_c, "module_c")
-    num_points = check_integer("num_points", num_points, 2)
-    margin = check_number("margin", margin, least=0)
+    num_points = checks.integer("num_points", num_points, 2)
+    margin = checks.number("margin", margin, least=0)
     origin, *others = (
         {name: parameter.detach() for name, parameter in module.named_parameters()}
         for module in (module_a, module_b, module_c)
@@ -182,9 +172,9 @@ def hutchinson_trace(
         >>> hutchinson_trace(quadratic, {"x": torch.ones(3)}, 10, seed=0)
         TraceEstimate(mean=6.0, standard_error=0.0)
     """
-    check_callable("loss", loss)
-    weights = {n: w.detach() for n, w in check_tensors("weights", weights, finite=True).items()}
-    num_probes = check_integer("num_probes", num_probes, 2)
+    checks.function("loss", loss)
+    weights = {n: w.detach() for n, w in checks.tensors("weights", weights, finite=True).items()}
+    num_probes = checks.integer("num_probes", num_probes, 2)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
     sizes = [w.numel() for w in weights.values()]
     product = torch.func.vjp(torch.func.grad(loss), weights)[1]
@@ -203,7 +193,7 @@ def hutchinson_trace(
         signs = signs.to(next(iter(weights.values())).device)
         found.append(torch.vmap(of_one)(signs).double())
     values = torch.cat(found)
-    check_finite("loss", values)
+    checks.all_finite("loss", values)
     return TraceEstimate(float(values.mean()), float(values.std() / math.sqrt(num_probes)))
 
 
@@ -221,14 +211,14 @@ def _losses(
     progress: bool,
 ) -> Tensor:
     """Losses of copies of a module with other weights."""
-    check_callable("loss", loss)
-    check_instance("progress", progress, bool, "True or False")
+    checks.function("loss", loss)
+    checks.instance("progress", progress, bool, "True or False")
     found = []
     for one in progress_bar(
         weights, total=total, desc="Losses", unit="point", disable=not progress
     ):
         value = loss(with_weights(module, one, batches))
-        found.append(as_tensor("loss", value, "()").detach().cpu())
+        found.append(checks.as_tensor("loss", value, "()").detach().cpu())
     losses = torch.stack(found)
-    check_finite("loss", losses)
+    checks.all_finite("loss", losses)
     return losses

@@ -9,18 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_finite,
-    check_instance,
-    check_number,
-    check_sequence,
-    check_tensors,
-)
-
-__all__ = ["MagnitudePruner", "snip_scores", "synflow_scores"]
+from pyro_ext._lib import checks
 
 
 class MagnitudePruner:
@@ -55,10 +44,10 @@ class MagnitudePruner:
         scope: str = "global",
         exclude: Sequence[str] = ("bias", "norm"),
     ) -> None:
-        self.rate = check_number("rate", rate, above=0, below=1)
-        check_choice("scope", scope, ("global", "layer"))
+        self.rate = checks.number("rate", rate, above=0, below=1)
+        checks.choice("scope", scope, ("global", "layer"))
         self.scope = scope
-        self.exclude = tuple(check_sequence("exclude", exclude, "a list of words", 0, str))
+        self.exclude = tuple(checks.sequence("exclude", exclude, "a list of words", 0, str))
         self.masks: dict[str, Tensor] = {}
 
     def __repr__(self) -> str:
@@ -86,7 +75,7 @@ class MagnitudePruner:
                     f"weights must hold for {name!r} the shape {tuple(mask.shape)} of the round "
                     f"before, got {found}"
                 )
-            check_finite(f"weights[{name!r}]", chosen[name])
+            checks.all_finite(f"weights[{name!r}]", chosen[name])
         names = list(masks)
         groups = [names] if self.scope == "global" else [[name] for name in names]
         kept: dict[str, Tensor] = {}
@@ -115,7 +104,7 @@ class MagnitudePruner:
         :param torch.nn.Module module: whose parameters have the names of ``masks``.
         :raises ValueError: where they don't, or have other shapes.
         """
-        check_instance("module", module, nn.Module, "a module")
+        checks.instance("module", module, nn.Module, "a module")
         named = _parameters(module)
         for name, mask in self.masks.items():
             if name not in named or named[name].shape != mask.shape:
@@ -132,7 +121,7 @@ class MagnitudePruner:
     def _prunable(self, weights: Any) -> dict[str, Tensor]:
         """Tensors that have none of the words in their name, or in that of their layer."""
         if not isinstance(weights, nn.Module):
-            named = check_tensors("weights", weights)
+            named = checks.tensors("weights", weights)
             kinds = dict.fromkeys(named, "")
         else:
             named = {n: p for n, p in _parameters(weights).items() if p.requires_grad}
@@ -175,8 +164,8 @@ def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tens
         >>> MagnitudePruner(rate=0.5).step(scores)["weight"].tolist()
         [[True, False]]
     """
-    check_instance("module", module, nn.Module, "a module")
-    check_callable("loss", loss, "a function without arguments")
+    checks.instance("module", module, nn.Module, "a module")
+    checks.function("loss", loss, "a function without arguments")
     weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
     before = [buffer.clone() for buffer in module.buffers()]
     scores = _products(weights, loss())
@@ -206,8 +195,8 @@ def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
         >>> bool((scores["weight"] == network.weight.abs()).all())
         True
     """
-    check_instance("module", module, nn.Module, "a module")
-    inputs = as_tensor("inputs", inputs, "(n, ...)", like=next(module.parameters(), None))
+    checks.instance("module", module, nn.Module, "a module")
+    inputs = checks.as_tensor("inputs", inputs, "(n, ...)", like=next(module.parameters(), None))
     weights = {
         name: parameter.detach().abs().requires_grad_()
         for name, parameter in module.named_parameters()

@@ -7,17 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_finite,
-    check_integer,
-    check_tensors,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
-
-__all__ = ["GreedySoup", "LearnedSoup", "greedy_soup", "learned_soup"]
 
 Candidates = Mapping[str, Tensor]
 _ADAM = partial(torch.optim.Adam, lr=0.1)
@@ -68,7 +60,7 @@ def greedy_soup(candidates: Candidates, loss: Callable[[dict[str, Tensor]], Any]
         ([1, 0], tensor(0.2500), 0.0625)
     """
     candidates, number = _checked(candidates)
-    check_callable("loss", loss)
+    checks.function("loss", loss)
 
     def of(members: list[int]) -> tuple[dict[str, Tensor], float]:
         average = {name: part[members].mean(0) for name, part in candidates.items()}
@@ -121,8 +113,8 @@ def learned_soup(
         (tensor([0.2500, 0.7500]), True)
     """
     candidates, number = _checked(candidates)
-    check_callable("loss", loss)
-    check_integer("num_steps", num_steps, 0)
+    checks.function("loss", loss)
+    checks.integer("num_steps", num_steps, 0)
     first = next(iter(candidates.values()))
     logits = first.new_zeros(number).requires_grad_()
 
@@ -142,7 +134,7 @@ def learned_soup(
 
 def _checked(candidates: Any) -> tuple[dict[str, Tensor], int]:
     """Finite candidates, detached, and how many they are."""
-    stacked = {n: v.detach() for n, v in check_tensors("candidates", candidates).items()}
+    stacked = {n: v.detach() for n, v in checks.tensors("candidates", candidates).items()}
     sizes = {len(value) if value.dim() else 0 for value in stacked.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
@@ -152,13 +144,13 @@ def _checked(candidates: Any) -> tuple[dict[str, Tensor], int]:
     for name, value in stacked.items():
         if not value.is_floating_point():
             raise TypeError(
-                f"candidates[{name!r}] must be floating-point numbers, got {shown(value)}"
+                f"candidates[{name!r}] must be floating-point numbers, got {checks.shown(value)}"
             )
-        check_finite(f"candidates[{name!r}]", value)
+        checks.all_finite(f"candidates[{name!r}]", value)
     return stacked, sizes.pop()
 
 
 def _number(value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() == 1 or isinstance(value, float | int):
         return float(value)
-    raise ValueError(f"loss must return a number, got {shown(value)}")
+    raise ValueError(f"loss must return a number, got {checks.shown(value)}")

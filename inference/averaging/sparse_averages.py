@@ -14,15 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from pyro_ext._checks import (
-    check_boolean,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_tensors,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import CheckpointError, lock_of
 from pyro_ext.inference.averaging.pruning import MagnitudePruner
 from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
@@ -36,8 +28,6 @@ from pyro_ext.inference.training.checkpoints import (
 from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.posterior.identity import data_identity
 from pyro_ext.random import fresh_seed, spawn_seed
-
-__all__ = ["SparseAverage", "SparseWeightAveraging"]
 
 _SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
 
@@ -128,29 +118,29 @@ class SparseWeightAveraging:
         single_until: float = 0.0,
         seed: int | None = None,
     ) -> None:
-        check_instance("module", module, nn.Module, "a module")
-        check_callable("loss", loss)
+        checks.instance("module", module, nn.Module, "a module")
+        checks.function("loss", loss)
         self.loss = loss
-        self.num_particles = check_integer("num_particles", num_particles, 1)
-        self.ticket_epochs = check_integer("ticket_epochs", ticket_epochs, 0)
-        self.cycle_epochs = check_integer("cycle_epochs", cycle_epochs, 1)
-        self.swa_start = check_number("swa_start", swa_start, least=0, most=1)
-        self.swa_lr = check_number("swa_lr", swa_lr, least=0)
-        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        self.num_particles = checks.integer("num_particles", num_particles, 1)
+        self.ticket_epochs = checks.integer("ticket_epochs", ticket_epochs, 0)
+        self.cycle_epochs = checks.integer("cycle_epochs", cycle_epochs, 1)
+        self.swa_start = checks.number("swa_start", swa_start, least=0, most=1)
+        self.swa_lr = checks.number("swa_lr", swa_lr, least=0)
+        checks.function("optimizer", optimizer, "a function that makes an optimizer of tensors")
         probe = optimizer([torch.zeros((), requires_grad=True)])
         wanted = "a function that makes one of torch.optim"
-        check_instance("optimizer", probe, torch.optim.Optimizer, wanted)
+        checks.instance("optimizer", probe, torch.optim.Optimizer, wanted)
         self.optimizer, self._groups = optimizer, probe.state_dict()["param_groups"]
-        check_number("the learning rate of optimizer", self._groups[0].get("lr"), above=0)
+        checks.number("the learning rate of optimizer", self._groups[0].get("lr"), above=0)
         if pruner is None:
             pruner = MagnitudePruner()
-        check_instance("pruner", pruner, MagnitudePruner, "a MagnitudePruner or None")
+        checks.instance("pruner", pruner, MagnitudePruner, "a MagnitudePruner or None")
         self.pruner = copy.deepcopy(pruner)
         try:
             copy.deepcopy(pruner).step(module)
         except ValueError as error:
             raise ValueError(f"pruner must fit module: {error}") from None
-        self.single_until = check_number("single_until", single_until, least=0, most=1)
+        self.single_until = checks.number("single_until", single_until, least=0, most=1)
         self.seed = fresh_seed(seed)
         self.module = copy.deepcopy(module)
 
@@ -174,11 +164,11 @@ class SparseWeightAveraging:
         :raises CheckpointError: where the folder is of another run, or a file of it is damaged.
         """
         self._check_batches(batches)
-        num_cycles = check_integer("num_cycles", num_cycles, 1)
-        check_boolean("progress", progress)
+        num_cycles = checks.integer("num_cycles", num_cycles, 1)
+        checks.boolean("progress", progress)
         folder: Path | None = None
         if checkpoint is not None:
-            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checks.instance("checkpoint", checkpoint, (str, Path), "a path or None")
             folder = Path(checkpoint)
             folder.mkdir(parents=True, exist_ok=True)
         pruner = copy.deepcopy(self.pruner)
@@ -223,7 +213,7 @@ class SparseWeightAveraging:
         :returns: parameters and buffers, as of ``state_dict``.
         """
         self._check_batches(batches)
-        check_boolean("progress", progress)
+        checks.boolean("progress", progress)
         return self._ticket(batches, None, progress)[0]
 
     def particles(
@@ -248,23 +238,23 @@ class SparseWeightAveraging:
         """
         self._check_batches(batches)
         own = self.module.state_dict()
-        ticket = check_tensors("ticket", ticket, own, finite=True)
-        masks = {} if masks in (None, {}) else check_tensors("masks", masks)
+        ticket = checks.tensors("ticket", ticket, own, finite=True)
+        masks = {} if masks in (None, {}) else checks.tensors("masks", masks)
         for argument, given in (("ticket", ticket), ("masks", masks)):
             for name, tensor in given.items():
                 if name not in own or own[name].shape != tensor.shape:
                     raise ValueError(
                         f"{argument} must hold tensors in the shapes of the module's, got "
-                        f"{shown(tensor)} for {name!r}"
+                        f"{checks.shown(tensor)} for {name!r}"
                     )
-        check_integer("cycle", cycle, 0)
-        check_boolean("progress", progress)
+        checks.integer("cycle", cycle, 0)
+        checks.boolean("progress", progress)
         number = self.num_particles
         return self._trained(batches, ticket, masks, number, cycle, None, progress)[0].averages()
 
     def _check_batches(self, batches: Any) -> None:
         """Check that minibatches are of what network and loss take."""
-        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        checks.instance("batches", batches, ShuffledBatches, "ShuffledBatches")
         check_fits("batches", self.module, self.loss, *batches.rows)
 
     def _ticket(

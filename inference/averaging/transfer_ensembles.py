@@ -12,17 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-    check_tensors,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.averaging.soups import greedy_soup
 from pyro_ext.inference.averaging.weight_averages import SWAG, swag_distribution
 from pyro_ext.inference.optimization import BatchOptimizer, minibatches_of
@@ -58,12 +48,12 @@ class L2SP:
     """
 
     def __init__(self, backbone: nn.Module, scale: float, head_scale: float = 1.0) -> None:
-        check_instance("backbone", backbone, nn.Module, "a torch.nn.Module")
+        checks.instance("backbone", backbone, nn.Module, "a torch.nn.Module")
         self.center = {
             _BACKBONE + name: value.detach().clone() for name, value in backbone.named_parameters()
         }
-        self.scale = check_number("scale", scale, above=0)
-        self.head_scale = check_number("head_scale", head_scale, above=0)
+        self.scale = checks.number("scale", scale, above=0)
+        self.head_scale = checks.number("head_scale", head_scale, above=0)
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
         """Negative log density, but for a constant.
@@ -114,14 +104,14 @@ class SWAGPrior:
         head_scale: float = 1.0,
         least_variance: float = 1e-3,
     ) -> None:
-        check_number("scale", scale, above=0)
-        self.head_scale = check_number("head_scale", head_scale, above=0)
-        check_number("least_variance", least_variance, above=0)
+        checks.number("scale", scale, above=0)
+        self.head_scale = checks.number("head_scale", head_scale, above=0)
+        checks.number("least_variance", least_variance, above=0)
         if isinstance(snapshots, SWAG):
             swag = snapshots
         else:
-            path = check_sequence("snapshots", snapshots, "a list of dicts of parameters", 2)
-            path = [check_tensors("snapshots", part, path[0], finite=True) for part in path]
+            path = checks.sequence("snapshots", snapshots, "a list of dicts of parameters", 2)
+            path = [checks.tensors("snapshots", part, path[0], finite=True) for part in path]
             swag = SWAG(len(path))
             for part in path:
                 swag.collect({name: part[name] for name in path[0]})
@@ -189,24 +179,24 @@ class TransferEnsemble(IndependentDraws):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_instance("backbone", backbone, nn.Module, "a torch.nn.Module")
-        check_instance("head", head, nn.Module, "a torch.nn.Module")
+        checks.instance("backbone", backbone, nn.Module, "a torch.nn.Module")
+        checks.instance("head", head, nn.Module, "a torch.nn.Module")
         if not list(head.parameters()):
             raise ValueError("head must have parameters, got none")
-        check_optional(check_instance, "optimizer", optimizer, BatchOptimizer, "a BatchOptimizer")
+        checks.optional(checks.instance, "optimizer", optimizer, BatchOptimizer, "a BatchOptimizer")
         check_backend(backend)
         if seed is not None:
             fresh_seed(seed)
-        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
         parts = {"backbone": copy.deepcopy(backbone), "head": copy.deepcopy(head)}
         self.network: Any = nn.Sequential(OrderedDict(parts)).eval().requires_grad_(False)
         self.optimizer = optimizer or BatchOptimizer(
             partial(torch.optim.SGD, lr=0.05, momentum=0.9), 200
         )
-        self.weight_decay = check_number("weight_decay", weight_decay, least=0)
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
-        self.head_scale = check_number("head_scale", head_scale, least=0)
-        self.subsample_size = check_optional(check_integer, "subsample_size", subsample_size, 1)
+        self.weight_decay = checks.number("weight_decay", weight_decay, least=0)
+        self.regularizer = checks.optional(checks.function, "regularizer", regularizer)
+        self.head_scale = checks.number("head_scale", head_scale, least=0)
+        self.subsample_size = checks.optional(checks.integer, "subsample_size", subsample_size, 1)
         self.backend: Backend = backend
         self.seed = seed
 
@@ -226,7 +216,7 @@ class TransferEnsemble(IndependentDraws):
         :returns: **Shape:** ``(num_samples, n, classes)``.
         """
         like = next(self.network.parameters())
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
+        inputs = checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
         return self._predict(self.get_samples(), inputs)
 
     def probabilities(self, inputs: Tensor) -> Tensor:
@@ -390,8 +380,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         >>> soft_cross_entropy(torch.zeros(3), torch.tensor([0.5, 0.5, 0.0]))
         tensor(1.0986)
     """
-    logits = as_tensor("logits", logits, "(*batch, classes)")
-    targets = as_tensor("targets", targets, f"(*batch, {logits.shape[-1]})")
+    logits = checks.as_tensor("logits", logits, "(*batch, classes)")
+    targets = checks.as_tensor("targets", targets, f"(*batch, {logits.shape[-1]})")
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
@@ -413,8 +403,8 @@ def as_data(
 ) -> tuple[Tensor, Tensor]:
     """Take finite inputs, in the type of the network, and as many labels."""
     like = next(network.parameters())
-    rows = as_tensor(f"inputs{suffix}", inputs, "(n, ...)", finite=True, like=like)
-    return rows, as_tensor(f"labels{suffix}", labels, f"({len(rows)},)", kind="integers")
+    rows = checks.as_tensor(f"inputs{suffix}", inputs, "(n, ...)", finite=True, like=like)
+    return rows, checks.as_tensor(f"labels{suffix}", labels, f"({len(rows)},)", kind="integers")
 
 
 def check_labels(inputs: Tensor, labels: Tensor, network: nn.Module) -> Tensor:
@@ -424,7 +414,7 @@ def check_labels(inputs: Tensor, labels: Tensor, network: nn.Module) -> Tensor:
             logits = network(inputs[:1])
         except RuntimeError as error:
             raise ValueError(
-                f"inputs must be what the network takes, got {shown(inputs)} and {error}"
+                f"inputs must be what the network takes, got {checks.shown(inputs)} and {error}"
             ) from error
     if logits.dim() != 2 or not bool(((labels >= 0) & (labels < logits.shape[-1])).all()):
         raise ValueError(

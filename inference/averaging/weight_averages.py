@@ -12,20 +12,7 @@ from torch.distributions import LowRankMultivariateNormal
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from pyro_ext._checks import (
-    as_size,
-    as_tensor,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-    check_tensors,
-    shown,
-)
-
-__all__ = ["SWA", "SWAG", "SWAGState", "swag_distribution", "update_batch_norm"]
+from pyro_ext._lib import checks
 
 _KINDS = "a module, a vector, a dict of tensors or a parameter store"
 _LEAST_VARIANCE = 1e-12
@@ -54,14 +41,16 @@ def swag_distribution(
         >>> swag_distribution(torch.zeros(1), torch.tensor([0.05]), deviations).variance
         tensor([0.0750])
     """
-    check_number("scale", scale, above=0)
-    mean = as_tensor("mean", mean, "(size,)", finite=True)
-    variance = as_tensor("variance", variance, f"({len(mean)},)", finite=True, like=mean)
-    deviations = as_tensor("deviations", deviations, f"(R, {len(mean)})", finite=True, like=mean)
+    checks.number("scale", scale, above=0)
+    mean = checks.as_tensor("mean", mean, "(size,)", finite=True)
+    variance = checks.as_tensor("variance", variance, f"({len(mean)},)", finite=True, like=mean)
+    deviations = checks.as_tensor(
+        "deviations", deviations, f"(R, {len(mean)})", finite=True, like=mean
+    )
     if not bool((variance >= 0).all()):
         raise ValueError(f"variance must not be negative, got {float(variance.min())}")
     if len(deviations) < 2:
-        raise ValueError(f"deviations must be at least two, got {shown(deviations)}")
+        raise ValueError(f"deviations must be at least two, got {checks.shown(deviations)}")
     factor = deviations.mT * math.sqrt(scale / (2 * (len(deviations) - 1)))
     diagonal = scale * variance.clamp(min=_LEAST_VARIANCE) / 2
     return LowRankMultivariateNormal(mean, factor, diagonal, validate_args=False)
@@ -202,10 +191,11 @@ class SWA:
             argument = f"weights[{name!r}]" if name else "weights"
             if not tensor.is_floating_point():
                 raise TypeError(
-                    f"{argument} must be floating-point numbers, got {shown(tensor)}: of a state "
+                    f"{argument} must be floating-point numbers, "
+                    f"got {checks.shown(tensor)}: of a state "
                     "dict give the parameters alone, or the module"
                 )
-            check_finite(argument, tensor)
+            checks.all_finite(argument, tensor)
         layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if self._state is None:
             self._layout = layout
@@ -233,7 +223,7 @@ class SWA:
         :returns: the collector itself.
         """
         draws = posterior.get_samples() if hasattr(posterior, "get_samples") else posterior
-        draws = check_tensors("posterior", draws, finite=True)
+        draws = checks.tensors("posterior", draws, finite=True)
         sizes = {len(value) if value.dim() else 0 for value in draws.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(
@@ -283,7 +273,7 @@ class SWA:
             normalization needs them, since its statistics are those of other weights.
         :raises ValueError: where tensors do not fit, or for lack of minibatches.
         """
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         weights = self.weights(vector)
         if batches is None and has_batch_norm(module):
             raise ValueError(
@@ -305,7 +295,7 @@ class SWA:
             if name not in own or own[name].shape != value.shape:
                 raise ValueError(
                     f"module must have {name!r} of the shape {tuple(value.shape)}, got "
-                    f"{shown(own[name].detach()) if name in own else 'a module without it'}"
+                    f"{checks.shown(own[name].detach()) if name in own else 'a module without it'}"
                 )
         with torch.no_grad():
             for name, value in weights.items():
@@ -329,7 +319,7 @@ class SWA:
             ...     pyro.param("rate").item()
             2.5
         """
-        check_instance("store", store, ParamStoreDict, "a parameter store of Pyro")
+        checks.instance("store", store, ParamStoreDict, "a parameter store of Pyro")
         weights, state = self.weights(vector), store.get_state()
         shapes = {name: value.shape for name, value in store.named_parameters()}
         if shapes != {name: value.shape for name, value in weights.items()}:
@@ -355,7 +345,7 @@ class SWA:
         :param Mapping state: what :meth:`state_dict` returned.
         :raises ValueError: for the state of something else.
         """
-        check_mapping("state", state, "what state_dict returned")
+        checks.mapping("state", state, "what state_dict returned")
         if not state:
             self._layout, self._state = {}, None
             return
@@ -387,7 +377,7 @@ class SWA:
         size = len(self._collected(1).mean)
         if vector is None:
             return self.mean
-        return as_tensor("vector", vector, f"({size},)", finite=True, like=self._like)
+        return checks.as_tensor("vector", vector, f"({size},)", finite=True, like=self._like)
 
 
 class SWAG(SWA):
@@ -416,7 +406,7 @@ class SWAG(SWA):
 
     def __init__(self, max_rank: int = 20) -> None:
         super().__init__()
-        self.max_rank = check_integer("max_rank", max_rank, 2)
+        self.max_rank = checks.integer("max_rank", max_rank, 2)
 
     def _init(self, vector: Tensor) -> Any:
         return SWAGState.init(vector, self.max_rank)
@@ -455,10 +445,10 @@ class SWAG(SWA):
         :param torch.Generator generator: of the draws; PyTorch's global one without it.
         :returns: **Shape:** ``(*sample_shape, size)``.
         """
-        check_number("scale", scale, least=0)
-        check_optional(check_instance, "generator", generator, torch.Generator, "a generator")
+        checks.number("scale", scale, least=0)
+        checks.optional(checks.instance, "generator", generator, torch.Generator, "a generator")
         self._collected(2)
-        shape, deviations = as_size("sample_shape", sample_shape), self.deviations
+        shape, deviations = checks.as_size("sample_shape", sample_shape), self.deviations
         options: dict[str, Any] = {"generator": generator, "dtype": self._like.dtype}
         device = self._like.device if generator is None else generator.device
         noise = torch.randn((*shape, len(self.mean)), device=device, **options).to(self._like)
@@ -496,14 +486,14 @@ def update_batch_norm(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
         >>> bool(torch.isclose(new[1].running_mean, network[0](batch).mean()))
         True
     """
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
     return _with_statistics(copy.deepcopy(module), batches)
 
 
 def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """The module itself, with statistics of minibatches."""
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
-        raise TypeError(f"batches must be minibatches of inputs, got {shown(batches)}")
+        raise TypeError(f"batches must be minibatches of inputs, got {checks.shown(batches)}")
     if not has_batch_norm(module):
         return module
     last: Any = None
@@ -512,21 +502,22 @@ def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
         nonlocal last
         for batch in batches:
             last = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
-            check_instance("batches", last, (Tensor, Mapping), "minibatches of inputs")
+            checks.instance("batches", last, (Tensor, Mapping), "minibatches of inputs")
             yield batch
 
     try:
         update_bn(checked(), module)
     except RuntimeError as error:
         raise ValueError(
-            f"batches must hold inputs that the module takes, got {shown(last)} and {error}"
+            f"batches must hold inputs that the module takes, got {checks.shown(last)} and {error}"
         ) from error
     if last is None:
-        raise ValueError(f"batches must hold a minibatch at least, got {shown(batches)}")
+        raise ValueError(f"batches must hold a minibatch at least, got {checks.shown(batches)}")
     for name, value in module.named_buffers():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(
-                f"batches must be finite, got {name!r} that is not from {shown(last)}; where they "
+                f"batches must be finite, "
+                f"got {name!r} that is not from {checks.shown(last)}; where they "
                 "are, the weights are too large: has the training diverged?"
             )
     return module
@@ -543,11 +534,11 @@ def _tensors_of(weights: Any) -> dict[str, Tensor]:
         if not weights:
             raise ValueError("weights must be a parameter store with parameters, got an empty one")
     elif isinstance(weights, Mapping):
-        weights = check_tensors("weights", weights)
+        weights = checks.tensors("weights", weights)
     elif isinstance(weights, Tensor):
-        weights = {"": as_tensor("weights", weights, "(size,)")}
+        weights = {"": checks.as_tensor("weights", weights, "(size,)")}
     else:
-        raise TypeError(f"weights must be {_KINDS}, got {shown(weights)}")
+        raise TypeError(f"weights must be {_KINDS}, got {checks.shown(weights)}")
     return {name: value.detach() for name, value in weights.items()}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_choice, check_instance, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion.sampling import Prediction
 
 # Warm-up steps, scale, threshold, scale and decay of the momentum.
@@ -44,7 +44,7 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: 
         >>> classifier_free_guidance(torch.tensor([1.0]), torch.tensor([2.0]), 3.0)
         tensor([4.])
     """
-    scale = check_number("scale", scale)
+    scale = checks.number("scale", scale)
     unconditional, conditional = _alike(unconditional=unconditional, conditional=conditional)
     return torch.lerp(unconditional, conditional, scale)
 
@@ -78,9 +78,9 @@ class SafeLatentGuidance:
     """
 
     def __init__(self, preset: str = "medium", scale: float = 7.5) -> None:
-        check_choice("preset", preset, _PRESETS)
+        checks.choice("preset", preset, _PRESETS)
         self.preset = preset
-        self.scale = check_number("scale", scale)
+        self.scale = checks.number("scale", scale)
         self.restart()
 
     def restart(self) -> None:
@@ -112,8 +112,8 @@ class SafeLatentGuidance:
 def _alike(**predictions: Tensor) -> list[Tensor]:
     """Predictions as tensors, which have one shape."""
     first, *others = predictions.items()
-    tensors = [as_tensor(*first)]
-    tensors += [as_tensor(*other, like=tensors[0]) for other in others]
+    tensors = [checks.as_tensor(*first)]
+    tensors += [checks.as_tensor(*other, like=tensors[0]) for other in others]
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise ValueError(f"{', '.join(predictions)} must have one shape, got {shapes}")
@@ -151,10 +151,10 @@ def guided_prediction(
         >>> predict(torch.zeros(2, 1, 1), torch.tensor(5)).flatten()
         tensor([3., 3.])
     """
-    check_callable("unet", unet, "a network of diffusers", or_class=False)
+    checks.function("unet", unet, "a network of diffusers", or_class=False)
     named = {"unconditional": unconditional, "conditional": conditional, "concept": concept}
     prompts = [
-        as_tensor(name, states, "(batch, length, width)", finite=True)
+        checks.as_tensor(name, states, "(batch, length, width)", finite=True)
         for name, states in named.items()
         if name != "concept" or states is not None
     ]
@@ -162,9 +162,9 @@ def guided_prediction(
     if concept is None:
         if isinstance(guidance, SafeLatentGuidance):
             raise ValueError("concept must be given with a SafeLatentGuidance, got None")
-        combine = partial(classifier_free_guidance, scale=check_number("guidance", guidance))
+        combine = partial(classifier_free_guidance, scale=checks.number("guidance", guidance))
     else:
-        check_instance("guidance", guidance, SafeLatentGuidance, "a SafeLatentGuidance")
+        checks.instance("guidance", guidance, SafeLatentGuidance, "a SafeLatentGuidance")
         combine = guidance
 
     return _GuidedPrediction(unet, prompts, combine)

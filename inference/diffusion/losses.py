@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion.sampling import Prediction, check_scheduler
 
 
@@ -45,12 +45,12 @@ def noise_prediction_loss(
         >>> float(noise_prediction_loss(lambda z, t: noise, DDIMScheduler(), x, t, noise))
         0.0
     """
-    check_callable("predict", predict, "a function of noised data and timesteps")
+    checks.function("predict", predict, "a function of noised data and timesteps")
     check_scheduler("scheduler", scheduler, "alphas_cumprod")
-    x = as_tensor("x", x, "(batch, ...)")
-    timesteps = as_tensor("timesteps", timesteps, "(batch,)", kind="integers")
-    noise = as_tensor("noise", noise, "(batch, ...)")
-    weights = check_optional(as_tensor, "weights", weights, "(batch,)")
+    x = checks.as_tensor("x", x, "(batch, ...)")
+    timesteps = checks.as_tensor("timesteps", timesteps, "(batch,)", kind="integers")
+    noise = checks.as_tensor("noise", noise, "(batch, ...)")
+    weights = checks.optional(checks.as_tensor, "weights", weights, "(batch,)")
     if noise.shape != x.shape:
         raise ValueError(f"noise must have the shape of x, {(*x.shape,)}, got {(*noise.shape,)}")
     for name, row in (("timesteps", timesteps), ("weights", weights)):

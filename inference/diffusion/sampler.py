@@ -8,16 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import (
-    as_size,
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import expanded
 from pyro_ext.inference.diffusion.guidance import guided_prediction
 from pyro_ext.inference.diffusion.sampling import check_scheduler, denoise
@@ -76,7 +67,7 @@ class DiffusionSampler(TorchDistribution):
         event_shape: Sequence[int] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        check_callable("unet", unet, "a network of diffusers", or_class=False)
+        checks.function("unet", unet, "a network of diffusers", or_class=False)
         config = getattr(unet, "config", {})
         if config.get("cross_attention_dim") is None or config.get("sample_size") is None:
             raise TypeError(
@@ -84,16 +75,16 @@ class DiffusionSampler(TorchDistribution):
                 f"{type(unet).__name__}"
             )
         check_scheduler("scheduler", scheduler, "set_timesteps", "step", "init_noise_sigma")
-        conditional = as_tensor("conditional", conditional, finite=True)
-        unconditional = as_tensor("unconditional", unconditional, finite=True)
+        conditional = checks.as_tensor("conditional", conditional, finite=True)
+        unconditional = checks.as_tensor("unconditional", unconditional, finite=True)
         if unconditional.dim() != 2 or conditional.shape[-2:] != unconditional.shape:
             raise ValueError(
                 "unconditional must have shape (length, width), and conditional end with it, got "
                 f"{(*unconditional.shape,)} and {(*conditional.shape,)}"
             )
-        self.guidance_scale = check_number("guidance_scale", guidance_scale)
-        self.num_steps = check_integer("num_steps", num_steps, 1)
-        check_optional(check_callable, "decode", decode, "a function of latents")
+        self.guidance_scale = checks.number("guidance_scale", guidance_scale)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
+        checks.optional(checks.function, "decode", decode, "a function of latents")
         if (decode is None) != (event_shape is None):
             raise ValueError("decode and event_shape must come together, got one without the other")
         size = config["sample_size"]
@@ -101,7 +92,9 @@ class DiffusionSampler(TorchDistribution):
         self.latent_shape = torch.Size([config["in_channels"], height, width])
         self.unet, self.scheduler, self.decode = unet, scheduler, decode
         self.conditional, self.unconditional = conditional.detach(), unconditional.detach()
-        event = self.latent_shape if event_shape is None else as_size("event_shape", event_shape)
+        event = (
+            self.latent_shape if event_shape is None else checks.as_size("event_shape", event_shape)
+        )
         super().__init__(conditional.shape[:-2], event, validate_args=validate_args)
 
     @classmethod
@@ -133,9 +126,9 @@ class DiffusionSampler(TorchDistribution):
                 "pipeline must be a StableDiffusionPipeline of diffusers, got "
                 f"{type(pipeline).__name__} without {', '.join(missing)}"
             )
-        check_instance("negative_prompt", negative_prompt, str, "a string")
+        checks.instance("negative_prompt", negative_prompt, str, "a string")
         is_one = isinstance(prompts, str)
-        words = [prompts] if is_one else check_sequence("prompts", prompts, "strings", kind=str)
+        words = [prompts] if is_one else checks.sequence("prompts", prompts, "strings", kind=str)
         with torch.no_grad():
             states = encode_prompts(
                 pipeline.tokenizer,
@@ -171,7 +164,7 @@ class DiffusionSampler(TorchDistribution):
 
         :param batch_shape: to which that of the prompts is expanded.
         """
-        shape = as_size("batch_shape", batch_shape)
+        shape = checks.as_size("batch_shape", batch_shape)
         states = self.conditional.expand(shape + self.unconditional.shape)
         new: Self = expanded(self, _instance, shape, conditional=states)
         return new
@@ -189,7 +182,7 @@ class DiffusionSampler(TorchDistribution):
         :param sample_shape: shape of independent draws.
         :returns: **Shape:** ``(*sample_shape, *batch_shape, *event_shape)``.
         """
-        shape = as_size("sample_shape", sample_shape) + self.batch_shape
+        shape = checks.as_size("sample_shape", sample_shape) + self.batch_shape
         states = self.conditional.expand(shape + self.unconditional.shape)
         states = states.reshape(-1, *self.unconditional.shape)
         parameter = next(self.unet.parameters())

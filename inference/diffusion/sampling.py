@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_optional,
-)
+from pyro_ext._lib import checks
 
 Prediction = Callable[[Tensor, Tensor], Tensor]
 """Latents ``(batch, *event)`` and a timestep to what the network predicts of them."""
@@ -70,7 +64,7 @@ def denoise(
         >>> denoise(predict, scheduler, torch.randn(5000, 1)).std().round(decimals=1)
         tensor(0.1000)
     """
-    check_callable("predict", predict, "a function of latents and a timestep")
+    checks.function("predict", predict, "a function of latents and a timestep")
     check_scheduler(
         "scheduler",
         scheduler,
@@ -79,12 +73,12 @@ def denoise(
         "step",
         "init_noise_sigma",
     )
-    noise = as_tensor("noise", noise, "(batch, ...)", finite=True)
-    check_optional(
-        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    noise = checks.as_tensor("noise", noise, "(batch, ...)", finite=True)
+    checks.optional(
+        checks.instance, "generator", generator, torch.Generator, "a torch.Generator or None"
     )
-    num_steps = check_integer("num_steps", num_steps, 1)
-    check_optional(check_integer, "stop", stop, 0)
+    num_steps = checks.integer("num_steps", num_steps, 1)
+    checks.optional(checks.integer, "stop", stop, 0)
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_steps, device=noise.device)
     if stop is not None and stop > len(scheduler.timesteps):

@@ -8,18 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_tensors,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion.sampling import check_scheduler
-
-__all__ = ["DiffusersScore", "NoiseConditionalScore"]
 
 
 class NoiseConditionalScore(nn.Module):
@@ -63,10 +53,10 @@ class NoiseConditionalScore(nn.Module):
         num_levels: int = 10,
     ) -> None:
         super().__init__()
-        check_instance("network", network, nn.Module, "a torch.nn.Module")
-        largest = check_number("largest", largest, above=0.0)
-        smallest = check_number("smallest", smallest, above=0.0, most=largest)
-        num_levels = check_integer("num_levels", num_levels, 1)
+        checks.instance("network", network, nn.Module, "a torch.nn.Module")
+        largest = checks.number("largest", largest, above=0.0)
+        smallest = checks.number("smallest", smallest, above=0.0, most=largest)
+        num_levels = checks.integer("num_levels", num_levels, 1)
         self.network = network
         exponents = torch.linspace(0.0, 1.0, num_levels, dtype=torch.float64)
         levels = largest * (smallest / largest) ** exponents
@@ -99,7 +89,7 @@ class NoiseConditionalScore(nn.Module):
         :raises ValueError: for a level that there is not, and with batch norm or dropout in
             training mode, where the score of one row would depend on others or on chance.
         """
-        level = check_integer("level", level, 0)
+        level = checks.integer("level", level, 0)
         if level >= len(self.levels):
             raise ValueError(f"level must be below {len(self.levels)}, got {level}")
         x = _as_data(x, next(self.parameters(), None))
@@ -148,7 +138,7 @@ class DiffusersScore:
         timestep: int,
         conditioning: Mapping[str, Tensor] | None = None,
     ) -> None:
-        check_callable("unet", unet, "a UNet of diffusers", or_class=False)
+        checks.function("unet", unet, "a UNet of diffusers", or_class=False)
         _check_mode("unet", unet)
         check_scheduler("scheduler", scheduler, "alphas_cumprod")
         kind = scheduler.config.get("prediction_type", "epsilon")
@@ -158,14 +148,16 @@ class DiffusersScore:
                 f"{type(scheduler).__name__} whose prediction_type is {kind!r}"
             )
         remaining = scheduler.alphas_cumprod
-        timestep = check_integer("timestep", timestep, 0)
+        timestep = checks.integer("timestep", timestep, 0)
         if timestep >= len(remaining):
             raise ValueError(
                 f"timestep must be below {len(remaining)}, the scheduler's num_train_timesteps, "
                 f"got {timestep}"
             )
         self.conditioning = (
-            {} if conditioning is None else check_tensors("conditioning", conditioning, finite=True)
+            {}
+            if conditioning is None
+            else checks.tensors("conditioning", conditioning, finite=True)
         )
         self.unet, self.timestep = unet, timestep
         self._alpha = float(remaining[timestep])
@@ -178,7 +170,7 @@ class DiffusersScore:
             **Shape:** ``(n, channels, height, width)``.
         :returns: **Shape:** as ``x``.
         """
-        x = as_tensor("x", _as_data(x), "(n, channels, height, width)")
+        x = checks.as_tensor("x", _as_data(x), "(n, channels, height, width)")
         each = {
             name: value.to(x.device).expand(len(x), *value.shape[1:])
             for name, value in self.conditioning.items()
@@ -191,9 +183,9 @@ class DiffusersScore:
 
 def _as_data(x: Any, like: Tensor | None = None) -> Tensor:
     """Take rows of floating-point numbers, in the type of a network's parameters."""
-    rows = as_tensor("x", x, "(n, ...)", finite=True, like=like)
+    rows = checks.as_tensor("x", x, "(n, ...)", finite=True, like=like)
     if not rows.is_floating_point():
-        raise TypeError(f"x must hold floating-point numbers, got {shown(x)}")
+        raise TypeError(f"x must hold floating-point numbers, got {checks.shown(x)}")
     return rows
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_callable, check_instance, check_sequence, shown
+from pyro_ext._lib import checks
 
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> Tensor:
@@ -28,12 +28,12 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) ->
         >>> encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["seven", ""]).shape
         torch.Size([2, 8, 32])
     """
-    check_callable("tokenizer", tokenizer, "a tokenizer of transformers", or_class=False)
-    check_callable("text_encoder", text_encoder, "a network of transformers", or_class=False)
+    checks.function("tokenizer", tokenizer, "a tokenizer of transformers", or_class=False)
+    checks.function("text_encoder", text_encoder, "a network of transformers", or_class=False)
     if not hasattr(tokenizer, "model_max_length"):
-        raise TypeError(f"tokenizer must be one of transformers, got {shown(tokenizer)}")
-    check_instance("text_encoder", text_encoder, nn.Module, "a network of transformers")
-    prompts = check_sequence("prompts", prompts, "a list of strings", kind=str)
+        raise TypeError(f"tokenizer must be one of transformers, got {checks.shown(tokenizer)}")
+    checks.instance("text_encoder", text_encoder, nn.Module, "a network of transformers")
+    prompts = checks.sequence("prompts", prompts, "a list of strings", kind=str)
     length = tokenizer.model_max_length
     found = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
     num_special = tokenizer.num_special_tokens_to_add()

@@ -8,25 +8,6 @@ from torch import Tensor
 
 from pyro_ext.inference.hmc.trajectories import where
 
-__all__ = [
-    "DualAveraging",
-    "Moments",
-    "Windows",
-    "WindowsKind",
-    "add_draw",
-    "axes_of_mean",
-    "averaged",
-    "estimated_factor",
-    "fisher_factor",
-    "first_factor",
-    "growing_windows",
-    "low_rank_factor",
-    "new_moments",
-    "restarted",
-    "stan_windows",
-    "updated",
-]
-
 WindowsKind = Literal["growing", "stan"]
 
 _SHRINKAGE, _DELAY, _FORGETTING = 0.05, 10.0, 0.75

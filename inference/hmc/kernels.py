@@ -10,12 +10,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_boolean,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.hmc.adaptation import WindowsKind, averaged, restarted
 from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
 from pyro_ext.inference.hmc.masses import (
@@ -130,19 +125,19 @@ class _Hamiltonian(VectorizedKernel):
         **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
-        self.step_size = check_number("step_size", step_size, above=0)
-        self.adapt_step_size = check_boolean("adapt_step_size", adapt_step_size)
-        self.adapt_mass_matrix = check_boolean("adapt_mass_matrix", adapt_mass_matrix)
-        check_choice("mass_estimate", mass_estimate, ("fisher", "variance"))
+        self.step_size = checks.number("step_size", step_size, above=0)
+        self.adapt_step_size = checks.boolean("adapt_step_size", adapt_step_size)
+        self.adapt_mass_matrix = checks.boolean("adapt_mass_matrix", adapt_mass_matrix)
+        checks.choice("mass_estimate", mass_estimate, ("fisher", "variance"))
         if windows is not None:
-            check_choice("windows", windows, ("growing", "stan"))
+            checks.choice("windows", windows, ("growing", "stan"))
         self.mass_estimate, self.windows = mass_estimate, windows
         self.full_mass = checked_full_mass(full_mass)
         if step_size_jitter is not None:
-            check_number("step_size_jitter", step_size_jitter, least=0, below=1)
+            checks.number("step_size_jitter", step_size_jitter, least=0, below=1)
         self.step_size_jitter = step_size_jitter
-        self.share_mass_matrix = check_boolean("share_mass_matrix", share_mass_matrix)
-        self.target_accept_prob = check_number(
+        self.share_mass_matrix = checks.boolean("share_mass_matrix", share_mass_matrix)
+        self.target_accept_prob = checks.number(
             "target_accept_prob", target_accept_prob, above=0, below=1
         )
         self._warmup_steps = 0
@@ -168,7 +163,7 @@ class _Hamiltonian(VectorizedKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
-        self._warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
+        self._warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
         if self.adapt_step_size and not warmup_steps:
             raise ValueError(
                 f"warmup_steps must be >= 1 for {type(self).__name__}, which finds its step size "
@@ -372,7 +367,7 @@ class HMC(_Hamiltonian):
         **options: Unpack[HamiltonianOptions],
     ) -> None:
         if num_steps is not None:
-            num_steps = check_integer("num_steps", num_steps, 1)
+            num_steps = checks.integer("num_steps", num_steps, 1)
             if trajectory_length is not None:
                 raise ValueError(
                     "trajectory_length must not be given with num_steps, got "
@@ -381,7 +376,7 @@ class HMC(_Hamiltonian):
         elif trajectory_length is None:
             trajectory_length = _LENGTH
         if trajectory_length is not None:
-            trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
+            trajectory_length = checks.number("trajectory_length", trajectory_length, above=0)
         super().__init__(model, **options)
         self.trajectory_length = trajectory_length
         self.num_steps = num_steps
@@ -456,7 +451,7 @@ class NUTS(_Hamiltonian):
         **options: Unpack[HamiltonianOptions],
     ) -> None:
         super().__init__(model, **options)
-        self.max_tree_depth = check_integer("max_tree_depth", max_tree_depth, 1)
+        self.max_tree_depth = checks.integer("max_tree_depth", max_tree_depth, 1)
 
     def _trajectories(self) -> _Trees:
         return _Trees(self.max_tree_depth)

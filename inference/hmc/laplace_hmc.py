@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.hmc.transitions import hamiltonian_transition
 from pyro_ext.inference.vectorized import (
     Info,
@@ -18,8 +18,6 @@ from pyro_ext.inference.vectorized import (
 from pyro_ext.posterior.modes import finite_starts, minimum, whitening_factor
 from pyro_ext.potential import InitStrategy, Potential, init_to_suggested
 from pyro_ext.random import chain_keys, normal, uniform
-
-__all__ = ["HMCState", "LaplaceHMC"]
 
 _FIRST_NUMBER = 3
 _MOST_STEPS = 48
@@ -114,9 +112,9 @@ class LaplaceHMC(VectorizedKernel):
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
         if num_steps is not None:
-            num_steps = check_integer("num_steps", num_steps, 1)
+            num_steps = checks.integer("num_steps", num_steps, 1)
         self.num_steps = num_steps
-        self.trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
+        self.trajectory_length = checks.number("trajectory_length", trajectory_length, above=0)
         self._known: _Preparation | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -28,8 +28,6 @@ from pyro_ext.potential import (
 )
 from pyro_ext.random import uniform_each
 
-__all__ = ["Carried", "Inputs", "Trajectories", "TransitionLoop"]
-
 _MAX_ROWS = 64
 _NUMBERS_IN_ROWS = 1 << 15
 _ITERATIONS_PER_CALL = 256

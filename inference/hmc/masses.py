@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_sequence, shown
+from pyro_ext._lib import checks
 from pyro_ext.inference.hmc.adaptation import (
     DualAveraging,
     Moments,
@@ -23,8 +23,6 @@ from pyro_ext.inference.hmc.adaptation import (
 from pyro_ext.inference.hmc.loop import Drawn
 from pyro_ext.inference.hmc.trajectories import Outcome
 from pyro_ext.potential import Layout
-
-__all__ = ["FullMass", "HamiltonianState", "MassEstimate", "Masses", "checked_full_mass"]
 
 MassEstimate = Literal["fisher", "variance"]
 FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
@@ -116,11 +114,11 @@ def checked_full_mass(
     if isinstance(full_mass, str) and full_mass == "low_rank":
         return "low_rank"
     wanted = "True, False, 'low_rank' or a list of tuples of names of sites, each in one of them"
-    groups = check_sequence("full_mass", full_mass, wanted)
-    blocks = tuple(tuple(check_sequence("full_mass", group, wanted, kind=str)) for group in groups)
+    groups = checks.sequence("full_mass", full_mass, wanted)
+    blocks = tuple(tuple(checks.sequence("full_mass", group, wanted, kind=str)) for group in groups)
     names = [name for block in blocks for name in block]
     if len(set(names)) < len(names):
-        raise ValueError(f"full_mass must be {wanted}, got {shown(full_mass)}")
+        raise ValueError(f"full_mass must be {wanted}, got {checks.shown(full_mass)}")
     return blocks
 
 

@@ -7,7 +7,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.vectorized import (
     Info,
     ValueAndGradient,
@@ -16,8 +16,6 @@ from pyro_ext.inference.vectorized import (
 )
 from pyro_ext.potential import InitStrategy
 from pyro_ext.random import normal, uniform
-
-__all__ = ["MEADS", "MEADSState"]
 
 _NUM_FOLDS = 4
 _LEAST_CHAINS = 4 * _NUM_FOLDS
@@ -96,8 +94,8 @@ class MEADS(VectorizedKernel):
         **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
-        self.step_size = check_number("step_size", step_size, above=0)
-        self.damping = check_number("damping", damping, above=0)
+        self.step_size = checks.number("step_size", step_size, above=0)
+        self.damping = checks.number("damping", damping, above=0)
 
     def _init(self, position: Tensor, keys: Tensor) -> MEADSState:
         if len(position) < _LEAST_CHAINS:

@@ -13,19 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = [
-    "Outcome",
-    "Path",
-    "Point",
-    "Tree",
-    "extend_path",
-    "extend_tree",
-    "leapfrog",
-    "start_path",
-    "start_tree",
-    "where",
-]
-
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _MAX_ENERGY_CHANGE = 1000.0

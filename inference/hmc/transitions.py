@@ -8,8 +8,6 @@ from torch.nn.functional import linear
 
 from pyro_ext.posterior.modes import ValueAndGradient, finite_starts
 
-__all__ = ["Transition", "hamiltonian_transition", "hamiltonian_transitions"]
-
 _LEAPFROG_STEPS = 6
 _LENGTH = 1.2
 """How far a trajectory goes, in standard deviations of a Gaussian: nearly a quarter of a period."""

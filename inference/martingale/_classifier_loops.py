@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 from pyro_ext.inference.martingale._copula_loops import FAST, LEAST_RATE, MOST_RATE, covariate_rates
 
 _LEAST, _MOST = 5e-5, 1.0 - 5e-5  # probability

@@ -16,7 +16,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 FAST = {"contract", "nsz", "nnan", "ninf"}
 SMALLEST, LARGEST = 1e-6, 1.0 - 1e-6  # between which the normal scores of probabilities are taken

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance
+from pyro_ext._lib import checks
 
 
 class Drift(NamedTuple):
@@ -141,8 +141,8 @@ def density_drift(population: Any, distribution: Any, points: Tensor) -> Tensor:
         tensor([0.0000, 0.1995])
     """
     for argument, value in (("population", population), ("distribution", distribution)):
-        check_instance(argument, value, TorchDistributionMixin, "a distribution")
-    points = as_tensor("points", points, "(num_points, ...)", finite=True)
+        checks.instance(argument, value, TorchDistributionMixin, "a distribution")
+    points = checks.as_tensor("points", points, "(num_points, ...)", finite=True)
     there: Tensor = population.log_prob(points[:, None]).exp()
     here: Tensor = distribution.log_prob(points).exp()[:, None]
     return (there - here).abs().mean(0)

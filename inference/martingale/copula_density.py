@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.copula_distribution import (
     NUMBERS_AT_ONCE,
     CopulaDistribution,
@@ -99,7 +99,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         validate_args: bool | None = None,
     ) -> None:
         self._wanted_bandwidth = checked_bandwidth("bandwidth", bandwidth)
-        self.num_permutations = check_integer("num_permutations", num_permutations, 0)
+        self.num_permutations = checks.integer("num_permutations", num_permutations, 0)
         self.shared_bandwidth = bool(shared_bandwidth)
         self.standardize = bool(standardize)
         self.seed = fresh_seed(seed)
@@ -142,7 +142,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         :param Tensor data: **Shape:** ``(n,)`` for numbers, ``(n, dimension)`` for vectors.
         :returns: a new distribution.
         """
-        data = as_tensor("data", data, "(n, ...)", finite=True)
+        data = checks.as_tensor("data", data, "(n, ...)", finite=True)
         data = single_tensor((data,), type(self).__name__)
         if data.dim() > 2 or data.shape[-1] == 0:
             raise ValueError(
@@ -189,7 +189,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         :param int number: how many.
         """
         dimension = len(self._bandwidths)
-        if not self.event_shape or check_integer("number", number, 1) > dimension:
+        if not self.event_shape or checks.integer("number", number, 1) > dimension:
             raise ValueError(
                 f"number must be at most the dimension of vectors, got {number} for the event "
                 f"shape {tuple(self.event_shape)}"
@@ -254,7 +254,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a distribution
             without batch shape.
         """
-        points, log_density = self._points_of_data(check_integer("num_points", num_points, 1))
+        points, log_density = self._points_of_data(checks.integer("num_points", num_points, 1))
         ratio = self.log_prob(points if not self._own_shape else points[:, None]) - log_density
         weights = ratio.reshape(num_points, -1).double().mT.softmax(-1)
         return WeightedSample((points,), weights)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 
 _SMALLEST = 1e-6
 _LEAST_RATE = 1e-5
@@ -274,7 +274,7 @@ def checked_bandwidth(argument: str, value: Tensor | float | None) -> Tensor | N
     if value is None:
         return None
     if not isinstance(value, Tensor):
-        number = check_number(argument, value, above=0.0, below=1.0)
+        number = checks.number(argument, value, above=0.0, below=1.0)
         return torch.tensor(number, dtype=torch.float64)
     if value.dim() > 1 or not bool(((value > 0.0) & (value < 1.0)).all()):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_integer, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.copula_distribution import (
     Future,
     future_numbers,
@@ -83,13 +83,13 @@ def _check_pairs(data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 def _check_queries(argument: str, queries: Tensor) -> Tensor:
     """Check covariates at which predictions are wanted."""
-    queries = as_tensor(argument, queries)
+    queries = checks.as_tensor(argument, queries)
     if queries.dim() not in (1, 2):
         raise ValueError(
             f"{argument} must be a tensor of the shape (num_queries,) or (num_queries, "
             f"num_covariates), got {tuple(queries.shape)}"
         )
-    check_finite(argument, queries)
+    checks.all_finite(argument, queries)
     return queries
 
 
@@ -167,8 +167,8 @@ class CovariateRule(PredictiveRule):
             checked_bandwidth("bandwidth", bandwidth),
             checked_bandwidth("covariate_bandwidth", covariate_bandwidth),
         )
-        self.num_permutations = check_integer("num_permutations", num_permutations, 0)
-        self.queries = check_optional(_check_queries, "queries", queries)
+        self.num_permutations = checks.integer("num_permutations", num_permutations, 0)
+        self.queries = checks.optional(_check_queries, "queries", queries)
         self.shared_bandwidth, self.standardize = bool(shared_bandwidth), bool(standardize)
         self.seed = fresh_seed(seed)
         self._fit: CovariateFit | None = None
@@ -198,8 +198,8 @@ class CovariateRule(PredictiveRule):
         :param Tensor y: responses, or labels of zero and one for a classifier. **Shape:** ``(n,)``.
         :returns: a new rule.
         """
-        x = as_tensor("x", x, "(n, ...)", finite=True)
-        y = as_tensor("y", y, f"({len(x)},)", finite=True)
+        x = checks.as_tensor("x", x, "(n, ...)", finite=True)
+        y = checks.as_tensor("y", y, f"({len(x)},)", finite=True)
         x, y = _check_pairs((x, y))
         rows = _matrix(x)
         loc, scale = standardization(rows, self.standardize, "x")

@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.weighted_sample import points_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer, center_of
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
@@ -76,7 +69,7 @@ class Quantile:
         several = isinstance(self.probability, Sequence)
         values: Any = self.probability if several else [self.probability]
         for value in values:
-            check_number("probability", value, above=0.0, below=1.0)
+            checks.number("probability", value, above=0.0, below=1.0)
         if not values:
             raise ValueError("probability must be a number or a sequence of some, got an empty one")
 
@@ -119,8 +112,8 @@ class Expectation:
     num_points: int = 1000
 
     def __post_init__(self) -> None:
-        check_callable("function", self.function)
-        check_integer("num_points", self.num_points, 1)
+        checks.function("function", self.function)
+        checks.integer("num_points", self.num_points, 1)
 
     def __call__(self, population: Any) -> Tensor:
         """Mean of the function under each distribution. **Shape:** ``(num_draws, *result)``."""
@@ -148,11 +141,11 @@ class BestFit(ABC):
     def __init__(
         self, optimizer: Minimizer | None, num_points: int, regularizer: Regularizer | None = None
     ) -> None:
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.regularizer = checks.optional(checks.function, "regularizer", regularizer)
         kinds = "a BatchLBFGS, a BatchOptimizer or another Minimizer"
-        check_optional(check_instance, "optimizer", optimizer, Minimizer, kinds)
+        checks.optional(checks.instance, "optimizer", optimizer, Minimizer, kinds)
         self.optimizer = optimizer or BatchLBFGS()
-        self.num_points = check_integer("num_points", num_points, 1)
+        self.num_points = checks.integer("num_points", num_points, 1)
         self._known: dict[tuple[Any, ...], WeightedLoss] = {}
 
     def __call__(self, population: Any) -> dict[str, Tensor]:
@@ -235,10 +228,10 @@ class MEstimator(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
-        check_callable("loss_fn", loss_fn)
+        checks.function("loss_fn", loss_fn)
         super().__init__(optimizer, num_points, regularizer)
         self.loss_fn = loss_fn
-        self.initial_params = check_tensors("initial_params", initial_params, finite=True)
+        self.initial_params = checks.tensors("initial_params", initial_params, finite=True)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         params = self.initial_params
@@ -278,10 +271,10 @@ class WeightedMLE(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
-        check_callable("model", model, "a Pyro model")
+        checks.function("model", model, "a Pyro model")
         super().__init__(optimizer, num_points, regularizer)
         self.model = model
-        self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
+        self.plate = checks.optional(checks.instance, "plate", plate, str, "the name of a plate")
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.predictive_rule import (
     PredictiveRule,
     Resampled,
@@ -146,10 +146,10 @@ class NormalPredictive(KnownVarianceRule):
     """
 
     def __init__(self, scale: float = 1.0, loc: float = 0.0, loc_scale: float = math.inf) -> None:
-        self.scale = check_number("scale", scale, above=0.0)
-        self.loc = check_number("loc", loc)
+        self.scale = checks.number("scale", scale, above=0.0)
+        self.loc = checks.number("loc", loc)
         if loc_scale != math.inf:
-            check_number("loc_scale", loc_scale, above=0.0)
+            checks.number("loc_scale", loc_scale, above=0.0)
         self.loc_scale = float(loc_scale)
 
     def _moves(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ class PlugInNormal(KnownVarianceRule):
     """
 
     def __init__(self, scale: float = 1.0) -> None:
-        self.scale = check_number("scale", scale, above=0.0)
+        self.scale = checks.number("scale", scale, above=0.0)
 
     def _moves(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(sizes, self.scale), 1.0 / (sizes + 1.0)
@@ -239,10 +239,10 @@ class StudentTPredictive(GaussianRule):
         concentration: float = -0.5,
         rate: float = 0.0,
     ) -> None:
-        self.loc = check_number("loc", loc)
-        self.loc_precision = check_number("loc_precision", loc_precision, least=0.0)
-        self.concentration = check_number("concentration", concentration, least=-0.5)
-        self.rate = check_number("rate", rate, least=0.0)
+        self.loc = checks.number("loc", loc)
+        self.loc_precision = checks.number("loc_precision", loc_precision, least=0.0)
+        self.concentration = checks.number("concentration", concentration, least=-0.5)
+        self.rate = checks.number("rate", rate, least=0.0)
         # Half of the number of observations is added to the concentration, which must be positive.
         self._least = math.floor(-2.0 * self.concentration) + 1 if self.concentration <= 0 else 1
 

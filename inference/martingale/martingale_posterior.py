@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-)
-from pyro_ext._progress import progress_bar
-from pyro_ext._pyplot import axes_of
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
+from pyro_ext._lib.pyplot import axes_of
 from pyro_ext.inference.martingale.convergence import (
     Drift,
     Moves,
@@ -110,10 +103,10 @@ class MartingalePosterior(IndependentDraws):
         name: str = "theta",
     ) -> None:
         super().__init__()
-        check_instance("predictive", predictive, PredictiveRule, "a PredictiveRule")
-        check_callable("functional", functional, "a function of a population", or_class=False)
-        check_instance("name", name, str, "a string")
-        self.num_samples = check_integer("num_samples", num_samples, 1)
+        checks.instance("predictive", predictive, PredictiveRule, "a PredictiveRule")
+        checks.function("functional", functional, "a function of a population", or_class=False)
+        checks.instance("name", name, str, "a string")
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
         if isinstance(horizon, float) and horizon == math.inf:
             if not isinstance(predictive, KnowsLimit):
                 raise ValueError(
@@ -122,12 +115,12 @@ class MartingalePosterior(IndependentDraws):
                 )
             self.horizon: float = math.inf
         else:
-            self.horizon = check_integer("horizon", horizon, 1)
+            self.horizon = checks.integer("horizon", horizon, 1)
         if seed is not None:
             fresh_seed(seed)
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.num_checks = check_integer("num_checks", num_checks, 1)
-        self.tolerance = check_number("tolerance", tolerance, above=0.0, most=1.0)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.num_checks = checks.integer("num_checks", num_checks, 1)
+        self.tolerance = checks.number("tolerance", tolerance, above=0.0, most=1.0)
         self.predictive = predictive
         self.functional = functional
         self.seed = seed
@@ -158,7 +151,9 @@ class MartingalePosterior(IndependentDraws):
             not those wanted.
         :raises RuntimeError: where no draw is finite.
         """
-        data = tuple(as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data))
+        data = tuple(
+            checks.as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data)
+        )
         self._reset(data)
         seed = fresh_seed(self.seed)
         rule = self.predictive
@@ -359,9 +354,9 @@ def plot_drift(
         >>> plot_drift(posterior.run(torch.arange(10.0))).get_xscale()
         'log'
     """
-    check_instance("posterior", posterior, MartingalePosterior, "a MartingalePosterior")
+    checks.instance("posterior", posterior, MartingalePosterior, "a MartingalePosterior")
     if names is not None:
-        check_sequence("names", names, "a list of names")
+        checks.sequence("names", names, "a list of names")
     drift = posterior.drift()
     if unknown := sorted(set(names or ()) - set(drift.from_data)):
         raise ValueError(f"names has {unknown}, but the functional gives {sorted(drift.from_data)}")

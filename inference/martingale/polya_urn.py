@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.predictive_rule import (
     PredictiveRule,
     Resampled,
@@ -77,7 +77,7 @@ class PolyaUrn(PredictiveRule):
             raise TypeError(
                 f"base_measure must be a Pyro distribution or None, got {base_measure!r:.80}"
             )
-        self.concentration = check_number("concentration", concentration, least=0.0)
+        self.concentration = checks.number("concentration", concentration, least=0.0)
         if self.concentration > 0.0 and base_measure is None:
             raise ValueError(
                 f"concentration must be 0 without a base_measure to draw from, got {concentration}"

@@ -8,7 +8,7 @@ from pyro import poutine, validation_enabled
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import check_callable, check_integer, check_tensors
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.predictive_rule import (
     PredictiveRule,
     Resampled,
@@ -84,20 +84,20 @@ class PosteriorPredictive(PredictiveRule):
         warmup_steps: int = 1000,
         **options: Any,
     ) -> None:
-        check_callable("model", model, "a Pyro model")
+        checks.function("model", model, "a Pyro model")
         is_kernel = isinstance(posterior, MCMCKernel)
         if not isinstance(posterior, MCMCKernel | Mapping | Sampler):
             wanted = "a kernel, a sampler that has run, a dict of draws by site or a guide"
-            check_callable("posterior", posterior, wanted, or_class=False)
+            checks.function("posterior", posterior, wanted, or_class=False)
         if options and not is_kernel:
             raise TypeError(
                 f"options {sorted(options)} are those of MCMC, which only a kernel takes, got "
                 f"{type(posterior).__name__}"
             )
-        check_integer("num_samples", num_samples, 1)
-        check_integer("warmup_steps", warmup_steps, 0)
+        checks.integer("num_samples", num_samples, 1)
+        checks.integer("warmup_steps", warmup_steps, 0)
         if isinstance(posterior, Mapping) and posterior:
-            posterior = check_tensors("posterior", posterior, finite=True)
+            posterior = checks.tensors("posterior", posterior, finite=True)
         self.model = model
         self.posterior = posterior
         self._options = {"num_samples": num_samples, "warmup_steps": warmup_steps, **options}

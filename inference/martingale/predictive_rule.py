@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_instance
+from pyro_ext._lib import checks
 from pyro_ext.random import normal, uniform
 
 _PER_BLOCK = 16
@@ -97,8 +97,8 @@ def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
     if not data:
         raise ValueError("data must be at least one tensor of observations, got none")
     for index, value in enumerate(data):
-        check_instance(f"data[{index}]", value, Tensor, "a tensor")
-        as_tensor(f"data[{index}]", value, allow_empty=True)
+        checks.instance(f"data[{index}]", value, Tensor, "a tensor")
+        checks.as_tensor(f"data[{index}]", value, allow_empty=True)
         if value.dim() == 0 or len(value) < least:
             raise ValueError(
                 f"data[{index}] must have the shape (n, *event) with n >= {least}, got "
@@ -109,7 +109,7 @@ def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
                 f"data[{index}] has {len(value)} rows, but data[0] {len(data[0])}; wanted one row "
                 "of each for an observation"
             )
-        check_finite(f"data[{index}]", value)
+        checks.all_finite(f"data[{index}]", value)
     return len(data[0])
 
 

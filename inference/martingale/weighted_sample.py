@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._lib import checks
 
 _ROUNDING = 1e-7  # what probabilities in float32 lose
 
@@ -38,7 +38,7 @@ class WeightedSample:
     is_shared: bool = True
 
     def __post_init__(self) -> None:
-        weights = as_tensor("weights", self.weights, "(num_draws, num_points)")
+        weights = checks.as_tensor("weights", self.weights, "(num_draws, num_points)")
         object.__setattr__(self, "weights", weights)
         if not isinstance(self.values, tuple) or not self.values:
             raise ValueError(f"values must be a tuple of tensors, got {self.values!r:.80}")
@@ -93,7 +93,7 @@ class WeightedSample:
         """
         points = self._points("cdf")
         points = points[None] if self.is_shared else points
-        value = as_tensor("value", value, allow_empty=True, like=points).to(points)
+        value = checks.as_tensor("value", value, allow_empty=True, like=points).to(points)
         value = _expanded("value", value, (self.num_draws, *points.shape[2:]))
         return self._weighted((points <= value[:, None]).to(self.weights.dtype), is_shared=False)
 
@@ -106,7 +106,9 @@ class WeightedSample:
         points = self._points("icdf")
         event = points.shape[1:] if self.is_shared else points.shape[2:]
         flat = points.reshape(*points.shape[: points.dim() - len(event)], -1).movedim(-1, 0)
-        value = as_tensor("value", value, allow_empty=True, dtype=torch.float64).to(points.device)
+        value = checks.as_tensor("value", value, allow_empty=True, dtype=torch.float64).to(
+            points.device
+        )
         wanted = _expanded("value", value, (self.num_draws, *event)).reshape(self.num_draws, -1)
         weights = self.weights.double()
         columns = []

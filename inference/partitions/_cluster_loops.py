@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 GAUSSIAN, DIAGONAL_GAUSSIAN, KNOWN_VARIANCE, MULTINOMIAL, BERNOULLI, POISSON = range(6)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import add_point, num_sums
 from pyro_ext.inference.partitions._gibbs_loops import (
     draw_index,

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import (
     add_point,
     copy_row,

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 GENERALIZED_GAMMA, PITMAN_YOR = range(2)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 from pyro_ext.inference.partitions.bregman import DETERMINANT, ENTROPY, SQUARE
 
 _BLOCK = 512  # of costs, which stay in the cache nearest to the processor

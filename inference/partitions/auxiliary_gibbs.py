@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ext._checks import check_integer, check_sequence, shown
+from pyro_ext._lib import checks
 from pyro_ext.inference.partitions._slice_sampling import slice_sample, slice_sample_rows
 from pyro_ext.inference.partitions.conjugate import loop_seed
 from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
@@ -28,8 +28,6 @@ from pyro_ext.inference.partitions.mixtures import (
 )
 from pyro_ext.posterior.fixed_points import Noise
 from pyro_ext.potential import Backend, PointPotential, check_backend
-
-__all__ = ["AuxiliaryGibbs", "ModelMixture"]
 
 _DRAWS_AT_ONCE = 4
 _NUM_WIDTH_DRAWS = 200
@@ -232,16 +230,17 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         backend: Backend = "trace",
         init: FirstPartition = "prior",
     ) -> None:
-        shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
+        shared = checks.sequence("shared", shared, "a list of names of sites", 0, str)
         if not callable(cluster) or isinstance(cluster, type | Distribution):
             raise TypeError(
-                f"cluster must be a Pyro model of the points of a cluster, got {shown(cluster)}; "
+                f"cluster must be a Pyro model of the points of a cluster, "
+                f"got {checks.shown(cluster)}; "
                 "for conjugate clusters there is MarginalGibbs"
             )
         check_backend(backend)
         self.cluster, self.shared = cluster, tuple(shared)
-        self.num_auxiliary = check_integer("num_auxiliary", num_auxiliary, 1)
-        self.num_updates = check_integer("num_updates", num_updates, 1)
+        self.num_auxiliary = checks.integer("num_auxiliary", num_auxiliary, 1)
+        self.num_updates = checks.integer("num_updates", num_updates, 1)
         self.backend = backend
         super().__init__(prior, init=init)
 

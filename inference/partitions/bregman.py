@@ -13,17 +13,7 @@ import torch
 from pyro.distributions import Exponential, Gamma, Independent, Multinomial, Normal, Poisson
 from torch import Tensor
 
-from pyro_ext._checks import check_number
-
-__all__ = [
-    "BregmanGenerator",
-    "GaussianCovarianceGenerator",
-    "GaussianGenerator",
-    "ItakuraSaitoGenerator",
-    "MultinomialGenerator",
-    "PoissonGenerator",
-    "generator_named",
-]
+from pyro_ext._lib import checks
 
 SQUARE, ENTROPY, LOGARITHM, DETERMINANT = range(4)  # what compiled loops tell generators by
 
@@ -257,7 +247,7 @@ class GaussianCovarianceGenerator(BregmanGenerator):
     _kind = DETERMINANT
 
     def __init__(self, floor: float = 0.01) -> None:
-        self.floor = check_number("floor", floor, above=0.0)
+        self.floor = checks.number("floor", floor, above=0.0)
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         """The points, followed by their outer products."""

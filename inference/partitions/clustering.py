@@ -8,14 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._locality import locality_order
 from pyro_ext.inference.partitions.bregman import BregmanGenerator, generator_named
@@ -24,8 +17,6 @@ from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions.mixtures import Compiled, ConjugateMixture, Integers, Process
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import DirichletProcess, NormalizedRandomMeasure, PitmanYor
-
-__all__ = ["Method", "bhc", "ibhc", "rbhc", "start_of_neighbors"]
 
 _RETURNS_PER_POINT = 50
 _LARGEST_AUXILIARY = math.exp(690.0)
@@ -80,14 +71,14 @@ def bhc(
         -10.4704
     """
     if log_concentration is None:
-        log_weight = math.log(check_number("concentration", concentration, above=0.0))
+        log_weight = math.log(checks.number("concentration", concentration, above=0.0))
     elif concentration != 1.0:
         raise ValueError(
             "concentration and log_concentration exclude each other, got "
             f"concentration={concentration!r} and log_concentration={log_concentration!r}"
         )
     else:
-        log_weight = check_number("log_concentration", log_concentration)
+        log_weight = checks.number("log_concentration", log_concentration)
     process = DirichletProcess(torch.ones((), dtype=torch.float64))
     mixture = _known_mixture(x, cluster, process)
     from pyro_ext.inference.partitions.trees import merge_greedily, model_of
@@ -113,11 +104,13 @@ def bhc(
 
 def _known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Process) -> ConjugateMixture:
     """Prior, clusters and data, checked to fit together."""
-    check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
+    checks.instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
     wanted = "a normalized measure, a PitmanYor or a DirichletProcess"
-    check_instance("prior", prior, (NormalizedRandomMeasure, PitmanYor), wanted)
+    checks.instance("prior", prior, (NormalizedRandomMeasure, PitmanYor), wanted)
     mixture = ConjugateMixture(
-        Hyperparameters(prior, "prior"), Hyperparameters(cluster, "cluster"), as_tensor("x", x)
+        Hyperparameters(prior, "prior"),
+        Hyperparameters(cluster, "cluster"),
+        checks.as_tensor("x", x),
     )
     mixture.process({})
     _check_size(mixture.points)
@@ -185,7 +178,7 @@ def ibhc(
     process = DirichletProcess(torch.ones((), dtype=torch.float64)) if prior is None else prior
     mixture = _known_mixture(x, cluster, process)
     if auxiliary is not None:
-        auxiliary = check_number("auxiliary", auxiliary, above=0.0)
+        auxiliary = checks.number("auxiliary", auxiliary, above=0.0)
         if not isinstance(process, NormalizedRandomMeasure):
             raise ValueError(
                 f"auxiliary must be None for a {type(process).__name__}, got {auxiliary}"
@@ -327,10 +320,10 @@ def rbhc(
         >>> tree.cut(), round(tree.objective, 4)
         (tensor([0, 0, 1, 1]), 1.0875)
     """
-    points = as_tensor("x", x, "(n, num_features)", dtype=torch.float64).detach().cpu()
+    points = checks.as_tensor("x", x, "(n, num_features)", dtype=torch.float64).detach().cpu()
     _check_size(points)
     generator = generator_named(family)
-    check_choice("method", method, get_args(Method))
+    checks.choice("method", method, get_args(Method))
     if cluster_cost is not None and num_clusters is not None:
         raise ValueError(
             "cluster_cost and num_clusters exclude each other, got "
@@ -344,8 +337,8 @@ def rbhc(
             "excess must be False unless method is 'greedy' and there is a cluster_cost or "
             f"num_clusters; got {excess!r} with method={method!r}"
         )
-    cluster_cost = check_optional(check_number, "cluster_cost", cluster_cost, least=0.0)
-    if num_clusters is not None and check_integer("num_clusters", num_clusters, 1) > len(points):
+    cluster_cost = checks.optional(checks.number, "cluster_cost", cluster_cost, least=0.0)
+    if num_clusters is not None and checks.integer("num_clusters", num_clusters, 1) > len(points):
         raise ValueError(
             f"num_clusters must be at most {len(points)}, the number of points, got {num_clusters}"
         )

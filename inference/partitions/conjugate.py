@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ext._checks import check_integer, shown
+from pyro_ext._lib import checks
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions.clustering import start_of_neighbors
 from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
@@ -28,16 +28,6 @@ from pyro_ext.inference.partitions.mixtures import (
     Situation,
 )
 from pyro_ext.random_measures import NormalizedRandomMeasure
-
-__all__ = [
-    "ConjugateKernel",
-    "MarginalGibbs",
-    "SliceSampler",
-    "SplitMerge",
-    "acceptance_rates",
-    "loop_seed",
-    "sweep",
-]
 
 _MOST_WEIGHTS = 10**6
 
@@ -64,7 +54,9 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     ) -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
         if not isinstance(cluster, ConjugateCluster) and not is_model:
-            raise TypeError(f"cluster must be or return a conjugate cluster, got {shown(cluster)}")
+            raise TypeError(
+                f"cluster must be or return a conjugate cluster, got {checks.shown(cluster)}"
+            )
         self.cluster = cluster
         super().__init__(prior, init=init)
 
@@ -164,8 +156,8 @@ class SplitMerge(ConjugateKernel):
         num_scans: int = 10,
         init: FirstPartition = "prior",
     ) -> None:
-        self.num_proposals = check_integer("num_proposals", num_proposals, 1)
-        self.num_scans = check_integer("num_scans", num_scans, 0)
+        self.num_proposals = checks.integer("num_proposals", num_proposals, 1)
+        self.num_scans = checks.integer("num_scans", num_scans, 0)
         super().__init__(prior, cluster, init=init)
 
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:

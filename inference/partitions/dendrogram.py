@@ -10,13 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
-from pyro_ext._pyplot import axes_of
+from pyro_ext._lib import checks
+from pyro_ext._lib.pyplot import axes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["ClusterForest", "Dendrogram"]
 
 _OPENED, _MOST_NAMES, _MOST_PROBABILITIES = "0.55", 60, 30
 
@@ -59,7 +57,7 @@ class Dendrogram:
 
     def __post_init__(self) -> None:
         """Check the arguments, and copy what the caller could change."""
-        merges = as_tensor("merges", self.merges, allow_empty=True)
+        merges = checks.as_tensor("merges", self.merges, allow_empty=True)
         if merges.is_floating_point() or merges.dim() != 2 or merges.shape[-1] != 2:
             raise ValueError(
                 "merges must be integers of shape (n - 1, 2), got "
@@ -80,9 +78,9 @@ class Dendrogram:
                 raise ValueError(f"merge_probabilities must be from 0 to 1, got {values}")
             object.__setattr__(self, "merge_probabilities", values)
         if self.cut_height is not None:
-            object.__setattr__(self, "cut_height", check_number("cut_height", self.cut_height))
+            object.__setattr__(self, "cut_height", checks.number("cut_height", self.cut_height))
         if self.labels is not None:
-            labels = check_sequence("labels", self.labels, "a list of names of points")
+            labels = checks.sequence("labels", self.labels, "a list of names of points")
             if len(labels) != self.num_leaves:
                 raise ValueError(f"labels must be {self.num_leaves}, got {len(labels)}")
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
@@ -90,7 +88,7 @@ class Dendrogram:
     @staticmethod
     def _numbers(argument: str, values: Any, number: int) -> Tensor:
         options: dict[str, Any] = {"allow_empty": True, "finite": True, "dtype": torch.float64}
-        return as_tensor(argument, values, f"({number},)", **options).detach().cpu().clone()
+        return checks.as_tensor(argument, values, f"({number},)", **options).detach().cpu().clone()
 
     @property
     def num_leaves(self) -> int:
@@ -138,7 +136,7 @@ class Dendrogram:
                     "num_clusters and height exclude each other, got "
                     f"num_clusters={num_clusters!r} and height={height!r}"
                 )
-            number = check_integer("num_clusters", num_clusters, 1)
+            number = checks.integer("num_clusters", num_clusters, 1)
             if number > self.num_leaves:
                 raise ValueError(
                     f"num_clusters must be at most {self.num_leaves}, the number of points, got "
@@ -149,7 +147,7 @@ class Dendrogram:
             opened = np.zeros(len(self.merges), bool)
             opened[len(self.merges) - 1 - order[: number - 1]] = True
             return opened
-        bound = self.cut_height if height is None else check_number("height", height)
+        bound = self.cut_height if height is None else checks.number("height", height)
         if bound is None:
             raise ValueError(
                 "num_clusters or height must be given, since the tree has no cut_height, got None"

@@ -27,15 +27,6 @@ from pyro_ext.potential import CaptureError, Layout, agree_but_for_rounding, cap
 from pyro_ext.random_measures import GeneralizedGammaProcess, NormalizedRandomMeasure, PitmanYor
 from pyro_ext.random_measures.cluster_counts import ClusterSizes
 
-__all__ = [
-    "ClosedPrior",
-    "Hyperparameters",
-    "Process",
-    "RecordedHyperparameters",
-    "closed_prior",
-    "record",
-]
-
 Value = TypeVar("Value")
 _NUM_CHECKS = 3
 _NUM_TRIES = 20

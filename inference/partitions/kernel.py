@@ -10,14 +10,12 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_choice, shown
+from pyro_ext._lib import checks
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
 from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource, Process
 from pyro_ext.posterior.fixed_points import PointOf
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import canonical_labels, cluster_sizes
-
-__all__ = ["FirstPartition", "Moved", "PartitionKernel"]
 
 AnyMixture = TypeVar("AnyMixture", bound=Mixture)
 Moved: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
@@ -50,13 +48,13 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     def __init__(self, prior: PriorSource, *, init: FirstPartition = "prior") -> None:
         if isinstance(init, str):
-            check_choice("init", init, self.starts)
+            checks.choice("init", init, self.starts)
         elif not callable(init) or isinstance(init, type):
-            init = as_tensor("init", init, "(n,)", kind="integers")
+            init = checks.as_tensor("init", init, "(n,)", kind="integers")
         if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
-                f"got {shown(prior)}"
+                f"got {checks.shown(prior)}"
             )
         self.prior, self.init = prior, init
         self.transforms: dict[str, Any] = {}
@@ -170,7 +168,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         state = mixture.prior.draw()
         number = mixture.num_points
         if not isinstance(init, str):
-            labels = as_tensor("init", init, f"({number},)", kind="integers").long().cpu()
+            labels = checks.as_tensor("init", init, f"({number},)", kind="integers").long().cpu()
         elif init == "prior":
             process, _ = mixture.process(state)
             labels = process.partition(number).sample()

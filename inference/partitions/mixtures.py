@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._lib import checks
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample, slice_sample_log
 from pyro_ext.inference.partitions.hyperparameters import (
@@ -339,7 +339,7 @@ def _around_origin(cluster: ConjugateCluster) -> tuple[Tensor, ConjugateCluster]
 
 def check_points(points: Any, name: str = "x") -> Tensor:
     """Data as a matrix of numbers."""
-    values = as_tensor(name, points, allow_empty=True)
+    values = checks.as_tensor(name, points, allow_empty=True)
     if values.dim() == 1:
         values = values[:, None]
     if values.dim() != 2 or not len(values):

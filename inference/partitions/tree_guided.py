@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.partitions._locality import neighbor_tree
 from pyro_ext.inference.partitions.conjugate import (
     ConjugateKernel,
@@ -19,8 +19,6 @@ from pyro_ext.inference.partitions.conjugate import (
 )
 from pyro_ext.inference.partitions.kernel import FirstPartition
 from pyro_ext.inference.partitions.mixtures import ClusterSource, Integers, PriorSource, Situation
-
-__all__ = ["TreeGuided"]
 
 _LEAST_MOVES = 5
 # A proposal weighs the points of two of K clusters a few times, a sweep each point against all K:
@@ -98,11 +96,11 @@ class TreeGuided(ConjugateKernel):
                 "mode must be 'exact', since the published kernel is PublishedTreeGuided of "
                 f"pyro_ext.tutorials.papers now, got {mode!r}"
             )
-        self.num_global_moves = check_optional(
-            check_integer, "num_global_moves", num_global_moves, 0
+        self.num_global_moves = checks.optional(
+            checks.integer, "num_global_moves", num_global_moves, 0
         )
-        self.local_fraction = check_number("local_fraction", local_fraction, above=0.0, most=1.0)
-        self.num_scans = check_integer("num_scans", num_scans, 0)
+        self.local_fraction = checks.number("local_fraction", local_fraction, above=0.0, most=1.0)
+        self.num_scans = checks.integer("num_scans", num_scans, 0)
         self._adapts, self._num_moves, self._num_rounds = False, 0, 1
         self._order, self._heights = np.empty(0, np.int64), np.empty((0, 0))
         super().__init__(prior, cluster, init=init)

@@ -14,34 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import (
     add_point,
     block_constant,
     log_of_sums,
     num_sums,
 )
-
-__all__ = [
-    "Floats",
-    "Forest",
-    "Integers",
-    "Model",
-    "grow",
-    "insert",
-    "join",
-    "leaves_below",
-    "log_dissimilarity",
-    "log_like",
-    "log_potential_of",
-    "log_union",
-    "merge_greedily",
-    "model_of",
-    "new_forest",
-    "nodes_below",
-    "parents_of",
-    "refresh",
-]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ import math
 from functools import partial
 from typing import Any
 
-from pyro_ext._checks import check_integer, check_number
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 
 
 def rdp_epsilon(
@@ -37,7 +37,7 @@ def rdp_epsilon(
         2.935
     """
     _check(sampling_rate, num_steps, delta)
-    check_number("noise_multiplier", noise_multiplier, least=0.0)
+    checks.number("noise_multiplier", noise_multiplier, least=0.0)
     accountant = optional_module("dp_accounting.rdp", "rdp_epsilon", "dp-accounting", "privacy")
     return _epsilon(accountant.RdpAccountant(), sampling_rate, noise_multiplier, num_steps, delta)
 
@@ -64,7 +64,7 @@ def pld_epsilon(
         2.691
     """
     _check(sampling_rate, num_steps, delta)
-    check_number("noise_multiplier", noise_multiplier, least=0.0)
+    checks.number("noise_multiplier", noise_multiplier, least=0.0)
     accountant = optional_module("dp_accounting.pld", "pld_epsilon", "dp-accounting", "privacy")
     return _epsilon(accountant.PLDAccountant(), sampling_rate, noise_multiplier, num_steps, delta)
 
@@ -88,7 +88,7 @@ def noise_multiplier_for(
         >>> round(noise_multiplier_for(1.0, 1e-5, sampling_rate=1.0, num_steps=1), 2)
         3.73
     """
-    check_number("epsilon", epsilon, above=0.0)
+    checks.number("epsilon", epsilon, above=0.0)
     _check(sampling_rate, num_steps, delta)
     package = partial(
         optional_module,
@@ -107,9 +107,9 @@ def noise_multiplier_for(
 
 
 def _check(sampling_rate: float, num_steps: int, delta: float) -> None:
-    check_number("sampling_rate", sampling_rate, above=0.0, most=1.0)
-    check_integer("num_steps", num_steps, 1)
-    check_number("delta", delta, above=0.0, below=1.0)
+    checks.number("sampling_rate", sampling_rate, above=0.0, most=1.0)
+    checks.integer("num_steps", num_steps, 1)
+    checks.number("delta", delta, above=0.0, below=1.0)
 
 
 def _epsilon(

@@ -12,16 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_ext._checks import (
-    check_callable,
-    check_has_values,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 
 ExampleLoss = Callable[..., Tensor]
 """A scalar loss of parameters by name and the rows of one example."""
@@ -47,8 +38,8 @@ def example_loss(
         >>> one(dict(network.named_parameters()), torch.ones(3), torch.tensor(1)).shape
         torch.Size([])
     """
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
-    check_callable("loss", loss, "a function of outputs and targets", or_class=False)
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.function("loss", loss, "a function of outputs and targets", or_class=False)
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
             raise ValueError(
@@ -82,8 +73,8 @@ def example_gradients(
         >>> losses, gradients["slope"]
         (tensor([4., 1., 0.]), tensor([4., 2., 0.]))
     """
-    check_callable("loss", loss)
-    parameters = check_tensors("parameters", parameters)
+    checks.function("loss", loss)
+    parameters = checks.tensors("parameters", parameters)
     _check_rows("batch", batch, 1)
     every = torch.vmap(grad_and_value(loss), (None, *[0] * len(batch)), randomness="different")
     gradients, losses = every({name: p.detach() for name, p in parameters.items()}, *batch)
@@ -105,8 +96,8 @@ def clipped_sum(
         >>> clipped_sum(gradients, 1.0)
         ({'a': tensor(0.9000), 'b': tensor(1.2000)}, tensor([5.0000, 0.5000]))
     """
-    gradients = check_tensors("gradients", gradients)
-    check_number("max_norm", max_norm, above=0.0)
+    gradients = checks.tensors("gradients", gradients)
+    checks.number("max_norm", max_norm, above=0.0)
     each = [gradient.reshape(len(gradient), -1) for gradient in gradients.values()]
     norms = torch.stack([torch.linalg.vector_norm(one, dim=1) for one in each]).norm(dim=0)
     factors = (max_norm / norms).clamp(max=1.0)  # one where the norm is zero
@@ -162,15 +153,15 @@ class PrivateLoss:
         expected_batch_size: float,
         chunk_size: int | None = None,
     ) -> None:
-        check_callable("loss", loss, "a function of parameters and an example", or_class=False)
-        check_tensors("parameters", parameters)
+        checks.function("loss", loss, "a function of parameters and an example", or_class=False)
+        checks.tensors("parameters", parameters)
         self.loss, self.parameters = loss, parameters
-        self.max_norm = check_number("max_norm", max_norm, above=0.0)
-        self.noise_multiplier = check_number("noise_multiplier", noise_multiplier, least=0.0)
-        self.expected_batch_size = check_number(
+        self.max_norm = checks.number("max_norm", max_norm, above=0.0)
+        self.noise_multiplier = checks.number("noise_multiplier", noise_multiplier, least=0.0)
+        self.expected_batch_size = checks.number(
             "expected_batch_size", expected_batch_size, above=0.0
         )
-        self.chunk_size = check_optional(check_integer, "chunk_size", chunk_size, 1)
+        self.chunk_size = checks.optional(checks.integer, "chunk_size", chunk_size, 1)
 
     def __call__(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, summed and divided by the expected size, and its private gradient.
@@ -219,7 +210,7 @@ class PoissonBatches:
     def __init__(self, *rows: Tensor, sampling_rate: float) -> None:
         _check_rows("rows", rows, 1)
         self.rows = rows
-        self.sampling_rate = check_number("sampling_rate", sampling_rate, above=0.0, most=1.0)
+        self.sampling_rate = checks.number("sampling_rate", sampling_rate, above=0.0, most=1.0)
 
     @property
     def expected_size(self) -> float:
@@ -232,7 +223,7 @@ class PoissonBatches:
         :param int seed: a non-negative integer.
         :returns: rows of each tensor.
         """
-        generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
+        generator = torch.Generator().manual_seed(checks.integer("seed", seed, 0))
         uniform = torch.rand(
             len(self.rows[0]), dtype=torch.float64, generator=generator, device="cpu"
         )
@@ -243,9 +234,9 @@ class PoissonBatches:
 def _check_rows(argument: str, rows: Any, least: int = 0) -> None:
     """Check tensors with an example in each row."""
     wanted = "tensors of real numbers with a row for each example"
-    rows = check_sequence(argument, rows, wanted, 1, Tensor)
+    rows = checks.sequence(argument, rows, wanted, 1, Tensor)
     for row in rows:
-        check_has_values(argument, row)
+        checks.has_values(argument, row)
     sizes = {len(row) if row.dim() else -1 for row in rows}
     if len(sizes) != 1 or min(sizes) < least or any(row.is_complex() for row in rows):
         raise ValueError(

@@ -15,13 +15,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_ext._checks import (
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.hmc import NUTS, LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
@@ -49,8 +43,6 @@ from pyro_ext.potential import Backend, Potential, Site
 from pyro_ext.potential.arguments import as_tensors
 from pyro_ext.potential.rows import WeightedModel, plate_of
 from pyro_ext.random import fresh_seed, seeded
-
-__all__ = ["AutoPseudocoreset", "Weights"]
 
 Weights = Literal["uniform", "scaled", "learned"]
 
@@ -141,13 +133,13 @@ class AutoPseudocoreset(PyroModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=type(self).__name__)
-        size = check_integer("size", size, 1)
-        check_choice("weights", weights, get_args(Weights))
+        size = checks.integer("size", size, 1)
+        checks.choice("weights", weights, get_args(Weights))
         if init != "subset" and not callable(init):
             raise ValueError(f"init must be 'subset' or a function, got {init!r:.80}")
-        check_optional(check_callable, "kernel", kernel, _KERNEL)
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
+        checks.optional(checks.function, "kernel", kernel, _KERNEL)
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
+        self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
         self.size, self.weighting = size, weights
         args, kwargs = data_arguments(model, args, kwargs)
         self.args, self.kwargs = args, kwargs
@@ -236,7 +228,7 @@ class AutoPseudocoreset(PyroModule):
         :param model: a model that takes the arguments of this one and has its plate, such as one
             with another prior; that of the guide without it.
         """
-        check_optional(check_callable, "model", model, "a Pyro model")
+        checks.optional(checks.function, "model", model, "a Pyro model")
         weighted = WeightedModel(model or self.model, self._arguments, self.plate.name)
         # Copies are no statements of parameters: in a call of the guide these would join the
         # parameter store, or be replaced by those of another guide that are there.
@@ -288,7 +280,7 @@ class AutoPseudocoreset(PyroModule):
         :raises TrainingDiverged: where loss or gradient are not finite; the coreset is as it was
             when they last were.
         """
-        num_steps = check_integer("num_steps", num_steps, 1)
+        num_steps = checks.integer("num_steps", num_steps, 1)
         trainer = self._trainer_of(divergence, optimizer)
         before = trainer.num_steps
         try:
@@ -368,7 +360,7 @@ class AutoPseudocoreset(PyroModule):
         :param options: further arguments of :class:`~pyro_ext.inference.MCMC`.
         :returns: the run, with ``get_samples``, ``summary`` and all the rest.
         """
-        check_optional(check_callable, "kernel", kernel, _KERNEL)
+        checks.optional(checks.function, "kernel", kernel, _KERNEL)
         made = (kernel or self.kernel)(self.condition())
         number = self.num_samples if num_samples is None else num_samples
         warmup = self.warmup_steps if warmup_steps is None else warmup_steps
@@ -458,7 +450,7 @@ class AutoPseudocoreset(PyroModule):
             known, made_of, trainer = self._trainer
             if known is divergence and made_of is optimizer:
                 return trainer
-        check_instance("divergence", divergence, ELBO, "one such as ForwardKL(), an ELBO")
+        checks.instance("divergence", divergence, ELBO, "one such as ForwardKL(), an ELBO")
         if not list(self.parameters()):
             raise ValueError(
                 "guide has nothing to learn: name row arguments in learnable, or take "

@@ -9,20 +9,11 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint, boolean
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_finite
+from pyro_ext._lib import checks
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential import Potential
 from pyro_ext.potential.arguments import arguments_by_name
 from pyro_ext.potential.rows import RowArguments, WeightedModel, has_rows
-
-__all__ = [
-    "CoresetModel",
-    "balanced_subset",
-    "data_arguments",
-    "initial_rows",
-    "observed_supports",
-    "row_arguments",
-]
 
 
 def data_arguments(
@@ -37,7 +28,7 @@ def data_arguments(
         leaves = [_as_tensor(part, most) for part in parts]
         for leaf in leaves:
             if has_rows(leaf, most):
-                check_finite(name, leaf)
+                checks.all_finite(name, leaf)
         filled.append(pytree.tree_unflatten(leaves, tree))
     return tuple(filled[: len(args)]), dict(zip(kwargs, filled[len(args) :], strict=True))
 

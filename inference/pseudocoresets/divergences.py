@@ -12,19 +12,10 @@ import pyro
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.gaussians import Gaussian, gaussian_kl, gaussian_wasserstein
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate, Surrogate
-
-__all__ = [
-    "Divergence",
-    "ForwardKL",
-    "ReverseKL",
-    "Wasserstein",
-    "forward_kl_loss",
-    "reverse_kl_loss",
-]
 
 
 class Divergence(ELBO):
@@ -41,7 +32,7 @@ class Divergence(ELBO):
 
     def __init__(self, surrogate: Surrogate | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        check_optional(check_instance, "surrogate", surrogate, Surrogate, "a Surrogate")
+        checks.optional(checks.instance, "surrogate", surrogate, Surrogate, "a Surrogate")
         self.surrogate = surrogate or GaussianSurrogate()
         self.surrogate.check(self)
 
@@ -63,7 +54,7 @@ class Divergence(ELBO):
         :raises TypeError: for another guide.
         :raises ValueError: for another model or other data than those of the guide.
         """
-        check_instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
+        checks.instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         guide.check_model(model, args, kwargs)
         return self.surrogate.compare(self, guide, guide.coreset())  # type: ignore[arg-type]
 
@@ -78,7 +69,7 @@ class Divergence(ELBO):
 
         :raises ValueError: where the store holds those of another guide by the same names.
         """
-        check_instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
+        checks.instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         store = pyro.get_param_store()
         for name, parameter in guide.named_pyro_parameters():
             if name in store and store._params[name] is not parameter:
@@ -227,8 +218,8 @@ def forward_kl_loss(at_data_draws: Tensor, at_coreset_draws: Tensor) -> Tensor:
         >>> forward_kl_loss(torch.tensor([-2.0, -4.0]), torch.tensor([-1.0, -1.0]))
         tensor(2.)
     """
-    at_data_draws = as_tensor("at_data_draws", at_data_draws, "(draws,)")
-    at_coreset_draws = as_tensor("at_coreset_draws", at_coreset_draws, "(draws,)")
+    at_data_draws = checks.as_tensor("at_data_draws", at_data_draws, "(draws,)")
+    at_coreset_draws = checks.as_tensor("at_coreset_draws", at_coreset_draws, "(draws,)")
     return at_coreset_draws.mean() - at_data_draws.mean()
 
 
@@ -256,8 +247,10 @@ def reverse_kl_loss(data_log_likelihood: Tensor, coreset_log_likelihood: Tensor)
         >>> reverse_kl_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]))
         tensor(-0.5000)
     """
-    coreset_log_likelihood = as_tensor("coreset_log_likelihood", coreset_log_likelihood, "(draws,)")
-    data_log_likelihood = as_tensor(
+    coreset_log_likelihood = checks.as_tensor(
+        "coreset_log_likelihood", coreset_log_likelihood, "(draws,)"
+    )
+    data_log_likelihood = checks.as_tensor(
         "data_log_likelihood", data_log_likelihood, f"({len(coreset_log_likelihood)},)"
     )
     number = len(coreset_log_likelihood)

@@ -13,15 +13,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_optional,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
@@ -31,15 +23,6 @@ from pyro_ext.potential.arguments import as_tensors, named_arguments
 from pyro_ext.potential.evaluation import Evaluation, Record, from_constrained
 from pyro_ext.potential.runner import run_from_prior
 from pyro_ext.potential.structure import structure_of
-
-__all__ = [
-    "CoresetScores",
-    "evaluate_coreset",
-    "evaluate_draws",
-    "predictive_probabilities",
-    "standard_deviation_ratios",
-    "standardized_mean_differences",
-]
 
 Samples = Mapping[str, Tensor]
 
@@ -133,7 +116,7 @@ def predictive_probabilities(
         >>> predictive_probabilities(model, draws, torch.ones(1), torch.ones(1))
         tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
-    samples = check_tensors("samples", samples)
+    samples = checks.tensors("samples", samples)
     args, kwargs = as_tensors(model, args, kwargs)
     name, latents = _sites(model, site, args, kwargs)
     total: Any = 0.0
@@ -179,9 +162,9 @@ def evaluate_draws(
         >>> round(scores.nll, 4), scores.accuracy
         (0.9189, None)
     """
-    samples = check_tensors("samples", samples)
-    reference = check_optional(check_tensors, "reference", reference)
-    check_optional(check_callable, "reference_model", reference_model, "a Pyro model")
+    samples = checks.tensors("samples", samples)
+    reference = checks.optional(checks.tensors, "reference", reference)
+    checks.optional(checks.function, "reference_model", reference_model, "a Pyro model")
     comparisons: dict[str, Any] = {}
     if reference is not None and set(samples) & set(reference):
         comparisons["mean_differences"] = standardized_mean_differences(samples, reference)
@@ -254,11 +237,11 @@ def evaluate_coreset(
         >>> scores.accuracy
         1.0
     """
-    check_callable("kernel", kernel, "a function that makes a kernel of a model")
-    check_optional(check_mapping, "options", options, "a dict of arguments of MCMC")
-    check_integer("warmup_steps", warmup_steps, 0)
-    reference = check_optional(check_tensors, "reference", reference)
-    check_instance("coreset", coreset, CoresetModel, "a model that condition() gives")
+    checks.function("kernel", kernel, "a function that makes a kernel of a model")
+    checks.optional(checks.mapping, "options", options, "a dict of arguments of MCMC")
+    checks.integer("warmup_steps", warmup_steps, 0)
+    reference = checks.optional(checks.tensors, "reference", reference)
+    checks.instance("coreset", coreset, CoresetModel, "a model that condition() gives")
     args, kwargs = as_tensors(coreset.model, args, kwargs)
     _sites(coreset.model, site, args, kwargs)  # before the chains run
     settings: dict[str, Any] = {"progress": False, **(options or {})}
@@ -276,8 +259,8 @@ def evaluate_coreset(
 
 def _pairs(samples: Samples, reference: Samples) -> list[tuple[str, Tensor, Tensor]]:
     """Draws of the sites that both have, by name."""
-    samples = check_tensors("samples", samples, finite=True)
-    reference = check_tensors("reference", reference, finite=True)
+    samples = checks.tensors("samples", samples, finite=True)
+    reference = checks.tensors("reference", reference, finite=True)
     names = [name for name in samples if name in reference]
     if not names:
         raise ValueError(
@@ -298,12 +281,12 @@ def _sites(
     model: Callable[..., Any], site: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, frozenset[str]]:
     """Names of the observed site that counts, and of the latent ones."""
-    check_callable("model", model, "a Pyro model")
+    checks.function("model", model, "a Pyro model")
     with torch.random.fork_rng(), named_arguments(model, args, kwargs):
         run = run_from_prior(model, args, kwargs, validate=True)
         for name, record in run.records.items():
             if record.is_observed and not record.is_deterministic:
-                as_tensor(name, record.value, allow_empty=True, finite=True)
+                checks.as_tensor(name, record.value, allow_empty=True, finite=True)
         structure = structure_of(run.records, run.given_plates)
     observed = list(structure.observed)
     if (site is None and len(observed) != 1) or (site is not None and site not in observed):

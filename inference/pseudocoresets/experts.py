@@ -10,17 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from pyro_ext._checks import (
-    as_size,
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.pseudocoresets.coreset_rows import data_arguments
 from pyro_ext.inference.training import Trainer
@@ -32,8 +23,6 @@ from pyro_ext.potential import (
     init_to_suggested,
 )
 from pyro_ext.random import fresh_seed, spawn_seed
-
-__all__ = ["ExpertBuffer"]
 
 _FORMAT = "expert buffer 1"
 _BATCH_SIZE = 64
@@ -87,15 +76,17 @@ class ExpertBuffer:
         num_steps: int | None = None,
         learning_rate: float | None = None,
     ) -> None:
-        check_mapping("shapes", shapes, "a dict of shapes by site")
-        self.shapes = {name: as_size(f"shapes[{name!r}]", shape) for name, shape in shapes.items()}
+        checks.mapping("shapes", shapes, "a dict of shapes by site")
+        self.shapes = {
+            name: checks.as_size(f"shapes[{name!r}]", shape) for name, shape in shapes.items()
+        }
         size = sum(shape.numel() for shape in self.shapes.values())
-        trajectories = as_tensor(
+        trajectories = checks.as_tensor(
             "trajectories", trajectories, f"(num_experts, num_checkpoints, {size})"
         )
-        check_finite("trajectories", trajectories)
+        checks.all_finite("trajectories", trajectories)
         wanted = str((len(trajectories), trajectories.shape[1] - 1))
-        losses = as_tensor("losses", losses, wanted, finite=True)
+        losses = checks.as_tensor("losses", losses, wanted, finite=True)
         if len(jumps := _jumps(trajectories).nonzero()):
             number, epoch = jumps[0].tolist()
             raise ValueError(
@@ -103,8 +94,8 @@ class ExpertBuffer:
                 f"{epoch} more than {_JUMP:g} times as far as in any other one, got what looks "
                 "like pieces of different runs"
             )
-        self.num_steps = check_optional(check_integer, "num_steps", num_steps, 1)
-        self.learning_rate = check_optional(check_number, "learning_rate", learning_rate, above=0)
+        self.num_steps = checks.optional(checks.integer, "num_steps", num_steps, 1)
+        self.learning_rate = checks.optional(checks.number, "learning_rate", learning_rate, above=0)
         self.trajectories = trajectories
         self.losses = losses
 
@@ -172,12 +163,12 @@ class ExpertBuffer:
         :raises ValueError: for numbers out of range, data that are not finite, a model without such
             a plate or with other observations, or where no expert stays finite.
         """
-        check_optional(check_callable, "init_strategy", init_strategy)
-        num_experts = check_integer("num_experts", num_experts, 1)
-        num_epochs = check_integer("num_epochs", num_epochs, 1)
-        check_number("learning_rate", learning_rate, above=0)
-        check_number("momentum", momentum, least=0, below=1)
-        check_number("weight_decay", weight_decay, least=0)
+        checks.optional(checks.function, "init_strategy", init_strategy)
+        num_experts = checks.integer("num_experts", num_experts, 1)
+        num_epochs = checks.integer("num_epochs", num_epochs, 1)
+        checks.number("learning_rate", learning_rate, above=0)
+        checks.number("momentum", momentum, least=0, below=1)
+        checks.number("weight_decay", weight_decay, least=0)
         seed = fresh_seed(seed)
         args, kwargs = data_arguments(model, args, kwargs)
         whole = WeightedPotential(
@@ -346,7 +337,7 @@ def _batch_size(loss: WeightedPotential, batch_size: int | None) -> int:
     most = loss.subsample_size or loss.num_points
     if batch_size is None:
         return most if loss.subsample_size else min(_BATCH_SIZE, most)
-    batch_size = check_integer("batch_size", batch_size, 1)
+    batch_size = checks.integer("batch_size", batch_size, 1)
     if batch_size > most:
         raise ValueError(
             f"batch_size must be at most the {most} observations that the model looks at, got "

@@ -8,14 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.coreset_rows import row_arguments
 from pyro_ext.inference.pseudocoresets.divergences import ForwardKL
@@ -39,15 +32,6 @@ from pyro_ext.inference.pseudocoresets.surrogates import (
 from pyro_ext.inference.pseudocoresets.trajectories import TrajectorySnapshots
 from pyro_ext.potential import Backend, Potential, check_backend
 from pyro_ext.potential.rows import WeightedModel, plate_of
-
-__all__ = [
-    "FunctionCovariance",
-    "FunctionMarginals",
-    "FunctionSpaceKL",
-    "FunctionSpaceSurrogate",
-    "ParameterDistributions",
-    "parameter_distributions",
-]
 
 FunctionCovariance = Literal["diagonal", "full", "jacobian"]
 ParameterDistribution = Tensor | Gaussian
@@ -204,27 +188,27 @@ class FunctionSpaceSurrogate(Surrogate):
         num_particles: int = 10,
         backend: Backend = "trace",
     ) -> None:
-        check_optional(check_instance, "function", function, str, "the name of a site")
+        checks.optional(checks.instance, "function", function, str, "the name of a site")
         if parameter_distributions.dispatch(type(posteriors)) is parameter_distributions.dispatch(
             object
         ):
             raise _unknown(posteriors)
-        check_optional(check_callable, "model", model, "a Pyro model")
+        checks.optional(checks.function, "model", model, "a Pyro model")
         wanted = "a function of values that returns a distribution"
-        check_optional(check_callable, "likelihood", likelihood, wanted)
+        checks.optional(checks.function, "likelihood", likelihood, wanted)
         is_gaussian = isinstance(posteriors, GaussianSurrogate)
         are_draws = isinstance(posteriors, MCMCSurrogate)
         known = ("jacobian",) if is_gaussian else get_args(FunctionCovariance)
         means = ("average",) if are_draws else get_args(SnapshotMean)
         owner = type(posteriors).__name__
-        check_optional(check_choice, f"covariance of a {owner}", covariance, known)
-        check_optional(check_choice, f"mean of a {owner}", mean, means)
+        checks.optional(checks.choice, f"covariance of a {owner}", covariance, known)
+        checks.optional(checks.choice, f"mean of a {owner}", mean, means)
         check_backend(backend)
         self.posteriors, self.model, self.backend = posteriors, model, backend
         self.function, self.likelihood = function, likelihood
         self.covariance = covariance or ("jacobian" if is_gaussian else "diagonal")
         self.mean: SnapshotMean = mean or ("average" if are_draws else "last")
-        self.num_particles = check_integer("num_particles", num_particles, 1)
+        self.num_particles = checks.integer("num_particles", num_particles, 1)
         self._known: WeakKeyDictionary[
             AutoPseudocoreset, tuple[_OtherModel | None, ModelFunction]
         ] = WeakKeyDictionary()
@@ -353,7 +337,7 @@ class FunctionSpaceKL(ForwardKL):
             surrogate = FunctionSpaceSurrogate(GaussianSurrogate())
         given = [surrogate] if isinstance(surrogate, FunctionSpaceSurrogate) else surrogate
         wanted = "a FunctionSpaceSurrogate or a list of them"
-        terms = check_sequence("surrogate", given, wanted, kind=FunctionSpaceSurrogate)
+        terms = checks.sequence("surrogate", given, wanted, kind=FunctionSpaceSurrogate)
         super().__init__(terms[0] if len(terms) == 1 else _Sum(terms))
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._lib import checks
 from pyro_ext.inference.optimization import Minimizer
 from pyro_ext.inference.pseudocoresets.posteriors import (
     Coreset,
@@ -13,15 +13,6 @@ from pyro_ext.inference.pseudocoresets.posteriors import (
     WeightedPosterior,
     derivatives,
 )
-
-__all__ = [
-    "Gaussian",
-    "coreset_gaussian",
-    "coreset_mode",
-    "data_gaussian",
-    "gaussian_kl",
-    "gaussian_wasserstein",
-]
 
 
 def gaussian_kl(
@@ -103,13 +94,13 @@ def _as_gaussians(
     mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means and covariances as tensors of fitting shapes."""
-    mean = as_tensor("mean", mean, "(*batch, d)")
+    mean = checks.as_tensor("mean", mean, "(*batch, d)")
     vector, matrix = f"(*batch, {mean.shape[-1]})", f"(*batch, {mean.shape[-1]}, {mean.shape[-1]})"
     return (
         mean,
-        as_tensor("covariance", covariance, matrix, like=mean),
-        as_tensor("other_mean", other_mean, vector, like=mean),
-        as_tensor("other_covariance", other_covariance, matrix, like=mean),
+        checks.as_tensor("covariance", covariance, matrix, like=mean),
+        checks.as_tensor("other_mean", other_mean, vector, like=mean),
+        checks.as_tensor("other_covariance", other_covariance, matrix, like=mean),
     )
 
 

@@ -15,18 +15,6 @@ from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 from pyro_ext.potential import Potential
 from pyro_ext.potential.rows import WeightedModel
 
-__all__ = [
-    "LabelArgument",
-    "StandardizedAdam",
-    "check_may_change",
-    "class_values",
-    "column_spreads",
-    "label_argument",
-    "label_parameter",
-    "row_parameters",
-    "with_all_labels",
-]
-
 _NUDGE = 0.01
 _CONFIDENCE = 0.9
 _FRACTION = 0.005

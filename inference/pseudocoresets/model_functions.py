@@ -11,20 +11,10 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 from torch.func import jacrev, vmap
 
-from pyro_ext._checks import as_tensor, check_callable, check_choice, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, WeightedPosterior
 from pyro_ext.potential import Backend, BatchedFunction
 from pyro_ext.potential.evaluation import Evaluation, Record, from_unconstrained, without_validation
-
-__all__ = [
-    "Function",
-    "Likelihood",
-    "ModelFunction",
-    "SnapshotMean",
-    "diagonal_marginal",
-    "full_marginal",
-    "linearized_marginal",
-]
 
 Function = Callable[[Tensor], Tensor]
 """Maps a flat vector of parameters to values at all inputs. **Shape:** ``(num_points, *outputs)``.
@@ -63,7 +53,7 @@ def diagonal_marginal(
         >>> marginal.mean, marginal.variance.round(decimals=3)
         (tensor([2., 4.]), tensor([1., 1.]))
     """
-    check_number("jitter", jitter, least=0)
+    checks.number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     scale = (deviations.square().sum(0) + jitter).sqrt()
     marginal: dist.Independent = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
@@ -97,7 +87,7 @@ def full_marginal(
         (torch.Size([3, 2]), tensor([[4.0000, 4.0000],
                 [4.0000, 4.0000]]))
     """
-    check_number("jitter", jitter, least=0)
+    checks.number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     factor = deviations.reshape(len(snapshots), len(loc), -1).permute(1, 2, 0)
     marginal: dist.Independent = _normal(loc.reshape(len(loc), -1), factor, jitter).to_event(1)
@@ -130,10 +120,10 @@ def linearized_marginal(
         (tensor([1., 3.]), tensor([[1., 1.],
                 [1., 5.]]))
     """
-    check_callable("function", function)
-    mean = as_tensor("mean", mean, "(size,)")
-    covariance = as_tensor("covariance", covariance, like=mean)
-    check_number("jitter", jitter, least=0)
+    checks.function("function", function)
+    mean = checks.as_tensor("mean", mean, "(size,)")
+    covariance = checks.as_tensor("covariance", covariance, like=mean)
+    checks.number("jitter", jitter, least=0)
     size = mean.shape[0]
     if covariance.shape not in ((size,), (size, size)):
         raise ValueError(
@@ -152,9 +142,9 @@ def linearized_marginal(
 
 def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple[Tensor, Tensor]:
     """Mean, and deviations from the average whose squares add up to the variance."""
-    check_callable("function", function)
-    snapshots = as_tensor("snapshots", snapshots, "(num_snapshots, size)")
-    check_choice("mean", mean, get_args(SnapshotMean))
+    checks.function("function", function)
+    snapshots = checks.as_tensor("snapshots", snapshots, "(num_snapshots, size)")
+    checks.choice("mean", mean, get_args(SnapshotMean))
     values = vmap(function)(snapshots)
     average = values.mean(0)
     deviations = (values - average) / len(values) ** 0.5

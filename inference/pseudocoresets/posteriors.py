@@ -11,17 +11,6 @@ from pyro_ext.potential import Backend, BatchedFunction, Plate, Potential, Weigh
 from pyro_ext.potential.graph_capture import Gradient
 from pyro_ext.potential.rows import WeightedModel
 
-__all__ = [
-    "Coreset",
-    "CoresetGuide",
-    "DataPosterior",
-    "Posteriors",
-    "RowDensity",
-    "WeightedPosterior",
-    "derivatives",
-    "posteriors_of",
-]
-
 _ROWS_PER_BLOCK = 16384
 
 

@@ -9,8 +9,6 @@ from pyro_ext.inference.optimization import BatchLBFGS
 from pyro_ext.inference.pseudocoresets.posteriors import CoresetGuide, Posteriors
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate
 
-__all__ = ["MOST_DIFFERENCE", "SpreadCheck"]
-
 MOST_DIFFERENCE = 2.0
 """Ratio of standard deviations, and distance of means in them, from which on there is a warning."""
 

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.inference.pseudocoresets.coreset_rows import balanced_subset
 from pyro_ext.random import fresh_seed
-
-__all__ = ["Features", "herding_subset", "k_means_subset", "random_subset"]
 
 Features = Callable[..., Tensor]
 
@@ -134,13 +132,13 @@ def herding_subset(
 
 
 def _checked(size: int, rows: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    tensors = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
+    tensors = tuple(checks.as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     lengths = {len(row) for row in tensors}
     if len(lengths) != 1:
         raise ValueError(
             f"rows must be tensors with as many rows each, got lengths {sorted(lengths)}"
         )
-    if check_integer("size", size, 1) > len(tensors[0]):
+    if checks.integer("size", size, 1) > len(tensors[0]):
         raise ValueError(f"size must be at most the {len(tensors[0])} rows, got {size}")
     return tensors
 
@@ -171,7 +169,7 @@ def _parts(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]:
 def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> Tensor:
     """Coordinates of the rows, in double precision. **Shape:** ``(num_points, num_features)``."""
     if features is not None:
-        check_callable("features", features)
+        checks.function("features", features)
         points = features(*rows)
         if not isinstance(points, Tensor) or points.dim() != 2 or len(points) != len(rows[0]):
             got = tuple(points.shape) if isinstance(points, Tensor) else points

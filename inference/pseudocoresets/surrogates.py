@@ -9,13 +9,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_optional,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -33,8 +27,6 @@ from pyro_ext.inference.pseudocoresets.posteriors import (
     WeightedPosterior,
 )
 from pyro_ext.random import fresh_seed
-
-__all__ = ["Comparison", "EndComparison", "GaussianSurrogate", "MCMCSurrogate", "Surrogate"]
 
 _FIRST_TRANSITIONS = 30
 
@@ -115,7 +107,7 @@ class GaussianSurrogate(Surrogate):
 
     def __init__(self, minimizer: Minimizer | None = None) -> None:
         wanted = "a Minimizer such as BatchLBFGS"
-        check_optional(check_instance, "minimizer", minimizer, Minimizer, wanted)
+        checks.optional(checks.instance, "minimizer", minimizer, Minimizer, wanted)
         self.minimizer = minimizer or BatchLBFGS()
         self._of_data: WeakKeyDictionary[Posteriors, Gaussian] = WeakKeyDictionary()
         self._modes: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
@@ -199,14 +191,14 @@ class MCMCSurrogate(Surrogate):
         batch_size: int | None = None,
         data_samples: Mapping[str, Tensor] | None = None,
     ) -> None:
-        check_optional(
-            check_callable, "kernel", kernel, "a function that makes a kernel of a model"
+        checks.optional(
+            checks.function, "kernel", kernel, "a function that makes a kernel of a model"
         )
         self.kernel = kernel
-        self.num_samples = check_integer("num_samples", num_samples, 2)
-        self.warmup_steps = check_integer("warmup_steps", warmup_steps, 1)
-        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
-        self.data_samples = check_optional(check_tensors, "data_samples", data_samples)
+        self.num_samples = checks.integer("num_samples", num_samples, 2)
+        self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 1)
+        self.batch_size = checks.optional(checks.integer, "batch_size", batch_size, 1)
+        self.data_samples = checks.optional(checks.tensors, "data_samples", data_samples)
         self._gaussians = GaussianSurrogate()
         self._of_data: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
         self._of_coreset: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()

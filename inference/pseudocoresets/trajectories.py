@@ -13,16 +13,7 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
 from pyro_ext.inference.pseudocoresets.posteriors import (
     Coreset,
@@ -32,15 +23,6 @@ from pyro_ext.inference.pseudocoresets.posteriors import (
 )
 from pyro_ext.inference.pseudocoresets.surrogates import Comparison, EndComparison, Surrogate
 from pyro_ext.potential import InitStrategy, init_to_prior
-
-__all__ = [
-    "SnapshotPair",
-    "TrajectorySnapshots",
-    "TrajectorySurrogate",
-    "descend",
-    "descent_snapshots",
-    "unrolled_descent",
-]
 
 
 def descend(
@@ -89,8 +71,8 @@ def descent_snapshots(
     :returns: the points, without the start. **Shape:** as the start, each.
     """
     _check(posterior, coreset, start, learning_rate)
-    num_steps = check_integer("num_steps", num_steps, 1)
-    thinning = check_integer("thinning", thinning, 1)
+    num_steps = checks.integer("num_steps", num_steps, 1)
+    thinning = checks.integer("thinning", thinning, 1)
     fixed, position = coreset.detached(), start.detach()
     if isinstance(learning_rate, Tensor):
         learning_rate = learning_rate.detach()
@@ -117,7 +99,7 @@ def unrolled_descent(
     steps.
     """
     _check(posterior, coreset, start, learning_rate)
-    num_steps = check_integer("num_steps", num_steps, 1)
+    num_steps = checks.integer("num_steps", num_steps, 1)
     rate = learning_rate / coreset.weights.sum()
     position = start
     for _ in range(num_steps):
@@ -130,14 +112,14 @@ def _check(
     posterior: WeightedPosterior, coreset: Coreset, start: Tensor, learning_rate: float | Tensor
 ) -> None:
     """Check what all of them take."""
-    check_instance("posterior", posterior, WeightedPosterior, "the posterior of a guide")
-    check_instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
-    check_instance("start", start, Tensor, "a tensor")
-    as_tensor("start", start, f"(*batch, {posterior.layout.size})")
+    checks.instance("posterior", posterior, WeightedPosterior, "the posterior of a guide")
+    checks.instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
+    checks.instance("start", start, Tensor, "a tensor")
+    checks.as_tensor("start", start, f"(*batch, {posterior.layout.size})")
     if not start.is_floating_point():
-        raise TypeError(f"start must have a floating-point type, got {shown(start)}")
+        raise TypeError(f"start must have a floating-point type, got {checks.shown(start)}")
     if not isinstance(learning_rate, Tensor):
-        check_number("learning_rate", learning_rate, least=0)
+        checks.number("learning_rate", learning_rate, least=0)
 
 
 _MAX_START = 10
@@ -228,16 +210,16 @@ class TrajectorySurrogate(Surrogate):
         num_epochs: int = 1,
         batch_size: int | None = None,
     ) -> None:
-        check_instance("buffer", buffer, ExpertBuffer, "an ExpertBuffer")
+        checks.instance("buffer", buffer, ExpertBuffer, "an ExpertBuffer")
         self.buffer = buffer
-        self.num_epochs = check_integer("num_epochs", num_epochs, 1)
+        self.num_epochs = checks.integer("num_epochs", num_epochs, 1)
         if num_steps is None:
             num_steps = self.num_epochs * _known("num_steps", buffer.num_steps)
-        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
         if learning_rate is None:
             learning_rate = _known("learning_rate", buffer.learning_rate)
         if not isinstance(learning_rate, Tensor):
-            check_number("learning_rate", learning_rate, least=0)
+            checks.number("learning_rate", learning_rate, least=0)
         elif learning_rate.dim():
             raise ValueError(
                 "learning_rate must be a number or a scalar tensor, got the shape "
@@ -245,18 +227,18 @@ class TrajectorySurrogate(Surrogate):
             )
         self.learning_rate = learning_rate
         self._warn_of_long_descent()
-        self.noise_scale = check_number("noise_scale", noise_scale, least=0)
-        self.num_particles = check_integer("num_particles", num_particles, 1)
+        self.noise_scale = checks.number("noise_scale", noise_scale, least=0)
+        self.num_particles = checks.integer("num_particles", num_particles, 1)
         most = buffer.num_checkpoints - num_epochs
         if max_start is None:
             max_start = min(_MAX_START, most)
-        self.max_start = check_integer("max_start", max_start, 1) if most > 0 else max_start
+        self.max_start = checks.integer("max_start", max_start, 1) if most > 0 else max_start
         if self.max_start > most or most < 1:
             raise ValueError(
                 f"max_start={max_start} and num_epochs={num_epochs} need more than the "
                 f"{buffer.num_checkpoints} checkpoints of the buffer"
             )
-        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        self.batch_size = checks.optional(checks.integer, "batch_size", batch_size, 1)
 
     def __repr__(self) -> str:
         return f"TrajectorySurrogate({self.buffer!r}, {self.num_steps}, {self.learning_rate})"
@@ -385,18 +367,18 @@ class TrajectorySnapshots:
         init_strategy: InitStrategy | None = None,
         max_start: int = 5,
     ) -> None:
-        check_optional(check_callable, "init_strategy", init_strategy)
-        check_instance("buffer", buffer, ExpertBuffer, "an ExpertBuffer")
-        check_choice("inner", inner, ("fresh", "expert"))
+        checks.optional(checks.function, "init_strategy", init_strategy)
+        checks.instance("buffer", buffer, ExpertBuffer, "an ExpertBuffer")
+        checks.choice("inner", inner, ("fresh", "expert"))
         self.buffer = buffer
-        self.num_snapshots = check_integer("num_snapshots", num_snapshots, 1)
-        self.thinning = check_integer("thinning", thinning, 1)
+        self.num_snapshots = checks.integer("num_snapshots", num_snapshots, 1)
+        self.thinning = checks.integer("thinning", thinning, 1)
         # The first snapshot comes after one step at least.
-        self.num_steps = check_integer("num_steps", num_steps, 1 + thinning * (num_snapshots - 1))
-        self.learning_rate = check_number("learning_rate", learning_rate, above=0)
+        self.num_steps = checks.integer("num_steps", num_steps, 1 + thinning * (num_snapshots - 1))
+        self.learning_rate = checks.number("learning_rate", learning_rate, above=0)
         self.inner = inner
         self.init_strategy = init_strategy or init_to_prior
-        self.max_start = check_integer("max_start", max_start, 1)
+        self.max_start = checks.integer("max_start", max_start, 1)
         num_epochs = buffer.num_checkpoints - 1
         if self.num_snapshots > num_epochs:
             raise ValueError(

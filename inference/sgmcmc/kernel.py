@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
 from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
@@ -17,16 +17,6 @@ from pyro_ext.posterior.modes import Laplace, dispersed_starts, flat_point, mini
 from pyro_ext.potential import FunctionPotential, InitStrategy, init_to_suggested
 from pyro_ext.potential.batched import KernelBackend
 from pyro_ext.potential.control_variates import Anchor, anchor_at, is_anchor_of
-
-__all__ = [
-    "HEAT",
-    "KernelOptions",
-    "OptionsButStepSize",
-    "SGMCMCKernel",
-    "check_noise_estimate",
-    "noise_scale",
-]
-
 
 _STEP_SIZE = 1e-3  # of a potential that does not tell how many data it sums over
 HEAT = 0.1
@@ -140,7 +130,7 @@ class SGMCMCKernel(VectorizedKernel):
             if isinstance(step_size, Schedule)
             else ConstantSchedule(_STEP_SIZE if step_size is None else step_size)
         )
-        self.temperature = check_number("temperature", temperature, least=0)
+        self.temperature = checks.number("temperature", temperature, least=0)
         self.control_variate = control_variate
         self._masses: float | Tensor = 1.0
         self._masses_of: Laplace | None = None

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import read_tensors, write_tensors
 from pyro_ext.inference.sgmcmc.kernel import noise_scale
 from pyro_ext.inference.sgmcmc.learned import (
@@ -185,14 +185,16 @@ class _Kinetics(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        check_integer("seed", seed, 0)
-        hidden_sizes = check_sequence("hidden_sizes", hidden_sizes, "a list of numbers of units", 0)
-        decays = check_sequence("decays", decays, "a list of numbers", 0)
-        self.hidden_sizes = tuple(check_integer("hidden_sizes", n, 1) for n in hidden_sizes)
-        self.decays = tuple(check_number("decays", decay, least=0, below=1) for decay in decays)
-        self.force_scale = check_number("force_scale", force_scale, least=0)
-        self.velocity_scale = check_number("velocity_scale", velocity_scale, above=0)
-        self.output_scale = check_number("output_scale", output_scale, least=0)
+        checks.integer("seed", seed, 0)
+        hidden_sizes = checks.sequence(
+            "hidden_sizes", hidden_sizes, "a list of numbers of units", 0
+        )
+        decays = checks.sequence("decays", decays, "a list of numbers", 0)
+        self.hidden_sizes = tuple(checks.integer("hidden_sizes", n, 1) for n in hidden_sizes)
+        self.decays = tuple(checks.number("decays", decay, least=0, below=1) for decay in decays)
+        self.force_scale = checks.number("force_scale", force_scale, least=0)
+        self.velocity_scale = checks.number("velocity_scale", velocity_scale, above=0)
+        self.output_scale = checks.number("output_scale", output_scale, least=0)
         self.seed = seed
         sizes = (len(self.decays) + 3, *self.hidden_sizes, 2)
         self.network = ElementwiseNetwork(sizes, output_scale, seed)
@@ -390,7 +392,7 @@ class L2E(LearnedKernel):
     ) -> None:
         super().__init__(model, **options)
         if kinetics is not None:
-            check_callable("kinetics", kinetics, "LearnedKinetics or a function", or_class=False)
+            checks.function("kinetics", kinetics, "LearnedKinetics or a function", or_class=False)
         self.kinetics = pretrained_kinetics() if kinetics is None else kinetics
 
     @classmethod

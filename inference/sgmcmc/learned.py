@@ -12,8 +12,6 @@ from pyro_ext.inference.sgmcmc.kernel import KernelOptions, OptionsButStepSize
 from pyro_ext.inference.sgmcmc.schedules import Schedule
 from pyro_ext.inference.sgmcmc.sghmc import FrictionKernel
 
-__all__ = ["ElementwiseNetwork", "LearnedKernel", "LearnedKernelOptions"]
-
 _LEARNING_RATE = 0.05
 
 

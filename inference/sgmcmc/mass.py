@@ -6,11 +6,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.posterior.modes import Laplace
 from pyro_ext.potential import FunctionPotential, Potential
-
-__all__ = ["Mass", "check_mass", "mass_of", "smallest_mass"]
 
 Mass: TypeAlias = float | Mapping[str, float | Tensor] | Tensor | Literal["laplace"]
 """A number, numbers or tensors of unconstrained shape by pattern of site names, a tensor for the
@@ -68,7 +66,7 @@ def mass_of(
 
 def _positive(argument: str, value: Any) -> float | Tensor:
     if not isinstance(value, Tensor):
-        return check_number(argument, value, above=0)
+        return checks.number(argument, value, above=0)
     if not value.is_floating_point() or not bool(((value > 0) & value.isfinite()).all()):
         raise ValueError(f"{argument} must hold finite numbers > 0, got {value!r:.80}")
     return value

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_callable, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.kernel import noise_scale
 from pyro_ext.inference.sgmcmc.learned import LearnedKernel, LearnedKernelOptions
 from pyro_ext.inference.sgmcmc.sghmc import SGHMCState, init
@@ -164,11 +164,11 @@ class LearnedDiffusion(nn.Module):
         output_scale: float = 0.01,
         seed: int = 0,
     ) -> None:
-        check_integer("seed", seed, 0)
+        checks.integer("seed", seed, 0)
         super().__init__()
-        check_integer("num_hidden", num_hidden, 1)
-        self.max_diffusion = check_number("max_diffusion", max_diffusion, above=0)
-        check_number("output_scale", output_scale, least=0)
+        checks.integer("num_hidden", num_hidden, 1)
+        self.max_diffusion = checks.number("max_diffusion", max_diffusion, above=0)
+        checks.number("output_scale", output_scale, least=0)
         generator = torch.Generator().manual_seed(seed)
         self.curl = _Layer(2, num_hidden, output_scale, generator)
         self.diffusion = _Layer(3, num_hidden, output_scale, generator)
@@ -225,7 +225,9 @@ class MetaSGMCMC(LearnedKernel):
     ) -> None:
         super().__init__(model, **options)
         if diffusion is not None:
-            check_callable("diffusion", diffusion, "LearnedDiffusion or a function", or_class=False)
+            checks.function(
+                "diffusion", diffusion, "LearnedDiffusion or a function", or_class=False
+            )
         self.diffusion = LearnedDiffusion() if diffusion is None else diffusion
 
     def _init(self, position: Tensor, keys: Tensor) -> MetaSGMCMCState:

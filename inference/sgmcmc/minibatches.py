@@ -10,8 +10,6 @@ from torch import Tensor
 
 from pyro_ext.potential import Plate
 
-__all__ = ["IndependentMinibatches", "Minibatches"]
-
 Indices = npt.NDArray[np.int64]
 
 _MOST_EPOCHS = 16

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.kernel import HEAT, KernelOptions, SGMCMCKernel, noise_scale
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
@@ -105,8 +105,8 @@ class PSGLD(SGMCMCKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(model, **options)
-        self.decay = check_number("decay", decay, least=0, below=1)
-        self.regularization = check_number("regularization", regularization, above=0)
+        self.decay = checks.number("decay", decay, least=0, below=1)
+        self.regularization = checks.number("regularization", regularization, above=0)
 
     def _stable_step_size(self, curvature: float, noise: float) -> float:
         # A minibatch of n data has a gradient of about N over the root of n, which the

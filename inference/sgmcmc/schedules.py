@@ -6,9 +6,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._checks import check_integer, check_number
-
-__all__ = ["ConstantSchedule", "CyclicalSchedule", "PolynomialSchedule", "Schedule"]
+from pyro_ext._lib import checks
 
 Steps = npt.NDArray[np.int64]
 
@@ -68,7 +66,7 @@ class ConstantSchedule(Schedule):
     step_size: float
 
     def __post_init__(self) -> None:
-        check_number("step_size", self.step_size, above=0)
+        checks.number("step_size", self.step_size, above=0)
 
     def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
         """Step sizes at the given steps."""
@@ -102,10 +100,10 @@ class PolynomialSchedule(Schedule):
     start: int = 0
 
     def __post_init__(self) -> None:
-        check_number("step_size", self.step_size, above=0)
-        check_number("exponent", self.exponent, above=0.5, most=1)
-        check_number("offset", self.offset, above=0)
-        check_integer("start", self.start, 0)
+        checks.number("step_size", self.step_size, above=0)
+        checks.number("exponent", self.exponent, above=0.5, most=1)
+        checks.number("offset", self.offset, above=0)
+        checks.integer("start", self.start, 0)
 
     @property
     def max_step_size(self) -> float:
@@ -158,11 +156,11 @@ class CyclicalSchedule(Schedule):
     cycle_length: int = field(init=False)
 
     def __post_init__(self) -> None:
-        check_number("step_size", self.step_size, above=0)
-        check_integer("num_cycles", self.num_cycles, 1)
-        check_integer("num_steps", self.num_steps, self.num_cycles)
-        check_number("exploration", self.exploration, least=0, below=1)
-        check_number("minimum", self.minimum, least=0, most=self.step_size)
+        checks.number("step_size", self.step_size, above=0)
+        checks.integer("num_cycles", self.num_cycles, 1)
+        checks.integer("num_steps", self.num_steps, self.num_cycles)
+        checks.number("exploration", self.exploration, least=0, below=1)
+        checks.number("minimum", self.minimum, least=0, most=self.step_size)
         object.__setattr__(self, "cycle_length", -(-self.num_steps // self.num_cycles))
 
     @property
@@ -172,7 +170,7 @@ class CyclicalSchedule(Schedule):
 
     def rescaled(self, step_size: float) -> Self:
         """Return the same schedule with all step sizes multiplied by one factor."""
-        check_number("step_size", step_size, above=0)
+        checks.number("step_size", step_size, above=0)
         return replace(self, step_size=step_size, minimum=self.minimum * step_size / self.step_size)
 
     def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:

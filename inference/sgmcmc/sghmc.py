@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self, Unpack
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.kernel import (
     HEAT,
     KernelOptions,
@@ -134,10 +134,10 @@ class FrictionKernel(SGMCMCKernel):
         argument, value = self._given()
         most = 1 if self.friction is None else None
         if not isinstance(value, Mapping):
-            numbers = [check_number(argument, value, above=0, most=most)]
+            numbers = [checks.number(argument, value, above=0, most=most)]
         elif value:
             numbers = [
-                check_number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()
+                checks.number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()
             ]
         else:
             raise ValueError(
@@ -212,7 +212,7 @@ class SGHMC(FrictionKernel):
     ) -> None:
         self.mass = check_mass(mass)
         super().__init__(model, friction, momentum_decay, **options)
-        self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
+        self.noise_estimate = checks.number("noise_estimate", noise_estimate, least=0)
         if self.step_size is not None and not isinstance(mass, str):
             self._check_noise(mass)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Unpack
 
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.kernel import (
     HEAT,
     KernelOptions,
@@ -99,7 +99,7 @@ class SGLD(SGMCMCKernel):
     ) -> None:
         self.mass = check_mass(mass)
         super().__init__(model, **options)
-        self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
+        self.noise_estimate = checks.number("noise_estimate", noise_estimate, least=0)
         if self.step_size is not None and not isinstance(mass, str):
             self._check_noise(mass)
 

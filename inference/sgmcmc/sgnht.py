@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.kernel import (
     HEAT,
     KernelOptions,
@@ -110,7 +110,7 @@ class SGNHT(SGMCMCKernel):
     ) -> None:
         self.mass = check_mass(mass)
         super().__init__(model, **options)
-        self.friction = check_optional(check_number, "friction", friction, above=0)
+        self.friction = checks.optional(checks.number, "friction", friction, above=0)
         self._friction = 1.0 if friction is None else friction
 
     def _stable_step_size(self, curvature: float, noise: float) -> float:

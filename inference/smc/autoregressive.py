@@ -8,10 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_callable, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.particles import draw_index
-
-__all__ = ["AutoregressiveModel", "IncrementalModel", "sequence_log_prob"]
 
 
 @runtime_checkable
@@ -75,7 +73,7 @@ def incremental(model: Any) -> IncrementalModel:
 def check_model(name: str, model: Any) -> None:
     """Check that a value is a model of the next token."""
     if inspect.isclass(model) or not isinstance(model, IncrementalModel):
-        check_callable(name, model, "a function of prefixes", or_class=False)
+        checks.function(name, model, "a function of prefixes", or_class=False)
 
 
 def device_of(*models: Any) -> torch.device | None:
@@ -208,10 +206,10 @@ def sequence_log_prob(model: Any, tokens: Tensor, num_prompt: int = 0) -> Tensor
         >>> sequence_log_prob(coin, torch.tensor([[0, 1, 1]])).exp()
         tensor([0.1406])
     """
-    tokens = as_tensor("tokens", tokens, "(num_rows, num_tokens)", kind="integers")
+    tokens = checks.as_tensor("tokens", tokens, "(num_rows, num_tokens)", kind="integers")
     if bool((tokens < 0).any()):
         raise ValueError(f"tokens must be integers >= 0, got {int(tokens.min())}")
-    if check_integer("num_prompt", num_prompt, 0) >= tokens.shape[1]:
+    if checks.integer("num_prompt", num_prompt, 0) >= tokens.shape[1]:
         raise ValueError(
             f"num_prompt must be less than the {tokens.shape[1]} tokens, got {num_prompt}"
         )

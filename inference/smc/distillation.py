@@ -9,13 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.autoregressive import check_model, sequence_log_prob
 from pyro_ext.inference.smc.losses import CTLLoss, TwistLoss, weighted_cross_entropy
 from pyro_ext.inference.smc.twisted import TwistedSMC, twist_trainer
@@ -23,8 +17,6 @@ from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.posterior.identity import data_identity
 from pyro_ext.random import fresh_seed, spawn_seed
-
-__all__ = ["EffectivePotential", "SelfDistilledTwistedSMC"]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
@@ -58,11 +50,11 @@ class EffectivePotential:
         current: Any,
         length: int,
     ) -> None:
-        check_callable("log_potential", log_potential, "a function of sequences", or_class=False)
+        checks.function("log_potential", log_potential, "a function of sequences", or_class=False)
         check_model("original", original)
         check_model("current", current)
         self.log_potential, self.original, self.current = log_potential, original, current
-        self.length = check_integer("length", length, 1)
+        self.length = checks.integer("length", length, 1)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -144,26 +136,26 @@ class SelfDistilledTwistedSMC:
         prompt: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        check_instance("base", base, nn.Module, "a module")
-        check_callable("twist_factory", twist_factory, "a function that makes a module")
-        check_callable("log_potential", log_potential, "a function of sequences", or_class=False)
+        checks.instance("base", base, nn.Module, "a module")
+        checks.function("twist_factory", twist_factory, "a function that makes a module")
+        checks.function("log_potential", log_potential, "a function of sequences", or_class=False)
         if loss is not None:
-            check_instance("loss", loss, TwistLoss, "a TwistLoss or None")
+            checks.instance("loss", loss, TwistLoss, "a TwistLoss or None")
         self.loss = CTLLoss() if loss is None else loss
         twist = twist_factory()
-        check_instance("twist_factory", twist, nn.Module, "a function that makes a module")
-        self.num_twist_steps = check_integer("num_twist_steps", num_twist_steps, 1)
-        self.num_distillation_steps = check_integer(
+        checks.instance("twist_factory", twist, nn.Module, "a function that makes a module")
+        self.num_twist_steps = checks.integer("num_twist_steps", num_twist_steps, 1)
+        self.num_distillation_steps = checks.integer(
             "num_distillation_steps", num_distillation_steps, 1
         )
-        self.num_distillation_particles = check_integer(
+        self.num_distillation_particles = checks.integer(
             "num_distillation_particles", num_distillation_particles, 1
         )
         wanted = "a function that makes an optimizer"
-        check_optional(check_callable, "twist_optimizer", twist_optimizer, wanted)
-        check_callable("base_optimizer", base_optimizer, wanted)
-        self.max_norm = check_optional(check_number, "max_norm", max_norm, above=0)
-        self.length, self.prompt = check_integer("length", length, 1), prompt
+        checks.optional(checks.function, "twist_optimizer", twist_optimizer, wanted)
+        checks.function("base_optimizer", base_optimizer, wanted)
+        self.max_norm = checks.optional(checks.number, "max_norm", max_norm, above=0)
+        self.length, self.prompt = checks.integer("length", length, 1), prompt
         self.twist_optimizer, self.base_optimizer = twist_optimizer, base_optimizer
         self.log_potential = log_potential
         self._trained = {name for name, p in base.named_parameters() if p.requires_grad}
@@ -232,7 +224,7 @@ class SelfDistilledTwistedSMC:
         :returns: the object itself.
         :raises TrainingDiverged: where a loss or gradient is not finite.
         """
-        check_integer("num_generations", num_generations, 1)
+        checks.integer("num_generations", num_generations, 1)
         _check_folder(checkpoint)
         while self.generation + 1 < num_generations:
             if not self.step(checkpoint=checkpoint, progress=progress):
@@ -300,7 +292,7 @@ class SelfDistilledTwistedSMC:
 
 def _check_folder(checkpoint: Any) -> None:
     if checkpoint is not None:
-        check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+        checks.instance("checkpoint", checkpoint, (str, Path), "a path or None")
         if Path(checkpoint).is_file():
             raise ValueError(f"checkpoint must be a folder, got the file {checkpoint}")
 

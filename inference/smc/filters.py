@@ -11,16 +11,8 @@ from pyro.infer.smcfilter import SMCFailed, SMCState
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.particles import Particles, initial_particles, resample, reweight
-
-__all__ = ["TwistedSMCFilter"]
 
 
 @runtime_checkable
@@ -93,15 +85,16 @@ class TwistedSMCFilter(SMCFilter):
             is_stepwise = isinstance(value, _Stepwise) and not inspect.isclass(value)
             if not is_stepwise and not (name == "guide" and value is None):
                 raise TypeError(
-                    f"{name} must be an object with the methods init and step, got {shown(value)}"
+                    f"{name} must be an object with the methods init and step, "
+                    f"got {checks.shown(value)}"
                 )
-        check_optional(check_callable, "twist", twist, "a function of the state", or_class=False)
+        checks.optional(checks.function, "twist", twist, "a function of the state", or_class=False)
         super().__init__(  # type: ignore[no-untyped-call]
             model,
             _NoGuide() if guide is None else guide,
-            check_integer("num_particles", num_particles, 1),
-            check_integer("max_plate_nesting", max_plate_nesting, 0),
-            ess_threshold=check_number("ess_threshold", ess_threshold, above=0, most=1),
+            checks.integer("num_particles", num_particles, 1),
+            checks.integer("max_plate_nesting", max_plate_nesting, 0),
+            ess_threshold=checks.number("ess_threshold", ess_threshold, above=0, most=1),
         )
         self.twist = twist
         self._particles: Particles | None = None
@@ -143,7 +136,7 @@ class TwistedSMCFilter(SMCFilter):
             if not isinstance(twist, Tensor) or twist.shape != (self.num_particles,):
                 raise ValueError(
                     f"twist must return a tensor of the shape ({self.num_particles},), got "
-                    f"{shown(twist)}"
+                    f"{checks.shown(twist)}"
                 )
             gain = gain + twist
             if self._previous is not None:

@@ -6,10 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyro_ext._checks import check_instance, check_integer, check_optional
-from pyro_ext._optional import optional_module
-
-__all__ = ["CausalLM"]
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 
 
 class CausalLM(nn.Module):
@@ -46,8 +44,8 @@ class CausalLM(nn.Module):
     ) -> None:
         super().__init__()
         kind = optional_module("transformers", "CausalLM", "transformers", "language")
-        check_instance("model", model, kind.PreTrainedModel, "a causal model of transformers")
-        check_instance("normalize", normalize, bool, "True or False")
+        checks.instance("model", model, kind.PreTrainedModel, "a causal model of transformers")
+        checks.instance("normalize", normalize, bool, "True or False")
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ValueError(
                 "model must be a causal language model with a head, such as of "
@@ -57,7 +55,7 @@ class CausalLM(nn.Module):
         # Its name from transformers 5 on, and before.
         names = inspect.signature(model.forward).parameters
         self._cache = "cache" if "cache" in names else "past_key_values"
-        self.start_token = check_optional(check_integer, "start_token", start_token, 0)
+        self.start_token = checks.optional(checks.integer, "start_token", start_token, 0)
 
     def forward(self, prefix: Tensor) -> Tensor:
         """Outputs for each next token, without a cache.

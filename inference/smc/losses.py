@@ -15,23 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext._checks import check_instance, check_integer, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.autoregressive import (
     AutoregressiveModel,
     check_model,
     sequence_log_prob,
 )
 from pyro_ext.inference.smc.twisted import ProposalDraws, TwistedSMC
-
-__all__ = [
-    "CTLLoss",
-    "DPGLoss",
-    "FUDGELoss",
-    "PolicyLoss",
-    "SIXOLoss",
-    "SoftQLoss",
-    "TwistLoss",
-]
 
 
 class TwistLoss(ABC):
@@ -41,7 +31,7 @@ class TwistLoss(ABC):
     """
 
     def __init__(self, num_particles: int | None = None) -> None:
-        self.num_particles = check_optional(check_integer, "num_particles", num_particles, 1)
+        self.num_particles = checks.optional(checks.integer, "num_particles", num_particles, 1)
 
     @abstractmethod
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
@@ -54,7 +44,7 @@ class TwistLoss(ABC):
     def _draws(
         self, smc: TwistedSMC, prompt: Tensor | None, *, from_base: bool = False
     ) -> ProposalDraws:
-        check_instance("smc", smc, TwistedSMC, "a TwistedSMC")
+        checks.instance("smc", smc, TwistedSMC, "a TwistedSMC")
         number = self.num_particles or smc.num_particles
         return smc.propose(number, prompt, from_base=from_base)
 
@@ -228,7 +218,7 @@ class PolicyLoss:
     """
 
     def __init__(self, policy: AutoregressiveModel, num_particles: int | None = None) -> None:
-        self.num_particles = check_optional(check_integer, "num_particles", num_particles, 1)
+        self.num_particles = checks.optional(checks.integer, "num_particles", num_particles, 1)
         check_model("policy", policy)
         self.policy = policy
 
@@ -238,7 +228,7 @@ class PolicyLoss:
         :param TwistedSMC smc: the sampler, whose base and potential make the target.
         :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
         """
-        check_instance("smc", smc, TwistedSMC, "a TwistedSMC")
+        checks.instance("smc", smc, TwistedSMC, "a TwistedSMC")
         number = self.num_particles or smc.num_particles
         own = TwistedSMC(self.policy, None, smc.log_potential, number, smc.length)
         draws = own.propose(number, prompt)

@@ -5,11 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.particles import draw_index
 from pyro_ext.random import seeded
-
-__all__ = ["MarkovTwist", "exact_markov_twist"]
 
 
 def exact_markov_twist(
@@ -47,8 +45,8 @@ def exact_markov_twist(
     """
     init = _probabilities("init", init, "(vocabulary_size,)")
     trans = _probabilities("trans", trans, "(vocabulary_size, vocabulary_size)")
-    dfa = as_tensor("dfa", dfa, "(num_states, vocabulary_size)", kind="integers")
-    log_potential = as_tensor("log_potential", log_potential, "(num_states,)", like=init)
+    dfa = checks.as_tensor("dfa", dfa, "(num_states, vocabulary_size)", kind="integers")
+    log_potential = checks.as_tensor("log_potential", log_potential, "(num_states,)", like=init)
     size = len(init)
     if trans.shape != (size, size):
         raise ValueError(f"trans must have the shape ({size}, {size}), got {tuple(trans.shape)}")
@@ -61,7 +59,7 @@ def exact_markov_twist(
             f"log_potential must be below infinity for each of {len(dfa)} states, got "
             f"{log_potential.tolist()!r:.80}"
         )
-    check_integer("length", length, 1)
+    checks.integer("length", length, 1)
     # Twists of a token and the state after it.
     tables = [log_potential.expand(size, -1)]
     tokens = torch.arange(size, device=dfa.device)
@@ -121,7 +119,7 @@ class MarkovTwist:
         :param int seed: of the draws.
         :returns: **Shape:** ``(num_samples, length)``.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         tokens = self.dfa.new_zeros(num_samples, 0)
         with seeded(seed):
             for _ in range(len(self.tables)):
@@ -133,7 +131,7 @@ class MarkovTwist:
 
 def _probabilities(name: str, value: Tensor, shape: str) -> Tensor:
     """Probabilities in double precision."""
-    tensor = as_tensor(name, value, shape, finite=True, dtype=torch.float64)
+    tensor = checks.as_tensor(name, value, shape, finite=True, dtype=torch.float64)
     if bool((tensor < 0).any()) or bool((tensor.sum(-1) - 1.0).abs().max() > 1e-5):
         raise ValueError(f"{name} must hold probabilities with the sum 1, got {value!r:.80}")
     return tensor / tensor.sum(-1, keepdim=True)

@@ -6,17 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
-
-__all__ = [
-    "Particles",
-    "check_weights",
-    "draw_index",
-    "effective_sample_size",
-    "initial_particles",
-    "resample",
-    "reweight",
-]
+from pyro_ext._lib import checks
 
 _ROUNDING = 1e-6  # weights that are equal but for rounding are left as they are
 
@@ -83,7 +73,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
         >>> effective_sample_size(torch.tensor([1.0, 1.0, 2.0]).log())
         tensor(2.6667)
     """
-    log_weights = as_tensor("log_weights", log_weights, "(*batch, num_particles)")
+    log_weights = checks.as_tensor("log_weights", log_weights, "(*batch, num_particles)")
     scaled = log_weights - log_weights.amax(-1, keepdim=True).clamp(min=-1e30)
     weights = scaled.exp()
     total = weights.sum(-1)

@@ -13,13 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.particles import (
     Particles,
     check_weights,
@@ -31,8 +25,6 @@ from pyro_ext.inference.smc.particles import (
 )
 from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.random import fresh_seed, seeded
-
-__all__ = ["MarkovSMC"]
 
 
 class _Stop(Exception):
@@ -180,13 +172,13 @@ class MarkovSMC(IndependentDraws):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_callable("model", model, "a Pyro model", or_class=False)
-        check_optional(check_callable, "guide", guide, "a Pyro model or None", or_class=False)
-        check_optional(check_callable, "twist", twist, "a function of values", or_class=False)
+        checks.function("model", model, "a Pyro model", or_class=False)
+        checks.optional(checks.function, "guide", guide, "a Pyro model or None", or_class=False)
+        checks.optional(checks.function, "twist", twist, "a function of values", or_class=False)
         self.model, self.guide, self.twist = model, guide, twist
-        self.num_particles = check_integer("num_particles", num_particles, 1)
-        self.max_plate_nesting = check_integer("max_plate_nesting", max_plate_nesting, 0)
-        self.ess_threshold = check_number("ess_threshold", ess_threshold, least=0, most=1)
+        self.num_particles = checks.integer("num_particles", num_particles, 1)
+        self.max_plate_nesting = checks.integer("max_plate_nesting", max_plate_nesting, 0)
+        self.ess_threshold = checks.number("ess_threshold", ess_threshold, least=0, most=1)
         self.seed = fresh_seed(seed)
         self.samples: dict[str, Tensor] = {}
         """Weighted values of each latent site. **Shape:** ``(num_particles, *event)``."""
@@ -304,7 +296,7 @@ class MarkovSMC(IndependentDraws):
         if not isinstance(twist, Tensor) or twist.shape != (self.num_particles,):
             raise ValueError(
                 f"twist must return a tensor of the shape ({self.num_particles},), got "
-                f"{shown(twist)}"
+                f"{checks.shown(twist)}"
             )
         if bool((twist.isnan() | (twist == math.inf)).any()):
             raise ValueError(f"twist must return numbers below infinity after {[*values][-1]!r}")

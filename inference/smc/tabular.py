@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer
-
-__all__ = ["TabularTwist"]
+from pyro_ext._lib import checks
 
 
 class TabularTwist(nn.Module):
@@ -27,10 +25,10 @@ class TabularTwist(nn.Module):
     def __init__(self, length: int, vocabulary_size: int, num_prompt: int = 0) -> None:
         super().__init__()
         size = (
-            check_integer("length", length, 1),
-            check_integer("vocabulary_size", vocabulary_size, 1),
+            checks.integer("length", length, 1),
+            checks.integer("vocabulary_size", vocabulary_size, 1),
         )
-        self.num_prompt = check_integer("num_prompt", num_prompt, 0)
+        self.num_prompt = checks.integer("num_prompt", num_prompt, 0)
         self.table = nn.Parameter(torch.zeros(size))
 
     def forward(self, prefix: Tensor) -> Tensor:

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.smc.autoregressive import (
     AutoregressiveModel,
     Step,
@@ -36,8 +30,6 @@ from pyro_ext.inference.smc.particles import (
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.random import chain_keys, fresh_seed, seeded, uniform
-
-__all__ = ["BidirectionalBounds", "ProposalDraws", "SMCResult", "TwistedSMC", "twist_trainer"]
 
 _ADAM = partial(torch.optim.Adam, lr=0.02)
 
@@ -68,7 +60,7 @@ class SMCResult(NamedTuple):
         :returns: **Shape:** ``(*runs, num_samples, length)``.
         :raises ValueError: where all weights of a run are zero.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         check_weights(self.log_weights)
         size = (*self.log_Z.shape, num_samples)
         with seeded(seed):
@@ -192,11 +184,11 @@ class TwistedSMC:
         check_model("base", base)
         if twist is not None:
             check_model("twist", twist)
-        check_callable("log_potential", log_potential, "a function of sequences", or_class=False)
+        checks.function("log_potential", log_potential, "a function of sequences", or_class=False)
         self.base, self.twist, self.log_potential = base, twist, log_potential
-        self.num_particles = check_integer("num_particles", num_particles, 1)
-        self.length = check_integer("length", length, 1)
-        self.ess_threshold = check_number("ess_threshold", ess_threshold, least=0, most=1)
+        self.num_particles = checks.integer("num_particles", num_particles, 1)
+        self.length = checks.integer("length", length, 1)
+        self.ess_threshold = checks.number("ess_threshold", ess_threshold, least=0, most=1)
         self.losses: list[float] = []
 
     def run(
@@ -225,7 +217,7 @@ class TwistedSMC:
         :raises ValueError: for arguments of a wrong shape, and where base, twist or potential
             return NaN or another shape than they should.
         """
-        size = 1 if num_runs is None else check_integer("num_runs", num_runs, 1)
+        size = 1 if num_runs is None else checks.integer("num_runs", num_runs, 1)
         rows = self._prompt(prompt, size).repeat_interleave(self.num_particles, 0)
         forced = None
         if clamp is not None:
@@ -293,8 +285,8 @@ class TwistedSMC:
         :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
         :param bool from_base: whether to draw from the base model instead.
         """
-        check_integer("num_samples", num_samples, 1)
-        check_instance("from_base", from_base, bool, "True or False")
+        checks.integer("num_samples", num_samples, 1)
+        checks.instance("from_base", from_base, bool, "True or False")
         rows = self._prompt(prompt, 1).expand(num_samples, -1)
         keys = chain_keys(fresh_seed(seed), range(1), rows.device)
         numbers = torch.arange(self.length, device=rows.device)
@@ -390,7 +382,7 @@ class TwistedSMC:
             "num_particles": self.num_particles,
             "length": self.length,
         }
-        num_steps = check_integer("num_steps", num_steps, 1)
+        num_steps = checks.integer("num_steps", num_steps, 1)
         trainer = twist_trainer(
             self.twist, optimizer, num_steps, max_norm=max_norm, identity=identity, seed=seed
         )
@@ -430,7 +422,7 @@ class TwistedSMC:
 
     def _with_prompt(self, sequences: Any, prompt: Any) -> tuple[Tensor, Tensor]:
         rows = self._prompt(prompt, 1)
-        own = as_tensor("sequences", sequences, "(num_samples, length)", kind="integers")
+        own = checks.as_tensor("sequences", sequences, "(num_samples, length)", kind="integers")
         own = self._rows("sequences", own, len(own), rows.device)
         return rows.expand(len(own), -1), own
 
@@ -439,12 +431,12 @@ class TwistedSMC:
         device = device_of(self.base, self.twist)
         if prompt is None:
             return torch.zeros((size, 0), dtype=torch.int64, device=device)
-        prompt = as_tensor("prompt", prompt, kind="integers", allow_empty=True)
+        prompt = checks.as_tensor("prompt", prompt, kind="integers", allow_empty=True)
         return _as_rows("prompt", prompt, size, device, "(num_tokens,)")
 
     def _rows(self, name: str, value: Any, size: int, device: torch.device) -> Tensor:
         """Rows of whole sequences. **Shape:** ``(size, length)``."""
-        value = as_tensor(name, value, kind="integers")
+        value = checks.as_tensor(name, value, kind="integers")
         if value.shape[-1:] != (self.length,):
             raise ValueError(
                 f"{name} must have {self.length} tokens, got the shape {tuple(value.shape)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_ext._checks import shown
+from pyro_ext._lib import checks
 
 
 def named_tensors(values: Any) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def named_tensors(values: Any) -> dict[str, Tensor]:
         pairs = {f"parameters[{number}]": value for number, value in enumerate(items)}
     if not pairs or not all(isinstance(value, Tensor) for value in pairs.values()):
         raise TypeError(
-            f"parameters must be a module, or tensors in a dict or list, got {shown(values)}"
+            f"parameters must be a module, or tensors in a dict or list, got {checks.shown(values)}"
         )
     return pairs
 
@@ -37,14 +37,14 @@ def named_tensors(values: Any) -> dict[str, Tensor]:
 def as_list(argument: str, values: Any) -> list[Any]:
     """A copy of a list."""
     if isinstance(values, Tensor | str) or not isinstance(values, Sequence):
-        raise TypeError(f"{argument} must be a list, got {shown(values)}")
+        raise TypeError(f"{argument} must be a list, got {checks.shown(values)}")
     return list(values)
 
 
 def check_methods(argument: str, value: Any, wanted: str, *names: str) -> None:
     """Check that a value has all of some methods."""
     if inspect.isclass(value) or not all(callable(getattr(value, n, None)) for n in names):
-        raise TypeError(f"{argument} must {wanted}, got {shown(value)}")
+        raise TypeError(f"{argument} must {wanted}, got {checks.shown(value)}")
 
 
 def check_no_closure(optimizer: Any) -> None:
@@ -69,7 +69,7 @@ def gradients_of(gradients: Any, named: Mapping[str, Tensor]) -> list[Tensor | N
     if isinstance(gradients, Tensor | str) or not isinstance(gradients, Sequence):
         raise TypeError(
             "gradients, which the loss returns beside its value, must be tensors in a dict or "
-            f"list, got {shown(gradients)}"
+            f"list, got {checks.shown(gradients)}"
         )
     if len(gradients) != len(named):
         raise ValueError(
@@ -82,8 +82,8 @@ def gradients_of(gradients: Any, named: Mapping[str, Tensor]) -> list[Tensor | N
             and gradient.dtype == parameter.dtype
         ):
             raise ValueError(
-                f"gradients must hold for {name!r} {shown(parameter.detach())}, got "
-                f"{shown(gradient)}"
+                f"gradients must hold for {name!r} {checks.shown(parameter.detach())}, got "
+                f"{checks.shown(gradient)}"
             )
     return list(gradients)
 

@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.random import spawn_seed
-
-__all__ = ["ShuffledBatches"]
 
 
 class ShuffledBatches:
@@ -32,15 +30,15 @@ class ShuffledBatches:
 
     def __init__(self, *rows: Tensor, batch_size: int, drop_last: bool = False) -> None:
         for row in rows:
-            check_instance("rows", row, Tensor, "tensors")
+            checks.instance("rows", row, Tensor, "tensors")
         if len({len(row) if row.dim() else 0 for row in rows} | {0}) != 2:
             raise ValueError(
                 "rows must be tensors with the same number of rows, got the shapes "
                 f"{[tuple(row.shape) for row in rows]}"
             )
-        check_instance("drop_last", drop_last, bool, "True or False")
+        checks.instance("drop_last", drop_last, bool, "True or False")
         self.rows = rows
-        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.drop_last = drop_last
         if self.batch_size > len(rows[0]):
             raise ValueError(
@@ -60,7 +58,7 @@ class ShuffledBatches:
         :param int seed: of the orders.
         :returns: rows of each tensor.
         """
-        epoch, number = divmod(check_integer("step", step, 0), len(self))
+        epoch, number = divmod(checks.integer("step", step, 0), len(self))
         if self._order is None or self._order[0] != (seed, epoch):
             generator = torch.Generator().manual_seed(spawn_seed(seed, 2, epoch))
             order = torch.randperm(len(self.rows[0]), generator=generator, device="cpu")

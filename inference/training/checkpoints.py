@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_instance
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.random import fresh_seed
 
@@ -35,7 +35,7 @@ def seed_of(seed: int | None, checkpoint: str | Path | None) -> int:
     :param checkpoint: a file, which need not exist, or ``None``.
     """
     if checkpoint is not None:
-        check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+        checks.instance("checkpoint", checkpoint, (str, Path), "a path or None")
         if seed is None and Path(checkpoint).exists():
             seed = read_training(Path(checkpoint))[0]["seed"]
     return fresh_seed(seed)

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import named_in_errors
-
-__all__ = ["check_fits"]
+from pyro_ext._lib import checks
 
 
 def check_fits(
@@ -28,11 +26,11 @@ def check_fits(
         module.training = False
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            with named_in_errors(argument, inputs):
+            with checks.named_in_errors(argument, inputs):
                 outputs = network(inputs[:1])
             if not targets or not isinstance(outputs, Tensor):
                 return
-            with named_in_errors(argument, targets[0]):
+            with checks.named_in_errors(argument, targets[0]):
                 loss(outputs.expand(len(inputs), *outputs.shape[1:]), *targets)
     finally:
         for module, mode in zip(modules, modes, strict=True):

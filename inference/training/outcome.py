@@ -7,14 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "TrainingDiverged",
-    "TrainingWarning",
-    "warn_of_losses",
-    "warn_of_rows",
-    "warn_of_validation",
-]
-
 _FRACTION = 10  # of the steps is a window
 _LEAST = 10  # losses of a window; a shorter training says nothing
 _NUM_ERRORS = 5.0  # standard errors; noise alone exceeds them in one of 20,000 short trainings

@@ -16,15 +16,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    shown,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.training._interrupts import Interrupts
 from pyro_ext.inference.training._parameters import (
@@ -141,13 +134,13 @@ class Trainer:
         self._named = named_tensors(parameters)
         self._module = parameters if isinstance(parameters, nn.Module) else None
         self._is_mapping = isinstance(parameters, Mapping)
-        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        checks.function("optimizer", optimizer, "a function that makes an optimizer of tensors")
         if scheduler is not None:
-            check_callable("scheduler", scheduler, "a function that makes one of an optimizer")
+            checks.function("scheduler", scheduler, "a function that makes one of an optimizer")
             if isinstance(optimizer, PyroOptim):
                 raise ValueError("scheduler must be None with one of pyro.optim, which has its own")
-        self.max_norm = None if max_norm is None else check_number("max_norm", max_norm, above=0)
-        check_instance("independent_rows", independent_rows, bool, "True or False")
+        self.max_norm = None if max_norm is None else checks.number("max_norm", max_norm, above=0)
+        checks.instance("independent_rows", independent_rows, bool, "True or False")
         self.independent_rows = independent_rows
         if independent_rows and max_norm is not None:
             raise ValueError("max_norm must be None with independent_rows, which it would mix")
@@ -183,13 +176,13 @@ class Trainer:
             check_methods("scheduler", self.scheduler, "make a scheduler", *methods)
         self._averaged: AveragedModel | None = None
         if ema_decay is not None:
-            ema_decay = check_number("ema_decay", ema_decay, least=0, below=1)
+            ema_decay = checks.number("ema_decay", ema_decay, least=0, below=1)
             self._averaged = AveragedModel(
                 self._container(), multi_avg_fn=get_ema_multi_avg_fn(ema_decay)
             )
             self._averaged.update_parameters(self._container())
         if identity is not None:
-            check_mapping("identity", identity, "a dict of plain values by name")
+            checks.mapping("identity", identity, "a dict of plain values by name")
         self._identity: dict[str, Any] = comparable(
             {
                 "identity": identity or {},
@@ -248,7 +241,7 @@ class Trainer:
         :returns: the loss before the step, also the last of :attr:`losses`.
         :raises TrainingDiverged: where loss, gradient or what the step makes is not finite.
         """
-        check_callable("loss", loss)
+        checks.function("loss", loss)
         with self._randomness():
             return self._take_step(partial(loss, *args), "")
 
@@ -281,17 +274,17 @@ class Trainer:
         :raises TrainingDiverged: as :meth:`step`; a checkpoint stays as it was last saved.
         :raises CheckpointError: where the file is damaged, of another training, or being written.
         """
-        check_callable("loss", loss)
-        num_steps = check_integer("num_steps", num_steps, 0)
-        save_every = check_integer("save_every", save_every, 1)
-        check_instance("progress", progress, bool, "True or False")
-        check_instance("description", description, str, "a string")
+        checks.function("loss", loss)
+        num_steps = checks.integer("num_steps", num_steps, 0)
+        save_every = checks.integer("save_every", save_every, 1)
+        checks.instance("progress", progress, bool, "True or False")
+        checks.instance("description", description, str, "a string")
         if batches is not None and not isinstance(batches, ShuffledBatches):
-            check_callable("batches", batches, "ShuffledBatches, or a function of a seed")
+            checks.function("batches", batches, "ShuffledBatches, or a function of a seed")
         identity: dict[str, Any] = {}
         start = self.num_steps
         if checkpoint is not None:
-            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checks.instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
             if isinstance(batches, ShuffledBatches):
                 identity = {"batches": batches.identity()}
@@ -388,7 +381,7 @@ class Trainer:
         self._last = value
         is_scalar = isinstance(value, Tensor) and value.numel() == 1
         if not (is_scalar or (self.independent_rows and isinstance(value, Tensor))):
-            raise ValueError(f"loss must return a scalar tensor, got {shown(value)}")
+            raise ValueError(f"loss must return a scalar tensor, got {checks.shown(value)}")
         number = float(value.detach().nanmean())
         if not self.independent_rows and not math.isfinite(number):
             self._diverge(f"the loss is {number}", of)
@@ -504,7 +497,7 @@ class Trainer:
         :param path: the file.
         :raises CheckpointError: where it cannot be written.
         """
-        check_instance("path", path, (str, Path), "a path")
+        checks.instance("path", path, (str, Path), "a path")
         self._write(Path(path), {})
 
     def load(self, path: str | Path) -> None:
@@ -514,7 +507,7 @@ class Trainer:
         :raises CheckpointError: where the file is damaged, or of a training with other parameters
             or settings; the message names them.
         """
-        check_instance("path", path, (str, Path), "a path")
+        checks.instance("path", path, (str, Path), "a path")
         self._take_up(self._read(Path(path), {}), Path(path))
 
     def _described(self, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import torch
 from pyro_ext.potential import Backend, BatchedFunction, warn_fallback
 from pyro_ext.potential.batched import KernelBackend
 
-__all__ = ["chosen_backend", "compiling_pays"]
-
 # Seconds on a processor of some years ago.
 _SECONDS_PER_OPERATION = 5e-6
 _SECONDS_TO_COMPILE, _MORE_FOR_EACH_OPERATION = 4.0, 0.008

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from pyro_ext.potential.control_variates import Anchor
 
-__all__ = ["Chains", "Draws", "Info", "ValueAndGradient", "joined", "parts_of", "saved"]
-
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps positions ``(..., size)`` to potentials ``(...)`` and gradients ``(..., size)``."""
 

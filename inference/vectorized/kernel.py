@@ -14,8 +14,8 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_ext._checks import check_integer
-from pyro_ext._threads import threads_for
+from pyro_ext._lib import checks
+from pyro_ext._lib.threads import threads_for
 from pyro_ext.inference.vectorized.backends import chosen_backend
 from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, parts_of, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
@@ -38,8 +38,6 @@ from pyro_ext.potential import (
 from pyro_ext.potential.batched import KernelBackend
 from pyro_ext.potential.control_variates import Anchor, is_anchor_of
 from pyro_ext.random import chain_keys, fresh_seed
-
-__all__ = ["VectorizedKernel", "VectorizedOptions"]
 
 Made = TypeVar("Made")
 
@@ -143,7 +141,7 @@ class VectorizedKernel(MCMCKernel):
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
-        self.steps_per_sample = check_integer("steps_per_sample", steps_per_sample, 1)
+        self.steps_per_sample = checks.integer("steps_per_sample", steps_per_sample, 1)
         self.init_strategy = init_strategy
         self.anchor: Anchor | None = None
         self.laplace: Laplace | None = None

@@ -19,8 +19,6 @@ from pyro_ext.potential import (
 from pyro_ext.potential.control_variates import Anchor, control
 from pyro_ext.random import normal
 
-__all__ = ["Plan", "Run", "StepLoop"]
-
 State = TypeVar("State", bound=tuple[Tensor, ...])
 Step = Callable[..., tuple[State, Info]]
 

@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
-__all__ = ["OF_DRIVERS", "OF_KERNELS", "keywords", "refuse"]
-
 _OF_MCMC = dict.fromkeys(
     (
         "chain_method",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from pyro_ext._checks import check_boolean, check_integer
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.checkpoint.cached import cached_tensors
 from pyro_ext.inference.diffusion import noise_prediction_loss
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -45,9 +45,9 @@ def digit_transformer_pipeline(
         >>> pipeline([3, 7], num_inference_steps=2, output_type="pt").images.shape
         torch.Size([2, 1, 8, 8])
     """
-    num_steps = check_integer("num_steps", num_steps, 0)
-    seed = check_integer("seed", seed, 0)
-    check_boolean("progress", progress)
+    num_steps = checks.integer("num_steps", num_steps, 0)
+    seed = checks.integer("seed", seed, 0)
+    checks.boolean("progress", progress)
     diffusers = optional_module("diffusers", "digit_transformer_pipeline", "diffusers", "diffusion")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from pyro_ext._checks import check_boolean, check_integer
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.checkpoint.cached import cached_tensors
 from pyro_ext.datasets import load_digits
 from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
@@ -52,9 +52,9 @@ def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = Tru
         >>> images.shape
         torch.Size([2, 1, 8, 8])
     """
-    num_steps = check_integer("num_steps", num_steps, 0)
-    seed = check_integer("seed", seed, 0)
-    check_boolean("progress", progress)
+    num_steps = checks.integer("num_steps", num_steps, 0)
+    seed = checks.integer("seed", seed, 0)
+    checks.boolean("progress", progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = _build()

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_callable, check_instance, check_sequence, shown
+from pyro_ext._lib import checks
 from pyro_ext.models.diffusion.exit_schedule import ExitSchedule
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -162,12 +162,12 @@ class EarlyExit:
                 "their timestep is not known: call module.disable_gradient_checkpointing()"
             )
         given = dict(zip(self._arguments, args, strict=False)) | kwargs
-        t = as_tensor(self._timestep, given.get(self._timestep))
+        t = checks.as_tensor(self._timestep, given.get(self._timestep))
         if t.dim() > 1:
             raise ValueError(
-                f"{self._timestep} must be a number, or one for each sample, got {shown(t)}"
+                f"{self._timestep} must be a number, or one for each sample, got {checks.shown(t)}"
             )
-        depths = as_tensor("schedule", self.schedule(t), kind="integers")
+        depths = checks.as_tensor("schedule", self.schedule(t), kind="integers")
         if depths.shape != t.shape:
             raise ValueError(
                 f"schedule must return as many integers as timesteps, {(*t.shape,)}, got "
@@ -288,12 +288,12 @@ def _checked(
     module: nn.Module, schedule: _Schedule, blocks: str | Sequence[str], timestep: str
 ) -> tuple[list[list[tuple[nn.Module, _Left]]], int]:
     """The blocks, and how many of them always run."""
-    check_instance("module", module, nn.Module, "a module")
+    checks.instance("module", module, nn.Module, "a module")
     wanted = "an ExitSchedule or a function of timesteps"
-    check_callable("schedule", schedule, wanted, or_class=False)
+    checks.function("schedule", schedule, wanted, or_class=False)
     names = [blocks] if isinstance(blocks, str) else blocks
-    names = check_sequence("blocks", names, "the name of an attribute, or several", 1, str)
-    check_instance("timestep", timestep, str, "the name of an argument of module.forward")
+    names = checks.sequence("blocks", names, "the name of an attribute, or several", 1, str)
+    checks.instance("timestep", timestep, str, "the name of an argument of module.forward")
     arguments = list(inspect.signature(module.forward).parameters)
     if timestep not in arguments:
         raise ValueError(

@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    check_finite,
-    check_has_values,
-    check_instance,
-    check_number,
-    check_sequence,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion import noise_prediction_loss
 from pyro_ext.inference.diffusion.sampling import check_scheduler
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -88,10 +81,10 @@ class AdaptiveScoreFineTuner:
         if "num_train_timesteps" not in scheduler.config:
             raise TypeError("scheduler must have num_train_timesteps in its config, got none")
         self.scheduler, self._timestep = scheduler, timestep
-        self.weight_power = check_number("weight_power", weight_power, least=0)
-        check_number("ema_decay", ema_decay, least=0, below=1)
-        names = check_sequence("freeze", freeze, "names of submodules", 0, str)
-        check_instance("module", module, nn.Module, "a module")
+        self.weight_power = checks.number("weight_power", weight_power, least=0)
+        checks.number("ema_decay", ema_decay, least=0, below=1)
+        names = checks.sequence("freeze", freeze, "names of submodules", 0, str)
+        checks.instance("module", module, nn.Module, "a module")
         found = [name for name, _ in module.named_modules() if name.rpartition(".")[2] in names]
         if missing := set(names) - {name.rpartition(".")[2] for name in found}:
             raise ValueError(f"freeze must name submodules of module, got {sorted(missing)}")
@@ -135,7 +128,7 @@ class AdaptiveScoreFineTuner:
         :returns: the losses of all steps.
         :raises TrainingDiverged: as :meth:`step`.
         """
-        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        checks.instance("batches", batches, ShuffledBatches, "ShuffledBatches")
         options = {"description": "Fine-tuning", **options}
         return self.trainer.run(self.loss, num_steps, batches, progress=progress, **options)
 
@@ -146,11 +139,11 @@ class AdaptiveScoreFineTuner:
         :param conditions: as of :meth:`step`.
         :param named: as of :meth:`step`.
         """
-        check_instance("x", x, Tensor, "a tensor")
+        checks.instance("x", x, Tensor, "a tensor")
         if not (x.is_floating_point() and x.dim() > 1 and x.numel()):
-            raise ValueError(f"x must be a batch of floating-point numbers, got {shown(x)}")
-        check_has_values("x", x)
-        check_finite("x", x)
+            raise ValueError(f"x must be a batch of floating-point numbers, got {checks.shown(x)}")
+        checks.has_values("x", x)
+        checks.all_finite("x", x)
         x = x.to(next(self.module.parameters()))
         exits: Any = self.module.early_exit
         _, *names = inspect.signature(self.module.forward).parameters

@@ -16,16 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import mse_loss
 
-from pyro_ext._checks import (
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-    shown,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.diffusion import (
     classifier_free_guidance,
@@ -36,8 +28,6 @@ from pyro_ext.inference.diffusion import (
 from pyro_ext.inference.diffusion.sampling import check_scheduler
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
-
-__all__ = ["ESD", "ConceptErasure", "SafeSelfDistillation"]
 
 
 def _is_late(name: str) -> bool:
@@ -122,7 +112,7 @@ class ConceptErasure(ABC):
         max_norm: float | None = 1.0,
         seed: int | None = None,
     ) -> None:
-        check_instance("unet", unet, nn.Module, "a network of diffusers")
+        checks.instance("unet", unet, nn.Module, "a network of diffusers")
         taken = signature(unet.forward).parameters.values()
         if not any(p.name == "encoder_hidden_states" or p.kind is p.VAR_KEYWORD for p in taken):
             raise TypeError(
@@ -137,15 +127,15 @@ class ConceptErasure(ABC):
                 "scheduler must take latents as they are, as a DDIMScheduler does, got "
                 f"{type(scheduler).__name__}, which scales them"
             )
-        check_callable("encode", encode, "a function of a list of prompts", or_class=False)
-        chosen = check_sequence("concepts", concepts, "prompts", kind=(str, Tensor))
+        checks.function("encode", encode, "a function of a list of prompts", or_class=False)
+        chosen = checks.sequence("concepts", concepts, "prompts", kind=(str, Tensor))
         trained = _chosen(params, [name for name, _ in unet.named_parameters()])
-        self.guidance = check_number("guidance", guidance)
-        self.ema = check_number("ema", ema, least=0, most=1)
-        check_choice("order", order, _ORDERS)
-        check_choice("generate_with", generate_with, _GENERATED)
+        self.guidance = checks.number("guidance", guidance)
+        self.ema = checks.number("ema", ema, least=0, most=1)
+        checks.choice("order", order, _ORDERS)
+        checks.choice("generate_with", generate_with, _GENERATED)
         self.order, self.generate_with = order, generate_with
-        self.num_inference_steps = check_integer("num_inference_steps", num_inference_steps, 1)
+        self.num_inference_steps = checks.integer("num_inference_steps", num_inference_steps, 1)
         self._num_timesteps = int(scheduler.config.num_train_timesteps)
         if self.num_inference_steps > self._num_timesteps:
             raise ValueError(
@@ -153,9 +143,9 @@ class ConceptErasure(ABC):
                 f"{num_inference_steps}"
             )
         self.timesteps = Uniform(0.0, 1.0) if timesteps is None else timesteps
-        check_instance("timesteps", self.timesteps, Distribution, "a distribution")
+        checks.instance("timesteps", self.timesteps, Distribution, "a distribution")
         _check_fractions(self.timesteps)
-        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.latent_shape = _latent_shape(unet, latent_shape)
         self.scheduler, self.concepts = scheduler, chosen
         if not trained:
@@ -305,7 +295,7 @@ class ConceptErasure(ABC):
 
         :param int timestep: of training.
         """
-        timestep = check_integer("timestep", timestep, 0)
+        timestep = checks.integer("timestep", timestep, 0)
         num_steps, total = self.num_inference_steps, self._num_timesteps
         edges = [round(total * index / num_steps) for index in range(num_steps)]
         return num_steps - bisect_right(edges, timestep)
@@ -327,7 +317,7 @@ class ConceptErasure(ABC):
         :raises ValueError: where its network is another one, or has changed since.
         """
         own = getattr(pipeline, "unet", None)
-        check_instance("pipeline", own, nn.Module, "a pipeline of diffusers with a unet")
+        checks.instance("pipeline", own, nn.Module, "a pipeline of diffusers with a unet")
         assert isinstance(own, nn.Module)
         unet = copy.deepcopy(self.erased).train(own.training)
         if digest_of(own.state_dict()) != self._original:
@@ -385,7 +375,7 @@ class ConceptErasure(ABC):
         if not isinstance(states, Tensor) or states.dim() != 3 or len(states) != wanted:
             raise ValueError(
                 f"encode must return the shape ({wanted}, length, width) for {wanted} prompts, got "
-                f"{shown(states)}"
+                f"{checks.shown(states)}"
             )
         states = states.detach().to(like)
         self._empty, rest = states[0], iter(states[1:])
@@ -497,7 +487,7 @@ class ESD(ConceptErasure):
         negative_guidance: float = 3.0,
         **options: Any,
     ) -> None:
-        self.negative_guidance = check_number("negative_guidance", negative_guidance)
+        self.negative_guidance = checks.number("negative_guidance", negative_guidance)
         super().__init__(unet, scheduler, encode, concepts, ema=1.0, **options)
 
     @property
@@ -524,13 +514,13 @@ class ESD(ConceptErasure):
 def _chosen(params: Any, names: list[str]) -> list[str]:
     """Names of the parameters of a group."""
     if not callable(params):
-        check_choice("params", params, _GROUPS)
+        checks.choice("params", params, _GROUPS)
     group = params if callable(params) else _GROUPS[params]
     answers = [group(name) for name in names]
     if not all(isinstance(answer, bool) for answer in answers):
         raise TypeError(
             f"params must be a word or a function of a name that returns True or False, got "
-            f"{shown(params)}, which returns {shown(answers[0])}"
+            f"{checks.shown(params)}, which returns {checks.shown(answers[0])}"
         )
     return [name for name, answer in zip(names, answers, strict=True) if answer]
 
@@ -548,15 +538,15 @@ def _check_fractions(timesteps: Distribution) -> None:
     if timesteps.batch_shape or timesteps.event_shape or not (low >= 0 and high <= 1):
         raise ValueError(
             "timesteps must be a distribution of one fraction from 0 to 1, such as Beta(3, 3), got "
-            f"{shown(timesteps)}"
+            f"{checks.shown(timesteps)}"
         )
 
 
 def _latent_shape(unet: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
     """The shape of one of the latents."""
     if shape is not None:
-        sizes = check_sequence("latent_shape", shape, "a list of sizes")
-        return tuple(check_integer("latent_shape", size, 1) for size in sizes)
+        sizes = checks.sequence("latent_shape", shape, "a list of sizes")
+        return tuple(checks.integer("latent_shape", size, 1) for size in sizes)
     config = getattr(unet, "config", {})
     size, channels = config.get("sample_size"), config.get("in_channels")
     if size is None or channels is None:

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext._lib import checks
 
 
 class ExitSchedule:
@@ -34,11 +34,13 @@ class ExitSchedule:
 
     def __init__(self, depths: Sequence[int], num_train_timesteps: float = 1000) -> None:
         wanted = "integers that do not increase from data to noise"
-        values = check_sequence("depths", depths, wanted)
-        self.depths = tuple(check_integer("depths", depth, 1) for depth in values)
+        values = checks.sequence("depths", depths, wanted)
+        self.depths = tuple(checks.integer("depths", depth, 1) for depth in values)
         if list(self.depths) != sorted(self.depths, reverse=True):
             raise ValueError(f"depths must be {wanted}, got {self.depths!r:.80}")
-        self.num_train_timesteps = check_number("num_train_timesteps", num_train_timesteps, above=0)
+        self.num_train_timesteps = checks.number(
+            "num_train_timesteps", num_train_timesteps, above=0
+        )
 
     @classmethod
     def linear(
@@ -56,9 +58,9 @@ class ExitSchedule:
             >>> ExitSchedule.linear(8, 4).depths
             (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
         """
-        least = check_integer("least", least, 1)
-        num_blocks = check_integer("num_blocks", num_blocks, least)
-        num_bins = check_integer("num_bins", num_bins, 1)
+        least = checks.integer("least", least, 1)
+        num_blocks = checks.integer("num_blocks", num_blocks, least)
+        num_bins = checks.integer("num_bins", num_bins, 1)
         depths = torch.linspace(num_blocks, least, num_bins, dtype=torch.float64).round()
         return cls(depths.long().tolist(), num_train_timesteps)
 
@@ -69,7 +71,7 @@ class ExitSchedule:
         :param int depth: the number.
         :param float num_train_timesteps: as of the class.
         """
-        return cls([check_integer("depth", depth, 1)], num_train_timesteps)
+        return cls([checks.integer("depth", depth, 1)], num_train_timesteps)
 
     @classmethod
     def dit_xl(cls) -> Self:
@@ -92,10 +94,11 @@ class ExitSchedule:
         :returns: an integer, or a tensor of integers with the shape of ``timesteps``.
         :raises ValueError: for times out of range, or that are not a number.
         """
-        t = as_tensor("timesteps", timesteps)
+        t = checks.as_tensor("timesteps", timesteps)
         if not bool(((t >= 0) & (t <= self.num_train_timesteps)).all()):
             raise ValueError(
-                f"timesteps must be from 0 to {self.num_train_timesteps:g}, got {shown(timesteps)}"
+                f"timesteps must be from 0 to {self.num_train_timesteps:g}, "
+                f"got {checks.shown(timesteps)}"
             )
         num_bins = len(self.depths)
         bins = (t * num_bins / self.num_train_timesteps).long().clamp(max=num_bins - 1)
@@ -109,4 +112,4 @@ class ExitSchedule:
         """
         if isinstance(timesteps, Iterable) and not isinstance(timesteps, Tensor):
             timesteps = list(timesteps)
-        return float(self(as_tensor("timesteps", timesteps)).double().mean())
+        return float(self(checks.as_tensor("timesteps", timesteps)).double().mean())

@@ -7,15 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion import noise_prediction_loss
 from pyro_ext.inference.diffusion.sampling import check_scheduler
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -81,18 +73,20 @@ def fine_tune(
         >>> len(losses)
         2
     """
-    check_instance("unet", unet, nn.Module, "a network of diffusers")
+    checks.instance("unet", unet, nn.Module, "a network of diffusers")
     check_scheduler("scheduler", scheduler, "alphas_cumprod")
-    check_callable("encode", encode, "a function of prompts")
-    images = as_tensor("images", images, "(num_images, channels, height, width)", finite=True)
+    checks.function("encode", encode, "a function of prompts")
+    images = checks.as_tensor(
+        "images", images, "(num_images, channels, height, width)", finite=True
+    )
     images = images.to(next(unet.parameters()))
-    captions = check_sequence("captions", captions, "a list of strings", 1, str)
+    captions = checks.sequence("captions", captions, "a list of strings", 1, str)
     if len(captions) != len(images):
         raise ValueError(
             f"captions must be one for each of {len(images)} images, got {len(captions)}"
         )
-    check_optional(check_integer, "batch_size", batch_size, 1)
-    check_number("caption_dropout", caption_dropout, least=0.0, most=1.0)
+    checks.optional(checks.integer, "batch_size", batch_size, 1)
+    checks.number("caption_dropout", caption_dropout, least=0.0, most=1.0)
     if not any(parameter.requires_grad for parameter in unet.parameters()):
         raise ValueError("unet must have parameters that require a gradient, got none")
     distinct = ["", *sorted({*captions} - {""})]

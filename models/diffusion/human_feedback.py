@@ -7,14 +7,7 @@ import torch
 from pyro.distributions import Beta
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion import DiffusionSampler
 from pyro_ext.models.diffusion.erasure import ConceptErasure, SafeSelfDistillation
 from pyro_ext.models.diffusion.reward_models import RewardFit, RewardModel, is_ranking
@@ -122,30 +115,30 @@ class HumanFeedbackInversion:
         erasure: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        check_instance("concept", concept, str, "a prompt")
-        check_callable("feedback", feedback, "a function of images")
+        checks.instance("concept", concept, str, "a prompt")
+        checks.function("feedback", feedback, "a function of images")
         if reward is None:
             reward = RewardModel(_pixels)
-        check_instance("reward", reward, RewardModel, "a RewardModel or None")
+        checks.instance("reward", reward, RewardModel, "a RewardModel or None")
         if not (isinstance(eraser, type) and issubclass(eraser, ConceptErasure)):
-            raise TypeError(f"eraser must be a class of ConceptErasure, got {shown(eraser)}")
-        self.num_images = check_integer("num_images", num_images, 4)
-        if check_integer("num_kept", num_kept, 1) > num_images:
+            raise TypeError(f"eraser must be a class of ConceptErasure, got {checks.shown(eraser)}")
+        self.num_images = checks.integer("num_images", num_images, 4)
+        if checks.integer("num_kept", num_kept, 1) > num_images:
             raise ValueError(f"num_kept must be at most num_images, {num_images}, got {num_kept}")
         self._options = {
             "inversion": {} if inversion is None else inversion,
             "erasure": {} if erasure is None else erasure,
         }
         for name, value in self._options.items():
-            check_mapping(name, value, "a dict of options")
+            checks.mapping(name, value, "a dict of options")
         self.pipeline, self.concept = pipeline, concept
         self.feedback, self.reward = feedback, reward
         self.num_kept, self.eraser = num_kept, eraser
         self._sampler = DiffusionSampler.from_pipeline(
             pipeline,
             concept,
-            guidance_scale=check_number("guidance_scale", guidance_scale),
-            num_steps=check_integer("num_inference_steps", num_inference_steps, 1),
+            guidance_scale=checks.number("guidance_scale", guidance_scale),
+            num_steps=checks.integer("num_inference_steps", num_inference_steps, 1),
         )
         self.seed, self.token = fresh_seed(seed), token
         first = self._new_token()
@@ -190,8 +183,8 @@ class HumanFeedbackInversion:
             class, before anything is trained.
         :raises TrainingDiverged: where something is not finite.
         """
-        check_integer("num_inversion_steps", num_inversion_steps, 0)
-        check_integer("num_erasing_steps", num_erasing_steps, 0)
+        checks.integer("num_inversion_steps", num_inversion_steps, 0)
+        checks.integer("num_erasing_steps", num_erasing_steps, 0)
         images = self.draw_images()
         feedback, rated = self.feedback(images), images
         if isinstance(feedback, Mapping):

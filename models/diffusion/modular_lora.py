@@ -25,16 +25,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    check_choice,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-    check_sequence,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.checkpoint.files import (
     CheckpointError,
     check_folder_of,
@@ -92,7 +84,7 @@ class ModularLoRA:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         kind = _peft().tuners.tuners_utils.BaseTunerLayer
         if any(isinstance(layer, kind) for layer in module.modules()):
             raise ValueError(
@@ -146,9 +138,9 @@ class ModularLoRA:
             {'task': 0.0}
         """
         self._check_new(name)
-        check_integer("rank", rank, 1)
-        check_optional(check_number, "alpha", alpha, above=0.0)
-        check_optional(check_integer, "seed", seed, 0)
+        checks.integer("rank", rank, 1)
+        checks.optional(checks.number, "alpha", alpha, above=0.0)
+        checks.optional(checks.integer, "seed", seed, 0)
         found = self._targeted(targets)
         self._inject(
             name, {layer: (rank, float(rank if alpha is None else alpha)) for layer in found}, seed
@@ -183,7 +175,7 @@ class ModularLoRA:
         :raises ValueError: for a module without this adapter.
         """
         own = self._factors(name)
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         its = dict(module.named_parameters())
         if missing := own.keys() - its.keys():
             raise ValueError(
@@ -324,7 +316,7 @@ class ModularLoRA:
         """
         adapted = self._adapted(name)
         _check_component(component)
-        check_instance("folder", folder, (str, Path), "a path")
+        checks.instance("folder", folder, (str, Path), "a path")
         folder = Path(folder)
         check_folder_of(folder)
         folder.mkdir(exist_ok=True)
@@ -364,7 +356,7 @@ class ModularLoRA:
         """
         self._check_new(name)
         _check_component(component)
-        check_instance("folder", folder, (str, Path), "a path")
+        checks.instance("folder", folder, (str, Path), "a path")
         path = Path(folder) / _FILE
         factors, settings = _read(path, component)
         sizes = {}
@@ -443,7 +435,7 @@ class ModularLoRA:
             if not linear:
                 raise ValueError("targets must be given where no layer is linear, got None")
             return linear
-        targets = check_sequence("targets", targets, "a list of names or patterns", 1, str)
+        targets = checks.sequence("targets", targets, "a list of names or patterns", 1, str)
         found: set[str] = set()
         for target in targets:
             fitting = {n for n in self._adaptable if fnmatchcase("." + n, "*." + target)}
@@ -456,7 +448,7 @@ class ModularLoRA:
         return [name for name in self._adaptable if name in found]
 
     def _check_new(self, name: str) -> None:
-        check_instance("name", name, str, "a string")
+        checks.instance("name", name, str, "a string")
         if not name.strip() or "." in name or "lora_" in name or hasattr(nn.ModuleDict, name):
             raise ValueError(
                 "name must be a name without a dot or 'lora_', and no method of torch.nn.ModuleDict"
@@ -467,14 +459,14 @@ class ModularLoRA:
         self._all_adapted()
 
     def _check_name(self, argument: str, name: str) -> None:
-        check_instance(argument, name, str, "the name of an adapter")
-        check_choice(argument, name, self.layers)
+        checks.instance(argument, name, str, "the name of an adapter")
+        checks.choice(argument, name, self.layers)
 
     def _checked_weights(self, argument: str, weights: Mapping[str, float]) -> dict[str, float]:
-        check_mapping(argument, weights, "a dict of numbers by names of adapters")
+        checks.mapping(argument, weights, "a dict of numbers by names of adapters")
         for name, weight in weights.items():
             self._check_name(argument, name)
-            check_number(f"{argument}[{name!r}]", weight)
+            checks.number(f"{argument}[{name!r}]", weight)
         return dict(weights)
 
     def _check_fits(self, path: Path, name: str, A: Tensor, B: Tensor) -> None:
@@ -493,7 +485,7 @@ class ModularLoRA:
 
 
 def _check_component(component: str) -> None:
-    check_instance("component", component, str, "a string")
+    checks.instance("component", component, str, "a string")
     if not component:
         raise ValueError(f"component must be a name, such as 'unet', got {component!r}")
 

@@ -18,19 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_finite,
-    check_integer,
-    check_number,
-    check_sequence,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.random import seeded
-
-__all__ = ["AdaptiveScorePurifier", "Purification", "adaptive_step", "detection_noise"]
 
 Score = Callable[[Tensor], Tensor]
 
@@ -80,7 +69,7 @@ def adaptive_step(
         >>> adaptive_step(lambda x: (mean - x) / 0.2, torch.tensor([[0.5, 0.9]]), step=0.1)
         (tensor([[ 0.0000, -2.0000]]), tensor([0.0200]))
     """
-    check_callable("score", score, "a function of images", or_class=False)
+    checks.function("score", score, "a function of images", or_class=False)
     _check_step(step, delta, clamp)
     return _adaptive_step(score, _as_images(x), step, delta, clamp)
 
@@ -106,10 +95,10 @@ def detection_noise(
         tensor([[0.1000],
                 [0.2000]])
     """
-    check_callable("score", score, "a function of images", or_class=False)
-    threshold = check_number("threshold", threshold, least=0.0)
-    noise = check_number("noise", noise, least=0.0)
-    level = check_number("level", level, least=0.0, most=1.0)
+    checks.function("score", score, "a function of images", or_class=False)
+    threshold = checks.number("threshold", threshold, least=0.0)
+    noise = checks.number("noise", noise, least=0.0)
+    level = checks.number("level", level, least=0.0, most=1.0)
 
     def of(x: Tensor) -> Tensor:
         return _per_image(torch.where(_norms(score, x) > threshold, noise, level * noise), x)
@@ -176,17 +165,17 @@ class AdaptiveScorePurifier:
         num_runs: int = 10,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        check_callable("score", score, "a function of images", or_class=False)
+        checks.function("score", score, "a function of images", or_class=False)
         if not callable(noise):
-            noise = check_number("noise", noise, least=0.0)
+            noise = checks.number("noise", noise, least=0.0)
         else:
-            check_callable("noise", noise, "a number or a function of images", or_class=False)
+            checks.function("noise", noise, "a number or a function of images", or_class=False)
         self.score, self.noise = score, noise
         _check_step(step, delta, clamp)
         self.step, self.delta, self.clamp = step, delta, clamp
-        self.max_iter = check_integer("max_iter", max_iter, 0)
-        self.tau = check_number("tau", tau, least=0.0)
-        self.num_runs = check_integer("num_runs", num_runs, 1)
+        self.max_iter = checks.integer("max_iter", max_iter, 0)
+        self.tau = checks.number("tau", tau, least=0.0)
+        self.num_runs = checks.integer("num_runs", num_runs, 1)
         _check_pair("bounds", bounds)
         self.bounds = bounds
 
@@ -244,13 +233,13 @@ class AdaptiveScorePurifier:
         :returns: mean logits, probabilities, or fractions of votes. **Shape:** ``(n,
             num_classes)``.
         """
-        check_callable("classifier", classifier, "a function of images", or_class=False)
-        check_choice("reduce", reduce, ("logits", "softmax", "votes"))
+        checks.function("classifier", classifier, "a function of images", or_class=False)
+        checks.choice("reduce", reduce, ("logits", "softmax", "votes"))
         x = _as_images(x)
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             copies = self(x.repeat(self.num_runs, *[1] * (x.dim() - 1)), seed=seed)
             outputs = classifier(copies)
-            check_finite("classifier", outputs)
+            checks.all_finite("classifier", outputs)
             if reduce == "softmax":
                 outputs = outputs.softmax(-1)
             elif reduce == "votes":
@@ -265,7 +254,7 @@ class AdaptiveScorePurifier:
         :param float threshold: of the norm of the score.
         :returns: booleans. **Shape:** ``(n,)``.
         """
-        threshold = check_number("threshold", threshold, least=0.0)
+        threshold = checks.number("threshold", threshold, least=0.0)
         with torch.no_grad():
             return _norms(self.score, _as_images(x)).gt(threshold)
 
@@ -277,11 +266,11 @@ def _adaptive_step(
     gradient = score(x)
     if gradient.shape != x.shape:
         raise ValueError(
-            f"score must keep the shape of images {tuple(x.shape)}, got {shown(gradient)}"
+            f"score must keep the shape of images {tuple(x.shape)}, got {checks.shown(gradient)}"
         )
-    check_finite("score", gradient)
+    checks.all_finite("score", gradient)
     change = gradient - score(x + delta * gradient)
-    check_finite("score", change)
+    checks.all_finite("score", change)
     # The difference first: 1 - z, as the paper has it, is what sums of long vectors lose.
     curvature = (gradient * change).flatten(1).sum(1)
     length = gradient.square().flatten(1).sum(1)
@@ -304,23 +293,25 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _as_images(x: Any) -> Tensor:
-    images = as_tensor("x", x, "(n, ...)", finite=True)
+    images = checks.as_tensor("x", x, "(n, ...)", finite=True)
     if not images.is_floating_point() or images.dim() < 2:
-        raise TypeError(f"x must be images (n, *event) of floating-point numbers, got {shown(x)}")
+        raise TypeError(
+            f"x must be images (n, *event) of floating-point numbers, got {checks.shown(x)}"
+        )
     return images
 
 
 def _check_step(step: float, delta: float, clamp: tuple[float, float]) -> None:
-    check_number("step", step, least=0.0)
-    check_number("delta", delta, above=0.0)
+    checks.number("step", step, least=0.0)
+    checks.number("delta", delta, above=0.0)
     _check_pair("clamp", clamp)
-    check_number("clamp[0]", clamp[0], least=0.0)
+    checks.number("clamp[0]", clamp[0], least=0.0)
 
 
 def _check_pair(argument: str, pair: Any) -> None:
     """Check a lower and an upper bound."""
-    values = check_sequence(argument, pair, "two numbers, the smaller first")
+    values = checks.sequence(argument, pair, "two numbers, the smaller first")
     for number, value in enumerate(values):
-        check_number(f"{argument}[{number}]", value)
+        checks.number(f"{argument}[{number}]", value)
     if len(values) != 2 or values[0] >= values[1]:
         raise ValueError(f"{argument} must be two numbers, the smaller first, got {pair!r}")

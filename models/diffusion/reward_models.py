@@ -22,17 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_integer,
-    check_number,
-    check_sequence,
-    named_in_errors,
-    shown,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.laplace import LaplacePosterior, laplace_posterior
 from pyro_ext.inference.training.outcome import warn_of_validation
@@ -82,7 +73,9 @@ class RewardFit(NamedTuple):
 
 def is_ranking(feedback: Any) -> bool:
     """Whether feedback holds rankings, which are lists of images, rather than a label of each."""
-    entries = check_sequence("feedback", feedback, "labels of images, or rankings of their indices")
+    entries = checks.sequence(
+        "feedback", feedback, "labels of images, or rankings of their indices"
+    )
     return all(np.ndim(entry) == 1 for entry in entries)
 
 
@@ -105,7 +98,7 @@ def bradley_terry_loss(rewards: Tensor, rankings: Sequence[Sequence[int]]) -> Te
         >>> bradley_terry_loss(torch.tensor([2.0, 1.0, 0.0]), [[0, 1, 2]])
         tensor(0.0837)
     """
-    rewards = as_tensor("rewards", rewards, "(num_images,)", finite=True)
+    rewards = checks.as_tensor("rewards", rewards, "(num_images,)", finite=True)
     return _pair_loss(rewards, _as_pairs(rankings, len(rewards), rewards.device))
 
 
@@ -149,14 +142,14 @@ class RewardModel:
         patience: int = 100,
         optimizer: Optimizer = _ADAM,
     ) -> None:
-        check_callable("features", features, "a function of images")
-        widths = check_sequence("hidden", hidden, "widths of layers", least=0)
-        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        checks.function("features", features, "a function of images")
+        widths = checks.sequence("hidden", hidden, "widths of layers", least=0)
+        checks.function("optimizer", optimizer, "a function that makes an optimizer of tensors")
         self.features = features
-        self.hidden = [check_integer("hidden", width, 1) for width in widths]
-        self.held_out = check_number("held_out", held_out, above=0, below=1)
-        self.num_steps = check_integer("num_steps", num_steps, 1)
-        self.patience = check_integer("patience", patience, 1)
+        self.hidden = [checks.integer("hidden", width, 1) for width in widths]
+        self.held_out = checks.number("held_out", held_out, above=0, below=1)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
+        self.patience = checks.integer("patience", patience, 1)
         self.optimizer = optimizer
         self.network: nn.Sequential | None = None
         """From features to the reward, once it was trained."""
@@ -286,7 +279,7 @@ class RewardModel:
         progress: bool,
     ) -> tuple[list[float], int, Tensor]:
         """Train until what is held out gets worse; its losses, the best step, and rewards there."""
-        check_boolean("progress", progress)
+        checks.boolean("progress", progress)
         found = self._features(images)
         scale = nn.BatchNorm1d(found.shape[1], eps=0.0, affine=False)  # keeps what it is given here
         variance, scale.running_mean = torch.var_mean(found, 0, correction=0)
@@ -330,13 +323,14 @@ class RewardModel:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         """Features of images, checked."""
-        with named_in_errors("images", images):
+        with checks.named_in_errors("images", images):
             found = self.features(images)
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images):
             raise ValueError(
-                f"features must return the shape ({len(images)}, num_features), got {shown(found)}"
+                f"features must return the shape ({len(images)}, num_features), "
+                f"got {checks.shown(found)}"
             )
-        return as_tensor("features", found, finite=True)
+        return checks.as_tensor("features", found, finite=True)
 
     def _known_features(self, images: Any) -> Tensor:
         """Features of images, as many as those of the training had."""
@@ -399,12 +393,12 @@ def _split(rows: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
 
 
 def _as_images(images: Any) -> Tensor:
-    return as_tensor("images", images, "(num_images, ...)", finite=True)
+    return checks.as_tensor("images", images, "(num_images, ...)", finite=True)
 
 
 def _as_labels(labels: Any, images: Tensor) -> Tensor:
     """Labels of all images, of both classes."""
-    found = as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
+    found = checks.as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
     if strange := sorted({float(y) for y in found} - {0.0, 1.0}):
         raise ValueError(f"labels must be 0 or 1, got {strange[0]:g}")
     number = int(found.sum())
@@ -419,9 +413,9 @@ def _as_labels(labels: Any, images: Tensor) -> Tensor:
 def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:
     """All pairs of rankings of known images."""
     parts: list[_Pairs] = []
-    lists = check_sequence("rankings", rankings, "lists of indices of images, the first most")
+    lists = checks.sequence("rankings", rankings, "lists of indices of images, the first most")
     for entry in lists:
-        row = as_tensor("rankings", entry, "(num_ranked,)", kind="integers").to(device)
+        row = checks.as_tensor("rankings", entry, "(num_ranked,)", kind="integers").to(device)
         if len(row) < 2 or len(row.unique()) < len(row):
             raise ValueError(
                 f"rankings must each order two or more different images, got {row.tolist()!r:.80}"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import check_folder_of, digest_of, write_bytes
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
@@ -47,8 +47,8 @@ def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
         >>> reward_weights(torch.tensor([0.9, -0.1, 0.4, 0.4]), 2)
         WeightedImages(indices=tensor([0, 2]), weights=tensor([1.3333, 0.6667]))
     """
-    rewards = as_tensor("rewards", rewards, "(num_images,)", finite=True)
-    if check_integer("num_kept", num_kept, 1) > len(rewards):
+    rewards = checks.as_tensor("rewards", rewards, "(num_images,)", finite=True)
+    if checks.integer("num_kept", num_kept, 1) > len(rewards):
         raise ValueError(f"num_kept must be at most the {len(rewards)} images, got {num_kept}")
     index = rewards.argsort(descending=True, stable=True)[:num_kept]
     weight = rewards[index] - rewards.min()
@@ -83,10 +83,10 @@ class SoftToken:
 
     def __init__(self, tokenizer: Any, text_encoder: Any, init: str, token: str = "<hfi>") -> None:
         if inspect.isclass(tokenizer) or not hasattr(tokenizer, "add_tokens"):
-            raise TypeError(f"tokenizer must be one of transformers, got {shown(tokenizer)}")
-        check_instance("text_encoder", text_encoder, nn.Module, "a text encoder of transformers")
-        check_instance("init", init, str, "a prompt")
-        check_instance("token", token, str, "the name of a token")
+            raise TypeError(f"tokenizer must be one of transformers, got {checks.shown(tokenizer)}")
+        checks.instance("text_encoder", text_encoder, nn.Module, "a text encoder of transformers")
+        checks.instance("init", init, str, "a prompt")
+        checks.instance("token", token, str, "the name of a token")
         self.token = token
         self.tokenizer = copy.deepcopy(tokenizer)
         unknown = self.tokenizer.unk_token_id
@@ -136,7 +136,7 @@ class SoftToken:
         :raises ValueError: for a prompt without the token, or one that cannot be encoded.
         """
         prompt = self.token if prompt is None else prompt
-        check_instance("prompt", prompt, str, "a prompt or None")
+        checks.instance("prompt", prompt, str, "a prompt or None")
         if self.token not in prompt:
             raise ValueError(f"prompt must have the token {self.token!r} in it, got {prompt!r}")
         with torch.no_grad():
@@ -180,7 +180,7 @@ class SoftToken:
         """
         from safetensors.torch import save
 
-        check_instance("path", path, (str, Path), "a path")
+        checks.instance("path", path, (str, Path), "a path")
         path = Path(path)
         check_folder_of(path)
         write_bytes(path, save({self.token: self.vector.detach().cpu().contiguous()}))
@@ -240,13 +240,13 @@ class RewardWeightedInversion:
         optimizer: Optimizer = _ADAMW,
         seed: int | None = None,
     ) -> None:
-        check_instance("unet", unet, nn.Module, "a network of diffusers")
-        check_instance("token", token, SoftToken, "a SoftToken")
+        checks.instance("unet", unet, nn.Module, "a network of diffusers")
+        checks.instance("token", token, SoftToken, "a SoftToken")
         like = next(unet.parameters(), None)
-        latents = as_tensor("latents", latents, "(num_images, ...)", finite=True, like=like)
+        latents = checks.as_tensor("latents", latents, "(num_images, ...)", finite=True, like=like)
         if weights is None:
             weights = latents.new_ones(len(latents))
-        weights = as_tensor("weights", weights, f"({len(latents)},)", finite=True)
+        weights = checks.as_tensor("weights", weights, f"({len(latents)},)", finite=True)
         weights = weights.to(latents.device, torch.double)
         if float(weights.min()) < 0 or not float(weights.sum()) > 0:
             raise ValueError(f"weights must be >= 0 and not all zero, got {weights.tolist()!r:.80}")
@@ -254,7 +254,7 @@ class RewardWeightedInversion:
         positive = weights[weights > 0]
         self.weights = (positive / positive.mean()).to(latents)
         self.prompt = token.prompt(prompt)
-        size = min(check_integer("batch_size", batch_size, 1), len(self.latents))
+        size = min(checks.integer("batch_size", batch_size, 1), len(self.latents))
         self._batches = ShuffledBatches(self.latents, self.weights, batch_size=size)
         self.token, self.scheduler = token, scheduler
         self.unet = copy.deepcopy(unet).requires_grad_(False).eval()
@@ -279,8 +279,8 @@ class RewardWeightedInversion:
         :param Tensor weights: by default ones. **Shape:** ``(batch,)``.
         :returns: a scalar.
         """
-        x = as_tensor("x", x, like=self.latents)
-        noise = as_tensor("noise", noise, like=self.latents)
+        x = checks.as_tensor("x", x, like=self.latents)
+        noise = checks.as_tensor("noise", noise, like=self.latents)
         states = self.token.encode([self.prompt])
 
         def predict(noisy: Tensor, t: Tensor) -> Tensor:

@@ -9,18 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-    named_in_errors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.averaging import BezierPath
-
-__all__ = ["BridgeEnsemble", "BridgeNetwork"]
 
 Features = str | Callable[[nn.Module, Tensor], Tensor]
 
@@ -73,14 +63,14 @@ class BridgeNetwork(nn.Module):
         batches: Iterable[Any] | None = None,
     ) -> None:
         super().__init__()
-        check_instance("path", path, BezierPath, "a BezierPath")
+        checks.instance("path", path, BezierPath, "a BezierPath")
         if not isinstance(features, str):
-            check_callable(
+            checks.function(
                 "features", features, "the name of a submodule, or a function", or_class=False
             )
-        check_instance("head", head, nn.Module, "a torch.nn.Module")
-        r = check_number("r", r, least=0.0, most=1.0)
-        if check_integer("kind", kind, 1) > 2:
+        checks.instance("head", head, nn.Module, "a torch.nn.Module")
+        r = checks.number("r", r, least=0.0, most=1.0)
+        if checks.integer("kind", kind, 1) > 2:
             raise ValueError(f"kind must be 1 or 2, got {kind}")
         names = [name for name, _ in path.module_a.named_modules() if name]
         if isinstance(features, str) and features not in names:
@@ -143,8 +133,8 @@ class BridgeNetwork(nn.Module):
         :returns: a scalar.
         """
         inputs = _as_inputs(inputs, self)
-        mixup_alpha = check_number("mixup_alpha", mixup_alpha, least=0.0)
-        repulsion = check_number("repulsion", repulsion, least=0.0)
+        mixup_alpha = checks.number("mixup_alpha", mixup_alpha, least=0.0)
+        repulsion = checks.number("repulsion", repulsion, least=0.0)
         if mixup_alpha:
             inputs = _mixed(inputs, mixup_alpha)
         features, logits = self.run_ends(inputs)
@@ -170,7 +160,7 @@ class BridgeEnsemble(nn.Module):
 
     def __init__(self, bridges: Iterable[BridgeNetwork]) -> None:
         super().__init__()
-        bridges = check_sequence("bridges", bridges, "a list of bridges", 1, BridgeNetwork)
+        bridges = checks.sequence("bridges", bridges, "a list of bridges", 1, BridgeNetwork)
         if any(bridge.features != bridges[0].features for bridge in bridges):
             names = [bridge.features for bridge in bridges]
             raise ValueError(f"bridges must take the same features, got {names}")
@@ -228,7 +218,7 @@ class BridgeEnsemble(nn.Module):
 def _as_inputs(inputs: Any, module: nn.Module) -> Tensor:
     """Take inputs in the type of a module's parameters, and on their device."""
     like = next(module.parameters(), None)
-    return as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
+    return checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
 
 
 def _run(
@@ -238,7 +228,7 @@ def _run(
     features: list[Tensor] = []
     logits: list[Tensor] = []
     for module in modules:
-        with named_in_errors("inputs", inputs):
+        with checks.named_in_errors("inputs", inputs):
             if not isinstance(name, str):
                 features.append(name(module, inputs))
                 logits.append(module(inputs))

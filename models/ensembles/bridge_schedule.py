@@ -9,9 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number
-
-__all__ = ["BridgeSchedule"]
+from pyro_ext._lib import checks
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class BridgeSchedule:
     kind: Literal["linear", "symmetric"] = "linear"
 
     def __post_init__(self) -> None:
-        check_number("b1", self.b1, above=0)
-        check_number("b2", self.b2, above=0)
-        check_integer("num_steps", self.num_steps, 1)
-        check_choice("kind", self.kind, ("linear", "symmetric"))
+        checks.number("b1", self.b1, above=0)
+        checks.number("b2", self.b2, above=0)
+        checks.integer("num_steps", self.num_steps, 1)
+        checks.choice("kind", self.kind, ("linear", "symmetric"))
 
     @property
     def variances(self) -> Tensor:
@@ -105,10 +103,10 @@ class BridgeSchedule:
     def _at(self, n: int | Tensor, least: int, *shifts: int) -> list[Any]:
         """Variances at steps: numbers, or in double precision with a last dimension of one."""
         if isinstance(n, Tensor):
-            steps = as_tensor("n", n, kind="integers").cpu()
+            steps = checks.as_tensor("n", n, kind="integers").cpu()
             is_inside = bool(((steps >= least) & (steps <= self.num_steps)).all())
         else:
-            is_inside = check_integer("n", n, least) <= self.num_steps
+            is_inside = checks.integer("n", n, least) <= self.num_steps
         if not is_inside:
             raise ValueError(f"n must be from {least} to {self.num_steps}, got {n!r:.80}")
         if not isinstance(n, Tensor):
@@ -122,11 +120,15 @@ def _points(**points: Any) -> list[Tensor]:
     kind = torch.get_default_dtype()
     # Python's numbers take the type of the others, and lose nothing on the way.
     kinds = [
-        as_tensor(name, value).dtype for name, value in points.items() if hasattr(value, "dtype")
+        checks.as_tensor(name, value).dtype
+        for name, value in points.items()
+        if hasattr(value, "dtype")
     ]
     if kinds := [each for each in kinds if each.is_floating_point]:
         kind = reduce(torch.promote_types, kinds)
-    return [as_tensor(name, value, finite=True, dtype=kind) for name, value in points.items()]
+    return [
+        checks.as_tensor(name, value, finite=True, dtype=kind) for name, value in points.items()
+    ]
 
 
 def _like(weight: Any, x: Tensor) -> Any:

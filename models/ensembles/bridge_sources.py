@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeIs
 
-from pyro_ext._checks import as_tensor, check_instance
-
-__all__ = ["BridgeSource", "as_input"]
+from pyro_ext._lib import checks
 
 
 def as_input(x: Any, network: nn.Module) -> Tensor:
     """Take inputs in the type of a network's parameters, and on their device."""
-    return as_tensor("x", x, "(batch, ...)", finite=True, like=next(network.parameters(), None))
+    return checks.as_tensor(
+        "x", x, "(batch, ...)", finite=True, like=next(network.parameters(), None)
+    )
 
 
 class BridgeSource(nn.Module):
@@ -55,7 +55,7 @@ class BridgeSource(nn.Module):
         feature: str | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        check_instance("network", network, nn.Module, "a module")
+        checks.instance("network", network, nn.Module, "a module")
         x = as_input(x, network)
         if not (feature is None or isinstance(feature, str) or callable(feature)):
             raise TypeError(

@@ -19,15 +19,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
@@ -35,8 +27,6 @@ from pyro_ext.models.ensembles.bridge_schedule import BridgeSchedule
 from pyro_ext.models.ensembles.bridge_sources import BridgeSource, as_input
 from pyro_ext.models.ensembles.score_networks import ScoreConvNet, ScoreMLP
 from pyro_ext.random import seeded
-
-__all__ = ["DiffusionBridgeNetwork", "average_bridges", "ensemble_logits"]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 _FIVE_STEPS = BridgeSchedule(0.01, 0.01, 5)
@@ -58,7 +48,7 @@ def ensemble_logits(logits: Tensor) -> Tensor:
         >>> ensemble_logits(probs.log()).softmax(-1)
         tensor([0.7000, 0.3000])
     """
-    logits = as_tensor("logits", logits, finite=True)
+    logits = checks.as_tensor("logits", logits, finite=True)
     if logits.dim() < 2:
         raise ValueError(
             "logits must have the shape (num_members, *batch, num_classes), got "
@@ -112,16 +102,16 @@ class DiffusionBridgeNetwork(PyroModule):
         annealing: Sequence[float] = (2.0, 0.4, 1.0, 5.0),
     ) -> None:
         super().__init__()
-        check_instance("source", source, BridgeSource, "a BridgeSource")
-        check_instance("schedule", schedule, BridgeSchedule, "a BridgeSchedule")
-        annealing = check_sequence("annealing", annealing, "four numbers")
+        checks.instance("source", source, BridgeSource, "a BridgeSource")
+        checks.instance("schedule", schedule, BridgeSchedule, "a BridgeSchedule")
+        annealing = checks.sequence("annealing", annealing, "four numbers")
         if len(annealing) != 4:
             raise ValueError(f"annealing must be four numbers, got {annealing!r:.80}")
         low, width, *shapes = annealing
-        check_number("annealing[0]", low, above=0)
-        check_number("annealing[1]", width, least=0)
+        checks.number("annealing[0]", low, above=0)
+        checks.number("annealing[1]", width, least=0)
         for number, shape in enumerate(shapes, 2):
-            check_number(f"annealing[{number}]", shape, above=0)
+            checks.number(f"annealing[{number}]", shape, above=0)
         self.schedule = schedule
         self.annealing = tuple(annealing)
         self.source = source
@@ -133,7 +123,7 @@ class DiffusionBridgeNetwork(PyroModule):
                 score = ScoreMLP(source.num_classes, shape.numel())
             if (first := next(source.network.parameters(), None)) is not None:
                 score.to(first.device, first.dtype)
-        check_instance("score", score, nn.Module, "a module or None")
+        checks.instance("score", score, nn.Module, "a module or None")
         self.score = score
 
     # Draws ---------------------------------------------------------------------------------------
@@ -147,7 +137,7 @@ class DiffusionBridgeNetwork(PyroModule):
         """
         logits, feature = self._start(x)
         if y is not None:
-            y = as_tensor("y", y, f"({len(logits)},)", kind="integers")
+            y = checks.as_tensor("y", y, f"({len(logits)},)", kind="integers")
         with pyro.plate("data", len(logits)):
             logits = self._chain(logits, feature)
             classes: Tensor = pyro.sample("obs", dist.Categorical(logits=logits), obs=y)
@@ -162,7 +152,7 @@ class DiffusionBridgeNetwork(PyroModule):
         :param int seed: of the noise; ``None`` draws it from PyTorch's generator.
         :returns: **Shape:** ``(num_samples, batch, num_classes)``.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         with seeded(seed):
             return self._draw(*self._start(x), num_samples)
 
@@ -297,10 +287,10 @@ class DiffusionBridgeNetwork(PyroModule):
         """
         x = as_input(x, self.source)
         self._check_targets(members, teacher, alpha)
-        check_integer("num_steps", num_steps, 0)
-        check_number("mixup", mixup, least=0)
-        check_number("ema_decay", ema_decay, least=0, below=1)
-        check_optional(check_callable, "augment", augment, "a function of a minibatch")
+        checks.integer("num_steps", num_steps, 0)
+        checks.number("mixup", mixup, least=0)
+        checks.number("ema_decay", ema_decay, least=0, below=1)
+        checks.optional(checks.function, "augment", augment, "a function of a minibatch")
         if mixup and not x.is_floating_point():
             raise ValueError(f"mixup must be 0 for inputs of {x.dtype}, got {mixup!r}")
         batches = ShuffledBatches(x, batch_size=batch_size)
@@ -361,12 +351,12 @@ class DiffusionBridgeNetwork(PyroModule):
         return student
 
     def _check_targets(self, members: Any, teacher: Any, alpha: float) -> None:
-        for member in check_sequence("members", members, "networks, from inputs to logits"):
-            check_callable("members", member, "networks, from inputs to logits", or_class=False)
-        check_number("alpha", alpha, least=0, most=1)
+        for member in checks.sequence("members", members, "networks, from inputs to logits"):
+            checks.function("members", member, "networks, from inputs to logits", or_class=False)
+        checks.number("alpha", alpha, least=0, most=1)
         if teacher is None:
             return
-        check_instance("teacher", teacher, DiffusionBridgeNetwork, "a bridge or None")
+        checks.instance("teacher", teacher, DiffusionBridgeNetwork, "a bridge or None")
         if teacher.source is not self.source:
             raise ValueError("teacher must have the same source, got one with another")
 
@@ -407,8 +397,8 @@ def average_bridges(
         >>> average_bridges(bridges, torch.randn(5, 4)).shape
         torch.Size([5, 3])
     """
-    bridges = check_sequence("bridges", bridges, "bridges", kind=DiffusionBridgeNetwork)
-    check_integer("num_samples", num_samples, 1)
+    bridges = checks.sequence("bridges", bridges, "bridges", kind=DiffusionBridgeNetwork)
+    checks.integer("num_samples", num_samples, 1)
     first = bridges[0]
     for number, bridge in enumerate(bridges):
         if bridge.source is not first.source or bridge.annealing != first.annealing:

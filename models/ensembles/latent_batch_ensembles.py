@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pyro_ext._checks import as_tensor, check_instance, check_number, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.models.ensembles.perturbations import (
     Direction,
     check_bounds,
@@ -87,12 +87,12 @@ class BatchEnsembleDistiller:
         eta: float = 1 / 255,
         bounds: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
-        check_instance("network", network, nn.Module, "a torch.nn.Module")
-        teachers = check_sequence("teachers", teachers, "a list of modules", kind=nn.Module)
-        self.tau = check_number("tau", tau, above=0.0)
-        self.alpha = check_number("alpha", alpha, least=0.0, most=1.0)
-        self.weight_decay = check_number("weight_decay", weight_decay, least=0.0)
-        self.eta = check_number("eta", eta, least=0.0)
+        checks.instance("network", network, nn.Module, "a torch.nn.Module")
+        teachers = checks.sequence("teachers", teachers, "a list of modules", kind=nn.Module)
+        self.tau = checks.number("tau", tau, above=0.0)
+        self.alpha = checks.number("alpha", alpha, least=0.0, most=1.0)
+        self.weight_decay = checks.number("weight_decay", weight_decay, least=0.0)
+        self.eta = checks.number("eta", eta, least=0.0)
         self.bounds = check_bounds(bounds)
         if perturbation is not None:
             find_direction(perturbation, len(teachers))
@@ -110,7 +110,7 @@ class BatchEnsembleDistiller:
         :returns: a scalar, and gradients by name of the student's parameters.
         """
         like = next(self.student.parameters())
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
+        inputs = checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
         if self.perturbation is not None:
             # Statistics of batch normalization are for the step of the loss to gather.
             self.student.eval()
@@ -135,7 +135,7 @@ class BatchEnsembleDistiller:
         distilled = cross_entropy(logits.flatten(0, 1) / self.tau, targets)
         value = self.alpha * self.tau**2 * distilled
         if self.alpha < 1.0:
-            observed = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
+            observed = checks.as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
             wrong = observed[(observed < 0) | (observed >= logits.shape[-1])]
             if len(wrong):
                 raise ValueError(f"labels must lie in 0 .. {logits.shape[-1] - 1}, got {wrong[0]}")

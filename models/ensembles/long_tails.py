@@ -6,25 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.random import spawn_seed
-
-__all__ = [
-    "BalancedBatches",
-    "LearnableScales",
-    "accuracy_by_count",
-    "class_weights",
-    "exponential_profile",
-    "logit_adjusted",
-    "tau_normalized",
-]
 
 
 def exponential_profile(num_first: int, num_classes: int, imbalance: float) -> Tensor:
@@ -46,9 +30,9 @@ def exponential_profile(num_first: int, num_classes: int, imbalance: float) -> T
         >>> exponential_profile(300, 10, 100.0)
         tensor([300, 179, 107,  64,  38,  23,  13,   8,   5,   3])
     """
-    num_first = check_integer("num_first", num_first, 1)
-    num_classes = check_integer("num_classes", num_classes, 2)
-    check_number("imbalance", imbalance, least=1)
+    num_first = checks.integer("num_first", num_first, 1)
+    num_classes = checks.integer("num_classes", num_classes, 2)
+    checks.number("imbalance", imbalance, least=1)
     if num_first < imbalance:
         raise ValueError(
             f"imbalance must be at most num_first, {num_first}, or the last class has no example, "
@@ -71,7 +55,7 @@ def class_weights(counts: Tensor, power: float = 1.0) -> Tensor:
         >>> class_weights(torch.tensor([30, 10]))
         tensor([0.5000, 1.5000])
     """
-    counts, power = _as_counts(counts), check_number("power", power, least=0)
+    counts, power = _as_counts(counts), checks.number("power", power, least=0)
     return (len(counts) * (-power * counts.log()).softmax(0)).to(torch.get_default_dtype())
 
 
@@ -98,14 +82,16 @@ class BalancedBatches(ShuffledBatches):
     """
 
     def __init__(self, inputs: Tensor, labels: Tensor, *, batch_size: int) -> None:
-        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+        inputs = checks.as_tensor("inputs", inputs, "(n, ...)", finite=True)
         labels = _as_labels(labels, len(inputs))
-        batch_size = check_integer("batch_size", batch_size, 1)
+        batch_size = checks.integer("batch_size", batch_size, 1)
         super().__init__(inputs, labels, batch_size=min(batch_size, len(inputs)))
         self.batch_size = batch_size  # rows come again and again, so that there are enough
         counts = labels.bincount()
         if int((counts > 0).sum()) < 2:
-            raise ValueError(f"labels must be of at least two classes, got {shown(labels)} of one")
+            raise ValueError(
+                f"labels must be of at least two classes, got {checks.shown(labels)} of one"
+            )
         self._weights = counts.double().reciprocal()[labels].cpu()
 
     def batch(self, step: int, seed: int) -> tuple[Tensor, ...]:
@@ -115,7 +101,7 @@ class BalancedBatches(ShuffledBatches):
         :param int seed: of all of them.
         :returns: inputs and labels.
         """
-        step = check_integer("step", step, 0)
+        step = checks.integer("step", step, 0)
         generator = torch.Generator().manual_seed(spawn_seed(seed, 3, step))
         index = self._weights.multinomial(self.batch_size, True, generator=generator)
         return tuple(row[index.to(row.device)] for row in self.rows)
@@ -172,7 +158,7 @@ def tau_normalized(classifier: nn.Linear, tau: float = 1.0) -> nn.Linear:
         tensor([1.0000, 1.0000, 1.0000])
     """
     new = _copied(classifier)
-    tau = check_number("tau", tau, least=0)
+    tau = checks.number("tau", tau, least=0)
     with torch.no_grad():
         new.weight.div_(new.weight.norm(dim=1, keepdim=True) ** tau)
     return new
@@ -197,10 +183,12 @@ def logit_adjusted(classifier: nn.Linear, counts: Tensor, strength: float = 1.0)
         tensor([0.7500, 0.2500])
     """
     new = _copied(classifier)
-    strength = check_number("strength", strength, least=0)
+    strength = checks.number("strength", strength, least=0)
     counts = _as_counts(counts)
     if len(counts) != new.out_features:
-        raise ValueError(f"counts must be of the {new.out_features} classes, got {shown(counts)}")
+        raise ValueError(
+            f"counts must be of the {new.out_features} classes, got {checks.shown(counts)}"
+        )
     step = strength * counts.log().log_softmax(0).to(new.weight)
     bias = step.new_zeros(len(step)) if new.bias is None else new.bias.detach()
     new.bias = nn.Parameter(bias - step)
@@ -227,10 +215,12 @@ def accuracy_by_count(
         {'all': 0.8333333134651184, 'many': 1.0, 'medium': 1.0, 'few': 0.5}
     """
     counts = _as_counts(counts)
-    probabilities = as_tensor("probabilities", probabilities, f"(n, {len(counts)})", finite=True)
+    probabilities = checks.as_tensor(
+        "probabilities", probabilities, f"(n, {len(counts)})", finite=True
+    )
     labels = _as_labels(labels, len(probabilities), len(counts))
-    few = check_integer("few", few, 0)
-    many = check_integer("many", many, few)
+    few = checks.integer("few", few, 0)
+    many = checks.integer("many", many, few)
     is_right = (probabilities.argmax(-1) == labels).float()
     totals = labels.bincount(minlength=len(counts))
     of_class = labels.bincount(is_right, minlength=len(counts)) / totals
@@ -245,7 +235,7 @@ def accuracy_by_count(
 
 
 def _copied(classifier: Any) -> nn.Linear:
-    check_instance(
+    checks.instance(
         "classifier", classifier, nn.Linear, "a torch.nn.Linear, the last layer of a network"
     )
     new = nn.Linear(
@@ -261,14 +251,14 @@ def _copied(classifier: Any) -> nn.Linear:
 
 def _as_counts(counts: Any) -> Tensor:
     """Numbers of examples, as floating-point numbers."""
-    numbers = as_tensor("counts", counts, "(num_classes,)", kind="integers").double()
+    numbers = checks.as_tensor("counts", counts, "(num_classes,)", kind="integers").double()
     if not bool((numbers > 0).all()):
         raise ValueError(f"counts must be at least one for each class, got {counts!r:.80}")
     return numbers
 
 
 def _as_labels(labels: Tensor | Sequence[int], size: int, num_classes: int | None = None) -> Tensor:
-    labels = as_tensor("labels", labels, f"({size},)", kind="integers")
+    labels = checks.as_tensor("labels", labels, f"({size},)", kind="integers")
     most = None if num_classes is None else num_classes - 1
     if int(labels.min()) < 0 or (most is not None and int(labels.max()) > most):
         raise ValueError(

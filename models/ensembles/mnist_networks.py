@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
-from pyro_ext._checks import check_boolean, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.cached import cached_tensors
 from pyro_ext.datasets import load_mnist_5k, random_shifts
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -64,10 +64,10 @@ def base_networks(
         >>> [network(base.test_inputs).shape for network in base.networks]
         [torch.Size([2500, 10]), torch.Size([2500, 10])]
     """
-    num_networks = check_integer("num_networks", num_networks, 1)
-    seed = check_integer("seed", seed, 0)
-    num_epochs = check_integer("num_epochs", num_epochs, 0)
-    check_boolean("progress", progress)
+    num_networks = checks.integer("num_networks", num_networks, 1)
+    seed = checks.integer("seed", seed, 0)
+    num_epochs = checks.integer("num_epochs", num_epochs, 0)
+    checks.boolean("progress", progress)
     data = load_mnist_5k(num_train=2500, num_test=2500, split_seed=seed)
     loc, scale = data.input_loc / 255.0, data.input_scale / 255.0
     train, test = (

@@ -18,13 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.nn import BatchEnsemble
 from pyro_ext.random import seeded
 
@@ -80,10 +74,10 @@ def diversify(
         >>> bool(((moved - x).square().mean(1) < 0.1**2 + 1e-6).all())
         True
     """
-    teachers = check_sequence("teachers", teachers, "a list of modules", kind=nn.Module)
+    teachers = checks.sequence("teachers", teachers, "a list of modules", kind=nn.Module)
     like = next(teachers[0].parameters(), None)
-    inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
-    check_number("eta", eta, least=0.0)
+    inputs = checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
+    checks.number("eta", eta, least=0.0)
     bounds = check_bounds(bounds)
     if bounds is not None and not bool(((inputs >= bounds[0]) & (inputs <= bounds[1])).all()):
         raise ValueError(
@@ -106,19 +100,19 @@ def check_bounds(bounds: Any) -> tuple[float, float] | None:
     """Check a lower and an upper bound."""
     if bounds is None:
         return None
-    low, high = (*check_sequence("bounds", bounds, "a lower and an upper bound"), None, None)[:2]
-    low = check_number("bounds[0]", low)
-    return low, check_number("bounds[1]", high, above=low)
+    low, high = (*checks.sequence("bounds", bounds, "a lower and an upper bound"), None, None)[:2]
+    low = checks.number("bounds[0]", low)
+    return low, checks.number("bounds[1]", high, above=low)
 
 
 def find_direction(perturbation: Any, num_teachers: int) -> Direction:
     """The function that a word names, or the one that was given."""
     if not isinstance(perturbation, str):
         wanted = "a word or a function that makes directions"
-        check_callable("perturbation", perturbation, wanted, or_class=False)
+        checks.function("perturbation", perturbation, wanted, or_class=False)
         direction: Direction = perturbation
         return direction
-    check_choice("perturbation", perturbation, DIRECTIONS)
+    checks.choice("perturbation", perturbation, DIRECTIONS)
     if perturbation.startswith("tdiv") and num_teachers < 2:
         raise ValueError(
             f"teachers must be two at least for perturbation={perturbation!r}, got {num_teachers}"

@@ -13,20 +13,10 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_ext._checks import (
-    as_size,
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer, TrainingDiverged
 from pyro_ext.nn import MLP
 from pyro_ext.random import fresh_seed, seeded
-
-__all__ = ["PriorAugmentedELBO", "PseudoInputGenerator", "prior_weight"]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
@@ -57,16 +47,16 @@ class PseudoInputGenerator(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(event_shape, tuple | list):
-            self.event_shape = as_size("event_shape", event_shape)
+            self.event_shape = checks.as_size("event_shape", event_shape)
         else:
-            self.event_shape = torch.Size([check_integer("event_shape", event_shape, 1)])
+            self.event_shape = torch.Size([checks.integer("event_shape", event_shape, 1)])
         if not self.event_shape or not self.event_shape.numel():
             raise ValueError(f"event_shape must have sizes >= 1, got {event_shape!r:.80}")
-        self.hidden_size = check_integer("hidden_size", hidden_size, 1)
+        self.hidden_size = checks.integer("hidden_size", hidden_size, 1)
         if bounds is not None:
             if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-                raise TypeError(f"bounds must be two numbers or None, got {shown(bounds)}")
-            check_number("bounds", bounds[1], above=check_number("bounds", bounds[0]))
+                raise TypeError(f"bounds must be two numbers or None, got {checks.shown(bounds)}")
+            checks.number("bounds", bounds[1], above=checks.number("bounds", bounds[0]))
         self.bounds = bounds
         size = self.event_shape.numel()
         self.encoder = MLP(size, [hidden_size], hidden_size, nn.ReLU)
@@ -81,8 +71,8 @@ class PseudoInputGenerator(nn.Module):
         """
         shape = ", ".join(map(str, self.event_shape))
         like = next(self.parameters())
-        inputs = as_tensor("inputs", inputs, f"(n, {shape})", finite=True, like=like)
-        noise = as_tensor("noise", noise, f"(m, {self.hidden_size})", finite=True, like=like)
+        inputs = checks.as_tensor("inputs", inputs, f"(n, {shape})", finite=True, like=like)
+        noise = checks.as_tensor("noise", noise, f"(m, {self.hidden_size})", finite=True, like=like)
         code = self.encoder(inputs.flatten(1)).mean(0)
         made: Tensor = self.decoder(torch.cat([code.expand(len(noise), -1), noise], -1))
         if self.bounds is not None:
@@ -106,10 +96,10 @@ def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> T
         >>> prior_weight(torch.tensor([[0.0], [1.0]]), torch.zeros(3, 1), lengthscale=1.0)
         tensor([0.0000, 0.3935])
     """
-    check_number("lengthscale", lengthscale, above=0)
-    pseudo_inputs = as_tensor("pseudo_inputs", pseudo_inputs, "(m, ...)", finite=True)
+    checks.number("lengthscale", lengthscale, above=0)
+    pseudo_inputs = checks.as_tensor("pseudo_inputs", pseudo_inputs, "(m, ...)", finite=True)
     event = ", ".join(map(str, pseudo_inputs.shape[1:]))
-    inputs = as_tensor("inputs", inputs, f"(n, {event})", like=pseudo_inputs, finite=True)
+    inputs = checks.as_tensor("inputs", inputs, f"(n, {event})", like=pseudo_inputs, finite=True)
     return 1 - _nearness(pseudo_inputs, inputs, lengthscale).amax(1)
 
 
@@ -199,21 +189,21 @@ class PriorAugmentedELBO(ELBO):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         wanted = "a PseudoInputGenerator"
-        check_instance("generator", generator, PseudoInputGenerator, wanted)
-        check_instance("prior", prior, Distribution, "a distribution of a label")
-        check_optional(check_instance, "elbo", elbo, ELBO, "an ELBO or None")
-        check_optional(check_instance, "site", site, str, "the name of a site")
+        checks.instance("generator", generator, PseudoInputGenerator, wanted)
+        checks.instance("prior", prior, Distribution, "a distribution of a label")
+        checks.optional(checks.instance, "elbo", elbo, ELBO, "an ELBO or None")
+        checks.optional(checks.instance, "site", site, str, "the name of a site")
         self.generator, self.prior, self.site = generator, prior, site
         self.elbo: Any = Trace_ELBO() if elbo is None else elbo
-        self.lengthscale = check_number("lengthscale", lengthscale, above=0)
-        self.weight = check_number("weight", weight, least=0)
-        self.gamma = check_number("gamma", gamma, least=0)
-        self.repulsion = check_number("repulsion", repulsion, least=0)
-        self.box = check_number("box", box, least=0)
-        self.box_slope = check_number("box_slope", box_slope, least=0)
+        self.lengthscale = checks.number("lengthscale", lengthscale, above=0)
+        self.weight = checks.number("weight", weight, least=0)
+        self.gamma = checks.number("gamma", gamma, least=0)
+        self.repulsion = checks.number("repulsion", repulsion, least=0)
+        self.box = checks.number("box", box, least=0)
+        self.box_slope = checks.number("box_slope", box_slope, least=0)
         if reference is not None:
             shape = ", ".join(map(str, generator.event_shape))
-            reference = as_tensor("reference", reference, f"(n, {shape})", finite=True)
+            reference = checks.as_tensor("reference", reference, f"(n, {shape})", finite=True)
         self.reference = reference
         seed = fresh_seed(seed)
         self._trainer = Trainer(generator, optimizer)
@@ -271,7 +261,7 @@ class PriorAugmentedELBO(ELBO):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** as the inputs.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)")
+        inputs = checks.as_tensor("inputs", inputs, "(n, ...)")
         with torch.no_grad(), self._undisturbed():
             return self._made(inputs)
 
@@ -381,7 +371,7 @@ class PriorAugmentedELBO(ELBO):
 
 def _check_inputs(args: tuple[Any, ...]) -> None:
     if not args or not isinstance(args[0], Tensor):
-        found = shown(args[0]) if args else "nothing"
+        found = checks.shown(args[0]) if args else "nothing"
         raise TypeError(f"args must begin with the inputs, a tensor, got {found}")
 
 

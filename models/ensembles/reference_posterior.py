@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ext import datasets
-from pyro_ext._checks import check_choice, check_instance, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import read_tensors
 from pyro_ext.diagnostics.metrics import total_variation
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
@@ -137,8 +137,8 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
 
 def path_of(name: str, folder: str | Path | None = None) -> Path:
     """Where the file of a reference posterior is."""
-    check_choice("name", name, NAMES)
-    check_optional(check_instance, "folder", folder, (str, Path), "a path or None")
+    checks.choice("name", name, NAMES)
+    checks.optional(checks.instance, "folder", folder, (str, Path), "a path or None")
     default = Path(__file__).with_name("reference_posteriors")
     return Path(default if folder is None else folder) / f"{name}.safetensors"
 

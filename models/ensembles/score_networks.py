@@ -6,10 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.nn import MLP, FilterResponseNorm
-
-__all__ = ["ScoreConvNet", "ScoreMLP"]
 
 _NUM_TIMES = 32
 _LOGIT_SCALE = 3.0
@@ -35,8 +33,8 @@ class ScoreMLP(nn.Module):
         self, num_classes: int, num_features: int, hidden_features: Sequence[int] = (128, 128)
     ) -> None:
         super().__init__()
-        check_integer("num_classes", num_classes, 1)
-        check_integer("num_features", num_features, 1)
+        checks.integer("num_classes", num_classes, 1)
+        checks.integer("num_features", num_features, 1)
         self.layers = MLP(num_classes + num_features + _NUM_TIMES, hidden_features, num_classes)
 
     def forward(self, logits: Tensor, feature: Tensor, time: Tensor) -> Tensor:
@@ -83,12 +81,12 @@ class ScoreConvNet(nn.Module):
         expansion: int = 2,
     ) -> None:
         super().__init__()
-        check_integer("num_classes", num_classes, 1)
-        check_integer("in_channels", in_channels, 1)
-        check_integer("expansion", expansion, 1)
-        channels = check_sequence("channels", channels, "a list of widths")
+        checks.integer("num_classes", num_classes, 1)
+        checks.integer("in_channels", in_channels, 1)
+        checks.integer("expansion", expansion, 1)
+        channels = checks.sequence("channels", channels, "a list of widths")
         for number, width in enumerate(channels):
-            check_integer(f"channels[{number}]", width, 1)
+            checks.integer(f"channels[{number}]", width, 1)
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.embedding = nn.Linear(num_classes + _NUM_TIMES, channels[0])
         self.blocks = nn.ModuleList(

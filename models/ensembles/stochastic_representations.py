@@ -20,16 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
@@ -117,13 +108,13 @@ def dirichlet_distillation(student: Tensor, teachers: Tensor, temperature: float
 
 def _as_logits(student: Any, teachers: Any, temperature: float) -> tuple[Tensor, Tensor]:
     """Logits of a student, and those of teachers without a gradient."""
-    check_number("temperature", temperature, above=0)
-    student = as_tensor("student", student, "(*batch, num_classes)", finite=True)
-    teachers = as_tensor("teachers", teachers, finite=True, like=student).detach()
+    checks.number("temperature", temperature, above=0)
+    student = checks.as_tensor("student", student, "(*batch, num_classes)", finite=True)
+    teachers = checks.as_tensor("teachers", teachers, finite=True, like=student).detach()
     if not student.dim() or teachers.shape[1:] != student.shape:
         raise ValueError(
             "teachers must have the shape of student and one more dimension before, got "
-            f"{shown(teachers)} for {shown(student)}"
+            f"{checks.shown(teachers)} for {checks.shown(student)}"
         )
     return student, teachers
 
@@ -205,20 +196,22 @@ class StochasticRepresentations(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_instance("extractor", extractor, nn.Module, "a torch.nn.Module")
-        check_optional(check_instance, "swag", swag, SWAG, "what collected the extractor, or None")
-        check_instance("head", head, nn.Module, "a torch.nn.Module")
+        checks.instance("extractor", extractor, nn.Module, "a torch.nn.Module")
+        checks.optional(
+            checks.instance, "swag", swag, SWAG, "what collected the extractor, or None"
+        )
+        checks.instance("head", head, nn.Module, "a torch.nn.Module")
         if not any(parameter.requires_grad for parameter in head.parameters()):
             raise ValueError("head must have parameters that require a gradient, got none")
-        num_samples = check_integer("num_samples", num_samples, 1)
-        self.alpha = check_number("alpha", alpha, least=0, most=1)
-        self.tau = check_number("tau", tau, above=0)
-        check_number("scale", scale, least=0)
+        num_samples = checks.integer("num_samples", num_samples, 1)
+        self.alpha = checks.number("alpha", alpha, least=0, most=1)
+        self.tau = checks.number("tau", tau, above=0)
+        checks.number("scale", scale, least=0)
         self.distillation: Distillation | None
         if callable(variant) and not inspect.isclass(variant):
             self.distillation = variant
         else:
-            check_choice("variant", variant, get_args(Variant))
+            checks.choice("variant", variant, get_args(Variant))
             self.distillation = _DISTILLATIONS[variant]
         if swag is None:
             extractors = [copy.deepcopy(extractor)]
@@ -254,7 +247,7 @@ class StochasticRepresentations(nn.Module):
         if logits.dim() != 3 or logits.shape[1] != len(labels):
             raise ValueError(
                 f"head must return logits of the shape ({len(labels)}, num_classes), got "
-                f"{shown(logits[0].detach())}"
+                f"{checks.shown(logits[0].detach())}"
             )
         each = torch.stack([cross_entropy(one, labels) for one in logits])
         if len(logits) == 1:
@@ -290,8 +283,8 @@ class StochasticRepresentations(nn.Module):
         :returns: the loss of each step.
         :raises TrainingDiverged: where something is not finite.
         """
-        check_instance("batches", batches, ShuffledBatches, "minibatches of inputs and labels")
-        check_optional(check_callable, "augment", augment)
+        checks.instance("batches", batches, ShuffledBatches, "minibatches of inputs and labels")
+        checks.optional(checks.function, "augment", augment)
         if len(batches.rows) != 2:
             raise ValueError(f"batches must be of inputs and labels, got {len(batches.rows)} rows")
 

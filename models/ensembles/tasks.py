@@ -4,14 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference import Task
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 
@@ -53,19 +46,19 @@ def classification_task(
         >>> [len(argument) for argument in task.args]
         [90, 90]
     """
-    inputs = as_tensor("inputs", inputs, "(n, num_features)", finite=True)
-    labels = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
+    inputs = checks.as_tensor("inputs", inputs, "(n, num_features)", finite=True)
+    labels = checks.as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
     if not bool((labels >= 0).all()):
         raise ValueError(f"labels must be classes from zero on, got {labels.tolist()!r:.80}")
-    check_instance("name", name, str, "a string")
-    hidden_features = check_sequence("hidden_features", hidden_features, "a list of widths", 0)
-    check_optional(check_number, "prior_scale", prior_scale, above=0)
-    check_integer("num_training", num_training, 2)
+    checks.instance("name", name, str, "a string")
+    hidden_features = checks.sequence("hidden_features", hidden_features, "a list of widths", 0)
+    checks.optional(checks.number, "prior_scale", prior_scale, above=0)
+    checks.integer("num_training", num_training, 2)
     if num_training >= len(inputs):
         raise ValueError(
             f"num_training must leave rows to hold out, got {num_training} of {len(inputs)}"
         )
-    check_number("weight_decay", weight_decay, above=0)
+    checks.number("weight_decay", weight_decay, above=0)
     training, held_out = inputs[:num_training], inputs[num_training:]
     scale = training.std(0).clamp(min=_SMALLEST_SCALE)
 

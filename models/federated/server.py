@@ -13,18 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from pyro_ext._checks import (
-    check_boolean,
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-    shown,
-)
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss, pld_epsilon
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
@@ -168,25 +158,25 @@ class FederatedServer:
         svd_warmup: int = 0,
         seed: int | None = None,
     ) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         if not isinstance(strategy, Strategy):
-            check_choice("strategy", strategy, STRATEGIES)
+            checks.choice("strategy", strategy, STRATEGIES)
             strategy = STRATEGIES[strategy]
         self.strategy = strategy
-        check_callable("loss", loss, "a function of outputs and targets", or_class=False)
+        checks.function("loss", loss, "a function of outputs and targets", or_class=False)
         self.loss = loss
-        self.fraction = check_number("fraction", fraction, above=0.0, most=1.0)
-        self.num_local_steps = check_integer("num_local_steps", num_local_steps, 1)
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        self.fraction = checks.number("fraction", fraction, above=0.0, most=1.0)
+        self.num_local_steps = checks.integer("num_local_steps", num_local_steps, 1)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
+        checks.function("optimizer", optimizer, "a function that makes an optimizer of tensors")
         self.optimizer = optimizer
-        self.max_norm = check_number("max_norm", max_norm, above=0.0)
-        self.noise_multiplier = check_optional(
-            check_number, "noise_multiplier", noise_multiplier, least=0.0
+        self.max_norm = checks.number("max_norm", max_norm, above=0.0)
+        self.noise_multiplier = checks.optional(
+            checks.number, "noise_multiplier", noise_multiplier, least=0.0
         )
-        self.chunk_size = check_optional(check_integer, "chunk_size", chunk_size, 1)
-        self.svd_period = check_integer("svd_period", svd_period, 1)
-        self.svd_warmup = check_integer("svd_warmup", svd_warmup, 0)
+        self.chunk_size = checks.optional(checks.integer, "chunk_size", chunk_size, 1)
+        self.svd_period = checks.integer("svd_period", svd_period, 1)
+        self.svd_warmup = checks.integer("svd_warmup", svd_warmup, 0)
         self.seed = fresh_seed(seed)
         if lora_layers(module):
             self.module = copy.deepcopy(module).requires_grad_(False)
@@ -266,11 +256,11 @@ class FederatedServer:
             as another seed, or of other clients, or where another process writes it.
         """
         clients = self._check_clients(clients)
-        num_rounds = check_integer("num_rounds", num_rounds, 0)
-        save_every = check_integer("save_every", save_every, 1)
-        check_boolean("progress", progress)
+        num_rounds = checks.integer("num_rounds", num_rounds, 0)
+        save_every = checks.integer("save_every", save_every, 1)
+        checks.boolean("progress", progress)
         if checkpoint is not None:
-            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checks.instance("checkpoint", checkpoint, (str, Path), "a path or None")
             checkpoint = Path(checkpoint)
         with locked(checkpoint):
             if checkpoint is not None and checkpoint.exists():
@@ -315,7 +305,7 @@ class FederatedServer:
         :param float delta: :math:`\delta`.
         :raises ImportError: without ``dp-accounting``; names the extra.
         """
-        check_number("delta", delta, above=0.0, below=1.0)
+        checks.number("delta", delta, above=0.0, below=1.0)
         spent = []
         for client, size in enumerate(self.sizes or []):
             num_steps = self.num_local_steps * sum(client in one.clients for one in self.rounds)
@@ -329,17 +319,19 @@ class FederatedServer:
 
         :param int size: number of rows.
         """
-        return min(1.0, self.batch_size / check_integer("size", size, 1))
+        return min(1.0, self.batch_size / checks.integer("size", size, 1))
 
     # Clients -------------------------------------------------------------------------------------
 
     def _check_clients(self, clients: Any) -> list[tuple[Tensor, Tensor]]:
         wanted = "pairs of tensors, inputs and targets of each client"
-        clients = check_sequence("clients", clients, wanted)
+        clients = checks.sequence("clients", clients, wanted)
         for number, pair in enumerate(clients):
             are_tensors = isinstance(pair, list | tuple) and len(pair) == 2
             if not are_tensors or not all(isinstance(one, Tensor) and one.dim() for one in pair):
-                raise TypeError(f"clients must be {wanted}, got {shown(pair)} for client {number}")
+                raise TypeError(
+                    f"clients must be {wanted}, got {checks.shown(pair)} for client {number}"
+                )
             if len(pair[0]) != len(pair[1]):
                 raise ValueError(
                     "clients must have as many inputs as targets, got the shapes "

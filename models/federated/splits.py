@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.random import fresh_seed, seeded
 
 
@@ -31,9 +31,9 @@ def dirichlet_split(
         >>> [len(part) for part in parts]
         [29, 26, 45]
     """
-    labels = as_tensor("labels", labels, "(n,)", kind="integers").cpu()
-    check_integer("num_clients", num_clients, 1)
-    check_number("concentration", concentration, above=0.0)
+    labels = checks.as_tensor("labels", labels, "(n,)", kind="integers").cpu()
+    checks.integer("num_clients", num_clients, 1)
+    checks.number("concentration", concentration, above=0.0)
     classes = labels.unique()
     if len(classes) < 2:
         raise ValueError(f"labels must have two classes at least, got {classes.tolist()} alone")

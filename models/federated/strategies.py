@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_boolean, check_callable
+from pyro_ext._lib import checks
 from pyro_ext.nn import LoRALinear
 
 Aggregate = Callable[[LoRALinear, Tensor, Tensor, Tensor], None]
@@ -53,9 +53,9 @@ class Strategy:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_callable("aggregate", self.aggregate, "a function that changes a layer")
+        checks.function("aggregate", self.aggregate, "a function that changes a layer")
         for name in ("train_A", "orthonormal_start", "refactorize"):
-            check_boolean(name, getattr(self, name))
+            checks.boolean(name, getattr(self, name))
 
 
 def average(layer: LoRALinear, A: Tensor, B: Tensor, weights: Tensor) -> None:

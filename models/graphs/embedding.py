@@ -6,16 +6,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_optional,
-    check_sequence,
-    shown,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 
 Sign = Literal["cubes", "random"]
 
@@ -43,10 +35,10 @@ def pad_graphs(
     """
     networkx = optional_module("networkx", "pad_graphs", "networkx", "graphs")
     wanted = "a list of graphs of networkx"
-    found = check_sequence("graphs", graphs, wanted, kind=networkx.Graph)
+    found = checks.sequence("graphs", graphs, wanted, kind=networkx.Graph)
     largest = max(max(map(len, found)), 1)
-    size = largest if num_nodes is None else check_integer("num_nodes", num_nodes, largest)
-    check_optional(check_instance, "dtype", dtype, torch.dtype, "a torch.dtype")
+    size = largest if num_nodes is None else checks.integer("num_nodes", num_nodes, largest)
+    checks.optional(checks.instance, "dtype", dtype, torch.dtype, "a torch.dtype")
     adjacency = torch.zeros(len(found), size, size, dtype=dtype)
     mask = torch.zeros(len(found), size, dtype=torch.bool)
     for index, graph in enumerate(found):
@@ -92,8 +84,8 @@ def spectral_embedding(
                 [-0.7071,  0.0000]])
     """
     adjacency, mask = check_graphs(adjacency, mask)
-    check_integer("dim", dim, 1)
-    check_choice("sign", sign, get_args(Sign))
+    checks.integer("dim", dim, 1)
+    checks.choice("sign", sign, get_args(Sign))
     size = adjacency.shape[-1]
     here = mask.double()
     number = here.sum(-1)[..., None, None]
@@ -120,9 +112,9 @@ def check_graphs(
     like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adjacency matrices of a floating type and their mask."""
-    adjacency = as_tensor("adjacency", adjacency, shape, finite=True, like=like)
+    adjacency = checks.as_tensor("adjacency", adjacency, shape, finite=True, like=like)
     if adjacency.shape[-2] != (size := adjacency.shape[-1]):
-        raise ValueError(f"adjacency must have the shape {shape}, got {shown(adjacency)}")
+        raise ValueError(f"adjacency must have the shape {shape}, got {checks.shown(adjacency)}")
     if bool((is_directed := adjacency != adjacency.mT).any()):
         *_, row, column = is_directed.nonzero()[0].tolist()
         raise ValueError(
@@ -133,10 +125,10 @@ def check_graphs(
         adjacency = adjacency.to(torch.get_default_dtype() if like is None else like.dtype)
     if mask is None:
         mask = torch.ones(size, dtype=torch.bool, device=adjacency.device)
-    mask = as_tensor("mask", mask, f"(*batch, {size})", kind="booleans").to(adjacency.device)
+    mask = checks.as_tensor("mask", mask, f"(*batch, {size})", kind="booleans").to(adjacency.device)
     try:
         return adjacency, mask.expand(adjacency.shape[:-1])
     except RuntimeError:
         raise ValueError(
-            f"mask must have the shape {tuple(adjacency.shape[:-1])}, got {shown(mask)}"
+            f"mask must have the shape {tuple(adjacency.shape[:-1])}, got {checks.shown(mask)}"
         ) from None

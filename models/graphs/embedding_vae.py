@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number, check_sequence
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.distributions import BernoulliExponentialGraph, LogitGraph
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.graphs.embedding import Sign, check_graphs, spectral_embedding
@@ -86,12 +86,12 @@ class GraphEmbeddingVAE(PyroModule):
         sign: Sign = "cubes",
     ) -> None:
         super().__init__()
-        self.dim = check_integer("dim", dim, 2)
-        check_choice("link", link, get_args(Link))
-        check_choice("sign", sign, get_args(Sign))
-        check_integer("flow_width", flow_width, 1)
+        self.dim = checks.integer("dim", dim, 2)
+        checks.choice("link", link, get_args(Link))
+        checks.choice("sign", sign, get_args(Sign))
+        checks.integer("flow_width", flow_width, 1)
         self.link, self.sign = link, sign
-        self.noise = check_number("noise", noise, above=0)
+        self.noise = checks.number("noise", noise, above=0)
         # Means of columns are zero but for the noise.
         self.flow = EquivariantSplineFlow(
             dim, num_layers, mean_scale=1.0 / noise, num_bins=num_bins, width=flow_width
@@ -112,7 +112,7 @@ class GraphEmbeddingVAE(PyroModule):
         :returns: the embedding. **Shape:** ``(num_graphs, num_nodes, dim)``.
         """
         if adjacency is None:
-            mask = as_tensor("mask", mask, "(num_graphs, num_nodes)", kind="booleans")
+            mask = checks.as_tensor("mask", mask, "(num_graphs, num_nodes)", kind="booleans")
         else:
             adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         with pyro.plate("graph", len(mask)):
@@ -137,7 +137,7 @@ class GraphEmbeddingVAE(PyroModule):
         :returns: a distribution of the batch shape ``(*batch)`` and the event shape ``(num_nodes,
             dim)``.
         """
-        mask = as_tensor("mask", mask, "(*batch, num_nodes)", kind="booleans")
+        mask = checks.as_tensor("mask", mask, "(*batch, num_nodes)", kind="booleans")
         zero = torch.zeros((*mask.shape, self.dim), device=mask.device, dtype=self.bias.dtype)
         normal = dist.Normal(zero, 1.0).mask(mask[..., None]).to_event(2)
         return dist.TransformedDistribution(normal, [self.flow.condition(mask).inv])
@@ -151,9 +151,11 @@ class GraphEmbeddingVAE(PyroModule):
         :param Tensor mask: bool, true for nodes. **Shape:** ``(*batch, num_nodes)``.
         """
         shape = f"(*batch, num_nodes, {self.dim})"
-        embedding = as_tensor("embedding", embedding, shape, like=self.bias, finite=True)
+        embedding = checks.as_tensor("embedding", embedding, shape, like=self.bias, finite=True)
         if mask is not None:
-            mask = as_tensor("mask", mask, f"(*batch, {embedding.shape[-2]})", kind="booleans")
+            mask = checks.as_tensor(
+                "mask", mask, f"(*batch, {embedding.shape[-2]})", kind="booleans"
+            )
         features = self.decoder(embedding, mask)
         if self.link == "logit":
             return LogitGraph(features, self.log_scale, self.bias, mask)
@@ -196,8 +198,8 @@ class GraphEmbeddingVAE(PyroModule):
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
         adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
-        check_integer("num_steps", num_steps, 0)
-        check_number("learning_rate", learning_rate, above=0)
+        checks.integer("num_steps", num_steps, 0)
+        checks.number("learning_rate", learning_rate, above=0)
         trainer = Trainer(
             self,
             partial(torch.optim.Adam, lr=learning_rate, weight_decay=1e-5, fused=True),
@@ -238,7 +240,7 @@ class GraphEmbeddingVAE(PyroModule):
         :returns: in nats. **Shape:** ``(num_graphs,)``.
         """
         adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
-        check_integer("num_particles", num_particles, 1)
+        checks.integer("num_particles", num_particles, 1)
         elbo = RenyiELBO(
             alpha=0, num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True
         )
@@ -260,8 +262,8 @@ class GraphEmbeddingVAE(PyroModule):
         """
         networkx = optional_module("networkx", "sample", "networkx", "graphs")
         sizes = [
-            check_integer(f"sizes[{index}]", size, 1)
-            for index, size in enumerate(check_sequence("sizes", sizes, "a list of numbers"))
+            checks.integer(f"sizes[{index}]", size, 1)
+            for index, size in enumerate(checks.sequence("sizes", sizes, "a list of numbers"))
         ]
         number = torch.tensor(sizes, device=self.bias.device)[:, None]
         mask = torch.arange(max(sizes), device=number.device) < number

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 from torch.nn.functional import softplus
 
-from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.nn import ISAB, MLP
 
 _LEAST_SLOPE = 1e-3
@@ -49,7 +49,7 @@ class SetNetwork(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_integer("num_blocks", num_blocks, 1)
+        checks.integer("num_blocks", num_blocks, 1)
         widths = pairwise([in_features] + [width] * num_blocks)
         self.blocks = nn.ModuleList(
             ISAB(start, end, num_inducing, num_heads, layer_norm=layer_norm)
@@ -114,7 +114,7 @@ class NodeLayer(ConditionalTransformModule):
         :param Tensor context: bool, true for nodes and false for padding. **Shape:**
             ``(*batch, num_nodes)``.
         """
-        return _NodeTransform(self, as_tensor("context", context, kind="booleans"))
+        return _NodeTransform(self, checks.as_tensor("context", context, kind="booleans"))
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,8 +152,8 @@ class NodeActNorm(NodeLayer):
 
     def __init__(self, dim: int, mean_scale: float = 1.0) -> None:
         super().__init__()
-        check_integer("dim", dim, 1)
-        log_mean_scale = math.log(check_number("mean_scale", mean_scale, above=0))
+        checks.integer("dim", dim, 1)
+        log_mean_scale = math.log(checks.number("mean_scale", mean_scale, above=0))
         self.log_scale = nn.Parameter(torch.zeros(dim))
         self.log_mean_scale = nn.Parameter(torch.full((dim,), log_mean_scale))
         self.shift = nn.Parameter(torch.zeros(dim))
@@ -186,7 +186,7 @@ class NodeLinear(NodeLayer):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        check_integer("dim", dim, 1)
+        checks.integer("dim", dim, 1)
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(dim, dim)))
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,10 +232,10 @@ class NodeSplineCoupling(NodeLayer):
         num_blocks: int = 2,
     ) -> None:
         super().__init__()
-        if check_integer("dim", dim, 2) % 2:
+        if checks.integer("dim", dim, 2) % 2:
             raise ValueError(f"dim must be even, got {dim}")
-        self.num_moved, self.num_bins = dim // 2, check_integer("num_bins", num_bins, 1)
-        self.bound = check_number("bound", bound, above=0)
+        self.num_moved, self.num_bins = dim // 2, checks.integer("num_bins", num_bins, 1)
+        self.bound = checks.number("bound", bound, above=0)
         size = self.num_moved * (3 * num_bins - 1)
         networks = [SetNetwork(self.num_moved, size, width, num_blocks) for _ in range(2)]
         self.networks = nn.ModuleList(networks)
@@ -307,7 +307,7 @@ class EquivariantSplineFlow(NodeLayer):
         num_blocks: int = 2,
     ) -> None:
         super().__init__()
-        check_integer("num_layers", num_layers, 0)
+        checks.integer("num_layers", num_layers, 0)
         layers: list[nn.Module] = []
         for _ in range(num_layers):
             coupling = NodeSplineCoupling(dim, num_bins, bound, width, num_blocks)

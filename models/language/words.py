@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number, check_sequence
-
-__all__ = ["BigramModel", "ResidualLanguageModel", "decode_words", "encode_words"]
+from pyro_ext._lib import checks
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -23,7 +21,7 @@ def encode_words(words: Iterable[str]) -> list[Tensor]:
         >>> encode_words(["cab"])
         [tensor([2, 0, 1])]
     """
-    words = check_sequence("words", words, "a list of words", 0, str)
+    words = checks.sequence("words", words, "a list of words", 0, str)
     for word in words:
         if not word or set(word) - set(_ALPHABET):
             raise ValueError(f"words must have letters from a to z only, got {word!r}")
@@ -40,7 +38,7 @@ def decode_words(tokens: Tensor) -> list[str]:
         >>> decode_words(torch.tensor([[2, 0, 1]]))
         ['cab']
     """
-    tokens = as_tensor("tokens", tokens, "(num_words, length)", kind="integers")
+    tokens = checks.as_tensor("tokens", tokens, "(num_words, length)", kind="integers")
     if bool((tokens < 0).any()) or bool((tokens >= len(_ALPHABET)).any()):
         raise ValueError(f"tokens must be integers from 0 to 25, got {tokens.tolist()!r:.80}")
     return ["".join(_ALPHABET[number] for number in row) for row in tokens.tolist()]
@@ -65,8 +63,10 @@ class BigramModel(nn.Module):
 
     def __init__(self, init: Tensor, trans: Tensor) -> None:
         super().__init__()
-        init = as_tensor("init", init, "(vocabulary_size,)", finite=True)
-        trans = as_tensor("trans", trans, f"({len(init)}, {len(init)})", finite=True, like=init)
+        init = checks.as_tensor("init", init, "(vocabulary_size,)", finite=True)
+        trans = checks.as_tensor(
+            "trans", trans, f"({len(init)}, {len(init)})", finite=True, like=init
+        )
         for name, value in (("init", init), ("trans", trans)):
             if bool((value < 0).any()) or bool((value.sum(-1) - 1.0).abs().max() > 1e-4):
                 raise ValueError(f"{name} must hold probabilities with the sum 1, got others")
@@ -80,8 +80,8 @@ class BigramModel(nn.Module):
         :param Sequence words: words of the letters from a to z.
         :param float smoothing: is added to each count.
         """
-        words = check_sequence("words", words, "a list of words", 1, str)
-        smoothing = check_number("smoothing", smoothing, above=0)
+        words = checks.sequence("words", words, "a list of words", 1, str)
+        smoothing = checks.number("smoothing", smoothing, above=0)
         encoded = encode_words(words)
         size = len(_ALPHABET)
         first = torch.stack([word[0] for word in encoded])
@@ -137,8 +137,8 @@ class ResidualLanguageModel(nn.Module):
 
     def __init__(self, fixed: BigramModel, hidden_size: int = 64) -> None:
         super().__init__()
-        check_instance("fixed", fixed, BigramModel, "a BigramModel")
-        hidden_size = check_integer("hidden_size", hidden_size, 1)
+        checks.instance("fixed", fixed, BigramModel, "a BigramModel")
+        hidden_size = checks.integer("hidden_size", hidden_size, 1)
         size = fixed.vocabulary_size
         self.fixed = fixed
         self.embedding = nn.Embedding(size + 1, hidden_size)  # the last stands for the start

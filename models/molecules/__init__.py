@@ -7,7 +7,7 @@ is imported with that name. The extra is ``molecules``.
 
 from typing import TYPE_CHECKING, Any
 
-from pyro_ext._optional import optional_module
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.models.molecules.frames import MoleculeFrames, molecule_frames
 from pyro_ext.models.molecules.likelihood import (
     EnergyForceModel,

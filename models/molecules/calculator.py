@@ -8,7 +8,7 @@ import torch
 from ase.calculators.calculator import Calculator, all_changes
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.models.molecules.likelihood import as_members, members_prediction
 from pyro_ext.models.molecules.race import RACE
 from pyro_ext.models.molecules.structures import all_pairs, periodic_neighbors
@@ -18,8 +18,6 @@ from pyro_ext.models.molecules.uncertainty import (
     departures,
     predictive_moments,
 )
-
-__all__ = ["RACECalculator"]
 
 
 class RACECalculator(Calculator):
@@ -66,7 +64,9 @@ class RACECalculator(Calculator):
         if isinstance(networks, RACE):
             networks = [networks]
         self.networks = as_members(networks)
-        check_optional(check_instance, "region", region, TrainingRegion, "a TrainingRegion or None")
+        checks.optional(
+            checks.instance, "region", region, TrainingRegion, "a TrainingRegion or None"
+        )
         self.region = region
         self.num_calculations = 0
         self.departures: list[tuple[int, list[str]]] = []

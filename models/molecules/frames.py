@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_integer, check_number, shown
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.checkpoint.cached import cached_tensors
-
-__all__ = ["MoleculeFrames", "molecule_frames"]
 
 _SETTLING_STEPS = 500
 
@@ -67,13 +65,13 @@ def molecule_frames(
         >>> frames.species.tolist(), frames.forces.shape
         ([8, 1, 1], torch.Size([3, 3, 3]))
     """
-    check_instance("name", name, str, "the name of a molecule")
-    check_integer("num_frames", num_frames, 1)
-    check_number("temperature", temperature, above=0)
-    check_integer("every", every, 1)
-    check_number("time_step", time_step, above=0)
-    check_number("friction", friction, above=0)
-    check_integer("seed", seed, 0)
+    checks.instance("name", name, str, "the name of a molecule")
+    checks.integer("num_frames", num_frames, 1)
+    checks.number("temperature", temperature, above=0)
+    checks.integer("every", every, 1)
+    checks.number("time_step", time_step, above=0)
+    checks.number("friction", friction, above=0)
+    checks.integer("seed", seed, 0)
     build, langevin, units = (
         optional_module(module, "molecule_frames", "ase", "molecules")
         for module in ("ase.build", "ase.md.langevin", "ase.units")
@@ -82,7 +80,9 @@ def molecule_frames(
     try:
         atoms = build.molecule(name)
     except (KeyError, ValueError, NotImplementedError):
-        raise ValueError(f"name must be a molecule that ase knows, got {shown(name)}") from None
+        raise ValueError(
+            f"name must be a molecule that ase knows, got {checks.shown(name)}"
+        ) from None
 
     def make() -> dict[str, Tensor]:
         random = np.random.RandomState(seed)

@@ -10,22 +10,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions import ForceNormal
 from pyro_ext.models.molecules.race import RACE, Prediction
 from pyro_ext.models.molecules.structures import Neighbors, atomic_numbers
 from pyro_ext.nn import BayesianModule
-
-__all__ = ["EnergyForceModel", "ensemble_prediction", "potential_loss"]
 
 LOSSES = ("mse", "energy", "joint")
 _FAR = 100.0
@@ -83,17 +72,17 @@ def potential_loss(
         >>> loss = potential_loss(network(x, [1, 1]), torch.zeros(1), torch.zeros(1, 2, 3))
         >>> loss.backward()
     """
-    check_instance("prediction", prediction, Prediction, "a Prediction")
-    check_choice("kind", kind, LOSSES)
-    check_number("energy_weight", energy_weight, least=0)
-    check_optional(check_number, "force_weight", force_weight, least=0)
+    checks.instance("prediction", prediction, Prediction, "a Prediction")
+    checks.choice("kind", kind, LOSSES)
+    checks.number("energy_weight", energy_weight, least=0)
+    checks.optional(checks.number, "force_weight", force_weight, least=0)
     mean = prediction.energy
     if force_weight is None:
         force_weight = float(prediction.forces.shape[-2])
     shapes = [str(tuple(one.shape)) for one in (mean, prediction.forces)]
-    energies = as_tensor("energies", energies, shapes[0], like=mean, finite=True)
-    forces = as_tensor("forces", forces, shapes[1], like=mean, finite=True)
-    check_boolean("densities", densities)
+    energies = checks.as_tensor("energies", energies, shapes[0], like=mean, finite=True)
+    forces = checks.as_tensor("forces", forces, shapes[1], like=mean, finite=True)
+    checks.boolean("densities", densities)
     _warn_of_reference(mean, energies, forces)
     of_energy = energy_weight * (energies - mean).square()
     if kind != "mse":
@@ -158,17 +147,17 @@ class EnergyForceModel(nn.Module):
     ) -> None:
         super().__init__()
         kinds = "a RACE or a BayesianModule of one"
-        check_instance("network", network, (RACE, BayesianModule), kinds)
-        check_instance("network", _race(network), RACE, kinds)
-        check_optional(check_instance, "neighbors", neighbors, Neighbors, "Neighbors or None")
+        checks.instance("network", network, (RACE, BayesianModule), kinds)
+        checks.instance("network", _race(network), RACE, kinds)
+        checks.optional(checks.instance, "neighbors", neighbors, Neighbors, "Neighbors or None")
         self.network, self.neighbors = network, neighbors
         _race(network).places(species)
         self.species = atomic_numbers(species)
-        self.energy_weight = check_number("energy_weight", energy_weight, above=0)
+        self.energy_weight = checks.number("energy_weight", energy_weight, above=0)
         if force_weight is None:
             force_weight = float(len(self.species))
-        self.force_weight = check_number("force_weight", force_weight, above=0)
-        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        self.force_weight = checks.number("force_weight", force_weight, above=0)
+        self.batch_size = checks.optional(checks.integer, "batch_size", batch_size, 1)
 
     def forward(self, positions: Any, energies: Any = None, forces: Any = None) -> Prediction:
         """Run the model.
@@ -179,14 +168,16 @@ class EnergyForceModel(nn.Module):
         :returns: what the network predicts of the minibatch.
         """
         count, race = len(self.species), _race(self.network)
-        positions = as_tensor("positions", positions, f"(n, {count}, 3)", finite=True)
+        positions = checks.as_tensor("positions", positions, f"(n, {count}, 3)", finite=True)
         number = len(positions)
         if energies is not None:
             shape = f"({number},)"
-            energies = as_tensor("energies", energies, shape, finite=True, dtype=torch.float64)
+            energies = checks.as_tensor(
+                "energies", energies, shape, finite=True, dtype=torch.float64
+            )
         if forces is not None:
             shape = f"({number}, {count}, 3)"
-            forces = as_tensor("forces", forces, shape, finite=True, like=race.embedding)
+            forces = checks.as_tensor("forces", forces, shape, finite=True, like=race.embedding)
         if energies is not None:
             if forces is not None and not race.is_centered and bool(forces.any()):
                 race.center(self.species, energies, forces)
@@ -285,7 +276,7 @@ def members_prediction(
 
 def as_members(networks: Any) -> list[RACE]:
     """Networks that are all of the same form."""
-    members: list[RACE] = check_sequence("networks", networks, "a list of RACE networks", 1, RACE)
+    members: list[RACE] = checks.sequence("networks", networks, "a list of RACE networks", 1, RACE)
     first = _form(members[0])
     for number, one in enumerate(members):
         form = _form(one)

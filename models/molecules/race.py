@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions.force_normal import heads_of
 from pyro_ext.models.molecules.structures import (
     LEAST_DISTANCE,
@@ -24,8 +16,6 @@ from pyro_ext.models.molecules.structures import (
     all_pairs,
     atomic_numbers,
 )
-
-__all__ = ["RACE", "Prediction", "bessel_features", "polynomial_envelope"]
 
 _NUM_HEADS = 8
 _NUM_VECTORS = 3
@@ -65,8 +55,8 @@ def polynomial_envelope(x: Tensor, power: int = 2) -> Tensor:
         >>> polynomial_envelope(torch.tensor([0.0, 0.5, 1.0, 2.0]))
         tensor([1.0000, 0.3125, 0.0000, 0.0000])
     """
-    x = as_tensor("x", x, finite=True, allow_empty=True)
-    p = check_integer("power", power, 1)
+    x = checks.as_tensor("x", x, finite=True, allow_empty=True)
+    p = checks.integer("power", power, 1)
     inside = x.clamp(max=1.0)
     value = 1.0 - inside**p * (
         (p + 1) * (p + 2) / 2 - p * (p + 2) * inside + p * (p + 1) / 2 * inside.square()
@@ -91,11 +81,11 @@ def bessel_features(
         >>> bessel_features(torch.tensor([1.0, 5.0]), cutoff=5.0).shape
         torch.Size([2, 8])
     """
-    distance = as_tensor("distance", distance, finite=True, allow_empty=True)
+    distance = checks.as_tensor("distance", distance, finite=True, allow_empty=True)
     if not distance.is_floating_point():
         distance = distance.to(torch.get_default_dtype())
-    cutoff = check_number("cutoff", cutoff, above=0)
-    check_integer("num_features", num_features, 1)
+    cutoff = checks.number("cutoff", cutoff, above=0)
+    checks.integer("num_features", num_features, 1)
     if bool((distance < 0).any()):
         raise ValueError(f"distance must not be negative, got {float(distance.min()):g}")
     # The sine of so small a number over the number is what it is in the limit.
@@ -241,16 +231,16 @@ class RACE(nn.Module):
     ) -> None:
         super().__init__()
         numbers = sorted(set(atomic_numbers(species)))
-        self.cutoff = check_number("cutoff", cutoff, above=LEAST_DISTANCE)
-        channels = check_integer("channels", channels, 1)
-        num_layers = check_integer("num_layers", num_layers, 1)
-        self.num_radial = check_integer("num_radial", num_radial, 1)
-        hidden = check_integer("radial_hidden", radial_hidden, 1)
-        self.envelope_power = check_integer("envelope_power", envelope_power, 1)
-        self.num_neighbors = check_number("num_neighbors", num_neighbors, above=0)
-        check_choice("covariance", covariance, ("invariant", "equivariant"))
+        self.cutoff = checks.number("cutoff", cutoff, above=LEAST_DISTANCE)
+        channels = checks.integer("channels", channels, 1)
+        num_layers = checks.integer("num_layers", num_layers, 1)
+        self.num_radial = checks.integer("num_radial", num_radial, 1)
+        hidden = checks.integer("radial_hidden", radial_hidden, 1)
+        self.envelope_power = checks.integer("envelope_power", envelope_power, 1)
+        self.num_neighbors = checks.number("num_neighbors", num_neighbors, above=0)
+        checks.choice("covariance", covariance, ("invariant", "equivariant"))
         self.covariance = covariance
-        self.extensive = check_boolean("extensive", extensive)
+        self.extensive = checks.boolean("extensive", extensive)
         self.species: tuple[int, ...] = tuple(numbers)
         self.register_buffer("reference", torch.zeros(len(numbers)))
         self.register_buffer("scale", torch.ones(()))
@@ -333,12 +323,14 @@ class RACE(nn.Module):
         :raises ValueError: for shapes that do not fit, or forces that are all zero.
         """
         places = self.places(species)
-        mean = as_tensor("energies", energies, "(n,)", finite=True, dtype=torch.float64).mean()
+        mean = checks.as_tensor(
+            "energies", energies, "(n,)", finite=True, dtype=torch.float64
+        ).mean()
         shape = f"(n, {len(places)}, 3)"
-        forces = as_tensor("forces", forces, shape, finite=True, dtype=torch.float64)
+        forces = checks.as_tensor("forces", forces, shape, finite=True, dtype=torch.float64)
         size = forces.square().mean().sqrt()
         if not float(size) > 0:
-            raise ValueError(f"forces must not all be zero, got {shown(forces)}")
+            raise ValueError(f"forces must not all be zero, got {checks.shown(forces)}")
         counts = places.bincount(minlength=len(self.reference)).double()
         self.reference.copy_((mean.to(counts) / counts.square().sum()) * counts)
         self.scale.copy_(size)
@@ -354,7 +346,7 @@ class RACE(nn.Module):
 
     def relative(self, species: Any, energies: Any) -> Tensor:
         """Energies less the reference, in the type of the network."""
-        energies = as_tensor("energies", energies, "(n,)", finite=True, dtype=torch.float64)
+        energies = checks.as_tensor("energies", energies, "(n,)", finite=True, dtype=torch.float64)
         found: Tensor = (energies - self.reference_energy(species)).to(self.embedding)
         return found
 
@@ -363,7 +355,7 @@ class RACE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Positions ``(3, n, b)``, and of neighbors vectors ``(3, k, n, b)``, numbers, mask."""
         like = self.embedding
-        positions = as_tensor("positions", positions, f"(*batch, {count}, 3)", finite=True)
+        positions = checks.as_tensor("positions", positions, f"(*batch, {count}, 3)", finite=True)
         positions = positions.to(device=like.device, dtype=like.dtype)
         index, shifts, mask = all_pairs(count) if neighbors is None else _checked(neighbors, count)
         index, mask = index.mT.to(like.device), mask.mT[..., None].to(like.device)
@@ -434,10 +426,10 @@ def _by_species(weights: Tensor, features: Tensor) -> Tensor:
 
 def _checked(neighbors: Neighbors, count: int) -> Neighbors:
     """Neighbors of as many atoms."""
-    check_instance("neighbors", neighbors, Neighbors, "Neighbors or None")
+    checks.instance("neighbors", neighbors, Neighbors, "Neighbors or None")
     index, shifts, mask = neighbors
     k = index.shape[-1] if isinstance(index, Tensor) and index.dim() else 0
-    index = as_tensor(
+    index = checks.as_tensor(
         "neighbors.others", index, f"({count}, {k})", kind="integers", allow_empty=True
     )
     if bool(((index < 0) | (index >= count)).any()):
@@ -447,8 +439,12 @@ def _checked(neighbors: Neighbors, count: int) -> Neighbors:
         )
     return Neighbors(
         index,
-        as_tensor("neighbors.shifts", shifts, f"({count}, {k}, 3)", allow_empty=True, finite=True),
-        as_tensor("neighbors.mask", mask, f"({count}, {k})", kind="booleans", allow_empty=True),
+        checks.as_tensor(
+            "neighbors.shifts", shifts, f"({count}, {k}, 3)", allow_empty=True, finite=True
+        ),
+        checks.as_tensor(
+            "neighbors.mask", mask, f"({count}, {k})", kind="booleans", allow_empty=True
+        ),
     )
 
 

@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
-from pyro_ext._optional import optional_module
-
-__all__ = ["Neighbors", "all_pairs", "atomic_numbers", "periodic_neighbors"]
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 
 LAST_ELEMENT = 118
 LEAST_DISTANCE = 0.1
@@ -51,7 +49,7 @@ def atomic_numbers(species: Any) -> tuple[int, ...]:
             raise ValueError(f"species must be symbols of elements, got {unknown}")
         return tuple(data.atomic_numbers[s] for s in species)
     if not (isinstance(species, tuple) and all(type(s) is int for s in species) and species):
-        species = as_tensor("species", species, "(num_atoms,)", kind="integers").tolist()
+        species = checks.as_tensor("species", species, "(num_atoms,)", kind="integers").tolist()
     if wrong := sorted({number for number in species if not 1 <= number <= LAST_ELEMENT}):
         raise ValueError(f"species must be atomic numbers from 1 to {LAST_ELEMENT}, got {wrong}")
     return tuple(species)
@@ -71,7 +69,7 @@ def all_pairs(num_atoms: int) -> Neighbors:
                 [0, 2],
                 [0, 1]])
     """
-    count = check_integer("num_atoms", num_atoms, 1)
+    count = checks.integer("num_atoms", num_atoms, 1)
     others = torch.arange(count - 1).expand(count, -1)
     index = others + (others >= torch.arange(count)[:, None]).long()
     shape = index.shape
@@ -97,14 +95,16 @@ def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True
         >>> cube.others.shape  # six images of the atom itself
         torch.Size([1, 6])
     """
-    check_number("cutoff", cutoff, above=0)
-    found = as_tensor(
+    checks.number("cutoff", cutoff, above=0)
+    found = checks.as_tensor(
         "positions", positions, "(num_atoms, 3)", finite=True, dtype=torch.float64
     ).detach()
-    box = as_tensor("cell", cell, "(3, 3)", finite=True, dtype=torch.float64).detach().clone()
-    repeats = [pbc] * 3 if isinstance(pbc, bool) else check_sequence("pbc", pbc, "three booleans")
+    box = (
+        checks.as_tensor("cell", cell, "(3, 3)", finite=True, dtype=torch.float64).detach().clone()
+    )
+    repeats = [pbc] * 3 if isinstance(pbc, bool) else checks.sequence("pbc", pbc, "three booleans")
     if len(repeats) != 3 or not all(isinstance(one, bool | np.bool_) for one in repeats):
-        raise TypeError(f"pbc must be True, False or three of these, got {shown(pbc)}")
+        raise TypeError(f"pbc must be True, False or three of these, got {checks.shown(pbc)}")
     along = box[torch.tensor(repeats)]
     if len(along) and int(torch.linalg.matrix_rank(along)) < len(along):
         raise ValueError(

@@ -6,20 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_number
+from pyro_ext._lib import checks
 from pyro_ext.distributions import ForceNormal
 from pyro_ext.inference.active_learning import mixture_moments
 from pyro_ext.models.molecules.likelihood import ensemble_prediction
 from pyro_ext.models.molecules.race import RACE, Prediction
 from pyro_ext.models.molecules.structures import Neighbors, all_pairs, atomic_numbers
-
-__all__ = [
-    "LeftTrainingRegion",
-    "PredictiveMoments",
-    "TrainingRegion",
-    "predictive_moments",
-    "training_region",
-]
 
 
 class LeftTrainingRegion(UserWarning):
@@ -69,7 +61,7 @@ def predictive_moments(prediction: Prediction) -> PredictiveMoments:
         >>> found.force_covariance.shape
         torch.Size([2, 3, 3])
     """
-    check_instance("prediction", prediction, Prediction, "a Prediction")
+    checks.instance("prediction", prediction, Prediction, "a Prediction")
     energy, variance = mixture_moments(prediction.energy, prediction.log_variance.exp())
     normal = ForceNormal(prediction.forces, prediction.l6, validate_args=False)
     forces, covariance = mixture_moments(prediction.forces, normal.covariance_matrix, 1)
@@ -106,10 +98,10 @@ def training_region(
         >>> [round(one, 4) for one in region.nearest[1]]
         [0.7, 0.8]
     """
-    check_number("margin", margin, above=0)
-    check_number("distance_margin", distance_margin, least=0, below=1)
+    checks.number("margin", margin, above=0)
+    checks.number("distance_margin", distance_margin, least=0, below=1)
     numbers = atomic_numbers(species)
-    positions = as_tensor("positions", positions, f"(n, {len(numbers)}, 3)", finite=True)
+    positions = checks.as_tensor("positions", positions, f"(n, {len(numbers)}, 3)", finite=True)
     found = predictive_moments(ensemble_prediction(networks, positions, species, neighbors))
     nearest = _nearest(positions, all_pairs(len(numbers)) if neighbors is None else neighbors)
     ranges = {}

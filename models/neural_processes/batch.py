@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_instance, check_number
+from pyro_ext._lib import checks
 
 
 class Points(NamedTuple):
@@ -62,7 +62,7 @@ class Points(NamedTuple):
         """
         check_inputs(f"{name}_inputs", self.inputs, x_dim)
         shape = (*self.inputs.shape[:2], y_dim)
-        as_tensor(f"{name}_outputs", self.outputs, str(shape), allow_empty=True)
+        checks.as_tensor(f"{name}_outputs", self.outputs, str(shape), allow_empty=True)
         if self.mask is not None:
             _check_mask(f"{name}_mask", self.mask, shape[:2])
         return self
@@ -76,7 +76,7 @@ class Points(NamedTuple):
         for argument, part in (("inputs", filled.inputs), ("outputs", filled.outputs)):
             is_wrong = ~part.detach().isfinite().flatten(1).all(1)
             for task in torch.nonzero(is_wrong).flatten()[:1].tolist():
-                check_finite(f"{name}_{argument}[{task}]", part[task])
+                checks.all_finite(f"{name}_{argument}[{task}]", part[task])
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Batch:
             given = getattr(self, field.name)
             if given is not None or not field.name.endswith("mask"):
                 kind = "booleans" if field.name.endswith("mask") else "numbers"
-                found = as_tensor(field.name, given, kind=kind, allow_empty=True)
+                found = checks.as_tensor(field.name, given, kind=kind, allow_empty=True)
                 object.__setattr__(self, field.name, found)
         sizes = self.context_inputs.shape[-1:], self.context_outputs.shape[-1:]
         x_dim, y_dim = (size[0] if size else 1 for size in sizes)
@@ -164,12 +164,12 @@ class Batch:
 
 def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
     """Check the shape of inputs."""
-    check_instance(argument, inputs, Tensor, "a tensor")
-    as_tensor(argument, inputs, f"(num_tasks, n, {x_dim})", allow_empty=True)
+    checks.instance(argument, inputs, Tensor, "a tensor")
+    checks.as_tensor(argument, inputs, f"(num_tasks, n, {x_dim})", allow_empty=True)
 
 
 def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
-    check_instance(argument, mask, Tensor, "a tensor of booleans")
+    checks.instance(argument, mask, Tensor, "a tensor of booleans")
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(
             f"{argument} must be a bool tensor of the shape {tuple(shape)}, got {mask.dtype} of "
@@ -180,8 +180,8 @@ def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
 def check_range(argument: str, bounds: object, above: float | None = None) -> None:
     """Check a pair of numbers, the first not above the second."""
     if isinstance(bounds, list | tuple) and len(bounds) == 2:
-        low = check_number(f"{argument}[0]", bounds[0], above=above)
-        high = check_number(f"{argument}[1]", bounds[1])
+        low = checks.number(f"{argument}[0]", bounds[0], above=above)
+        high = checks.number(f"{argument}[1]", bounds[1])
         if low <= high:
             return
     raise ValueError(

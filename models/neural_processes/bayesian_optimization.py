@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.models.neural_processes.batch import check_inputs
 from pyro_ext.models.neural_processes.process import NeuralProcess
 from pyro_ext.random import fresh_seed
@@ -48,8 +48,8 @@ def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
         >>> expected_improvement(dist.Normal(torch.zeros(1, 1), 1.0), torch.zeros(1))
         tensor([0.3989])
     """
-    check_instance("prediction", prediction, Normal, "a torch.distributions.Normal")
-    best = as_tensor("best", best)
+    checks.instance("prediction", prediction, Normal, "a torch.distributions.Normal")
+    best = checks.as_tensor("best", best)
     scaled = ((best - prediction.mean) / prediction.stddev).double()
     # Far below zero the terms cancel: from -5 on nothing of them is left in single precision.
     density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2.0 * math.pi)
@@ -95,13 +95,13 @@ def minimize(
         >>> course.best.shape
         torch.Size([4, 8])
     """
-    check_instance("process", process, NeuralProcess, "a NeuralProcess")
-    check_callable("objective", objective)
+    checks.instance("process", process, NeuralProcess, "a NeuralProcess")
+    checks.function("objective", objective)
     like = next(process.parameters(), None)
-    candidates = as_tensor("candidates", candidates, finite=True, like=like)
+    candidates = checks.as_tensor("candidates", candidates, finite=True, like=like)
     check_inputs("candidates", candidates, process.x_dim)
-    check_integer("num_initial", num_initial, 1)
-    check_integer("num_steps", num_steps, 0)
+    checks.integer("num_initial", num_initial, 1)
+    checks.integer("num_steps", num_steps, 0)
     if process.y_dim != 1:
         raise ValueError(f"process must have one output, got y_dim={process.y_dim}")
     num_tasks, num_candidates = candidates.shape[:2]

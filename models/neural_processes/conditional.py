@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import Normal, Uniform
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.networks import (
     Decoder,
@@ -35,7 +35,7 @@ class ConditionalProcess(NeuralProcess):
     """
 
     def __init__(self, encoder: SetEncoder, width: int = 128) -> None:
-        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
@@ -44,8 +44,8 @@ class ConditionalProcess(NeuralProcess):
         self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Mean negative log likelihood, as :meth:`NeuralProcess.loss`; nothing is random."""
-        check_integer("num_samples", num_samples, 1)
-        check_instance("batch", batch, Batch, "a Batch")
+        checks.integer("num_samples", num_samples, 1)
+        checks.instance("batch", batch, Batch, "a Batch")
         points = batch.points
         prediction = self._condition(batch.context, points.inputs, None)
         return -task_means(points_log_prob(prediction, points), points.mask).mean()
@@ -110,7 +110,7 @@ class BootstrapProcess(NeuralProcess):
     """
 
     def __init__(self, encoder: SetEncoder, width: int = 128) -> None:
-        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width, with_addition=True)
@@ -119,7 +119,7 @@ class BootstrapProcess(NeuralProcess):
         self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Loss without and with bootstrapped contexts, as :meth:`NeuralProcess.loss`."""
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         context, points = batch.context, batch.points
         base = self._encode(context, context.outputs, points.inputs)
         outputs = self._draw(context, num_samples, generator)

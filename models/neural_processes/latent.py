@@ -9,7 +9,7 @@ from pyro.distributions import Normal
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.networks import (
     CrossAttentionEncoder,
@@ -51,8 +51,8 @@ class LatentProcess(NeuralProcess):
     def __init__(
         self, encoder: SetEncoder, latent_encoder: PoolingEncoder, width: int = 128
     ) -> None:
-        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
-        check_instance("latent_encoder", latent_encoder, SetEncoder, "a SetEncoder")
+        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        checks.instance("latent_encoder", latent_encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.latent_features = latent_encoder.width // 2
         self.encoder = encoder
@@ -88,7 +88,7 @@ class LatentProcess(NeuralProcess):
         self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """The bound of importance weighting, as :meth:`NeuralProcess.loss`."""
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         points = batch.points
         prior, posterior = self._latent(batch.context), self._latent(points)
         latents = _drawn(posterior, num_samples, generator)
@@ -174,7 +174,7 @@ class ANP(LatentProcess):
 
 
 def _latent_features(number: int | None, width: int) -> int:
-    return check_integer("latent_features", width if number is None else number, 1)
+    return checks.integer("latent_features", width if number is None else number, 1)
 
 
 def _drawn(distribution: Normal, num_samples: int, generator: torch.Generator | None) -> Tensor:

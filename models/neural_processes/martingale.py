@@ -12,13 +12,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.networks import (
     Decoder,
@@ -46,7 +40,7 @@ class PseudoContextGenerator(nn.Module, ABC):
 
     def __init__(self, noise_features: int) -> None:
         super().__init__()
-        self.noise_features = check_integer("noise_features", noise_features, 1)
+        self.noise_features = checks.integer("noise_features", noise_features, 1)
 
     @abstractmethod
     def forward(
@@ -90,7 +84,7 @@ class RepresentationGenerator(PseudoContextGenerator):
     def __init__(
         self, encoder: SetEncoder, num_heads: int = 8, *, layer_norm: bool = False
     ) -> None:
-        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         size = encoder.num_features
         super().__init__(size)
         self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=layer_norm)
@@ -136,11 +130,11 @@ class InputGenerator(PseudoContextGenerator):
         *,
         layer_norm: bool = False,
     ) -> None:
-        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         size = encoder.num_features
         super().__init__(size)
-        self.low = check_number("low", low)
-        self.high = check_number("high", high, above=low)
+        self.low = checks.number("low", low)
+        self.high = checks.number("high", high, above=low)
         self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=layer_norm)
         self.to_inputs = nn.Linear(size, encoder.x_dim)
         self.to_outputs = MLP(size + encoder.x_dim, [size], encoder.y_dim, nn.ReLU)
@@ -202,15 +196,15 @@ class MartingalePosteriorProcess(NeuralProcess):
         weights: Sequence[float] = (1.0, 1.0, 1.0),
         generator: Generator = RepresentationGenerator,
     ) -> None:
-        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
-        self.num_pseudo = check_integer("num_pseudo", num_pseudo, 0)
-        check_callable("generator", generator, "a class of generators or a function of an encoder")
-        weights = check_sequence("weights", weights, "three numbers")
+        self.num_pseudo = checks.integer("num_pseudo", num_pseudo, 0)
+        checks.function("generator", generator, "a class of generators or a function of an encoder")
+        weights = checks.sequence("weights", weights, "three numbers")
         if len(weights) != 3:
             raise ValueError(f"weights must be three numbers, got {weights!r:.80}")
         self.weights = tuple(
-            check_number(f"weights[{i}]", weight, least=0) for i, weight in enumerate(weights)
+            checks.number(f"weights[{i}]", weight, least=0) for i, weight in enumerate(weights)
         )
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
@@ -235,7 +229,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         :returns: :math:`L_\text{marg}`, :math:`L_\text{amort}` and :math:`L_\text{pseudo}`,
             scalars.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         context, points = batch.context, batch.points
         number = points.presence().sum(-1).clamp(min=1)
         features = self.encoder.features(*context)

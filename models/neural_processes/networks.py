@@ -12,7 +12,7 @@ from pyro.distributions import Normal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_integer, check_optional, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.nn import MAB, MLP, SAB
 
 
@@ -26,10 +26,10 @@ class SetEncoder(nn.Module, ABC):
     """
 
     def __init__(self, x_dim: int, y_dim: int, num_features: int, width: int) -> None:
-        check_integer("width", width, 1)
+        checks.integer("width", width, 1)
         super().__init__()
-        self.x_dim = check_integer("x_dim", x_dim, 1)
-        self.y_dim = check_integer("y_dim", y_dim, 1)
+        self.x_dim = checks.integer("x_dim", x_dim, 1)
+        self.y_dim = checks.integer("y_dim", y_dim, 1)
         self.num_features = num_features
         self.width = width
 
@@ -94,9 +94,9 @@ class PoolingEncoder(SetEncoder):
         self_attention: bool = False,
         num_heads: int = 8,
     ) -> None:
-        check_integer("width", width, 1)
-        check_integer("num_heads", num_heads, 1)
-        check_optional(check_integer, "out_features", out_features, 1)
+        checks.integer("width", width, 1)
+        checks.integer("num_heads", num_heads, 1)
+        checks.optional(checks.integer, "out_features", out_features, 1)
         super().__init__(x_dim, y_dim, width, width if out_features is None else out_features)
         self.before = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
         self.attention = SAB(width, width, num_heads) if self_attention else None
@@ -143,7 +143,7 @@ class CrossAttentionEncoder(SetEncoder):
         self_attention: bool = True,
         num_heads: int = 8,
     ) -> None:
-        check_integer("width", width, 1)
+        checks.integer("width", width, 1)
         super().__init__(x_dim, y_dim, 2 * width, width)
         self.values = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
         self.self_attention = SAB(width, width, num_heads) if self_attention else None
@@ -179,7 +179,7 @@ class JointEncoder(SetEncoder):
     """
 
     def __init__(self, encoders: Sequence[SetEncoder]) -> None:
-        encoders = check_sequence("encoders", encoders, "a list of encoders", kind=SetEncoder)
+        encoders = checks.sequence("encoders", encoders, "a list of encoders", kind=SetEncoder)
         kinds = {(encoder.x_dim, encoder.y_dim) for encoder in encoders}
         if len(kinds) != 1:
             raise ValueError(f"encoders must have the same x_dim and y_dim, got {sorted(kinds)}")
@@ -266,12 +266,12 @@ class Decoder(nn.Module):
         *,
         with_addition: bool = False,
     ) -> None:
-        check_integer("x_dim", x_dim, 1)
-        check_integer("width", width, 1)
+        checks.integer("x_dim", x_dim, 1)
+        checks.integer("width", width, 1)
         super().__init__()
-        check_integer("representation_features", representation_features, 1)
+        checks.integer("representation_features", representation_features, 1)
         self.representation_features = representation_features
-        self.y_dim = check_integer("y_dim", y_dim, 1)
+        self.y_dim = checks.integer("y_dim", y_dim, 1)
         self.first = nn.Linear(representation_features + x_dim, width)
         self.addition: nn.Linear | None = None
         if with_addition:

@@ -6,8 +6,8 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_optional
-from pyro_ext._trained_range import warn_outside
+from pyro_ext._lib import checks
+from pyro_ext._lib.trained_range import warn_outside
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
@@ -29,8 +29,8 @@ class NeuralProcess(PyroModule):
 
     def __init__(self, x_dim: int, y_dim: int) -> None:
         super().__init__()
-        self.x_dim = check_integer("x_dim", x_dim, 1)
-        self.y_dim = check_integer("y_dim", y_dim, 1)
+        self.x_dim = checks.integer("x_dim", x_dim, 1)
+        self.y_dim = checks.integer("y_dim", y_dim, 1)
         ends = torch.tensor([[torch.inf], [-torch.inf]])  # of what it was trained on
         self.register_buffer("input_range", ends.repeat(1, self.x_dim))
         self.register_buffer("output_range", ends.repeat(1, self.y_dim))
@@ -108,10 +108,12 @@ class NeuralProcess(PyroModule):
         :returns: **Shape:** ``(num_samples, num_tasks, num_target, y_dim)``.
         """
         like = next(self.parameters(), None)
-        context_inputs = as_tensor("context_inputs", context_inputs, allow_empty=True, like=like)
-        check_integer("num_samples", num_samples, 1)
+        context_inputs = checks.as_tensor(
+            "context_inputs", context_inputs, allow_empty=True, like=like
+        )
+        checks.integer("num_samples", num_samples, 1)
         context = self._points("context", context_inputs, context_outputs, context_mask)
-        target_inputs = as_tensor("target_inputs", target_inputs, finite=True, like=like)
+        target_inputs = checks.as_tensor("target_inputs", target_inputs, finite=True, like=like)
         check_inputs("target_inputs", target_inputs, self.x_dim)
         self._warn_of_reach(context, target_inputs)
         if seed is not None:
@@ -200,10 +202,10 @@ class NeuralProcess(PyroModule):
         arguments = {f"{name}_inputs": inputs, f"{name}_outputs": outputs}
         like = next(self.parameters(), None)
         inputs, outputs = (
-            as_tensor(*pair, allow_empty=True, like=like) for pair in arguments.items()
+            checks.as_tensor(*pair, allow_empty=True, like=like) for pair in arguments.items()
         )
         options = {"kind": "booleans", "allow_empty": True}
-        mask = check_optional(as_tensor, f"{name}_mask", mask, **options)
+        mask = checks.optional(checks.as_tensor, f"{name}_mask", mask, **options)
         points = Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
         points.check_finite(name)
         return points

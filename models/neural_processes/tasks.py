@@ -11,16 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-    shown,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.models.neural_processes.batch import Batch, check_range, number_between, split_batch
 from pyro_ext.random import fresh_seed
 
@@ -87,22 +79,22 @@ class GPTasks:
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check_dtype(self.dtype)
-        check_choice("kernel", self.kernel, get_args(Kernel))
-        check_integer("num_tasks", self.num_tasks, 1)
-        check_integer("x_dim", self.x_dim, 1)
-        check_integer("max_points", self.max_points, 7)
-        given = check_optional(check_integer, "num_context", self.num_context, 0) or 0
+        checks.choice("kernel", self.kernel, get_args(Kernel))
+        checks.integer("num_tasks", self.num_tasks, 1)
+        checks.integer("x_dim", self.x_dim, 1)
+        checks.integer("max_points", self.max_points, 7)
+        given = checks.optional(checks.integer, "num_context", self.num_context, 0) or 0
         if self.num_target is None and given > self.max_points - 4:
             raise ValueError(
                 f"num_context must leave at least 4 of max_points={self.max_points} for the "
                 f"targets, whose number is drawn; got {given}"
             )
-        check_optional(check_integer, "num_target", self.num_target, 1)
+        checks.optional(checks.integer, "num_target", self.num_target, 1)
         for argument in ("lengthscale", "amplitude", "period"):
             check_range(argument, getattr(self, argument), above=0)
         check_range("input_range", self.input_range)
-        check_number("noise", self.noise, above=0)
-        check_number("student_noise", self.student_noise, least=0)
+        checks.number("noise", self.noise, above=0)
+        checks.number("student_noise", self.student_noise, least=0)
 
     def __call__(self, seed: int | None = None) -> Batch:
         """Draw a batch of tasks.
@@ -177,7 +169,7 @@ class GPTasks:
 
 def _check_dtype(dtype: torch.dtype) -> None:
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}")
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {checks.shown(dtype)}")
 
 
 @dataclass(frozen=True)
@@ -212,11 +204,13 @@ class ImageTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        images = as_tensor("images", self.images, "(num_images, height, width, ...)", finite=True)
+        images = checks.as_tensor(
+            "images", self.images, "(num_images, height, width, ...)", finite=True
+        )
         object.__setattr__(self, "images", images)
         if not isinstance(self.num_context, tuple) or len(self.num_context) != 2:
             raise TypeError(
-                f"num_context must be a pair of integers, got {shown(self.num_context)}"
+                f"num_context must be a pair of integers, got {checks.shown(self.num_context)}"
             )
         if images.dim() > 4:
             raise ValueError(
@@ -225,11 +219,11 @@ class ImageTasks:
             )
         if not images.is_floating_point():
             raise ValueError(f"images must be of a floating type, got {images.dtype}")
-        check_integer("num_tasks", self.num_tasks, 1)
+        checks.integer("num_tasks", self.num_tasks, 1)
         least, most = self.num_context
-        check_integer("num_context[0]", least, 0)
-        check_integer("num_context[1]", most, least)
-        wanted = check_optional(check_integer, "num_target", self.num_target, 1) or 1
+        checks.integer("num_context[0]", least, 0)
+        checks.integer("num_context[1]", most, least)
+        wanted = checks.optional(checks.integer, "num_target", self.num_target, 1) or 1
         if self.num_pixels - most < wanted:
             raise ValueError(
                 f"num_context must leave {wanted} of {self.num_pixels} pixels to ask for, got "
@@ -330,20 +324,20 @@ class PredatorPreyTasks:
     def __post_init__(self) -> None:
         """Check the arguments."""
         _check_dtype(self.dtype)
-        check_integer("num_tasks", self.num_tasks, 1)
-        check_integer("max_points", self.max_points, 30)
-        check_integer("num_events", self.num_events, self.max_points)
-        check_optional(check_integer, "num_context", self.num_context, 1)
-        check_optional(check_integer, "num_target", self.num_target, 1)
-        check_optional(check_number, "duration", self.duration, above=0)
+        checks.integer("num_tasks", self.num_tasks, 1)
+        checks.integer("max_points", self.max_points, 30)
+        checks.integer("num_events", self.num_events, self.max_points)
+        checks.optional(checks.integer, "num_context", self.num_context, 1)
+        checks.optional(checks.integer, "num_target", self.num_target, 1)
+        checks.optional(checks.number, "duration", self.duration, above=0)
         for argument, length in (("rates", 4), ("start", 2)):
             values = getattr(self, argument)
-            if len(check_sequence(argument, values, f"{length} numbers")) != length:
+            if len(checks.sequence(argument, values, f"{length} numbers")) != length:
                 raise ValueError(f"{argument} must be {length} numbers, got {values!r:.80}")
             for i, value in enumerate(values):
-                check_number(f"{argument}[{i}]", value, above=0)
-        check_number("time_scale", self.time_scale, above=0)
-        check_number("population_scale", self.population_scale, above=0)
+                checks.number(f"{argument}[{i}]", value, above=0)
+        checks.number("time_scale", self.time_scale, above=0)
+        checks.number("population_scale", self.population_scale, above=0)
 
     def __call__(self, seed: int | None = None) -> Batch:
         """Draw a batch of tasks, as :class:`GPTasks` do."""

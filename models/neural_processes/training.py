@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.models.neural_processes.batch import Batch
@@ -74,11 +67,11 @@ def fit(
         >>> len(losses)
         5
     """
-    check_instance("process", process, NeuralProcess, "a NeuralProcess")
-    check_callable("tasks", tasks, "a function of a seed that returns a Batch")
-    check_integer("num_steps", num_steps, 0)
-    check_number("learning_rate", learning_rate, above=0)
-    check_optional(check_integer, "num_samples", num_samples, 1)
+    checks.instance("process", process, NeuralProcess, "a NeuralProcess")
+    checks.function("tasks", tasks, "a function of a seed that returns a Batch")
+    checks.integer("num_steps", num_steps, 0)
+    checks.number("learning_rate", learning_rate, above=0)
+    checks.optional(checks.integer, "num_samples", num_samples, 1)
     options = {} if num_samples is None else {"num_samples": num_samples}
     seed = seed_of(seed, checkpoint)
     example = next(process.parameters())
@@ -139,9 +132,9 @@ def log_likelihoods(
         >>> log_likelihoods(CNP(width=16), [batch]).target < 0
         True
     """
-    check_instance("process", process, NeuralProcess, "a NeuralProcess")
-    every = check_sequence("batches", batches, "a list of batches", kind=Batch)
-    check_integer("num_samples", num_samples, 1)
+    checks.instance("process", process, NeuralProcess, "a NeuralProcess")
+    every = checks.sequence("batches", batches, "a list of batches", kind=Batch)
+    checks.integer("num_samples", num_samples, 1)
     example = next(process.parameters(), every[0].context_inputs)
     generator = torch.Generator(example.device).manual_seed(fresh_seed(seed))
     given_sum, asked_sum, number = 0.0, 0.0, 0

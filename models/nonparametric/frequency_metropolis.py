@@ -10,14 +10,7 @@ import torch
 from pyro.infer import HMC
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference import Gibbs, RandomWalk
 from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
 from pyro_ext.random import seeded
@@ -77,10 +70,10 @@ def metropolis_within_gibbs(
         >>> mcmc.run(table).get_samples()["excess"].shape
         torch.Size([4])
     """
-    check_callable("model", model, "a method of a FrequencyModel")
-    sites = check_sequence("sites", sites, "a list of names of sites", 1, str)
-    check_integer("num_steps", num_steps, 1)
-    check_number("step_size", step_size, above=0)
+    checks.function("model", model, "a method of a FrequencyModel")
+    sites = checks.sequence("sites", sites, "a list of names of sites", 1, str)
+    checks.integer("num_steps", num_steps, 1)
+    checks.number("step_size", step_size, above=0)
     blocks: list[tuple[Any, Sequence[str]]] = []
     if _TILTS in sites:
         steps = {"step_size": step_size, "num_steps": num_steps, "adapt_step_size": False}
@@ -124,9 +117,9 @@ def initial_parameters(
         >>> start["discount"], start["cluster_tilts"].shape
         (tensor([0.6000]), torch.Size([1, 100]))
     """
-    check_instance("model", model, FrequencyModel, "a FrequencyModel")
-    table = as_tensor("table", as_table("table", table), "(num_rows, 2)")
-    check_integer("num_chains", num_chains, 1)
+    checks.instance("model", model, FrequencyModel, "a FrequencyModel")
+    table = checks.as_tensor("table", as_table("table", table), "(num_rows, 2)")
+    checks.integer("num_chains", num_chains, 1)
     number = int(table[:, 1].sum())
     singletons = float(table[table[:, 0] == 1, 1].sum()) / number
     discount = min(max(singletons, _LEAST_DISCOUNT), 1.0 - _LEAST_DISCOUNT)

@@ -20,13 +20,7 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_optional,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.models.nonparametric.nrm_mixture import (
     Process,
     check_prior,
@@ -160,7 +154,9 @@ def pitman_yor_prior(
 
 def _prior(make: Callable[..., Any], **given: TorchDistribution | None) -> Callable[[], Any]:
     for name, one in given.items():
-        check_optional(check_instance, name, one, TorchDistributionMixin, "a distribution or None")
+        checks.optional(
+            checks.instance, name, one, TorchDistributionMixin, "a distribution or None"
+        )
     return partial(_sampled, make, given)
 
 
@@ -356,10 +352,10 @@ class FrequencyModel:
             >>> [int(table.prod(-1).sum()) for table in tables]
             [50, 50, 50]
         """
-        samples = check_tensors("samples", samples) if self._sites() else {}
+        samples = checks.tensors("samples", samples) if self._sites() else {}
         names = self._sites()
         check_sites("samples", samples, names)
-        check_integer("num_replicates", num_replicates, 1)
+        checks.integer("num_replicates", num_replicates, 1)
         num_draws = _num_draws({name: samples[name] for name in names})
         tables: list[Tensor] = []
         with seeded(seed):
@@ -375,7 +371,7 @@ class FrequencyModel:
 
 
 def _check_table(table: Tensor) -> Tensor:
-    return as_tensor("table", as_table("table", table), "(num_rows, 2)")
+    return checks.as_tensor("table", as_table("table", table), "(num_rows, 2)")
 
 
 def _num_draws(samples: Mapping[str, Tensor]) -> int:

@@ -19,15 +19,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.optim.lr_scheduler import ExponentialLR
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.distributions import RectifiedGamma
 from pyro_ext.inference.training import Trainer
 from pyro_ext.models.nonparametric.graph_model import (
@@ -64,20 +57,20 @@ def spectral_memberships(
         >>> (group == group[0]).tolist()
         [True, True, True, False, False, False]
     """
-    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
-    check_integer("seed", seed, 0)
+    checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    checks.integer("seed", seed, 0)
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.linalg import eigsh
 
     cluster = optional_module("sklearn.cluster", "spectral_memberships", "scikit-learn", "data")
-    check_integer("num_communities", num_communities, 2)
+    checks.integer("num_communities", num_communities, 2)
     if num_communities >= graph.num_nodes:
         raise ValueError(
             f"num_communities must be less than the number of nodes, {graph.num_nodes}, got "
             f"{num_communities}"
         )
-    check_number("proportion", proportion, above=1 / num_communities, below=1)
+    checks.number("proportion", proportion, above=1 / num_communities, below=1)
     degrees = graph.degrees.cpu().double().numpy()
     root = 1.0 / np.sqrt(degrees + max(degrees.mean(), 1e-12))
     first, second = graph.edges.cpu().numpy().T
@@ -143,9 +136,9 @@ class GraphGuide(PyroModule):
         seed: int | None = None,
     ) -> None:
         wanted = "a function that makes a guide"
-        check_optional(check_callable, "hyperparameters", hyperparameters, wanted)
-        check_instance("model", model, GraphModel, "a GraphModel")
-        check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+        checks.optional(checks.function, "hyperparameters", hyperparameters, wanted)
+        checks.instance("model", model, GraphModel, "a GraphModel")
+        checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
         check_num_nodes(model.prior, graph)
         with _local_parameters(), seeded(seed), on_device_of(graph):
             super().__init__(name=type(self).__name__)
@@ -165,7 +158,7 @@ class GraphGuide(PyroModule):
             elif memberships is not None:
                 raise ValueError(
                     "memberships must be None, since the model has no communities, got "
-                    f"{shown(memberships)}"
+                    f"{checks.shown(memberships)}"
                 )
 
     def _add_communities(self, communities: MixedMembership, memberships: Tensor | None) -> None:
@@ -229,8 +222,8 @@ class GraphGuide(PyroModule):
         :returns: the guide, with the loss of each step in ``losses``.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
-        check_integer("num_steps", num_steps, 1)
-        check_number("learning_rate", learning_rate, above=0)
+        checks.integer("num_steps", num_steps, 1)
+        checks.number("learning_rate", learning_rate, above=0)
         arguments = {"num_edges": num_edges, "num_pairs": num_pairs}
         with seeded(self._next_seed), _local_parameters(), ExitStack() as unchecked:
             model: Any = self.model
@@ -256,7 +249,7 @@ class GraphGuide(PyroModule):
         :param int seed: of the draws; by default PyTorch's generator goes on.
         :returns: the sites of the model by name. **Shape:** ``(num_samples, *event)`` each.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         with seeded(seed), _local_parameters(), torch.no_grad(), poutine.block():
             draws = [self() for _ in range(num_samples)]
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
@@ -283,7 +276,7 @@ class GraphGuide(PyroModule):
         :param int num_pairs: random pairs of each draw; by default all pairs.
         :param int seed: of the draws; by default PyTorch's generator goes on.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         local = _local_parameters()
         with seeded(seed), local, torch.no_grad():
             bound = Trace_ELBO(num_particles=num_samples)

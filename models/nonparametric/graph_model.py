@@ -17,15 +17,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
-from pyro_ext._checks import (
-    as_parameters,
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions import TruncatedBFRY
 from pyro_ext.models.nonparametric.graph_pairs import (
     PairSample,
@@ -93,7 +85,7 @@ class EdgeOdds:
         """
         pairs = {"first": first, "second": second}
         nodes = {name: nodes_of(name, node, len(self.weights)) for name, node in pairs.items()}
-        first, second = as_parameters("EdgeOdds", nodes)
+        first, second = checks.as_parameters("EdgeOdds", nodes)
         # Weights underflow where the tail index is near zero.
         log_weights = self.weights.clamp(min=_TINY).log()
         base = log_weights[first] + log_weights[second] - self.weights.sum().log()
@@ -112,7 +104,7 @@ class EdgeOdds:
 
 
 def _as_floats(argument: str, value: Any, shape: str) -> Tensor:
-    tensor = as_tensor(argument, value, shape)
+    tensor = checks.as_tensor(argument, value, shape)
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
@@ -162,14 +154,14 @@ def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
         >>> graph_log_likelihood(EdgeOdds(torch.tensor([1.0, 2.0, 5.0])), graph)
         tensor(-1.9896)
     """
-    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
     check_odds("odds", odds, graph.num_nodes)
     return odds.log(*graph.edges.T).sum() + log_non_edges(odds, graph)
 
 
 def check_odds(argument: str, odds: object, num_nodes: int | None = None) -> None:
     """Check that these are odds, with weights for so many nodes; their numbers are checked."""
-    check_instance(argument, odds, EdgeOdds, "EdgeOdds")
+    checks.instance(argument, odds, EdgeOdds, "EdgeOdds")
     assert isinstance(odds, EdgeOdds)
     if num_nodes is not None and len(odds.weights) != num_nodes:
         raise ValueError(
@@ -180,7 +172,7 @@ def check_odds(argument: str, odds: object, num_nodes: int | None = None) -> Non
 
 def nodes_of(argument: str, nodes: Any, num_nodes: int) -> Tensor:
     """Numbers of nodes that there are."""
-    found = as_tensor(argument, nodes, kind="integers", allow_empty=True)
+    found = checks.as_tensor(argument, nodes, kind="integers", allow_empty=True)
     if not may_hold_everywhere((found >= 0) & (found < num_nodes)):
         raise ValueError(
             f"{argument} must be nodes from 0 to {num_nodes - 1}, got {found.tolist()!r:.80}"
@@ -277,8 +269,8 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
         >>> bfry_weights(100)().high
         tensor(100.)
     """
-    check_integer("num_nodes", num_nodes, 2)
-    return _BFRYWeights(num_nodes, check_number("truncation", truncation, above=0))
+    checks.integer("num_nodes", num_nodes, 2)
+    return _BFRYWeights(num_nodes, checks.number("truncation", truncation, above=0))
 
 
 def gamma_weights() -> WeightPrior:
@@ -345,9 +337,9 @@ class MixedMembership:
     def __init__(
         self, num_communities: int, concentration: float = 0.3, rate_concentration: float = 1.0
     ) -> None:
-        self.num_communities = check_integer("num_communities", num_communities, 2)
-        self.concentration = check_number("concentration", concentration, above=0)
-        self.rate_concentration = check_number("rate_concentration", rate_concentration, above=0)
+        self.num_communities = checks.integer("num_communities", num_communities, 2)
+        self.concentration = checks.number("concentration", concentration, above=0)
+        self.rate_concentration = checks.number("rate_concentration", rate_concentration, above=0)
         self.num_rates = num_communities * (num_communities + 1) // 2
 
     def __call__(self, num_nodes: int) -> tuple[Tensor, Tensor]:
@@ -401,9 +393,9 @@ class GraphModel:
     """
 
     def __init__(self, prior: WeightPrior, communities: MixedMembership | None = None) -> None:
-        check_callable("prior", prior, "a Pyro model of no arguments", or_class=False)
+        checks.function("prior", prior, "a Pyro model of no arguments", or_class=False)
         kind = "a MixedMembership or None"
-        check_optional(check_instance, "communities", communities, MixedMembership, kind)
+        checks.optional(checks.instance, "communities", communities, MixedMembership, kind)
         self.prior = prior
         self.communities = communities
 
@@ -420,13 +412,13 @@ class GraphModel:
         :raises ValueError: for numbers out of range, and a prior for graphs of another size.
         """
         check_num_nodes(self.prior, graph)
-        check_optional(check_integer, "num_edges", num_edges, 1)
+        checks.optional(checks.integer, "num_edges", num_edges, 1)
         if num_edges is not None and num_edges > max(graph.num_edges, 1):
             raise ValueError(
                 f"num_edges must be at most {graph.num_edges}, the number of edges of the graph, "
                 f"got {num_edges}"
             )
-        check_optional(check_integer, "num_pairs", num_pairs, 1)
+        checks.optional(checks.integer, "num_pairs", num_pairs, 1)
         with on_device_of(graph):
             odds = self.odds(graph.num_nodes)
         if graph.num_edges:

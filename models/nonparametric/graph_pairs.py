@@ -8,13 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.random import chain_keys, philox
 
 _WORDS = 2**32
@@ -44,10 +38,10 @@ class HeldOutPairs:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_number("fraction", self.fraction, least=0, below=1)
-        check_integer("seed", self.seed, 0)
+        checks.number("fraction", self.fraction, least=0, below=1)
+        checks.integer("seed", self.seed, 0)
         wanted = "HeldOutPairs or None"
-        check_optional(check_instance, "others", self.others, HeldOutPairs, wanted)
+        checks.optional(checks.instance, "others", self.others, HeldOutPairs, wanted)
         if self.seed in self._other_seeds():
             raise ValueError(
                 f"seed must differ from those of pairs that are held out already, got {self.seed}"
@@ -129,13 +123,15 @@ class SimpleGraph:
 
     def __post_init__(self) -> None:
         """Check the arguments, and sort the edges."""
-        check_integer("num_nodes", self.num_nodes, 2)
+        checks.integer("num_nodes", self.num_nodes, 2)
         edges = self.edges
         if isinstance(edges, Tensor) and edges.dtype == torch.bool:
             raise TypeError(f"edges must be integers, got {edges.dtype}")
-        edges = as_tensor("edges", edges, "(num_edges, 2)", kind="integers", allow_empty=True)
+        edges = checks.as_tensor(
+            "edges", edges, "(num_edges, 2)", kind="integers", allow_empty=True
+        )
         wanted = "HeldOutPairs or None"
-        check_optional(check_instance, "held_out", self.held_out, HeldOutPairs, wanted)
+        checks.optional(checks.instance, "held_out", self.held_out, HeldOutPairs, wanted)
         low, high = edges.long().sort(-1).values.unbind(-1)
         if bool(((low < 0) | (high >= self.num_nodes)).any()):
             raise ValueError(
@@ -249,7 +245,7 @@ class SimpleGraph:
             >>> train.num_edges + int(test.is_edge.sum())
             300
         """
-        check_optional(check_integer, "max_non_edges", max_non_edges, 1)
+        checks.optional(checks.integer, "max_non_edges", max_non_edges, 1)
         held_out = HeldOutPairs(fraction, seed)
         is_out = held_out.contains(*self.edges.T)
         every = HeldOutPairs(fraction, seed, self.held_out)

@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide, spectral_memberships
 from pyro_ext.models.nonparametric.graph_model import (
     EdgeOdds,
@@ -67,10 +60,10 @@ def log_link_probabilities(
         >>> present.exp(), absent.exp()
         (tensor([0.6250]), tensor([0.3750]))
     """
-    odds = check_sequence("odds", odds, "a list of EdgeOdds", kind=EdgeOdds)
+    odds = checks.sequence("odds", odds, "a list of EdgeOdds", kind=EdgeOdds)
     number = len(odds[0].weights)
-    first = as_tensor("first", nodes_of("first", first, number), "(num_pairs,)")
-    second = as_tensor("second", nodes_of("second", second, number), f"({len(first)},)")
+    first = checks.as_tensor("first", nodes_of("first", first, number), "(num_pairs,)")
+    second = checks.as_tensor("second", nodes_of("second", second, number), f"({len(first)},)")
     parts = []
     with torch.no_grad():
         for left, right in torch.stack([first, second]).split(_PAIRS_AT_ONCE, 1):
@@ -96,7 +89,7 @@ def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
         >>> score_links([degree_odds(train)], test).auc > 0.9
         True
     """
-    check_instance("test", test, UnseenPairs, "the pairs that hold_out() of a SimpleGraph returns")
+    checks.instance("test", test, UnseenPairs, "the pairs that hold_out() of a SimpleGraph returns")
     metrics = optional_module("sklearn.metrics", "score_links", "scikit-learn", "data")
     if bool(test.is_edge.all()) or not bool(test.is_edge.any()):
         raise ValueError("test must hold edges and pairs without an edge, got one kind only")
@@ -122,7 +115,7 @@ def erdos_renyi_odds(graph: SimpleGraph) -> EdgeOdds:
         >>> odds.log(torch.tensor([3]), torch.tensor([4])).sigmoid()
         tensor([0.2273])
     """
-    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
     num_observed = graph.observed_fraction * graph.num_pairs
     fraction = (graph.num_edges + 0.5) / (num_observed + 1.0)
     weight = graph.num_nodes * fraction / (1.0 - fraction)
@@ -141,7 +134,7 @@ def degree_odds(graph: SimpleGraph) -> EdgeOdds:
         >>> degree_odds(SimpleGraph(3, torch.tensor([[0, 1]]))).weights
         tensor([1.5000, 1.5000, 0.5000])
     """
-    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
     degrees = graph.degrees.to(torch.get_default_dtype())
     return EdgeOdds((degrees + 0.5) / graph.observed_fraction)
 
@@ -158,8 +151,8 @@ def simulate_graphs(
     :param int seed: of the draws; by default PyTorch's generator goes on.
     :returns: graphs of as many nodes as that of the guide, one after the other.
     """
-    check_instance("guide", guide, GraphGuide, "a GraphGuide")
-    check_integer("num_graphs", num_graphs, 1)
+    checks.instance("guide", guide, GraphGuide, "a GraphGuide")
+    checks.integer("num_graphs", num_graphs, 1)
     return _simulated(guide, num_graphs, None if seed is None else fresh_seed(seed))
 
 
@@ -219,17 +212,17 @@ def cross_validate_truncation(
         >>> best in scores, scores[best].shape
         (True, torch.Size([2]))
     """
-    truncations = check_sequence("truncations", truncations, "a list of numbers")
+    truncations = checks.sequence("truncations", truncations, "a list of numbers")
     for number in truncations:
-        check_number("truncations", number, above=0)
-    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+        checks.number("truncations", number, above=0)
+    checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
     wanted = "a MixedMembership or None"
-    check_optional(check_instance, "communities", communities, MixedMembership, wanted)
-    check_number("fraction", fraction, above=0, below=1)
+    checks.optional(checks.instance, "communities", communities, MixedMembership, wanted)
+    checks.number("fraction", fraction, above=0, below=1)
     priors = {beta: bfry_weights(graph.num_nodes, beta) for beta in truncations}
     scores: dict[float, list[float]] = {beta: [] for beta in priors}
-    with seeded(check_integer("seed", seed, 0)):
-        seeds = torch.randint(2**31 - 1, (check_integer("num_splits", num_splits, 1),)).tolist()
+    with seeded(checks.integer("seed", seed, 0)):
+        seeds = torch.randint(2**31 - 1, (checks.integer("num_splits", num_splits, 1),)).tolist()
     for own in seeds:
         train, test = graph.hold_out(fraction, seed=own, max_non_edges=max_non_edges)
         start = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ext._checks import as_tensor, check_mapping, check_tensors
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
 from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
@@ -117,11 +117,11 @@ class NRMMixture:
             tensor(-6.1862)
         """
         if hyperparameters is not None:
-            check_mapping("hyperparameters", hyperparameters, "a dict of values by site")
+            checks.mapping("hyperparameters", hyperparameters, "a dict of values by site")
         values = dict(hyperparameters or {})
         check_sites("hyperparameters", values, sites_of(self._parts))
-        x = as_tensor("x", x, "(n, ...)", finite=True)
-        assignment = as_tensor("assignment", assignment, f"({len(x)},)", kind="integers")
+        x = checks.as_tensor("x", x, "(n, ...)", finite=True)
+        assignment = checks.as_tensor("assignment", assignment, f"({len(x)},)", kind="integers")
         values["assignment"] = canonical_labels(assignment)
         with poutine.block():
             trace = poutine.trace(poutine.condition(self.__call__, data=values)).get_trace(x)
@@ -191,8 +191,8 @@ class NRMMixture:
             >>> mixture.predict_clusters(new, x, samples, torch.tensor([0, 0, 1])).argmax(-1)
             tensor([0, 1])
         """
-        x = as_tensor("x", x, "(n, ...)", finite=True)
-        labels = as_tensor("labels", labels, f"({len(x)},)", kind="integers")
+        x = checks.as_tensor("x", x, "(n, ...)", finite=True)
+        labels = checks.as_tensor("labels", labels, f"({len(x)},)", kind="integers")
         found = torch.nn.functional.one_hot(canonical_labels(labels))
         total, number = torch.zeros(()), 0
         for draw, logs in self._log_joins(x_new, x, samples):
@@ -207,8 +207,8 @@ class NRMMixture:
         self, x_new: Tensor, x: Tensor, samples: Sites
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Labels of each draw, and log densities of new points in its clusters, a new one last."""
-        x = as_tensor("x", x, "(n, ...)", finite=True)
-        samples = check_tensors("samples", samples)
+        x = checks.as_tensor("x", x, "(n, ...)", finite=True)
+        samples = checks.tensors("samples", samples)
         names = sites_of(self._parts)
         check_sites("samples", samples, ["assignment", *names])
         labels = canonical_labels(samples["assignment"])
@@ -304,7 +304,7 @@ def _log_memberships(
 def _check_points(name: str, points: Any, cluster: ConjugateCluster) -> Tensor:
     """Points as a matrix of the size that the cluster has."""
     size = cluster.event_shape[0]
-    values = as_tensor(name, points, allow_empty=True)
+    values = checks.as_tensor(name, points, allow_empty=True)
     if values.dim() == 1 and size == 1:
         values = values.unsqueeze(-1)
     if values.dim() != 2 or values.shape[-1] != size or not len(values):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_integer, check_sequence, check_tensors
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.models.nonparametric.nrm_mixture import (
     Process,
@@ -77,7 +77,7 @@ class NRMModelMixture:
         self.prior = check_prior(prior)
         if isinstance(cluster, type | Distribution) or not callable(cluster):
             raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
-        shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
+        shared = checks.sequence("shared", shared, "a list of names of sites", 0, str)
         self.cluster, self.shared = cluster, tuple(shared)
 
     def __repr__(self) -> str:
@@ -138,8 +138,8 @@ class NRMModelMixture:
             **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
         :raises ValueError: where a site is missing in the draws, or shapes do not fit.
         """
-        samples = check_tensors("samples", samples)
-        check_integer("num_prior_draws", num_prior_draws, 1)
+        samples = checks.tensors("samples", samples)
+        checks.integer("num_prior_draws", num_prior_draws, 1)
         points = PointPotential(self.cluster, *args, shared=self.shared, **kwargs)
         whole = Potential(self.cluster, *args, **kwargs)
         labels = self._check(samples, points)

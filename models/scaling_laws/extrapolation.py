@@ -10,24 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
-from pyro_ext._files import read_bytes
-from pyro_ext._pyplot import axes_of, open_frame
+from pyro_ext._lib import checks
+from pyro_ext._lib.files import read_bytes
+from pyro_ext._lib.pyplot import axes_of, open_frame
 from pyro_ext.distributions import BarDistribution
 from pyro_ext.inference.prior_fitted import PriorDataFittedNetwork
 from pyro_ext.models.scaling_laws.prior import SMALLEST_SIZE, scaling_curve_prior
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["Extrapolation", "extrapolate", "pretrained_network", "read_curve"]
 
 _LEAST_POINTS = 4
 _FARTHEST = 0.02  # least place of the last size that is given, where the horizon is at one
@@ -75,7 +66,7 @@ class Extrapolation:
         :param float prob: a probability.
         :returns: **Shape:** ``(num_queries,)``.
         """
-        prob = check_number("prob", prob, above=0, below=1)
+        prob = checks.number("prob", prob, above=0, below=1)
         quantile = self.prediction.icdf(self.prediction.logits.new_tensor(prob))
         return (self.scale * quantile).clamp(min=0.0)
 
@@ -84,7 +75,7 @@ class Extrapolation:
 
         :param float level: their probability.
         """
-        level = check_number("level", level, above=0, below=1)
+        level = checks.number("level", level, above=0, below=1)
         return self.quantile(0.5 - level / 2.0), self.quantile(0.5 + level / 2.0)
 
     def log_prob(self, y: Any) -> Tensor:
@@ -92,11 +83,13 @@ class Extrapolation:
 
         :param Tensor y: **Shape:** ``(num_queries,)``.
         """
-        values = as_tensor("y", y, "(num_queries,)", like=self.prediction.logits, finite=True).to(
-            self.prediction.logits
-        )
+        values = checks.as_tensor(
+            "y", y, "(num_queries,)", like=self.prediction.logits, finite=True
+        ).to(self.prediction.logits)
         if values.shape != self.query.shape:
-            raise ValueError(f"y must have the shape {tuple(self.query.shape)}, got {shown(y)}")
+            raise ValueError(
+                f"y must have the shape {tuple(self.query.shape)}, got {checks.shown(y)}"
+            )
         return self.prediction.log_prob(values / self.scale) - torch.tensor(self.scale).log()
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -177,15 +170,15 @@ def extrapolate(
         (torch.Size([25]), True)
     """
     x, y = _checked_curve(x, y)
-    horizon = check_optional(check_number, "horizon", horizon, above=float(x[-1]))
+    horizon = checks.optional(checks.number, "horizon", horizon, above=float(x[-1]))
     asked, end = _queries(x, query, horizon)
-    scale = check_optional(check_number, "scale", scale, above=0)
+    scale = checks.optional(checks.number, "scale", scale, above=0)
     if scale is None:
         largest = float(y.max())
         scale = 1.0 if _USUAL[0] <= largest <= _USUAL[1] else largest
     if network is None:
         network = pretrained_network()
-    check_instance("network", network, PriorDataFittedNetwork, "a PriorDataFittedNetwork or None")
+    checks.instance("network", network, PriorDataFittedNetwork, "a PriorDataFittedNetwork or None")
     _check_values(y, scale, network)
     most = int(network.context[1] * network.num_points[1])
     chosen = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
@@ -201,10 +194,16 @@ def _places(size: Tensor, first: Tensor, end: float) -> Tensor:
 
 def _checked_curve(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Sizes and values by rising size."""
-    sizes = as_tensor("x", x, "(n,)", finite=True, allow_empty=True, dtype=torch.float64).cpu()
-    values = as_tensor("y", y, "(n,)", finite=True, allow_empty=True, dtype=torch.float64).cpu()
+    sizes = checks.as_tensor(
+        "x", x, "(n,)", finite=True, allow_empty=True, dtype=torch.float64
+    ).cpu()
+    values = checks.as_tensor(
+        "y", y, "(n,)", finite=True, allow_empty=True, dtype=torch.float64
+    ).cpu()
     if sizes.shape != values.shape:
-        raise ValueError(f"y must have one value for each size of x, got {shown(y)} for {shown(x)}")
+        raise ValueError(
+            f"y must have one value for each size of x, got {checks.shown(y)} for {checks.shown(x)}"
+        )
     if not bool((sizes > 0).all()):
         raise ValueError(f"x must be sizes > 0, got {float(sizes.min()):g}")
     if len(sizes.unique()) < _LEAST_POINTS:
@@ -228,7 +227,9 @@ def _queries(x: Tensor, query: Any, horizon: float | None) -> tuple[Tensor, floa
         asked = torch.linspace(math.log(last), math.log(end), 25, dtype=torch.float64).exp()
         asked[0], asked[-1] = last, end
     else:
-        asked = as_tensor("query", query, "(num_queries,)", finite=True, dtype=torch.float64).cpu()
+        asked = checks.as_tensor(
+            "query", query, "(num_queries,)", finite=True, dtype=torch.float64
+        ).cpu()
         largest = float(asked.max())
         end = max(largest, _NEAREST_HORIZON * last) if horizon is None else horizon
         if largest > end:
@@ -277,7 +278,7 @@ def read_curve(
     :returns: sizes and values ``(n,)``, and the sizes of rows without a value, to be predicted.
     :raises ValueError: where the file lacks a column, or holds something that is no number.
     """
-    check_instance("path", path, (str, Path), "a path")
+    checks.instance("path", path, (str, Path), "a path")
     try:
         lines = io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")
         rows = [row for row in csv.reader(lines) if any(cell.strip() for cell in row)]
@@ -314,7 +315,7 @@ def _column(argument: str, column: Any, names: list[str], most: int) -> int:
         if column not in names:
             raise ValueError(f"{argument} must be one of the columns {names}, got {column!r}")
         return names.index(column)
-    number = check_integer(argument, column, 0)
+    number = checks.integer(argument, column, 0)
     if number >= most:
         raise ValueError(f"{argument} must be one of the {most} columns, from 0 on, got {column}")
     return number

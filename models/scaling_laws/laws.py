@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_tensors, shown
+from pyro_ext._lib import checks
 from pyro_ext.models.scaling_laws.prior import inflected_law, offset_law
 from pyro_ext.random import seeded
-
-__all__ = ["LAWS", "ScalingLaw"]
 
 _LARGEST = 12.0  # of a parameter on the real line
 _MIN_DAMPING, _MAX_DAMPING = 1e-9, 1e9
@@ -131,7 +129,7 @@ class ScalingLaw:
     theta: Tensor
 
     def __init__(self, name: str = "M2") -> None:
-        check_choice("name", name, LAWS)
+        checks.choice("name", name, LAWS)
         self.name = name
         self._law = _LAWS[name]
 
@@ -153,8 +151,8 @@ class ScalingLaw:
         :raises ValueError: for numbers that are not positive, or too few of them.
         """
         self.x, self.y = x, y = _checked_curve(x, y)
-        num_starts = check_integer("num_starts", num_starts, 1)
-        num_steps = check_integer("num_steps", num_steps, 1)
+        num_starts = checks.integer("num_starts", num_starts, 1)
+        num_steps = checks.integer("num_steps", num_steps, 1)
         wide = [value.double().reshape(-1, value.shape[-1]) for value in (x, y)]
         sizes, values, least = self._in_units(*wide)
         loc, scale = (torch.tensor(part, dtype=torch.float64) for part in self._law[2:])
@@ -221,7 +219,7 @@ class ScalingLaw:
             spread = (residuals.square().sum(-1, keepdim=True) / free).sqrt()
             spread = spread.clamp(min=1e-6 * float(self.y.amax()))
             return dist.Normal(self._at(self.theta, x), spread)
-        samples = check_tensors("samples", samples, ("theta", "noise"))
+        samples = checks.tensors("samples", samples, ("theta", "noise"))
         loc = self._at(samples["theta"], x)
         noise = samples["noise"].reshape(*loc.shape[:-1], 1) * self.y.amax(-1)[..., None]
         last = [*range(1, loc.dim()), 0]
@@ -261,13 +259,13 @@ class ScalingLaw:
         return x / x[..., -1:], values, values.amin(-1)
 
     def _at(self, theta: Tensor, x: Any) -> Tensor:
-        sizes = as_tensor("x", x, "(*batch, n)", finite=True, like=self.x).to(self.x)
+        sizes = checks.as_tensor("x", x, "(*batch, n)", finite=True, like=self.x).to(self.x)
         if not bool((sizes > 0).all()):
             raise ValueError(f"x must be positive, got {sizes.min().item():g}")
         if sizes.dim() > 1 and sizes.shape[:-1] != self.x.shape[:-1]:
             raise ValueError(
                 f"x must have the leading dimensions {tuple(self.x.shape[:-1])} of the curves, got "
-                f"{shown(x)}"
+                f"{checks.shown(x)}"
             )
         unit = self.y.amax(-1, keepdim=True)
         least = self.y.amin(-1) / unit.squeeze(-1)
@@ -281,11 +279,13 @@ class ScalingLaw:
 
 def _checked_curve(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Sizes and values of one type and shape, positive."""
-    values = as_tensor("y", y, "(*batch, n)", finite=True)
+    values = checks.as_tensor("y", y, "(*batch, n)", finite=True)
     values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
-    sizes = as_tensor("x", x, "(*batch, n)", finite=True, like=values).to(values)
+    sizes = checks.as_tensor("x", x, "(*batch, n)", finite=True, like=values).to(values)
     if sizes.shape != values.shape:
-        raise ValueError(f"y must have one value for each size of x, got {shown(y)} for {shown(x)}")
+        raise ValueError(
+            f"y must have one value for each size of x, got {checks.shown(y)} for {checks.shown(x)}"
+        )
     if values.shape[-1] < 2:
         raise ValueError(f"x must be two sizes at least, got {values.shape[-1]}")
     for name, tensor in (("x", sizes), ("y", values)):

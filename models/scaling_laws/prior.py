@@ -19,16 +19,8 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.random import seeded
-
-__all__ = [
-    "FAMILIES",
-    "SMALLEST_SIZE",
-    "sample_scaling_curves",
-    "scaling_curve_prior",
-    "scaling_grid",
-]
 
 FAMILIES = ("down", "down-down", "down-up-down")
 """Families of curves: without breaks, with one or two, and with a rise between two breaks."""
@@ -383,9 +375,9 @@ def scaling_grid(
         tensor([[0.0100, 1.0000],
                 [0.0100, 1.0000]])
     """
-    num_curves = check_integer("num_curves", num_curves, 1)
-    num_points = check_integer("num_points", num_points, 2)
-    check_choice("spacing", spacing, ("uniform", "log", "mixed"))
+    num_curves = checks.integer("num_curves", num_curves, 1)
+    num_points = checks.integer("num_points", num_points, 2)
+    checks.choice("spacing", spacing, ("uniform", "log", "mixed"))
     with seeded(seed):
         inner = torch.rand(num_curves, num_points - 2)
         is_log = torch.rand(num_curves, 1) < {"uniform": 0.0, "log": 1.0, "mixed": 0.5}[spacing]
@@ -399,7 +391,7 @@ def _checked(
     x: Any, num_context: int | None, family: str | None, full_rise: bool, shape: str
 ) -> tuple[Tensor, int, int | None]:
     """Arguments that the prior and its sampler share."""
-    x = as_tensor("x", x, shape, finite=True)
+    x = checks.as_tensor("x", x, shape, finite=True)
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype())
     is_right = (x > 0).all() & (x <= 1).all() & (x.diff(dim=-1) >= 0).all()
@@ -407,14 +399,14 @@ def _checked(
         raise ValueError(f"x must be three sizes at least, in (0, 1] and rising, got {x!r:.80}")
     if num_context is None:
         num_context = x.shape[-1] // 2
-    num_context = check_integer("num_context", num_context, 1)
+    num_context = checks.integer("num_context", num_context, 1)
     if num_context >= x.shape[-1]:
         raise ValueError(
             f"num_context must be less than the {x.shape[-1]} points of x, got {num_context}"
         )
     if family is not None:
-        check_choice("family", family, FAMILIES)
-    check_boolean("full_rise", full_rise)
+        checks.choice("family", family, FAMILIES)
+    checks.boolean("full_rise", full_rise)
     return x, num_context, None if family is None else FAMILIES.index(family)
 
 

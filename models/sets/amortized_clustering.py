@@ -13,15 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
@@ -31,8 +23,6 @@ from pyro_ext.models.sets.filtering import (
     minimum_filtering_loss,
 )
 from pyro_ext.random import seeded
-
-__all__ = ["AmortizedClusterer", "Clustering"]
 
 Generator: TypeAlias = Callable[[], tuple[Tensor, Tensor]]
 
@@ -87,9 +77,9 @@ class AmortizedClusterer:
     """
 
     def __init__(self, network: FilteringNetwork, *, standardize: bool = True) -> None:
-        check_instance("network", network, FilteringNetwork, "a FilteringNetwork")
+        checks.instance("network", network, FilteringNetwork, "a FilteringNetwork")
         self.network = network
-        self.standardize = check_boolean("standardize", standardize)
+        self.standardize = checks.boolean("standardize", standardize)
 
     def fit(
         self,
@@ -122,9 +112,9 @@ class AmortizedClusterer:
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
-        check_callable("generator", generator, "a function that returns points and labels")
-        check_integer("num_steps", num_steps, 0)
-        check_number("density_weight", density_weight, least=0)
+        checks.function("generator", generator, "a function that returns points and labels")
+        checks.integer("num_steps", num_steps, 0)
+        checks.number("density_weight", density_weight, least=0)
         network = self.network
         trainer = Trainer(
             network,
@@ -181,16 +171,18 @@ class AmortizedClusterer:
         :raises ValueError: names the argument, what it got and what it wants, such as finite
             numbers and at least one point in each set.
         """
-        check_integer("max_passes", max_passes, 1)
-        x = as_tensor("x", x, f"(*batch, n, {self.network.in_features})")
+        checks.integer("max_passes", max_passes, 1)
+        x = checks.as_tensor("x", x, f"(*batch, n, {self.network.in_features})")
         x = x.to(next(self.network.parameters()).device)
         batch_shape = x.shape[:-2]
         if mask is None:
             mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-        mask = as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(x.device)
+        mask = checks.as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(
+            x.device
+        )
         if not bool(mask.any(-1).all()):
-            raise ValueError(f"mask must leave a point in each set, got {shown(mask)}")
-        x = as_tensor("x", x.masked_fill(~mask[..., None], 0), finite=True)
+            raise ValueError(f"mask must leave a point in each set, got {checks.shown(mask)}")
+        x = checks.as_tensor("x", x.masked_fill(~mask[..., None], 0), finite=True)
         x, mask = x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, x.shape[-2])
         x, loc, scale = self._standardized(x, mask)
         was_training = self.network.training
@@ -294,6 +286,8 @@ def _drawn(generator: Generator) -> tuple[Tensor, Tensor]:
     """Points and labels of some sets."""
     drawn = generator()
     if not isinstance(drawn, tuple) or len(drawn) != 2:
-        raise ValueError(f"generator must return points and labels, got {shown(drawn)}")
-    x = as_tensor("the points of generator", drawn[0], "(num_sets, n, in_features)", finite=True)
-    return x, as_tensor("the labels of generator", drawn[1], kind="integers")
+        raise ValueError(f"generator must return points and labels, got {checks.shown(drawn)}")
+    x = checks.as_tensor(
+        "the points of generator", drawn[0], "(num_sets, n, in_features)", finite=True
+    )
+    return x, checks.as_tensor("the labels of generator", drawn[1], kind="integers")

@@ -13,27 +13,8 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_choice,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.nn import ISAB, MAB, PMA
-
-__all__ = [
-    "AutoregressiveFlow",
-    "DiagonalNormal",
-    "FilterOutput",
-    "FilteringNetwork",
-    "RankOneNormal",
-    "anchored_filtering_loss",
-    "minimum_filtering_loss",
-]
 
 _LEAST_SCALE = 1e-6
 
@@ -54,7 +35,7 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.num_parameters = 2 * check_integer("num_features", num_features, 1)
+        self.num_parameters = 2 * checks.integer("num_features", num_features, 1)
 
     def forward(self, parameters: Tensor) -> dist.TorchDistribution:
         """Distributions whose means and, before a softplus, standard deviations these are.
@@ -79,7 +60,7 @@ class RankOneNormal(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.num_features = check_integer("num_features", num_features, 1)
+        self.num_features = checks.integer("num_features", num_features, 1)
         self.num_parameters = 2 * num_features + 1
 
     def forward(self, parameters: Tensor) -> dist.TorchDistribution:
@@ -111,10 +92,10 @@ class AutoregressiveFlow(nn.Module):
         self, num_features: int, num_parameters: int = 32, num_blocks: int = 4, width: int = 128
     ) -> None:
         super().__init__()
-        self.num_features = check_integer("num_features", num_features, 2)
-        self.num_parameters = check_integer("num_parameters", num_parameters, 1)
-        check_integer("num_blocks", num_blocks, 1)
-        check_integer("width", width, 1)
+        self.num_features = checks.integer("num_features", num_features, 2)
+        self.num_parameters = checks.integer("num_parameters", num_parameters, 1)
+        checks.integer("num_blocks", num_blocks, 1)
+        checks.integer("width", width, 1)
         forward = torch.arange(num_features)
         orders = [forward if i % 2 == 0 else forward.flip(0) for i in range(num_blocks)]
         networks = [
@@ -209,20 +190,20 @@ class FilteringNetwork(nn.Module):
         embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = check_integer("in_features", in_features, 1)
-        self.anchored = check_boolean("anchored", anchored)
-        check_integer("num_blocks", num_blocks, 1)
+        self.in_features = checks.integer("in_features", in_features, 1)
+        self.anchored = checks.boolean("anchored", anchored)
+        checks.integer("num_blocks", num_blocks, 1)
         if isinstance(density, str):
-            check_choice("density", density, _DENSITIES)
+            checks.choice("density", density, _DENSITIES)
             density = _DENSITIES[density](in_features)
         if density is not None and not hasattr(density, "num_parameters"):
             raise TypeError(
                 "density must be a name, a module with num_parameters such as DiagonalNormal(2), "
-                f"or None, got {shown(density)}"
+                f"or None, got {checks.shown(density)}"
             )
         self.density = density
         if embedding is not None:
-            check_instance("embedding", embedding, nn.Module, "a module or None")
+            checks.instance("embedding", embedding, nn.Module, "a module or None")
         self.embedding = embedding
 
         def mab(query_features: int, key_features: int) -> MAB:
@@ -257,14 +238,18 @@ class FilteringNetwork(nn.Module):
         :returns: logits, parameters, and log densities.
         :raises ValueError: names the argument, what it got and what it wants.
         """
-        x = as_tensor("x", x, f"(*batch, n, {self.in_features})", like=self.classifier.weight)
+        x = checks.as_tensor(
+            "x", x, f"(*batch, n, {self.in_features})", like=self.classifier.weight
+        )
         if mask is not None:
-            mask = as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(x.device)
+            mask = checks.as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(
+                x.device
+            )
             x = x.masked_fill(~mask[..., None], 0.0)
-        check_finite("x", x)
+        checks.all_finite("x", x)
         if self.anchored != (anchor is not None):
             wanted = "given to an anchored network" if self.anchored else "None if not anchored"
-            raise ValueError(f"anchor must be {wanted}, got {shown(anchor)}")
+            raise ValueError(f"anchor must be {wanted}, got {checks.shown(anchor)}")
         hidden = x if self.embedding is None else self.embedding(x)
         if self.anchoring is not None and anchor is not None:
             anchor = _anchor(anchor, x.shape[:-1]).to(x.device)
@@ -345,7 +330,7 @@ def _mean_of_least(
     output: FilterOutput, targets: Tensor, present: Tensor, density_weight: float
 ) -> Tensor:
     """Mean over sets of the least loss of a cluster; targets are of the shape (*batch, n, K)."""
-    check_number("density_weight", density_weight, least=0)
+    checks.number("density_weight", density_weight, least=0)
     logits = output.logits.masked_fill(~present, 0.0)
     targets = (targets.bool() & present[..., None]).to(logits)
     sizes, members = present.sum(-1, keepdim=True), targets.sum(-2)
@@ -368,11 +353,11 @@ def _total(targets: Tensor, values: Tensor) -> Tensor:
 
 def _checked(output: FilterOutput, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Labels that are zero for padding, and which points are there."""
-    check_instance("output", output, FilterOutput, "what a FilteringNetwork returns")
+    checks.instance("output", output, FilterOutput, "what a FilteringNetwork returns")
     shape = str(tuple(output.logits.shape))
-    labels = as_tensor("labels", labels, shape, kind="integers").to(output.logits.device)
+    labels = checks.as_tensor("labels", labels, shape, kind="integers").to(output.logits.device)
     mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-    present = as_tensor("mask", mask, shape, kind="booleans").to(labels.device)
+    present = checks.as_tensor("mask", mask, shape, kind="booleans").to(labels.device)
     labels = labels.long().masked_fill(~present, 0)
     if bool((labels < 0).any()):
         raise ValueError(f"labels must be integers >= 0, got {int(labels.min())}")
@@ -382,7 +367,7 @@ def _checked(output: FilterOutput, labels: Tensor, mask: Tensor | None) -> tuple
 def _anchor(anchor: Tensor, shape: torch.Size) -> Tensor:
     """Indices of anchors, one for each set of the shape ``(*batch, n)``."""
     wanted = str(tuple(shape[:-1]))
-    anchor = as_tensor("anchor", anchor, wanted, kind="integers", allow_empty=True).long()
+    anchor = checks.as_tensor("anchor", anchor, wanted, kind="integers", allow_empty=True).long()
     if bool(((anchor < 0) | (anchor >= shape[-1])).any()):
         raise ValueError(
             f"anchor must be indices of the {shape[-1]} points, got {anchor.tolist()!r:.80}"
@@ -391,7 +376,7 @@ def _anchor(anchor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _parameters(density: nn.Module, parameters: Tensor) -> Tensor:
-    return as_tensor("parameters", parameters, f"(*batch, {density.num_parameters})")
+    return checks.as_tensor("parameters", parameters, f"(*batch, {density.num_parameters})")
 
 
 def _positive(value: Tensor) -> Tensor:

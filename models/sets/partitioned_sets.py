@@ -11,9 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, shown
-
-__all__ = ["gaussian_mixtures", "labeled_mixtures", "random_partitions", "warped_mixtures"]
+from pyro_ext._lib import checks
 
 Size: TypeAlias = int | tuple[int, int]
 _MEAN_SCALE, _LOG_DEVIATION, _DEVIATION_SCALE = 3.0, math.log(0.25), 0.1
@@ -69,7 +67,7 @@ def gaussian_mixtures(
         >>> x.shape, labels.shape
         (torch.Size([3, 40, 2]), torch.Size([3, 40]))
     """
-    check_integer("num_features", num_features, 1)
+    checks.integer("num_features", num_features, 1)
     labels, sets, points = _partitions(num_sets, num_points, max_clusters, concentration)
     with sets:
         with pyro.plate("clusters", max_clusters, dim=-1):
@@ -153,11 +151,11 @@ def labeled_mixtures(
         >>> x.shape, labels.shape
         (torch.Size([3, 40, 5]), torch.Size([3, 40]))
     """
-    points = as_tensor("points", points, "(n, num_features)", finite=True)
-    classes = as_tensor("classes", classes, f"({len(points)},)", kind="integers")
+    points = checks.as_tensor("points", points, "(n, num_features)", finite=True)
+    classes = checks.as_tensor("classes", classes, f"({len(points)},)", kind="integers")
     order = classes.argsort(stable=True)
     _, sizes = classes.unique(return_counts=True)
-    if len(sizes) < check_integer("max_clusters", max_clusters, 1):
+    if len(sizes) < checks.integer("max_clusters", max_clusters, 1):
         raise ValueError(
             f"max_clusters must be at most the {len(sizes)} classes, got {max_clusters}"
         )
@@ -176,9 +174,9 @@ def _partitions(
     num_sets: int, num_points: Size, max_clusters: int, concentration: float
 ) -> tuple[Tensor, pyro.plate, pyro.plate]:
     """Labels, and the plates of sets and points."""
-    check_integer("num_sets", num_sets, 1)
-    check_integer("max_clusters", max_clusters, 1)
-    check_number("concentration", concentration, above=0)
+    checks.integer("num_sets", num_sets, 1)
+    checks.integer("max_clusters", max_clusters, 1)
+    checks.number("concentration", concentration, above=0)
     sets = pyro.plate("sets", num_sets, dim=-2)
     points = pyro.plate("points", _drawn_size(num_points), dim=-1)
     probability = torch.full((max_clusters,), 0.5)
@@ -194,11 +192,13 @@ def _partitions(
 
 def _drawn_size(num_points: Size) -> int:
     if not isinstance(num_points, tuple):
-        return check_integer("num_points", num_points, 1)
+        return checks.integer("num_points", num_points, 1)
     if len(num_points) != 2:
-        raise ValueError(f"num_points must be a number or two bounds, got {shown(num_points)}")
-    low = check_integer("num_points", num_points[0], 1)
-    high = check_integer("num_points", num_points[1], low)
+        raise ValueError(
+            f"num_points must be a number or two bounds, got {checks.shown(num_points)}"
+        )
+    low = checks.integer("num_points", num_points[0], 1)
+    high = checks.integer("num_points", num_points[1], low)
     return int(torch.randint(low, high + 1, ()))
 
 

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_finite,
-    check_integer,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.nn import ISAB, MLP, PMA, SAB
 from pyro_ext.nn.attention import AttentionOptions
-
-__all__ = ["DeepSet", "SetTransformer"]
 
 Encoder = Literal["isab", "sab", "rff", "rffp_mean", "rffp_max"]
 Pooling = Literal["mean", "sum", "max", "dot"]
@@ -56,16 +48,18 @@ class _SetNetwork(nn.Module):
         :raises ValueError: for tensors of another shape, and elements that are not finite.
         """
         own = next(self.parameters())
-        hidden = as_tensor("x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own)
+        hidden = checks.as_tensor(
+            "x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own
+        )
         if mask is not None:
-            mask = as_tensor("mask", mask, kind="booleans", allow_empty=True).to(own.device)
+            mask = checks.as_tensor("mask", mask, kind="booleans", allow_empty=True).to(own.device)
             if mask.shape != hidden.shape[:-1]:
                 raise ValueError(
                     f"mask must have the shape {tuple(hidden.shape[:-1])} of the sets in x, got "
                     f"{tuple(mask.shape)}"
                 )
             hidden = hidden.masked_fill(~mask[..., None], 0)
-        check_finite("x", hidden)
+        checks.all_finite("x", hidden)
         for block in self.encoder:
             hidden = block(hidden, mask)
         outputs: Tensor = self.decoder(self.pooling(hidden, mask))
@@ -127,12 +121,12 @@ class SetTransformer(_SetNetwork):
         **options: Unpack[AttentionOptions],
     ) -> None:
         _check_sizes(input_size, num_outputs, output_size, hidden_size)
-        check_choice("encoder", encoder, get_args(Encoder))
-        check_choice("pooling", pooling, get_args(AnyPooling))
-        check_integer("num_heads", num_heads, 1)
-        check_integer("num_inducing", num_inducing, 1)
-        check_integer("num_encoder_blocks", num_encoder_blocks, 1)
-        check_optional(check_integer, "num_decoder_blocks", num_decoder_blocks, 0)
+        checks.choice("encoder", encoder, get_args(Encoder))
+        checks.choice("pooling", pooling, get_args(AnyPooling))
+        checks.integer("num_heads", num_heads, 1)
+        checks.integer("num_inducing", num_inducing, 1)
+        checks.integer("num_encoder_blocks", num_encoder_blocks, 1)
+        checks.optional(checks.integer, "num_decoder_blocks", num_decoder_blocks, 0)
         if hidden_size % num_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
@@ -195,7 +189,7 @@ class DeepSet(_SetNetwork):
         pooling: Pooling = "mean",
     ) -> None:
         _check_sizes(input_size, num_outputs, output_size, hidden_size)
-        check_choice("pooling", pooling, get_args(Pooling))
+        checks.choice("pooling", pooling, get_args(Pooling))
         super().__init__(
             input_size,
             num_outputs,
@@ -274,7 +268,7 @@ def _layers(in_features: int, width: int, out_features: int, num_layers: int) ->
 
 
 def _check_sizes(input_size: int, num_outputs: int, output_size: int, hidden_size: int) -> None:
-    check_integer("input_size", input_size, 1)
-    check_integer("num_outputs", num_outputs, 1)
-    check_integer("output_size", output_size, 1)
-    check_integer("hidden_size", hidden_size, 1)
+    checks.integer("input_size", input_size, 1)
+    checks.integer("num_outputs", num_outputs, 1)
+    checks.integer("output_size", output_size, 1)
+    checks.integer("hidden_size", hidden_size, 1)

@@ -12,20 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.sets import as_sets, chamfer_distance
 from pyro_ext.nn import MAB, PMA
 from pyro_ext.random import fresh_seed
-
-__all__ = ["GaussianMixtureSet", "GeneratedSets", "SetVAE", "SetVAETerms"]
 
 _LOG_VARIANCES = (-4.0, 3.0)  # beyond these the divergence explodes early in training
 _PART_OF_DISTANCE = 1e-3
@@ -85,9 +75,9 @@ class GaussianMixtureSet(nn.Module):
 
     def __init__(self, size: int = 32, num_components: int = 4, *, trainable: bool = False) -> None:
         super().__init__()
-        self.size = check_integer("size", size, 1)
-        self.num_components = check_integer("num_components", num_components, 1)
-        check_boolean("trainable", trainable)
+        self.size = checks.integer("size", size, 1)
+        self.num_components = checks.integer("num_components", num_components, 1)
+        checks.boolean("trainable", trainable)
         scale = torch.randn(num_components, size).abs() / num_components**0.5
         for name, value in (
             ("logits", torch.zeros(num_components)),
@@ -258,20 +248,20 @@ class SetVAE(PyroModule):
         distance: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = chamfer_distance,
     ) -> None:
         super().__init__()
-        self.input_size = check_integer("input_size", input_size, 1)
-        scales = check_sequence("scales", scales, "a list of integers >= 1")
-        self.scales = tuple(check_integer("scales", scale, 1) for scale in scales)
-        check_integer("hidden_size", hidden_size, 1)
-        self.latent_size = check_integer("latent_size", latent_size, 1)
-        check_integer("num_heads", num_heads, 1)
+        self.input_size = checks.integer("input_size", input_size, 1)
+        scales = checks.sequence("scales", scales, "a list of integers >= 1")
+        self.scales = tuple(checks.integer("scales", scale, 1) for scale in scales)
+        checks.integer("hidden_size", hidden_size, 1)
+        self.latent_size = checks.integer("latent_size", latent_size, 1)
+        checks.integer("num_heads", num_heads, 1)
         if hidden_size % num_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
             )
         initial_set = GaussianMixtureSet() if initial_set is None else initial_set
-        check_instance("initial_set", initial_set, GaussianMixtureSet, "a GaussianMixtureSet")
-        check_boolean("unit_cube", unit_cube)
-        check_callable("distance", distance, or_class=False)
+        checks.instance("initial_set", initial_set, GaussianMixtureSet, "a GaussianMixtureSet")
+        checks.boolean("unit_cube", unit_cube)
+        checks.function("distance", distance, or_class=False)
         self.distance = distance
         self.network = _Network(
             input_size, self.scales, hidden_size, latent_size, num_heads, initial_set, unit_cube
@@ -295,9 +285,9 @@ class SetVAE(PyroModule):
         """
         network = self.network  # Pyro registers it at each access
         if beta is not None:
-            check_number("beta", beta, above=0)
+            checks.number("beta", beta, above=0)
         if x is None:
-            mask = as_tensor("mask", mask, "(num_sets, size)", kind="booleans")
+            mask = checks.as_tensor("mask", mask, "(num_sets, size)", kind="booleans")
             mask = mask.to(network.top_prior.device)
             beta = 1.0 if beta is None else beta  # draws have no weight
         else:
@@ -315,7 +305,7 @@ class SetVAE(PyroModule):
         """The guide that goes with :meth:`model`, whose arguments it has."""
         network = self.network
         x, mask = self._sets(network, x, mask)
-        beta = self._weight(x, mask) if beta is None else check_number("beta", beta, above=0)
+        beta = self._weight(x, mask) if beta is None else checks.number("beta", beta, above=0)
         features = network.encode(x, mask)
 
         def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
@@ -363,8 +353,8 @@ class SetVAE(PyroModule):
             coarsest scale first. **Shape:** ``(num_sets, scale, latent_size)`` each.
         :param int seed: of the draws; by default PyTorch's generator goes on.
         """
-        sizes = check_sequence("sizes", sizes, "a list of integers >= 1")
-        sizes = [check_integer("sizes", size, 1) for size in sizes]
+        sizes = checks.sequence("sizes", sizes, "a list of integers >= 1")
+        sizes = [checks.integer("sizes", size, 1) for size in sizes]
         network = self.network
         device = network.top_prior.device
         given = None if latents is None else self._latents(latents, len(sizes))
@@ -425,14 +415,14 @@ class SetVAE(PyroModule):
         return _PART_OF_DISTANCE * max(float(apart.mean()), torch.finfo(x.dtype).tiny)
 
     def _latents(self, latents: Sequence[Tensor], num_sets: int) -> list[Tensor]:
-        values = check_sequence("latents", latents, "a list of tensors, one for each scale")
+        values = checks.sequence("latents", latents, "a list of tensors, one for each scale")
         if len(values) != len(self.scales):
             raise ValueError(
                 f"latents must be as many as the {len(self.scales)} scales, got {len(values)}"
             )
         shapes = [f"({num_sets}, {scale}, {self.latent_size})" for scale in self.scales]
         return [
-            as_tensor("latents", value, shape, finite=True, like=self.network.top_prior)
+            checks.as_tensor("latents", value, shape, finite=True, like=self.network.top_prior)
             for value, shape in zip(values, shapes, strict=True)
         ]
 

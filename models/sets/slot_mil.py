@@ -6,29 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.nn import PMA, SAB
 from pyro_ext.nn.attention import AttentionOptions
-
-__all__ = [
-    "ABMIL",
-    "GatedABMIL",
-    "MixedSlots",
-    "SlotMIL",
-    "attention_concentration",
-    "slot_mixup",
-    "submix_loss",
-    "subsample_bags",
-]
 
 
 class SlotMIL(nn.Module):
@@ -79,11 +59,11 @@ class SlotMIL(nn.Module):
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        self.input_size = check_integer("input_size", input_size, 1)
-        check_integer("num_classes", num_classes, 1)
-        check_integer("num_slots", num_slots, 1)
-        self.hidden_size = check_integer("hidden_size", hidden_size, 1)
-        check_integer("num_heads", num_heads, 1)
+        self.input_size = checks.integer("input_size", input_size, 1)
+        checks.integer("num_classes", num_classes, 1)
+        checks.integer("num_slots", num_slots, 1)
+        self.hidden_size = checks.integer("hidden_size", hidden_size, 1)
+        checks.integer("num_heads", num_heads, 1)
         if hidden_size % num_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
@@ -121,7 +101,7 @@ class SlotMIL(nn.Module):
         """
         shape = f"(*batch, num_slots, {self.hidden_size})"
         like = next(self.parameters())
-        slots = as_tensor("slots", slots, shape, allow_empty=True, like=like)
+        slots = checks.as_tensor("slots", slots, shape, allow_empty=True, like=like)
         logits: Tensor = self.output(self.pooling(self.interaction(slots)).squeeze(-2))
         return logits
 
@@ -165,10 +145,10 @@ class ABMIL(nn.Module):
         self, input_size: int, num_classes: int, hidden_size: int = 128, attention_size: int = 64
     ) -> None:
         super().__init__()
-        self.input_size = check_integer("input_size", input_size, 1)
-        check_integer("num_classes", num_classes, 1)
-        check_integer("hidden_size", hidden_size, 1)
-        check_integer("attention_size", attention_size, 1)
+        self.input_size = checks.integer("input_size", input_size, 1)
+        checks.integer("num_classes", num_classes, 1)
+        checks.integer("hidden_size", hidden_size, 1)
+        checks.integer("attention_size", attention_size, 1)
         self.encoder = nn.Sequential(nn.Linear(input_size, hidden_size), nn.ReLU())
         self.projection = nn.Linear(hidden_size, attention_size)
         self.score = nn.Linear(attention_size, 1, bias=False)
@@ -278,9 +258,9 @@ def slot_mixup(
         >>> mixed.slots.shape, mixed.labels.shape, mixed.weights.sum(-1)
         (torch.Size([4, 8, 16]), torch.Size([4, 2]), tensor([1., 1., 1., 1.]))
     """
-    slots = as_tensor("slots", slots, "(num_bags, num_slots, hidden_size)")
-    labels = as_tensor("labels", labels, f"({len(slots)},)", kind="integers")
-    alpha = check_number("alpha", alpha, above=0.0)
+    slots = checks.as_tensor("slots", slots, "(num_bags, num_slots, hidden_size)")
+    labels = checks.as_tensor("labels", labels, f"({len(slots)},)", kind="integers")
+    alpha = checks.number("alpha", alpha, above=0.0)
     device = _device(generator, slots)
     partners = torch.randperm(len(slots), generator=generator, device=device).to(slots.device)
     # Gamma variables in logarithms: with a small concentration they underflow.
@@ -326,7 +306,7 @@ def subsample_bags(
         (torch.Size([3, 5, 2]), tensor([5, 2, 1]))
     """
     x, mask = _filled_bags(x, mask)
-    rate = check_number("rate", rate, above=0.0, most=1.0)
+    rate = checks.number("rate", rate, above=0.0, most=1.0)
     if mask is None:
         mask = x.new_ones(x.shape[:-1], dtype=torch.bool)
     device = _device(generator, x)
@@ -378,10 +358,10 @@ def submix_loss(
         ...     return submix_loss(network, x, labels, rate=0.5, alpha=1.0)
         >>> losses = Trainer(network, seed=0).run(loss, 3, progress=False)
     """
-    check_callable("network", network, "a network of bags", or_class=False)
-    labels = as_tensor("labels", labels, "(num_bags,)", kind="integers")
+    checks.function("network", network, "a network of bags", or_class=False)
+    labels = checks.as_tensor("labels", labels, "(num_bags,)", kind="integers")
     x, mask = _filled_bags(x, mask)
-    if check_number("rate", rate, above=0.0, most=1.0) < 1.0:
+    if checks.number("rate", rate, above=0.0, most=1.0) < 1.0:
         x, mask = subsample_bags(x, mask, rate, generator)
     if alpha is None:
         logits = network(x, mask)
@@ -390,7 +370,7 @@ def submix_loss(
     if not (hasattr(network, "slots") and hasattr(network, "classify")):
         raise TypeError(
             "network must have slots and classify to be mixed, as SlotMIL has; got "
-            + shown(network)
+            + checks.shown(network)
         )
     mixed = slot_mixup(network.slots(x, mask), labels, alpha, generator)
     logits = network.classify(mixed.slots)
@@ -420,9 +400,9 @@ def attention_concentration(
         >>> attention_concentration(torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]]))
         tensor([0.7000, 0.2500])
     """
-    weights = as_tensor("weights", weights, "(*batch, num_instances)")
-    check_finite("weights", weights)
-    fraction = check_number("fraction", fraction, above=0.0, most=1.0)
+    weights = checks.as_tensor("weights", weights, "(*batch, num_instances)")
+    checks.all_finite("weights", weights)
+    fraction = checks.number("fraction", fraction, above=0.0, most=1.0)
     mask = _checked_mask(mask, weights.shape)
     mask = torch.ones_like(weights, dtype=torch.bool) if mask is None else mask
     sizes = (fraction * mask.sum(-1, keepdim=True).double()).round().clamp(min=1)
@@ -435,9 +415,9 @@ def _checked(
     x: Tensor, mask: Tensor | None, input_size: int | None = None, like: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     shape = f"(*batch, num_instances, {input_size or 'input_size'})"
-    x = as_tensor("x", x, shape, allow_empty=True, like=like)
+    x = checks.as_tensor("x", x, shape, allow_empty=True, like=like)
     mask = _checked_mask(mask, x.shape[:-1])
-    check_finite("x", x if mask is None else x.masked_fill(~mask[..., None], 0))
+    checks.all_finite("x", x if mask is None else x.masked_fill(~mask[..., None], 0))
     return x, mask
 
 
@@ -455,8 +435,8 @@ def _filled_bags(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]
 
 
 def _checked_mask(mask: Tensor | None, shape: torch.Size) -> Tensor | None:
-    checked: Tensor | None = check_optional(
-        as_tensor, "mask", mask, str(tuple(shape)), kind="booleans", allow_empty=True
+    checked: Tensor | None = checks.optional(
+        checks.as_tensor, "mask", mask, str(tuple(shape)), kind="booleans", allow_empty=True
     )
     return checked
 
@@ -470,7 +450,7 @@ def _check_classes(labels: Tensor, logits: Tensor) -> None:
 
 def _device(generator: torch.Generator | None, tensor: Tensor) -> torch.device:
     """Where a generator draws; the default one of each device draws there."""
-    check_optional(
-        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    checks.optional(
+        checks.instance, "generator", generator, torch.Generator, "a torch.Generator or None"
     )
     return tensor.device if generator is None else generator.device

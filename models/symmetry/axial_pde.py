@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
+from pyro_ext._lib import checks
 from pyro_ext.nn.axial import (
     Aggregation,
     AxialGraphConv,
@@ -22,8 +22,6 @@ from pyro_ext.nn.axial import (
     AxialSelfAttention,
 )
 from pyro_ext.nn.axial_convolutions import PaddingMode
-
-__all__ = ["XMPP", "XCViT"]
 
 _FREQUENCIES = 4  # of a coordinate, along the unit torus
 
@@ -152,8 +150,8 @@ class XCViT(nn.Module):
         padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
-        self.num_steps = check_integer("num_steps", num_steps, 1)
-        size = num_steps * check_integer("in_channels", in_channels, 1)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
+        size = num_steps * checks.integer("in_channels", in_channels, 1)
         self.lift = _patches(size, channels, patch_size, "mean", padding_mode)
         self.blocks = _blocks(num_blocks, channels, num_heads, agg, max_distance, False)
         self.own, self.others = (nn.Linear(2 * _FREQUENCIES, channels) for _ in range(2))
@@ -180,7 +178,7 @@ class XCViT(nn.Module):
         _check_history(history, self.in_channels, self.patch_size, self.num_steps)
         history = history.to(next(self.parameters()))
         num_axes = history.dim() - 3
-        points = as_tensor(
+        points = checks.as_tensor(
             "points", points, f"(num_points, {num_axes})", like=history, finite=True
         ).to(history)
         features = self.lift(history.movedim(1, -2).flatten(-2))[:, None]
@@ -242,7 +240,7 @@ class _Block(nn.Module):
 
 
 def _blocks(num_blocks: int, *arguments: Any) -> nn.ModuleList:
-    check_integer("num_blocks", num_blocks, 0)
+    checks.integer("num_blocks", num_blocks, 0)
     return nn.ModuleList(_Block(*arguments) for _ in range(num_blocks))
 
 
@@ -255,8 +253,8 @@ def _patches(
     depth: int = 1,
 ) -> nn.Module:
     """A lift to features of patches that overlap, with a norm."""
-    check_integer("channels", channels, 1)
-    size = 2 + check_integer("patch_size", patch_size, 1)
+    checks.integer("channels", channels, 1)
+    size = 2 + checks.integer("patch_size", patch_size, 1)
     lift = AxialLift(
         in_channels,
         channels,
@@ -280,7 +278,7 @@ def _waves(coordinates: Tensor) -> Tensor:
 def _check_history(
     history: Any, channels: int, patch_size: int, num_steps: int | None = None
 ) -> None:
-    check_instance("history", history, Tensor, "a tensor")
+    checks.instance("history", history, Tensor, "a tensor")
     is_right = history.dim() >= 4 and history.shape[-1] == channels and 0 not in history.shape
     if not is_right or num_steps not in (None, history.shape[1]):
         raise ValueError(
@@ -288,7 +286,7 @@ def _check_history(
             f"got {tuple(history.shape)}"
         )
     if not history.is_floating_point() or history.layout != torch.strided or history.is_meta:
-        raise TypeError(f"history must be floating-point numbers, got {shown(history)}")
+        raise TypeError(f"history must be floating-point numbers, got {checks.shown(history)}")
     if any(size % patch_size for size in history.shape[2:-1]):
         raise ValueError(
             f"history must have axes of sizes that patch_size={patch_size} divides, got "

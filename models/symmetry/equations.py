@@ -16,29 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.nn.generators import FunctionField, as_floating, field_values
 from pyro_ext.random import seeded
-
-__all__ = [
-    "EQUATIONS",
-    "Equation",
-    "dirichlet_kernel",
-    "lie_generators",
-    "principal_cosines",
-    "regrid",
-    "scattered_derivatives",
-    "simulate",
-    "validity_pde",
-]
 
 _FLOOR = 1e-4  # of residuals, below which they are rounding
 _LARGEST = 1e9  # of coefficients and of roughness
@@ -46,7 +26,7 @@ _LARGEST = 1e9  # of coefficients and of roughness
 
 def _check_orders(orders: Sequence[int]) -> list[int]:
     """Check orders of derivatives."""
-    orders = check_sequence("orders", orders, "a list of integers from 2 to 4", 0)
+    orders = checks.sequence("orders", orders, "a list of integers from 2 to 4", 0)
     if not all(isinstance(k, Integral) and k in (2, 3, 4) for k in orders):
         raise ValueError(f"orders must be integers from 2 to 4, got {orders!r:.80}")
     return [int(k) for k in orders]
@@ -81,14 +61,14 @@ class Equation:
     def __post_init__(self) -> None:
         """Check the arguments."""
         for name in ("length", "duration", "scale"):
-            check_number(name, getattr(self, name), above=0)
+            checks.number(name, getattr(self, name), above=0)
         _check_orders(self.orders)
         for name in ("residual", "propagator", "transport"):
-            check_callable(name, getattr(self, name), or_class=False)
-        waves = check_sequence("waves", self.waves, "two integers", kind=int)
+            checks.function(name, getattr(self, name), or_class=False)
+        waves = checks.sequence("waves", self.waves, "two integers", kind=int)
         if len(waves) != 2 or not 1 <= waves[0] <= waves[1]:
             raise ValueError(f"waves must be two integers, 1 <= low <= high, got {waves!r}")
-        check_integer("num_waves", self.num_waves, 1)
+        checks.integer("num_waves", self.num_waves, 1)
 
 
 EQUATIONS = {
@@ -170,12 +150,12 @@ def simulate(
         torch.Size([2, 5, 32, 3])
     """
     equation = _equation(equation)
-    check_integer("num_solutions", num_solutions, 1)
-    if check_integer("num_x", num_x, 8) // 3 <= equation.waves[1]:
+    checks.integer("num_solutions", num_solutions, 1)
+    if checks.integer("num_x", num_x, 8) // 3 <= equation.waves[1]:
         least = 3 * equation.waves[1] + 3
         raise ValueError(f"num_x must be at least {least} for this equation's waves, got {num_x}")
-    check_integer("num_t", num_t, 2)
-    check_integer("substeps", substeps, 1)
+    checks.integer("num_t", num_t, 2)
+    checks.integer("substeps", substeps, 1)
     x = torch.arange(num_x, dtype=torch.float64) * (equation.length / num_x)
     shape, (low, high) = (num_solutions, equation.num_waves, 1), equation.waves
     with seeded(seed):
@@ -251,7 +231,7 @@ def scattered_derivatives(
     points = _graph(points)
     orders = _check_orders(orders)
     if length is not None:
-        check_number("length", length, above=0)
+        checks.number("length", length, above=0)
     if points.dim() < 3 or points.shape[-3] < 3 or points.shape[-2] < 5:
         raise ValueError(
             "points must have 3 times and 5 points in x at least, got the shape "
@@ -281,7 +261,7 @@ def scattered_derivatives(
 
 def _graph(points: Any) -> Tensor:
     """Points of a graph as floating-point numbers."""
-    return as_floating(as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True))
+    return as_floating(checks.as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True))
 
 
 def _spacing(differences: Tensor) -> Tensor:
@@ -360,7 +340,7 @@ def lie_generators(equation: str) -> FunctionField:
                 [0., 1., 0.],
                 [5., 0., 1.]])
     """
-    check_choice("equation", equation, EQUATIONS)
+    checks.choice("equation", equation, EQUATIONS)
 
     def fields(z: Tensor) -> Tensor:
         t = z[..., 1]
@@ -425,8 +405,8 @@ def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:
         >>> dirichlet_kernel(torch.tensor([0.0, 1.0, 8.0, 0.5]), 8).round(decimals=4)
         tensor([1.0000, -0.0000, 1.0000, 0.6284])
     """
-    v = as_tensor("v", v, finite=True)
-    if check_integer("num_points", num_points, 2) % 2:
+    v = checks.as_tensor("v", v, finite=True)
+    if checks.integer("num_points", num_points, 2) % 2:
         raise ValueError(f"num_points must be even, got {num_points}")
     return _kernel(v, num_points)
 
@@ -464,15 +444,15 @@ def regrid(
         >>> torch.allclose(u, points[..., 2]), present.all()
         (True, tensor(True))
     """
-    points = as_floating(as_tensor("points", points, "(num_t, num_x, 3)", finite=True))
-    grid = as_tensor("grid", grid, "(rows, num_x, dim)", like=points, finite=True).to(points)
+    points = as_floating(checks.as_tensor("points", points, "(num_t, num_x, 3)", finite=True))
+    grid = checks.as_tensor("grid", grid, "(rows, num_x, dim)", like=points, finite=True).to(points)
     if grid.shape[1] != points.shape[1] or grid.shape[2] < 2 or len(grid) < 2:
         raise ValueError(
             f"grid must have the shape (rows, {points.shape[1]}, 2), at least two rows, got "
             f"{tuple(grid.shape)}"
         )
-    check_number("length", length, above=0)
-    check_number("min_weight", min_weight, above=0)
+    checks.number("length", length, above=0)
+    checks.number("min_weight", min_weight, above=0)
     num_x = points.shape[1]
     if num_x % 2:
         raise ValueError(f"points must have an even number in x, got {num_x}")
@@ -496,7 +476,7 @@ def regrid(
 def _equation(equation: Equation | str) -> Equation:
     """The equation of a name."""
     if isinstance(equation, str):
-        check_choice("equation", equation, EQUATIONS)
+        checks.choice("equation", equation, EQUATIONS)
         return EQUATIONS[equation]
-    check_instance("equation", equation, Equation, "an Equation or a name in EQUATIONS")
+    checks.instance("equation", equation, Equation, "an Equation or a name in EQUATIONS")
     return equation

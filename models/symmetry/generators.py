@@ -15,15 +15,7 @@ from torch import Tensor
 from torch.func import jvp
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
@@ -38,18 +30,6 @@ from pyro_ext.nn.generators import (
     inner_products,
 )
 from pyro_ext.random import seeded
-
-__all__ = [
-    "feature_weights",
-    "lipschitz_loss",
-    "ortho_loss",
-    "sobolev_loss",
-    "train_generators",
-    "validity_images",
-    "validity_images_tangent",
-    "validity_scores",
-    "warp_images",
-]
 
 Features = Callable[[Tensor], Tensor]
 Validity = Callable[..., Tensor]
@@ -130,14 +110,14 @@ def lipschitz_loss(
         tensor(0.5000)
     """
     values = field_values(values)
-    check_number("threshold", threshold, least=0)
+    checks.number("threshold", threshold, least=0)
     if points is not None:
-        points = as_floating(as_tensor("points", points, finite=True))
+        points = as_floating(checks.as_tensor("points", points, finite=True))
         if points.shape != values.shape[1:]:
             raise ValueError(
                 f"points must have the shape {tuple(values.shape[1:])}, got {tuple(points.shape)}"
             )
-    grid_dim = values.dim() - 2 if grid_dim is None else check_integer("grid_dim", grid_dim, 1)
+    grid_dim = values.dim() - 2 if grid_dim is None else checks.integer("grid_dim", grid_dim, 1)
     if grid_dim > values.dim() - 2:
         raise ValueError(f"grid_dim must be at most {values.dim() - 2}, got {grid_dim}")
     total = values.new_zeros(())
@@ -198,7 +178,7 @@ def warp_images(images: Tensor, grid: Tensor) -> Tensor:
         True
     """
     images = _images(images)
-    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", like=images, finite=True)
+    grid = checks.as_tensor("grid", grid, "(*sample, rows, columns, 2)", like=images, finite=True)
     grid = grid.to(images)
     sample, size = grid.shape[:-3], grid.shape[-3:-1]
     grids = grid.reshape(-1, *size, 2)
@@ -230,9 +210,9 @@ def validity_images(features: Features, images: Tensor, grid: Tensor) -> Tensor:
         >>> angles[0] < angles[1]
         tensor(True)
     """
-    check_callable("features", features, "a function of images")
+    checks.function("features", features, "a function of images")
     images = _images(images)
-    grid = as_tensor("grid", grid, "(n, rows, columns, 2)", finite=True)
+    grid = checks.as_tensor("grid", grid, "(n, rows, columns, 2)", finite=True)
     moved = warp_images(images, grid)
     with torch.no_grad():
         before = _features(features, images)
@@ -261,9 +241,11 @@ def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor
         >>> validity_images_tangent(lambda x: x.flatten(1), torch.rand(5, 1, 8, 8), still).shape
         torch.Size([1])
     """
-    check_callable("features", features, "a function of images")
+    checks.function("features", features, "a function of images")
     images = _images(images)
-    velocity = as_tensor("velocity", velocity, "(n, height, width, 2)", like=images, finite=True)
+    velocity = checks.as_tensor(
+        "velocity", velocity, "(n, height, width, 2)", like=images, finite=True
+    )
     velocity = velocity.to(images)
     if velocity.shape[1:-1] != images.shape[-2:]:
         raise ValueError(
@@ -318,11 +300,11 @@ def feature_weights(
         >>> weights[0, 0] < weights[3, 3]
         tensor(True)
     """
-    check_callable("features", features, "a function of images")
+    checks.function("features", features, "a function of images")
     images = _images(images)
-    check_integer("num_windows", num_windows, 1)
-    check_number("width", width, above=0)
-    check_integer("batch_size", batch_size, 1)
+    checks.integer("num_windows", num_windows, 1)
+    checks.number("width", width, above=0)
+    checks.integer("batch_size", batch_size, 1)
     points = image_grid(*images.shape[-2:], dtype=images.dtype, device=images.device)
     total, mass = torch.zeros_like(points[..., 0]), torch.zeros_like(points[..., 0])
     slopes = _image_slopes(images)
@@ -349,7 +331,7 @@ def feature_weights(
 def _images(images: Any) -> Tensor:
     """Images as floating-point numbers."""
     shape = "(batch, channels, height, width)"
-    return as_floating(as_tensor("images", images, shape, finite=True))
+    return as_floating(checks.as_tensor("images", images, shape, finite=True))
 
 
 def _features(features: Features, images: Tensor) -> Tensor:
@@ -457,31 +439,31 @@ def train_generators(
         >>> len(losses)
         10
     """
-    check_instance("field", field, VectorField, "a VectorField")
-    check_callable("validity", validity)
-    check_integer("num_steps", num_steps, 0)
-    check_optional(check_instance, "batches", batches, ShuffledBatches, "ShuffledBatches or None")
-    points = check_optional(
-        as_tensor, "points", points, f"(*grid, {field.dim})", finite=True, allow_empty=False
+    checks.instance("field", field, VectorField, "a VectorField")
+    checks.function("validity", validity)
+    checks.integer("num_steps", num_steps, 0)
+    checks.optional(checks.instance, "batches", batches, ShuffledBatches, "ShuffledBatches or None")
+    points = checks.optional(
+        checks.as_tensor, "points", points, f"(*grid, {field.dim})", finite=True, allow_empty=False
     )
     points = None if points is None else as_floating(points)
     if points is None and batches is None:
         raise ValueError("points must be given where there are no batches, got None")
     if weights is not None:
-        weights = as_tensor("weights", weights, finite=True)
+        weights = checks.as_tensor("weights", weights, finite=True)
         if points is not None and weights.shape != points.shape[:-1]:
             raise ValueError(
                 f"weights must have the shape {tuple(points.shape[:-1])} of the points, got "
                 f"{tuple(weights.shape)}"
             )
-    check_number("sigma", sigma, above=0)
+    checks.number("sigma", sigma, above=0)
     for name, value in dict(
         symmetry=symmetry, ortho=ortho, lipschitz=lipschitz, sobolev=sobolev
     ).items():
-        check_number(name, value, least=0)
-    check_number("threshold", threshold, least=0)
-    check_boolean("per_distance", per_distance)
-    check_integer("flow_steps", flow_steps, 0)
+        checks.number(name, value, least=0)
+    checks.number("threshold", threshold, least=0)
+    checks.boolean("per_distance", per_distance)
+    checks.integer("flow_steps", flow_steps, 0)
     data = {"points": points, "weights": weights}
     trainer = Trainer(
         field,
@@ -577,12 +559,12 @@ def validity_scores(
         >>> scores[1] == 0, scores[0] > 0
         (tensor(True), tensor(True))
     """
-    check_instance("field", field, VectorField, "a VectorField")
-    check_callable("validity", validity)
-    points = as_floating(as_tensor("points", points, f"(*grid, {field.dim})", finite=True))
-    check_number("sigma", sigma, above=0)
-    check_integer("num_times", num_times, 1)
-    check_integer("flow_steps", flow_steps, 1)
+    checks.instance("field", field, VectorField, "a VectorField")
+    checks.function("validity", validity)
+    points = as_floating(checks.as_tensor("points", points, f"(*grid, {field.dim})", finite=True))
+    checks.number("sigma", sigma, above=0)
+    checks.integer("num_times", num_times, 1)
+    checks.integer("flow_steps", flow_steps, 1)
     normal = field.normalized(points, weights)
     start = points.expand(field.n, *points.shape)
     total = points.new_zeros(field.n)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
@@ -20,8 +20,6 @@ from pyro_ext.models.symmetry.equations import EQUATIONS, Equation, _equation, v
 from pyro_ext.models.symmetry.generators import train_generators
 from pyro_ext.nn.generators import GeneratorField
 from pyro_ext.random import seeded
-
-__all__ = ["LieSymmetries", "learn_lie_symmetries"]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
@@ -45,7 +43,7 @@ class LieSymmetries(NamedTuple):
         :param Tensor points: ``(x, t, u)``. **Shape:** ``(*grid, 3)``.
         :returns: velocities in units of ``units``. **Shape:** ``(n, *grid, 3)``.
         """
-        points = as_tensor("points", points, "(*grid, 3)", like=self.units, finite=True).to(
+        points = checks.as_tensor("points", points, "(*grid, 3)", like=self.units, finite=True).to(
             self.units
         )
         z = points / self.units
@@ -110,7 +108,9 @@ def learn_lie_symmetries(
         torch.Size([3])
     """
     equation = _equation(equation)
-    solutions = as_tensor("solutions", solutions, "(num_solutions, num_t, num_x, 3)", finite=True)
+    solutions = checks.as_tensor(
+        "solutions", solutions, "(num_solutions, num_t, num_x, 3)", finite=True
+    )
     if solutions.shape[-1] != 3:
         raise ValueError(
             "solutions must have the shape (num_solutions, num_t, num_x, 3), got "
@@ -119,16 +119,16 @@ def learn_lie_symmetries(
     if not isinstance(patch, tuple | list) or len(patch) != 2:
         raise ValueError(f"patch must be two sizes, of t and x, got {patch!r:.80}")
     for axis, (size, least) in enumerate(zip(patch, (3, 5), strict=True)):
-        check_integer(f"patch[{axis}]", size, least)
+        checks.integer(f"patch[{axis}]", size, least)
         if size > solutions.shape[1 + axis]:
             raise ValueError(
                 f"patch[{axis}] must be at most {solutions.shape[1 + axis]}, as solutions have, "
                 f"got {size}"
             )
-    check_integer("num_steps", num_steps, 0)
-    check_integer("batch_size", batch_size, 1)
-    check_integer("flow_steps", flow_steps, 1)
-    check_integer("num_patches", num_patches, batch_size)
+    checks.integer("num_steps", num_steps, 0)
+    checks.integer("batch_size", batch_size, 1)
+    checks.integer("flow_steps", flow_steps, 1)
+    checks.integer("num_patches", num_patches, batch_size)
     seed = seed_of(seed, checkpoint)
     units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
     validity = _Residual(equation, units.to(solutions.device))

@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_finite,
-    check_integer,
-    check_number,
-)
+from pyro_ext._lib import checks
 from pyro_ext.groups.projector import check_groups
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.nn.equivariant import (
@@ -30,8 +24,6 @@ from pyro_ext.nn.equivariant import (
     TensorRep,
     equivariance_residuals,
 )
-
-__all__ = ["EquivarianceTuner", "SoftEMLP", "SoftEMLPFit"]
 
 _LARGEST_SIZE = 128  # of the tensors by which groups are compared
 
@@ -62,7 +54,7 @@ class EquivarianceTuner:
     """
 
     def __init__(self, strengths: Any) -> None:
-        found = as_tensor("strengths", strengths, "(num_groups)", finite=True)
+        found = checks.as_tensor("strengths", strengths, "(num_groups)", finite=True)
         if bool((found < 0).any()) or not bool((found > 0).any()):
             raise ValueError(f"strengths must be >= 0 and not all zero, got {found.tolist()!r:.80}")
         found = found.detach().clone()
@@ -76,9 +68,9 @@ class EquivarianceTuner:
         :param residuals: of all groups at one time. **Shape:** ``(num_groups,)``.
         :raises ValueError: for residuals that are negative or not finite.
         """
-        found = as_tensor("residuals", residuals, f"({len(self._first)})", like=self._first)
+        found = checks.as_tensor("residuals", residuals, f"({len(self._first)})", like=self._first)
         found = found.detach().to(self._first.dtype).clone()
-        check_finite("residuals", found)
+        checks.all_finite("residuals", found)
         if bool((found < 0).any()):
             raise ValueError(f"residuals must be >= 0, got {found.tolist()!r:.80}")
         if self.residuals is None or bool((found < self.residuals).any()):
@@ -91,7 +83,7 @@ class EquivarianceTuner:
         :returns: the strengths. **Shape:** ``(num_groups,)``.
         :raises ValueError: before :meth:`update` was called.
         """
-        check_number("power", power, least=0.0)
+        checks.number("power", power, least=0.0)
         if self.residuals is None:
             raise ValueError("adjust needs residuals, got none: call update before")
         least = self.residuals[self._first > 0].min()
@@ -155,12 +147,12 @@ class SoftEMLP(nn.Module):
         soft_gates: bool = True,
     ) -> None:
         super().__init__()
-        check_integer("num_blocks", num_blocks, 1)
-        check_boolean("soft_gates", soft_gates)
+        checks.integer("num_blocks", num_blocks, 1)
+        checks.boolean("soft_gates", soft_gates)
         self.groups, _ = check_groups(groups)
         dim = self.groups[0].dim
         if not isinstance(hidden, TensorRep):
-            hidden = TensorRep.uniform(check_integer("hidden", hidden, 1), dim)
+            hidden = TensorRep.uniform(checks.integer("hidden", hidden, 1), dim)
         self.rep_in, self.rep_out, self.hidden = rep_in, rep_out, hidden
         self.linears, self.bilinears, self.gates = (nn.ModuleList() for _ in range(3))
         for _ in range(num_blocks):
@@ -231,16 +223,18 @@ class SoftEMLP(nn.Module):
         """
         dim = self.groups[0].dim
         like = self.output.weight
-        x = as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", like=like, finite=True).to(like)
-        y = as_tensor("y", y, f"({len(x)}, {self.rep_out.size(dim)})", like=like, finite=True).to(
+        x = checks.as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", like=like, finite=True).to(
             like
         )
-        check_integer("num_steps", num_steps, 2)
-        check_number("tune_at", tune_at, above=0.0, below=1.0)
-        check_number("power", power, least=0.0)
-        check_number("weight_decay", weight_decay, least=0.0)
-        check_number("gate_decay", gate_decay, least=0.0)
-        check_boolean("progress", progress)
+        y = checks.as_tensor(
+            "y", y, f"({len(x)}, {self.rep_out.size(dim)})", like=like, finite=True
+        ).to(like)
+        checks.integer("num_steps", num_steps, 2)
+        checks.number("tune_at", tune_at, above=0.0, below=1.0)
+        checks.number("power", power, least=0.0)
+        checks.number("weight_decay", weight_decay, least=0.0)
+        checks.number("gate_decay", gate_decay, least=0.0)
+        checks.boolean("progress", progress)
         if strengths is None:
             first, *others = self.groups
             if not all(_holds(first, other) for other in others):
@@ -250,9 +244,9 @@ class SoftEMLP(nn.Module):
                 )
             strengths = y.var(0, correction=0).mean().clamp(min=1e-6).repeat(len(self.groups))
             strengths[0] *= len(self.groups) == 1
-        strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", like=like)
+        strengths = checks.as_tensor("strengths", strengths, f"({len(self.groups)})", like=like)
         tuner = EquivarianceTuner(strengths)
-        batch_size = min(check_integer("batch_size", batch_size, 1), len(x))
+        batch_size = min(checks.integer("batch_size", batch_size, 1), len(x))
         batches = ShuffledBatches(x, y, batch_size=batch_size)
         linears = [*self.linears, self.output]
         soft = [gate.weight for gate in self.gates if isinstance(gate.weight, Tensor)]
@@ -269,7 +263,7 @@ class SoftEMLP(nn.Module):
 
         trainer = Trainer(
             self,
-            partial(torch.optim.Adam, lr=check_number("lr", lr, above=0.0)),
+            partial(torch.optim.Adam, lr=checks.number("lr", lr, above=0.0)),
             scheduler=partial(CosineAnnealingLR, T_max=num_steps),
             seed=seed,
         )

@@ -8,16 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_integer,
-    check_number,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.random import seeded
-
-__all__ = ["kernel_fields", "transport_fields", "transport_step"]
 
 
 def transport_step(
@@ -51,20 +43,21 @@ def transport_step(
         >>> transport_step(field, velocity=0.25).flatten().round().abs()
         tensor([0., 1., 0., 0.])
     """
-    field = as_tensor("field", field, "(batch, ...)", finite=True)
+    field = checks.as_tensor("field", field, "(batch, ...)", finite=True)
     if field.dim() < 3 or not field.is_floating_point():
-        raise ValueError(f"field must be (batch, *spatial, channels), got {shown(field)}")
+        raise ValueError(f"field must be (batch, *spatial, channels), got {checks.shown(field)}")
     each = []
     for name, value in {"diffusivity": diffusivity, "velocity": velocity}.items():
-        tensor = as_tensor(name, value, finite=True, like=field).to(field)
+        tensor = checks.as_tensor(name, value, finite=True, like=field).to(field)
         is_positive = name == "velocity" or bool((tensor >= 0).all())
         if not is_positive or tensor.shape not in ((), field.shape[:1]):
             wanted = " >= 0" * (name == "diffusivity")
             raise ValueError(
-                f"{name} must be one number{wanted}, or one for each field, got {shown(value)}"
+                f"{name} must be one number{wanted}, or one for each field, "
+                f"got {checks.shown(value)}"
             )
         each.append(tensor.expand(len(field)).reshape(-1, *[1] * (field.dim() - 1)))
-    time = check_number("time", time, least=0)
+    time = checks.number("time", time, least=0)
     axes = range(1, field.dim() - 1)
     square, total = torch.zeros_like(field[:1]), torch.zeros_like(field[:1])
     for axis in axes:
@@ -113,9 +106,9 @@ def transport_fields(
         torch.Size([2, 4, 8, 8, 8, 1])
     """
     num_fields, shape = _shape(num_fields, num_axes, size)
-    check_integer("num_steps", num_steps, 1)
-    check_choice("equation", equation, ("heat", "advection"))
-    check_number("max_mode", max_mode, least=0.5)  # below are rounding errors alone
+    checks.integer("num_steps", num_steps, 1)
+    checks.choice("equation", equation, ("heat", "advection"))
+    checks.number("max_mode", max_mode, least=0.5)  # below are rounding errors alone
     with seeded(seed):
         noise, rate = torch.randn(num_fields, *shape, 1), torch.rand(num_fields)
     start = transport_step(noise, 1 / (2 * math.pi * max_mode) ** 2)
@@ -170,8 +163,8 @@ def kernel_fields(
 
 
 def _shape(num_fields: int, num_axes: int, size: int) -> tuple[int, list[int]]:
-    check_integer("num_fields", num_fields, 1)
-    return num_fields, check_integer("num_axes", num_axes, 1) * [check_integer("size", size, 2)]
+    checks.integer("num_fields", num_fields, 1)
+    return num_fields, checks.integer("num_axes", num_axes, 1) * [checks.integer("size", size, 2)]
 
 
 def _standardized(fields: Tensor) -> Tensor:

@@ -11,21 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext import _optional
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks, optional
 from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, merged
 from pyro_ext.models.temporal_graphs.link_prediction import evaluating, replay
 from pyro_ext.models.temporal_graphs.network import TemporalGraphNetwork
 from pyro_ext.random import seeded
-
-__all__ = ["StructuralAttack", "TSpear", "spread_pairs"]
 
 _BANDWIDTH = 0.1  # in standard deviations
 _STRUCTURAL = ("random", "preference", "jaccard", "degree", "pagerank")
@@ -52,9 +42,9 @@ def spread_pairs(costs: Any, num_pairs: int, *, extra_rounds: int = 0) -> tuple[
     """
     from scipy.optimize import linear_sum_assignment
 
-    matrix = as_tensor("costs", costs, "(m, k)").detach().double().cpu().numpy()
-    check_integer("num_pairs", num_pairs, 0)
-    check_integer("extra_rounds", extra_rounds, 0)
+    matrix = checks.as_tensor("costs", costs, "(m, k)").detach().double().cpu().numpy()
+    checks.integer("num_pairs", num_pairs, 0)
+    checks.integer("extra_rounds", extra_rounds, 0)
     allowed = np.isfinite(matrix)
     if np.isnan(matrix).any() or np.isneginf(matrix).any():
         raise ValueError("costs must be numbers or inf, got NaN or -inf")
@@ -89,11 +79,11 @@ class _Attack:
         bandwidth: float | None,
         extra_rounds: int,
     ) -> None:
-        self.budget = check_number("budget", budget, least=0)
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.resolution = check_optional(check_number, "resolution", resolution, above=0)
-        self.bandwidth = check_optional(check_number, "bandwidth", bandwidth, above=0)
-        self.extra_rounds = check_integer("extra_rounds", extra_rounds, 0)
+        self.budget = checks.number("budget", budget, least=0)
+        self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.resolution = checks.optional(checks.number, "resolution", resolution, above=0)
+        self.bandwidth = checks.optional(checks.number, "bandwidth", bandwidth, above=0)
+        self.extra_rounds = checks.integer("extra_rounds", extra_rounds, 0)
 
     def perturb(
         self, stream: EventStream, *, history: EventStream | None = None, seed: int | None = None
@@ -236,7 +226,7 @@ class TSpear(_Attack):
         bandwidth: float | None = None,
         extra_rounds: int = 0,
     ) -> None:
-        check_instance("surrogate", surrogate, TemporalGraphNetwork, "a TemporalGraphNetwork")
+        checks.instance("surrogate", surrogate, TemporalGraphNetwork, "a TemporalGraphNetwork")
         super().__init__(budget, batch_size, resolution, bandwidth, extra_rounds)
         self.surrogate = surrogate
 
@@ -300,7 +290,7 @@ class StructuralAttack(_Attack):
         bandwidth: float | None = None,
         extra_rounds: int = 0,
     ) -> None:
-        check_choice("kind", kind, _STRUCTURAL)
+        checks.choice("kind", kind, _STRUCTURAL)
         super().__init__(budget, batch_size, resolution, bandwidth, extra_rounds)
         self.kind = kind
 
@@ -371,6 +361,6 @@ def _near(values: Tensor, number: int, bandwidth: float | None) -> Tensor:
 
 def _pagerank(graph: Tensor) -> Tensor:
     """PageRank of each node."""
-    networkx = _optional.optional_module("networkx", "PageRank", "networkx", "graphs")
+    networkx = optional.optional_module("networkx", "PageRank", "networkx", "graphs")
     found = networkx.pagerank(networkx.from_numpy_array(graph.numpy(force=True)))
     return torch.tensor([found[node] for node in range(len(graph))], dtype=graph.dtype)

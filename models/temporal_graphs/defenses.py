@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.models.temporal_graphs.events import EventStream, check_stream
-
-__all__ = ["CosineFilter", "Defense", "LowRankWeights", "TShield", "temporal_smoothness"]
 
 _SMALLEST_WEIGHT = 1e-3
 
@@ -109,20 +107,20 @@ class TShield(Defense):
         schedule: str = "cosine",
         min_kept: float = 0.5,
     ) -> None:
-        self.tau_start = check_number("tau_start", tau_start, least=0, most=1)
-        self.tau_end = check_number("tau_end", tau_end, least=0, most=1)
-        self.eta = check_number("eta", eta, least=0)
-        self.theta = check_number("theta", theta, least=0)
-        check_choice("schedule", schedule, ("cosine", "linear", "fixed"))
+        self.tau_start = checks.number("tau_start", tau_start, least=0, most=1)
+        self.tau_end = checks.number("tau_end", tau_end, least=0, most=1)
+        self.eta = checks.number("eta", eta, least=0)
+        self.theta = checks.number("theta", theta, least=0)
+        checks.choice("schedule", schedule, ("cosine", "linear", "fixed"))
         self.schedule = schedule
-        self.min_kept = check_number("min_kept", min_kept, least=0, most=1)
+        self.min_kept = checks.number("min_kept", min_kept, least=0, most=1)
 
     def threshold(self, progress: float) -> float:
         r"""Return :math:`\tau_e`.
 
         :param float progress: :math:`e / E`, from 0 to 1.
         """
-        progress = check_number("progress", progress, least=0, most=1)
+        progress = checks.number("progress", progress, least=0, most=1)
         fraction = {
             "cosine": 0.5 * (1.0 - math.cos(math.pi * progress)),
             "linear": progress,
@@ -160,7 +158,7 @@ class CosineFilter(Defense):
     filters = True
 
     def __init__(self, threshold: float = 0.5) -> None:
-        self.threshold = check_number("threshold", threshold, least=-1, most=1)
+        self.threshold = checks.number("threshold", threshold, least=-1, most=1)
 
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
         """Keep events between nodes that are alike; see :meth:`Defense.keep`."""
@@ -188,7 +186,7 @@ class LowRankWeights(Defense):
     """
 
     def __init__(self, rank: int = 50) -> None:
-        self.rank = check_integer("rank", rank, 1)
+        self.rank = checks.integer("rank", rank, 1)
 
     def weights(self, stream: EventStream) -> Tensor:
         """See :meth:`Defense.weights`; raises where there are no more nodes than the rank."""
@@ -239,11 +237,11 @@ def temporal_smoothness(
         >>> temporal_smoothness(h, h, torch.tensor([0.0, 10.0]), theta=0.0)
         tensor(-1.)
     """
-    embeddings = as_tensor("embeddings", embeddings, "(n, size)", finite=True)
+    embeddings = checks.as_tensor("embeddings", embeddings, "(n, size)", finite=True)
     num, size = embeddings.shape
-    previous = as_tensor("previous", previous, f"({num}, {size})", finite=True)
-    lapse = as_tensor("lapse", lapse, f"({num},)", like=embeddings)
-    theta = check_number("theta", theta, least=0)
+    previous = checks.as_tensor("previous", previous, f"({num}, {size})", finite=True)
+    lapse = checks.as_tensor("lapse", lapse, f"({num},)", like=embeddings)
+    theta = checks.number("theta", theta, least=0)
     seen = ~lapse.isnan()
     if bool((lapse[seen] < 0).any()):
         raise ValueError(f"lapse must be a time >= 0 or NaN, got {float(lapse[seen].min())}")
@@ -253,7 +251,7 @@ def temporal_smoothness(
 
 def _checked(logits: Any, embeddings: Any, progress: float) -> tuple[Tensor, Tensor]:
     """Arguments of a filter, as tensors."""
-    logits = as_tensor("logits", logits, "(n,)", finite=True)
+    logits = checks.as_tensor("logits", logits, "(n,)", finite=True)
     shape = f"(2, {len(logits)}, size)"
-    check_number("progress", progress, least=0, most=1)
-    return logits, as_tensor("embeddings", embeddings, shape, finite=True)
+    checks.number("progress", progress, least=0, most=1)
+    return logits, checks.as_tensor("embeddings", embeddings, shape, finite=True)

@@ -6,16 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_number,
-)
-
-__all__ = ["EventStream"]
+from pyro_ext._lib import checks
 
 
 class EventStream:
@@ -56,28 +47,28 @@ class EventStream:
         fake: Any = None,
         bipartite: bool = False,
     ) -> None:
-        sources = as_tensor("sources", sources, "(n,)", kind="integers").long()
+        sources = checks.as_tensor("sources", sources, "(n,)", kind="integers").long()
         shape, device = f"({len(sources)},)", sources.device
-        destinations = as_tensor("destinations", destinations, shape, kind="integers").long()
-        times = as_tensor("times", times, shape, dtype=torch.float64, finite=True)
+        destinations = checks.as_tensor("destinations", destinations, shape, kind="integers").long()
+        times = checks.as_tensor("times", times, shape, dtype=torch.float64, finite=True)
         if features is None:
             features = torch.zeros(len(sources), 0, device=device)
-        features = as_tensor(
+        features = checks.as_tensor(
             "features", features, f"({len(sources)}, num_features)", allow_empty=True, finite=True
         )
         if not features.is_floating_point():
             features = features.to(torch.get_default_dtype())
         if fake is None:
             fake = torch.zeros(len(sources), dtype=torch.bool, device=device)
-        fake = as_tensor("fake", fake, shape, kind="booleans")
+        fake = checks.as_tensor("fake", fake, shape, kind="booleans")
         for name, nodes in (("sources", sources), ("destinations", destinations)):
             if int(nodes.min()) < 0:
                 raise ValueError(f"{name} must be nodes >= 0, got {int(nodes.min())}")
         largest = int(torch.maximum(sources, destinations).max())
-        num_nodes = largest + 1 if num_nodes is None else check_integer("num_nodes", num_nodes, 1)
+        num_nodes = largest + 1 if num_nodes is None else checks.integer("num_nodes", num_nodes, 1)
         if largest >= num_nodes:
             raise ValueError(f"num_nodes must be more than the node {largest}, got {num_nodes}")
-        if check_boolean("bipartite", bipartite) and bool(torch.isin(sources, destinations).any()):
+        if checks.boolean("bipartite", bipartite) and bool(torch.isin(sources, destinations).any()):
             raise ValueError(
                 "bipartite must be False where a node is both a source and a destination, got True"
             )
@@ -106,7 +97,7 @@ class EventStream:
         if not isinstance(index, slice):
             is_mask = getattr(index, "dtype", None) in (torch.bool, bool)
             kind = "booleans" if is_mask else "integers"
-            index = as_tensor("index", index, "(m,)", kind=kind, allow_empty=True)
+            index = checks.as_tensor("index", index, "(m,)", kind=kind, allow_empty=True)
         taken = object.__new__(EventStream)
         for name in ("sources", "destinations", "times", "features", "fake"):
             setattr(taken, name, getattr(self, name)[index])
@@ -134,7 +125,7 @@ class EventStream:
 
         :param int batch_size: events of each; the last one may have fewer.
         """
-        check_integer("batch_size", batch_size, 1)
+        checks.integer("batch_size", batch_size, 1)
         return [self[k : k + batch_size] for k in range(0, len(self), batch_size)]
 
     def split(self, *fractions: float) -> tuple["EventStream", ...]:
@@ -144,7 +135,7 @@ class EventStream:
         :returns: one part more than there are fractions, none of them empty.
         """
         for number, fraction in enumerate(fractions):
-            check_number(f"fractions[{number}]", fraction, above=0, below=1)
+            checks.number(f"fractions[{number}]", fraction, above=0, below=1)
         ends = [round(sum(fractions[: k + 1]) * len(self)) for k in range(len(fractions))]
         edges = [0, *ends, len(self)]
         if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
@@ -159,7 +150,7 @@ class EventStream:
 
         :param EventStream other: a stream of the same nodes with as many features.
         """
-        check_instance("other", other, EventStream, "an EventStream")
+        checks.instance("other", other, EventStream, "an EventStream")
         for name in ("num_nodes", "num_features", "bipartite"):
             mine, its = getattr(self, name), getattr(other, name)
             if mine != its:
@@ -176,11 +167,11 @@ class EventStream:
             of a bipartite stream, and otherwise all nodes. **Shape:** ``(m,)``.
         :returns: **Shape:** ``(num_negatives, n)``.
         """
-        check_integer("num_negatives", num_negatives, 1)
+        checks.integer("num_negatives", num_negatives, 1)
         if pool is None:
             pool = self.pool()
             check_pool("stream", pool)
-        pool = as_tensor("pool", pool, "(m,)", kind="integers").to(self.sources.device)
+        pool = checks.as_tensor("pool", pool, "(m,)", kind="integers").to(self.sources.device)
         pool = torch.unique(pool)
         if len(pool) < 2 or not 0 <= int(pool[0]) <= int(pool[-1]) < self.num_nodes:
             raise ValueError(
@@ -202,10 +193,10 @@ class EventStream:
 
 def check_stream(argument: str, value: Any) -> EventStream:
     """Check that a value is a stream with events."""
-    check_instance(argument, value, EventStream, "an EventStream")
+    checks.instance(argument, value, EventStream, "an EventStream")
     if not len(value):
         raise ValueError(f"{argument} must have events, got {value}")
-    check_finite(argument, value.times)
+    checks.all_finite(argument, value.times)
     return value  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import check_callable, check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.ranking import hits_at, mean_reciprocal_rank
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
@@ -25,8 +25,6 @@ from pyro_ext.models.temporal_graphs.events import (
 )
 from pyro_ext.models.temporal_graphs.network import GraphState, TemporalGraphNetwork
 from pyro_ext.random import seeded
-
-__all__ = ["LinkFit", "LinkScores", "evaluate_links", "fit_links"]
 
 _ADAM = partial(torch.optim.Adam, lr=4e-3)
 
@@ -105,8 +103,8 @@ def fit_links(
         (4, torch.Size([2, 20]))
     """
     _check_network(network, stream=stream)
-    check_integer("num_epochs", num_epochs, 0)
-    check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+    checks.integer("num_epochs", num_epochs, 0)
+    checks.function("optimizer", optimizer, "a function that makes an optimizer of tensors")
     defense = _checked_defense(defense)
     check_pool("stream", stream.pool())
     _warn_of_units(network, stream)
@@ -163,7 +161,7 @@ def evaluate_links(
         (torch.Size([4, 2]), True)
     """
     _check_network(network, history=history, stream=stream)
-    check_integer("num_negatives", num_negatives, 1)
+    checks.integer("num_negatives", num_negatives, 1)
     defense = _checked_defense(defense)
     if bool(history.times[-1] > stream.times[0]):
         raise ValueError("stream must not begin before the history ends, got one that does")
@@ -325,7 +323,7 @@ def _warn_of_units(network: TemporalGraphNetwork, stream: EventStream) -> None:
 
 
 def _check_network(network: Any, **streams: Any) -> None:
-    check_instance("network", network, TemporalGraphNetwork, "a TemporalGraphNetwork")
+    checks.instance("network", network, TemporalGraphNetwork, "a TemporalGraphNetwork")
     for name, stream in streams.items():
         check_stream(name, stream)
         for size in ("num_nodes", "num_features"):
@@ -337,5 +335,5 @@ def _check_network(network: Any, **streams: Any) -> None:
 
 
 def _checked_defense(defense: Any) -> Defense:
-    check_instance("defense", defense, (Defense, type(None)), "a Defense or None")
+    checks.instance("defense", defense, (Defense, type(None)), "a Defense or None")
     return defense or Defense()

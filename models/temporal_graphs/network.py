@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, last_events
-
-__all__ = ["GraphState", "TemporalGraphNetwork"]
 
 _MOST_PRODUCTS = 1 << 25  # of nodes and memories at a time
 
@@ -109,17 +107,17 @@ class TemporalGraphNetwork(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_nodes = check_integer("num_nodes", num_nodes, 2)
-        self.hidden_size = d = check_integer("hidden_size", hidden_size, 1)
-        self.num_features = check_integer("num_features", num_features, 0)
-        self.num_neighbors = check_integer("num_neighbors", num_neighbors, 1)
-        self.num_heads = check_integer("num_heads", num_heads, 1)
+        self.num_nodes = checks.integer("num_nodes", num_nodes, 2)
+        self.hidden_size = d = checks.integer("hidden_size", hidden_size, 1)
+        self.num_features = checks.integer("num_features", num_features, 0)
+        self.num_neighbors = checks.integer("num_neighbors", num_neighbors, 1)
+        self.num_heads = checks.integer("num_heads", num_heads, 1)
         if d % num_heads:
             raise ValueError(f"num_heads must divide the hidden size {d}, got {num_heads}")
-        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        self.dropout = checks.number("dropout", dropout, least=0, below=1)
         if node_features is not None:
             shape = f"({num_nodes}, num_node_features)"
-            node_features = as_tensor("node_features", node_features, shape, finite=True)
+            node_features = checks.as_tensor("node_features", node_features, shape, finite=True)
             node_features = node_features.to(torch.get_default_dtype())
             self.of_features = nn.Linear(node_features.shape[1], d)
             size = float(node_features.square().mean().sqrt())
@@ -171,7 +169,7 @@ class TemporalGraphNetwork(nn.Module):
         self._check_state(state)
         self._check_events(events)
         if keep is not None:
-            events = events[as_tensor("keep", keep, f"({len(events)},)", kind="booleans")]
+            events = events[checks.as_tensor("keep", keep, f"({len(events)},)", kind="booleans")]
         if not len(events):
             return state
         nodes = torch.stack([events.sources, events.destinations], 1).flatten()
@@ -224,7 +222,9 @@ class TemporalGraphNetwork(nn.Module):
         """
         self._check_state(state)
         nodes = self._checked_nodes("nodes", nodes)
-        times = as_tensor("times", times, f"({len(nodes)},)", dtype=torch.float64, finite=True)
+        times = checks.as_tensor(
+            "times", times, f"({len(nodes)},)", dtype=torch.float64, finite=True
+        )
         if len(nodes) > (most := max(_MOST_PRODUCTS // self.num_nodes, 1)):
             parts = zip(nodes.split(most), times.split(most), strict=True)
             return torch.cat([self.embed(state, *part) for part in parts])
@@ -258,8 +258,8 @@ class TemporalGraphNetwork(nn.Module):
         """
         shape, like = f"(*batch, {self.hidden_size})", next(self.parameters())
         return self._decode(
-            as_tensor("sources", sources, shape, finite=True, like=like),
-            as_tensor("destinations", destinations, shape, finite=True, like=like),
+            checks.as_tensor("sources", sources, shape, finite=True, like=like),
+            checks.as_tensor("destinations", destinations, shape, finite=True, like=like),
         )
 
     def score(
@@ -275,9 +275,9 @@ class TemporalGraphNetwork(nn.Module):
         """
         sources = self._checked_nodes("sources", sources)
         shape = f"(*m, {len(sources)})"
-        destinations = as_tensor("destinations", destinations, shape, kind="integers")
+        destinations = checks.as_tensor("destinations", destinations, shape, kind="integers")
         ends = torch.cat([sources[None], destinations.reshape(-1, len(sources))])
-        times = as_tensor("times", times, f"({len(sources)},)", dtype=torch.float64)
+        times = checks.as_tensor("times", times, f"({len(sources)},)", dtype=torch.float64)
         all_times = times.repeat(len(ends))
         if not 0 <= int(ends.min()) <= int(ends.max()) < self.num_nodes:
             raise ValueError(
@@ -320,11 +320,11 @@ class TemporalGraphNetwork(nn.Module):
         if keep is None:
             keep = torch.ones(num, dtype=torch.bool, device=logits.device)
         else:
-            keep = as_tensor("keep", keep, f"({num},)", kind="booleans")
+            keep = checks.as_tensor("keep", keep, f"({num},)", kind="booleans")
             num_kept = max(int(keep.sum()), 1)
         scale = logits.new_full((num,), 1.0 / num_kept)
         if weights is not None:
-            weights = as_tensor("weights", weights, f"({num},)", like=logits, finite=True)
+            weights = checks.as_tensor("weights", weights, f"({num},)", like=logits, finite=True)
             if not bool((weights > 0).all()):
                 raise ValueError(f"weights must be positive, got {float(weights.min()):g}")
             scale = scale * weights
@@ -388,7 +388,7 @@ class TemporalGraphNetwork(nn.Module):
         return torch.where(mail_time.isnan()[:, None], memory, updated)
 
     def _check_state(self, state: Any) -> None:
-        check_instance("state", state, GraphState, "a GraphState, as reset() makes it")
+        checks.instance("state", state, GraphState, "a GraphState, as reset() makes it")
         shape = (self.num_nodes, self.hidden_size)
         if state.memory.shape != shape:
             raise ValueError(
@@ -396,7 +396,7 @@ class TemporalGraphNetwork(nn.Module):
             )
 
     def _check_events(self, events: Any) -> None:
-        check_instance("events", events, EventStream, "an EventStream")
+        checks.instance("events", events, EventStream, "an EventStream")
         ends = torch.stack([events.sources, events.destinations])
         if len(events) and int(ends.max()) >= self.num_nodes:
             raise ValueError(
@@ -409,7 +409,7 @@ class TemporalGraphNetwork(nn.Module):
             )
 
     def _checked_nodes(self, name: str, value: Any, shape: str = "(n,)") -> Tensor:
-        nodes = as_tensor(name, value, shape, kind="integers").long()
+        nodes = checks.as_tensor(name, value, shape, kind="integers").long()
         if int(nodes.min()) < 0 or int(nodes.max()) >= self.num_nodes:
             raise ValueError(
                 f"{name} must be nodes from 0 to {self.num_nodes - 1}, got {int(nodes.min())} to "

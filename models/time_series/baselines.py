@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_finite, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.models.time_series.networks import (
     DecayImputer,
     SeriesTransformer,
@@ -38,15 +38,15 @@ def fill_gaps(x: Tensor, mask: Tensor, how: Fill = "mean") -> Tensor:
         >>> fill_gaps(x, mask, "mean").flatten(), fill_gaps(x, mask, "last").flatten()
         (tensor([1.0000, 2.5000, 4.0000, 2.5000]), tensor([1., 1., 4., 4.]))
     """
-    check_choice("how", how, get_args(Fill))
-    x = as_tensor("x", x, "(*batch, num_steps, num_channels)")
-    mask = as_tensor("mask", mask, "(*batch, num_steps, num_channels)", kind="booleans")
+    checks.choice("how", how, get_args(Fill))
+    x = checks.as_tensor("x", x, "(*batch, num_steps, num_channels)")
+    mask = checks.as_tensor("mask", mask, "(*batch, num_steps, num_channels)", kind="booleans")
     if mask.shape != x.shape:
         raise ValueError(
             f"mask must have the shape of x, {tuple(x.shape)}, got {tuple(mask.shape)}"
         )
     x = torch.where(mask, x, 0.0)
-    check_finite("x", x)
+    checks.all_finite("x", x)
     if how == "zero":
         return x
     if how == "last":
@@ -60,9 +60,9 @@ class _Classifier(nn.Module):
 
     def __init__(self, num_channels: int, num_classes: int, width: int) -> None:
         super().__init__()
-        self.num_channels = check_integer("num_channels", num_channels, 1)
-        self.num_classes = check_integer("num_classes", num_classes, 2)
-        self.to_classes = nn.Linear(check_integer("width", width, 2), num_classes)
+        self.num_channels = checks.integer("num_channels", num_channels, 1)
+        self.num_classes = checks.integer("num_classes", num_classes, 2)
+        self.to_classes = nn.Linear(checks.integer("width", width, 2), num_classes)
 
     def forward(
         self,
@@ -208,10 +208,10 @@ class FilledClassifier(_Classifier):
         num_heads: int = 2,
     ) -> None:
         super().__init__(num_channels, num_classes, width)
-        check_choice("fill", fill, get_args(Fill))
-        self.fill, self.see_mask = fill, check_boolean("see_mask", see_mask)
-        check_integer("num_layers", num_layers, 1)
-        if width % check_integer("num_heads", num_heads, 1):
+        checks.choice("fill", fill, get_args(Fill))
+        self.fill, self.see_mask = fill, checks.boolean("see_mask", see_mask)
+        checks.integer("num_layers", num_layers, 1)
+        if width % checks.integer("num_heads", num_heads, 1):
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
         self.network = SeriesTransformer(
             num_channels * (2 if see_mask else 1), width, num_layers, num_heads, 3, causal=False

@@ -5,7 +5,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext._lib import checks
 
 _LONGEST = 100.0
 
@@ -105,8 +105,8 @@ class DecayImputer(PyroModule):
 
     def __init__(self, num_channels: int, bias: float = 0.05) -> None:
         super().__init__()
-        self.num_channels = check_integer("num_channels", num_channels, 1)
-        start = torch.full((num_channels,), check_number("bias", bias, least=0))
+        self.num_channels = checks.integer("num_channels", num_channels, 1)
+        start = torch.full((num_channels,), checks.number("bias", bias, least=0))
         self.weight = nn.Parameter(torch.zeros(num_channels))
         self.bias = nn.Parameter(start)
 
@@ -116,7 +116,9 @@ class DecayImputer(PyroModule):
         :param Tensor elapsed: :math:`\Delta`. **Shape:** ``(*batch, num_channels)``.
         :returns: **Shape:** as the times.
         """
-        elapsed = as_tensor("elapsed", elapsed, f"(*batch, {self.num_channels})", like=self.weight)
+        elapsed = checks.as_tensor(
+            "elapsed", elapsed, f"(*batch, {self.num_channels})", like=self.weight
+        )
         return (-(self.weight * elapsed + self.bias.abs()).relu()).exp()
 
     def forward(self, x: Tensor, mask: Tensor, generated: Tensor, times: Tensor) -> Tensor:
@@ -129,9 +131,12 @@ class DecayImputer(PyroModule):
         :returns: **Shape:** as ``x``.
         """
         shape = f"(*batch, num_steps, {self.num_channels})"
-        x, mask = as_tensor("x", x, shape), as_tensor("mask", mask, shape, kind="booleans")
-        generated = as_tensor("generated", generated, shape)
-        times = as_tensor("times", times, f"(*batch, {x.shape[-2]})")
+        x, mask = (
+            checks.as_tensor("x", x, shape),
+            checks.as_tensor("mask", mask, shape, kind="booleans"),
+        )
+        generated = checks.as_tensor("generated", generated, shape)
+        times = checks.as_tensor("times", times, f"(*batch, {x.shape[-2]})")
         try:
             size = torch.broadcast_shapes(
                 x.shape, mask.shape, generated.shape, (*times.shape, self.num_channels)

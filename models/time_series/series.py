@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_sequence
+from pyro_ext._lib import checks
 
 
 class Series(NamedTuple):
@@ -51,14 +51,16 @@ def pad_series(series: Sequence[Tensor], padding: float = 0.0) -> tuple[Tensor, 
         >>> x.shape, lengths
         (torch.Size([2, 5, 2]), tensor([3, 5]))
     """
-    given = check_sequence("series", series, "a list of series")
-    tensors = [as_tensor(f"series[{i}]", one, "(num_steps, ...)") for i, one in enumerate(given)]
+    given = checks.sequence("series", series, "a list of series")
+    tensors = [
+        checks.as_tensor(f"series[{i}]", one, "(num_steps, ...)") for i, one in enumerate(given)
+    ]
     shapes = {tuple(one.shape[1:]) for one in tensors}
     if len(shapes) > 1:
         raise ValueError(f"series must have the same channels each, got shapes {sorted(shapes)}")
     dtype = reduce(torch.promote_types, (one.dtype for one in tensors))
     tensors = [one.to(dtype) for one in tensors]
-    padding = float(as_tensor("padding", padding, "()", dtype=torch.float64))
+    padding = float(checks.as_tensor("padding", padding, "()", dtype=torch.float64))
     held = float(torch.tensor(padding, dtype=torch.float64).to(dtype))
     if math.isfinite(held) != math.isfinite(padding) or not (
         dtype.is_floating_point or held == padding
@@ -87,11 +89,11 @@ def as_series(
             f"x must have the shape {shape}, got series of different lengths: pad them by "
             "pad_series, and say how long they are by lengths"
         )
-    x = as_tensor("x", x, shape, like=like).to(like)
+    x = checks.as_tensor("x", x, shape, like=like).to(like)
     num_series, num_steps = x.shape[:2]
     if lengths is None:
         lengths = torch.full((num_series,), num_steps)
-    lengths = as_tensor("lengths", lengths, f"({num_series},)", kind="integers")
+    lengths = checks.as_tensor("lengths", lengths, f"({num_series},)", kind="integers")
     lengths = lengths.to(x.device, torch.int64)
     if bool((lengths < 1).any()) or bool((lengths > num_steps).any()):
         raise ValueError(
@@ -103,17 +105,19 @@ def as_series(
         if bool(x[valid].isnan().any()):
             raise ValueError("x has NaN: pass mask, which is true where x is observed, got None")
         mask = torch.ones_like(x, dtype=torch.bool)
-    mask = as_tensor("mask", mask, f"({num_series}, {num_steps}, {num_channels})", kind="booleans")
+    mask = checks.as_tensor(
+        "mask", mask, f"({num_series}, {num_steps}, {num_channels})", kind="booleans"
+    )
     mask = mask.to(x.device) & valid[..., None]
     x = torch.where(mask, x, 0.0)
-    check_finite("x", x)
+    checks.all_finite("x", x)
     if times is None:
         times = torch.arange(num_steps).expand(num_series, -1)
     # In float64, since seconds of a clock differ by less than float32 can tell.
-    times = as_tensor("times", times, f"({num_series}, {num_steps})", dtype=torch.float64)
+    times = checks.as_tensor("times", times, f"({num_series}, {num_steps})", dtype=torch.float64)
     times = times.to(x.device)
     times = torch.where(valid, times, 0.0)
-    check_finite("times", times)
+    checks.all_finite("times", times)
     is_late = (times[:, 1:] <= times[:, :-1]) & valid[:, 1:]
     if bool(is_late.any()) or bool((times < 0).any()):
         row = int((is_late.any(1) | (times < 0).any(1)).nonzero()[0])
@@ -135,7 +139,7 @@ def as_series(
         if num_static:
             raise ValueError(f"static must have the shape (num_series, {num_static}), got None")
         static = x.new_zeros(num_series, 0)
-    static = as_tensor(
+    static = checks.as_tensor(
         "static", static, f"({num_series}, {num_static})", allow_empty=True, finite=True
     )
     return Series(x, mask, scaled, lengths, static.to(x))
@@ -145,7 +149,7 @@ def check_labels(y: Any, series: Series, num_classes: int, *, online: bool) -> T
     """Check classes, of which those at padding may be anything."""
     num_series, num_steps = series.x.shape[:2]
     shape = f"({num_series}, {num_steps})" if online else f"({num_series},)"
-    labels = as_tensor("y", y, shape, kind="integers").to(series.x.device, torch.int64)
+    labels = checks.as_tensor("y", y, shape, kind="integers").to(series.x.device, torch.int64)
     labels = torch.where(series.valid, labels, 0) if online else labels
     if bool((labels < 0).any()) or bool((labels >= num_classes).any()):
         raise ValueError(

@@ -11,14 +11,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_choice,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.handlers import obs_dropout
 from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, fade
@@ -133,23 +126,23 @@ class SupervisedNotMIWAE(PyroModule):
         duration: float | None = None,
     ) -> None:
         super().__init__()
-        self.num_channels = check_integer("num_channels", num_channels, 1)
-        self.num_classes = check_integer("num_classes", num_classes, 2)
-        self.latent_size = check_integer("latent_size", latent_size, 1)
-        check_integer("num_layers", num_layers, 1)
-        check_integer("num_heads", num_heads, 1)
-        if check_integer("width", width, 2) % num_heads:
+        self.num_channels = checks.integer("num_channels", num_channels, 1)
+        self.num_classes = checks.integer("num_classes", num_classes, 2)
+        self.latent_size = checks.integer("latent_size", latent_size, 1)
+        checks.integer("num_layers", num_layers, 1)
+        checks.integer("num_heads", num_heads, 1)
+        if checks.integer("width", width, 2) % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
         is_process = callable(getattr(prior, "covariance", None)) and not isinstance(prior, type)
         if prior is not None and not is_process:
             raise TypeError(
                 f"prior must have a method covariance(num_steps) or be None, got {prior!r:.80}"
             )
-        self.dropout_rate = check_number("dropout_rate", dropout_rate, least=0, most=1)
-        self.weight_by_mask = check_boolean("weight_by_mask", weight_by_mask)
-        self.online = check_boolean("online", online)
-        self.num_static = check_integer("num_static", num_static, 0)
-        self.duration = check_optional(check_number, "duration", duration, above=0)
+        self.dropout_rate = checks.number("dropout_rate", dropout_rate, least=0, most=1)
+        self.weight_by_mask = checks.boolean("weight_by_mask", weight_by_mask)
+        self.online = checks.boolean("online", online)
+        self.num_static = checks.integer("num_static", num_static, 0)
+        self.duration = checks.optional(checks.number, "duration", duration, above=0)
         if online and duration is None:
             raise ValueError(
                 "duration must be a number with online=True, where the last time of a series is "
@@ -163,9 +156,9 @@ class SupervisedNotMIWAE(PyroModule):
             self.to_latent.bias[latent_size:] = _START_OF_SCALE
         self.decoder = SeriesTransformer(latent_size, *sizes, 3, causal=True)
         self.to_values = nn.Linear(width, 2 * num_channels)
-        self.imputer = DecayImputer(num_channels) if check_boolean("decay", decay) else None
+        self.imputer = DecayImputer(num_channels) if checks.boolean("decay", decay) else None
         self.missing_model: nn.Module | None = None
-        if check_boolean("missing_model", missing_model):
+        if checks.boolean("missing_model", missing_model):
             self.missing_model = MLP(num_channels, [width], num_channels, nn.Tanh)
         self.classifier = SeriesTransformer(num_channels, *sizes, 3, causal=online)
         self.to_classes = nn.Linear(width, num_classes)
@@ -272,9 +265,9 @@ class SupervisedNotMIWAE(PyroModule):
             averaged.
         :param float dropout_rate: in place of that of the model.
         """
-        check_integer("num_latents", num_latents, 1)
-        check_integer("num_draws", num_draws, 1)
-        rate = check_optional(check_number, "dropout_rate", dropout_rate, least=0, most=1)
+        checks.integer("num_latents", num_latents, 1)
+        checks.integer("num_draws", num_draws, 1)
+        rate = checks.optional(checks.number, "dropout_rate", dropout_rate, least=0, most=1)
         series = self._series(x, mask, times, lengths, static)
         y = check_labels(y, series, self.num_classes, online=self.online)
         return self._loss(series, y, num_latents, num_draws, rate)
@@ -363,10 +356,10 @@ class SupervisedNotMIWAE(PyroModule):
         :param int batch_size: series at a time.
         :param int seed: of the draws; by default they come from PyTorch's generator.
         """
-        check_integer("num_latents", num_latents, 1)
-        check_integer("num_draws", num_draws, 1)
-        check_choice("average", average, get_args(Average))
-        check_integer("batch_size", batch_size, 1)
+        checks.integer("num_latents", num_latents, 1)
+        checks.integer("num_draws", num_draws, 1)
+        checks.choice("average", average, get_args(Average))
+        checks.integer("batch_size", batch_size, 1)
         series = self._series(x, mask, times, lengths, static)
         with seeded(seed):
             parts = [
@@ -469,8 +462,8 @@ class SupervisedNotMIWAE(PyroModule):
         :raises TrainingDiverged: where loss or gradient are not finite.
         :raises CheckpointError: where the checkpoint is damaged or of another training.
         """
-        check_integer("num_latents", num_latents, 1)
-        check_integer("num_draws", num_draws, 1)
+        checks.integer("num_latents", num_latents, 1)
+        checks.integer("num_draws", num_draws, 1)
         series = self._series(x, mask, times, lengths, static)
         y = check_labels(y, series, self.num_classes, online=self.online)
 
@@ -518,7 +511,7 @@ class SupervisedNotMIWAE(PyroModule):
         if self.prior is None:
             factor = torch.eye(num_steps, device=like.device, dtype=like.dtype)
         else:
-            covariance = as_tensor(
+            covariance = checks.as_tensor(
                 "prior", self.prior.covariance(num_steps), f"({num_steps}, {num_steps})"
             )
             factor, failed = torch.linalg.cholesky_ex(covariance.double())

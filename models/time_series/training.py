@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import check_boolean, check_integer, check_number, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.models.time_series.series import Series
@@ -60,13 +60,13 @@ def train(
     ``loss`` is a scalar; ``validate`` a negative log likelihood of labels, summed, which decides
     where to stop.
     """
-    check_integer("num_epochs", num_epochs, 0)
-    check_integer("batch_size", batch_size, 1)
-    check_number("learning_rate", learning_rate, above=0)
-    check_optional(check_number, "max_norm", max_norm, above=0)
-    check_number("validation_fraction", validation_fraction, least=0, below=1)
-    check_integer("patience", patience, 1)
-    check_boolean("progress", progress)
+    checks.integer("num_epochs", num_epochs, 0)
+    checks.integer("batch_size", batch_size, 1)
+    checks.number("learning_rate", learning_rate, above=0)
+    checks.optional(checks.number, "max_norm", max_norm, above=0)
+    checks.number("validation_fraction", validation_fraction, least=0, below=1)
+    checks.integer("patience", patience, 1)
+    checks.boolean("progress", progress)
     seed = fresh_seed(seed)
     num_series = len(y)
     order = torch.randperm(num_series, generator=torch.Generator().manual_seed(seed), device="cpu")

@@ -14,23 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from pyro_ext._checks import (
-    as_size,
-    as_tensor,
-    check_boolean,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.nn import MeanTeacher
 from pyro_ext.random import fresh_seed
-
-__all__ = ["MaskedAutoencoder", "MaskedAutoencoderTerms"]
 
 Patches = Literal["masked", "all"]
 
@@ -130,12 +119,12 @@ class MaskedAutoencoder(nn.Module):
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.image_shape = as_size("image_shape", image_shape)
+        self.image_shape = checks.as_size("image_shape", image_shape)
         if len(self.image_shape) != 3 or not self.image_shape.numel():
             raise ValueError(
                 f"image_shape must be channels, height and width, each >= 1, got {image_shape!r}"
             )
-        self.patch_size = check_integer("patch_size", patch_size, 1)
+        self.patch_size = checks.integer("patch_size", patch_size, 1)
         channels, *sides = self.image_shape
         if any(side % patch_size for side in sides):
             raise ValueError(
@@ -144,28 +133,28 @@ class MaskedAutoencoder(nn.Module):
             )
         self.grid = sides[0] // patch_size, sides[1] // patch_size
         self.num_patches = math.prod(self.grid)
-        self.mask_ratio = check_number("mask_ratio", mask_ratio, above=0, below=1)
+        self.mask_ratio = checks.number("mask_ratio", mask_ratio, above=0, below=1)
         self.num_visible = math.floor(self.num_patches * (1 - mask_ratio) + 1e-9)
         if not 0 < self.num_visible < self.num_patches:
             raise ValueError(
                 f"mask_ratio must leave visible and hidden ones of the {self.num_patches} patches, "
                 f"got {mask_ratio}"
             )
-        self.scale = check_number("scale", scale, above=0)
-        self.normalize = check_boolean("normalize", normalize)
+        self.scale = checks.number("scale", scale, above=0)
+        self.normalize = checks.boolean("normalize", normalize)
         size = channels * patch_size**2
         if normalize and size < 2:
             raise ValueError("normalize must be False for patches of one number, got True")
         for prefix, value, heads in (
-            ("", width, check_integer("num_heads", num_heads, 1)),
-            ("decoder_", decoder_width, check_integer("decoder_heads", decoder_heads, 1)),
+            ("", width, checks.integer("num_heads", num_heads, 1)),
+            ("decoder_", decoder_width, checks.integer("decoder_heads", decoder_heads, 1)),
         ):
-            if check_integer(f"{prefix}width", value, 4) % math.lcm(4, heads):
+            if checks.integer(f"{prefix}width", value, 4) % math.lcm(4, heads):
                 raise ValueError(
                     f"{prefix}width must be a multiple of 4 and of {heads} heads, got {value}"
                 )
-        depth = check_integer("depth", depth, 1)
-        decoder_depth = check_integer("decoder_depth", decoder_depth, 1)
+        depth = checks.integer("depth", depth, 1)
+        decoder_depth = checks.integer("decoder_depth", decoder_depth, 1)
 
         self.losses: list[float] = []
         """The loss of each step of the last training."""
@@ -212,7 +201,7 @@ class MaskedAutoencoder(nn.Module):
         :returns: **Shape:** ``(n, channels, height, width)``.
         """
         shape = f"(n, {self.num_patches}, {self.prediction.out_features})"
-        patches = as_tensor("patches", patches, shape)
+        patches = checks.as_tensor("patches", patches, shape)
         side = self.patch_size
         cut = patches.reshape(-1, *self.grid, side, side, self.image_shape[0])
         return cut.permute(0, 5, 1, 3, 2, 4).reshape(-1, *self.image_shape)
@@ -234,7 +223,7 @@ class MaskedAutoencoder(nn.Module):
         :param int seed: a number, or ``None`` for PyTorch's generator.
         :returns: indices of patches. **Shape:** ``(num_images, num_patches)``.
         """
-        num_images = check_integer("num_images", num_images, 1)
+        num_images = checks.integer("num_images", num_images, 1)
         generator = None if seed is None else torch.Generator().manual_seed(fresh_seed(seed))
         noise = torch.rand(num_images, self.num_patches, generator=generator, device="cpu")
         return noise.argsort(-1).to(self.mask_token.device)
@@ -306,7 +295,7 @@ class MaskedAutoencoder(nn.Module):
         :param int seed: of a random order.
         :returns: **Shape:** as the images.
         """
-        check_optional(check_integer, "seed", seed, 0)
+        checks.optional(checks.integer, "seed", seed, 0)
         patches = self.patchify(images)
         order = self.random_order(len(patches), seed) if order is None else self._order(order)
         predicted = self(images, order)
@@ -333,8 +322,8 @@ class MaskedAutoencoder(nn.Module):
         :param str patches: where the teacher is followed, in ``"masked"`` patches or ``"all"``.
         :returns: a :class:`MaskedAutoencoderTerms`.
         """
-        check_choice("patches", patches, get_args(Patches))
-        check_optional(check_instance, "teacher", teacher, nn.Module, "a network or None")
+        checks.choice("patches", patches, get_args(Patches))
+        checks.optional(checks.instance, "teacher", teacher, nn.Module, "a network or None")
         prediction, is_hidden = self(images, order), ~self.visible(order)
         error = (prediction - self.targets(images)).square().mean(-1)
         reconstruction = error[is_hidden].mean()
@@ -386,9 +375,9 @@ class MaskedAutoencoder(nn.Module):
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
         images = self._images(images)
-        num_steps = check_integer("num_steps", num_steps, 0)
-        consistency = check_number("consistency", consistency, least=0)
-        check_choice("patches", patches, get_args(Patches))
+        num_steps = checks.integer("num_steps", num_steps, 0)
+        consistency = checks.number("consistency", consistency, least=0)
+        checks.choice("patches", patches, get_args(Patches))
         if momentum is None:
             momentum = max(0.0, min(_MOMENTUM, 1.0 - _MEMORY / max(num_steps, 1)))
         teacher = MeanTeacher(self, momentum, num_steps=max(num_steps, 1))
@@ -417,7 +406,7 @@ class MaskedAutoencoder(nn.Module):
             found = self.terms(batch, order, teacher if consistency else None, patches=patches)
             return found.reconstruction + consistency * found.consistency
 
-        size = min(check_integer("batch_size", batch_size, 1), len(images))
+        size = min(checks.integer("batch_size", batch_size, 1), len(images))
         self.losses = trainer.run(
             loss,
             num_steps,
@@ -448,7 +437,7 @@ class MaskedAutoencoder(nn.Module):
             are as they were.
         :returns: the predictions. **Shape:** ``(n, num_patches, channels * patch_size**2)``.
         """
-        check_boolean("predict", predict)
+        checks.boolean("predict", predict)
         pyro.module("masked_autoencoder", self)
         images = self._images(images)
         of_images, of_patches = self._plates(images, subsample_size)
@@ -469,14 +458,14 @@ class MaskedAutoencoder(nn.Module):
 
         :param Tensor images: as of :meth:`model`, as are the others.
         """
-        check_boolean("predict", predict)
+        checks.boolean("predict", predict)
         images = self._images(images)
         of_images, of_patches = self._plates(images, subsample_size)
         with of_images, of_patches:
             self._noise(images)
 
     def _plates(self, images: Tensor, subsample_size: int | None) -> tuple[Any, Any]:
-        check_optional(check_integer, "subsample_size", subsample_size, 1)
+        checks.optional(checks.integer, "subsample_size", subsample_size, 1)
         if subsample_size is not None and subsample_size > len(images):
             raise ValueError(
                 f"subsample_size must be at most the {len(images)} images, got {subsample_size}"
@@ -499,13 +488,13 @@ class MaskedAutoencoder(nn.Module):
 
     def _images(self, images: Tensor) -> Tensor:
         shape = f"(n, {', '.join(map(str, self.image_shape))})"
-        images = as_tensor("images", images, shape, like=self.mask_token, finite=True)
+        images = checks.as_tensor("images", images, shape, like=self.mask_token, finite=True)
         return images if images.is_floating_point() else images.to(self.mask_token.dtype)
 
     def _order(self, order: Tensor, num_images: int | None = None) -> Tensor:
         count = "n" if num_images is None else num_images
         shape = f"({count}, {self.num_patches})"
-        order = as_tensor("order", order, shape, kind="integers")
+        order = checks.as_tensor("order", order, shape, kind="integers")
         try:
             is_order = bool((order.sort(-1).values.diff() == 1).all() and (order >= 0).all())
         except RuntimeError:  # a graph that is recorded knows no values

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
@@ -35,9 +35,9 @@ def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: f
         >>> kernel(torch.zeros(3, 2)).to_dense().shape
         torch.Size([3, 3])
     """
-    check_integer("num_hidden", num_hidden, 1)
-    check_number("weight_scale", weight_scale, above=0.0)
-    check_number("bias_scale", bias_scale, least=0.0)
+    checks.integer("num_hidden", num_hidden, 1)
+    checks.number("weight_scale", weight_scale, above=0.0)
+    checks.number("bias_scale", bias_scale, least=0.0)
     kernels = gpytorch_kernels("network_kernel")
     return kernels.NetworkKernel(num_hidden, weight_scale**2, bias_scale**2)
 
@@ -78,11 +78,11 @@ def mixture_kernel(
         >>> kernel(torch.zeros(3, 2)).to_dense().shape
         torch.Size([5, 3, 3])
     """
-    check_instance("variances", variances, NodeVariances, "NodeVariances")
-    check_integer("num_jumps", num_jumps, 1)
-    check_integer("in_features", in_features, 1)
-    check_number("weight_scale", weight_scale, above=0.0)
-    check_number("bias_scale", bias_scale, least=0.0)
+    checks.instance("variances", variances, NodeVariances, "NodeVariances")
+    checks.integer("num_jumps", num_jumps, 1)
+    checks.integer("in_features", in_features, 1)
+    checks.number("weight_scale", weight_scale, above=0.0)
+    checks.number("bias_scale", bias_scale, least=0.0)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
     series_seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     jumps, drift = variances.sample_jumps(num_samples, num_jumps, series_seed)
@@ -156,9 +156,9 @@ def condition_mixture(
         >>> prediction.mean, prediction.total_variance
         (tensor([[1.0000]]), tensor([[0.5000]]))
     """
-    check_number("noise_scale", noise_scale, above=0.0)
-    covariances = as_tensor("covariances", covariances, "(num_samples, n, n)", finite=True)
-    targets = as_tensor("targets", targets, "(num_outputs, n)", finite=True)
+    checks.number("noise_scale", noise_scale, above=0.0)
+    covariances = checks.as_tensor("covariances", covariances, "(num_samples, n, n)", finite=True)
+    targets = checks.as_tensor("targets", targets, "(num_outputs, n)", finite=True)
     if covariances.shape[1] != covariances.shape[2]:
         raise ValueError(
             f"covariances must have the shape (num_samples, n, n), got {tuple(covariances.shape)}"

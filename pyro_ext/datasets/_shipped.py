@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import read_tensors
 
 _FREQUENCIES = Path(__file__).with_name("frequency_counts")
@@ -306,6 +306,6 @@ def _names(folder: Path) -> tuple[str, ...]:
 
 def _read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file."""
-    check_choice("name", name, _names(folder))
+    checks.choice("name", name, _names(folder))
     tensors, facts, _ = read_tensors(folder / f"{name}.safetensors")
     return tensors, dict(facts)

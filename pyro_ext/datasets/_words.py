@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from pyro_ext import _optional
-from pyro_ext._checks import check_integer
+from pyro_ext._lib import checks, optional
 
 _WORD = re.compile("[a-z]+")
 
@@ -46,9 +45,9 @@ def load_words(num_words: int = 50_000, min_length: int = 4) -> WordData:
         >>> data, data.words[:4]
         (WordData(799 words), ('that', 'with', 'this', 'have'))
     """
-    check_integer("num_words", num_words, 1)
-    check_integer("min_length", min_length, 1)
-    wordfreq = _optional.optional_module("wordfreq", "this data set", "wordfreq", "language")
+    checks.integer("num_words", num_words, 1)
+    checks.integer("min_length", min_length, 1)
+    wordfreq = optional.optional_module("wordfreq", "this data set", "wordfreq", "language")
     words = wordfreq.top_n_list("en", num_words)
     return WordData(
         tuple(word for word in words if len(word) >= min_length and _WORD.fullmatch(word)),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from pyro_ext._checks import check_mapping, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext._version import __version__
 from pyro_ext.posterior.draws import Arrays, to_array
 from pyro_ext.potential import Plate, Site
@@ -173,7 +173,7 @@ def _plate_dims(
 def _checked_dims(dims: Any, variables: set[str]) -> dict[str, list[str | None]]:
     if dims is None:
         return {}
-    check_mapping("dims", dims, "a dict of lists of names by variable")
+    checks.mapping("dims", dims, "a dict of lists of names by variable")
     if unknown := sorted(set(dims) - variables):
         raise ValueError(f"dims names {unknown}, but the variables are {sorted(variables)}")
     for variable, names in dims.items():
@@ -194,13 +194,13 @@ def _checked_dims(dims: Any, variables: set[str]) -> dict[str, list[str | None]]
 def _checked_coords(coords: Any, renamed: Mapping[str, str]) -> dict[str, Any]:
     if coords is None:
         return {}
-    check_mapping("coords", coords, "a dict of labels by dimension")
+    checks.mapping("coords", coords, "a dict of labels by dimension")
     labels = {}
     for name, values in coords.items():
         argument = f"coords[{name!r}]"
         if isinstance(values, Tensor):
             values = to_array(values, argument)
-        listed = check_sequence(argument, values, "a list of labels", 0)
+        listed = checks.sequence(argument, values, "a list of labels", 0)
         array = np.asarray(values if hasattr(values, "__array__") else listed)
         if array.ndim != 1:
             raise ValueError(f"{argument} must be a list of labels, got {values!r:.80}")

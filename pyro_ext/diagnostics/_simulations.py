@@ -16,8 +16,8 @@ from pyro.params.param_store import StateDict
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
-from pyro_ext._executors import run_tasks
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib.executors import run_tasks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics._model_groups import check_shapes
 from pyro_ext.handlers import replace_observations

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_ext._checks import check_instance, check_integer, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._labels import label
 from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
@@ -22,8 +22,6 @@ from pyro_ext.posterior.draws import (
 )
 from pyro_ext.potential import Potential
 from pyro_ext.random import spawn_seed
-
-__all__ = ["to_arviz", "with_partition_quantities"]
 
 _PRIOR_DRAWS = 500
 
@@ -225,14 +223,14 @@ def _check_types(
 ) -> None:
     if not isinstance(log_likelihood, bool):
         wanted = "True, False or a list of names"
-        check_sequence("log_likelihood", log_likelihood, wanted, 0, str)
+        checks.sequence("log_likelihood", log_likelihood, wanted, 0, str)
     wanted = "True, False or a dict of draws"
-    check_instance("posterior_predictive", posterior_predictive, (bool, Mapping), wanted)
+    checks.instance("posterior_predictive", posterior_predictive, (bool, Mapping), wanted)
     if not isinstance(prior, bool | Mapping):
         wanted = "True, False, a dict of draws or a number of draws"
-        check_instance("prior", prior, (int, np.integer), wanted)
-        check_integer("prior", prior, 1)
-    check_integer("num_samples", num_samples, 1)
+        checks.instance("prior", prior, (int, np.integer), wanted)
+        checks.integer("prior", prior, 1)
+    checks.integer("num_samples", num_samples, 1)
 
 
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:

@@ -12,15 +12,7 @@ import numpy.typing as npt
 import pyro
 import torch
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics._simulations import (
     LOG_LIKELIHOOD,
@@ -33,8 +25,6 @@ from pyro_ext.diagnostics._uniformity import ecdf_p_value, ecdf_statistic, holm
 from pyro_ext.posterior.identity import continued
 from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
-
-__all__ = ["SBCResult", "sbc"]
 
 
 @dataclass(frozen=True)
@@ -70,12 +60,12 @@ class SBCResult:
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_integer("num_draws", self.num_draws, 1)
-        check_mapping("ranks", self.ranks, "a dict of arrays by site or quantity")
+        checks.integer("num_draws", self.num_draws, 1)
+        checks.mapping("ranks", self.ranks, "a dict of arrays by site or quantity")
         if not self.ranks:
             raise ValueError("ranks must hold those of at least one site or quantity, got none")
         for name, ranks in self.ranks.items():
-            check_instance(f"ranks[{name!r}]", ranks, np.ndarray, "a NumPy array of integers")
+            checks.instance(f"ranks[{name!r}]", ranks, np.ndarray, "a NumPy array of integers")
             if ranks.dtype.kind not in "iu" or not ((ranks >= 0) & (ranks <= self.num_draws)).all():
                 raise ValueError(
                     f"ranks[{name!r}] must be integers from 0 to num_draws = {self.num_draws}, got "
@@ -165,7 +155,7 @@ class SBCResult:
         :param Collection names: sites and quantities to test, by default all.
         :param pool: see :meth:`uniformity`.
         """
-        check_number("level", level, above=0, below=1)
+        checks.number("level", level, above=0, below=1)
         return bool(self.uniformity(names, pool)["adjusted_p_value"].min() > level)
 
     def summary(
@@ -194,7 +184,7 @@ class SBCResult:
     def _known(self, names: Collection[str] | None, argument: str) -> list[str]:
         if names is None:
             return list(self.ranks)
-        wanted = check_sequence(argument, names, "a list of names", 0)
+        wanted = checks.sequence(argument, names, "a list of names", 0)
         if set(wanted) - set(self.ranks):
             raise ValueError(
                 f"{argument} must be a list of names among {list(self.ranks)}, got {names!r}"
@@ -280,21 +270,21 @@ def sbc(
         >>> result.is_calibrated()
         True
     """
-    check_callable("run_inference", run_inference)
-    check_integer("num_simulations", num_simulations, 1)
-    check_integer("num_draws", num_draws, 1)
-    check_optional(check_mapping, "quantities", quantities, "a dict of functions by name")
+    checks.function("run_inference", run_inference)
+    checks.integer("num_simulations", num_simulations, 1)
+    checks.integer("num_draws", num_draws, 1)
+    checks.optional(checks.mapping, "quantities", quantities, "a dict of functions by name")
     quantities = dict(quantities or {})
     for name, quantity in quantities.items():
-        check_callable(f"quantities[{name!r}]", quantity)
+        checks.function(f"quantities[{name!r}]", quantity)
     wanted = "a concurrent.futures.Executor or None"
-    check_optional(check_instance, "executor", executor, Executor, wanted)
+    checks.optional(checks.instance, "executor", executor, Executor, wanted)
     if isinstance(executor, ThreadPoolExecutor):
         raise ValueError(
             "executor must run in processes, got a ThreadPoolExecutor, whose threads would share "
             "the global state of Pyro"
         )
-    check_optional(check_instance, "checkpoint", checkpoint, (str, Path), "a path or None")
+    checks.optional(checks.instance, "checkpoint", checkpoint, (str, Path), "a path or None")
     folder = None if checkpoint is None else SimulationFolder(checkpoint)
     try:
         known = None if folder is None else folder.description()

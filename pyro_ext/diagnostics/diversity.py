@@ -10,13 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_finite,
-    check_integer,
-    check_mapping,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers, as_probabilities
 
 __all__ = ["consecutive_distances", "path_values", "pairwise_kl", "weight_singular_values"]
@@ -70,7 +64,7 @@ def consecutive_distances(samples: Mapping[str, ArrayLike], *, relative: bool = 
         >>> consecutive_distances(draws)
         tensor([[5., 1.]], dtype=torch.float64)
     """
-    check_mapping("samples", samples, "a dict of draws by site")
+    checks.mapping("samples", samples, "a dict of draws by site")
     if not samples:
         raise ValueError("samples must hold at least one site, got none")
     rows: list[Tensor] = []
@@ -119,11 +113,11 @@ def path_values(
         >>> path_values(lambda samples: samples["w"].square().sum(-1), *ends, num_points=3)[1]
         tensor([1., 0., 1.], dtype=torch.float64)
     """
-    check_callable("function", function)
+    checks.function("function", function)
     start, end = (
-        check_tensors(name, ends, finite=True) for name, ends in (("start", start), ("end", end))
+        checks.tensors(name, ends, finite=True) for name, ends in (("start", start), ("end", end))
     )
-    check_integer("num_points", num_points, 2)
+    checks.integer("num_points", num_points, 2)
     shapes = [{name: tuple(value.shape) for name, value in ends.items()} for ends in (start, end)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -160,6 +154,6 @@ def weight_singular_values(weight: ArrayLike) -> Tensor:
     tensor = as_numbers("weight", weight)
     if tensor.dim() < 2:
         raise ValueError(f"weight must have at least two dimensions; got {tuple(tensor.shape)}")
-    check_finite("weight", tensor)
+    checks.all_finite("weight", tensor)
     values: Tensor = torch.linalg.svdvals(tensor.double())
     return values

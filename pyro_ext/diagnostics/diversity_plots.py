@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_sequence
-from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
+from pyro_ext._lib import checks
+from pyro_ext._lib.pyplot import axes_of, load_pyplot, open_frame
 from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def plot_pairwise_kl(
     pyplot = load_pyplot("plot_pairwise_kl")
     values = _floats("divergences", divergences, "(num_draws, num_draws)")
     num_draws = len(values)
-    as_tensor("divergences", values, f"(num_draws, {num_draws})")
-    check_integer("num_chains", num_chains, 1)
+    checks.as_tensor("divergences", values, f"(num_draws, {num_draws})")
+    checks.integer("num_chains", num_chains, 1)
     if num_draws % num_chains:
         raise ValueError(
             f"num_chains must divide the number of draws, {num_draws}; got {num_chains}"
@@ -140,7 +140,9 @@ def plot_path_values(
             f"positions must be at least two rising numbers, got {position.tolist()!r:.80}"
         )
     rows = _floats("values", values, f"(*num_paths, {len(position)})").reshape(-1, len(position))
-    if labels is not None and len(check_sequence("labels", labels, "a list of names")) != len(rows):
+    if labels is not None and len(checks.sequence("labels", labels, "a list of names")) != len(
+        rows
+    ):
         raise ValueError(f"labels must be {len(rows)} names, one for each path; got {labels!r:.80}")
     fraction = (position - position[0]) / (position[-1] - position[0])
     straight = torch.lerp(rows[:, :1], rows[:, -1:], fraction)
@@ -353,4 +355,4 @@ def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _floats(argument: str, value: ArrayLike, shape: str | None = None) -> Tensor:
     """Return a checked array of numbers in double precision, on the CPU."""
-    return as_tensor(argument, as_numbers(argument, value).double().cpu(), shape)
+    return checks.as_tensor(argument, as_numbers(argument, value).double().cpu(), shape)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_number, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers, as_probabilities
 
 if TYPE_CHECKING:
@@ -110,13 +110,13 @@ def fractions_below(
         >>> fractions_below(torch.tensor([1.0, 1.02, 1.1, 1.5, float("nan")]))
         {1.01: 0.25, 1.05: 0.5, 1.2: 0.75}
     """
-    r_hat = as_tensor("r_hat", r_hat)
-    thresholds = check_sequence("thresholds", thresholds, "a list of numbers", 0)
+    r_hat = checks.as_tensor("r_hat", r_hat)
+    thresholds = checks.sequence("thresholds", thresholds, "a list of numbers", 0)
     values = as_numbers("r_hat", r_hat)
     if values.numel() == 0:
         raise ValueError(f"r_hat must hold at least one value; got the shape {tuple(values.shape)}")
     known = values[~values.isnan()]
-    numbers = [check_number("thresholds", threshold) for threshold in thresholds]
+    numbers = [checks.number("thresholds", threshold) for threshold in thresholds]
     return {number: float((known < number).double().mean()) for number in numbers}
 
 

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_ext._checks import check_choice, check_sequence
-from pyro_ext._optional import optional_module
-
-__all__ = ["graph_mmd"]
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 
 Kind = Literal["degree", "clustering"]
 
@@ -45,7 +43,7 @@ def graph_mmd(reference: Sequence[Any], generated: Sequence[Any], kind: Kind = "
         >>> graph_mmd(paths, paths), round(graph_mmd(paths, rings), 4)
         (0.0, 0.1298)
     """
-    check_choice("kind", kind, get_args(Kind))
+    checks.choice("kind", kind, get_args(Kind))
     networkx = optional_module("networkx", "graph_mmd", "networkx", "graphs")
     histogram = {"degree": _degrees, "clustering": _clustering}[kind]
     sets = [
@@ -69,7 +67,7 @@ def _cumulative(
     argument: str, graphs: Any, networkx: Any, histogram: Callable[[Any, Any], Tensor]
 ) -> Tensor:
     """Cumulative normalized histograms. **Shape:** ``(num_graphs, num_bins)``."""
-    found = check_sequence(argument, graphs, "a list of graphs of networkx", kind=networkx.Graph)
+    found = checks.sequence(argument, graphs, "a list of graphs of networkx", kind=networkx.Graph)
     for index, graph in enumerate(found):
         if graph.is_directed() or not len(graph):
             raise ValueError(

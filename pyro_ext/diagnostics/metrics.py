@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_finite, check_integer, check_number
+from pyro_ext._lib import checks
 
 __all__ = [
     "CalibrationBins",
@@ -165,7 +165,7 @@ def calibration_bins(
         >>> bins.counts.tolist(), bins.accuracy.tolist()
         ([0, 2], [nan, 0.5])
     """
-    num_bins = check_integer("num_bins", num_bins, 1)
+    num_bins = checks.integer("num_bins", num_bins, 1)
     draws, observed = checked(probabilities, labels)
     confidence, predicted = (values.cpu() for values in _average(draws).max(-1))
     correct = (predicted == observed.cpu()).double()
@@ -386,9 +386,9 @@ def deep_ensemble_equivalent(
     """
     if isinstance(value, Tensor) and not value.dim():
         value = value.item()
-    value = check_number("value", value)
-    metrics = as_tensor("reference", reference, "(M,)", dtype=torch.float64).detach().cpu()
-    check_finite("reference", metrics)
+    value = checks.number("value", value)
+    metrics = checks.as_tensor("reference", reference, "(M,)", dtype=torch.float64).detach().cpu()
+    checks.all_finite("reference", metrics)
     steps = metrics.diff()
     if not len(steps) or not bool((steps < 0).all()):
         raise ValueError(
@@ -417,7 +417,7 @@ class TemperatureScaling:
     temperature: float
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, above=0.0)
+        checks.number("temperature", self.temperature, above=0.0)
 
     def __float__(self) -> float:
         return float(self.temperature)
@@ -500,7 +500,7 @@ def as_numbers(argument: str, value: Any, kind: str = "numbers") -> Tensor:
         # PyTorch lacks some integers and orders of bytes, and warns of arrays that are read-only.
         dtype = np.int64 if value.dtype.kind in "iu" else value.dtype.newbyteorder("=")
         value = np.require(value, dtype=dtype, requirements=["C", "W"])
-    tensor = as_tensor(argument, value, kind=kind, allow_empty=True).detach()
+    tensor = checks.as_tensor(argument, value, kind=kind, allow_empty=True).detach()
     return tensor.cpu() if tensor.device.type == "mps" else tensor  # it has no double precision
 
 
@@ -509,7 +509,7 @@ def as_probabilities(argument: str, value: ArrayLike, averaged: bool = True) -> 
     tensor = as_numbers(argument, value)
     if averaged and tensor.ndim == 2:
         tensor = tensor[None]
-    as_tensor(argument, tensor, "(num_draws, n, classes)")
+    checks.as_tensor(argument, tensor, "(num_draws, n, classes)")
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{argument} must be float32 or float64, got {tensor.dtype}")
     _check_all(argument, tensor >= 0, tensor, "be non-negative numbers")
@@ -525,7 +525,7 @@ def _labels(value: ArrayLike, draws: Tensor) -> Tensor:
     _, num_points, num_classes = draws.shape
     if labels.dtype == torch.bool:
         raise TypeError("labels must be integers, got torch.bool")
-    as_tensor("labels", labels, f"({num_points},)")
+    checks.as_tensor("labels", labels, f"({num_points},)")
     labels = labels.to(draws.device, torch.int64)
     is_class = (labels >= 0) & (labels < num_classes)
     _check_all("labels", is_class, labels, f"lie in 0 .. {num_classes - 1}")
@@ -543,12 +543,12 @@ def _cdf_values(cdf_values: ArrayLike) -> Tensor:
     """Values of a predictive distribution function, averaged over draws, ``(n,)``."""
     values = as_numbers("cdf_values", cdf_values)
     values = values[None] if values.dim() == 1 else values
-    as_tensor("cdf_values", values, "(num_draws, n)")
+    checks.as_tensor("cdf_values", values, "(num_draws, n)")
     _check_all("cdf_values", (values >= 0) & (values <= 1), values, "lie between 0 and 1")
     return values.mean(0, dtype=torch.float64).cpu()
 
 
 def _levels(num_levels: int) -> Tensor:
     """Probabilities between zero and one, evenly."""
-    num_levels = check_integer("num_levels", num_levels, 1)
+    num_levels = checks.integer("num_levels", num_levels, 1)
     return torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from pyro_ext._checks import check_choice, check_instance, check_number, check_sequence, shown
-from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
+from pyro_ext._lib import checks
+from pyro_ext._lib.pyplot import axes_of, load_pyplot, open_frame
 from pyro_ext.diagnostics.metrics import ArrayLike, calibration_bins
 
 if TYPE_CHECKING:
@@ -137,12 +137,12 @@ def plot_sbc(
     """
     from pyro_ext.diagnostics.calibration import SBCResult
 
-    check_instance("result", result, SBCResult, "an SBCResult")
-    check_number("prob", prob, above=0, below=1)
-    check_choice("kind", kind, get_args(SBCPlot))
+    checks.instance("result", result, SBCResult, "an SBCResult")
+    checks.number("prob", prob, above=0, below=1)
+    checks.choice("kind", kind, get_args(SBCPlot))
     pyplot = load_pyplot("plot_sbc")
     chosen = result.ranks if names is None else names
-    labels = check_sequence("names", chosen, "a list of names of ranks")
+    labels = checks.sequence("names", chosen, "a list of names of ranks")
     columns = {
         name: np.stack(list(result.columns([name], pool or kind == "histogram").values()), 1)
         for name in labels
@@ -158,7 +158,7 @@ def plot_sbc(
         ax = grid.ravel()[: len(labels)]
     axes = np.asarray(ax, dtype=object).ravel()
     if not all(hasattr(axis, "fill_between") and not isinstance(axis, type) for axis in axes):
-        raise TypeError(f"ax must be axes of Matplotlib, one for each name, got {shown(ax)}")
+        raise TypeError(f"ax must be axes of Matplotlib, one for each name, got {checks.shown(ax)}")
     if len(axes) != len(labels):
         raise ValueError(f"ax must hold {len(labels)} axes, one for each name, got {len(axes)}")
     draw = _draw_ecdf if kind == "ecdf" else _draw_histogram

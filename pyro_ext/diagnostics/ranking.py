@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers
 
 __all__ = ["hits_at", "mean_reciprocal_rank", "ranks"]
@@ -67,5 +67,5 @@ def hits_at(scores: ArrayLike, negatives: ArrayLike, k: int = 10) -> float:
         >>> hits_at([2.0, 0.0], [[1.0, 0.0], [1.0, -1.0]], k=1)
         0.5
     """
-    check_integer("k", k, 1)
+    checks.integer("k", k, 1)
     return float((ranks(scores, negatives) <= k).double().mean())

@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_finite
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers
-
-__all__ = ["IsotonicRecalibrator"]
 
 
 class IsotonicRecalibrator:
@@ -88,7 +86,7 @@ class IsotonicRecalibrator:
 def _probabilities(values: ArrayLike, argument: str = "cdf_values") -> Tensor:
     """Numbers between zero and one."""
     found = as_numbers(argument, values)
-    check_finite(argument, found)
+    checks.all_finite(argument, found)
     if bool(((found < 0) | (found > 1)).any()):
         raise ValueError(
             f"{argument} must lie between 0 and 1, got {float(found.min()):g} to "

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_choice, check_finite, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers
 
 __all__ = [
@@ -66,7 +66,7 @@ def chamfer_distance(
         >>> chamfer_distance(a, b)
         tensor(9.)
     """
-    check_choice("reduction", reduction, get_args(Reduction))
+    checks.choice("reduction", reduction, get_args(Reduction))
     a, mask_a, b, mask_b = _two_sets(a, b, mask_a, mask_b)
     with torch.no_grad():
         gaps = _gaps(a, b)
@@ -107,7 +107,7 @@ def earth_mover_distance(
     """
     from scipy.optimize import linear_sum_assignment
 
-    check_choice("cost", cost, get_args(Cost))
+    checks.choice("cost", cost, get_args(Cost))
     a, mask_a, b, mask_b = _two_sets(a, b, mask_a, mask_b)
     sizes = mask_a.sum(-1), mask_b.sum(-1)
     if bool((sizes[0] != sizes[1]).any()):
@@ -237,10 +237,10 @@ def occupancy_divergence(
     """
     from scipy.spatial.distance import jensenshannon
 
-    low, high = check_number("low", low), check_number("high", high)
+    low, high = checks.number("low", low), checks.number("high", high)
     if high <= low:
         raise ValueError(f"high must be > low = {low:g}, got {high:g}")
-    check_integer("num_cells", num_cells, 1)
+    checks.integer("num_cells", num_cells, 1)
     cells = []
     for name, value, mask in (
         ("generated", generated, generated_mask),
@@ -268,13 +268,13 @@ def as_sets(
     like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return checked sets, with zeros for padding, and a mask of what is there."""
-    x = as_tensor(argument, value, shape, like=like)
+    x = checks.as_tensor(argument, value, shape, like=like)
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype() if like is None else like.dtype)
     if mask is None:
         mask = x.new_ones(x.shape[:-1], dtype=torch.bool)
     else:
-        mask = as_tensor(mask_argument, mask, kind="booleans").to(x.device)
+        mask = checks.as_tensor(mask_argument, mask, kind="booleans").to(x.device)
         if mask.shape != x.shape[:-1]:
             raise ValueError(
                 f"{mask_argument} must have the shape {tuple(x.shape[:-1])} as {argument} has but "
@@ -287,7 +287,7 @@ def as_sets(
                 f"{mask_argument} must be true for at least one point of each set, got none at "
                 f"{where}"
             )
-    check_finite(argument, x)
+    checks.all_finite(argument, x)
     return x, mask
 
 
@@ -318,8 +318,8 @@ def _taken(points: Tensor, index: Tensor) -> Tensor:
 
 def _distances(argument: str, value: Any, shape: str = "(num_generated, num_real)") -> Tensor:
     """Checked distances between sets in double precision."""
-    matrix = as_tensor(argument, as_numbers(argument, value), shape).double()
-    check_finite(argument, matrix)
+    matrix = checks.as_tensor(argument, as_numbers(argument, value), shape).double()
+    checks.all_finite(argument, matrix)
     if bool((matrix < 0).any()):
         raise ValueError(f"{argument} must hold distances >= 0, got {float(matrix.min()):g}")
     return matrix

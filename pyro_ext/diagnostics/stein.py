@@ -11,9 +11,7 @@ dimensions.
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_parameter, as_tensor, check_number
-
-__all__ = ["kernel_stein_discrepancy"]
+from pyro_ext._lib import checks
 
 
 def kernel_stein_discrepancy(
@@ -29,10 +27,10 @@ def kernel_stein_discrepancy(
     :math:`k(x, y) = (1 + \sum_d (x_d - y_d)^2 / c_d^2)^\beta`, in coordinates :math:`x_d / c_d`. Of
     :math:`n` exact independent draws it is about :math:`[E\, k_0(X, X) / n]^{1/2}`, and not zero.
     """
-    samples = as_tensor("samples", samples, "(num_draws, size)")
-    gradients = as_tensor("gradients", gradients, "(num_draws, size)", like=samples)
-    check_number("exponent", exponent, above=-1, below=0)
-    scale = torch.as_tensor(as_parameter("scale", scale))
+    samples = checks.as_tensor("samples", samples, "(num_draws, size)")
+    gradients = checks.as_tensor("gradients", gradients, "(num_draws, size)", like=samples)
+    checks.number("exponent", exponent, above=-1, below=0)
+    scale = torch.as_tensor(checks.as_parameter("scale", scale))
     if samples.shape != gradients.shape:
         raise ValueError(
             "samples and gradients must have one shape (num_draws, size), got "

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._lib import checks
 
 __all__ = ["Temperature", "configurational_temperature"]
 
@@ -56,8 +56,8 @@ def configurational_temperature(positions: Tensor, gradients: Tensor) -> Tempera
         >>> round(found.value, 2), found.standard_error < 0.02
         (0.25, True)
     """
-    positions = as_tensor("positions", positions, finite=True)
-    gradients = as_tensor("gradients", gradients, finite=True)
+    positions = checks.as_tensor("positions", positions, finite=True)
+    gradients = checks.as_tensor("gradients", gradients, finite=True)
     if positions.dim() != 3 or positions.shape != gradients.shape or positions.shape[1] < 4:
         raise ValueError(
             "positions and gradients must have one shape (num_chains, num_draws >= 4, size), got "

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, constraints, kl_divergence, register_kl
 
-from pyro_ext._checks import as_tensor, check_boolean, check_instance, check_integer, shown
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution, ScalarDistribution
-
-__all__ = ["BarDistribution", "bar_borders"]
 
 _HALF_NORMAL_MEDIAN = 0.6744897501960817
 _HALF_NORMAL_MEAN = math.sqrt(2.0 / math.pi)
@@ -56,16 +54,18 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         full_support: bool = True,
         validate_args: bool | None = None,
     ) -> None:
-        logits = as_tensor("logits", logits, "(*batch, num_bars)")
+        logits = checks.as_tensor("logits", logits, "(*batch, num_bars)")
         if not logits.is_floating_point():
             logits = logits.to(torch.get_default_dtype())
-        borders = as_tensor("borders", borders, "(num_bars + 1,)", like=logits).to(logits.dtype)
-        self.full_support = check_boolean("full_support", full_support)
+        borders = checks.as_tensor("borders", borders, "(num_bars + 1,)", like=logits).to(
+            logits.dtype
+        )
+        self.full_support = checks.boolean("full_support", full_support)
         num_bars, least = logits.shape[-1], 2 if full_support else 1
         if num_bars < least or len(borders) != num_bars + 1:
             raise ValueError(
                 f"borders must be one more than the bars of logits, of which there are {least} at "
-                f"least, got {shown(borders)} for {num_bars} bars"
+                f"least, got {checks.shown(borders)} for {num_bars} bars"
             )
         check_borders("borders", borders)
         self.borders = borders
@@ -115,8 +115,8 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles, in closed form, with gradients."""
         if self._validate_args:
-            check_instance("value", value, Tensor, "a tensor of probabilities")
-            as_tensor("value", value)
+            checks.instance("value", value, Tensor, "a tensor of probabilities")
+            checks.as_tensor("value", value)
             if not bool(((value > 0) & (value < 1)).all()):
                 raise ValueError(f"value must hold probabilities in (0, 1), got {value!r:.80}")
         probs = self.probs
@@ -243,8 +243,8 @@ def bar_borders(values: Any, num_bars: int) -> Tensor:
         >>> bar_borders(torch.arange(9.0), 3)
         tensor([1.0000, 2.5000, 5.5000, 7.0000])
     """
-    num_bars = check_integer("num_bars", num_bars, 2)
-    ordered = as_tensor("values", values, finite=True).flatten().sort().values
+    num_bars = checks.integer("num_bars", num_bars, 2)
+    ordered = checks.as_tensor("values", values, finite=True).flatten().sort().values
     if not ordered.is_floating_point():
         ordered = ordered.to(torch.get_default_dtype())
     if len(ordered) < 2 * num_bars:

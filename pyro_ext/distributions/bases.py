@@ -14,7 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_ext._checks import as_parameter, as_parameters, as_tensor, shown
+from pyro_ext._lib import checks
 
 _NUM_HALVINGS = 64
 
@@ -107,8 +107,8 @@ class ParametricDistribution(TorchDistribution):
     def _validate_sample(self, value: Tensor) -> None:
         """Check the type, which the base class does not say, and what it looks at."""
         if not isinstance(value, Tensor):
-            raise TypeError(f"value must be a tensor, got {shown(value)}")
-        as_tensor("value", value, allow_empty=True)
+            raise TypeError(f"value must be a tensor, got {checks.shown(value)}")
+        checks.as_tensor("value", value, allow_empty=True)
         super()._validate_sample(value)
 
     def _check_parameter(self, name: str, is_valid: Tensor, wanted: str) -> None:
@@ -173,7 +173,7 @@ class UnivariateDistribution(ParametricDistribution, ScalarDistribution):
     """Distribution of a real number whose parameters are tensors of its batch shape."""
 
     def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
-        values = as_parameters(type(self).__name__, parameters)
+        values = checks.as_parameters(type(self).__name__, parameters)
         super().__init__(
             dict(zip(parameters, values, strict=True)),
             dict.fromkeys(parameters, 0),
@@ -258,11 +258,11 @@ def _log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any
     if (level is None) == (log_level is None):
         raise ValueError(
             "exactly one of level and log_level must be given, got "
-            f"level={shown(level)}, log_level={shown(log_level)}"
+            f"level={checks.shown(level)}, log_level={checks.shown(log_level)}"
         )
     if log_level is not None:
         return log_level
-    level = torch.as_tensor(as_parameter("level", level))
+    level = torch.as_tensor(checks.as_parameter("level", level))
     if not level.is_floating_point():
         level = level.to(torch.get_default_dtype())
     # A graph cannot branch on a value, so that it is looked at only if arguments are validated.

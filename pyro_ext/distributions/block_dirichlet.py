@@ -17,7 +17,7 @@ from torch.distributions import (
     transform_to,
 )
 
-from pyro_ext._checks import as_tensor, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution, rsample_log_gamma
 
 
@@ -135,10 +135,10 @@ class BlockDirichlet(ParametricDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        concentration = as_tensor("concentration", concentration, "(*batch, blocks)")
+        concentration = checks.as_tensor("concentration", concentration, "(*batch, blocks)")
         num_blocks = concentration.shape[-1]
         sizes = [1] * num_blocks if sizes is None else sizes
-        given = check_sequence("sizes", sizes, "a list of numbers of points")
+        given = checks.sequence("sizes", sizes, "a list of numbers of points")
         if len(given) != num_blocks or not all(int(size) == size >= 1 for size in given):
             raise ValueError(
                 f"sizes must hold {num_blocks} whole numbers of points, at least one each, got "
@@ -193,7 +193,7 @@ class BlockDirichlet(ParametricDistribution):
         :param Tensor totals: **Shape:** ``(*sample, *batch, L)``.
         :returns: **Shape:** ``(*sample, *batch, n)``.
         """
-        totals = as_tensor("totals", totals, f"(*batch, {len(self.sizes)})")
+        totals = checks.as_tensor("totals", totals, f"(*batch, {len(self.sizes)})")
         return _shared_out(totals, self.sizes)
 
     def entropy(self) -> Tensor:

@@ -17,7 +17,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution, expanded
 
 Summary = tuple[Tensor, ...]
@@ -80,9 +80,9 @@ class ClusterBlock(RowsOfClusters):
     def __init__(
         self, cluster: "ConjugateCluster", num_points: int, *, validate_args: bool | None = None
     ) -> None:
-        check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
+        checks.instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
         self.cluster = cluster
-        self.num_points = check_integer("num_points", num_points, 1)
+        self.num_points = checks.integer("num_points", num_points, 1)
         self.has_rsample = cluster.has_rsample
         event_shape = torch.Size((self.num_points, *cluster.event_shape))
         super().__init__(cluster.batch_shape, event_shape, validate_args=validate_args)
@@ -113,7 +113,7 @@ def _broadcast(
 
     A number stands for a vector of equal entries, never for a matrix.
     """
-    parameters = {name: as_parameter(name, value) for name, value in parameters.items()}
+    parameters = {name: checks.as_parameter(name, value) for name, value in parameters.items()}
     given = [value for value in parameters.values() if isinstance(value, Tensor)]
     dtype = reduce(torch.promote_types, (value.dtype for value in given), torch.bool)
     if not dtype.is_floating_point:
@@ -186,7 +186,7 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor value: points. **Shape:** ``(*batch, d)``.
         :returns: **Shape:** ``(*batch)``.
         """
-        value = as_tensor("value", value, f"(*batch, {self.event_shape[0]})")
+        value = checks.as_tensor("value", value, f"(*batch, {self.event_shape[0]})")
         if self._validate_args:
             self._validate_sample(value)
         return self._log_marginal(self._summary_of_point(self._promote(value)))
@@ -297,13 +297,13 @@ class ConjugateCluster(ParametricDistribution):
 
     def _block_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Points of a block, with zeros for those that do not belong, and which do."""
-        x = as_tensor("x", x, f"(*batch, n, {self.event_shape[0]})", allow_empty=True)
+        x = checks.as_tensor("x", x, f"(*batch, n, {self.event_shape[0]})", allow_empty=True)
         x = self._promote(x)
         if mask is None:
             present = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         else:
             shape = f"(*batch, {x.shape[-2]})"
-            mask = as_tensor("mask", mask, shape, kind="booleans", allow_empty=not x.numel())
+            mask = checks.as_tensor("mask", mask, shape, kind="booleans", allow_empty=not x.numel())
             present = mask.expand(torch.broadcast_shapes(mask.shape, x.shape[:-1]))
             x = torch.where(present.unsqueeze(-1), x, 0.0)
         if self._validate_args:
@@ -381,10 +381,10 @@ class PartitionedBlock(RowsOfClusters):
     def __init__(
         self, cluster: ConjugateCluster, labels: Tensor, *, validate_args: bool | None = None
     ) -> None:
-        check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
+        checks.instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
         if cluster.batch_shape:
             raise ValueError(f"cluster must have no batch shape, got {tuple(cluster.batch_shape)}")
-        labels = as_tensor("labels", labels, "(*batch, n)", kind="integers")
+        labels = checks.as_tensor("labels", labels, "(*batch, n)", kind="integers")
         self.cluster, self.labels = cluster, labels
         self.has_rsample = cluster.has_rsample
         event_shape = labels.shape[-1:] + cluster.event_shape

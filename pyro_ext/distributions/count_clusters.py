@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_integer
+from pyro_ext._lib import checks
 from pyro_ext.distributions._evidence import log_rising
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
 from pyro_ext.special import in_double
@@ -57,7 +57,7 @@ class MultinomialCluster(_CountCluster):
     def __init__(
         self, concentration: Any, total_count: int = 1, *, validate_args: bool | None = None
     ) -> None:
-        self.total_count = check_integer("total_count", total_count, 1)
+        self.total_count = checks.integer("total_count", total_count, 1)
         super().__init__({"concentration": concentration}, validate_args)
 
     @property

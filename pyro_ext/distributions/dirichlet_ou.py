@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_parameter, as_tensor, check_finite, check_integer, shown
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution
-
-__all__ = ["DirichletOU"]
 
 
 class DirichletOU(ParametricDistribution):
@@ -87,13 +85,13 @@ class DirichletOU(ParametricDistribution):
         end: Any = 0.0,
         validate_args: bool | None = None,
     ) -> None:
-        self.num_modes = check_integer("num_modes", num_modes, 1)
-        self.dim = check_integer("dim", dim, 1)
+        self.num_modes = checks.integer("num_modes", num_modes, 1)
+        self.dim = checks.integer("dim", dim, 1)
         sizes: dict[str, tuple[int, ...]] = dict(
             length=(), noise=(), rate=(num_modes,), start=(dim,), end=(dim,)
         )
         values = dict(length=length, noise=noise, rate=rate, start=start, end=end)
-        known = {name: as_parameter(name, value) for name, value in values.items()}
+        known = {name: checks.as_parameter(name, value) for name, value in values.items()}
         given = [value for value in known.values() if isinstance(value, Tensor)]
         device = given[0].device if given else None
         found = [value.dtype for value in given if value.is_floating_point()]
@@ -102,7 +100,9 @@ class DirichletOU(ParametricDistribution):
         for name, value in known.items():
             tensor, size = torch.as_tensor(value, dtype=dtype, device=device), sizes[name]
             if tensor.dim() and size and tensor.shape[-1:] != size:
-                raise ValueError(f"{name} must be a number or end in {size}, got {shown(tensor)}")
+                raise ValueError(
+                    f"{name} must be a number or end in {size}, got {checks.shown(tensor)}"
+                )
             tensors[name] = tensor.expand(size) if size and not tensor.dim() else tensor
             batches.append(tensors[name].shape[: tensors[name].dim() - len(size)])
         batch_shape = torch.broadcast_shapes(*batches)
@@ -127,9 +127,11 @@ class DirichletOU(ParametricDistribution):
         :returns: **Shape:** ``(*batch, num_points, dim)``.
         """
         z = self._modes(z)
-        grid = as_tensor("grid", grid, "(num_points)", like=self.rate)
+        grid = checks.as_tensor("grid", grid, "(num_points)", like=self.rate)
         if self._validate_args and not bool(((grid >= 0) & (grid <= self.length)).all()):
-            raise ValueError(f"grid must lie in [0, {float(self.length):g}], got {shown(grid)}")
+            raise ValueError(
+                f"grid must lie in [0, {float(self.length):g}], got {checks.shown(grid)}"
+            )
         fraction = grid / self.length
         return self._line(fraction) + self._basis(fraction).mT @ (self._deviations() * z)
 
@@ -140,8 +142,8 @@ class DirichletOU(ParametricDistribution):
             **Shape:** ``(*batch, num_points, dim)``.
         :returns: whitened modes. **Shape:** ``(*batch, num_modes, dim)``.
         """
-        path = as_tensor("path", path, f"(*batch, num_points, {self.dim})", like=self.rate)
-        check_finite("path", path)
+        path = checks.as_tensor("path", path, f"(*batch, num_points, {self.dim})", like=self.rate)
+        checks.all_finite("path", path)
         if (num_points := path.shape[-2]) < self.num_modes + 2:
             raise ValueError(
                 f"path must have at least {self.num_modes + 2} points for {self.num_modes} modes, "
@@ -155,7 +157,7 @@ class DirichletOU(ParametricDistribution):
         return projected * (self.length / (num_points - 1)) / self._deviations()
 
     def _modes(self, z: Any) -> Tensor:
-        return as_tensor("z", z, f"(*batch, {self.num_modes}, {self.dim})", like=self.rate)
+        return checks.as_tensor("z", z, f"(*batch, {self.num_modes}, {self.dim})", like=self.rate)
 
     def _deviations(self) -> Tensor:
         """Standard deviations of modes of the bridge. **Shape:** ``(num_modes, 1)``."""
@@ -221,11 +223,11 @@ class DirichletOU(ParametricDistribution):
         return -0.5 * terms.sum((-1, -2))
 
     def _times(self, name: str, t: Any, *, with_one: bool) -> Tensor:
-        time = as_tensor(name, t, like=self.rate).to(self.rate)
+        time = checks.as_tensor(name, t, like=self.rate).to(self.rate)
         below = time <= 1.0 if with_one else time < 1.0
         if self._validate_args and not bool(((time > 0.0) & below).all()):
             end = "1]" if with_one else "1)"
-            raise ValueError(f"{name} must lie in (0, {end}, got {shown(time)}")
+            raise ValueError(f"{name} must lie in (0, {end}, got {checks.shown(time)}")
         return time[..., None, None]
 
     def _variance(self, time: Tensor) -> Tensor:

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_number, shown
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution
-
-__all__ = ["ForceNormal", "force_heads"]
 
 
 class ForceNormal(ParametricDistribution):
@@ -54,18 +52,19 @@ class ForceNormal(ParametricDistribution):
     def __init__(
         self, loc: Any, l6: Any, eps: float = 1e-3, *, validate_args: bool | None = None
     ) -> None:
-        loc = as_tensor("loc", loc, "(*batch, 3)")
-        l6 = as_tensor("l6", l6, "(*batch, 6)")
+        loc = checks.as_tensor("loc", loc, "(*batch, 3)")
+        l6 = checks.as_tensor("l6", l6, "(*batch, 6)")
         dtype = torch.promote_types(loc.dtype, l6.dtype)
         if not dtype.is_floating_point:
             dtype = torch.get_default_dtype()
-        self.eps = check_number("eps", eps, least=0)
+        self.eps = checks.number("eps", eps, least=0)
         try:
             batch_shape = torch.broadcast_shapes(loc.shape[:-1], l6.shape[:-1])
         except RuntimeError:
             raise ValueError(
-                f"loc and l6 must broadcast but for the last dimension, got {shown(loc)} and "
-                f"{shown(l6)}"
+                f"loc and l6 must broadcast but for the last dimension, "
+                f"got {checks.shown(loc)} and "
+                f"{checks.shown(l6)}"
             ) from None
         super().__init__(
             {
@@ -113,7 +112,7 @@ class ForceNormal(ParametricDistribution):
         :param Tensor value: :math:`y`. **Shape:** ``(*sample_shape, *batch, 3)``.
         :returns: **Shape:** ``(*sample_shape, *batch)``.
         """
-        value = as_tensor("value", value, "(*batch, 3)")
+        value = checks.as_tensor("value", value, "(*batch, 3)")
         m11, m21, m22, m31, m32, m33 = self._factor()
         x, y, z = (value - self.loc).unbind(-1)
         first = x / m11
@@ -171,7 +170,7 @@ def force_heads(covariance: Any) -> Tensor:
         >>> torch.allclose(force.covariance_matrix, covariance)
         True
     """
-    covariance = as_tensor("covariance", covariance, "(*batch, 3, 3)", finite=True)
+    covariance = checks.as_tensor("covariance", covariance, "(*batch, 3, 3)", finite=True)
     if not covariance.is_floating_point():
         covariance = covariance.to(torch.get_default_dtype())
     size = covariance.abs().amax((-2, -1), keepdim=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_number, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.distributions import _evidence as evidence
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
 
@@ -147,12 +147,12 @@ class GaussianCluster(LocatedCluster):
             >>> (cluster.scale / (cluster.dof - 3)).det() / x.T.cov(correction=0).det()
             tensor(0.0100)
         """
-        x = as_tensor("x", x, "(n, d)", finite=True)
+        x = checks.as_tensor("x", x, "(n, d)", finite=True)
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         size = x.shape[1]
-        check_number("loc_precision", loc_precision, above=0)
-        check_optional(check_number, "dof", dof, above=size - 1)
-        check_optional(check_number, "determinant", determinant, above=0)
+        checks.number("loc_precision", loc_precision, above=0)
+        checks.optional(checks.number, "dof", dof, above=size - 1)
+        checks.optional(checks.number, "determinant", determinant, above=0)
         if len(x) <= size:
             raise ValueError(
                 f"x must have the shape (n, d) with more points than dimensions, got "
@@ -206,7 +206,7 @@ class GaussianCluster(LocatedCluster):
             >>> mcmc.get_samples()["relative_size"].shape
             torch.Size([20, 2])
         """
-        x = as_tensor("x", x, "(n, d)", finite=True)
+        x = checks.as_tensor("x", x, "(n, d)", finite=True)
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         if len(x) < 2:
             raise ValueError(f"x must have at least two rows, got {len(x)}")

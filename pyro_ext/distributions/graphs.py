@@ -8,11 +8,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad, softplus
 
-from pyro_ext._checks import as_parameter, as_tensor, check_optional, shown
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution
 from pyro_ext.special import log1mexp
-
-__all__ = ["BernoulliExponentialGraph", "LogitGraph"]
 
 _MOST_POINTS = 2**28
 
@@ -53,16 +51,16 @@ class _IndependentEdges(ParametricDistribution):
         validate_args: bool | None,
     ) -> None:
         name, *others = parameters
-        features = as_tensor(name, parameters[name], "(*batch, num_nodes, num_features)")
+        features = checks.as_tensor(name, parameters[name], "(*batch, num_nodes, num_features)")
         if not features.is_floating_point():
             features = features.to(torch.get_default_dtype())
         shape = f"(*batch, {features.shape[-2]})"
-        check_optional(as_tensor, "node_mask", node_mask, shape, kind="booleans")
+        checks.optional(checks.as_tensor, "node_mask", node_mask, shape, kind="booleans")
         if node_mask is None:
             node_mask = torch.ones(features.shape[-2], dtype=torch.bool)
         mask = torch.as_tensor(node_mask, device=features.device)
         scalars = {
-            other: torch.as_tensor(as_parameter(other, parameters[other])).to(features)
+            other: torch.as_tensor(checks.as_parameter(other, parameters[other])).to(features)
             for other in others
         }
         shapes = [
@@ -141,13 +139,13 @@ class _IndependentEdges(ParametricDistribution):
 
     def _validate_sample(self, value: Tensor) -> None:
         size = self.event_shape[0]
-        value = as_tensor("value", value, f"(*batch, {size}, {size})", allow_empty=True)
+        value = checks.as_tensor("value", value, f"(*batch, {size}, {size})", allow_empty=True)
         try:
             torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
         except RuntimeError:
             raise ValueError(
                 f"value must broadcast with the batch shape {tuple(self.batch_shape)}, got "
-                f"{shown(value)}"
+                f"{checks.shown(value)}"
             ) from None
         diagonal = torch.eye(size, dtype=torch.bool, device=value.device)
         for wanted, is_wrong in (
@@ -214,7 +212,9 @@ class BernoulliExponentialGraph(_IndependentEdges):
         :raises ValueError: where arguments are validated, for self-loops, edges that come twice,
             and nodes that there are not.
         """
-        edges = as_tensor("edges", edges, "(num_edges, 2)", kind="integers", allow_empty=True)
+        edges = checks.as_tensor(
+            "edges", edges, "(num_edges, 2)", kind="integers", allow_empty=True
+        )
         first, second = edges.long().unbind(-1)
         if self._validate_args:
             self._validate_edges(first, second)
@@ -239,7 +239,7 @@ class BernoulliExponentialGraph(_IndependentEdges):
         """
         if self.batch_shape:
             raise ValueError(
-                f"rates must be those of one graph for sample_edges, got {shown(self.rates)}"
+                f"rates must be those of one graph for sample_edges, got {checks.shown(self.rates)}"
             )
         rates = self.rates.double().mT
         num_features, num_nodes = rates.shape

@@ -7,13 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import expanded
 
 _HALF_LOG_2PI = 0.9189385332046727
@@ -57,7 +51,7 @@ class PaddedMultivariateNormal(TorchDistribution):
     def __init__(
         self, scale_tril: Tensor, lengths: Tensor | None = None, validate_args: bool | None = None
     ) -> None:
-        scale_tril = as_tensor("scale_tril", scale_tril, "(*batch, T, T)", finite=True)
+        scale_tril = checks.as_tensor("scale_tril", scale_tril, "(*batch, T, T)", finite=True)
         if not scale_tril.is_floating_point():
             scale_tril = scale_tril.to(torch.get_default_dtype())
         size = scale_tril.shape[-1]
@@ -67,7 +61,7 @@ class PaddedMultivariateNormal(TorchDistribution):
             )
         if lengths is None:
             lengths = torch.tensor(size)
-        lengths = as_tensor("lengths", lengths, "(*batch)", kind="integers", like=scale_tril)
+        lengths = checks.as_tensor("lengths", lengths, "(*batch)", kind="integers", like=scale_tril)
         if bool((lengths < 0).any()) or bool((lengths > size).any()):
             raise ValueError(
                 f"lengths must be from 0 to {size}, got from {int(lengths.min())} to "
@@ -160,9 +154,9 @@ class CauchyGP:
     """
 
     def __init__(self, length: float = 7.0, scale: float = 1.005, jitter: float = 1e-3) -> None:
-        self.length = check_number("length", length, above=0)
-        self.scale = check_number("scale", scale, above=0)
-        self.jitter = check_number("jitter", jitter, above=0)
+        self.length = checks.number("length", length, above=0)
+        self.scale = checks.number("scale", scale, above=0)
+        self.jitter = checks.number("jitter", jitter, above=0)
 
     def __repr__(self) -> str:
         return f"CauchyGP(length={self.length:g}, scale={self.scale:g}, jitter={self.jitter:g})"
@@ -177,7 +171,7 @@ class CauchyGP:
 
     def _covariance(self, num_steps: int, dtype: torch.dtype) -> Tensor:
         """Covariances of steps, computed in a type."""
-        steps = torch.arange(float(check_integer("num_steps", num_steps, 1)), dtype=dtype)
+        steps = torch.arange(float(checks.integer("num_steps", num_steps, 1)), dtype=dtype)
         lag = (steps[:, None] - steps) / self.length
         return self.scale / (1.0 + lag.square()) + self.jitter * torch.eye(num_steps, dtype=dtype)
 
@@ -192,11 +186,11 @@ class CauchyGP:
             float64.
         :raises ValueError: where the jitter is too small for a factor.
         """
-        check_optional(check_instance, "dtype", dtype, torch.dtype, "a torch.dtype or None")
+        checks.optional(checks.instance, "dtype", dtype, torch.dtype, "a torch.dtype or None")
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be one of real numbers, got {dtype}")
-        lengths = as_tensor("lengths", lengths, "(*batch)", kind="integers")
+        lengths = checks.as_tensor("lengths", lengths, "(*batch)", kind="integers")
         factor, failed = torch.linalg.cholesky_ex(self._covariance(num_steps, torch.float64))
         if bool(failed):
             raise ValueError(

@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_parameter
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ParametricDistribution
 from pyro_ext.groups import Group, TensorRep
 from pyro_ext.groups.projector import check_groups, weight_blocks
-
-__all__ = ["SoftEquivariantNormal"]
 
 
 class SoftEquivariantNormal(ParametricDistribution):
@@ -77,7 +75,8 @@ class SoftEquivariantNormal(ParametricDistribution):
         self._blocks = weight_blocks(rep_in, rep_out, self.groups, names)
         self.rep_in, self.rep_out = rep_in, rep_out
         strengths, base_scale = _as_tensors(
-            as_parameter("strengths", strengths), as_parameter("base_scale", base_scale)
+            checks.as_parameter("strengths", strengths),
+            checks.as_parameter("base_scale", base_scale),
         )
         number = len(self.groups)
         strengths = strengths if strengths.dim() else strengths.expand(number)

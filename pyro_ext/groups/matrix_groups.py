@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_optional, shown
-
-__all__ = ["SO", "EmbeddedO2", "Group", "O", "Scale", "check_dim"]
+from pyro_ext._lib import checks
 
 # Below which a singular value of a condition counts as zero; the second one for matrices that
 # float32 can hold, which may have been rounded to it.
@@ -47,7 +45,7 @@ class Group:
     def __init__(
         self, lie_algebra: Any = None, discrete: Any = None, *, name: str | None = None
     ) -> None:
-        check_optional(check_instance, "name", name, str, "a text or None")
+        checks.optional(checks.instance, "name", name, str, "a text or None")
         given = {"lie_algebra": lie_algebra, "discrete": discrete}
         found = {key: _as_matrices(key, each) for key, each in given.items() if each is not None}
         if not found:
@@ -57,7 +55,7 @@ class Group:
             if matrices.shape[-1] != self.dim:
                 raise ValueError(
                     f"{key} must be matrices of the {self.dim} dimensions of lie_algebra, got "
-                    f"{shown(matrices)}"
+                    f"{checks.shown(matrices)}"
                 )
         empty = torch.zeros(0, self.dim, self.dim, dtype=torch.float64)
         self.lie_algebra = found.get("lie_algebra", empty)
@@ -105,8 +103,8 @@ class Group:
         :param int seed: of the draws; ``None`` draws from PyTorch's generator.
         :returns: in float64. **Shape:** ``(num_elements, dim, dim)``.
         """
-        check_integer("num_elements", num_elements, 1)
-        check_optional(check_integer, "seed", seed, 0)
+        checks.integer("num_elements", num_elements, 1)
+        checks.optional(checks.integer, "seed", seed, 0)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         element = torch.eye(self.dim, dtype=torch.float64).repeat(num_elements, 1, 1)
         options: dict[str, Any] = dict(generator=generator, dtype=torch.float64)
@@ -131,8 +129,8 @@ class Group:
             >>> [O(3).invariants(rank).shape[1] for rank in range(5)]
             [1, 0, 1, 0, 3]
         """
-        check_integer("upper", upper, 0)
-        check_integer("lower", lower, 0)
+        checks.integer("upper", upper, 0)
+        checks.integer("lower", lower, 0)
         return torch.from_numpy(self.find_invariants(upper, lower).copy())
 
     def find_invariants(self, upper: int, lower: int) -> Any:
@@ -166,7 +164,7 @@ class SO(Group):
     """
 
     def __init__(self, dim: int) -> None:
-        check_integer("dim", dim, 2)
+        checks.integer("dim", dim, 2)
         pairs = torch.combinations(torch.arange(dim)).tolist()
         super().__init__(torch.stack([_rotation(dim, *pair) for pair in pairs]), name=f"SO({dim})")
 
@@ -185,7 +183,7 @@ class O(Group):  # noqa: E742
     """
 
     def __init__(self, dim: int) -> None:
-        check_integer("dim", dim, 1)
+        checks.integer("dim", dim, 1)
         algebra = SO(dim).lie_algebra if dim > 1 else None
         super().__init__(algebra, _reflection(dim, 0)[None], name=f"O({dim})")
 
@@ -204,7 +202,7 @@ class Scale(Group):
     """
 
     def __init__(self, dim: int) -> None:
-        check_integer("dim", dim, 1)
+        checks.integer("dim", dim, 1)
         super().__init__(torch.eye(dim, dtype=torch.float64)[None], name=f"Scale({dim})")
 
 
@@ -225,9 +223,9 @@ class EmbeddedO2(Group):
     """
 
     def __init__(self, i: int, j: int, dim: int = 3) -> None:
-        check_integer("dim", dim, 2)
+        checks.integer("dim", dim, 2)
         for name, value in (("i", i), ("j", j)):
-            if check_integer(name, value, 0) >= dim:
+            if checks.integer(name, value, 0) >= dim:
                 raise ValueError(f"{name} must be an integer below dim = {dim}, got {value}")
         if i == j:
             raise ValueError(f"j must be another coordinate than i = {i}, got {j}")
@@ -249,9 +247,9 @@ def check_dim(name: str, group: Group, dim: int) -> None:
 def _as_matrices(name: str, value: Any) -> Tensor:
     """Square matrices in float64, on the CPU."""
     dtype = None if isinstance(value, Tensor) else torch.float64
-    matrices = as_tensor(name, value, "(num_generators, dim, dim)", finite=True, dtype=dtype)
+    matrices = checks.as_tensor(name, value, "(num_generators, dim, dim)", finite=True, dtype=dtype)
     if matrices.shape[-1] != matrices.shape[-2]:
-        raise ValueError(f"{name} must be square matrices, got {shown(matrices)}")
+        raise ValueError(f"{name} must be square matrices, got {checks.shown(matrices)}")
     return matrices.detach().cpu().double().clone()
 
 

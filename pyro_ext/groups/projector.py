@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_optional, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.groups.matrix_groups import Group, check_dim
 from pyro_ext.groups.representations import TensorRep
-
-__all__ = ["EquivariantProjector", "WeightBlocks", "check_groups", "weight_blocks"]
 
 _LARGEST_BLOCK = 1024
 
@@ -44,7 +42,7 @@ class EquivariantProjector:
     """
 
     def __init__(self, rep_in: TensorRep | None, rep_out: TensorRep, group: Group) -> None:
-        check_instance("group", group, Group, "a Group")
+        checks.instance("group", group, Group, "a Group")
         self.group = group
         self._blocks = weight_blocks(rep_in, rep_out, (group,), ("group",))
         self.event_shape = self._blocks.event_shape
@@ -107,7 +105,7 @@ class WeightBlocks:
     def check(self, name: str, value: Any) -> Tensor:
         """A weight of the right shape."""
         sizes = ", ".join(map(str, self.event_shape))
-        weight = as_tensor(name, value, f"(*batch, {sizes})", finite=True)
+        weight = checks.as_tensor(name, value, f"(*batch, {sizes})", finite=True)
         return weight if weight.is_floating_point() else weight.to(torch.get_default_dtype())
 
     def indices(self, like: Tensor) -> list[Tensor]:
@@ -165,8 +163,8 @@ def _check_representations(
     names: Sequence[str],
 ) -> None:
     """Check that all groups act on two representations."""
-    check_optional(check_instance, "rep_in", rep_in, TensorRep, "a TensorRep or None")
-    check_instance("rep_out", rep_out, TensorRep, "a TensorRep")
+    checks.optional(checks.instance, "rep_in", rep_in, TensorRep, "a TensorRep or None")
+    checks.instance("rep_out", rep_out, TensorRep, "a TensorRep")
     reps = {"rep_out": rep_out} if rep_in is None else {"rep_out": rep_out, "rep_in": rep_in}
     dim = groups[0].dim
     for name, group in zip(names, groups, strict=True):
@@ -187,7 +185,7 @@ def _check_representations(
 
 def check_groups(groups: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Take groups, and what errors call them."""
-    found = tuple(check_sequence("groups", groups, "a list of Group", 1, Group))
+    found = tuple(checks.sequence("groups", groups, "a list of Group", 1, Group))
     names = tuple(f"groups[{number}]" for number in range(len(found)))
     for name, group in zip(names, found, strict=True):
         check_dim(name, group, found[0].dim)

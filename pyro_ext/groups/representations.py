@@ -6,9 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_mapping, check_optional, shown
-
-__all__ = ["TensorRep"]
+from pyro_ext._lib import checks
 
 
 class TensorRep:
@@ -30,14 +28,14 @@ class TensorRep:
     """
 
     def __init__(self, multiplicities: Mapping[int, int], dim: int | None = None) -> None:
-        check_mapping("multiplicities", multiplicities, "a dict of numbers of copies by rank")
+        checks.mapping("multiplicities", multiplicities, "a dict of numbers of copies by rank")
         for rank, number in multiplicities.items():
-            check_integer("a rank of multiplicities", rank, 0)
-            check_integer(f"multiplicities[{rank}]", number, 0)
+            checks.integer("a rank of multiplicities", rank, 0)
+            checks.integer(f"multiplicities[{rank}]", number, 0)
         self.multiplicities = {rank: number for rank, number in multiplicities.items() if number}
         if not self.multiplicities:
             raise ValueError(f"multiplicities must have one copy at least, got {multiplicities!r}")
-        self.dim = check_optional(check_integer, "dim", dim, 1)
+        self.dim = checks.optional(checks.integer, "dim", dim, 1)
 
     @classmethod
     def uniform(cls, size: int, dim: int, max_rank: int = 2) -> Self:
@@ -48,9 +46,9 @@ class TensorRep:
         :param int max_rank: the greatest rank.
         :returns: the sum; what is left over becomes scalars.
         """
-        check_integer("size", size, 1)
-        check_integer("dim", dim, 1)
-        check_integer("max_rank", max_rank, 0)
+        checks.integer("size", size, 1)
+        checks.integer("dim", dim, 1)
+        checks.integer("max_rank", max_rank, 0)
         numbers = {k: size // (max_rank + 1) // dim**k for k in range(max_rank, 0, -1)}
         left = size - sum(number * dim**k for k, number in numbers.items())
         return cls({0: left, **dict(sorted(numbers.items()))}, dim)
@@ -74,7 +72,7 @@ class TensorRep:
 
         :param int dim: of the space.
         """
-        check_integer("dim", dim, 1)
+        checks.integer("dim", dim, 1)
         return sum(number * dim**rank for rank, number in self.multiplicities.items())
 
     def split(self, x: Tensor, dim: int) -> dict[int, Tensor]:
@@ -84,7 +82,7 @@ class TensorRep:
         :param int dim: of the space.
         :returns: **Shape:** ``(*batch, copies, dim ** rank)`` of each rank.
         """
-        x = as_tensor("x", x, f"(*batch, {self.size(dim)})")
+        x = checks.as_tensor("x", x, f"(*batch, {self.size(dim)})")
         parts = x.split([n * dim**rank for rank, n in self.multiplicities.items()], -1)
         items = zip(self.multiplicities.items(), parts, strict=True)
         return {rank: part.unflatten(-1, (number, dim**rank)) for (rank, number), part in items}
@@ -101,11 +99,14 @@ class TensorRep:
             >>> TensorRep({0: 1, 1: 1}).act(2.0 * torch.eye(3), torch.ones(4))
             tensor([1., 2., 2., 2.])
         """
-        g, x = as_tensor("g", g, "(*batch, dim, dim)"), as_tensor("x", x, "(*batch, size)")
+        g, x = (
+            checks.as_tensor("g", g, "(*batch, dim, dim)"),
+            checks.as_tensor("x", x, "(*batch, size)"),
+        )
         g, x = (g.to(x), x) if x.is_floating_point() else (g, x.to(g))
         dim = g.shape[-1]
         if g.shape[-2] != dim:
-            raise ValueError(f"g must be square matrices, got {shown(g)}")
+            raise ValueError(f"g must be square matrices, got {checks.shown(g)}")
         batch = torch.broadcast_shapes(g.shape[:-2], x.shape[:-1])
         found = []
         for rank, part in self.split(x, dim).items():

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_integer, check_number
-
-__all__ = ["ISAB", "MAB", "PMA", "SAB", "AttentionOptions", "InducedSetAttention"]
+from pyro_ext._lib import checks
 
 _LEAST_WEIGHT = 1e-5  # of a key in the sum that weights over queries are divided by
 
@@ -93,20 +91,20 @@ class MAB(nn.Module):
         normalize: Normalization = "keys",
     ) -> None:
         super().__init__()
-        check_integer("query_features", query_features, 1)
-        check_integer("key_features", key_features, 1)
+        checks.integer("query_features", query_features, 1)
+        checks.integer("key_features", key_features, 1)
         value_features = key_features if value_features is None else value_features
-        check_integer("value_features", value_features, 1)
-        check_integer("width", width, 1)
-        self.num_heads = check_integer("num_heads", num_heads, 1)
+        checks.integer("value_features", value_features, 1)
+        checks.integer("width", width, 1)
+        self.num_heads = checks.integer("num_heads", num_heads, 1)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        check_choice("scaling", scaling, get_args(Scaling))
-        check_boolean("bias", bias)
+        checks.choice("scaling", scaling, get_args(Scaling))
+        checks.boolean("bias", bias)
         self.scaling, self.residual, self.normalize = scaling, residual, normalize
-        self.dropout = check_number("dropout", dropout, least=0, below=1)
-        check_choice("residual", residual, get_args(Residual))
-        check_choice("normalize", normalize, get_args(Normalization))
+        self.dropout = checks.number("dropout", dropout, least=0, below=1)
+        checks.choice("residual", residual, get_args(Residual))
+        checks.choice("normalize", normalize, get_args(Normalization))
         self.query = nn.Linear(query_features, width, bias)
         self.key = nn.Linear(key_features, width, bias)
         self.value = nn.Linear(value_features, width, bias)
@@ -119,7 +117,7 @@ class MAB(nn.Module):
                 )
             self.output = nn.Linear(width, width, bias)
             self.feedforward.append(nn.Linear(width, width))
-        norm = nn.LayerNorm if check_boolean("layer_norm", layer_norm) else nn.Identity
+        norm = nn.LayerNorm if checks.boolean("layer_norm", layer_norm) else nn.Identity
         self.attention_norm, self.output_norm = norm(width), norm(width)
 
     def forward(
@@ -234,7 +232,7 @@ class MAB(nn.Module):
             size = layer.in_features
             fits = isinstance(tensor, Tensor) and tensor.shape[1:][-1:] == (size,)
             if tensor is not None and (not fits or tensor.is_complex()):
-                as_tensor(argument, tensor, f"(*batch, size, {size})", allow_empty=True)
+                checks.as_tensor(argument, tensor, f"(*batch, size, {size})", allow_empty=True)
         if values is not None and values.shape[-2] != keys.shape[-2]:
             raise ValueError(
                 f"values must be as many as the {keys.shape[-2]} keys, got {values.shape[-2]}"
@@ -271,7 +269,7 @@ class SAB(nn.Module):
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        check_integer("in_features", in_features, 1)
+        checks.integer("in_features", in_features, 1)
         self.block = MAB(in_features, in_features, width, num_heads, **options)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -326,8 +324,8 @@ class InducedSetAttention(nn.Module):
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        check_integer("in_features", in_features, 1)
-        check_integer("inducing_features", inducing_features, 1)
+        checks.integer("in_features", in_features, 1)
+        checks.integer("inducing_features", inducing_features, 1)
         self.gather = MAB(inducing_features, in_features, width, num_heads, **options)
         self.spread = MAB(
             in_features, width, width, num_heads, **(options | AttentionOptions(normalize="keys"))
@@ -383,9 +381,9 @@ class ISAB(nn.Module):
         num_heads: int = 8,
         **options: Unpack[AttentionOptions],
     ) -> None:
-        check_integer("width", width, 1)
+        checks.integer("width", width, 1)
         super().__init__()
-        check_integer("num_inducing", num_inducing, 1)
+        checks.integer("num_inducing", num_inducing, 1)
         self.attention = InducedSetAttention(in_features, width, width, num_heads, **options)
         self.inducing_points = _learned_points(num_inducing, width)
 
@@ -423,10 +421,10 @@ class PMA(nn.Module):
         num_heads: int = 8,
         **options: Unpack[AttentionOptions],
     ) -> None:
-        check_integer("width", width, 1)
+        checks.integer("width", width, 1)
         super().__init__()
-        check_integer("in_features", in_features, 1)
-        check_integer("num_seeds", num_seeds, 1)
+        checks.integer("in_features", in_features, 1)
+        checks.integer("num_seeds", num_seeds, 1)
         self.block = MAB(width, in_features, width, num_heads, **options)
         self.seeds = _learned_points(num_seeds, width)
 

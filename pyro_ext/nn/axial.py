@@ -23,17 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_size,
-    check_callable,
-    check_choice,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 from pyro_ext.nn.axial_convolutions import ConvOptions, _Conv
 from pyro_ext.random import seeded
 
@@ -59,7 +49,7 @@ class _SetMap(nn.Module):
         self, operator: nn.Module, in_channels: int, agg: Aggregation, size: int | None = None
     ) -> None:
         super().__init__()
-        check_choice("agg", agg, get_args(Aggregation))
+        checks.choice("agg", agg, get_args(Aggregation))
         self.operator, self.in_channels, self.agg, self.size = operator, in_channels, agg, size
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -138,8 +128,11 @@ class AxialLinear(_SetMap):
         out_channels: int = 1,
         agg: Aggregation = "mean",
     ) -> None:
-        size = check_integer("in_size", in_size, 1) * check_integer("in_channels", in_channels, 1)
-        new = check_integer("out_size", out_size, 1), check_integer("out_channels", out_channels, 1)
+        size = checks.integer("in_size", in_size, 1) * checks.integer("in_channels", in_channels, 1)
+        new = (
+            checks.integer("out_size", out_size, 1),
+            checks.integer("out_channels", out_channels, 1),
+        )
         linear = nn.Linear(size, out_size * out_channels)
         operator = nn.Sequential(nn.Flatten(-2), linear, nn.Unflatten(-1, new))
         super().__init__(operator, in_channels, agg, in_size)
@@ -171,10 +164,10 @@ class AxialSelfAttention(_SetMap):
         agg: Aggregation = "mean",
         max_distance: int | None = None,
     ) -> None:
-        check_integer("num_heads", num_heads, 1)
-        if check_integer("channels", channels, 1) % num_heads:
+        checks.integer("num_heads", num_heads, 1)
+        if checks.integer("channels", channels, 1) % num_heads:
             raise ValueError(f"num_heads must divide channels={channels}, got {num_heads}")
-        check_optional(check_integer, "max_distance", max_distance, 1)
+        checks.optional(checks.integer, "max_distance", max_distance, 1)
         super().__init__(_Attention(channels, num_heads, max_distance), channels, agg)
 
 
@@ -232,7 +225,7 @@ class AxialLift(nn.Module):
     ) -> None:
         super().__init__()
         self.operator = _Conv(in_channels, out_channels, kernel_size, 2, **options)
-        check_choice("agg", agg, get_args(Aggregation))
+        checks.choice("agg", agg, get_args(Aggregation))
         self.in_channels, self.kernel_size, self.agg = in_channels, kernel_size, agg
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -287,7 +280,7 @@ class AxialGraphConv(nn.Module):
         super().__init__()
         self.node = _Conv(in_channels, out_channels, kernel_size, 1, **options)
         self.neighbor = _Conv(in_channels, out_channels, kernel_size, 1, **options)
-        check_choice("agg", agg, get_args(Aggregation))
+        checks.choice("agg", agg, get_args(Aggregation))
         self.in_channels, self.agg = in_channels, agg
 
     def forward(self, features: Tensor) -> Tensor:
@@ -324,7 +317,7 @@ class AxialPool(nn.Module):
 
     def __init__(self, agg: Aggregation = "max") -> None:
         super().__init__()
-        check_choice("agg", agg, get_args(Aggregation))
+        checks.choice("agg", agg, get_args(Aggregation))
         self.agg = agg
 
     def forward(self, features: Tensor) -> Tensor:
@@ -355,9 +348,9 @@ class _AxialNetwork(nn.Module):
         **options: Unpack[ConvOptions],
     ) -> None:
         super().__init__()
-        channels = self._channels if channels is None else check_integer("channels", channels, 1)
-        check_integer("num_layers", num_layers, 1)
-        check_optional(check_integer, "num_outputs", num_outputs, 1)
+        channels = self._channels if channels is None else checks.integer("channels", channels, 1)
+        checks.integer("num_layers", num_layers, 1)
+        checks.optional(checks.integer, "num_outputs", num_outputs, 1)
         layers: list[nn.Module] = []
         for width in [in_channels] + [channels] * (num_layers - 1):
             layer = self._later if layers else self._first
@@ -374,7 +367,7 @@ class _AxialNetwork(nn.Module):
         :returns: **Shape:** ``(batch, num_outputs)``, or that of a field with ``channels``.
         """
         _check("inputs", inputs, self.in_channels)
-        check_finite("inputs", inputs)
+        checks.all_finite("inputs", inputs)
         inputs = inputs.to(next(self.parameters()))
         field: Tensor = self.backbone(inputs)
         return field if self.head is None else self.head(field.flatten(1, -2).amax(1))
@@ -457,14 +450,16 @@ def check_axis_equivariance(
         >>> check_axis_equivariance(GXCNN(3, channels=4), (2, 4, 5, 6, 3)) < 1e-5
         True
     """
-    check_callable("module", module, "a module or a function of a field", or_class=False)
+    checks.function("module", module, "a module or a function of a field", or_class=False)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a type of floating-point numbers, got {shown(dtype)}")
-    size = as_size("shape", shape)
+        raise TypeError(
+            f"dtype must be a type of floating-point numbers, got {checks.shown(dtype)}"
+        )
+    size = checks.as_size("shape", shape)
     if len(size) < 3 or not size.numel():
         raise ValueError(f"shape must be (batch, *spatial, channels), got {tuple(size)}")
-    check_number("tolerance", tolerance, above=0)
-    with seeded(check_integer("seed", seed, 0)):
+    checks.number("tolerance", tolerance, above=0)
+    with seeded(checks.integer("seed", seed, 0)):
         field = torch.randn(size, dtype=dtype)
     if isinstance(module, nn.Module):
         field = field.to(next((one.device for one in module.parameters()), None))
@@ -474,7 +469,8 @@ def check_axis_equivariance(
         is_tensor = isinstance(outputs, Tensor) and outputs.is_floating_point()
         if not is_tensor or outputs.dim() not in (2, len(size)) or len(outputs) != len(field):
             raise ValueError(
-                f"module must map a field to a field or to (batch, size), got {shown(outputs)}"
+                f"module must map a field to a field or to (batch, size), "
+                f"got {checks.shown(outputs)}"
             )
         for order in permutations(range(1, len(size) - 1)):
             order = (0, *order, len(size) - 1)
@@ -529,7 +525,7 @@ def _check(
     operator: nn.Module | None = None,
 ) -> None:
     """Check the shape of a field, or of the feature fields of all its axes."""
-    check_instance(argument, value, Tensor, "a tensor")
+    checks.instance(argument, value, Tensor, "a tensor")
     is_field, shape = argument == "inputs", value.shape
     is_right = len(shape) >= 3 if is_field else len(shape) >= 4 and shape[1] == len(shape) - 3
     if not is_right or 0 in shape[1:] or channels not in (None, shape[-1]):
@@ -546,4 +542,4 @@ def _check(
             f"{argument} must have axes of size {least} at least for the kernel, got {tuple(shape)}"
         )
     if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
-        raise TypeError(f"{argument} must be floating-point numbers, got {shown(value)}")
+        raise TypeError(f"{argument} must be floating-point numbers, got {checks.shown(value)}")

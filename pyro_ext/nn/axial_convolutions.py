@@ -5,15 +5,7 @@ from typing import Literal, TypedDict, get_args
 
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    check_boolean,
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_optional,
-    shown,
-)
+from pyro_ext._lib import checks
 
 PaddingMode = Literal["zeros", "circular"]
 
@@ -47,20 +39,20 @@ class _Conv(nn.Sequential):
         transposed: bool = False,
         depth: int = 1,
     ) -> None:
-        check_integer("in_channels", in_channels, 1)
-        check_integer("out_channels", out_channels, 1)
-        check_integer("stride", stride, 1)
-        if check_integer("kernel_size", kernel_size, stride) % 2 != stride % 2:
+        checks.integer("in_channels", in_channels, 1)
+        checks.integer("out_channels", out_channels, 1)
+        checks.integer("stride", stride, 1)
+        if checks.integer("kernel_size", kernel_size, stride) % 2 != stride % 2:
             raise ValueError(
                 f"kernel_size must be stride={stride} plus an even number, got {kernel_size}"
             )
-        check_optional(check_callable, "activation", activation, "a class of modules or None")
-        check_choice("padding_mode", padding_mode, get_args(PaddingMode))
-        if check_boolean("transposed", transposed) and padding_mode != "zeros":
+        checks.optional(checks.function, "activation", activation, "a class of modules or None")
+        checks.choice("padding_mode", padding_mode, get_args(PaddingMode))
+        if checks.boolean("transposed", transposed) and padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros' if transposed, got {padding_mode!r}")
         layers: list[nn.Module] = []
         first, least = stride, 1 if transposed else stride
-        for _ in range(check_integer("depth", depth, 1)):
+        for _ in range(checks.integer("depth", depth, 1)):
             conv = getattr(nn, f"Conv{'Transpose' * transposed}{num_axes}d")
             sizes = (in_channels, out_channels, kernel_size, stride, (kernel_size - stride) // 2)
             layers.append(conv(*sizes, padding_mode=padding_mode))
@@ -85,8 +77,8 @@ def _made(activation: Callable[[], nn.Module]) -> nn.Module:
     try:
         layer = activation()
     except TypeError as error:
-        raise TypeError(f"activation must be {wanted}, got {shown(activation)}") from error
-    check_instance("activation", layer, nn.Module, wanted)
+        raise TypeError(f"activation must be {wanted}, got {checks.shown(activation)}") from error
+    checks.instance("activation", layer, nn.Module, wanted)
     return layer
 
 

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_ext._checks import check_instance, check_integer, check_sequence
-
-__all__ = ["BatchEnsemble", "BatchEnsembleConv2d", "BatchEnsembleLinear"]
+from pyro_ext._lib import checks
 
 
 class _BatchEnsembleLayer(nn.Module):
@@ -137,9 +135,9 @@ class BatchEnsembleLinear(_BatchEnsembleLayer, nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_integer("in_features", in_features, 1)
-        check_integer("out_features", out_features, 1)
-        num_members = check_integer("num_members", num_members, 1)
+        checks.integer("in_features", in_features, 1)
+        checks.integer("out_features", out_features, 1)
+        num_members = checks.integer("num_members", num_members, 1)
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self._add_factors(num_members)
 
@@ -174,14 +172,14 @@ class BatchEnsembleConv2d(_BatchEnsembleLayer, nn.Conv2d):
         num_members: int,
         **options: Any,
     ) -> None:
-        check_integer("in_channels", in_channels, 1)
-        check_integer("out_channels", out_channels, 1)
-        num_members = check_integer("num_members", num_members, 1)
+        checks.integer("in_channels", in_channels, 1)
+        checks.integer("out_channels", out_channels, 1)
+        num_members = checks.integer("num_members", num_members, 1)
         sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        height, width, *others = check_sequence("kernel_size", sizes, "an integer or two", 2)
+        height, width, *others = checks.sequence("kernel_size", sizes, "an integer or two", 2)
         if others:
             raise ValueError(f"kernel_size must be an integer or two, got {kernel_size}")
-        height, width = (check_integer("kernel_size", size, 1) for size in (height, width))
+        height, width = (checks.integer("kernel_size", size, 1) for size in (height, width))
         nn.Conv2d.__init__(self, in_channels, out_channels, (height, width), **options)
         self._add_factors(num_members)
 
@@ -225,8 +223,8 @@ class BatchEnsemble(nn.Module):
 
     def __init__(self, network: nn.Module, num_members: int) -> None:
         super().__init__()
-        check_instance("network", network, nn.Module, "a torch.nn.Module")
-        self.num_members = check_integer("num_members", num_members, 1)
+        checks.instance("network", network, nn.Module, "a torch.nn.Module")
+        self.num_members = checks.integer("num_members", num_members, 1)
         if any(isinstance(layer, _BatchEnsembleLayer) for layer in network.modules()):
             raise ValueError(
                 "network must be an ordinary network, got one with layers of a batch ensemble"
@@ -257,7 +255,7 @@ class BatchEnsemble(nn.Module):
         """
         state, count = {}, self.num_members
         if members is not None:
-            chosen = check_sequence("members", members, "a list of numbers of members", kind=int)
+            chosen = checks.sequence("members", members, "a list of numbers of members", kind=int)
             if not all(0 <= number < count for number in chosen):
                 raise ValueError(f"members must lie in 0 .. {count - 1}, got {chosen}")
             state = {name: factor[chosen] for name, factor in self.factors().items()}

@@ -10,15 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_tensors,
-)
-from pyro_ext._own_shapes import OwnShapes
+from pyro_ext._lib import checks
+from pyro_ext._lib.own_shapes import OwnShapes
 from pyro_ext.potential import Layout, init_to_suggested
 from pyro_ext.reparam import ExpandedModule
 from pyro_ext.reparam.modules import gains
@@ -60,7 +53,7 @@ class BayesianModule(nn.Module):
     def __init__(
         self, module: nn.Module, prior_scale: float | Mapping[str, float] | None = None
     ) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
         parameters = dict(self.module.named_parameters())
@@ -71,9 +64,9 @@ class BayesianModule(nn.Module):
             prior_scale = {name: _fan_in(value) ** -0.5 for name, value in parameters.items()}
         elif isinstance(prior_scale, Mapping):
             for pattern, scale in prior_scale.items():
-                check_number(f"prior_scale[{pattern!r}]", scale, above=0.0)
+                checks.number(f"prior_scale[{pattern!r}]", scale, above=0.0)
         else:
-            prior_scale = check_number("prior_scale", prior_scale, above=0.0)
+            prior_scale = checks.number("prior_scale", prior_scale, above=0.0)
         shapes, types = dict.fromkeys(names, torch.Size()), dict.fromkeys(names, torch.float64)
         layout = Layout(shapes, types, torch.device("cpu"))
         scales = layout.expand(prior_scale, "prior_scale").tolist()
@@ -136,9 +129,9 @@ class BayesianClassifier(nn.Module):
     ) -> None:
         super().__init__()
         kinds = "a BayesianModule or an ExpandedModule"
-        check_instance("network", network, (BayesianModule, ExpandedModule), kinds)
+        checks.instance("network", network, (BayesianModule, ExpandedModule), kinds)
         self.network = network
-        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        self.batch_size = checks.optional(checks.integer, "batch_size", batch_size, 1)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run the model.
@@ -175,8 +168,8 @@ class BayesianClassifier(nn.Module):
         """
         module = self.network.module
         like = next(module.parameters())
-        inputs = as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
-        samples = check_tensors("samples", samples)
+        inputs = checks.as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
+        samples = checks.tensors("samples", samples)
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         if isinstance(self.network, ExpandedModule) and not set(shapes) <= set(samples):
             samples = self.network.merge(samples)
@@ -212,8 +205,8 @@ class BayesianClassifier(nn.Module):
         :param Tensor labels: observed classes. **Shape:** ``(n,)``.
         :returns: **Shape:** ``(*leading, n)``.
         """
-        inputs = as_tensor("inputs", inputs, "(n, ...)")
-        labels = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
+        inputs = checks.as_tensor("inputs", inputs, "(n, ...)")
+        labels = checks.as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
         _check_labels(inputs, labels)
         logs = self.log_probabilities(samples, inputs)
         if not bool(((labels >= 0) & (labels < logs.shape[-1])).all()):
@@ -254,8 +247,8 @@ def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None 
         >>> kernel.begin(range(2), seed=0).position.abs().amax() <= 0.5
         tensor(True)
     """
-    check_optional(check_instance, "site", site, dict, "a site of a model or None")
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.optional(checks.instance, "site", site, dict, "a site of a model or None")
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
     assert module is not None
     if site is None:
         return partial(init_to_module, module=module)

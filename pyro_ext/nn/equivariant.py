@@ -14,16 +14,8 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_instance,
-    check_integer,
-    check_number,
-    shown,
-)
-from pyro_ext._own_shapes import OwnShapes
+from pyro_ext._lib import checks
+from pyro_ext._lib.own_shapes import OwnShapes
 from pyro_ext.distributions import SoftEquivariantNormal
 from pyro_ext.groups import SO, EmbeddedO2, EquivariantProjector, Group, O, Scale, TensorRep
 from pyro_ext.groups.projector import check_groups, weight_blocks
@@ -91,9 +83,9 @@ class SoftEquivariantLinear(PyroModule):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_instance("rep_in", rep_in, TensorRep, "a TensorRep")
-        check_instance("rep_out", rep_out, TensorRep, "a TensorRep")
-        check_boolean("bias", bias)
+        checks.instance("rep_in", rep_in, TensorRep, "a TensorRep")
+        checks.instance("rep_out", rep_out, TensorRep, "a TensorRep")
+        checks.boolean("bias", bias)
         self.groups, names = check_groups(groups)
         self.rep_in, self.rep_out = rep_in, rep_out
         self.is_bayesian = strengths is not None
@@ -132,7 +124,7 @@ class SoftEquivariantLinear(PyroModule):
         :returns: **Shape:** ``(*batch, num_outputs)``.
         """
         size = self.blocks.event_shape[1]
-        x = as_tensor("x", x, f"(*batch, {size})", allow_empty=True)
+        x = checks.as_tensor("x", x, f"(*batch, {size})", allow_empty=True)
         with OwnShapes():
             weight, bias = self.weight, self.bias
         return nn.functional.linear(x.to(weight), weight, bias)
@@ -162,7 +154,7 @@ class SoftEquivariantLinear(PyroModule):
         :param Tensor strengths: :math:`\lambda_g`. **Shape:** ``(num_groups,)``.
         :returns: **Shape:** ``()``.
         """
-        strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", finite=True)
+        strengths = checks.as_tensor("strengths", strengths, f"({len(self.groups)})", finite=True)
         if self.is_bayesian:
             raise ValueError("penalty needs a layer with parameters, got one whose prior has it")
         found = self.blocks.penalty(self.weight, strengths)
@@ -195,12 +187,12 @@ class GatedNonlinearity(nn.Module):
 
     def __init__(self, rep: TensorRep, dim: int, *, soft: bool = True) -> None:
         super().__init__()
-        check_instance("rep", rep, TensorRep, "a TensorRep")
-        self.rep, self.dim = rep, check_integer("dim", dim, 1)
+        checks.instance("rep", rep, TensorRep, "a TensorRep")
+        self.rep, self.dim = rep, checks.integer("dim", dim, 1)
         numbers = rep.multiplicities
         self.rep_in = TensorRep({0: 0, **numbers, **{0: sum(numbers.values())}}, rep.dim)
         self.weight = None
-        if check_boolean("soft", soft):
+        if checks.boolean("soft", soft):
             self.weight = nn.Parameter(torch.full((rep.size(dim),), 1e-3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -244,8 +236,8 @@ class EquivariantBilinear(nn.Module):
 
     def __init__(self, rep: TensorRep, group: Group) -> None:
         super().__init__()
-        check_instance("rep", rep, TensorRep, "a TensorRep")
-        check_instance("group", group, Group, "a Group")
+        checks.instance("rep", rep, TensorRep, "a TensorRep")
+        checks.instance("group", group, Group, "a Group")
         self.rep, self.dim, self.paths = rep, group.dim, []
         numbers = rep.multiplicities
         most = max(numbers) if group.is_orthogonal else 0
@@ -309,9 +301,9 @@ def project_weights_(module: nn.Module, group: int, fraction: float = 1.0) -> nn
     :raises ValueError: for numbers out of range.
     """
     layers = _soft_layers(module)
-    if check_integer("group", group, 0) >= len(layers[0].groups):
+    if checks.integer("group", group, 0) >= len(layers[0].groups):
         raise ValueError(f"group must be below the {len(layers[0].groups)} of module, got {group}")
-    check_number("fraction", fraction, least=0.0, most=1.0)
+    checks.number("fraction", fraction, least=0.0, most=1.0)
     for layer in layers:
         for value, blocks in ((layer.weight, layer.blocks), (layer.bias, layer.bias_blocks)):
             if value is not None:
@@ -351,16 +343,17 @@ def equivariance_error(
         >>> equivariance_error(torch.relu, vector, vector, O(3), x) > 0.1
         True
     """
-    check_callable("function", function)
+    checks.function("function", function)
     for name, rep in (("rep_in", rep_in), ("rep_out", rep_out)):
-        check_instance(name, rep, TensorRep, "a TensorRep")
-    check_instance("group", group, Group, "a Group")
-    x = as_tensor("x", x, f"(n, {rep_in.size(group.dim)})", finite=True)
+        checks.instance(name, rep, TensorRep, "a TensorRep")
+    checks.instance("group", group, Group, "a Group")
+    x = checks.as_tensor("x", x, f"(n, {rep_in.size(group.dim)})", finite=True)
     g = group.sample(len(x), seed=seed).to(x)
-    outputs = as_tensor("function(x)", function(x))
+    outputs = checks.as_tensor("function(x)", function(x))
     if outputs.shape != (len(x), rep_out.size(group.dim)):
         raise ValueError(
-            f"function must return ({len(x)}, {rep_out.size(group.dim)}), got {shown(outputs)}"
+            f"function must return ({len(x)}, {rep_out.size(group.dim)}), "
+            f"got {checks.shown(outputs)}"
         )
     moved, after = function(rep_in.act(g, x)), rep_out.act(g, outputs)
     size = moved.norm(dim=-1) + after.norm(dim=-1)
@@ -370,7 +363,7 @@ def equivariance_error(
 
 def _soft_layers(module: nn.Module) -> list[SoftEquivariantLinear]:
     """The layers of a network that have residuals."""
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
     found = [each for each in module.modules() if isinstance(each, SoftEquivariantLinear)]
     if not found or any(layer.is_bayesian for layer in found):
         raise ValueError("module must have layers of SoftEquivariantLinear with parameters")

@@ -17,21 +17,9 @@ from torch.distributions import constraints
 from torch.func import jvp
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_boolean,
-    check_callable,
-    check_choice,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_number,
-    shown,
-)
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.nn.generators import Field, VectorField, hold, image_grid, is_given
-
-__all__ = ["FlowTransform", "OneParameterGroupAugmentation", "flow"]
 
 _FIXED = ("midpoint", "euler")
 _METHODS = ("rk4", *_FIXED, "dopri5", "dopri8", "bosh3")
@@ -75,11 +63,11 @@ def flow(
         tensor([0., 1.])
     """
     _check_field(field)
-    z = as_tensor("z", z, allow_empty=True, finite=True)
+    z = checks.as_tensor("z", z, allow_empty=True, finite=True)
     z, s = _start(z, _times(s, finite=True))
     _check_solver(method, num_steps, tolerance)
     moved: Tensor = _integrate(lambda y: s * _velocity(field, y), z, method, num_steps, tolerance)
-    check_finite("points along field", moved)
+    checks.all_finite("points along field", moved)
     return moved
 
 
@@ -219,20 +207,20 @@ class OneParameterGroupAugmentation(nn.Module):
         num_steps: int = 8,
     ) -> None:
         super().__init__()
-        check_instance("field", field, VectorField, "a VectorField")
-        scale = as_tensor("scale", scale, finite=True)
+        checks.instance("field", field, VectorField, "a VectorField")
+        scale = checks.as_tensor("scale", scale, finite=True)
         if scale.shape not in ((), (field.n,)) or not bool((scale > 0).all()):
             raise ValueError(f"scale must be numbers > 0, one or {field.n}, got {scale!r:.80}")
-        check_choice("acts_on", acts_on, ("images", "points"))
+        checks.choice("acts_on", acts_on, ("images", "points"))
         if acts_on == "images" and field.dim != 2:
             raise ValueError(f"field must have dim = 2 to act on images, got {field.dim}")
-        check_instance("name", name, str, "a name")
+        checks.instance("name", name, str, "a name")
         if not name:
             raise ValueError("name must not be empty, got ''")
         self.field, self.name, self.acts_on = field, name, acts_on
         self.register_buffer("scale", scale.expand(field.n).clone())
-        self.shared = check_boolean("shared", shared)
-        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.shared = checks.boolean("shared", shared)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform at random.
@@ -243,9 +231,9 @@ class OneParameterGroupAugmentation(nn.Module):
         """
         is_image = self.acts_on == "images"
         shape = "(batch, channels, height, width)" if is_image else "(batch, ...)"
-        x = as_tensor("x", x, shape, finite=True)
+        x = checks.as_tensor("x", x, shape, finite=True)
         if not x.is_floating_point():
-            raise TypeError(f"x must be floating-point numbers, got {shown(x)}")
+            raise TypeError(f"x must be floating-point numbers, got {checks.shown(x)}")
         points = x
         if is_image:
             grid = image_grid(*x.shape[-2:], dtype=x.dtype, device=x.device)
@@ -313,14 +301,14 @@ def _velocity(field: Field, z: Tensor) -> Tensor:
     if isinstance(field, VectorField):
         value = value.squeeze(-2)
     if not isinstance(value, Tensor) or value.shape != z.shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
+        got = tuple(value.shape) if isinstance(value, Tensor) else checks.shown(value)
         raise ValueError(f"field must give velocities of the shape {tuple(z.shape)}, got {got}")
     return value
 
 
 def _start(z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
     """Points and times, broadcast against each other, times with a last dimension of one."""
-    z = as_tensor("z", z, allow_empty=True)
+    z = checks.as_tensor("z", z, allow_empty=True)
     if not z.is_floating_point() or not z.dim() or not z.shape[-1]:
         raise ValueError(f"z must be real numbers of the shape (*batch, dim), got {z!r:.80}")
     s = torch.as_tensor(s).to(z)
@@ -336,12 +324,12 @@ def _start(z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
 def _times(s: float | Tensor, *, finite: bool) -> float | Tensor:
     """Check times."""
     if isinstance(s, Tensor):
-        return as_tensor("s", s, finite=finite, allow_empty=True)
-    return check_number("s", s)
+        return checks.as_tensor("s", s, finite=finite, allow_empty=True)
+    return checks.number("s", s)
 
 
 def _check_field(field: Field) -> None:
-    check_callable("field", field, "a function of points", or_class=False)
+    checks.function("field", field, "a function of points", or_class=False)
     if isinstance(field, VectorField) and field.n != 1:
         raise ValueError(
             f"field must have n = 1 here, got {field.n}: take field.combination(weights), or "
@@ -350,6 +338,6 @@ def _check_field(field: Field) -> None:
 
 
 def _check_solver(method: str, num_steps: int, tolerance: float) -> None:
-    check_choice("method", method, _METHODS)
-    check_integer("num_steps", num_steps, 1)
-    check_number("tolerance", tolerance, above=0)
+    checks.choice("method", method, _METHODS)
+    checks.integer("num_steps", num_steps, 1)
+    checks.number("tolerance", tolerance, above=0)

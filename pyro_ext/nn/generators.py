@@ -11,27 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-)
-
-__all__ = [
-    "AffineField",
-    "Field",
-    "FunctionField",
-    "GeneratorField",
-    "ScaledField",
-    "VectorField",
-    "image_grid",
-    "inner_products",
-]
+from pyro_ext._lib import checks
 
 Field = Callable[[Tensor], Tensor]
 
@@ -47,8 +27,8 @@ class VectorField(nn.Module):
 
     def __init__(self, dim: int, n: int) -> None:
         super().__init__()
-        self.dim = check_integer("dim", dim, 1)
-        self.n = check_integer("n", n, 1)
+        self.dim = checks.integer("dim", dim, 1)
+        self.n = checks.integer("n", n, 1)
 
     def each(self, z: Tensor) -> Tensor:
         """Each field at points of its own.
@@ -105,7 +85,7 @@ class VectorField(nn.Module):
 
     def _inverse_norms(self, points: Tensor, weights: Tensor | None) -> Tensor:
         """What normalizes the fields, with its gradient."""
-        points = as_tensor("points", points, f"(*grid, {self.dim})", finite=True)
+        points = checks.as_tensor("points", points, f"(*grid, {self.dim})", finite=True)
         if points.dim() < 2:
             raise ValueError(
                 f"points must have the shape (*grid, {self.dim}), at least one axis in grid, got "
@@ -120,7 +100,7 @@ class VectorField(nn.Module):
 
     def _points(self, z: Tensor, *, each: bool = False) -> Tensor:
         """Points as floating-point numbers, of each field's own or of all."""
-        z = as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
+        z = checks.as_tensor("z", z, f"(*batch, {self.dim})", allow_empty=True)
         if each and (z.dim() < 2 or len(z) != self.n):
             raise ValueError(
                 f"z must have the shape ({self.n}, *batch, {self.dim}), got {tuple(z.shape)}"
@@ -136,9 +116,9 @@ class _Combination(nn.Module):
     def __init__(self, field: VectorField, weights: Tensor) -> None:
         super().__init__()
         self.field = field
-        weights = as_tensor("weights", weights, f"(*batch, {field.n})")
+        weights = checks.as_tensor("weights", weights, f"(*batch, {field.n})")
         if is_given(weights):
-            check_finite("weights", weights)
+            checks.all_finite("weights", weights)
         hold(self, "weights", weights)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -176,9 +156,9 @@ class GeneratorField(VectorField):
         periods: Mapping[int, float] | None = None,
     ) -> None:
         super().__init__(dim, n)
-        check_integer("trunk", trunk, 1)
-        check_integer("head", head, 1)
-        self.periods = dict(check_optional(_check_periods, "periods", periods, dim) or {})
+        checks.integer("trunk", trunk, 1)
+        checks.integer("head", head, 1)
+        self.periods = dict(checks.optional(_check_periods, "periods", periods, dim) or {})
         self.trunk = nn.Sequential(
             nn.Linear(dim + len(self.periods), trunk), nn.SiLU(), nn.Linear(trunk, trunk), nn.SiLU()
         )
@@ -240,7 +220,7 @@ class AffineField(VectorField):
     maps: Tensor
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, check_integer("dim", dim, 1) * (dim + 1))
+        super().__init__(dim, checks.integer("dim", dim, 1) * (dim + 1))
         maps = torch.zeros(self.n, dim, dim + 1)
         for i in range(dim):
             maps[i, i, dim] = 1.0
@@ -273,7 +253,7 @@ class FunctionField(VectorField):
 
     def __init__(self, function: Field, dim: int, n: int) -> None:
         super().__init__(dim, n)
-        check_callable("function", function, "a function of points", or_class=False)
+        checks.function("function", function, "a function of points", or_class=False)
         self.function = function
 
     def forward(self, z: Tensor) -> Tensor:
@@ -311,10 +291,10 @@ class ScaledField(VectorField):
     scale: Tensor
 
     def __init__(self, field: VectorField, scale: Tensor) -> None:
-        check_instance("field", field, VectorField, "a VectorField")
+        checks.instance("field", field, VectorField, "a VectorField")
         super().__init__(field.dim, field.n)
         self.field = field
-        scale = as_tensor("scale", scale, f"({field.n},)", finite=True)
+        scale = checks.as_tensor("scale", scale, f"({field.n},)", finite=True)
         hold(self, "scale", scale if scale.is_leaf else scale.detach())
 
     def forward(self, z: Tensor) -> Tensor:
@@ -350,7 +330,7 @@ def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         weighted = values / values[0, ..., 0].numel()
     else:
-        weights = as_tensor("weights", weights, like=values, finite=True).to(values)
+        weights = checks.as_tensor("weights", weights, like=values, finite=True).to(values)
         if weights.shape != values.shape[1:-1] or not bool((weights >= 0).all() & weights.any()):
             raise ValueError(
                 f"weights must be numbers >= 0 of the shape {tuple(values.shape[1:-1])}, not all "
@@ -362,7 +342,7 @@ def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def field_values(values: Tensor, argument: str = "values") -> Tensor:
     """Check fields at points, which become floating-point numbers."""
-    values = as_tensor(argument, values, "(n, ...)", finite=True)
+    values = checks.as_tensor(argument, values, "(n, ...)", finite=True)
     if values.dim() < 3:
         raise ValueError(
             f"{argument} must have the shape (n, *grid, dim), got {tuple(values.shape)}"
@@ -410,19 +390,19 @@ def image_grid(
                 [ 0., -1.],
                 [ 1., -1.]])
     """
-    check_integer("height", height, 2)
-    check_integer("width", width, 2)
+    checks.integer("height", height, 2)
+    checks.integer("width", width, 2)
     y = torch.linspace(-1.0, 1.0, height, dtype=dtype, device=device)
     x = torch.linspace(-1.0, 1.0, width, dtype=dtype, device=device)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
 def _check_periods(argument: str, periods: Mapping[int, float], dim: int) -> None:
-    check_mapping(argument, periods, "a dict of periods by number of the coordinate")
+    checks.mapping(argument, periods, "a dict of periods by number of the coordinate")
     for axis, period in periods.items():
         if isinstance(axis, bool) or axis not in range(dim):
             raise ValueError(f"{argument} must be of coordinates below {dim}, got {axis!r}")
-        check_number(f"{argument}[{axis}]", period, above=0)
+        checks.number(f"{argument}[{axis}]", period, above=0)
 
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:

@@ -20,14 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import linear
 
-from pyro_ext._checks import (
-    check_boolean,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 
 
 class LoRALinear(nn.Module):
@@ -68,15 +61,17 @@ class LoRALinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_instance("base", base, nn.Linear, "a torch.nn.Linear, of which alone LoRA is made")
-        self.rank = check_integer("rank", rank, 1)
+        checks.instance("base", base, nn.Linear, "a torch.nn.Linear, of which alone LoRA is made")
+        self.rank = checks.integer("rank", rank, 1)
         if rank > base.in_features:
             raise ValueError(f"rank must be at most the {base.in_features} inputs, got {rank}")
-        check_optional(check_number, "alpha", alpha, above=0.0)
+        checks.optional(checks.number, "alpha", alpha, above=0.0)
         self.alpha = float(rank if alpha is None else alpha)
-        self.dropout = check_number("dropout", dropout, least=0.0, below=1.0)
-        check_boolean("train_A", train_A)
-        check_optional(check_instance, "generator", generator, torch.Generator, "a torch.Generator")
+        self.dropout = checks.number("dropout", dropout, least=0.0, below=1.0)
+        checks.boolean("train_A", train_A)
+        checks.optional(
+            checks.instance, "generator", generator, torch.Generator, "a torch.Generator"
+        )
         self.base = copy.deepcopy(base).requires_grad_(False)
         weight = self.base.weight
         self.A = nn.Parameter(weight.new_empty(rank, base.in_features), requires_grad=train_A)
@@ -187,7 +182,7 @@ def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
           (base): Linear(in_features=4, out_features=3, bias=True)
         )}
     """
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
     return {name: one for name, one in module.named_modules() if isinstance(one, LoRALinear)}
 
 
@@ -226,8 +221,8 @@ def add_lora(
         >>> list(lora_layers(adapted)), adapted[2].weight.requires_grad
         (['0'], False)
     """
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
-    check_integer("rank", rank, 1)
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.integer("rank", rank, 1)
     found = _linear_layers(module, layers)
     adapted = {}
     for name, layer in found.items():
@@ -291,7 +286,7 @@ def _linear_layers(module: nn.Module, patterns: Sequence[str] | None) -> dict[st
         )
     if patterns is None:
         return linear_layers
-    patterns = check_sequence("layers", patterns, "a list of names or patterns", 1, str)
+    patterns = checks.sequence("layers", patterns, "a list of names or patterns", 1, str)
     for pattern in patterns:
         if any(fnmatchcase(name, pattern) for name in linear_layers):
             continue

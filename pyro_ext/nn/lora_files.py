@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_instance
+from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import (
     CheckpointError,
     check_folder_of,
@@ -68,7 +68,7 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
         raise ValueError(f"module must have LoRALinear layers, got {type(module).__name__}")
     if "" in layers:
         raise ValueError("module must hold its LoRALinear layers, got such a layer itself")
-    check_instance("folder", folder, (str, Path), "a path")
+    checks.instance("folder", folder, (str, Path), "a path")
     folder = Path(folder)
     check_folder_of(folder)
     folder.mkdir(exist_ok=True)
@@ -117,8 +117,8 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
         >>> load_lora(network, folder)[0].A.shape
         torch.Size([2, 6])
     """
-    check_instance("module", module, nn.Module, "a torch.nn.Module")
-    check_instance("folder", folder, (str, Path), "a path")
+    checks.instance("module", module, nn.Module, "a torch.nn.Module")
+    checks.instance("folder", folder, (str, Path), "a path")
     folder = Path(folder)
     config = read_json(folder / _CONFIG)
     check_kind(folder / _CONFIG, config)

@@ -9,16 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-)
-
-__all__ = ["MeanTeacher", "TeacherDecomposition", "teacher_gradient_decomposition"]
+from pyro_ext._lib import checks
 
 Schedule = Literal["cosine", "constant"]
 
@@ -76,11 +67,11 @@ class MeanTeacher(nn.Module):
         num_steps: int | None = None,
     ) -> None:
         super().__init__()
-        check_instance("module", module, nn.Module, "a module")
-        self.momentum = check_number("momentum", momentum, least=0, most=1)
-        check_choice("schedule", schedule, get_args(Schedule))
+        checks.instance("module", module, nn.Module, "a module")
+        self.momentum = checks.number("momentum", momentum, least=0, most=1)
+        checks.choice("schedule", schedule, get_args(Schedule))
         self.schedule = schedule
-        self.num_steps = check_optional(check_integer, "num_steps", num_steps, 1)
+        self.num_steps = checks.optional(checks.integer, "num_steps", num_steps, 1)
         self._student = (module,)  # in a tuple it is no part of this module
         self.teacher = copy.deepcopy(module).requires_grad_(False).eval()
         """The copy whose parameters are averages."""
@@ -99,7 +90,7 @@ class MeanTeacher(nn.Module):
 
         :param int step: number of the step, from zero.
         """
-        step = check_integer("step", step, 0)
+        step = checks.integer("step", step, 0)
         if self.schedule == "constant" or self.num_steps is None:
             return self.momentum
         rest = 0.5 + 0.5 * math.cos(math.pi * min(step / self.num_steps, 1.0))
@@ -206,13 +197,13 @@ def teacher_gradient_decomposition(
         >>> parts.differences.flatten(), parts.consistency.flatten()
         (tensor([ 0.0000, -0.0500]), tensor([ 0.0000, -0.0500]))
     """
-    gradients = as_tensor("gradients", gradients, "(t, n, m)", finite=True)
+    gradients = checks.as_tensor("gradients", gradients, "(t, n, m)", finite=True)
     if not gradients.is_floating_point():
         gradients = gradients.to(torch.get_default_dtype())
     shape = f"({len(gradients)}, {gradients.shape[-1]})"
-    inputs = as_tensor("inputs", inputs, shape, like=gradients, finite=True).to(gradients)
-    momentum = check_number("momentum", momentum, least=0, most=1)
-    step_size = check_number("step_size", step_size, above=0)
+    inputs = checks.as_tensor("inputs", inputs, shape, like=gradients, finite=True).to(gradients)
+    momentum = checks.number("momentum", momentum, least=0, most=1)
+    step_size = checks.number("step_size", step_size, above=0)
     difference = torch.zeros_like(gradients[0])
     found = []
     for gradient in gradients:

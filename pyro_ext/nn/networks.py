@@ -7,13 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_integer,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 
 
 class FilterResponseNorm(nn.Module):
@@ -40,8 +34,8 @@ class FilterResponseNorm(nn.Module):
 
     def __init__(self, num_channels: int, epsilon: float = 1e-6) -> None:
         super().__init__()
-        self.num_channels = check_integer("num_channels", num_channels, 1)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
+        self.num_channels = checks.integer("num_channels", num_channels, 1)
+        self.epsilon = checks.number("epsilon", epsilon, above=0.0)
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
@@ -94,10 +88,10 @@ class MLP(nn.Sequential):
         out_features: int,
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
-        check_callable("activation", activation, "a class of modules or a function that makes one")
-        widths = [check_integer("in_features", in_features, 1)]
+        checks.function("activation", activation, "a class of modules or a function that makes one")
+        widths = [checks.integer("in_features", in_features, 1)]
         widths += _widths("hidden_features", hidden_features)
-        widths.append(check_integer("out_features", out_features, 1))
+        widths.append(checks.integer("out_features", out_features, 1))
         layers: list[nn.Module] = []
         for start, end in pairwise(widths):
             layers += [nn.Linear(start, end), activation()]
@@ -140,9 +134,9 @@ class ResNet(nn.Module):
         num_blocks: int = 1,
     ) -> None:
         super().__init__()
-        check_integer("in_channels", in_channels, 1)
-        check_integer("num_classes", num_classes, 1)
-        check_integer("num_blocks", num_blocks, 1)
+        checks.integer("in_channels", in_channels, 1)
+        checks.integer("num_classes", num_classes, 1)
+        checks.integer("num_blocks", num_blocks, 1)
         widths = _widths("channels", channels)
         if not widths:
             raise ValueError("channels must hold at least one width, got none")
@@ -162,7 +156,7 @@ class ResNet(nn.Module):
         :returns: **Shape:** ``(batch, num_classes)``.
         """
         shape = f"(batch, {self.stem.in_channels}, height, width)"
-        as_tensor("images", images, shape, allow_empty=True)
+        checks.as_tensor("images", images, shape, allow_empty=True)
         hidden = functional.silu(self.stem_norm(self.stem(images)))
         outputs: Tensor = self.head(self.blocks(hidden).mean((-2, -1)))
         return outputs
@@ -193,5 +187,5 @@ def _convolution(in_channels: int, out_channels: int, size: int, stride: int = 1
 
 
 def _widths(argument: str, widths: Sequence[int]) -> list[int]:
-    widths = check_sequence(argument, widths, "a list of widths", 0)
-    return [check_integer(f"{argument}[{i}]", width, 1) for i, width in enumerate(widths)]
+    widths = checks.sequence(argument, widths, "a list of widths", 0)
+    return [checks.integer(f"{argument}[{i}]", width, 1) for i, width in enumerate(widths)]

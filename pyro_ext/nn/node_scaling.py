@@ -10,7 +10,7 @@ networks with asymmetrical node scaling: global convergence guarantees and featu
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._lib import checks
 
 
 class NodeScale(nn.Module):
@@ -42,8 +42,8 @@ class NodeScale(nn.Module):
 
     def __init__(self, variances: Tensor, *, learnable: bool = False, dim: int = -1) -> None:
         super().__init__()
-        self.dim = check_integer("dim", dim, -10)
-        variances = as_tensor("variances", variances, allow_empty=True)
+        self.dim = checks.integer("dim", dim, -10)
+        variances = checks.as_tensor("variances", variances, allow_empty=True)
         is_valid = (variances.isfinite() & (variances >= 0)).all()
         if variances.dim() != 1 or not len(variances) or not bool(is_valid):
             raise ValueError(
@@ -99,8 +99,8 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
         >>> largest_nodes(torch.tensor([0.1, 3.0, 0.2, 1.0]), 0.5)
         tensor([False,  True, False,  True])
     """
-    importance = as_tensor("importance", importance, "(*batch, num_nodes)")
-    check_number("fraction", fraction, least=0.0, below=1.0)
+    importance = checks.as_tensor("importance", importance, "(*batch, num_nodes)")
+    checks.number("fraction", fraction, least=0.0, below=1.0)
     if bool(importance.isnan().any()):
         raise ValueError(f"importance must hold no NaN, got {importance!r:.80}")
     # A fraction that is a round number of nodes is not to lose one of them to its rounding.
@@ -122,8 +122,8 @@ def zipf_weights(num_nodes: int, index: float) -> Tensor:
         >>> zipf_weights(3, 0.5)
         tensor([1.0000, 0.2500, 0.1111])
     """
-    check_integer("num_nodes", num_nodes, 1)
-    check_number("index", index, above=0.0, below=1.0)
+    checks.integer("num_nodes", num_nodes, 1)
+    checks.number("index", index, above=0.0, below=1.0)
     return torch.arange(1, num_nodes + 1).to(torch.get_default_dtype()) ** (-1.0 / index)
 
 
@@ -146,8 +146,8 @@ def asymmetric_variances(weights: Tensor, symmetric_fraction: float) -> Tensor:
         >>> asymmetric_variances(torch.tensor([3.0, 1.0]), 0.5)
         tensor([0.6250, 0.3750])
     """
-    weights = as_tensor("weights", weights, "(*batch, num_nodes)")
-    check_number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
+    weights = checks.as_tensor("weights", weights, "(*batch, num_nodes)")
+    checks.number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
     if not (weights.dim() and bool((weights.isfinite() & (weights >= 0)).all())):
         raise ValueError(f"weights must be finite numbers >= 0, got {weights!r:.80}")
     total = weights.sum(-1, keepdim=True)
@@ -175,8 +175,8 @@ def init_unit_variance_(
         >>> 0.98 < float(layer.weight.detach().std()) < 1.02, bool(layer.bias.any())
         (True, False)
     """
-    check_instance("layer", layer, nn.Module, "a torch.nn.Module")
-    check_number("weight_scale", weight_scale, above=0.0)
+    checks.instance("layer", layer, nn.Module, "a torch.nn.Module")
+    checks.number("weight_scale", weight_scale, above=0.0)
     parameters = dict(layer.named_parameters(recurse=False))
     if "weight" not in parameters:
         raise ValueError(f"layer must have a weight, got {layer!r:.80}")
@@ -203,7 +203,7 @@ def init_signs_(layer: nn.Linear, generator: torch.Generator | None = None) -> n
         >>> layer.weight.abs().unique(), layer.weight.requires_grad
         (tensor([1.]), False)
     """
-    check_instance("layer", layer, nn.Linear, "a torch.nn.Linear")
+    checks.instance("layer", layer, nn.Linear, "a torch.nn.Linear")
     if len(list(layer.parameters())) > 1:
         raise ValueError(f"layer must have no bias, got {layer!r:.80}")
     layer.weight.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)

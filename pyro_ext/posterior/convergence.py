@@ -10,19 +10,6 @@ from pyro.infer.mcmc.util import summary
 from pyro.ops import stats
 from torch import Tensor
 
-__all__ = [
-    "ConvergenceWarning",
-    "RankDiagnostics",
-    "clusters_name",
-    "effective_sample_size",
-    "energy_fractions",
-    "is_constant",
-    "num_clusters",
-    "print_summary",
-    "rank_diagnostics",
-    "site_diagnostics",
-]
-
 _ROUNDING = 16.0
 
 

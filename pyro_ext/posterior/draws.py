@@ -15,25 +15,12 @@ from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from pyro_ext._checks import check_has_values
+from pyro_ext._lib import checks
 from pyro_ext.potential import Potential
 from pyro_ext.potential.evaluation import Evaluation, from_constrained
 from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.potential.structure import assemble, blocks
 from pyro_ext.random import fresh_seed
-
-__all__ = [
-    "Arrays",
-    "Context",
-    "Sampler",
-    "check_names",
-    "context_of",
-    "draws_of",
-    "follow_chains",
-    "statistics_of",
-    "to_array",
-    "with_chains",
-]
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -81,7 +68,7 @@ class Context:
 def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
     """Return a tensor or an array as an array on the CPU; a tensor there shares its memory."""
     if isinstance(value, Tensor):
-        check_has_values(argument, value)
+        checks.has_values(argument, value)
         value = value.detach().cpu()
         value = value.float() if value.dtype == torch.bfloat16 else value
         return np.asarray(value.numpy())

@@ -29,17 +29,6 @@ from torch import Tensor
 
 from pyro_ext.potential.evaluation import bijection
 
-__all__ = [
-    "FixedPoint",
-    "Noise",
-    "PointOf",
-    "epsilon_of",
-    "fingerprint",
-    "function_at",
-    "model_at",
-    "points_of",
-]
-
 Noise = Callable[[str, Sequence[int]], Tensor]
 """Standard normal numbers of a name and shape, scaled as the point has it."""
 

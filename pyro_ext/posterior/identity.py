@@ -30,19 +30,6 @@ from pyro_ext.posterior.fixed_points import (
 )
 from pyro_ext.potential import FunctionPotential, Potential
 
-__all__ = [
-    "Quantities",
-    "continued",
-    "data_identity",
-    "density_identity",
-    "differences",
-    "function_identity",
-    "kernel_at",
-    "kernel_identity",
-    "model_identity",
-    "versions",
-]
-
 Quantities = Mapping[str, Callable[[dict[str, Tensor]], Tensor]]
 """Functions of a draw that are recorded beside its sites."""
 

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from pyro_ext.posterior.convergence import print_summary
 
-__all__ = ["IndependentDraws"]
-
 _LEAST_SUMMARIZED = 4
 
 

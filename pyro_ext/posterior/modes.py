@@ -13,23 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_callable, check_instance, check_integer, check_tensors
+from pyro_ext._lib import checks
 from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, init_to_suggested
 from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.control_variates import Anchor, anchor_at
 from pyro_ext.random import chain_keys, normal
-
-__all__ = [
-    "Laplace",
-    "dispersed_starts",
-    "find_map",
-    "finite_starts",
-    "flat_point",
-    "gradient_differences",
-    "laplace_at",
-    "minimum",
-    "whitening_factor",
-]
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps positions ``(num_points, size)`` to values ``(num_points,)`` and gradients."""
@@ -83,9 +71,9 @@ def find_map(
         >>> find_map(Potential(model, torch.tensor([1.0, 2.0, 3.0])))
         {'loc': tensor(1.5000)}
     """
-    check_instance("potential", potential, Potential, "a Potential")
-    check_callable("init_strategy", init_strategy)
-    check_integer("max_iterations", max_iterations, 1)
+    checks.instance("potential", potential, Potential, "a Potential")
+    checks.function("init_strategy", init_strategy)
+    checks.integer("max_iterations", max_iterations, 1)
     if initial_params is None:
         batched = potential.init_chains(range(1), 0, init_strategy)
         start = potential.layout.flatten(batched)[0]
@@ -100,7 +88,7 @@ def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str
 
     Shapes: params (*event); returns (size,).
     """
-    params = check_tensors(argument, params)
+    params = checks.tensors(argument, params)
     if missing := set(potential.sites) - set(params):
         raise ValueError(f"{argument} lacks the latent sites {sorted(missing)}")
     for name, site in potential.sites.items():

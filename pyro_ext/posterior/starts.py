@@ -12,16 +12,6 @@ from pyro_ext.posterior.draws import Context, Sampler, draws_of
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, laplace_at
 from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, bijection
 
-__all__ = [
-    "Start",
-    "check_start",
-    "constrained_start",
-    "first_values",
-    "strategy_at",
-    "unconstrained_start",
-    "with_chain_axis",
-]
-
 Start: TypeAlias = Mapping[str, Tensor] | Sampler | Callable[..., Any] | str | Path
 """Values by site, a run that has draws, a guide, ``"laplace"``, or the folder of a checkpoint."""
 

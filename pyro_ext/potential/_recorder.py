@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["SELECT", "SLICE", "Recorder", "Ref", "Rows", "Step", "Unsuited", "kind_of", "put_back"]
-
 _aten = torch.ops.aten
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default}
 _INDEX, SELECT, SLICE = _aten.index.Tensor, _aten.select.int, _aten.slice.Tensor

@@ -11,8 +11,6 @@ import torch
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
-__all__ = ["LONG", "RoundsRing"]
-
 LONG = 16  # variables, from which on chains are summed out in rounds
 _MAX_JOINT = 1 << 12  # elements of the product that a variable is summed out of
 

@@ -28,8 +28,6 @@ from pyro_ext.potential._recorder import (
     put_back,
 )
 
-__all__ = ["Series"]
-
 _aten = torch.ops.aten
 _ADD, _SUBTRACT = _aten.add.Tensor, _aten.sub.Tensor
 _CAT, _STACK = _aten.cat.default, _aten.stack.default

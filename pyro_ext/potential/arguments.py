@@ -10,9 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_ext._checks import check_finite, check_has_values, shown
-
-__all__ = ["arguments_by_name", "as_tensors", "named_arguments", "not_finite", "not_finite_in"]
+from pyro_ext._lib import checks
 
 # What Python and PyTorch raise where an argument is of the wrong kind.
 _UNNAMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
@@ -27,7 +25,7 @@ def as_tensors(
     """
     for name, value in arguments_by_name(model, args, kwargs):
         if isinstance(value, Tensor):
-            check_has_values(name, value)
+            checks.has_values(name, value)
     given = (*args, *kwargs.values())
     if not any(isinstance(value, np.ndarray | list) for value in given):
         return args, dict(kwargs)
@@ -64,7 +62,7 @@ def named_arguments(
         if isinstance(error, TypeError) and " must be " in str(error):
             raise  # which names an argument already
         given = dict(arguments_by_name(model, args, kwargs))
-        listed = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+        listed = ", ".join(f"{name}={checks.shown(value)}" for name, value in given.items())
         reason = f"{type(error).__name__}: {error}"
         hint = ""
         if any(isinstance(value, np.ndarray | list) for value in given.values()):
@@ -108,7 +106,7 @@ def not_finite_in(
 def not_finite(argument: str, value: Tensor) -> str:
     """Say which rows of a tensor are not finite, nothing where all are."""
     try:
-        check_finite(argument, value)
+        checks.all_finite(argument, value)
     except ValueError as error:
         return str(error)
     return ""

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_ext._threads import threads_for
+from pyro_ext._lib.threads import threads_for
 from pyro_ext.potential._graph_passes import constants_of
 from pyro_ext.potential.compilation import compile_graph
 from pyro_ext.potential.evaluation import CHANGES_DATA, IS_RANDOM, factorization_errors
@@ -21,17 +21,6 @@ from pyro_ext.potential.graph_capture import (
     capture,
     vectorize,
 )
-
-__all__ = [
-    "Backend",
-    "KernelBackend",
-    "BatchedFunction",
-    "RandomPoints",
-    "agree_but_for_rounding",
-    "check_backend",
-    "outputs_agree",
-    "version_of",
-]
 
 Backend = Literal["eager", "trace", "compile"]
 KernelBackend = Backend | Literal["auto"]

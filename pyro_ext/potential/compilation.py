@@ -24,10 +24,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from pyro_ext._cache import CodeFolder, cache_path
+from pyro_ext._lib.cache import CodeFolder, cache_path
 from pyro_ext._version import __version__
-
-__all__ = ["CompiledGraph", "compile_graph", "lift_constants"]
 
 TensorFunction = Callable[..., Any]
 

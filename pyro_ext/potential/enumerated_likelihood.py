@@ -22,8 +22,6 @@ from pyro_ext.potential.evaluation import (
 from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.potential.structure import Site
 
-__all__ = ["EnumeratedLikelihood"]
-
 
 class EnumeratedLikelihood:
     r"""Log likelihood of each observation, with the discrete sites that draws lack summed out.

@@ -22,7 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_callable
+from pyro_ext._lib import checks
 from pyro_ext.potential._rounds import LONG, RoundsRing
 from pyro_ext.potential.evaluation import (
     Evaluation,
@@ -33,8 +33,6 @@ from pyro_ext.potential.evaluation import (
     without_validation,
 )
 from pyro_ext.potential.runner import SUMMED_OUT, init_to_prior
-
-__all__ = ["contract", "full_conditional", "sum_out", "without_mask"]
 
 Model = Callable[..., Any]
 
@@ -74,7 +72,7 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
         >>> sorted(pyro.poutine.trace(sum_out(model, x)).get_trace(x).stochastic_nodes)
         ['data', 'loc']
     """
-    check_callable("model", model, "a Pyro model")
+    checks.function("model", model, "a Pyro model")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         try:

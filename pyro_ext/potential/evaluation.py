@@ -22,29 +22,6 @@ from torch.distributions import Distribution, Independent, biject_to, constraint
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import IndependentTransform
 
-__all__ = [
-    "CHANGES_DATA",
-    "IS_RANDOM",
-    "NUM_TRIES",
-    "Evaluation",
-    "Record",
-    "bijection",
-    "factorization_errors",
-    "from_constrained",
-    "from_unconstrained",
-    "innermost",
-    "is_deterministic",
-    "is_real",
-    "log_density",
-    "may_validate",
-    "near_origin",
-    "non_finite_sites",
-    "restrict",
-    "retried",
-    "without_checks",
-    "without_validation",
-]
-
 _TRANSPARENT = (Independent, ExpandedDistribution, MaskedDistribution)
 
 

@@ -34,19 +34,6 @@ from pyro_ext.potential._recorder import Recorder
 from pyro_ext.potential._series import Series
 from pyro_ext.potential.evaluation import without_validation
 
-__all__ = [
-    "CaptureError",
-    "Fallback",
-    "Gradient",
-    "PickedByNumber",
-    "TensorFunction",
-    "capture",
-    "capture_abstract",
-    "value_and_gradient",
-    "vectorize",
-    "warn_fallback",
-]
-
 TensorFunction = Callable[..., Any]
 # Where an error of a model's own line is not: Pyro, PyTorch, this package, and `contextlib`.
 _LIBRARIES = (

@@ -7,9 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_mapping
-
-__all__ = ["Layout"]
+from pyro_ext._lib import checks
 
 
 class Layout:
@@ -78,7 +76,7 @@ class Layout:
 
     def check(self, params: Mapping[str, Tensor], argument: str) -> int:
         """Check names, shapes and types of parameters with a leading chain dimension."""
-        check_mapping(argument, params, "a dict of tensors by site")
+        checks.mapping(argument, params, "a dict of tensors by site")
         if set(params) != set(self.shapes):
             raise ValueError(
                 f"{argument} has the sites {sorted(params)}, but the model has "
@@ -99,14 +97,14 @@ class Layout:
 
     def check_leading(self, values: Mapping[str, Tensor], argument: str) -> torch.Size:
         """Check shapes of parameters with any leading dimensions; other names are passed over."""
-        check_mapping(argument, values, "a dict of tensors by site")
+        checks.mapping(argument, values, "a dict of tensors by site")
         if missing := set(self.shapes) - set(values):
             raise ValueError(
                 f"{argument} lacks the latent sites {sorted(missing)}, got {sorted(values)}"
             )
         leading: torch.Size | None = None
         for name, shape in self.shapes.items():
-            check_instance(f"{argument}[{name!r}]", values[name], Tensor, "a tensor")
+            checks.instance(f"{argument}[{name!r}]", values[name], Tensor, "a tensor")
             whole = values[name].shape
             own = whole[: len(whole) - len(shape)]
             if len(whole) < len(shape) or whole[len(own) :] != shape:

@@ -10,7 +10,7 @@ from pyro.distributions import is_validation_enabled
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_choice, check_integer, check_sequence, check_tensors
+from pyro_ext._lib import checks
 from pyro_ext.potential.arguments import as_tensors, named_arguments
 from pyro_ext.potential.batched import Backend, BatchedFunction, check_backend
 from pyro_ext.potential.graph_capture import Fallback
@@ -19,8 +19,6 @@ from pyro_ext.potential.row_draws import drawn_over_rows
 from pyro_ext.potential.runner import ModelRunner, draw_from_prior
 from pyro_ext.potential.structure import Plate, Site, Structure, assemble
 from pyro_ext.random import fresh_seed
-
-__all__ = ["DRAWS_PER_CALL", "ModelAtValues"]
 
 DRAWS_PER_CALL = 64
 
@@ -205,7 +203,7 @@ class ModelAtValues:
         :param sites: names of the observed sites to draw, by default all.
         :returns: by site. **Shape:** ``(num_samples, *event)``, over all of the data.
         """
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         self._check_sites(sites)
         runner, resample = self._runner, True if sites is None else sites
 
@@ -293,13 +291,13 @@ class ModelAtValues:
         """Check that names are those of observed sites."""
         if sites is None:
             return
-        for name in check_sequence("sites", sites, "names of observed sites", 0, str):
-            check_choice("sites", name, self.observed_sites)
+        for name in checks.sequence("sites", sites, "names of observed sites", 0, str):
+            checks.choice("sites", name, self.observed_sites)
 
     def _flat(
         self, layout: Layout, values: Mapping[str, Tensor], argument: str
     ) -> tuple[Tensor, torch.Size]:
-        values = check_tensors(argument, values)
+        values = checks.tensors(argument, values)
         leading = layout.check_leading(values, argument)
         return layout.flatten(values).reshape(-1, layout.size), leading
 

@@ -11,8 +11,6 @@ from torch.utils import _pytree as pytree
 
 from pyro_ext.potential.evaluation import Record, factorization_errors, without_validation
 
-__all__ = ["missed_gradients"]
-
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Record]]
 
 

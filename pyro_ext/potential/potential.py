@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_integer,
-    check_mapping,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.batched import (
     Backend,
@@ -29,8 +23,6 @@ from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
 from pyro_ext.potential.structure import Plate
 from pyro_ext.random import fresh_seed, spawn_seed
-
-__all__ = ["FunctionPotential", "Potential", "energy"]
 
 _ENUMERABLE = "take a kernel that sums it out, such as pyro_ext.inference.NUTS"
 _NOT_ENUMERABLE = (
@@ -90,7 +82,7 @@ class Potential(ModelAtValues):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, *args, backend=backend, **kwargs)
-        check_callable("init_strategy", init_strategy)
+        checks.function("init_strategy", init_strategy)
         runner, data = self._runner, self._data
         for name, fn in runner.structure.discrete.items():
             kind = _ENUMERABLE if fn.has_enumerate_support else _NOT_ENUMERABLE
@@ -328,8 +320,8 @@ class Potential(ModelAtValues):
         :returns: **Shape:** ``(num_chains, *event)`` each.
         :raises ValueError: where no try gives a finite potential; it names the sites at fault.
         """
-        check_integer("num_chains", num_chains, 1)
-        check_callable("init_strategy", init_strategy)
+        checks.integer("num_chains", num_chains, 1)
+        checks.function("init_strategy", init_strategy)
         return self.init_chains(range(num_chains), fresh_seed(seed), init_strategy)
 
     def init_chains(
@@ -374,9 +366,9 @@ class Potential(ModelAtValues):
         generator: torch.Generator | None,
     ) -> list[Tensor]:
         if subsample is not None:
-            check_mapping("subsample", subsample, "a dict of indices by plate")
+            checks.mapping("subsample", subsample, "a dict of indices by plate")
         if generator is not None:
-            check_instance("generator", generator, torch.Generator, "a torch.Generator or None")
+            checks.instance("generator", generator, torch.Generator, "a torch.Generator or None")
         names = [plate.name for plate in self.subsampled_plates]
         if unknown := set(subsample or {}) - set(names):
             raise ValueError(
@@ -441,8 +433,8 @@ class FunctionPotential:
         backend: Backend = "trace",
     ) -> None:
         check_backend(backend)
-        check_callable("potential_fn", potential_fn)
-        params = check_tensors("params", params, finite=True)
+        checks.function("potential_fn", potential_fn)
+        params = checks.tensors("params", params, finite=True)
         self.layout = Layout.of(params, num_leading=1)
         self.layout.check(params, "initial_params")
         self._potential_fn = potential_fn

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["drawn_over_rows"]
-
 Draw = Callable[[Tensor], dict[str, Tensor]]
 
 

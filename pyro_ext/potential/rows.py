@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_instance, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential.arguments import arguments_by_name
 from pyro_ext.potential.batched import (
@@ -37,17 +37,6 @@ from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.potential import Potential
 from pyro_ext.potential.runner import ModelRunner, draw_from_prior, run_from_prior
 from pyro_ext.potential.structure import Plate, Site, Structure, structure_of
-
-__all__ = [
-    "DrawnRows",
-    "PointDensities",
-    "PointPotential",
-    "RowArguments",
-    "WeightedModel",
-    "drawn_rows",
-    "has_rows",
-    "plate_of",
-]
 
 _NUM_CHECKS = 2
 _LEAST_BLOCK = 1024
@@ -71,7 +60,7 @@ def plate_of(
     found = {plate.name: plate for site in sites.values() for plate in site.plates}
     common = [p for p in found.values() if all(p in site.plates for site in sites.values())]
     if name is not None:
-        check_instance("plate", name, str, "the name of a plate")
+        checks.instance("plate", name, str, "the name of a plate")
         common = [found[name]] if name in found else []
     elif sizes is not None:
         common = [plate for plate in common if plate.size in sizes]
@@ -242,7 +231,7 @@ class PointPotential:
         **kwargs: Any,
     ) -> None:
         whole = Potential(model, *args, backend=backend, **kwargs)
-        shared = check_sequence("shared", shared, "a list of names of sites", 0)
+        shared = checks.sequence("shared", shared, "a list of names of sites", 0)
         if unknown := set(shared) - set(whole.sites):
             raise ValueError(
                 f"shared names {sorted(unknown)}, but the latent sites are {sorted(whole.sites)}"

@@ -12,7 +12,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from pyro_ext._threads import threads_for
+from pyro_ext._lib.threads import threads_for
 from pyro_ext.potential.evaluation import (
     IS_RANDOM,
     NUM_TRIES,
@@ -34,18 +34,6 @@ from pyro_ext.potential.evaluation import (
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.model_checks import missed_gradients
 from pyro_ext.potential.structure import Block, Plate, Site, assemble, blocks, structure_of
-
-__all__ = [
-    "SUMMED_OUT",
-    "InitStrategy",
-    "ModelRunner",
-    "check_observations",
-    "draw_from_prior",
-    "init_to_prior",
-    "init_to_suggested",
-    "joint_normal_density",
-    "run_from_prior",
-]
 
 _NOT_FINITE = (
     "the log density of site(s) {sites}, or its gradient, is not finite; observations must be in "

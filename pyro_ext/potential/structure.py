@@ -12,8 +12,6 @@ from torch.distributions.constraints import Constraint
 
 from pyro_ext.potential.evaluation import Record, bijection, innermost
 
-__all__ = ["Block", "Plate", "Site", "Structure", "assemble", "blocks", "structure_of"]
-
 
 @dataclass(frozen=True)
 class Plate:

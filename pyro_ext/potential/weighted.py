@@ -7,17 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_callable,
-    check_finite,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-    check_sequence,
-    check_tensors,
-)
+from pyro_ext._lib import checks
 from pyro_ext.potential.arguments import not_finite
 from pyro_ext.potential.batched import Backend, BatchedFunction, RandomPoints, check_backend
 from pyro_ext.potential.evaluation import (
@@ -33,8 +23,6 @@ from pyro_ext.potential.rows import RowArguments, WeightedModel, plate_of
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
 from pyro_ext.potential.structure import Site
 from pyro_ext.random import spawn_seed
-
-__all__ = ["Regularizer", "WeightedFunction", "WeightedLoss", "WeightedPotential"]
 
 Regularizer = Callable[[dict[str, Tensor]], Tensor]
 
@@ -214,10 +202,10 @@ class WeightedPotential(WeightedLoss):
         backend: Backend = "trace",
         init_strategy: InitStrategy = init_to_suggested,
     ) -> None:
-        check_number("prior_weight", prior_weight, least=0)
-        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
+        checks.number("prior_weight", prior_weight, least=0)
+        args = tuple(checks.sequence("args", args, "the arguments of the model", 0))
         if kwargs is not None:
-            check_mapping("kwargs", kwargs, "a dict of arguments of the model")
+            checks.mapping("kwargs", kwargs, "a dict of arguments of the model")
         self.potential = Potential(
             model, *args, backend=backend, init_strategy=init_strategy, **(kwargs or {})
         )
@@ -233,7 +221,7 @@ class WeightedPotential(WeightedLoss):
         self._data = [*observed, *in_plate]
         self._prior = [*self.potential.sites, *(name for name in factors if name not in in_plate)]
         self.prior_weight = prior_weight
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.regularizer = checks.optional(checks.function, "regularizer", regularizer)
         size = self.plate.size
         arguments = RowArguments(model, self.potential.args, self.potential.kwargs, size)
         self._weighted = WeightedModel(model, arguments, self.plate.name)
@@ -342,11 +330,13 @@ class WeightedFunction(WeightedLoss):
         backend: Backend = "trace",
     ) -> None:
         check_backend(backend)
-        check_callable("loss_fn", loss_fn)
-        params = check_tensors("params", params, finite=True)
-        check_optional(check_integer, "subsample_size", subsample_size, 1)
-        rows = check_sequence("args", args, "tensors with a row for each observation")
-        args = tuple(as_tensor(f"args[{i}]", part, "(n, ...)") for i, part in enumerate(rows))
+        checks.function("loss_fn", loss_fn)
+        params = checks.tensors("params", params, finite=True)
+        checks.optional(checks.integer, "subsample_size", subsample_size, 1)
+        rows = checks.sequence("args", args, "tensors with a row for each observation")
+        args = tuple(
+            checks.as_tensor(f"args[{i}]", part, "(n, ...)") for i, part in enumerate(rows)
+        )
         num_points = len(args[0])
         if any(len(part) != num_points for part in args):
             raise ValueError(
@@ -354,7 +344,7 @@ class WeightedFunction(WeightedLoss):
                 f"{[tuple(part.shape) for part in args]!r:.80}"
             )
         self.loss_fn = loss_fn
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.regularizer = checks.optional(checks.function, "regularizer", regularizer)
         layout = Layout.of(params)
         start = layout.flatten({name: value.detach() for name, value in params.items()})
         losses = loss_fn(layout.unflatten(start), *args)
@@ -365,7 +355,7 @@ class WeightedFunction(WeightedLoss):
                 f"{got!r:.80}"
             )
         try:
-            check_finite("loss_fn", losses.detach())
+            checks.all_finite("loss_fn", losses.detach())
         except ValueError as error:
             found = [not_finite(f"args[{i}]", part) for i, part in enumerate(args)]
             raise ValueError("; ".join([*filter(None, found), f"{error} at params"])) from None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import by_rejection
 from pyro_ext.special import log_exprel, log_upper_gamma
 from pyro_ext.special.operations import holds_everywhere
@@ -25,7 +25,7 @@ def as_double(value: Any, argument: str = "value") -> Tensor:
     """Return a number, a list or a tensor in float64."""
     if isinstance(value, Real):
         return torch.as_tensor(value, dtype=torch.float64)
-    return as_tensor(argument, value, allow_empty=True, dtype=torch.float64)
+    return checks.as_tensor(argument, value, allow_empty=True, dtype=torch.float64)
 
 
 def log_if_positive(value: Tensor) -> tuple[Tensor, Tensor]:

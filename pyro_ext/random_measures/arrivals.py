@@ -18,23 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number, shown
+from pyro_ext._lib import checks
 from pyro_ext.random_measures._numerics import solve_monotone
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, ArrivalProcess, Factor, LevyMeasure
 from pyro_ext.special import log1mexp, log1mexp_at_log, log_lower_gamma_at_log, log_upper_gamma
 from pyro_ext.special.operations import may_hold_everywhere
 from pyro_ext.special.quadrature import LogIntegrand, integrate_log, panel_edges
-
-__all__ = [
-    "DeterministicArrivals",
-    "ExponentialArrivals",
-    "GammaArrivals",
-    "InverseGammaArrivals",
-    "LomaxArrivals",
-    "arrival_process",
-    "check_family",
-    "order_at_zero",
-]
 
 _MOST_LOG = 700.0
 _TINY_LOG = -36.0
@@ -82,7 +71,7 @@ class _OfConcentration:
     concentration: float
 
     def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
+        checks.number("concentration", self.concentration, above=0)
 
 
 @dataclass(frozen=True)
@@ -369,5 +358,5 @@ def check_family(argument: str, value: object) -> None:
     if isinstance(value, type) or not all(hasattr(value, name) for name in methods):
         raise TypeError(
             f"{argument} must be a family of arrival times, such as GammaArrivals(2.0), got "
-            f"{shown(value)}"
+            f"{checks.shown(value)}"
         )

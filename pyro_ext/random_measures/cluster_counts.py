@@ -6,21 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, shown
+from pyro_ext._lib import checks
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
-
-__all__ = [
-    "ClusterSizes",
-    "as_table",
-    "canonical_labels",
-    "check_counts",
-    "cluster_sizes",
-    "counts_of_labels",
-    "frequency_table",
-    "log_num_partitions",
-    "split_frequencies",
-]
 
 
 class ClusterSizes(NamedTuple):
@@ -45,7 +33,8 @@ def check_counts(counts: Any, name: str = "counts") -> Tensor:
     sizes = as_double(counts, name)
     if sizes.dim() == 0:
         raise ValueError(
-            f"{name} must have at least one axis, the last over clusters, got {shown(counts)}"
+            f"{name} must have at least one axis, the last over clusters, "
+            f"got {checks.shown(counts)}"
         )
     if not may_hold_everywhere((sizes >= 0) & (sizes == sizes.floor())):
         raise ValueError(
@@ -66,7 +55,7 @@ def cluster_sizes(counts: Any, multiplicity: Any = None) -> ClusterSizes:
         if times.shape[-1] not in (1, sizes.shape[-1]):
             raise ValueError(
                 f"multiplicity must have a number for each of {sizes.shape[-1]} counts, got "
-                f"{shown(multiplicity)}"
+                f"{checks.shown(multiplicity)}"
             )
         times = torch.where(sizes > 0, times, 0.0)
         return ClusterSizes(sizes.clamp(min=1.0), times.expand_as(sizes))
@@ -101,7 +90,7 @@ def _canonical(row: Tensor) -> Tensor:
 
 def as_table(argument: str, value: Any) -> Tensor:
     """Take sizes and numbers of clusters as a tensor of integers, each size in one row."""
-    table = as_tensor(argument, value, "(*batch, num_rows, 2)")
+    table = checks.as_tensor(argument, value, "(*batch, num_rows, 2)")
     if not may_hold_everywhere((table >= 0) & (table == table.floor())):
         raise ValueError(f"{argument} must hold integers >= 0, got {table.tolist()!r:.80}")
     ordered = torch.where(table.prod(-1) > 0, table[..., 0], 0).sort(-1).values
@@ -144,13 +133,13 @@ def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
         tensor([[1, 2],
                 [3, 1]])
     """
-    sizes = as_tensor("counts", counts, "(n,)")
+    sizes = checks.as_tensor("counts", counts, "(n,)")
     if not bool(((sizes >= 0) & (sizes == sizes.long())).all()):
         raise ValueError(f"counts must be a vector of nonnegative integers, got {counts!r:.80}")
     if not bool((sizes > 0).any()):
         raise ValueError(f"counts must hold a positive number, got {counts!r:.80}")
     table = torch.stack(sizes[sizes > 0].long().unique(return_counts=True), -1)
-    missing = 0 if num_rows is None else check_integer("num_rows", num_rows, 1) - len(table)
+    missing = 0 if num_rows is None else checks.integer("num_rows", num_rows, 1) - len(table)
     if missing < 0:
         raise ValueError(
             f"num_rows must be at least {len(table)}, the number of different sizes, got {num_rows}"
@@ -174,15 +163,15 @@ def split_frequencies(table: Tensor, num_samples: int, seed: int | None = None) 
         >>> split_frequencies(torch.tensor([[1, 40], [10, 6]]), 50, seed=0).prod(-1).sum()
         tensor(50)
     """
-    table = as_tensor("table", as_table("table", table), "(num_rows, 2)").long()
+    table = checks.as_tensor("table", as_table("table", table), "(num_rows, 2)").long()
     sizes = table[:, 0].repeat_interleave(table[:, 1])
     total = int(sizes.sum())
-    if check_integer("num_samples", num_samples, 1) > total:
+    if checks.integer("num_samples", num_samples, 1) > total:
         raise ValueError(f"num_samples must be at most {total}, got {num_samples}")
     generator = (
         None
         if seed is None
-        else torch.Generator(table.device).manual_seed(check_integer("seed", seed, 0))
+        else torch.Generator(table.device).manual_seed(checks.integer("seed", seed, 0))
     )
     order = torch.randperm(total, generator=generator, device=table.device)
     labels = torch.arange(len(sizes), device=table.device).repeat_interleave(sizes)

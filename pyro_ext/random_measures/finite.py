@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ScalarDistribution, clamp_positive, expanded
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.arrivals import (
@@ -19,14 +19,6 @@ from pyro_ext.random_measures.arrivals import (
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, Factor, LevyMeasure, check_measure
 from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.quadrature import LogIntegrand
-
-__all__ = [
-    "FiniteAtom",
-    "JumpDistribution",
-    "MeasureDistribution",
-    "exponent_error",
-    "finite_distribution",
-]
 
 _LEAST_LOG = -690.0
 _MARGIN = 1e-10  # from the largest size, where densities may be infinite
@@ -181,7 +173,7 @@ def finite_distribution(
     measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
     """Distribution of a weight of a finite approximation, in closed form where there is one."""
-    check_choice("rule", rule, ("exact", "group"))
+    checks.choice("rule", rule, ("exact", "group"))
     if family is None or measure._is_own_family(family):
         distribution = measure._finite_distribution(num_atoms, rule)
         if distribution is not None:

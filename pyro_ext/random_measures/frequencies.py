@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext._lib import checks
 from pyro_ext.random_measures.cluster_counts import (
     as_table,
     cluster_sizes,
@@ -32,15 +32,6 @@ from pyro_ext.random_measures.partition import (
     check_probability_measure,
 )
 from pyro_ext.special.operations import may_hold_everywhere
-
-__all__ = [
-    "FrequencyCounts",
-    "RankSizeBand",
-    "kolmogorov_smirnov",
-    "rank_size_band",
-    "rank_sizes",
-    "reweighted_kolmogorov_smirnov",
-]
 
 
 class FrequencyCounts(SampleDistribution):
@@ -78,9 +69,9 @@ class FrequencyCounts(SampleDistribution):
         validate_args: bool | None = None,
     ) -> None:
         check_probability_measure("measure", measure)
-        number = check_integer("num_samples", num_samples, 1)
+        number = checks.integer("num_samples", num_samples, 1)
         most = (math.isqrt(8 * number + 1) - 1) // 2
-        rows = most if num_rows is None else check_integer("num_rows", num_rows, 1)
+        rows = most if num_rows is None else checks.integer("num_rows", num_rows, 1)
         super().__init__(measure, number, (rows, 2), validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -217,9 +208,9 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
         >>> rank_size_band(tables, torch.tensor([1]), prob=0.8)[1:]
         (tensor([2.]), tensor([6.]), tensor([10.]))
     """
-    check_number("prob", prob, above=0, below=1)
-    tables = check_sequence("tables", tables, "a list of tables")
-    ranks = as_tensor("ranks", _ranks(ranks), "(num_ranks,)")
+    checks.number("prob", prob, above=0, below=1)
+    tables = checks.sequence("tables", tables, "a list of tables")
+    ranks = checks.as_tensor("ranks", _ranks(ranks), "(num_ranks,)")
     tables = [_single_table(f"tables[{i}]", table) for i, table in enumerate(tables)]
     sizes = torch.stack([rank_sizes(table, ranks) for table in tables]).to(
         torch.get_default_dtype()
@@ -230,11 +221,11 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
 
 
 def _single_table(argument: str, value: Any) -> Tensor:
-    return as_tensor(argument, as_table(argument, value), "(num_rows, 2)")
+    return checks.as_tensor(argument, as_table(argument, value), "(num_rows, 2)")
 
 
 def _ranks(value: Any) -> Tensor:
-    ranks = as_tensor("ranks", value, kind="integers")
+    ranks = checks.as_tensor("ranks", value, kind="integers")
     if not bool((ranks >= 1).all()):
         raise ValueError(f"ranks must be integers >= 1, got {ranks.tolist()!r:.80}")
     return ranks
@@ -251,7 +242,7 @@ def _sizes(name: str, table: Tensor) -> Tensor:
 def _between(points: Tensor, least: float, most: float) -> Tensor:
     for name, limit in (("least", least), ("most", most)):
         if isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit):
-            raise TypeError(f"{name} must be a number, got {shown(limit)}")
+            raise TypeError(f"{name} must be a number, got {checks.shown(limit)}")
     if not least <= most:
         raise ValueError(f"least must be at most most, got least={least!r} and most={most!r}")
     return points[(points >= least) & (points <= most)]

@@ -36,8 +36,6 @@ from pyro_ext.special import log1mexp, log1prel, log_exprel, log_lower_gamma, lo
 from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
 from pyro_ext.special.quadrature import integrate_log, panel_edges
 
-__all__ = ["GeneralizedGammaProcess"]
-
 _SMALLEST = 1e-300
 _LARGEST_LOG = 700.0
 _TINY_LOG = -36.0

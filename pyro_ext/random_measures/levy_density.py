@@ -8,20 +8,12 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_instance,
-    check_mapping,
-    check_number,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.distributions.supports import numbers_between
 from pyro_ext.random_measures.levy_measure import Factor
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
 from pyro_ext.special.quadrature import LogIntegrand
-
-__all__ = ["LevyDensityProcess"]
 
 _LEAST_LOG, _LARGEST_LOG = -600.0, 600.0
 _LEAST_VALUE = -1e6  # far below any power law
@@ -63,13 +55,13 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         high: float = torch.inf,
         validate_args: bool | None = None,
     ) -> None:
-        check_callable("log_levy_density", log_levy_density)
+        checks.function("log_levy_density", log_levy_density)
         if parameters is not None:
-            check_mapping("parameters", parameters, "a dict of numbers or tensors by name")
-        check_instance("high", high, (int, float), "a number > 0")
-        corners = check_sequence("corners", corners, "a list of positive numbers", 0)
+            checks.mapping("parameters", parameters, "a dict of numbers or tensors by name")
+        checks.instance("high", high, (int, float), "a number > 0")
+        corners = checks.sequence("corners", corners, "a list of positive numbers", 0)
         for corner in corners:
-            check_number("corners", corner, above=0)
+            checks.number("corners", corner, above=0)
         own_corners = tuple(corners) or (1.0,)
         vars(self).update(_function=log_levy_density, _corners=own_corners, _high=float(high))
         super().__init__(dict(parameters or {}), validate_args)

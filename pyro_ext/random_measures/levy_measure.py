@@ -14,20 +14,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ext._checks import as_parameters, check_instance
+from pyro_ext._lib import checks
 from pyro_ext.distributions.supports import positive
 from pyro_ext.random_measures._numerics import as_double, solve_monotone
 from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.quadrature import LogIntegrand, integrate_log, panel_edges, sample_from_panels
-
-__all__ = [
-    "ArrivalFamily",
-    "ArrivalProcess",
-    "Factor",
-    "LevyMeasure",
-    "SeriesMethod",
-    "check_measure",
-]
 
 _FALL = 45.0
 _LARGEST_LOG = 700.0
@@ -124,7 +115,7 @@ class LevyMeasure(ABC):
             else:
                 absent[name] = default
         owner = type(self).__name__
-        values = as_parameters(owner, parameters) if parameters else (torch.zeros(()),)
+        values = checks.as_parameters(owner, parameters) if parameters else (torch.zeros(()),)
         is_checked = Distribution._validate_args if validate_args is None else validate_args
         vars(self).update(
             _names=tuple(parameters),
@@ -521,4 +512,4 @@ class LevyMeasure(ABC):
 
 def check_measure(argument: str, value: object) -> None:
     """Check that a value is a completely random measure."""
-    check_instance(argument, value, LevyMeasure, "a completely random measure")
+    checks.instance(argument, value, LevyMeasure, "a completely random measure")

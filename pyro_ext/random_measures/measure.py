@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext._checks import as_size, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.random_measures.finite import exponent_error, finite_distribution
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, Factor, LevyMeasure, check_measure
 from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure
@@ -21,8 +21,6 @@ from pyro_ext.random_measures.series import (
     shortest_series,
 )
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
-
-__all__ = ["CompletelyRandomMeasure", "Superposition"]
 
 
 class CompletelyRandomMeasure(LevyMeasure):
@@ -70,7 +68,7 @@ class CompletelyRandomMeasure(LevyMeasure):
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
         """
-        return finite_distribution(self, check_integer("num_atoms", num_atoms, 1), rule, family)
+        return finite_distribution(self, checks.integer("num_atoms", num_atoms, 1), rule, family)
 
     def finite_error(
         self, num_atoms: int, value: Any, rule: str = "exact", family: ArrivalFamily | None = None
@@ -85,7 +83,7 @@ class CompletelyRandomMeasure(LevyMeasure):
             approximation has too little mass.
         """
         argument = self._argument("value", value, "> 0")
-        count = check_integer("num_atoms", num_atoms, 1)
+        count = checks.integer("num_atoms", num_atoms, 1)
         return self._result(exponent_error(self, count, rule, family, argument), value)
 
     def series(
@@ -132,7 +130,7 @@ class CompletelyRandomMeasure(LevyMeasure):
             >>> total = series.weights.sum() + remainder.total_mass().sample()
         """
         return draw_series(
-            self, num_jumps, method, seed, tolerance, as_size("sample_shape", sample_shape)
+            self, num_jumps, method, seed, tolerance, checks.as_size("sample_shape", sample_shape)
         )
 
     def lost_mass(self, num_jumps: Any, method: str | ArrivalFamily = "size_biased") -> Tensor:
@@ -179,7 +177,9 @@ class CompletelyRandomMeasure(LevyMeasure):
             there. **Shape:** ``(*sample_shape, *batch_shape, largest number)`` each.
         """
         threshold = self._expanded(self._argument("level", level, "> 0"))
-        return draw_above(self, threshold, seed, method, as_size("sample_shape", sample_shape))
+        return draw_above(
+            self, threshold, seed, method, checks.as_size("sample_shape", sample_shape)
+        )
 
 
 def _log_sum(logs: Iterable[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._lib import checks
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY
 from pyro_ext.distributions.bases import by_rejection, rsample_log_gamma
 from pyro_ext.distributions.supports import Gamma, open_interval
@@ -39,13 +39,6 @@ from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import InvertedTotalMass, compound_poisson
 from pyro_ext.special import log1mexp, log_exprel, log_lower_gamma_at_log
 from pyro_ext.special.operations import may_hold_everywhere
-
-__all__ = [
-    "BetaPrimeProcess",
-    "GeneralizedBFRYProcess",
-    "cluster_tilt_distribution",
-    "log_joint_given_cluster_tilts",
-]
 
 _LARGEST_POWER = 1e9  # beyond it nodes of quadrature do not resolve a density at a sharp end
 _TINY_DISCOUNT = 1e-6
@@ -528,12 +521,12 @@ def log_joint_given_cluster_tilts(
         torch.Size([])
     """
     _check_measure(measure)
-    auxiliary = as_tensor("auxiliary", auxiliary, "()")
+    auxiliary = checks.as_tensor("auxiliary", auxiliary, "()")
     own = measure._double
     sizes, log_auxiliary = check_counts(counts), auxiliary.double().log()
     if sizes.dim() != 1 or not sizes.numel():
         raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
-    cluster_tilts = as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
+    cluster_tilts = checks.as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
     for name, value in (("auxiliary", auxiliary), ("cluster_tilts", cluster_tilts)):
         if not may_hold_everywhere(value > 0):
             raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ext._checks import as_parameter
+from pyro_ext._lib import checks
 from pyro_ext.distributions.supports import numbers_above
 from pyro_ext.random_measures._numerics import (
     log_if_positive,
@@ -25,8 +25,6 @@ from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposit
 from pyro_ext.random_measures.total_mass import TotalMass, compound_poisson
 from pyro_ext.special import log1mexp_at_log, log_exprel, log_upper_gamma
 from pyro_ext.special.quadrature import LogIntegrand
-
-__all__ = ["ParetoMixtureProcess", "ParetoProcess"]
 
 _LARGEST_LOG = 700.0
 
@@ -241,8 +239,8 @@ class ParetoMixtureProcess(Superposition):
         validate_args: bool | None = None,
     ) -> None:
         pareto = [
-            as_parameter("pareto_mass", pareto_mass),
-            as_parameter("pareto_scale", pareto_scale),
+            checks.as_parameter("pareto_mass", pareto_mass),
+            checks.as_parameter("pareto_scale", pareto_scale),
             tail_index,
         ]
         for name, value in zip(("pareto_mass", "pareto_scale"), pareto, strict=False):

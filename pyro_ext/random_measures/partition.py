@@ -19,23 +19,12 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import expanded
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
 from pyro_ext.random_measures.levy_measure import LevyMeasure
 from pyro_ext.random_measures.series import poisson_points
-
-__all__ = [
-    "ClusterCounts",
-    "ProbabilityMeasure",
-    "RandomPartition",
-    "check_probability_measure",
-    "log_sums_by_blocks",
-    "log_sums_over_partitions",
-    "seat_by_arrivals",
-    "seat_by_counts",
-]
 
 _FIRST_BLOCK = 32
 _LARGEST_BLOCK = 2**16
@@ -110,7 +99,7 @@ class ProbabilityMeasure(ABC):
 def check_probability_measure(argument: str, value: object) -> None:
     """Check that a value is a random probability measure."""
     wanted = "a normalized measure, a PitmanYor or a DirichletProcess"
-    check_instance(argument, value, ProbabilityMeasure, wanted)
+    checks.instance(argument, value, ProbabilityMeasure, wanted)
 
 
 class SampleDistribution(TorchDistribution):
@@ -187,7 +176,7 @@ class RandomPartition(SampleDistribution):
         self, measure: ProbabilityMeasure, num_samples: int, *, validate_args: bool | None = None
     ) -> None:
         check_probability_measure("measure", measure)
-        check_integer("num_samples", num_samples, 1)
+        checks.integer("num_samples", num_samples, 1)
         super().__init__(measure, num_samples, (num_samples,), validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -7,15 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_integer,
-    check_mapping,
-    check_number,
-    check_optional,
-    check_sequence,
-)
-from pyro_ext._pyplot import axes_of, open_frame
+from pyro_ext._lib import checks
+from pyro_ext._lib.pyplot import axes_of, open_frame
 from pyro_ext.random_measures.cluster_counts import as_table, counts_of_labels
 from pyro_ext.random_measures.frequencies import rank_size_band, rank_sizes
 from pyro_ext.random_measures.levy_measure import check_measure
@@ -66,11 +59,11 @@ def plot_tail(
     """
     ax = axes_of("plot_tail", ax, _SIZE)
     check_measure("measure", measure)
-    check_integer("num_points", num_points, 2)
+    checks.integer("num_points", num_points, 2)
     if weights is None:
         ends = measure.inverse_tail(torch.tensor([1e3, 1e-2]))
     else:
-        weights = as_tensor("weights", weights, finite=True)
+        weights = checks.as_tensor("weights", weights, finite=True)
         if not bool((weights > 0).any()):
             raise ValueError(f"weights must hold a positive number, got {weights.tolist()!r:.80}")
         weights = weights[weights > 0].flatten().sort(descending=True).values
@@ -130,7 +123,7 @@ def plot_num_clusters(
         'clusters'
     """
     ax = axes_of("plot_num_clusters", ax, _SIZE)
-    check_integer("num_points", num_points, 2)
+    checks.integer("num_points", num_points, 2)
     for name, values in _by_name("labels", labels, "integers").items():
         rows = values.reshape(-1, values.shape[-1])
         sizes = np.unique(np.geomspace(1, rows.shape[-1], num_points).astype(int))
@@ -168,9 +161,9 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
 
 def _by_name(argument: str, values: Any, kind: str = "numbers") -> Mapping[str, Tensor]:
     if not isinstance(values, Mapping):
-        return {"": as_tensor(argument, values, "(*draws, n)", kind=kind)}
+        return {"": checks.as_tensor(argument, values, "(*draws, n)", kind=kind)}
     return {
-        name: as_tensor(f"{argument}[{name!r}]", value, "(*draws, n)", kind=kind)
+        name: checks.as_tensor(f"{argument}[{name!r}]", value, "(*draws, n)", kind=kind)
         for name, value in values.items()
     }
 
@@ -214,16 +207,16 @@ def plot_rank_sizes(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('rank', 'size')
     """
-    check_integer("num_points", num_points, 2)
+    checks.integer("num_points", num_points, 2)
     ax = axes_of("plot_rank_sizes", ax, _SIZE)
-    observed = as_tensor("observed", as_table("observed", observed), "(num_rows, 2)")
-    check_optional(check_mapping, "predicted", predicted, "a dict of lists of tables by name")
+    observed = checks.as_tensor("observed", as_table("observed", observed), "(num_rows, 2)")
+    checks.optional(checks.mapping, "predicted", predicted, "a dict of lists of tables by name")
     predicted = predicted or {}
     for name, tables in predicted.items():
-        for table in check_sequence(f"predicted[{name!r}]", tables, "a list of tables"):
+        for table in checks.sequence(f"predicted[{name!r}]", tables, "a list of tables"):
             as_table(f"predicted[{name!r}]", table)
     if colors is not None:
-        check_mapping("colors", colors, "a dict of colors by the names of the models")
+        checks.mapping("colors", colors, "a dict of colors by the names of the models")
         if missing := set(predicted) - set(colors):
             raise ValueError(
                 f"colors must have one for each of {sorted(missing)}, got {colors!r:.80}"
@@ -232,7 +225,7 @@ def plot_rank_sizes(
 
         if wrong := [color for color in colors.values() if not is_color_like(color)]:
             raise ValueError(f"colors must be colors of Matplotlib, got {wrong[0]!r:.80}")
-    check_number("prob", prob, above=0, below=1)
+    checks.number("prob", prob, above=0, below=1)
     every = [observed, *(table for tables in predicted.values() for table in tables)]
     most = max(int(table[:, 1].sum()) for table in every)
     ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), num_points)

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_choice, check_instance, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import positive_exp
 from pyro_ext.distributions.supports import Exponential
 from pyro_ext.random_measures.arrivals import (
@@ -22,8 +22,6 @@ from pyro_ext.random_measures.levy_measure import ArrivalFamily
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure, PitmanYor
 from pyro_ext.random_measures.series import named_family
-
-__all__ = ["DiscreteMeasure", "FiniteApproximation", "TruncatedSeries", "random_measure"]
 
 
 class DiscreteMeasure(NamedTuple):
@@ -56,8 +54,8 @@ class FiniteApproximation:
     family: ArrivalFamily | None = None
 
     def __post_init__(self) -> None:
-        check_integer("num_atoms", self.num_atoms, 1)
-        check_choice("rule", self.rule, ("exact", "group"))
+        checks.integer("num_atoms", self.num_atoms, 1)
+        checks.choice("rule", self.rule, ("exact", "group"))
         if self.family is not None:
             check_family("family", self.family)
 
@@ -75,7 +73,7 @@ class TruncatedSeries:
     method: str | ArrivalFamily = "size_biased"
 
     def __post_init__(self) -> None:
-        check_integer("num_atoms", self.num_atoms, 1)
+        checks.integer("num_atoms", self.num_atoms, 1)
         if not isinstance(self.method, str):
             check_family("method", self.method)
 
@@ -121,9 +119,9 @@ def random_measure(
         torch.Size([20])
     """
     kinds = (CompletelyRandomMeasure, NormalizedRandomMeasure, PitmanYor)
-    check_instance("measure", measure, kinds, "a random measure, normalized or not")
-    check_instance("base", base, TorchDistributionMixin, "a distribution")
-    check_instance("name", name, str, "a string")
+    checks.instance("measure", measure, kinds, "a random measure, normalized or not")
+    checks.instance("base", base, TorchDistributionMixin, "a distribution")
+    checks.instance("name", name, str, "a string")
     if measure.batch_shape and measure.batch_shape[-1] != 1:
         raise ValueError(
             "measure must have no batch shape in a model but that of draws that are looked at "
@@ -132,7 +130,7 @@ def random_measure(
     if base.batch_shape:
         raise ValueError(f"base must have no batch shape, got {tuple(base.batch_shape)}")
     if not isinstance(truncation, FiniteApproximation | TruncatedSeries):
-        number = check_integer("truncation", truncation, 1)
+        number = checks.integer("truncation", truncation, 1)
         is_series = isinstance(measure, PitmanYor)
         truncation = TruncatedSeries(number) if is_series else FiniteApproximation(number)
     number = truncation.num_atoms

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import TypeVar
 
-from pyro_ext._checks import as_parameters, as_size, check_integer
+from pyro_ext._lib import checks
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, check_counts, cluster_sizes
 from pyro_ext.random_measures.levy_measure import LevyMeasure, check_measure
@@ -39,8 +39,6 @@ from pyro_ext.special.quadrature import (
     panel_nodes,
     sample_from_panels,
 )
-
-__all__ = ["DirichletProcess", "NormalizedRandomMeasure", "PitmanYor"]
 
 _FALL = 45.0
 
@@ -138,7 +136,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :param torch.Size sample_shape: how many draws.
         """
         integrand, edges = self._auxiliary_panels(cluster_sizes(counts))
-        edges = edges.expand(*as_size("sample_shape", sample_shape), *edges.shape)
+        edges = edges.expand(*checks.as_size("sample_shape", sample_shape), *edges.shape)
         return self.measure._result(sample_from_panels(integrand, edges).exp())
 
     def posterior_jumps(self, counts: Any, auxiliary: Any) -> Tensor:
@@ -175,7 +173,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :param int num_samples: :math:`n`.
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.
         """
-        number = check_integer("num_samples", num_samples, 1)
+        number = checks.integer("num_samples", num_samples, 1)
         points, log_weights = self._total_nodes(number)
         log_weights = log_weights - math.lgamma(number)
         sums = log_sums_by_blocks(self._wide._log_kappas(number, points))
@@ -190,7 +188,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :param int num_samples: :math:`n`.
         :returns: the numbers. **Shape:** ``(*batch_shape, n)``.
         """
-        number = check_integer("num_samples", num_samples, 1)
+        number = checks.integer("num_samples", num_samples, 1)
         points, log_weights = self._total_nodes(number)
         log_kappas = self._wide._log_kappas(number, points)
         order = torch.arange(1, number + 1, dtype=torch.float64, device=points.device)
@@ -332,7 +330,7 @@ class PitmanYor(ProbabilityMeasure):
         self, discount: Any, concentration: Any, *, validate_args: bool | None = None
     ) -> None:
         values = {"discount": discount, "concentration": concentration}
-        sigma, theta = as_parameters(type(self).__name__, values)
+        sigma, theta = checks.as_parameters(type(self).__name__, values)
         is_checked = Distribution._validate_args if validate_args is None else validate_args
         vars(self).update(discount=sigma, concentration=theta, _validate=is_checked)
         self._check("discount", (sigma >= 0) & (sigma < 1), "in [0, 1)")
@@ -414,7 +412,7 @@ class PitmanYor(ProbabilityMeasure):
         :param int num_sticks: how many.
         :returns: a distribution of batch shape ``(*batch_shape, num_sticks)``.
         """
-        number = check_integer("num_sticks", num_sticks, 1)
+        number = checks.integer("num_sticks", num_sticks, 1)
         order = torch.arange(1, number + 1, dtype=self.discount.dtype, device=self.discount.device)
         sigma, theta = self.discount[..., None], self.concentration[..., None]
         return dist.Beta(1.0 - sigma, theta + order * sigma, validate_args=self._validate)
@@ -452,7 +450,7 @@ class PitmanYor(ProbabilityMeasure):
 
     def _for_samples(self, num_samples: int) -> tuple[int, Tensor, Tensor, Tensor]:
         """Number of samples, numbers up to it, and the parameters over one more axis."""
-        number = check_integer("num_samples", num_samples, 1)
+        number = checks.integer("num_samples", num_samples, 1)
         order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
         return (
             number,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.random import seeded
 from pyro_ext.random_measures.arrivals import (
     DeterministicArrivals,
@@ -19,17 +19,6 @@ from pyro_ext.random_measures.levy_measure import (
     LevyMeasure,
     SeriesMethod,
 )
-
-__all__ = [
-    "ArrivalSeries",
-    "Series",
-    "draw_above",
-    "draw_series",
-    "named_family",
-    "poisson_points",
-    "series_method",
-    "shortest_series",
-]
 
 _BLOCK = 32
 _MOST_JUMPS = 10**7
@@ -103,10 +92,10 @@ def draw_series(
     way = series_method(measure, method)
     with seeded(seed):
         if tolerance is None:
-            points = poisson_points(shape, check_integer("num_jumps", num_jumps, 1), measure)
+            points = poisson_points(shape, checks.integer("num_jumps", num_jumps, 1), measure)
             log_weights, log_times = along.sample(points)
         else:
-            fraction = check_number("tolerance", tolerance, above=0, below=1)
+            fraction = checks.number("tolerance", tolerance, above=0, below=1)
             points, log_weights, log_times = _draw_until(way, along, measure, shape, fraction)
     lost = way.log_later(points[..., -1], 1.0).exp()
     results = (log_weights.exp(), log_times.exp(), lost)
@@ -115,7 +104,7 @@ def draw_series(
 
 def shortest_series(measure: LevyMeasure, tolerance: float, method: str | ArrivalFamily) -> int:
     """Least number of jumps whose expected loss is within a tolerance."""
-    fraction = check_number("tolerance", tolerance, above=0, below=1)
+    fraction = checks.number("tolerance", tolerance, above=0, below=1)
     mean = measure.mean.double()
     if not bool(mean.isfinite().all()):
         raise ValueError("tolerance is a fraction of the mean total mass, which is infinite here")

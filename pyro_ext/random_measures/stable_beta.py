@@ -33,8 +33,6 @@ from pyro_ext.random_measures.total_mass import ApproximateTotalMass
 from pyro_ext.special import log1mexp, log1prel, log_exprel
 from pyro_ext.special.operations import holds_everywhere
 
-__all__ = ["StableBetaProcess"]
-
 _SMALLEST = 1e-300
 _LARGEST_LOG = 700.0
 _ROUNDING = 4e-16

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_integer
+from pyro_ext._lib import checks
 from pyro_ext.distributions.bases import ScalarDistribution, attach_gradient, clamp_positive
 from pyro_ext.distributions.supports import positive
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.finite import MeasureDistribution
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, LevyMeasure, check_measure
 from pyro_ext.random_measures.series import poisson_points, series_method
-
-__all__ = ["ApproximateTotalMass", "InvertedTotalMass", "TotalMass", "compound_poisson"]
 
 _MOST_WEIGHTS = 10**8
 
@@ -117,7 +115,7 @@ class ApproximateTotalMass(TotalMass):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.num_jumps = check_integer("num_jumps", num_jumps, 1)
+        self.num_jumps = checks.integer("num_jumps", num_jumps, 1)
         check_measure("measure", measure)
         series_method(measure, method)  # which raises where there is none of that name
         self.method = method

@@ -14,9 +14,7 @@ import torch
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
-
-__all__ = ["ExpansionReparam", "merge_factors", "square_factor"]
+from pyro_ext._lib import checks
 
 
 class ExpansionReparam(Reparam):
@@ -65,10 +63,10 @@ class ExpansionReparam(Reparam):
         right: int = 1,
         strength: float | Literal["width"] = "width",
     ) -> None:
-        self.left = check_integer("left", left, 0)
-        self.right = check_integer("right", right, 0)
+        self.left = checks.integer("left", left, 0)
+        self.right = checks.integer("right", right, 0)
         if strength != "width":
-            strength = check_number("strength", strength, above=0.0)
+            strength = checks.number("strength", strength, above=0.0)
         self.strength = strength
 
     def apply(self, msg: Any) -> Any:
@@ -146,15 +144,15 @@ def merge_factors(
         >>> merge_factors([2.0 * torch.eye(3)], torch.ones(3, 2), [torch.eye(2)])[0]
         tensor([2., 2.])
     """
-    middle = as_tensor("middle", middle, "(*batch, m, n)")
-    check_integer("event_dim", event_dim, 2)
+    middle = checks.as_tensor("middle", middle, "(*batch, m, n)")
+    checks.integer("event_dim", event_dim, 2)
     left = [
-        as_tensor(f"left[{i}]", factor, "(*batch, m, m)", like=middle)
-        for i, factor in enumerate(check_sequence("left", left, "a list of square matrices", 0))
+        checks.as_tensor(f"left[{i}]", factor, "(*batch, m, m)", like=middle)
+        for i, factor in enumerate(checks.sequence("left", left, "a list of square matrices", 0))
     ]
     right = [
-        as_tensor(f"right[{i}]", factor, "(*batch, n, n)", like=middle)
-        for i, factor in enumerate(check_sequence("right", right, "a list of square matrices", 0))
+        checks.as_tensor(f"right[{i}]", factor, "(*batch, n, n)", like=middle)
+        for i, factor in enumerate(checks.sequence("right", right, "a list of square matrices", 0))
     ]
     product = middle
     if left:

@@ -13,11 +13,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_instance, check_integer, check_number
-from pyro_ext._own_shapes import OwnShapes
+from pyro_ext._lib import checks
+from pyro_ext._lib.own_shapes import OwnShapes
 from pyro_ext.reparam.expansion import merge_factors, square_factor
-
-__all__ = ["ExpandedModule", "expand_module"]
 
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -64,13 +62,13 @@ class ExpandedModule(nn.Module):
         right: int,
         strength: float | Literal["width"],
     ) -> None:
-        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        checks.instance("module", module, nn.Module, "a torch.nn.Module")
         super().__init__()
-        self.prior_scale = check_number("prior_scale", prior_scale, above=0.0)
-        self.left = check_integer("left", left, 0)
-        self.right = check_integer("right", right, 0)
+        self.prior_scale = checks.number("prior_scale", prior_scale, above=0.0)
+        self.left = checks.integer("left", left, 0)
+        self.right = checks.integer("right", right, 0)
         if strength != "width":
-            strength = check_number("strength", strength, above=0.0)
+            strength = checks.number("strength", strength, above=0.0)
         self.strength = strength
         self.module = copy.deepcopy(module).requires_grad_(False)
         self._gains = gains(self.module)

@@ -5,17 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_parameters, as_tensor
-
-__all__ = [
-    "expm1mx",
-    "exprel",
-    "log1mexp",
-    "log1mexp_at_log",
-    "log1prel",
-    "log_exprel",
-    "log_sinc",
-]
+from pyro_ext._lib import checks
 
 _NUM_TERMS = 16
 _EXPREL = tuple(1.0 / math.factorial(order + 1) for order in range(_NUM_TERMS))
@@ -47,7 +37,7 @@ def exprel(x: Tensor) -> Tensor:
         >>> exprel(torch.tensor([0.0, 1.0]))
         tensor([1.0000, 1.7183])
     """
-    x = as_tensor("x", x, allow_empty=True)
+    x = checks.as_tensor("x", x, allow_empty=True)
     near = x.abs() < _EXPREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, _polynomial(_EXPREL, x, near), torch.expm1(far) / far)
@@ -64,7 +54,7 @@ def log_exprel(x: Tensor) -> Tensor:
         >>> log_exprel(torch.tensor([-1e4, 0.0, 1e4]))
         tensor([-9.2103e+00,  0.0000e+00,  9.9908e+03])
     """
-    x = as_tensor("x", x, allow_empty=True)
+    x = checks.as_tensor("x", x, allow_empty=True)
     near = x.abs() < _EXPREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     size = far.abs()
@@ -85,7 +75,7 @@ def expm1mx(x: Tensor) -> Tensor:
         >>> expm1mx(torch.tensor([-1e-4, 0.0, 1.0]))
         tensor([4.9998e-09, 0.0000e+00, 7.1828e-01])
     """
-    x = as_tensor("x", x, allow_empty=True)
+    x = checks.as_tensor("x", x, allow_empty=True)
     near = x.abs() < _EXPREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, x * x * _polynomial(_EXPM1MX, x, near), torch.expm1(far) - far)
@@ -104,7 +94,7 @@ def log_sinc(x: Tensor, rest: Tensor) -> Tensor:
         >>> log_sinc(x, math.pi - x)
         tensor([-0.1726, -3.0568])
     """
-    x, rest = as_parameters("log_sinc", {"x": x, "rest": rest})
+    x, rest = checks.as_parameters("log_sinc", {"x": x, "rest": rest})
     near = x < _LOG_SINC_RADIUS
     square = torch.where(near, x * x, torch.zeros_like(x))
     inner = torch.where(near, torch.ones_like(x), x)
@@ -124,7 +114,7 @@ def log1prel(x: Tensor) -> Tensor:
         >>> log1prel(torch.tensor([0.0, 1.0]))
         tensor([1.0000, 0.6931])
     """
-    x = as_tensor("x", x, allow_empty=True)
+    x = checks.as_tensor("x", x, allow_empty=True)
     near = x.abs() < _LOG1PREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, _polynomial(_LOG1PREL, x, near), torch.log1p(far) / far)
@@ -141,7 +131,7 @@ def log1mexp(x: Tensor) -> Tensor:
         >>> log1mexp(torch.tensor([1e-12, 1.0, 80.0]))
         tensor([-2.7631e+01, -4.5868e-01, -1.8049e-35])
     """
-    x = as_tensor("x", x, allow_empty=True)
+    x = checks.as_tensor("x", x, allow_empty=True)
     # A compiled graph may know expm1 to an absolute precision only, so small numbers go without it.
     is_small, is_large = x < _LOG1MEXP_RADIUS, x >= math.log(2.0)
     small = torch.where(is_small, x, 1.0)
@@ -165,7 +155,7 @@ def log1mexp_at_log(log_x: Tensor) -> Tensor:
         >>> log1mexp_at_log(torch.tensor([-1e4, 0.0]))
         tensor([-1.0000e+04, -4.5868e-01])
     """
-    log_x = as_tensor("log_x", log_x, allow_empty=True)
+    log_x = checks.as_tensor("log_x", log_x, allow_empty=True)
     is_tiny = log_x < _TINY_LOG
     x = torch.where(is_tiny, 0.0, log_x).clamp(max=_LARGEST_LOG).exp()
     return torch.where(is_tiny, log_x, log1mexp(x))

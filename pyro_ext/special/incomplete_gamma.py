@@ -16,12 +16,10 @@ or zero.
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_parameters
+from pyro_ext._lib import checks
 from pyro_ext.special.elementary import log1mexp, log_exprel
 from pyro_ext.special.operations import in_double, where_needed
 from pyro_ext.special.quadrature import gauss_legendre
-
-__all__ = ["log_lower_gamma", "log_lower_gamma_at_log", "log_upper_gamma"]
 
 _SMALL_SHAPE = 2.0
 _NUM_TERMS = 40
@@ -45,7 +43,7 @@ def log_upper_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_upper_gamma(torch.tensor([-0.5, 0.0, 1.0]), torch.tensor(1.0))
         tensor([-1.7251, -1.5169, -1.0000])
     """
-    a, z = as_parameters("log_upper_gamma", {"a": a, "z": z})
+    a, z = checks.as_parameters("log_upper_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
     near = small & (z < 1.0)
     return where_needed(
@@ -68,7 +66,7 @@ def log_lower_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_lower_gamma(torch.tensor([0.5, 1.0, 30.0]), torch.tensor(1.0))
         tensor([ 0.4012, -0.4587, -4.3684])
     """
-    a, z = as_parameters("log_lower_gamma", {"a": a, "z": z})
+    a, z = checks.as_parameters("log_lower_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
     in_series = small & (z < a + 2.0)
     return where_needed(
@@ -88,7 +86,7 @@ def log_lower_gamma_at_log(a: Tensor, log_z: Tensor) -> Tensor:
         >>> log_lower_gamma_at_log(torch.tensor([0.5, 1.0]), torch.tensor(-1000.0))
         tensor([ -499.3069, -1000.0000])
     """
-    a, log_z = as_parameters("log_lower_gamma_at_log", {"a": a, "log_z": log_z})
+    a, log_z = checks.as_parameters("log_lower_gamma_at_log", {"a": a, "log_z": log_z})
     is_tiny = log_z < _TINY_LOG
     z = torch.where(is_tiny, 0.0, log_z).clamp(max=_LARGEST_LOG).exp()
     return torch.where(is_tiny, a * log_z - a.log(), log_lower_gamma(a, z))

@@ -8,8 +8,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-__all__ = ["holds_everywhere", "in_double", "may_hold_everywhere", "opaque", "where_needed"]
-
 _NAMESPACE = "pyro_ext"
 TensorFunction = Callable[..., Tensor]
 P = ParamSpec("P")

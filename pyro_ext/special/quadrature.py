@@ -12,18 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
-
-__all__ = [
-    "gauss_legendre",
-    "integrate_log",
-    "num_edges",
-    "panel_edges",
-    "panel_nodes",
-    "point_with_gradient",
-    "points_of_fall",
-    "sample_from_panels",
-]
+from pyro_ext._lib import checks
 
 _DROPS = (1.0, 4.0, 10.0, 20.0, 42.0)
 _OFFSETS = (-27.0, -9.0, -3.0, -1.0, 0.0, 1.0, 3.0, 9.0, 27.0)
@@ -50,7 +39,7 @@ def gauss_legendre(num_nodes: int, device: torch.device | None = None) -> tuple[
         >>> round(float((weights * nodes**4).sum()), 12)
         0.2
     """
-    check_integer("num_nodes", num_nodes, 1)
+    checks.integer("num_nodes", num_nodes, 1)
     nodes, weights = _legendre(num_nodes)
     return nodes.to(device), weights.to(device)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_sequence
+from pyro_ext._lib import checks
 from pyro_ext.inference.martingale.functionals import Expectation
 from pyro_ext.inference.martingale.predictive_rule import (
     NeedsPreparation,
@@ -47,7 +47,7 @@ def check_predictive_rule(
         >>> check_predictive_rule(PolyaUrn(), torch.arange(5.0))
     """
     rule, data = _ready(rule, data, seed)
-    lengths = [check_integer("num_steps", length, 0) for length in num_steps]
+    lengths = [checks.integer("num_steps", length, 0) for length in num_steps]
     start = rule.begin(data, chain_keys(seed, range(3)))
     whole = rule.advance(start, sum(lengths))
     again = rule.advance(start, sum(lengths))
@@ -115,11 +115,11 @@ def check_martingale(
         AssertionError: means of function 0 over the first 50 observations after the data ...
     """
     rule, data = _ready(rule, data, seed)
-    check_sequence("num_steps", num_steps, "two numbers of steps or more")
-    lengths = [check_integer("num_steps", length, 1) for length in num_steps]
+    checks.sequence("num_steps", num_steps, "two numbers of steps or more")
+    lengths = [checks.integer("num_steps", length, 1) for length in num_steps]
     if len(lengths) < 2:
         raise ValueError(f"num_steps must be two numbers of steps or more, got {num_steps!r}")
-    check_integer("num_draws", num_draws, 2)
+    checks.integer("num_draws", num_draws, 2)
     state = rule.begin(data, chain_keys(seed, range(num_draws)))
     num_observed = state.num_observed
     functions = _steps(data) if functions is None else functions
@@ -145,10 +145,10 @@ def _ready(
     rule: PredictiveRule, data: tuple[Tensor, ...], seed: int
 ) -> tuple[PredictiveRule, tuple[Tensor, ...]]:
     """Check the arguments, and do a rule's work before the first draw."""
-    check_instance("rule", rule, PredictiveRule, "a PredictiveRule")
+    checks.instance("rule", rule, PredictiveRule, "a PredictiveRule")
     if not data:
         raise ValueError("data must have at least one tensor, got none")
-    data = tuple(as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data))
+    data = tuple(checks.as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data))
     if isinstance(rule, NeedsPreparation):
         rule = rule.prepare(data, seed)
     return rule, data

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from pyro_ext import _executors
+from pyro_ext._lib import executors
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics import SBCResult, _simulations
@@ -24,7 +24,7 @@ from tests.diagnostics.test_calibration import Inline, exact, failing, run, spaw
 @pytest.fixture
 def no_work_known(monkeypatch):
     """Workers are this process, and what an earlier test sent them has come to them."""
-    monkeypatch.setattr(_executors, "_known", OrderedDict())
+    monkeypatch.setattr(executors, "_known", OrderedDict())
 
 
 class Lossy(Inline):

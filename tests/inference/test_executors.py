@@ -16,7 +16,7 @@ import pytest
 import torch
 from pyro.infer import NUTS
 
-from pyro_ext import _executors
+from pyro_ext._lib import executors
 from pyro_ext.inference import MCMC, SGHMC, SGLD, ExecutorError
 from pyro_ext.inference._running.dispatch import Pace
 from tests.inference.models import subsampled_normal
@@ -103,7 +103,7 @@ class Immediate(ThreadPoolExecutor):
 
 
 def test_model_and_data_travel_once_to_each_worker(x):
-    _executors._known.clear()
+    executors._known.clear()
     executor = Immediate()
     driver(chain_method=executor, num_samples=60).run(x)
     assert sum(payload is not None for payload in executor.payloads) <= 2

@@ -8,7 +8,7 @@ import pyro
 import pytest
 import torch
 
-from pyro_ext._pages import PRINTED_NAME, last_outcome
+from pyro_ext.reproduction.pages import PRINTED_NAME, last_outcome
 from tests.pages import REPORTS, page_named
 
 

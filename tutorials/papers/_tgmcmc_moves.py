@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_choice, check_integer, check_number
-from pyro_ext._compiled import compiled
+from pyro_ext._lib import checks
+from pyro_ext._lib.compiled import compiled
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.partitions.conjugate import acceptance_rates, loop_seed
 from pyro_ext.inference.partitions.mixtures import ClusterSource, PriorSource, Situation
@@ -33,8 +33,6 @@ from pyro_ext.inference.partitions.trees import (
     nodes_below,
     parents_of,
 )
-
-__all__ = ["PublishedTreeGuided", "paper_sweep", "replanted", "trees_of_labels"]
 
 _NODES_PER_POINT, _LEAST_NODES = 8, 1024
 
@@ -70,11 +68,11 @@ class PublishedTreeGuided(ConjugateKernel):
         depth: int = 2,
         init: str = "prior",
     ) -> None:
-        check_choice("local", local, ("uniform", "tree"))
+        checks.choice("local", local, ("uniform", "tree"))
         self.local = local
-        self.num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
-        self.local_fraction = check_number("local_fraction", local_fraction, above=0.0, most=1.0)
-        self.depth = check_integer("depth", depth, 1)
+        self.num_global_moves = checks.integer("num_global_moves", num_global_moves, 0)
+        self.local_fraction = checks.number("local_fraction", local_fraction, above=0.0, most=1.0)
+        self.depth = checks.integer("depth", depth, 1)
         self._capacity = 0
         self._planted: tuple[Any, Integers, Integers] | None = None
         super().__init__(prior, cluster, init=init)

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number
+from pyro_ext._lib import checks
 from pyro_ext.distributions import BlockDirichlet
 from pyro_ext.random import chain_keys, spawn_seed, uniform
 
@@ -54,19 +54,19 @@ class DirichletWeights:
         num_blocks: int | None = None,
         block_concentration: BlockConcentration = "aggregate",
     ) -> None:
-        self.num_observed = check_integer("num_observed", num_observed, 1)
-        self.num_atoms = check_integer("num_atoms", num_atoms, 0)
-        self.concentration = check_number("concentration", concentration, least=0)
+        self.num_observed = checks.integer("num_observed", num_observed, 1)
+        self.num_atoms = checks.integer("num_atoms", num_atoms, 0)
+        self.concentration = checks.number("concentration", concentration, least=0)
         if self.concentration > 0 and not num_atoms:
             raise ValueError(
                 f"concentration={concentration:g} puts weight on atoms of a base measure, but "
                 "there are none: give a base_measure"
             )
-        if num_blocks is not None and check_integer("num_blocks", num_blocks, 1) > num_observed:
+        if num_blocks is not None and checks.integer("num_blocks", num_blocks, 1) > num_observed:
             raise ValueError(
                 f"num_blocks must be at most the {num_observed} observations, got {num_blocks}"
             )
-        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
+        checks.choice("block_concentration", block_concentration, get_args(BlockConcentration))
         self.num_blocks = num_blocks
         self.block_concentration = block_concentration
         sizes, concentrations, self._num_own_blocks = self._blocks()
@@ -157,7 +157,8 @@ class EmpiricalBase:
 
     def __init__(self, *atoms: Tensor) -> None:
         atoms = tuple(
-            as_tensor(f"atoms[{i}]", part, "(n, ...)", finite=True) for i, part in enumerate(atoms)
+            checks.as_tensor(f"atoms[{i}]", part, "(n, ...)", finite=True)
+            for i, part in enumerate(atoms)
         )
         if len({len(part) for part in atoms}) != 1:
             raise ValueError(

@@ -12,15 +12,7 @@ from typing import Any, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import (
-    as_tensor,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_sequence,
-)
+from pyro_ext._lib import checks
 from pyro_ext.inference.averaging.transfer_ensembles import (
     TransferEnsemble,
     as_data,
@@ -125,23 +117,25 @@ class NPTL(TransferEnsemble):
         )
         if isinstance(concentration, Sequence):
             for index, value in enumerate(concentration):
-                check_number(f"concentration[{index}]", value, least=0)
+                checks.number(f"concentration[{index}]", value, least=0)
             if not concentration:
                 raise ValueError("concentration must be a number or several, got none of them")
         else:
-            check_optional(check_number, "concentration", concentration, least=0)
+            checks.optional(checks.number, "concentration", concentration, least=0)
         self.concentration = concentration
-        self.num_standard_errors = check_number("num_standard_errors", num_standard_errors, least=0)
-        self.validation_fraction = check_number(
+        self.num_standard_errors = checks.number(
+            "num_standard_errors", num_standard_errors, least=0
+        )
+        self.validation_fraction = checks.number(
             "validation_fraction", validation_fraction, above=0, below=1
         )
-        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
-        self.num_blocks = check_optional(check_integer, "num_blocks", num_blocks, 1)
+        checks.choice("block_concentration", block_concentration, get_args(BlockConcentration))
+        self.num_blocks = checks.optional(checks.integer, "num_blocks", num_blocks, 1)
         self.block_concentration = block_concentration
         penalties = probe_penalty if isinstance(probe_penalty, Sequence) else [probe_penalty]
         if not penalties:
             raise ValueError("probe_penalty must be a number or several, got none of them")
-        self.probe_penalty = [check_number("probe_penalty", value, above=0) for value in penalties]
+        self.probe_penalty = [checks.number("probe_penalty", value, above=0) for value in penalties]
         self._chosen: float | None = None
         self._penalty_of_probe: float | None = None
         self._losses: dict[float, float] = {}
@@ -175,7 +169,7 @@ class NPTL(TransferEnsemble):
         seed = fresh_seed(self.seed)
         hard = check_labels(inputs, labels, self.network)
         if validation is not None:
-            pair = check_sequence("validation", validation, "a pair of inputs and labels", 2)
+            pair = checks.sequence("validation", validation, "a pair of inputs and labels", 2)
             if len(pair) != 2:
                 raise ValueError(f"validation must be a pair of inputs and labels, got {len(pair)}")
             validation = as_data(pair[0], pair[1], self.network, " of validation")
@@ -295,14 +289,16 @@ def linear_probe(
         >>> linear_probe(features, labels, torch.nn.Linear(3, 2), 0.1).shape
         torch.Size([20, 2])
     """
-    check_instance("head", head, nn.Module, "a torch.nn.Module")
+    checks.instance("head", head, nn.Module, "a torch.nn.Module")
     like = next(head.parameters(), None)
-    features = as_tensor("features", features, "(n, num_features)", finite=True, like=like)
-    targets = as_tensor("targets", targets, f"({len(features)}, classes)", finite=True, like=like)
-    check_number("penalty", penalty, least=0)
+    features = checks.as_tensor("features", features, "(n, num_features)", finite=True, like=like)
+    targets = checks.as_tensor(
+        "targets", targets, f"({len(features)}, classes)", finite=True, like=like
+    )
+    checks.number("penalty", penalty, least=0)
     if new_features is not None:
         shape = f"(number, {features.shape[1]})"
-        new_features = as_tensor("new_features", new_features, shape, like=like)
+        new_features = checks.as_tensor("new_features", new_features, shape, like=like)
 
     def losses(params: dict[str, Tensor], features: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(torch.func.functional_call(head, params, (features,)), targets)

@@ -9,17 +9,9 @@ from typing import Any, Self, get_args
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import (
-    check_callable,
-    check_choice,
-    check_instance,
-    check_integer,
-    check_number,
-    check_optional,
-    check_tensors,
-)
-from pyro_ext._executors import ExecutorError, run_tasks
-from pyro_ext._progress import progress_bar
+from pyro_ext._lib import checks
+from pyro_ext._lib.executors import ExecutorError, run_tasks
+from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.folder import DrawFolder
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
@@ -176,36 +168,36 @@ class PosteriorBootstrap(IndependentDraws):
         check_backend(backend)
         if seed is not None:
             fresh_seed(seed)
-        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
+        checks.choice("block_concentration", block_concentration, get_args(BlockConcentration))
         if not isinstance(base_measure, EmpiricalBase):
             wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
-            check_optional(check_callable, "base_measure", base_measure, wanted, or_class=False)
-        self.model = check_optional(check_callable, "model", model, "a Pyro model")
-        self.loss_fn = check_optional(check_callable, "loss_fn", loss_fn)
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        self.concentration = check_number("concentration", concentration, least=0)
+            checks.optional(checks.function, "base_measure", base_measure, wanted, or_class=False)
+        self.model = checks.optional(checks.function, "model", model, "a Pyro model")
+        self.loss_fn = checks.optional(checks.function, "loss_fn", loss_fn)
+        self.num_samples = checks.integer("num_samples", num_samples, 1)
+        self.concentration = checks.number("concentration", concentration, least=0)
         self.base_measure = base_measure
-        self.truncation = check_integer("truncation", truncation, 1)
-        self.num_blocks = check_optional(check_integer, "num_blocks", num_blocks, 1)
+        self.truncation = checks.integer("truncation", truncation, 1)
+        self.num_blocks = checks.optional(checks.integer, "num_blocks", num_blocks, 1)
         self.block_concentration = block_concentration
-        self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
+        self.plate = checks.optional(checks.instance, "plate", plate, str, "the name of a plate")
         self.include_prior = include_prior
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.regularizer = checks.optional(checks.function, "regularizer", regularizer)
         wanted = "a BatchLBFGS or another Minimizer"
-        check_optional(check_instance, "optimizer", optimizer, Minimizer, wanted)
+        checks.optional(checks.instance, "optimizer", optimizer, Minimizer, wanted)
         self.optimizer: Minimizer = optimizer or BatchLBFGS()
-        self.init_strategy = check_optional(check_callable, "init_strategy", init_strategy)
-        self.initial_params = check_optional(
-            check_tensors, "initial_params", initial_params, finite=True
+        self.init_strategy = checks.optional(checks.function, "init_strategy", init_strategy)
+        self.initial_params = checks.optional(
+            checks.tensors, "initial_params", initial_params, finite=True
         )
-        self.num_restarts = check_integer("num_restarts", num_restarts, 0)
-        self.subsample_size = check_optional(check_integer, "subsample_size", subsample_size, 1)
+        self.num_restarts = checks.integer("num_restarts", num_restarts, 0)
+        self.subsample_size = checks.optional(checks.integer, "subsample_size", subsample_size, 1)
         self.backend: Backend = backend
-        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        self.batch_size = checks.optional(checks.integer, "batch_size", batch_size, 1)
         wanted = "a concurrent.futures.Executor or None"
-        self.executor = check_optional(check_instance, "executor", executor, Executor, wanted)
-        self.checkpoint = check_optional(
-            check_instance, "checkpoint", checkpoint, (str, Path), "a path or None"
+        self.executor = checks.optional(checks.instance, "executor", executor, Executor, wanted)
+        self.checkpoint = checks.optional(
+            checks.instance, "checkpoint", checkpoint, (str, Path), "a path or None"
         )
         self.seed = seed
         self.progress = progress

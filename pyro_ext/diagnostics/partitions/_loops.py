@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext._compiled import compiled
+from pyro_ext._lib.compiled import compiled
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number, check_optional
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.partitions.labels import (
     Labels,
     check_draws,
@@ -19,8 +19,6 @@ from pyro_ext.diagnostics.partitions.labels import (
 from pyro_ext.diagnostics.partitions.losses import Loss, distances_to, increments, mean_distances
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import cluster_counts
-
-__all__ = ["CredibleBall", "PartitionEstimate", "credible_ball", "point_estimate"]
 
 _MOST_DRAWS_TRIED = 1000
 _STARTS_FROM_CANDIDATES = 4
@@ -84,17 +82,17 @@ def point_estimate(
         >>> point_estimate(draws, "binder", seed=0)
         PartitionEstimate(labels=tensor([0, 0, 1, 1]), expected_loss=0.125)
     """
-    check_choice("loss", loss, get_args(Loss))
+    checks.choice("loss", loss, get_args(Loss))
     draws = check_draws("labels", labels).flatten(0, -2)
     num_points = draws.shape[-1]
-    check_optional(check_integer, "max_num_clusters", max_num_clusters, 1)
-    check_integer("num_restarts", num_restarts, 0)
+    checks.optional(checks.integer, "max_num_clusters", max_num_clusters, 1)
+    checks.integer("num_restarts", num_restarts, 0)
     probabilities = co_clustering(draws).numpy()
     if candidates is None:
         tried = torch.cat([_some_draws(draws), _cuts(draws, probabilities)])
     else:
         wanted = f"(num_candidates, {num_points})"
-        tried = as_tensor("candidates", check_labels("candidates", candidates), wanted)
+        tried = checks.as_tensor("candidates", check_labels("candidates", candidates), wanted)
     most = min(max_num_clusters or num_points, num_points)
     # One cluster is always allowed, so there is something to start from.
     tried = torch.cat([tried[tried.amax(-1) < most], torch.zeros_like(tried[:1])]).unique(dim=0)
@@ -237,8 +235,8 @@ def credible_ball(
         >>> ball.radius, ball.vertical_upper.tolist(), ball.vertical_lower.tolist()
         (0.5, [[0, 0, 0, 0]], [[0, 1, 2, 3]])
     """
-    check_choice("loss", loss, get_args(Loss))
-    level = check_number("level", level, above=0.0, most=1.0)
+    checks.choice("loss", loss, get_args(Loss))
+    level = checks.number("level", level, above=0.0, most=1.0)
     draws = check_draws("labels", labels).flatten(0, -2)
     middle = check_partition("center", center, draws.shape[-1])
     distances = torch.from_numpy(distances_to(middle.numpy(), draws.numpy(), loss))

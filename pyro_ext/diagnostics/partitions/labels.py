@@ -9,19 +9,6 @@ from torch import Tensor
 from pyro_ext.posterior.draws import to_array
 from pyro_ext.random_measures import cluster_counts
 
-__all__ = [
-    "Labels",
-    "canonical_labels",
-    "check_draws",
-    "check_labels",
-    "check_partition",
-    "cluster_sizes",
-    "co_clustering",
-    "num_clusters",
-    "num_clusters_distribution",
-    "partition_quantities",
-]
-
 Labels: TypeAlias = Tensor | npt.NDArray[Any]
 
 

@@ -7,18 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_choice
+from pyro_ext._lib import checks
 from pyro_ext.diagnostics.partitions.labels import Labels, check_draws, check_labels
-
-__all__ = [
-    "Loss",
-    "binder_loss",
-    "distances_to",
-    "expected_loss",
-    "increments",
-    "mean_distances",
-    "variation_of_information",
-]
 
 Loss: TypeAlias = Literal["variation_of_information", "binder"]
 Floats = npt.NDArray[np.float64]
@@ -94,7 +84,7 @@ def expected_loss(
         >>> expected_loss(torch.tensor([0, 0, 1, 1]), draws, "binder")
         tensor(0.2500, dtype=torch.float64)
     """
-    check_choice("loss", loss, get_args(Loss))
+    checks.choice("loss", loss, get_args(Loss))
     draws = check_draws("labels", labels).flatten(0, -2)
     tried = check_labels("candidate", candidate)
     if tried.shape[-1] != draws.shape[-1]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyro_ext.cli import app
+from pyro_ext.cli.commands import app
 from pyro_ext.models.scaling_laws import (
     extrapolate,
     extrapolation,

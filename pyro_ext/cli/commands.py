@@ -1,4 +1,4 @@
-"""The ``pyro-ext`` command: the door of the house."""
+"""What ``pyro-ext`` does, a function a command."""
 
 import json
 from importlib.util import find_spec
@@ -10,9 +10,7 @@ import typer
 from pyro_ext import __version__
 
 if TYPE_CHECKING:
-    from pyro_ext._pages import Script
-
-__all__ = ["app", "main"]
+    from pyro_ext.reproduction.pages import Script
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,7 +61,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
     """Tell how many words a text has from a part of it, by three kinds of inference."""
-    from pyro_ext._optional import optional_module
+    from pyro_ext._lib.optional import optional_module
 
     optional_module("matplotlib", "demo", "matplotlib", "demo")  # now, and not after sampling
     _make(output)
@@ -78,7 +76,7 @@ _REPORTS = "Folder of the reports and figures, with a folder for each page."
 
 def _pages() -> "list[Script]":
     # Only their folder: a page runs when it is imported.
-    from pyro_ext._pages import find_pages
+    from pyro_ext.reproduction.pages import find_pages
     from pyro_ext.tutorials import papers
 
     return find_pages(Path(papers.__path__[0]))
@@ -87,7 +85,7 @@ def _pages() -> "list[Script]":
 def _tutorials() -> "list[Script]":
     """Workflows and papers, without the demonstration, which is a program."""
     from pyro_ext import tutorials
-    from pyro_ext._pages import find_pages
+    from pyro_ext.reproduction.pages import find_pages
 
     workflows = find_pages(Path(tutorials.__path__[0]))
     return [*(page for page in workflows if page.slug != "demo"), *_pages()]
@@ -100,7 +98,7 @@ def list_pages(output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figu
     from rich.markup import escape
     from rich.table import Table
 
-    from pyro_ext._pages import last_result
+    from pyro_ext.reproduction.pages import last_result
 
     table = Table("slug", "page and its claims", "last result", show_lines=True)
     for page in _pages():
@@ -133,8 +131,8 @@ def reproduce(
     from rich.markup import escape
     from rich.table import Table
 
-    from pyro_ext._pages import check_modules, choose, last_outcome, run_pages
-    from pyro_ext._scoreboard import write_scoreboard
+    from pyro_ext.reproduction.pages import check_modules, choose, last_outcome, run_pages
+    from pyro_ext.reproduction.scoreboard import write_scoreboard
 
     if every == bool(slugs):
         raise typer.BadParameter("give either slugs of pages or --all; `pyro-ext list` shows them")
@@ -182,7 +180,7 @@ def new(
     ],
 ) -> None:
     """Write a small project of your own: a model, a run, a test and a page."""
-    from pyro_ext._new_project import write_project
+    from pyro_ext.cli.new_project import write_project
 
     try:
         folder = write_project(name, Path())
@@ -210,8 +208,8 @@ def notebooks(
 ) -> None:
     """Write the tutorials as notebooks for Jupyter."""
     from pyro_ext import tutorials
-    from pyro_ext._notebooks import write_notebooks
-    from pyro_ext._pages import choose
+    from pyro_ext.reproduction.notebooks import write_notebooks
+    from pyro_ext.reproduction.pages import choose
 
     scripts = _tutorials()
     try:
@@ -238,7 +236,7 @@ def rate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the images.")] = 0,
 ) -> None:
     """Rate images on a page in the browser; every answer is saved, and a later start goes on."""
-    from pyro_ext._rating_server import RatingServer
+    from pyro_ext.cli.rating_server import RatingServer
     from pyro_ext.ratings import Ratings
 
     try:
@@ -286,8 +284,8 @@ def extrapolate(
     from rich.console import Console
     from rich.table import Table
 
-    from pyro_ext._files import save_picture
-    from pyro_ext._optional import optional_module
+    from pyro_ext._lib.files import save_picture
+    from pyro_ext._lib.optional import optional_module
     from pyro_ext.models.scaling_laws import extrapolate as predict
     from pyro_ext.models.scaling_laws import read_curve
 
@@ -320,7 +318,7 @@ def doctor(
     """Show versions, devices, the compiler, threads, and what is missing for which extra."""
     from rich.console import Console
 
-    from pyro_ext._doctor import diagnose
+    from pyro_ext.cli.doctor import diagnose
 
     if as_json:
         diagnosis = diagnose(compile=compile)
@@ -335,7 +333,7 @@ def doctor(
 
 def main() -> None:
     """Run the command."""
-    from pyro_ext._optional import MissingModuleError
+    from pyro_ext._lib.optional import MissingModuleError
 
     try:
         app()

@@ -18,7 +18,7 @@ _MOST = 2**63 - 1  # what a tensor of integers can hold
 _SMALL_TYPES = (torch.bool, torch.int8, torch.int16)
 
 
-def check_integer(argument: str, value: object, least: int, most: float = _MOST) -> int:
+def integer(argument: str, value: object, least: int, most: float = _MOST) -> int:
     """Check an integer."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{argument} must be an integer >= {least}, got {value!r:.80}")
@@ -27,14 +27,14 @@ def check_integer(argument: str, value: object, least: int, most: float = _MOST)
     return int(value)
 
 
-def check_boolean(argument: str, value: object) -> bool:
+def boolean(argument: str, value: object) -> bool:
     """Return the value, or raise where it is neither ``True`` nor ``False``."""
     if not isinstance(value, bool):
         raise TypeError(f"{argument} must be True or False, got {value!r:.80}")
     return value
 
 
-def check_number(
+def number(
     argument: str,
     value: object,
     *,
@@ -74,7 +74,7 @@ def shown(value: object) -> str:
     return f"{value!r:.80}"
 
 
-def check_instance(
+def instance(
     argument: str, value: object, kind: type[Any] | tuple[type[Any], ...], wanted: str
 ) -> None:
     """Check that a value is an instance of one class or of several."""
@@ -94,7 +94,7 @@ def named_in_errors(argument: str, value: object) -> Iterator[None]:
         ) from error
 
 
-def check_callable(
+def function(
     argument: str, value: object, wanted: str = "a function", *, or_class: bool = True
 ) -> None:
     """Check that a value can be called."""
@@ -102,7 +102,7 @@ def check_callable(
         raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
 
 
-def check_choice(argument: str, value: object, allowed: Collection[str]) -> None:
+def choice(argument: str, value: object, allowed: Collection[str]) -> None:
     """Check that a value is one of several words."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(
@@ -110,7 +110,7 @@ def check_choice(argument: str, value: object, allowed: Collection[str]) -> None
         )
 
 
-def check_sequence(
+def sequence(
     argument: str, value: Any, wanted: str, least: int = 1, kind: Any = object
 ) -> list[Any]:
     """Check that a value is a list or another finite collection that is no text."""
@@ -122,20 +122,20 @@ def check_sequence(
     if len(values) < least:
         raise ValueError(f"{argument} must be {wanted}, at least {least}, got {shown(value)}")
     for entry in values:
-        check_instance(argument, entry, kind, wanted)
+        instance(argument, entry, kind, wanted)
     return values
 
 
-def check_mapping(argument: str, value: object, wanted: str) -> None:
+def mapping(argument: str, value: object, wanted: str) -> None:
     """Check that a value is a dict or another mapping."""
-    check_instance(argument, value, Mapping, wanted)
+    instance(argument, value, Mapping, wanted)
 
 
-def check_tensors(
+def tensors(
     argument: str, value: Any, names: Collection[str] = (), *, finite: bool = False
 ) -> dict[str, Tensor]:
     """Take a dict of tensors by name; arrays and lists become tensors."""
-    check_mapping(argument, value, "a dict of tensors by name")
+    mapping(argument, value, "a dict of tensors by name")
     if not value or not set(names) <= set(value):
         wanted = f" with the names {sorted(names)}" if names else " by name, at least one"
         raise ValueError(f"{argument} must be a dict of tensors{wanted}, got {sorted(value)}")
@@ -175,7 +175,7 @@ def as_tensor(
             raise TypeError(f"{argument} must be {wanted}, got {shown(value)}") from None
         if not tensor.numel() and not tensor.is_floating_point() and kind == "numbers":
             tensor = tensor.to(torch.get_default_dtype())
-    check_has_values(argument, tensor)
+    has_values(argument, tensor)
     is_whole = not (tensor.is_floating_point() or tensor.is_complex())
     fits = {
         "numbers": not tensor.is_complex(),
@@ -196,11 +196,11 @@ def as_tensor(
     if dtype is not None:
         tensor = tensor.to(dtype)
     if finite:
-        check_finite(argument, tensor)
+        all_finite(argument, tensor)
     return tensor
 
 
-def check_has_values(argument: str, tensor: Tensor) -> None:
+def has_values(argument: str, tensor: Tensor) -> None:
     """Check that a tensor is neither sparse nor without values."""
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         raise TypeError(f"{argument} must be a dense tensor with values, got {shown(tensor)}")
@@ -237,11 +237,11 @@ def as_size(argument: str, value: Any) -> torch.Size:
     return torch.Size(value)
 
 
-def check_finite(argument: str, tensor: Tensor) -> None:
+def all_finite(argument: str, tensor: Tensor) -> None:
     """Check that no number is NaN or infinite; an error says in which rows they are."""
     if not tensor.is_floating_point() or torch.compiler.is_compiling():
         return
-    check_has_values(argument, tensor)
+    has_values(argument, tensor)
     is_wrong = ~tensor.detach().isfinite()
     try:
         if not bool(is_wrong.any()):
@@ -260,7 +260,7 @@ def check_finite(argument: str, tensor: Tensor) -> None:
     raise ValueError(f"{argument} must be finite, got {', '.join(parts)}")
 
 
-def check_optional(
+def optional(
     check: Callable[..., Any], argument: str, value: Any, *args: Any, **options: Any
 ) -> Any:
     """Check a value by one of the functions above, unless it is ``None``."""

@@ -4,8 +4,6 @@ import warnings
 
 from torch import Tensor
 
-__all__ = ["warn_outside"]
-
 
 def warn_outside(
     what: str, values: Tensor, ends: Tensor, *, slack: float = 0.01, stacklevel: int = 5

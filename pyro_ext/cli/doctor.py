@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_ext import __version__
-from pyro_ext._requirements import Finding, extras, findings, pip_line
+from pyro_ext._lib.requirements import Finding, extras, findings, pip_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_ext._files import write_bytes
-from pyro_ext._optional import optional_module
-from pyro_ext._pages import Script
+from pyro_ext._lib.files import write_bytes
+from pyro_ext._lib.optional import optional_module
+from pyro_ext.reproduction.pages import Script
 
 
 def to_notebook(script: Script) -> Any:

@@ -15,8 +15,6 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import cloudpickle
 import torch
 
-__all__ = ["ExecutorError", "Work", "describe_error", "portable", "run_tasks"]
-
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 ResultOf = TypeVar("ResultOf", covariant=True)

@@ -4,7 +4,7 @@ Numba's own cache asks whether the file of a function has changed. It runs old c
 of what the function calls in another file [1], and compiles a whole file anew after any edit of it.
 Here the name of an entry is a digest of the function's bytecode and, through everything that it
 calls, of functions, constants, options, types of arguments and versions. Entries are files of a
-:class:`~pyro_ext._cache.CodeFolder`, below ``NUMBA_CACHE_DIR`` or in the user's cache: what is
+:class:`~pyro_ext._lib.cache.CodeFolder`, below ``NUMBA_CACHE_DIR`` or in the user's cache: what is
 damaged is compiled anew, and what others could have put there is not looked at.
 
 [1] https://github.com/numba/numba/issues/1833
@@ -31,7 +31,7 @@ from numba.core.errors import NumbaWarning
 from numba.core.serialize import dumps
 from numba.core.types import Type
 
-from pyro_ext._cache import CodeFolder, cache_path
+from pyro_ext._lib.cache import CodeFolder, cache_path
 
 _VERSIONS = (numba.__version__, llvmlite.__version__, np.__version__, sys.version)
 # What these packages hold is known by its name and their versions.

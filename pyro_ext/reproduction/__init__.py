@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, get_arg
 
 from typing_extensions import TypeIs
 
-from pyro_ext._files import json_object, read_bytes, read_json, save_picture, write_bytes
+from pyro_ext._lib.files import json_object, read_bytes, read_json, save_picture, write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,20 +237,20 @@ class Report:
     def __post_init__(self) -> None:
         """Check the arguments."""
         # Listing pages needs this module, and no PyTorch.
-        from pyro_ext import _checks as checks
+        from pyro_ext._lib import checks
 
-        checks.check_mapping("figures", self.figures, "a dict of figures by name")
-        checks.check_sequence("claims", self.claims, "a list of claims", 1, Claim)
+        checks.mapping("figures", self.figures, "a dict of figures by name")
+        checks.sequence("claims", self.claims, "a list of claims", 1, Claim)
         _check_slug("slug", self.slug)
         for name in self.figures:
             _check_slug("figures", name)
         for argument in ("paper", "reconstruction", "date"):
-            checks.check_instance(argument, getattr(self, argument), str, "text")
-        checks.check_optional(checks.check_number, "seconds", self.seconds, least=0)
-        checks.check_boolean("smoke", self.smoke)
-        checks.check_mapping("versions", self.versions, "a dict of texts")
+            checks.instance(argument, getattr(self, argument), str, "text")
+        checks.optional(checks.number, "seconds", self.seconds, least=0)
+        checks.boolean("smoke", self.smoke)
+        checks.mapping("versions", self.versions, "a dict of texts")
         for version in self.versions.values():
-            checks.check_instance("versions", version, str, "a dict of texts")
+            checks.instance("versions", version, str, "a dict of texts")
         try:
             settings = _as_in_json(self.settings)
         except (TypeError, ValueError, RecursionError) as error:
@@ -428,12 +428,12 @@ class Page:
         _check_slug("slug", slug)
         import torch  # listing pages needs this module, and no PyTorch
 
-        from pyro_ext import _checks as checks
+        from pyro_ext._lib import checks
 
-        checks.check_instance("paper", paper, str, "text")
-        checks.check_instance("reconstruction", reconstruction, str, "text")
+        checks.instance("paper", paper, str, "text")
+        checks.instance("reconstruction", reconstruction, str, "text")
         if num_threads is not None:
-            torch.set_num_threads(checks.check_integer("num_threads", num_threads, 1))
+            torch.set_num_threads(checks.integer("num_threads", num_threads, 1))
         self.slug, self.paper, self.seeds = slug, paper, seeds()
         self.reconstruction = reconstruction
         self.smoke = is_smoke()
@@ -483,7 +483,7 @@ class Page:
         """
         import matplotlib.pyplot as plt
 
-        from pyro_ext._figure_text import describe_figure
+        from pyro_ext.reproduction.figure_text import describe_figure
 
         _check_slug("name", name)
         if despine:

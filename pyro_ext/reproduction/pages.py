@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pyro_ext._files import read_json, write_bytes
-from pyro_ext._optional import optional_module
-from pyro_ext._requirements import extra_with
+from pyro_ext._lib.files import read_json, write_bytes
+from pyro_ext._lib.optional import optional_module
+from pyro_ext._lib.requirements import extra_with
 from pyro_ext.reproduction import (
     FIGURES_VARIABLE,
     FILE_NAME,

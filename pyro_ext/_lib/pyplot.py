@@ -3,8 +3,8 @@
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pyro_ext._checks import shown
-from pyro_ext._optional import optional_module
+from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,6 @@ def axes_of(
     if ax is None:
         _, ax = pyplot.subplots(figsize=size, layout=layout)
     elif isinstance(ax, type) or not all(hasattr(ax, name) for name in ("plot", "set_xlabel")):
-        raise TypeError(f"ax must be axes of Matplotlib or None, got {shown(ax)}")
+        raise TypeError(f"ax must be axes of Matplotlib or None, got {checks.shown(ax)}")
     axes: Axes = ax
     return axes

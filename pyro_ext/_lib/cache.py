@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pyro_ext._files import read_bytes, write_bytes
+from pyro_ext._lib.files import read_bytes, write_bytes
 
 _MOST_FILES = 500
 

@@ -21,7 +21,7 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
-from pyro_ext._files import json_object, open_file
+from pyro_ext._lib.files import json_object, open_file
 from pyro_ext.ratings import IMAGE_TYPES, Ratings
 
 ADDRESS = "127.0.0.1"
@@ -44,7 +44,7 @@ class RatingServer(ThreadingHTTPServer):
     def __init__(self, ratings: Ratings, port: int = 0) -> None:
         self.ratings = ratings
         self.token = secrets.token_urlsafe(24)
-        self.page = files("pyro_ext").joinpath("ratings.html").read_text("utf-8")
+        self.page = files("pyro_ext.cli").joinpath("ratings.html").read_text("utf-8")
         super().__init__((ADDRESS, port), _Handler)
 
     def server_bind(self) -> None:

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pyro_ext._files import write_bytes
-from pyro_ext._pages import Outcome
+from pyro_ext._lib.files import write_bytes
 from pyro_ext.reproduction import Claim
+from pyro_ext.reproduction.pages import Outcome
 
 NAME = "scoreboard"
 _TEMPLATE = Path(__file__).with_name("scoreboard.html")
