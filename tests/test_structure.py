@@ -126,7 +126,7 @@ MAY_OPEN = {
     # Read what is in the package, was found to be a file, or is the compiler's.
     "pyro_ext.reproduction.notebooks",
     "pyro_ext.reproduction.pages",
-    "pyro_ext.cli.rating_server",
+    "pyro_ext.ratings",
     "pyro_ext.reproduction.scoreboard",
     "pyro_ext.datasets._contacts",
     "pyro_ext.potential.compilation",

@@ -74,7 +74,7 @@ class HumanFeedbackInversion:
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or prompts that the tokenizer does not know.
 
-    A person in front of a browser is asked by ``pyro-ext rate FOLDER``; what
+    A person is asked by the page that ``pyro-ext rate FOLDER`` writes; what
     :func:`pyro_ext.ratings.read_ratings` reads then is the feedback of
     :doc:`/how_to/rating_images`.
 

@@ -1,6 +1,9 @@
 """What ``pyro-ext`` does, a function a command."""
 
 import json
+import os
+import sys
+import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -228,33 +231,40 @@ def rate(
     rank: Annotated[
         int | None, typer.Option(min=1, max=12, help="Images to order together; 1 asks yes or no.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="File of the answers; FOLDER/ratings.jsonl by default.")
+    page: Annotated[
+        Path | None, typer.Option(help="File of the page; FOLDER/rate.html by default.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 0,
+    answers: Annotated[
+        Path | None, typer.Option(help="File that a page has saved, to add to the folder's.")
+    ] = None,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the images.")] = 0,
 ) -> None:
-    """Rate images on a page in the browser; every answer is saved, and a later start goes on."""
-    from pyro_ext.cli.rating_server import RatingServer
-    from pyro_ext.ratings import Ratings
+    """Write a page on which a person rates images, or add the answers that it has saved."""
+    from pyro_ext._lib.files import write_bytes
+    from pyro_ext.ratings import FILE_NAME, add_ratings, rating_page
 
     try:
-        ratings = Ratings(folder, output, concept=concept, rank=rank, seed=seed)
+        if answers is not None:
+            found = add_ratings(folder, answers)
+            number = len(found.names())
+            typer.echo(
+                f"{number} images rated, {len(found.skipped)} of them skipped: {folder / FILE_NAME}"
+            )
+            return
+        text = rating_page(folder, concept=concept, rank=rank, seed=seed)
+        page = page or folder / "rate.html"
+        write_bytes(page, text.encode())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     except OSError as error:
-        raise typer.BadParameter(
-            f"{error.filename or output} cannot be used: {error.strerror}", param_hint="--output"
-        ) from error
-    try:
-        server = RatingServer(ratings, port)
-    except OSError as error:
-        raise typer.BadParameter(
-            f"{port} cannot be used: {error.strerror}", param_hint="--port"
-        ) from error
-    with server:
-        server.run(browser, typer.echo)
+        reason = f"{error.filename or folder} cannot be used: {error.strerror}"
+        raise typer.BadParameter(reason) from error
+    typer.echo(f"Rate the images on {page}, and save the answers there; then")
+    typer.echo(f"pyro-ext rate {folder} --answers FILE")
+    # Without a display there may be a browser in the terminal, which cannot show the page.
+    if browser and (sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}):
+        webbrowser.open(page.absolute().as_uri())
 
 
 @app.command()

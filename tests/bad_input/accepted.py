@@ -137,8 +137,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.max_norm", "None", "gradients are not clipped"),
     ("*.TwistedSMC.twist", "None", "twists of one"),
     ("ratings.read_ratings.path", "'abc'", "a file that is not there: the error is of the file"),
-    ("ratings.Ratings.output", "'abc'", "a file of that name"),
-    ("ratings.Ratings.concept", "'abc', ''", "any words, or none"),
+    ("ratings.add_ratings.path", "'abc'", "a file that is not there: the error is of the file"),
+    ("ratings.rating_page.concept", "'abc', ''", "any words, or none"),
     ("*.MagnitudePruner.exclude", "[], ['abc']", "any words"),
     ("*.SparseWeightAveraging.*", "0", "at the end of its range"),
     ("*.SparseWeightAveraging.particles.masks", "{}", "nothing is pruned"),
@@ -528,7 +528,7 @@ RAW: list[tuple[str, str, str]] = [
 ]
 
 # Where a text is the path of a file, an error is of the file system or of what is in the file.
-FILES = (".checkpoint", ".folder", ".initial_params", ".posterior", ".read_ratings.path")
+FILES = (".checkpoint", ".folder", ".initial_params", ".posterior", "_ratings.path")
 
 
 def reason_for(outcome: Outcome) -> str | None:

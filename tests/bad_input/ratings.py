@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from pyro_ext.ratings import Ratings, read_ratings
-from tests.bad_input.walk import Call, call, of
+from pyro_ext.ratings import read_ratings
+from tests.bad_input.walk import Call, call
+
+HEADER = '{"format": "pyro_ext ratings", "version": 1, "concept": "seven", "rank": 1}'
 
 
 def ratings() -> dict[str, Call]:
@@ -11,16 +13,12 @@ def ratings() -> dict[str, Call]:
     folder.mkdir()
     for name in ("a.png", "b.png", "c.png"):
         (folder / name).write_bytes(b"")
-    one = Ratings(folder, concept="seven")
-    one.rate(["a.png"], True)
-    several = Ratings(folder, "rankings.jsonl", rank=2)
-    assert read_ratings("images").labels
+    Path("answers.jsonl").write_text(HEADER + '\n{"images": ["a.png"], "label": true}\n')
+    assert read_ratings("answers.jsonl").labels
     return {
-        "read_ratings": call(path="images"),
-        "Ratings": call(folder="images", output="other.jsonl", concept="old", rank=2, seed=1),
-        "Ratings.rate": of(one, images=["b.png"], answer=True),
-        "Ratings.rate rankings": of(several, images=["a.png", "b.png"], answer=["b.png", "a.png"]),
-        "Ratings.undo": of(several, line=2),
+        "read_ratings": call(path="answers.jsonl"),
+        "add_ratings": call(folder="images", path="answers.jsonl"),
+        "rating_page": call(folder="images", concept="seven", rank=1, seed=1),
     }
 
 
