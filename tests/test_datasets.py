@@ -197,9 +197,7 @@ def test_arguments_are_checked_by_every_loader(subtests):
         ({"test_fraction": "0.2"}, r"test_fraction must be .*, got '0\.2'"),
         ({"test_fraction": True}, r"test_fraction must be .*, got True"),
         ({"test_fraction": 0.2, "num_train": 10}, r"test_fraction cannot be combined .*=10"),
-        ({"num_train": 0}, r"num_train must be an integer >= 1, got 0"),
         ({"num_test": -1}, r"num_test must be an integer >= 1, got -1"),
-        ({"num_train": 10.0}, r"num_train must be an integer >= 1, got 10\.0"),
         ({"num_test": True}, r"num_test must be an integer >= 1, got True"),
         (
             {"num_train": 10**6},
@@ -209,9 +207,6 @@ def test_arguments_are_checked_by_every_loader(subtests):
         ({"split_seed": -1}, r"split_seed must be .*, got -1"),
         ({"split_seed": 2**32}, r"split_seed must be .*, got 4294967296"),
         ({"split_seed": None}, r"split_seed must be .*, got None"),
-        ({"dtype": torch.int64}, r"dtype must be one of .*torch\.float32.*, got torch\.int64"),
-        ({"dtype": np.dtype("float32")}, r"dtype must be one of .*, got dtype\('float32'\)"),
-        ({"dtype": "float32"}, r"dtype must be one of .*, got 'float32'"),
         ({"device": "gramophone"}, r"device must be .*, got 'gramophone'"),
         ({"device": 1.5}, r"device must be .*, got 1\.5"),
     ]:
@@ -229,11 +224,6 @@ def test_records_tell_what_is_there_before_it_is_read(subtests):
             assert (len(data.train_inputs) + 1, *data.train_inputs.shape[1:]) == record.shape
             for fact in ("name", "description", "source", "license"):
                 assert getattr(data, fact) == getattr(record, fact)
-
-
-def test_unknown_name():
-    with pytest.raises(ValueError, match=r"name must be one of 'breast_cancer', .*, got 'iris'"):
-        load("iris")
 
 
 def test_data_set_is_frozen_short_to_show_and_picklable():

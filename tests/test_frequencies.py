@@ -32,13 +32,6 @@ def test_tables_are_those_that_are_known(name):
     assert str(EXPECTED[name][1] // 1000) in repr(data)
 
 
-def test_other_names_are_refused():
-    with pytest.raises(ValueError, match="name must be one of 'bible_words', .* got 'words'"):
-        load_frequencies("words")
-    with pytest.raises(ValueError, match="name must be one of 'bible_words', .* got 'words'"):
-        make_frequencies("words", "nowhere")
-
-
 SOURCES = {
     "news_words": ("The end of\nthe Beginning. 'It's\n", ["the", "the", "end", "of", "beginning"]),
     "stemmed_words": ("end begin end\n", ["end", "end", "begin"]),

@@ -82,5 +82,3 @@ def test_wrong_sites_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             obs_dropout(["seen"], 0.5)(model)(*args)
-    with pytest.raises(ValueError, match="rate must be a finite number >= 0 and <= 1, got 1.5"):
-        obs_dropout(["seen"], 1.5)

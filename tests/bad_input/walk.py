@@ -144,6 +144,21 @@ def wrong_values(valid: Any) -> dict[str, Wrong]:
     return found | {name: Wrong(value, True) for name, value in forms.items()}
 
 
+def beyond_range(message: str, argument: str) -> dict[str, float]:
+    """Numbers just outside of the range that an error names, by what they are called in reports."""
+    kinds = "an integer|a number|a finite number"
+    named = re.match(
+        rf"{re.escape(argument)} must be ({kinds})((?: (?:and )?[<>]=? \S+)+),", message
+    )
+    found: dict[str, float] = {}
+    for sign, bound in re.findall(r"([<>]=?) (\S+)", named[2] if named else ""):
+        is_whole, number = named[1] == "an integer" if named else False, float(bound)
+        least = 1 if is_whole else 1e-6 * max(1.0, abs(number))
+        step = {">": 0.0, "<": 0.0, ">=": -least, "<=": least}[sign]
+        found[f"not {sign} {bound}"] = int(number + step) if is_whole else number + step
+    return found
+
+
 def _first(tensor: Tensor, value: float) -> Tensor:
     changed = tensor.detach().clone()
     changed.view(-1)[:1] = value
@@ -157,10 +172,13 @@ def walk(name: str, function: Callable[..., Any], valid: Call) -> Iterator[Outco
         values = wrong_values(value)
         if argument in parameters and parameters[argument].default is None:
             values.pop("None", None)  # it is the default
-        for label, wrong in values.items():
+        waiting = [*values.items()]
+        for label, wrong in waiting:
             kind, message = attempt(partial(valid.run, function, {argument: wrong.value}))
             if kind == "refused":
                 kind = "clear" if is_clear(message, argument, wrong.value) else "unclear"
+                beyond = beyond_range(message, argument)
+                waiting += [(k, Wrong(v)) for k, v in beyond.items() if k not in dict(waiting)]
             if wrong.is_form:
                 # To take it is right, and to refuse it is no error of the caller's.
                 if kind == "accepted":

@@ -120,12 +120,6 @@ def test_it_follows_the_scale_of_the_coordinates(float64):
             {},
             r"samples must not be empty, got the shape \(0, 2\)",
         ),
-        (
-            torch.zeros(3, 2),
-            torch.zeros(3, 2),
-            {"exponent": 0.5},
-            "exponent must be a finite number > -1 and < 0, got 0.5",
-        ),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"scale": 0.0}, "scale must be positive"),
     ],
 )

@@ -159,7 +159,6 @@ def test_guides(guide):
             (VECTOR, TensorRep({1: 1}, dim=2), [O(3)], 1.0),
             r"groups\[0\] must act on the 2 dimensions of rep_out = 1T\(1\), got O\(3\)",
         ),
-        ((VECTOR, VECTOR, [O(3)], [1.0, 2.0]), "strengths must be a number or one for each of 1"),
         (
             (VECTOR, VECTOR, [O(3)], torch.ones(2, 1), torch.ones(3)),
             r"base_scale must have the batch shape of strengths, which has \(2,\), got \(3,\)",

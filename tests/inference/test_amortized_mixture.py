@@ -236,11 +236,6 @@ def test_starts_of_other_methods():
     torch.testing.assert_close(other.median(x)["locs"], values["locs"])
 
 
-def without_scales(x):
-    weights, locs, _ = parameters(3)
-    pyro.sample("more", dist.Normal(0.0, 1.0))
-
-
 def two_locs(x):
     parameters(3)
     pyro.sample("more", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -257,7 +252,6 @@ def of_other_shape(x):
     [
         (two_locs, {}, r"locs must name a site of the model, since \['locs', 'more'\] of"),
         (two_locs, {"locs": "locs"}, "must have three continuous sites, .* got .*'more'"),
-        (mixture, {"scales": "sd"}, r"scales must be one of the sites \['locs', 'scales', 'wei"),
         (mixture, {"scales": "locs"}, "locs must name a site of the model, since none of"),
         (of_other_shape, {}, r"must have the shapes \(K,\) for weights .* 'locs': \(2,\)"),
         (partial(mixture, number=4), {}, r"network must return the shape \(4, 5\) for x of .*"),

@@ -81,7 +81,5 @@ def test_a_value_that_is_not_finite_takes_its_pair_out(bad):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="scale must be a finite number > 0, got 0"):
-        antithetic_gradient(lambda x: x.sum(-1), torch.ones(2), scale=0, num_pairs=2)
     with pytest.raises(ValueError, match=r"must return the shape \(4,\).*got \(\)"):
         antithetic_gradient(lambda x: x.sum(), torch.ones(2), scale=1.0, num_pairs=2)

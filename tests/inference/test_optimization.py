@@ -147,17 +147,3 @@ def test_an_optimizer_that_leaves_the_finite_numbers() -> None:
     )
     assert found.converged.tolist() == [True, False]
     assert found.value.tolist() == [0.0, torch.inf]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: BatchLBFGS(max_steps=0), "max_steps must be an integer >= 1, got 0"),
-        (lambda: BatchLBFGS(tolerance=0.0), "tolerance must be a finite number > 0"),
-        (lambda: BatchLBFGS(history_size=0), "history_size must be an integer >= 1"),
-        (lambda: BatchOptimizer(torch.optim.Adam, 0), "num_steps must be an integer >= 1"),
-    ],
-)
-def test_bad_input(make, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()

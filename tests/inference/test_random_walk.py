@@ -129,8 +129,3 @@ def test_a_discrete_site() -> None:
     kernel = Gibbs([(RandomWalk(1.0), ["count"])], model=model)
     with pytest.raises(ValueError, match="site 'count' cannot be moved by a random walk"):
         MCMC(kernel, 5, progress=False, seed=0).run()
-
-
-def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="scale must be a finite number > 0, got 0"):
-        RandomWalk(0.0)

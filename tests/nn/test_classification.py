@@ -260,8 +260,6 @@ def test_what_users_may_get_wrong():
     with pytest.raises(TypeError, match="network must be a BayesianModule or an ExpandedModule"):
         BayesianClassifier(mlp())
     network = BayesianModule(mlp())
-    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
-        BayesianClassifier(network, batch_size=0)
     classifier = BayesianClassifier(network)
     with pytest.raises(ValueError, match="labels must have the shape \\(12,\\).*got \\(5,\\)"):
         classifier(X, Y[:5])

@@ -144,8 +144,6 @@ def test_what_users_may_get_wrong():
         MLP(3, [4], 0)
     with pytest.raises(ValueError, match="channels must hold at least one width"):
         ResNet(1, 10, ())
-    with pytest.raises(ValueError, match="num_blocks must be an integer >= 1, got 0"):
-        ResNet(1, 10, num_blocks=0)
     with pytest.raises(ValueError, match="images must have the shape \\(batch, 1, height, width"):
         ResNet(1, 10)(torch.zeros(5, 64))
 

@@ -333,8 +333,6 @@ def test_bands_are_quantiles_at_each_rank():
         np.testing.assert_allclose(found, np.quantile(sizes, level, axis=0))
     with pytest.raises(ValueError, match="tables must be a list of tables, at least 1"):
         rank_size_band([], ranks)
-    with pytest.raises(ValueError, match="prob must be a finite number > 0 and < 1, got 1.0"):
-        rank_size_band([frequency_table([1])], ranks, prob=1.0)
 
 
 def test_plot_shows_bands_and_what_was_observed():

@@ -102,7 +102,6 @@ WRONG_CALLS = [
     (lambda m: m.series(3, seed=-1), "seed must be"),
     (lambda m: m.jumps_above(0.0), "level must be > 0, got 0"),
     (lambda m: m.finite(0), "num_atoms must be"),
-    (lambda m: m.finite(3, "paper"), "rule must be one of 'exact', 'group', got 'paper'"),
     (lambda m: m.finite_error(3, 0.0), "value must be > 0, got 0"),
 ]
 

@@ -67,8 +67,6 @@ def test_equal_draws_have_no_spread():
 
 def test_wrong_arguments():
     draws = torch.tensor([[0, 0, 1], [0, 1, 1]])
-    with pytest.raises(ValueError, match="level must be a finite number > 0 and <= 1, got 0.0"):
-        credible_ball(draws, draws[0], 0.0)
     with pytest.raises(ValueError, match=r"center must have the shape \(3,\), got \(2, 3\)"):
         credible_ball(draws, draws)
     with pytest.raises(TypeError, match="center must hold integers"):

@@ -100,5 +100,3 @@ def test_wrong_arguments():
         binder_loss(torch.arange(0), torch.arange(0))
     with pytest.raises(ValueError, match="candidate must have a label for each of 3 points, got 2"):
         expected_loss(torch.arange(2), torch.ones(4, 3).long())
-    with pytest.raises(ValueError, match="loss must be one of"):
-        expected_loss(torch.arange(3), torch.ones(4, 3).long(), "vi")

@@ -152,12 +152,6 @@ def test_draws_are_thinned_where_there_are_many() -> None:
 
 def test_wrong_arguments() -> None:
     draws = torch.tensor([[0, 0, 1], [0, 1, 1]])
-    with pytest.raises(ValueError, match="loss must be one of .* got 'rand'"):
-        point_estimate(draws, "rand")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="max_num_clusters must be an integer >= 1, got 0"):
-        point_estimate(draws, max_num_clusters=0)
-    with pytest.raises(ValueError, match="num_restarts must be an integer >= 0, got -1"):
-        point_estimate(draws, num_restarts=-1)
     with pytest.raises(ValueError, match=r"candidates must have the shape .*, 3\), got \(1, 2\)"):
         point_estimate(draws, candidates=np.array([[0, 0]]))
     with pytest.raises(ValueError, match="seed must be"):

@@ -418,12 +418,6 @@ def test_narrow_posterior_is_warned_of(float64):
 
 def test_errors_name_the_argument(subtests):
     for make, message in [
-        (lambda: CopulaDensity(1.0), "bandwidth must be a finite number > 0 and < 1, got 1.0"),
-        (
-            lambda: CopulaDensity(torch.tensor([0.5, 0.0])),
-            r"bandwidth must be a number in \(0, 1\)",
-        ),
-        (lambda: CopulaDensity(num_permutations=-1), "num_permutations must be an integer >= 0"),
         (lambda: CopulaDensity(seed=-1), "seed must be a non-negative integer"),
         (
             lambda: CopulaDensity().fit(torch.ones(5)),

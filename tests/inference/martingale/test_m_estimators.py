@@ -136,5 +136,3 @@ def test_bad_population() -> None:
         WeightedMLE(model)(dist.MultivariateNormal(torch.zeros(2, 3), torch.eye(3)))
     with pytest.raises(TypeError, match=r"of batch shape \(2, 3\)"):
         WeightedMLE(model)(dist.Normal(torch.zeros(2, 3), 1.0))
-    with pytest.raises(ValueError, match="num_points must be an integer >= 1"):
-        MEstimator(line, {"slope": torch.tensor(0.0)}, num_points=0)

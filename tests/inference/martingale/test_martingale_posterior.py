@@ -208,19 +208,7 @@ def test_pickle():
 def test_errors(subtests):
     for make, error, message in [
         (lambda: MartingalePosterior(Mean(), Mean()), TypeError, "predictive must be a Predictive"),
-        (
-            lambda: posterior(functional=3),
-            TypeError,
-            "functional must be a function of a population, got 3",
-        ),
-        (lambda: posterior(num_samples=0), ValueError, "num_samples must be an integer >= 1"),
-        (lambda: posterior(horizon=0), ValueError, "horizon must be an integer >= 1, got 0"),
-        (lambda: posterior(horizon=2.5), ValueError, "horizon must be an integer >= 1, got 2.5"),
-        (lambda: posterior(horizon=-math.inf), ValueError, "horizon must be an integer >= 1"),
         (lambda: posterior(seed=-1), ValueError, "seed must be a non-negative integer"),
-        (lambda: posterior(batch_size=0), ValueError, "batch_size must be an integer >= 1, got 0"),
-        (lambda: posterior(num_checks=0), ValueError, "num_checks must be an integer >= 1, got 0"),
-        (lambda: posterior(tolerance=2.0), ValueError, "tolerance must be a finite number > 0 and"),
         (lambda: posterior(name=3), TypeError, "name must be a string, got 3"),
         (lambda: posterior().run(), ValueError, "at least one tensor of observations, got none"),
         (lambda: posterior().get_samples(), RuntimeError, "no draws yet"),

@@ -148,7 +148,6 @@ def test_rows_of_several_tensors_stay_together():
 def test_errors(subtests):
     for make, error, message in [
         (lambda: PolyaUrn("normal"), TypeError, "base_measure must be a Pyro distribution or None"),
-        (lambda: PolyaUrn(concentration=-1.0), ValueError, "concentration must be a finite number"),
         (lambda: PolyaUrn(concentration=1.0), ValueError, "must be 0 without a base_measure"),
         (
             lambda: begin(PolyaUrn(dist.Normal(0.0, 1.0), 1.0), torch.randn(3, 2), 1),

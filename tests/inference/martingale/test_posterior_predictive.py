@@ -217,11 +217,6 @@ def test_errors(subtests):
             r"options \['thinning'\] are those of MCMC, which only a kernel takes, got dict",
         ),
         (
-            lambda: PosteriorPredictive(model, NUTS(model), num_samples=0),
-            ValueError,
-            "num_samples must be an integer >= 1, got 0",
-        ),
-        (
             lambda: PosteriorPredictive(model, NUTS(model)).begin((data(),), chain_keys(0, [0])),
             ValueError,
             "the kernel NUTS, which has yet to run",

@@ -123,5 +123,3 @@ def test_points_that_a_family_does_not_have(subtests):
 def test_other_distributions():
     with pytest.raises(TypeError, match="distribution must be one of Normal.*got Beta"):
         BregmanGenerator.from_distribution(dist.Beta(1.0, 2.0))
-    with pytest.raises(ValueError, match="floor must be a finite number > 0"):
-        GaussianCovarianceGenerator(0.0)

@@ -400,8 +400,6 @@ def test_a_start_at_the_clusters_of_neighbors():
 
 def test_bad_arguments():
     process, cluster = PROCESSES["Dirichlet"], gaussian_cluster()
-    with pytest.raises(ValueError, match="init must be one of"):
-        MarginalGibbs(process, cluster, init="random")
     with pytest.raises(ValueError, match="mode must be 'exact', .* got 'paper'"):
         TreeGuided(process, cluster, mode="paper")
     for fraction in (0.0, 1.1, float("nan")):

@@ -152,10 +152,3 @@ def test_gradient_of_unrolled_descent_by_differences(model: Any, backend: Any) -
         numeric = (along(1e-5) - along(-1e-5)) / 2e-5
         exact = float((gradient * direction).sum())
         assert exact == pytest.approx(numeric, rel=1e-6, abs=1e-8), number
-
-
-@BOTH
-def test_number_of_steps_is_checked(method: Any) -> None:
-    guide = gamma_guide()
-    with pytest.raises(ValueError, match="num_steps must be an integer >= 1, got 0"):
-        method(guide.posterior, guide.coreset(), starts(1, 2), 0, 0.1)

@@ -190,11 +190,6 @@ def test_interrupt_keeps_finished_epochs(monkeypatch: pytest.MonkeyPatch, done: 
 
 def test_arguments_are_checked(subtests: pytest.Subtests) -> None:
     for options, message in [
-        ({"num_experts": 0}, "num_experts must be an integer >= 1, got 0"),
-        ({"num_epochs": 0}, "num_epochs must be an integer >= 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0"),
-        ({"momentum": 1.0}, "momentum must be a finite number >= 0 and < 1"),
-        ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0"),
         ({"batch_size": 51}, "batch_size must be at most the 50 observations"),
         ({"plate": "other"}, "plate must name the plate of the observations"),
         ({"seed": -1}, "seed must be a non-negative integer"),

@@ -457,22 +457,12 @@ def test_errors() -> None:
         parameter_distributions(3, linear_guide(), linear_guide().coreset())
     with pytest.raises(TypeError, match="model must be a Pyro model, got 3"):
         FunctionSpaceSurrogate(GaussianSurrogate(), model=3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="likelihood must be a function of values"):
-        FunctionSpaceSurrogate(
-            GaussianSurrogate(),
-            function="f",
-            likelihood=3,  # type: ignore[arg-type]
-        )
     with pytest.raises(ValueError, match="covariance of a GaussianSurrogate must be one of"):
         FunctionSpaceSurrogate(GaussianSurrogate(), covariance="diagonal")
     with pytest.raises(
         ValueError, match="mean of a MCMCSurrogate must be one of 'average', got 'last'"
     ):
         FunctionSpaceSurrogate(MCMCSurrogate(), mean="last")
-    with pytest.raises(ValueError, match="num_particles must be an integer >= 1, got 0"):
-        FunctionSpaceSurrogate(GaussianSurrogate(), num_particles=0)
-    with pytest.raises(ValueError, match="backend must be one of"):
-        FunctionSpaceSurrogate(GaussianSurrogate(), backend="jit")  # type: ignore[arg-type]
     surrogate = FunctionSpaceSurrogate(GaussianSurrogate())
     for divergence in (ReverseKL, Wasserstein):
         with pytest.raises(ValueError, match=f"for {divergence.__name__}: in function space"):

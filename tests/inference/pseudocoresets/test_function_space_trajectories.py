@@ -116,16 +116,10 @@ def test_errors() -> None:
     _, buffer = made()
     with pytest.raises(TypeError, match="buffer must be an ExpertBuffer, got 3"):
         TrajectorySnapshots(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="inner must be one of .*, got 'prior'"):
-        TrajectorySnapshots(buffer, 3, inner="prior")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_snapshots must be at most the 4 epochs .* got 5"):
         TrajectorySnapshots(buffer)
     with pytest.raises(ValueError, match="max_start must be at most the 4 epochs .* got 5"):
         TrajectorySnapshots(buffer, 3, inner="expert")
-    with pytest.raises(ValueError, match="num_steps must be an integer >= 9, got 8"):
-        TrajectorySnapshots(buffer, 3, thinning=4, num_steps=8)
-    with pytest.raises(ValueError, match="learning_rate must be a finite number > 0, got 0"):
-        TrajectorySnapshots(buffer, 3, learning_rate=0)
     x, y = classes()
     other = AutoPseudocoreset(Classifier([6]), x, y, size=8, seed=0)
     with pytest.raises(ValueError, match="buffer must hold experts of the sites"):

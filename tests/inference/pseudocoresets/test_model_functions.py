@@ -406,8 +406,6 @@ def test_single_precision_of_singular_covariances() -> None:
 
 def test_errors_of_marginals() -> None:
     function = network_at(some(4, 3))
-    with pytest.raises(ValueError, match="mean must be one of 'last', 'average', got 'first'"):
-        diagonal_marginal(function, some(2, SIZE), "first")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"snapshots must have the shape .* got \(26,\)"):
         full_marginal(function, some(SIZE))
     with pytest.raises(ValueError, match="covariance must have the shape"):

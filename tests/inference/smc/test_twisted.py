@@ -321,8 +321,6 @@ def test_outputs_that_are_refused(subtests):
 
 
 def test_clamps_and_prompts_that_are_refused():
-    with pytest.raises(ValueError, match="length must be an integer >= 1, got None"):
-        TwistedSMC(EXACT.base, None, EXACT.log_potential)
     smc = sampler(rigid_twist())
     with pytest.raises(ValueError, match="clamp must have 4 tokens, got the shape .3,."):
         smc.run(clamp=[0, 1, 2])

@@ -161,9 +161,6 @@ def test_a_killed_training_goes_on(tmp_path):
 def test_what_is_refused(subtests):
     frozen = nn.Linear(6, 3).requires_grad_(False)
     for call, error, message in [
-        (lambda: make(alpha=1.5), ValueError, "alpha must be a finite number >= 0 and <= 1"),
-        (lambda: make(tau=0.0), ValueError, "tau must be a finite number > 0"),
-        (lambda: make(variant="abc"), ValueError, "variant must be one of 'kd', .* got 'abc'"),
         (lambda: make(head=frozen), ValueError, "head must have parameters that require"),
         (
             lambda: StochasticRepresentations(

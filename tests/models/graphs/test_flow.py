@@ -106,5 +106,3 @@ def test_network(layer_norm):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="dim must be even, got 3"):
         EquivariantSplineFlow(3)
-    with pytest.raises(ValueError, match="mean_scale must be a finite number > 0"):
-        EquivariantSplineFlow(4, mean_scale=0.0)

@@ -116,5 +116,3 @@ def test_scales_of_latents():
     distribution = process._latent(batch.context)
     assert distribution.mean.shape == (4, 1, 5)
     assert distribution.stddev.min() > 0.1 and distribution.stddev.max() < 1.0
-    with pytest.raises(ValueError, match="latent_features must be an integer >= 1, got 0"):
-        NP(latent_features=0)

@@ -124,15 +124,6 @@ def test_progress_is_shown(capsys):
     assert "CNP" in capsys.readouterr().err
 
 
-def test_arguments_of_training():
-    with pytest.raises(ValueError, match="num_steps must be an integer >= 0, got -1"):
-        fit(CNP(width=16), waves, -1)
-    with pytest.raises(ValueError, match="learning_rate must be a finite number > 0, got 0"):
-        fit(CNP(width=16), waves, 1, learning_rate=0)
-    with pytest.raises(ValueError, match="num_samples must be an integer >= 1, got 0"):
-        fit(CNP(width=16), waves, 1, num_samples=0)
-
-
 @pytest.mark.parametrize("name", ["CNP", "NP", "BNP", "MPNP"])
 @torch.no_grad()
 def test_log_likelihoods_written_out(name):

@@ -157,12 +157,7 @@ def test_start_of_communities_does_not_depend_on_degrees():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_communities": 1}, "num_communities must be an integer >= 2, got 1"),
         ({"num_communities": 5}, "num_communities must be less than the number of nodes, 5, got 5"),
-        (
-            {"num_communities": 2, "proportion": 0.5},
-            "proportion must be a finite number > 0.5 and < 1",
-        ),
     ],
 )
 def test_starts_out_of_range_are_refused(arguments, message):

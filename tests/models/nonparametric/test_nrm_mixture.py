@@ -284,7 +284,6 @@ def test_model_refuses(subtests):
     for arguments, message in [
         ({}, "either x or num_points must be given, got x=None and num_points=None"),
         ({"x": torch.zeros(2, 2), "num_points": 2}, "either x or num_points must be given"),
-        ({"num_points": 0}, "num_samples must be an integer >= 1"),
         ({"x": torch.zeros(3)}, r"x must have shape \(n, 2\).*got \(3,\)"),
         ({"x": torch.zeros(0, 2)}, r"x must have shape .*got \(0, 2\)"),
         (

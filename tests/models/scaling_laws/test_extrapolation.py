@@ -73,7 +73,6 @@ def test_more_points_than_training_has_seen():
         (X, Y, {"query": [1e7]}, "query must be at most"),
         (X, Y, {"horizon": 1e7}, "horizon must be at most"),
         (X, Y, {"query": [9e3], "horizon": 5e3}, "query must be at most the horizon"),
-        (X, Y, {"horizon": 100.0}, "horizon must be a finite number > 3162.28"),
         (X, Y[:4], {}, "y must have one value for each size"),
     ],
 )
@@ -87,8 +86,6 @@ def test_files_of_curves(tmp_path):
     path.write_text("note,size,error\na,10,0.5\nb,20,0.4\nc,40,\n")
     x, y, asked = read_curve(path, "size", "error")
     assert (x.tolist(), y.tolist(), asked.tolist()) == ([10.0, 20.0], [0.5, 0.4], [40.0])
-    with pytest.raises(ValueError, match="x must be one of the columns"):
-        read_curve(path, "n", "error")
     with pytest.raises(ValueError, match="path must hold numbers, got 'a'"):
         read_curve(path)
     path.write_text("10,0.5\n20,0.4\n")

@@ -106,5 +106,3 @@ def test_wrong_curves():
         ScalingLaw().fit([-1.0, 2.0], [1.0, 0.5])
     with pytest.raises(ValueError, match="call fit"):
         ScalingLaw().predict([1.0])
-    with pytest.raises(ValueError, match="name must be one of"):
-        ScalingLaw("M5")

@@ -113,11 +113,7 @@ def test_dropout_is_for_training():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"encoder": "attention"}, "encoder must be one of 'isab', 'sab', 'rff', 'rffp_mean'"),
-        ({"pooling": "median"}, "pooling must be one of 'pma', 'mean', 'sum', 'max', 'dot', got"),
         ({"hidden_size": 10}, "hidden_size must be a multiple of num_heads=4, got 10"),
-        ({"num_inducing": 0}, "num_inducing must be an integer >= 1, got 0"),
-        ({"num_decoder_blocks": -1}, "num_decoder_blocks must be an integer >= 0, got -1"),
     ],
 )
 def test_wrong_settings(arguments, message):

@@ -203,10 +203,8 @@ def test_it_is_a_bayesian_module():
 
 def test_bad_arguments_are_named(subtests):
     for arguments, options, message in [
-        ((0, [4], 3), {}, "in_features must be an integer >= 1, got 0"),
         ((2, [], 3), {}, "hidden_features must be a list of widths, at least 1"),
         ((2, [4, 0], 3), {}, r"hidden_features\[1\] must be an integer >= 1, got 0"),
-        ((2, [4], 0), {}, "out_features must be an integer >= 1, got 0"),
         ((2, [4], 3), {"weight_scale": 0.0}, "weight_scale must be .* > 0, got 0.0"),
         ((2, [4], 3), {"bias_scale": -1.0}, "bias_scale must be .* >= 0, got -1.0"),
     ]:
