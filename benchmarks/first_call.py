@@ -27,7 +27,7 @@ STAGES = {
     "pyro_ext.inference.hmc.loop.TransitionLoop._agrees": "comparing with the graph",
     "pyro_ext.inference.hmc.loop._call": "warm-up and draws, compiled",
     "pyro_ext.inference.hmc.masses.Masses.estimated": "mass matrices",
-    "pyro_ext.inference._running.driver.Driver._advance": "warm-up and draws, in Python",
+    "pyro_ext.inference.driver.driver.Driver._advance": "warm-up and draws, in Python",
 }
 """What is timed, by where it is defined."""
 

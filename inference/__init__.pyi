@@ -1,21 +1,27 @@
 """Whatever turns a model and data into a posterior."""
 
-from ._running.dispatch import ExecutorError
 from .active_learning import bald, best_by_turns, farthest_points, mixture_moments
 from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN
-from .amortized_mixture import AmortizedMixtureGuide
+from .amortized.meta_training import MetaTrainer
+from .amortized.mixture import AmortizedMixtureGuide
+from .amortized.prior_fitted import PriorDataFittedNetwork, PriorFittedPredictive
+from .amortized.prior_fitted_transformer import PriorFittedTransformer
+from .amortized.tasks import Task, ensemble_loss, single_draw_loss
 from .attacks import bpda_eot, joint_score_attack, pgd
 from .averaging import AutoSWAG
-from .conditional_updates import (
+from .driver.dispatch import ExecutorError
+from .driver.early_stopping import EarlyStopping
+from .driver.streaming import StreamingMCMC
+from .driver.tuning import Trial, TuningResult, tune
+from .evolution_strategies import antithetic_gradient
+from .gibbs.conditional_updates import (
     ConditionalUpdate,
     EnumeratedSites,
     LogJoint,
     PriorProposals,
     RandomWalk,
 )
-from .early_stopping import EarlyStopping
-from .evolution_strategies import antithetic_gradient
-from .gibbs import Gibbs
+from .gibbs.kernel import Gibbs
 from .hmc import HMC, MEADS, NUTS, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .ivon import IVON
@@ -37,7 +43,6 @@ from .martingale import (
     PosteriorPredictive,
 )
 from .mcmc import MCMC
-from .meta_training import MetaTrainer
 from .optimization import BatchLBFGS, BatchOptimizer, Minimizer, Minimum
 from .partitions import (
     AuxiliaryGibbs,
@@ -49,8 +54,6 @@ from .partitions import (
     ibhc,
     rbhc,
 )
-from .prior_fitted import PriorDataFittedNetwork, PriorFittedPredictive
-from .prior_fitted_transformer import PriorFittedTransformer
 from .pseudocoresets import (
     AutoPseudocoreset,
     ExpertBuffer,
@@ -78,10 +81,7 @@ from .sgmcmc import (
     SGMCMCKernel,
 )
 from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC, TwistedSMCFilter
-from .streaming import StreamingMCMC
-from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
-from .tuning import Trial, TuningResult, tune
 from .vectorized import VectorizedKernel
 
 __all__ = [

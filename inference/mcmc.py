@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gather_chains
-from pyro_ext.inference._running.driver import ChainMethod, Driver, DriverOptions
-from pyro_ext.inference._running.end_of_run import warn_at_end
-from pyro_ext.inference._running.segments import Segment
-from pyro_ext.inference._running.stores import FolderStore, MemoryStore
-from pyro_ext.inference.early_stopping import EarlyStopping
+from pyro_ext.inference.driver.driver import ChainMethod, Driver, DriverOptions
+from pyro_ext.inference.driver.early_stopping import EarlyStopping
+from pyro_ext.inference.driver.end_of_run import warn_at_end
+from pyro_ext.inference.driver.segments import Segment
+from pyro_ext.inference.driver.stores import FolderStore, MemoryStore
 from pyro_ext.posterior.convergence import (
     clusters_name,
     num_clusters,

@@ -13,10 +13,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"pyro_ext": 1, "inference": 2, "models": 3, "tutorials": 4}
 # The command looks at every floor and the checks of kernels run them: nothing imports either.
 MAY_LOOK_UP = re.compile(r"pyro_ext\.(cli|testing)(\.|$)")
-# Drivers, and the checks of how they run kernels, stand beside the room that runs their chains.
-OF_THE_DRIVERS = re.compile(
-    r"pyro_ext\.(inference\.(mcmc|streaming|_?gibbs(_moves)?|tuning)|testing\.kernels)$"
-)
 
 
 def name_of(path: Path) -> str:
@@ -108,7 +104,6 @@ def test_private_modules_are_imported_in_their_rooms_alone() -> None:
         for other in others
         if any(part.startswith("_") for part in other.split(".")[2:])
         and room_of(name) != room_of(other)
-        and not OF_THE_DRIVERS.match(name)
     ]
     assert not foreign
 

@@ -14,7 +14,7 @@ from pyro_ext._lib import checks
 from pyro_ext._lib.files import read_bytes
 from pyro_ext._lib.pyplot import axes_of, open_frame
 from pyro_ext.distributions import BarDistribution
-from pyro_ext.inference.prior_fitted import PriorDataFittedNetwork
+from pyro_ext.inference.amortized.prior_fitted import PriorDataFittedNetwork
 from pyro_ext.models.scaling_laws.prior import SMALLEST_SIZE, scaling_curve_prior
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk, gather_chains
 from pyro_ext.checkpoint.files import read_tensors, write_tensors
-from pyro_ext.inference._running.segments import GroupState, silent
+from pyro_ext.inference.driver.segments import GroupState, silent
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.vectorized import Chains, VectorizedKernel
 from pyro_ext.posterior.identity import kernel_identity

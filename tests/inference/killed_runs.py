@@ -19,7 +19,7 @@ from pyro.infer import NUTS
 
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT
-from pyro_ext.inference._running.dispatch import Pace
+from pyro_ext.inference.driver.dispatch import Pace
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # when run as a script
 from tests.inference.models import data, normal, subsampled_normal  # noqa: E402

@@ -25,7 +25,7 @@ from pyro_ext.inference import (
     CyclicalSchedule,
     MetaSGMCMC,
 )
-from pyro_ext.inference._running.dispatch import Pace
+from pyro_ext.inference.driver.dispatch import Pace
 
 
 def model(x, scale=1.0):
@@ -157,7 +157,7 @@ def interrupting(count):
 
 
 def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_ext.inference._running.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
+    monkeypatch.setattr("pyro_ext.inference.driver.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
 
     def run(count, folder):
         kernel = SGLD(potential_fn=interrupting(count), step_size=0.1, backend="eager")
@@ -175,9 +175,7 @@ def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
 
 def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     """The draws take 80 MB, of which memory holds a segment's worth of a few MB at a time."""
-    monkeypatch.setattr(
-        "pyro_ext.inference._running.vectorized_kernels._BYTES_PER_SEGMENT", 1 << 20
-    )
+    monkeypatch.setattr("pyro_ext.inference.driver.vectorized_kernels._BYTES_PER_SEGMENT", 1 << 20)
     process = psutil.Process()
     sizes = []
 

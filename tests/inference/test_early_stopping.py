@@ -9,7 +9,7 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.inference import MCMC, SGLD, EarlyStopping
-from pyro_ext.inference._running.dispatch import Pace
+from pyro_ext.inference.driver.dispatch import Pace
 
 
 def model():

@@ -19,7 +19,7 @@ from pyro_ext import inference as ours
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.distributions import KnownVarianceGaussianCluster
 from pyro_ext.inference import MCMC, SGLD, EarlyStopping, MarginalGibbs
-from pyro_ext.inference._running.end_of_run import moments_of_halves, r_hats, warn_at_end
+from pyro_ext.inference.driver.end_of_run import moments_of_halves, r_hats, warn_at_end
 from pyro_ext.posterior import ConvergenceWarning
 from pyro_ext.posterior.convergence import (
     effective_sample_size,

@@ -18,7 +18,7 @@ from pyro.infer import NUTS
 
 from pyro_ext._lib import executors
 from pyro_ext.inference import MCMC, SGHMC, SGLD, ExecutorError
-from pyro_ext.inference._running.dispatch import Pace
+from pyro_ext.inference.driver.dispatch import Pace
 from tests.inference.models import subsampled_normal
 
 

@@ -12,7 +12,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import LocScaleReparam
 
 from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule
-from pyro_ext.inference._running.segments import KeptSteps, Plan
+from pyro_ext.inference.driver.segments import KeptSteps, Plan
 from pyro_ext.potential import FunctionPotential, Potential
 
 
@@ -190,7 +190,7 @@ def interrupting(count):
 @pytest.fixture
 def step_by_step(monkeypatch):
     """Ctrl-C loses at most a call of the kernel, which is a step then."""
-    monkeypatch.setattr("pyro_ext.inference._running.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
+    monkeypatch.setattr("pyro_ext.inference.driver.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
 
 
 @pytest.mark.parametrize(("method", "expected"), [("vectorized", (2, 14)), ("sequential", (1, 29))])
@@ -238,7 +238,7 @@ def test_calls_of_the_kernel_are_longer_where_steps_are_short(monkeypatch):
     def run(seconds):
         calls.clear()
         monkeypatch.setattr(
-            "pyro_ext.inference._running.vectorized_kernels._SECONDS_PER_CALL", seconds
+            "pyro_ext.inference.driver.vectorized_kernels._SECONDS_PER_CALL", seconds
         )
         MCMC(SGLD(potential_fn=lambda z: z["x"].square().sum()), **options).run()
         return calls

@@ -13,8 +13,8 @@ from pyro.infer import NUTS
 
 import pyro_ext.inference as ours
 from pyro_ext.inference import MCMC, SGLD, StreamingMCMC
-from pyro_ext.inference._running.dispatch import Pace
-from pyro_ext.inference._running.moments import merge, moments_of, pool
+from pyro_ext.inference.driver.dispatch import Pace
+from pyro_ext.inference.driver.moments import merge, moments_of, pool
 from pyro_ext.posterior import ConvergenceWarning
 from tests.inference.models import normal
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference import L2E, MCMC, PSGLD, SGHMC, SGLD, SGNHT, LaplaceHMC
-from pyro_ext.inference._running.end_of_run import temperatures_of
+from pyro_ext.inference.driver.end_of_run import temperatures_of
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.posterior import ConvergenceWarning
 

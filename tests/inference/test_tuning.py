@@ -24,7 +24,7 @@ from pyro_ext.inference import (
     tune,
     tuning,
 )
-from pyro_ext.inference._pilot_scores import common_scale, discrepancy, scores
+from pyro_ext.inference.driver.pilot_scores import common_scale, discrepancy, scores
 from pyro_ext.inference.vectorized import loop
 
 pytestmark = [

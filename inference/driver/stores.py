@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.checkpoint.folder import CheckpointWriter
-from pyro_ext.inference._running.segments import GroupState, Runner, Segment
+from pyro_ext.inference.driver.segments import GroupState, Runner, Segment
 
 _MORE = "more/"
 

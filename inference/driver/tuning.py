@@ -28,8 +28,8 @@ from torch import Tensor
 from pyro_ext._lib import checks
 from pyro_ext._lib.progress import progress_bar
 from pyro_ext.diagnostics.temperature import Temperature
-from pyro_ext.inference._pilot_scores import scores
-from pyro_ext.inference._running.end_of_run import temperatures_at
+from pyro_ext.inference.driver.end_of_run import temperatures_at
+from pyro_ext.inference.driver.pilot_scores import scores
 from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
 from pyro_ext.posterior.starts import Start, check_start, first_values
 from pyro_ext.random import fresh_seed

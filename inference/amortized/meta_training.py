@@ -16,15 +16,15 @@ from torch.nn.utils import parameters_to_vector
 
 from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import check_folder_of
-from pyro_ext.inference.evolution_strategies import antithetic_gradient
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
-from pyro_ext.inference.tasks import (
+from pyro_ext.inference.amortized.tasks import (
     Task,
     check_draws,
     ensemble_loss,
     held_out_log_likelihood,
     last_steps,
 )
+from pyro_ext.inference.evolution_strategies import antithetic_gradient
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 

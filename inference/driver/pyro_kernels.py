@@ -17,14 +17,14 @@ from torch import Tensor
 
 from pyro_ext._lib.executors import describe_error
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
-from pyro_ext.inference._running.numbers import (
+from pyro_ext.inference.driver.numbers import (
     generator_state,
     has_known_state,
     read_state,
     restore_generators,
     write_state,
 )
-from pyro_ext.inference._running.segments import (
+from pyro_ext.inference.driver.segments import (
     ROWS_PER_CALL,
     GroupState,
     Plan,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext._lib.executors import describe_error
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.inference._running.segments import (
+from pyro_ext.inference.driver.segments import (
     ROWS_PER_CALL,
     GroupState,
     KeptSteps,

@@ -16,9 +16,9 @@ from pyro.util import set_rng_seed
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext.inference._running.numbers import State, read_state, write_state
-from pyro_ext.inference._running.pyro_kernels import own_generators, stepping
-from pyro_ext.inference.conditional_updates import (
+from pyro_ext.inference.driver.numbers import State, read_state, write_state
+from pyro_ext.inference.driver.pyro_kernels import own_generators, stepping
+from pyro_ext.inference.gibbs.conditional_updates import (
     ConditionalUpdate,
     LogJoint,
     Model,

@@ -13,7 +13,9 @@ from pyro.util import set_rng_seed
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference._gibbs_moves import (
+from pyro_ext.inference.driver.numbers import adapts, has_known_state
+from pyro_ext.inference.driver.pyro_kernels import own_generators
+from pyro_ext.inference.gibbs._moves import (
     EnumeratedMove,
     Joint,
     KernelMove,
@@ -23,9 +25,7 @@ from pyro_ext.inference._gibbs_moves import (
     RandomWalkMove,
     Sweep,
 )
-from pyro_ext.inference._running.numbers import adapts, has_known_state
-from pyro_ext.inference._running.pyro_kernels import own_generators
-from pyro_ext.inference.conditional_updates import (
+from pyro_ext.inference.gibbs.conditional_updates import (
     ConditionalUpdate,
     EnumeratedSites,
     Model,

@@ -20,10 +20,10 @@ from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
-from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference._running.numbers import has_known_state, usual_warmup
-from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner
-from pyro_ext.inference._running.segments import (
+from pyro_ext.inference.driver.dispatch import Pace, run_elsewhere, run_here
+from pyro_ext.inference.driver.numbers import has_known_state, usual_warmup
+from pyro_ext.inference.driver.pyro_kernels import PyroOptions, PyroRunner
+from pyro_ext.inference.driver.segments import (
     GroupState,
     Plan,
     Report,
@@ -31,8 +31,8 @@ from pyro_ext.inference._running.segments import (
     Segment,
     silent,
 )
-from pyro_ext.inference._running.stores import FolderStore
-from pyro_ext.inference._running.vectorized_kernels import VectorizedRunner
+from pyro_ext.inference.driver.stores import FolderStore
+from pyro_ext.inference.driver.vectorized_kernels import VectorizedRunner
 from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.inference.vectorized.words import OF_DRIVERS, refuse
 from pyro_ext.posterior.draws import Context

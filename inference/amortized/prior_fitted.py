@@ -22,8 +22,8 @@ from pyro_ext._lib.trained_range import warn_outside
 from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
 from pyro_ext.distributions import BarDistribution, bar_borders
 from pyro_ext.distributions.bars import check_borders
-from pyro_ext.inference._vectorized_draws import OwnMemory, can_be_vectorized, vectorized
-from pyro_ext.inference.prior_fitted_transformer import PriorFittedTransformer
+from pyro_ext.inference.amortized.prior_fitted_transformer import PriorFittedTransformer
+from pyro_ext.inference.amortized.vectorized_draws import OwnMemory, can_be_vectorized, vectorized
 from pyro_ext.inference.training import Trainer
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk, Reader, gather_chains, thinned
 from pyro_ext.diagnostics.temperature import BATCHES, Temperature, configurational_temperature
-from pyro_ext.inference._running.moments import Moments, merge, moments_of
+from pyro_ext.inference.driver.moments import Moments, merge, moments_of
 from pyro_ext.inference.sgmcmc import Minibatches, SGMCMCKernel
 from pyro_ext.posterior.convergence import (
     ConvergenceWarning,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from pyro_ext._lib.executors import ExecutorError, portable, run_tasks
-from pyro_ext.inference._running.segments import GroupState, Report, Runner, Segment, silent
+from pyro_ext.inference.driver.segments import GroupState, Report, Runner, Segment, silent
 
 __all__ = ["ExecutorError", "Pace", "run_elsewhere", "run_here"]
 

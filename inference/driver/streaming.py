@@ -8,11 +8,11 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext.inference._running.driver import Driver, DriverOptions
-from pyro_ext.inference._running.end_of_run import warn_of_moments
-from pyro_ext.inference._running.moments import Moments, merge, moments_of, pool
-from pyro_ext.inference._running.segments import Segment
-from pyro_ext.inference._running.stores import FolderStore
+from pyro_ext.inference.driver.driver import Driver, DriverOptions
+from pyro_ext.inference.driver.end_of_run import warn_of_moments
+from pyro_ext.inference.driver.moments import Moments, merge, moments_of, pool
+from pyro_ext.inference.driver.segments import Segment
+from pyro_ext.inference.driver.stores import FolderStore
 from pyro_ext.posterior.starts import Start
 
 _DIVERGING = "statistic:diverging"  # a name beside those of sites

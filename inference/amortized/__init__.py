@@ -1,0 +1,1 @@
+"""Guides and networks that are trained once, for many data sets."""

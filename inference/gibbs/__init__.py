@@ -1,0 +1,1 @@
+"""Blocks of sites, each with its kernel, and updates from full conditionals."""
