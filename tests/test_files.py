@@ -44,7 +44,7 @@ from pyro_ext.models.ensembles.reference_posterior import path_of
 from pyro_ext.models.federated import FederatedServer
 from pyro_ext.models.scaling_laws import read_curve
 from pyro_ext.nn import MLP, add_lora, load_lora, save_lora
-from pyro_ext.ratings import Ratings, read_ratings
+from pyro_ext.ratings import add_ratings, read_ratings
 from pyro_ext.reproduction import FIGURES_VARIABLE, Claim, Page, Report
 from pyro_ext.reproduction.notebooks import write_notebooks
 from pyro_ext.reproduction.pages import kept_outcome, read_page, run_page
@@ -197,7 +197,11 @@ READERS: dict[str, tuple[Callable[[Path], Any], str, str, Callable[[Path], Any]]
 def ratings(folder: Path) -> None:
     for name in "ab":
         (folder / f"{name}.png").touch()
-    Ratings(folder, concept="seven").rate(["a.png"], True)
+    header = '{"format": "pyro_ext ratings", "version": 1, "concept": "seven", "rank": 1}'
+    answer = '{"images": ["a.png"], "label": true}'
+    answers = folder.parent / f"{folder.name} answers"
+    answers.write_text(f"{header}\n{answer}\n")
+    add_ratings(folder, answers)
 
 
 def nested(depth: int) -> str:

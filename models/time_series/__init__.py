@@ -5,6 +5,7 @@ from pyro_ext.models.time_series.baselines import GRUD, FilledClassifier, fill_g
 from pyro_ext.models.time_series.networks import DecayImputer
 from pyro_ext.models.time_series.series import pad_series
 from pyro_ext.models.time_series.supervised_not_miwae import SeriesPrediction, SupervisedNotMIWAE
+from pyro_ext.models.time_series.training import SeriesTraining
 
 __all__ = [
     "GRUD",
@@ -12,6 +13,7 @@ __all__ = [
     "DecayImputer",
     "FilledClassifier",
     "SeriesPrediction",
+    "SeriesTraining",
     "SupervisedNotMIWAE",
     "fill_gaps",
     "pad_series",

@@ -1,8 +1,7 @@
 """Classifiers of series with gaps that impute one value, or none: what others are compared with."""
 
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from pyro_ext.models.time_series.networks import (
     last_observed,
 )
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
-from pyro_ext.models.time_series.training import train
+from pyro_ext.models.time_series.training import SeriesTraining, train
 
 Fill = Literal["zero", "mean", "last"]
 
@@ -103,16 +102,7 @@ class _Classifier(nn.Module):
         mask: Tensor | None = None,
         times: Tensor | None = None,
         lengths: Tensor | None = None,
-        *,
-        num_epochs: int = 60,
-        batch_size: int = 32,
-        learning_rate: float = 2e-3,
-        max_norm: float | None = 5.0,
-        validation_fraction: float = 0.1,
-        patience: int = 20,
-        seed: int | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        **training: Unpack[SeriesTraining],
     ) -> list[float]:
         """Train by cross entropy, as :meth:`SupervisedNotMIWAE.fit` does by its bound.
 
@@ -121,16 +111,7 @@ class _Classifier(nn.Module):
         :param Tensor mask: where values are observed.
         :param Tensor times: of the steps.
         :param Tensor lengths: of the series.
-        :param int num_epochs: passes through the series, at most.
-        :param int batch_size: series of a step.
-        :param float learning_rate: of the first step.
-        :param float max_norm: to which the norm of the gradient is clipped.
-        :param float validation_fraction: of the series, which are held out to stop by.
-        :param int patience: epochs without a better one, after which the training stops.
-        :param int seed: of minibatches and series held out.
-        :param checkpoint: a file as of :meth:`~pyro_ext.inference.Trainer.run`, of a training with
-            the same seed and data.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`SeriesTraining`.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         :raises CheckpointError: where the checkpoint is damaged or of another training.
@@ -147,15 +128,7 @@ class _Classifier(nn.Module):
             partial(loss, reduction="sum"),
             series,
             y,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            max_norm=max_norm,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress=progress,
+            **training,
         )
 
     def _logits(self, series: Series) -> Tensor:

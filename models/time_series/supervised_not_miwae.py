@@ -1,7 +1,6 @@
 """Classification of series whose values are missing not at random, through what is imputed."""
 
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -16,7 +15,7 @@ from pyro_ext.distributions import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.handlers import obs_dropout
 from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, fade
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
-from pyro_ext.models.time_series.training import train
+from pyro_ext.models.time_series.training import SeriesTraining, train
 from pyro_ext.nn import MLP
 from pyro_ext.random import seeded
 
@@ -425,17 +424,9 @@ class SupervisedNotMIWAE(PyroModule):
         lengths: Tensor | None = None,
         static: Tensor | None = None,
         *,
-        num_epochs: int = 60,
         num_latents: int = 5,
         num_draws: int = 1,
-        batch_size: int = 32,
-        learning_rate: float = 2e-3,
-        max_norm: float | None = 5.0,
-        validation_fraction: float = 0.1,
-        patience: int = 20,
-        seed: int | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        **training: Unpack[SeriesTraining],
     ) -> list[float]:
         """Train by Adam, with a learning rate that falls to zero along a cosine.
 
@@ -445,19 +436,9 @@ class SupervisedNotMIWAE(PyroModule):
         :param Tensor times: of the steps.
         :param Tensor lengths: of the series.
         :param Tensor static: features of series.
-        :param int num_epochs: passes through the series, at most.
         :param int num_latents: number of latent draws.
         :param int num_draws: number of draws of the gaps for each of them.
-        :param int batch_size: series of a step.
-        :param float learning_rate: of the first step.
-        :param float max_norm: to which the norm of the gradient is clipped.
-        :param float validation_fraction: of the series, which are held out. The weights in the end
-            are those of the epoch that predicts their labels best; without any, the last ones.
-        :param int patience: epochs without a better one, after which the training stops.
-        :param int seed: of minibatches, series held out and draws.
-        :param checkpoint: a file as of :meth:`~pyro_ext.inference.Trainer.run`, of a training with
-            the same seed and data.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`SeriesTraining`.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         :raises CheckpointError: where the checkpoint is damaged or of another training.
@@ -478,15 +459,7 @@ class SupervisedNotMIWAE(PyroModule):
             validate,
             series,
             y,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            max_norm=max_norm,
-            validation_fraction=validation_fraction,
-            patience=patience,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress=progress,
+            **training,
         )
 
     # Parts ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,33 @@ class _Best:
         vars(self).update(state)
 
 
+class SeriesTraining(TypedDict, total=False):
+    """Options of a training on labeled series, by Adam along a cosine.
+
+    :param int num_epochs: passes through the series, at most; 60 by default.
+    :param int batch_size: series of a step; 32 by default.
+    :param float learning_rate: of the first step; 2e-3 by default. It falls to zero.
+    :param float max_norm: to which the norm of the gradient is clipped; 5 by default.
+    :param float validation_fraction: of the series, which are held out; 0.1 by default. The weights
+        in the end are those of the epoch that predicts their labels best; without any, the last.
+    :param int patience: epochs without a better one, after which the training stops; 20 by default.
+    :param int seed: of minibatches, series held out and draws.
+    :param checkpoint: a file as of :meth:`~pyro_ext.inference.Trainer.run`, of a training with
+        the same seed and data.
+    :param bool progress: whether to show a progress bar.
+    """
+
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    max_norm: float | None
+    validation_fraction: float
+    patience: int
+    seed: int | None
+    checkpoint: str | Path | None
+    progress: bool
+
+
 def train(
     module: nn.Module,
     loss: Callable[[Series, Tensor], Tensor],
@@ -45,15 +72,15 @@ def train(
     series: Series,
     y: Tensor,
     *,
-    num_epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    max_norm: float | None,
-    validation_fraction: float,
-    patience: int,
-    seed: int | None,
-    checkpoint: str | Path | None,
-    progress: bool,
+    num_epochs: int = 60,
+    batch_size: int = 32,
+    learning_rate: float = 2e-3,
+    max_norm: float | None = 5.0,
+    validation_fraction: float = 0.1,
+    patience: int = 20,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
 ) -> list[float]:
     """Train by Adam; where series are held out, the weights are those that are best on them.
 

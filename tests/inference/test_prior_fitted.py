@@ -9,7 +9,8 @@ import torch
 from pyro import poutine
 
 from pyro_ext.checkpoint.files import CheckpointError
-from pyro_ext.inference import PriorDataFittedNetwork, PriorFittedTransformer, prior_fitted
+from pyro_ext.inference import PriorDataFittedNetwork, PriorFittedTransformer
+from pyro_ext.inference.amortized import prior_fitted
 
 LOC, NOISE = 1.0, 0.5
 

@@ -22,8 +22,8 @@ from pyro_ext.inference import (
     MetaSGMCMC,
     PolynomialSchedule,
     tune,
-    tuning,
 )
+from pyro_ext.inference.driver import tuning
 from pyro_ext.inference.driver.pilot_scores import common_scale, discrepancy, scores
 from pyro_ext.inference.vectorized import loop
 
