@@ -252,7 +252,7 @@ def diagonal_laplace(
     noise: float | None = None,
     prior_scale: float | None = None,
     num_steps: int = 200,
-    lr: float = 0.1,
+    learning_rate: float = 0.1,
     batch_size: int = 32,
 ) -> DiagonalLaplace:
     r"""The normal posterior of the weights of a regression, after training, from its slopes [1].
@@ -278,7 +278,7 @@ def diagonal_laplace(
     :param float noise: :math:`\sigma`.
     :param float prior_scale: :math:`\tau`.
     :param int num_steps: of Adam, with which the two are found.
-    :param float lr: its learning rate, in their logarithms.
+    :param float learning_rate: its learning rate, in their logarithms.
     :param int batch_size: inputs whose slopes are in memory at the same time.
     :raises ValueError: for shapes that do not fit, or numbers out of range.
 
@@ -305,7 +305,7 @@ def diagonal_laplace(
         if value is not None:
             checks.number(name, value, above=0)
     checks.integer("num_steps", num_steps, 1)
-    checks.number("lr", lr, above=0)
+    checks.number("learning_rate", learning_rate, above=0)
     checks.integer("batch_size", batch_size, 1)
 
     curvature = {name: torch.zeros_like(value) for name, value in mode.items()}
@@ -341,7 +341,7 @@ def diagonal_laplace(
     logs = {name: value.clone().requires_grad_(fixed[name] is None) for name, value in logs.items()}
     free = [value for value in logs.values() if value.requires_grad]
     if free:
-        Trainer(free, partial(torch.optim.Adam, lr=lr)).run(
+        Trainer(free, partial(torch.optim.Adam, lr=learning_rate)).run(
             lambda: -evidence(*logs.values()), num_steps, progress=False
         )
     log_noise, log_prior = (value.detach() for value in logs.values())

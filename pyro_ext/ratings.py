@@ -143,11 +143,10 @@ def rating_page(
             f"folder must have images of {MAX_BYTES >> 20} MB at most, got {size >> 20} MB: make "
             "them smaller, or put some into another folder"
         )
-    content = {
-        "concept": concept or "",
-        "rank": rank,
-        "images": [{"name": _text(name), "url": _url(folder / name)} for name in names],
-    }
+    images = [{"name": _text(name), "url": _url(folder / name)} for name in names]
+    # Answers that the browser keeps are of these images, and of no others with their names.
+    key = sha256(json.dumps([concept, rank, images]).encode()).hexdigest()
+    content = {"concept": concept or "", "rank": rank, "images": images, "key": key}
     # As text within a script, which a name must not end.
     data = json.dumps(content).replace("<", "\\u003c")
     page = files("pyro_ext").joinpath("ratings.html").read_text("utf-8")

@@ -59,6 +59,10 @@ def test_a_page_holds_the_images_in_an_order_of_the_seed(folder):
     assert sorted(urls) == sorted(NAMES)
     assert urls["b.JPG"].startswith("data:image/jpeg;base64,Yi5KUEc=")
     assert rating_page(folder, concept="seven</script>", seed=1) == page
+    (folder / "a.png").write_bytes(b"another")  # whose answers the browser has not kept
+    assert (
+        content_of(rating_page(folder, concept="seven</script>", seed=1))["key"] != content["key"]
+    )
     other = content_of(rating_page(folder, concept="seven", seed=2))
     assert [image["name"] for image in other["images"]] != list(urls)
     assert not re.search(r"https?://", page.split("const DATA")[0]), "works without a network"

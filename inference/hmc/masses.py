@@ -30,6 +30,7 @@ FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 # A warm-up of 400 steps estimates from some 200 draws. In 100 dimensions these show directions that
 # are none where the posterior is not normal: of a horseshoe a fifth of the transitions diverged.
 _MOST_LOW_RANK = 50
+# A trajectory that diverged within so many leapfrogs chose a point that is hardly another one.
 _FEW_STEPS = 8
 
 

@@ -185,7 +185,7 @@ class SoftEMLP(nn.Module):
         tune_at: float = 0.25,
         power: float = 2.0,
         batch_size: int = 200,
-        lr: float = 1e-3,
+        learning_rate: float = 1e-3,
         weight_decay: float = 2e-5,
         gate_decay: float = 1.0,
         seed: int = 0,
@@ -213,7 +213,7 @@ class SoftEMLP(nn.Module):
             taken from the half before that.
         :param float power: of the tuner; zero leaves the strengths as they are.
         :param int batch_size: of minibatches.
-        :param float lr: learning rate at first.
+        :param float learning_rate: of the first step.
         :param float weight_decay: times half the squared weights of linear layers.
         :param float gate_decay: times the squared weights of soft gates.
         :param int seed: of minibatches.
@@ -263,7 +263,7 @@ class SoftEMLP(nn.Module):
 
         trainer = Trainer(
             self,
-            partial(torch.optim.Adam, lr=checks.number("lr", lr, above=0.0)),
+            partial(torch.optim.Adam, lr=checks.number("learning_rate", learning_rate, above=0.0)),
             scheduler=partial(CosineAnnealingLR, T_max=num_steps),
             seed=seed,
         )

@@ -120,7 +120,7 @@ def inference() -> dict[str, Call]:
             noise=0.5,
             prior_scale=1.0,
             num_steps=2,
-            lr=0.1,
+            learning_rate=0.1,
             batch_size=2,
         ),
         "mixture_moments": call(**mixture),

@@ -95,7 +95,7 @@ def networks() -> dict[str, Call]:
             tune_at=0.5,
             power=2.0,
             batch_size=5,
-            lr=0.01,
+            learning_rate=0.01,
             weight_decay=0.1,
             gate_decay=0.1,
             seed=0,

@@ -50,6 +50,7 @@ from tests.bad_input.walk import (
     Call,
     Outcome,
     attempt,
+    beyond_range,
     is_clear,
     summary,
     walk,
@@ -214,3 +215,12 @@ def test_what_does_not_return_is_told(monkeypatch):
 
     assert attempt(forever)[0] == "hanging"
     assert "a class" in wrong_values(torch.ones(2)) and not wrong_values(True)
+
+
+def test_what_lies_beyond_a_range() -> None:
+    """What an error says is allowed has an outside, of which the walk tries the nearest numbers."""
+    assert beyond_range("n must be an integer >= 2, got 'abc'", "n") == {"not >= 2": 1}
+    found = beyond_range("rate must be a finite number > 0 and <= 4, got nan", "rate")
+    assert found == {"not > 0": 0.0, "not <= 4": 4.000004}
+    assert not beyond_range("n must be an integer >= 2, got 'abc'", "m")
+    assert not beyond_range("n must be text, got 3", "n")

@@ -83,7 +83,9 @@ def test_training():
         torch.manual_seed(1)
         network = SoftEMLP(IN, OUT, GROUPS, TensorRep({0: 4, 1: 4, 2: 2}), num_blocks=1)
         state = torch.get_rng_state()
-        fits.append(network.fit(x, y, num_steps=20, lr=0.03, batch_size=60, progress=False))
+        fits.append(
+            network.fit(x, y, num_steps=20, learning_rate=0.03, batch_size=60, progress=False)
+        )
         assert torch.equal(torch.get_rng_state(), state)
     assert fits[0].losses == fits[1].losses and len(fits[0].losses) == 20
     assert fits[0].losses[-1] < 0.7 * fits[0].losses[0]
