@@ -1,7 +1,7 @@
 """The operations that a function does on its arguments, as data."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from typing import Any
 
@@ -39,6 +39,13 @@ class Rows:
     """Tensors along a leading dimension."""
 
     refs: tuple[Ref, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Constants along a leading dimension."""
+
+    value: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +203,69 @@ def put_back(leaves: Sequence[Any], spec: Any) -> tuple[list[Any], dict[str, Any
 
 def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return tensor.shape, tensor.dtype, tensor.device
+
+
+# Steps in other places ----------------------------------------------------------------------------
+
+
+def is_number(leaf: Any) -> bool:
+    return isinstance(leaf, int | float) and not isinstance(leaf, bool)
+
+
+def moved(leaf: Any, places: Mapping[int, tuple[int, int | None]]) -> Any:
+    """A leaf after steps have moved to other numbers, or to rows of others."""
+    if isinstance(leaf, Rows):
+        return Rows(tuple(moved(ref, places) for ref in leaf.refs))
+    if not isinstance(leaf, Ref):
+        return leaf
+    number, row = places[leaf.step]
+    return Ref(number, leaf.output, leaf.row if row is None else row)
+
+
+def as_one(steps: Sequence[Step]) -> Step:
+    """Steps that are alike in one step, which gives their results along a leading dimension."""
+    leaves: list[Any] = []
+    for column in zip(*(step.leaves for step in steps), strict=True):
+        first = column[0]
+        if isinstance(first, Ref):
+            is_same = column.count(first) == len(column)
+            leaves.append(first if is_same else Rows(column))
+        elif isinstance(first, Tensor):
+            is_same = all(each is first for each in column)
+            leaves.append(first if is_same else Stacked(torch.stack(column)))
+        elif is_number(first) and column.count(first) < len(column):
+            _, dtype, device = steps[0].kinds[0]
+            leaves.append(Stacked(torch.tensor(column, dtype=dtype, device=device)))
+        else:
+            leaves.append(first)
+    return replace(steps[0], leaves=tuple(leaves), is_batched=True)
+
+
+def in_order(steps: Sequence[Step], outputs: Sequence[Any]) -> tuple[list[Step], list[Any]]:
+    """Put steps behind those that they take results of, and drop what nothing depends on."""
+    needed: set[int] = set()
+    wanted = [ref.step for ref in outputs if isinstance(ref, Ref)]
+    while wanted:
+        number = wanted.pop()
+        if number not in needed:
+            needed.add(number)
+            wanted += [ref.step for ref in steps[number].refs()]
+    order = [number for number, step in enumerate(steps) if step.target is None]
+    done = set(order)
+    for first in sorted(needed):
+        wanted = [first]
+        while wanted:
+            number = wanted[-1]
+            missing = {ref.step for ref in steps[number].refs()} - done
+            wanted += sorted(missing, reverse=True)
+            if not missing and number not in done:
+                done.add(number)
+                order.append(number)
+            if not missing:
+                wanted.pop()
+    places = {number: (place, None) for place, number in enumerate(order)}
+    ordered = [
+        replace(steps[n], leaves=tuple(moved(leaf, places) for leaf in steps[n].leaves))
+        for n in order
+    ]
+    return ordered, [moved(ref, places) for ref in outputs]

@@ -1,14 +1,15 @@
 """Loops over time in Python: operations that are alike at all steps, done once for all of them.
 
 Of the operations as deep in a function, those alike (the same operation on tensors of the same
-shapes) become one over a leading dimension, and long sums of scalars one sum. What is left no
-longer grows with the series, unless each step takes the result of the one before.
+shapes) become one over a leading dimension, and long sums of scalars one sum. Where each step takes
+the result of the one before, it may enter linearly (``_recurrences.py``); any other such loop is
+all that still grows with the series.
 """
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -22,11 +23,17 @@ from pyro_ext.potential._recorder import (
     Recorder,
     Ref,
     Rows,
+    Stacked,
     Step,
     Unsuited,
+    as_one,
+    in_order,
+    is_number,
     kind_of,
+    moved,
     put_back,
 )
+from pyro_ext.potential._recurrences import solve_recurrences
 
 _aten = torch.ops.aten
 _ADD, _SUBTRACT = _aten.add.Tensor, _aten.sub.Tensor
@@ -37,13 +44,6 @@ _LEAST_STEPS = 500
 _LEAST_ALIKE = 2
 _LEAST_TERMS = 16
 _COMMON = 8  # uses of what steps have in common
-
-
-@dataclass(frozen=True, slots=True)
-class _Stacked:
-    """Constants along a leading dimension."""
-
-    value: Tensor
 
 
 class Series:
@@ -59,7 +59,8 @@ class Series:
         steps, outputs = recorder.steps, [recorder.ref(leaf) for leaf in leaves]
         number = len(steps)
         if number >= _LEAST_STEPS:
-            steps, outputs = _with_sums(steps, outputs)
+            steps, outputs = in_order(*_with_sums(steps, outputs))
+            steps, outputs = in_order(*solve_recurrences(steps, outputs))
             # What is as deep is independent, and so is what is as far from the end.
             for levels in (_depths, _heights):
                 steps, outputs = _batched(steps, outputs, levels(steps))
@@ -80,7 +81,7 @@ class Series:
 
 
 def _with_sums(steps: list[Step], outputs: list[Any]) -> tuple[list[Step], list[Any]]:
-    """Make sums of many terms one step, and drop steps that nothing depends on."""
+    """Make sums of many terms one step."""
     uses = Counter(ref.step for step in steps for ref in step.refs())
     uses.update(ref.step for ref in outputs if isinstance(ref, Ref))
     sums: dict[int, list[tuple[Any, int]]] = {}  # terms with their signs
@@ -95,17 +96,7 @@ def _with_sums(steps: list[Step], outputs: list[Any]) -> tuple[list[Step], list[
     for number, terms in sums.items():
         if len(terms) >= _LEAST_TERMS:
             steps[number] = _sum_of(terms, steps[number])
-    needed = {ref.step for ref in outputs if isinstance(ref, Ref)}
-    for number in reversed(range(len(steps))):
-        if number in needed:
-            needed.update(ref.step for ref in steps[number].refs())
-    kept = [n for n, step in enumerate(steps) if n in needed or step.target is None]
-    places = {number: (place, None) for place, number in enumerate(kept)}
-    moved = [
-        replace(steps[n], leaves=tuple(_moved(leaf, places) for leaf in steps[n].leaves))
-        for n in kept
-    ]
-    return moved, [_moved(ref, places) for ref in outputs]
+    return steps, outputs
 
 
 def _is_sum(step: Step, steps: Sequence[Step]) -> bool:
@@ -114,14 +105,10 @@ def _is_sum(step: Step, steps: Sequence[Step]) -> bool:
     def fits(leaf: Any) -> bool:
         if isinstance(leaf, Ref):
             return steps[leaf.step].kinds[leaf.output] == step.kinds[0]
-        return _is_number(leaf) or (isinstance(leaf, Tensor) and kind_of(leaf) == step.kinds[0])
+        return is_number(leaf) or (isinstance(leaf, Tensor) and kind_of(leaf) == step.kinds[0])
 
     is_known = step.target in (_ADD, _SUBTRACT) and step.kinds[0][1].is_floating_point
     return is_known and len(step.leaves) == 2 and all(map(fits, step.leaves))
-
-
-def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, int | float) and not isinstance(leaf, bool)
 
 
 def _sum_of(terms: Sequence[tuple[Any, int]], step: Step) -> Step:
@@ -138,16 +125,6 @@ def _sum_of(terms: Sequence[tuple[Any, int]], step: Step) -> Step:
         parts.setdefault(count, []).append(ref)
     leaves = [each for count, refs in parts.items() for each in (Rows(tuple(refs)), count)]
     return Step(_SUM, (*leaves, constant), None, step.kinds)
-
-
-def _moved(leaf: Any, places: Mapping[int, tuple[int, int | None]]) -> Any:
-    """A leaf after steps have moved to other numbers, or to rows of others."""
-    if isinstance(leaf, Rows):
-        return Rows(tuple(_moved(ref, places) for ref in leaf.refs))
-    if not isinstance(leaf, Ref):
-        return leaf
-    number, row = places[leaf.step]
-    return Ref(number, leaf.output, leaf.row if row is None else row)
 
 
 def _depths(steps: Sequence[Step]) -> list[int]:
@@ -180,7 +157,7 @@ def _batched(
             return number
         whole = step.leaves[0]
         if step.target in (SELECT, SLICE) and len(step.leaves) < 5 and uses[whole] >= _COMMON:
-            place = _moved(whole, places)
+            place = moved(whole, places)
             if place.row is None:
                 return step.target, place, step.leaves[1], step.kinds
         keys = []
@@ -189,7 +166,7 @@ def _batched(
             if isinstance(leaf, Tensor):
                 key = (Tensor, *kind_of(leaf))
             elif isinstance(leaf, Ref):
-                place = _moved(leaf, places)
+                place = moved(leaf, places)
                 if place.row is not None:
                     key = replace(place, row=0)
                 elif uses[leaf] < _COMMON:
@@ -206,24 +183,24 @@ def _batched(
             groups.setdefault(likeness(number), []).append(number)
         for key, group in groups.items():
             members = [
-                replace(steps[n], leaves=tuple(_moved(leaf, places) for leaf in steps[n].leaves))
+                replace(steps[n], leaves=tuple(moved(leaf, places) for leaf in steps[n].leaves))
                 for n in group
             ]
             is_one = len(group) >= _LEAST_ALIKE
             if is_one:
                 is_part = isinstance(key[1], Ref)
-                members = [(_parts if is_part else _as_one)(members)]
+                members = [(_parts if is_part else as_one)(members)]
             for row, number in enumerate(group):
                 places[number] = (len(batched), row) if is_one else (len(batched) + row, None)
             batched += members
-    return batched, [_moved(ref, places) for ref in outputs]
+    return batched, [moved(ref, places) for ref in outputs]
 
 
 def _keeps_type(step: Step, steps: Sequence[Step]) -> bool:
     """Whether a number that is calculated with is taken as one of the type of the result."""
     whole, number = step.leaves[:2]
     own = steps[whole.step].kinds[whole.output][1] if isinstance(whole, Ref) else None
-    return _is_number(number) and own == step.kinds[0][1]
+    return is_number(number) and own == step.kinds[0][1]
 
 
 def _parts(steps: Sequence[Step]) -> Step:
@@ -232,25 +209,6 @@ def _parts(steps: Sequence[Step]) -> Step:
     leaves = (whole, dim, [step.leaves[2] for step in steps])
     length = None if steps[0].target is SELECT else steps[0].kinds[0][0][dim]
     return Step(_PARTS, (*leaves, length), None, steps[0].kinds)
-
-
-def _as_one(steps: Sequence[Step]) -> Step:
-    """Steps that are alike in one step, which gives their results along a leading dimension."""
-    leaves: list[Any] = []
-    for column in zip(*(step.leaves for step in steps), strict=True):
-        first = column[0]
-        if isinstance(first, Ref):
-            is_same = column.count(first) == len(column)
-            leaves.append(first if is_same else Rows(column))
-        elif isinstance(first, Tensor):
-            is_same = all(each is first for each in column)
-            leaves.append(first if is_same else _Stacked(torch.stack(column)))
-        elif _is_number(first) and column.count(first) < len(column):
-            _, dtype, device = steps[0].kinds[0]
-            leaves.append(_Stacked(torch.tensor(column, dtype=dtype, device=device)))
-        else:
-            leaves.append(first)
-    return replace(steps[0], leaves=tuple(leaves), is_batched=True)
 
 
 # What calls them ---------------------------------------------------------------------------------
@@ -267,7 +225,7 @@ class _Values:
         """The tensor, or other value, that a leaf stands for."""
         if isinstance(leaf, Rows):
             return self._gather(leaf.refs)
-        if isinstance(leaf, _Stacked):
+        if isinstance(leaf, Stacked):
             return leaf.value
         if not isinstance(leaf, Ref):
             return leaf
@@ -290,8 +248,11 @@ class _Values:
         args, _ = put_back(step.leaves, step.spec)
         if step.target is _STACK:
             tensors, dim = args if len(args) > 1 else (*args, 0)
-            if all(isinstance(each, Ref) for each in tensors):
-                return self._gather(tuple(tensors)).movedim(0, dim)
+            pieces = [
+                self._gather(tuple(run)) if is_ref else torch.stack(list(run))
+                for is_ref, run in groupby(tensors, lambda each: isinstance(each, Ref))
+            ]
+            return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).movedim(0, dim)
         elif step.target is _CAT:
             return self._joined(*args)
         args, kwargs = put_back([self.of(leaf) for leaf in step.leaves], step.spec)
@@ -299,7 +260,7 @@ class _Values:
 
     def _at_once(self, step: Step) -> Any:
         leaves = [self.of(leaf) for leaf in step.leaves]
-        places = [i for i, x in enumerate(step.leaves) if isinstance(x, Rows | _Stacked)]
+        places = [i for i, x in enumerate(step.leaves) if isinstance(x, Rows | Stacked)]
 
         def one(*differing: Tensor) -> tuple[Tensor, ...]:
             own = dict(zip(places, differing, strict=True))

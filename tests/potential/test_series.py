@@ -11,7 +11,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_ext.potential import CaptureError, Potential, _rounds, _series, enumeration, sum_out
+from pyro_ext.potential import (
+    CaptureError,
+    Potential,
+    _recurrences,
+    _rounds,
+    _series,
+    enumeration,
+    sum_out,
+)
 from pyro_ext.potential.batched import BatchedFunction
 from pyro_ext.potential.graph_capture import Gradient, capture
 
@@ -84,14 +92,74 @@ def volatility(x: Tensor) -> Any:
     return total
 
 
+def garch(x: Tensor) -> Any:
+    """As Stan's users write it: roots are passed on, and squared in the next step."""
+    y, scales = waves(len(x)), [torch.ones(())]
+    shift, new, old = x[:3].sigmoid()
+    for t in range(1, len(y)):
+        variance = shift + new * (y[t - 1] - x[3]) ** 2 + old * scales[t - 1] ** 2
+        scales.append(torch.sqrt(variance))
+    scale = torch.stack(scales)
+    return (-0.5 * ((y - x[3]) / scale) ** 2 - scale.log()).sum()
+
+
+def moving_average(x: Tensor) -> Any:
+    """Whose errors would grow without bound, and one step that differs from all others."""
+    y, errors = waves(len(x)), [torch.zeros(())]
+    for t in range(len(y)):
+        past = y[t - 1] if t else x[0]
+        errors.append(y[t] - (x[0] + x[1] * past + (1.2 + x[2]) * errors[-1]))
+    return -0.5 * torch.stack(errors).square().sum()
+
+
+def smoothing(x: Tensor) -> Any:
+    """Two states, level and trend, each of which takes the other."""
+    y, level, trend, total = waves(len(x)), x[2], x[3], x[0]
+    share, damping = x[0].sigmoid(), x[1].sigmoid()
+    for t in range(len(y)):
+        total = total - 0.5 * (y[t] - level - trend) ** 2
+        last, level = level, share * y[t] + (1 - share) * (level + trend)
+        trend = damping * (level - last) + (1 - damping) * trend
+    return total
+
+
+def second_autoregression(x: Tensor) -> Any:
+    """States of the two steps before, of several series at once."""
+    steps = torch.outer(x, waves(3))
+    state = [steps[0], steps[1]]
+    for t in range(2, len(x)):
+        state.append(x[0].tanh() * state[-1] - 0.4 * state[-2] + steps[t])
+    return sum((each - waves(3)).tanh().square().sum() for each in state)
+
+
+def gaps(x: Tensor) -> Any:
+    """States that stay as they are where nothing was observed, divided, and with a minus."""
+    level, total = x[0], x[1]
+    for t in range(len(x)):
+        is_seen = torch.tensor(t % 3 != 1)
+        level = torch.where(is_seen, -(level - waves(len(x))[t]) / (1.5 + x[t].exp()), level)
+        total = total + level.cos()
+    return total
+
+
+RECURRENCES: list[Function] = [
+    volatility,
+    garch,
+    moving_average,
+    smoothing,
+    second_autoregression,
+    gaps,
+]
+
+
 @pytest.mark.usefixtures("_short")
 @pytest.mark.parametrize(
     "function",
-    [autoregression, walk, windows, joined, matrices, volatility],
+    [autoregression, walk, windows, joined, matrices, *RECURRENCES],
     ids=lambda f: f.__name__,
 )
 def test_functions(function: Function) -> None:
-    """Value and gradient stay, and the graph does not grow unless the function is a recursion."""
+    """Value and gradient stay, and the graph does not grow but by rounds."""
     counts = []
     for number in (20, 40):
         x = 0.3 * normals(number, seed=1)
@@ -100,8 +168,49 @@ def test_functions(function: Function) -> None:
         torch.testing.assert_close(graph(x), Gradient(function)(x), rtol=1e-9, atol=1e-9)
         counts.append(len(graph.graph.nodes))
     few, many = counts
-    growth: dict[Any, float] = {volatility: 2.0, matrices: 1.4}
+    growth = {matrices: 1.4} | dict.fromkeys(RECURRENCES, 1.3)
     assert many < growth.get(function, 1.1) * few
+
+
+def feedback(x: Tensor) -> Any:
+    """Nonlinear in what is passed on, but for a part that alone would be linear."""
+    state = trend = total = x[0]
+    for each in x.unbind():
+        state = (state + trend).tanh() * each
+        trend = 0.5 * trend + state
+        total = total + trend.square() * each.cos()
+    return total
+
+
+def products(x: Tensor) -> Any:
+    """A state that is multiplied by itself, and a root that is not squared."""
+    state, root, total = x[0], x[1].exp(), x[2]
+    for each in x.unbind():
+        state = 0.1 * state * state + each
+        root = (root + 1.0 + each.square()).sqrt()
+        total = total + state.sin() * root
+    return total
+
+
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("function", [feedback, products], ids=lambda f: f.__name__)
+def test_what_is_not_linear_is_computed_step_by_step(function: Function) -> None:
+    x = 0.3 * normals(60, seed=2)
+    graph = capture(Gradient(function), x, series=True)
+    torch.testing.assert_close(graph(x), Gradient(function)(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 64, 65])
+def test_linear_recurrences_in_rounds(length: int) -> None:
+    """Products of slopes, of any length, take the states of a step to those of another."""
+    slopes, constants = normals(length, 3, 3, 2, seed=1), normals(length, 3, 2, seed=2)
+    state = first = normals(3, 2, seed=3)
+    expected = []
+    for slope, constant in zip(slopes, constants, strict=True):
+        state = torch.einsum("ijn,jn->in", slope, state) + constant
+        expected.append(state)
+    actual = _recurrences._solve(slopes, constants, first)
+    torch.testing.assert_close(actual, torch.stack(expected))
 
 
 def test_short_functions_are_recorded_as_before() -> None:
@@ -310,11 +419,23 @@ def test_an_impossible_chain_has_no_density() -> None:
         assert bool(torch.as_tensor(total).isfinite()) == is_possible
 
 
+def variances(y: Tensor) -> None:
+    """A GARCH model, whose variances follow from each other."""
+    shift, new, old = (pyro.sample(name, dist.Beta(2.0, 2.0)) for name in ("a", "b", "c"))
+    scale = torch.ones(())
+    for t in range(len(y)):
+        pyro.sample(f"y_{t}", dist.Normal(0.0, scale), obs=y[t])
+        scale = torch.sqrt(shift + 0.5 * new * y[t] ** 2 + 0.5 * old * scale**2)
+
+
 @pytest.mark.slow
-def test_a_chain_of_a_thousand_steps_compiles(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("model", [hidden_markov, variances], ids=lambda m: m.__name__)
+def test_a_chain_of_a_thousand_steps_compiles(
+    model: Callable[[Tensor], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     y = normals(1000)
     start = time.perf_counter()
-    potential = Potential(sum_out(hidden_markov, y), y, backend="compile")
+    potential = Potential(sum_out(model, y), y, backend="compile")
     points = potential.init(1, seed=0)
     middle = time.perf_counter()
     value, gradient = potential.value_and_grad(points)
@@ -322,5 +443,5 @@ def test_a_chain_of_a_thousand_steps_compiles(capsys: pytest.CaptureFixture[str]
     with capsys.disabled():
         print(f"\n1,000 steps: checked in {middle - start:.0f} s, compiled in {end - middle:.0f} s")
     assert potential.gradient.backend == "compile"
-    expected = Potential(sum_out(hidden_markov, y), y, backend="eager").value_and_grad(points)
+    expected = Potential(sum_out(model, y), y, backend="eager").value_and_grad(points)
     torch.testing.assert_close((value, gradient), expected, rtol=1e-8, atol=1e-8)
