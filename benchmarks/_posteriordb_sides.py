@@ -68,9 +68,7 @@ def ours(posterior: Posterior, **options: Any) -> Found:
     first = cpu()
     statistics, draws = mcmc.sample_statistics(), mcmc.get_samples(group_by_chain=True)
     sampling = int(statistics["n_steps"].sum())
-    # Of each draw of a warm-up by gradients the gradient is computed once more.
-    once_more = mcmc.warmup_steps * NUM_CHAINS * (mcmc.kernel.mass_estimate == "fisher")
-    warmup = num_leapfrogs - sampling + once_more
+    warmup = num_leapfrogs - sampling
     before = cpu()
     run(1)
     again = cpu() - before

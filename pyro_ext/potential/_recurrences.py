@@ -381,8 +381,9 @@ class _Recurrence:
             ],
             1,
         )
-        solved = _solve(slopes, constants, first).unbind(1)
-        return tuple(x for x, n in zip(solved, self.results, strict=True) if n is not None)
+        solved: Tensor = _Solve.apply(slopes, constants, first)  # type: ignore[no-untyped-call]
+        states_of = zip(solved.unbind(1), self.results, strict=True)
+        return tuple(state for state, result in states_of if result is not None)
 
     def _one_step(self, given: Mapping[int, Any]) -> list[_Linear]:
         """Next states as linear functions of the last ones."""
@@ -407,18 +408,45 @@ def _aligned(rows: Tensor, dim: int) -> Tensor:
     return rows.reshape(len(rows), *[1] * (dim - rows.dim()), *rows.shape[1:])
 
 
-def _solve(slopes: Tensor, constants: Tensor, first: Tensor) -> Tensor:
-    """Solve ``states[t] = slopes[t] @ states[t - 1] + constants[t]``.
+class _Solve(torch.autograd.Function):
+    """Solves ``states[t] = slopes[t] @ states[t - 1] + constants[t]``.
 
-    After each round a state is expressed by one that is twice as far back as before.
+    Derivatives are states of a recurrence, too, from the end. To differentiate the rounds would
+    take as many operations again, and several times as long to compile.
 
     Shapes: slopes (length, k, k, ...), constants (length, k, ...), first (k, ...) ->
     (length, k, ...).
     """
-    length = len(constants)
-    start = constants[:1] + (slopes[:1] * first).sum(2)
-    states, back = torch.cat([start, constants[1:]]), 1
-    slopes = slopes[1:]  # of those that are not solved yet
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(slopes: Tensor, constants: Tensor, first: Tensor) -> Tensor:
+        start = constants[:1] + (slopes[:1] * first).sum(2)
+        return _in_rounds(slopes[1:], torch.cat([start, constants[1:]]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        slopes, _, first = inputs
+        ctx.save_for_backward(slopes, first, output)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slopes, first, states = ctx.saved_tensors
+        back = slopes[1:].transpose(1, 2).flip(0)
+        total = _in_rounds(back, outer.flip(0)).flip(0)
+        before = torch.cat([first[None], states[:-1]])
+        return total[:, :, None] * before[:, None], total, (slopes[0] * total[0, :, None]).sum(0)
+
+
+def _in_rounds(slopes: Tensor, constants: Tensor) -> Tensor:
+    """Add to each constant its slope times the result before, but to the first.
+
+    After each round a result is expressed by one that is twice as far back as before.
+
+    Shapes: slopes (length - 1, k, k, ...), constants (length, k, ...) -> (length, k, ...).
+    """
+    length, states, back = len(constants), constants, 1
     while back < length:
         later = states[back:] + (slopes * states[: length - back].unsqueeze(1)).sum(2)
         states = torch.cat([states[:back], later])
