@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from pyro_ext.potential._recorder import Ref, Rows, Stacked, Step, as_one, is_number, put_back
@@ -133,7 +132,7 @@ def _recurrences(steps: Sequence[Step], run: _Run) -> Iterator[_Found]:
 
 def _loops(
     steps: Sequence[Step], numbers: npt.NDArray[np.int64]
-) -> Iterator[tuple[list[int], dict[tuple[int, int], _Edge]]]:
+) -> Iterator[tuple[tuple[int, ...], dict[tuple[int, int], _Edge]]]:
     """Places that depend on each other, and what each leaf of theirs takes from them."""
     period = numbers.shape[1]
     edges = {
@@ -142,15 +141,14 @@ def _loops(
         for position in range(len(steps[numbers[-1, place]].leaves))
         if (edge := _edge(steps, numbers, place, position)) is not None
     }
-    is_edge = np.zeros((period, period), dtype=bool)
+    reached = np.zeros((period, period), dtype=bool)
     for (place, _), edge in edges.items():
-        is_edge[place, edge.place] = True
-    _, groups = connected_components(is_edge, connection="strong")
-    for group in range(groups.max() + 1):
-        loop = np.flatnonzero(groups == group).tolist()
-        own = {key: e for key, e in edges.items() if key[0] in loop and e.place in loop}
-        if own:
-            yield loop, own
+        reached[place, edge.place] = True
+    for _ in range(period.bit_length()):
+        reached |= reached @ reached
+    is_mutual = reached & reached.T
+    for loop in {tuple(np.flatnonzero(row).tolist()): None for row in is_mutual if row.any()}:
+        yield loop, {key: e for key, e in edges.items() if key[0] in loop and e.place in loop}
 
 
 def _edge(
