@@ -1,5 +1,6 @@
 """The operations that a function does on its arguments, as data."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
@@ -79,7 +80,9 @@ class Recorder(TorchDispatchMode):
         """Tensors that were there before, by identity."""
         self._refs = {id(tensor): Ref(i, 0) for i, tensor in enumerate(example)}
         self._made: set[int] = set()
-        self._kept: list[Any] = [*example]  # as long as their identities count
+        self._kept: list[Tensor] = []  # as long as their identities count
+        self._places: Counter[int] = Counter()  # tensors that have their numbers there
+        self._keep(*example)
         self._known: dict[Any, int] = {}
         self._contents: dict[int, Any] = {}
         self._first: dict[Any, Tensor] = {}  # of constants that are equal
@@ -98,14 +101,16 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if function is _aten.lift_fresh.default:
             self._made.add(id(args[0]))
-            self._kept.append(args[0])
+            self._keep(args[0])
             return args[0]
-        if function._schema.is_mutable or torch.Tag.nondeterministic_seeded in function.tags:
-            raise Unsuited(f"{function} draws, or writes into a tensor")
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            raise Unsuited(f"{function} draws")
+        if function._schema.is_mutable:
+            return self._write(function, types, args, kwargs)
         leaves, spec = _flat(args, kwargs)
         result = function(*args, **kwargs)
         results = list(result) if isinstance(result, tuple | list) else [result]
-        self._kept.append(result)
+        self._keep(*(each for each in results if isinstance(each, Tensor)))
         refs = [self.ref(leaf) for leaf in leaves]
         for ref in refs:
             if isinstance(ref, Tensor) and id(ref) not in self._made:
@@ -121,6 +126,28 @@ class Recorder(TorchDispatchMode):
             raise Unsuited(f"{function} gives a number")
         self._note(function, refs, spec, args, results)
         return result
+
+    def _write(
+        self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Write into a result of a step that shares its numbers with no other tensor."""
+        written: Tensor = args[0]
+        name = function._schema.name.removeprefix("aten::")
+        ref = self.ref(written)
+        is_own = isinstance(ref, Ref) and self.steps[ref.step].target is not None
+        if not is_own or self._places[_place(written)] > 1 or not name.endswith("_"):
+            raise Unsuited(f"{function} writes into a tensor")
+        pure = getattr(getattr(_aten, name.removesuffix("_")), function._overloadname)
+        result = self.__torch_dispatch__(pure, types, args, kwargs)
+        if kind_of(result) != kind_of(written):
+            raise Unsuited(f"{function} gives a tensor of another kind")
+        self._refs[id(written)] = self._refs[id(result)]
+        written = function(*args, **kwargs)
+        return written
+
+    def _keep(self, *tensors: Tensor) -> None:
+        self._kept += tensors
+        self._places.update(map(_place, tensors))
 
     def _note(
         self, function: Any, leaves: list[Any], spec: Any, args: tuple[Any, ...], results: list[Any]
@@ -199,6 +226,11 @@ def put_back(leaves: Sequence[Any], spec: Any) -> tuple[list[Any], dict[str, Any
     every = [next(ahead) if n is None else list(islice(ahead, n)) for n in sizes]
     number = len(every) - len(names)
     return every[:number], dict(zip(names, every[number:], strict=True))
+
+
+def _place(tensor: Tensor) -> int:
+    """Where the numbers of a tensor are, or those of which it shows a part."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

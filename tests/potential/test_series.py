@@ -277,6 +277,27 @@ def test_data_that_change_are_recorded_anew() -> None:
 
 
 @pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("is_part", [False, True])
+def test_writes(is_part: bool) -> None:
+    """Into a tensor of one's own, as Pyro's HalfCauchy does; into a part, step by step."""
+
+    def function(x: Tensor) -> Any:
+        parts = []
+        for each in x.unbind():
+            pair = torch.stack([each.exp(), each])
+            before = pair.sum()
+            (pair[0] if is_part else pair).mul_(3.0)
+            parts.append(before - pair.sin().sum())
+        return torch.stack(parts).square().sum()
+
+    x = normals(30)
+    graph = capture(Gradient(function), x, series=True)
+    assert graph.meta["is_series"] != is_part
+    torch.testing.assert_close(graph(x), Gradient(function)(x))
+    torch.testing.assert_close(x, normals(30))
+
+
+@pytest.mark.usefixtures("_short")
 def test_branches_are_refused() -> None:
     def function(x: Tensor) -> Any:
         return sum(each.exp() if each > 0.0 else each for each in x.unbind())
