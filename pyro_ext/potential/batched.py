@@ -340,7 +340,6 @@ def _stacked(results: Sequence[Any]) -> Any:
 
 
 _ROUNDINGS = 8.0
-_NUM_PERTURBED = 4
 
 
 def outputs_agree(actual: object, expected: object) -> bool:
@@ -354,9 +353,9 @@ def outputs_agree(actual: object, expected: object) -> bool:
 
 
 def agree_but_for_rounding(
-    again: Callable[[], Any], actual: object, expected: object
+    again: Callable[[], Any], actual: object, expected: object, num_perturbed: int = 4
 ) -> bool | None:
-    """Whether two results are equal but for rounding, as large as the function at hand makes it.
+    """Tell whether two results are equal but for rounding, as large as the function makes it.
 
     Results that are near each other agree. Others are measured by how far the function's result
     moves where each number that an operation takes is off by a rounding: as much as conditioning
@@ -365,6 +364,7 @@ def agree_but_for_rounding(
     :param again: computes one of the two results anew, of the same arguments.
     :param actual: tensors in any structure.
     :param expected: the same.
+    :param int num_perturbed: most times that the result is computed with roundings.
     :returns: ``None`` where rounding decides whether the result is finite, so that nothing can be
         told.
 
@@ -377,9 +377,10 @@ def agree_but_for_rounding(
     """
     if outputs_agree(actual, expected):
         return True
-    center = pytree.tree_leaves(again())
+    center = pytree.tree_leaves(again()) if num_perturbed else []
+    pairs = list(zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True))
     spreads = [0.0] * len(center)
-    for seed in range(_NUM_PERTURBED):
+    for seed in range(num_perturbed):
         with _Perturbation(seed):
             perturbed = pytree.tree_leaves(again())
         for i, (leaf, other) in enumerate(zip(center, perturbed, strict=True)):
@@ -388,8 +389,10 @@ def agree_but_for_rounding(
                 return None
             if leaf.is_floating_point() and finite.any():
                 spreads[i] = max(spreads[i], float((leaf - other)[finite].abs().max()))
-    pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), spreads, strict=True)
-    return all(_leaves_agree(one, other, _ROUNDINGS * spread) for one, other, spread in pairs)
+        bounds = (_ROUNDINGS * spread for spread in spreads)
+        if all(_leaves_agree(*pair, bound) for pair, bound in zip(pairs, bounds, strict=True)):
+            return True
+    return False
 
 
 def _leaves_agree(actual: Tensor, expected: Tensor, rounding: float = 0.0) -> bool:
