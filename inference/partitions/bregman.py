@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from pyro.distributions import Exponential, Gamma, Independent, Multinomial, Normal, Poisson
 from torch import Tensor
 
 from pyro_ext._lib import checks
@@ -32,41 +31,6 @@ class BregmanGenerator(ABC):
     _least: ClassVar[str] = ""  # how points compare with zero: "", ">= 0" or "> 0"
     floor: float = 0.0  # what is added to variances
 
-    @classmethod
-    def from_distribution(cls, distribution: object) -> "BregmanGenerator":
-        """Generator of the family that a distribution is from; its parameters don't matter.
-
-        A normal distribution stands for normals of a known scale, a gamma distribution for those of
-        a known shape.
-
-        :param distribution: a Pyro distribution: ``Normal``, ``Poisson``, ``Multinomial``,
-            ``Exponential`` or ``Gamma``, or some of these made independent by ``to_event``.
-        :returns: its generator.
-        :raises TypeError: for any other.
-
-        Example::
-
-            >>> BregmanGenerator.from_distribution(dist.Gamma(2.0, torch.ones(3)).to_event(1))
-            ItakuraSaitoGenerator()
-        """
-        family = distribution
-        while isinstance(family, Independent):
-            family = family.base_dist
-        known: dict[type, type[BregmanGenerator]] = {
-            Normal: GaussianGenerator,
-            Poisson: PoissonGenerator,
-            Multinomial: MultinomialGenerator,
-            Exponential: ItakuraSaitoGenerator,
-            Gamma: ItakuraSaitoGenerator,
-        }
-        for kind, generator in known.items():
-            if isinstance(family, kind):
-                return generator()
-        raise TypeError(
-            f"distribution must be one of {', '.join(kind.__name__ for kind in known)}, got "
-            f"{distribution!r:.80}"
-        )
-
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         """Sufficient statistics of points, of which mean parameters are means.
 
@@ -86,14 +50,6 @@ class BregmanGenerator(ABC):
 
         :param Tensor mean: mean parameters. **Shape:** ``(*batch, num_statistics)``.
         :returns: **Shape:** ``(*batch,)``.
-        """
-
-    @abstractmethod
-    def grad_phi(self, mean: Tensor) -> Tensor:
-        """The gradient of the convex function, which gives the natural parameters.
-
-        :param Tensor mean: mean parameters. **Shape:** ``(*batch, num_statistics)``.
-        :returns: **Shape:** that of the mean.
         """
 
     @abstractmethod
@@ -128,10 +84,6 @@ class GaussianGenerator(BregmanGenerator):
         """Half the squared norm."""
         return 0.5 * mean.square().sum(-1)
 
-    def grad_phi(self, mean: Tensor) -> Tensor:
-        """The mean itself."""
-        return mean
-
     def divergence(self, y: Tensor, mean: Tensor) -> Tensor:
         """Half the squared distance."""
         return self.phi(y - mean)
@@ -154,10 +106,6 @@ class PoissonGenerator(BregmanGenerator):
     def phi(self, mean: Tensor) -> Tensor:
         """The sum of m log m - m."""
         return (torch.xlogy(mean, mean) - mean).sum(-1)
-
-    def grad_phi(self, mean: Tensor) -> Tensor:
-        """Logarithms."""
-        return mean.log()
 
     def divergence(self, y: Tensor, mean: Tensor) -> Tensor:
         """The sum of y log (y / m) - y + m."""
@@ -190,10 +138,6 @@ class MultinomialGenerator(BregmanGenerator):
         """The negative entropy."""
         return torch.xlogy(mean, mean).sum(-1)
 
-    def grad_phi(self, mean: Tensor) -> Tensor:
-        """Logarithms, plus one."""
-        return mean.log() + 1.0
-
     def divergence(self, y: Tensor, mean: Tensor) -> Tensor:
         """The Kullback-Leibler divergence of frequencies."""
         return (torch.xlogy(y, y) - torch.xlogy(y, mean)).sum(-1)
@@ -214,10 +158,6 @@ class ItakuraSaitoGenerator(BregmanGenerator):
     def phi(self, mean: Tensor) -> Tensor:
         """Minus the sum of logarithms."""
         return -mean.log().sum(-1)
-
-    def grad_phi(self, mean: Tensor) -> Tensor:
-        """Minus the reciprocals."""
-        return -mean.reciprocal()
 
     def divergence(self, y: Tensor, mean: Tensor) -> Tensor:
         """The sum of y / m - log (y / m) - 1."""
@@ -257,13 +197,6 @@ class GaussianCovarianceGenerator(BregmanGenerator):
     def phi(self, mean: Tensor) -> Tensor:
         """Minus half the log determinant of the floored covariance."""
         return -0.5 * self._mean_and_covariance(mean)[1].logdet()
-
-    def grad_phi(self, mean: Tensor) -> Tensor:
-        """The precision times the mean, and minus half the precision."""
-        center, covariance = self._mean_and_covariance(mean)
-        precision = covariance.inverse()
-        natural = (precision @ center[..., None])[..., 0]
-        return torch.cat([natural, -0.5 * precision.flatten(-2)], -1)
 
     def divergence(self, y: Tensor, mean: Tensor) -> Tensor:
         """The Kullback-Leibler divergence of the normals with the floored covariances."""

@@ -199,65 +199,6 @@ class Dendrogram:
         columns = [self.merges, heights[:, None], self.sizes[:, None]]
         return np.asarray(torch.cat([column.double() for column in columns], -1).numpy())
 
-    def to_newick(self) -> str:
-        """The tree in Newick's format, with names of points and lengths of branches.
-
-        A length is the difference of two heights, negative below an inversion; points are at height
-        zero, or at the least height where that is negative.
-
-        :returns: one line that ends with a semicolon.
-
-        Example::
-
-            >>> tree = Dendrogram(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 4.0]))
-            >>> tree.to_newick()
-            '(2:4,(0:1,1:1):3);'
-        """
-        heights = [self._ground] * self.num_leaves + self.heights.tolist()
-        merges = self.merges.tolist()
-        pieces: list[str] = []
-        pending: list[str | tuple[int, str]] = [(2 * self.num_leaves - 2, ";")]
-        while pending:
-            match pending.pop():
-                case str(piece):
-                    pieces.append(piece)
-                case node, end if node < self.num_leaves:
-                    pieces.append(_quoted(self._name(node)) + end)
-                case node, end:
-                    left, right = (
-                        (child, f":{heights[node] - heights[child]:g}")
-                        for child in merges[node - self.num_leaves]
-                    )
-                    pending.extend([")" + end, right, ",", left, "("])
-        return "".join(pieces)
-
-    def to_networkx(self) -> Any:
-        """The tree as a graph of NetworkX, with edges from merged clusters to their parts.
-
-        Nodes have the attributes ``height``, ``size``, ``label`` where they are points, and
-        ``merge_probability`` where that is known.
-
-        :returns: a ``networkx.DiGraph``.
-
-        Example::
-
-            >>> graph = Dendrogram(torch.tensor([[0, 1]]), torch.tensor([3.0])).to_networkx()
-            >>> sorted(graph.edges), graph.nodes[2]["height"]
-            ([(2, 0), (2, 1)], 3.0)
-        """
-        import networkx  # PyTorch requires it
-
-        graph = networkx.DiGraph()
-        for leaf in range(self.num_leaves):
-            graph.add_node(leaf, height=self._ground, size=1, label=self._name(leaf))
-        for row, pair in enumerate(self.merges.tolist()):
-            node = self.num_leaves + row
-            graph.add_node(node, height=float(self.heights[row]), size=int(self.sizes[row]))
-            if self.merge_probabilities is not None:
-                graph.nodes[node]["merge_probability"] = float(self.merge_probabilities[row])
-            graph.add_edges_from((node, child) for child in pair)
-        return graph
-
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the tree, with a color for each cluster of its own cut.
 
@@ -313,8 +254,8 @@ class ClusterForest:
         >>> single = Dendrogram(torch.empty(0, 2).long(), torch.empty(0), labels=("1",))
         >>> labels, points = torch.tensor([0, 1, 0]), (torch.tensor([0, 2]), torch.tensor([1]))
         >>> forest = ClusterForest(labels, (pair, single), points, log_joint=-3.5)
-        >>> forest, forest.trees[0].to_newick()
-        (ClusterForest(3 points, 2 clusters, log_joint -3.5), '(0:0,2:0);')
+        >>> forest
+        ClusterForest(3 points, 2 clusters, log_joint -3.5)
     """
 
     labels: Tensor
@@ -334,13 +275,6 @@ class ClusterForest:
             f"ClusterForest({points} point{'s'[: points > 1]}, "
             f"{clusters} cluster{'s'[: clusters > 1]}, log_joint {self.log_joint:.6g})"
         )
-
-
-def _quoted(name: str) -> str:
-    """A name in quotes, where it holds what has a meaning in Newick's format."""
-    if name and not set(name) & set(" \t\n()[]':;,_"):
-        return name
-    return "'" + name.replace("'", "''") + "'"
 
 
 def _draw(tree: Dendrogram, ax: "Axes | None") -> "Axes":

@@ -12,8 +12,6 @@ from pyro_ext.models.diffusion.modular_lora import ModularLoRA
 from pyro_ext.models.diffusion.purification import (
     AdaptiveScorePurifier,
     Purification,
-    adaptive_step,
-    detection_noise,
 )
 from pyro_ext.models.diffusion.reward_models import RewardFit, RewardModel, bradley_terry_loss
 from pyro_ext.models.diffusion.soft_tokens import (
@@ -41,9 +39,7 @@ __all__ = [
     "SafeSelfDistillation",
     "SoftToken",
     "WeightedImages",
-    "adaptive_step",
     "bradley_terry_loss",
-    "detection_noise",
     "digit_images",
     "digit_judge",
     "digit_pipeline",

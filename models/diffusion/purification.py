@@ -36,83 +36,21 @@ class Purification(NamedTuple):
     step_sizes: Tensor
 
 
-def adaptive_step(
-    score: Score,
-    x: Tensor,
-    step: float = 0.05,
-    delta: float = 1e-3,
-    clamp: tuple[float, float] = (1e-5, 1e-1),
-) -> tuple[Tensor, Tensor]:
-    r"""Score of each image, and how far to go along it.
-
-    With :math:`g = s(x)` and :math:`g' = s(x + \delta g)` it is
-
-    .. math:: \alpha = \lambda \delta \,
-        \frac{\lVert g \rVert^2}{\langle g,\, g - g' \rangle}
-
-    between bounds: the fraction :math:`\lambda` of the way to where, by linear extrapolation, the
-    score is orthogonal to :math:`g`. For a Gaussian density with precision :math:`P` that is an
-    exact line search, :math:`\alpha = \lambda\, g^\top g / g^\top P g`, in the limit and for any
-    :math:`\delta`. Where the density is not concave along :math:`g`, the step is the smallest.
-
-    :param Callable score: maps images to scores of the same shape, image by image.
-    :param Tensor x: images. **Shape:** ``(n, *event)``.
-    :param float step: :math:`\lambda`.
-    :param float delta: :math:`\delta`.
-    :param tuple clamp: the smallest and the largest :math:`\alpha`, in units of the score.
-    :returns: scores **(n, *event)** and step sizes **(n,)**.
-    :raises ValueError: for arguments out of range, and where a score is not finite.
-
-    Example::
-
-        >>> mean = torch.tensor([0.5, 0.5])
-        >>> adaptive_step(lambda x: (mean - x) / 0.2, torch.tensor([[0.5, 0.9]]), step=0.1)
-        (tensor([[ 0.0000, -2.0000]]), tensor([0.0200]))
-    """
-    checks.function("score", score, "a function of images", or_class=False)
-    _check_step(step, delta, clamp)
-    return _adaptive_step(score, _as_images(x), step, delta, clamp)
-
-
-def detection_noise(
-    score: Score, threshold: float, noise: float = 0.25, level: float = 0.0
-) -> Callable[[Tensor], Tensor]:
-    """Less noise for images that look clean: those whose score is short.
-
-    :param Callable score: maps images to scores.
-    :param float threshold: of the norm of the score, in its units. The paper's is 35 for CIFAR-10
-        and 25 for other data.
-    :param float noise: standard deviation of the noise for images above the threshold.
-    :param float level: what it is multiplied by for the others, from zero to one.
-    :returns: a function that maps images to standard deviations, as ``noise`` of
-        :class:`AdaptiveScorePurifier`.
-    :raises ValueError: for numbers out of range.
-
-    Example::
-
-        >>> noise = detection_noise(lambda x: -x, threshold=1.0, noise=0.2, level=0.5)
-        >>> noise(torch.tensor([[0.3, 0.4], [3.0, 4.0]]))
-        tensor([[0.1000],
-                [0.2000]])
-    """
-    checks.function("score", score, "a function of images", or_class=False)
-    threshold = checks.number("threshold", threshold, least=0.0)
-    noise = checks.number("noise", noise, least=0.0)
-    level = checks.number("level", level, least=0.0, most=1.0)
-
-    def of(x: Tensor) -> Tensor:
-        return _per_image(torch.where(_norms(score, x) > threshold, noise, level * noise), x)
-
-    return of
-
-
 class AdaptiveScorePurifier:
     r"""Purifies images: noise that drowns an attack, and then a few steps up the score [1].
 
     1. :math:`x \leftarrow \mathrm{clip}(x + \sigma \epsilon)`
-    2. at most ``max_iter`` times :math:`x \leftarrow \mathrm{clip}(x + \alpha s(x))`, with the
-       :math:`\alpha` of :func:`adaptive_step`. An image whose :math:`\alpha` is at most ``tau`` is
-       finished.
+    2. at most ``max_iter`` times :math:`x \leftarrow \mathrm{clip}(x + \alpha g)` along the score
+       :math:`g = s(x)`. With :math:`g' = s(x + \delta g)` it is
+
+       .. math:: \alpha = \lambda \delta \,
+           \frac{\lVert g \rVert^2}{\langle g,\, g - g' \rangle}
+
+       between bounds: the fraction :math:`\lambda` of the way to where, by linear extrapolation,
+       the score is orthogonal to :math:`g`. For a Gaussian density with precision :math:`P` that is
+       an exact line search, :math:`\alpha = \lambda\, g^\top g / g^\top P g`. Where the density is
+       not concave along :math:`g`, the step is the smallest. An image whose :math:`\alpha` is at
+       most ``tau`` is finished.
 
     Images do not see each other. If the score is multiplied by a number, as it is at another level
     of one network, :math:`\alpha` is divided by it: ``clamp`` and ``tau`` are in those units, and
@@ -127,14 +65,14 @@ class AdaptiveScorePurifier:
         :class:`~pyro_ext.inference.diffusion.DiffusersScore`. A network in it has to be in
         evaluation mode.
     :param noise: :math:`\sigma`; or a function that maps images to standard deviations that
-        broadcast, such as a :func:`detection_noise`, or ``lambda x: 0.1 + 0.01 * score(x).abs()``
-        for more where the score is large.
+        broadcast, such as ``lambda x: 0.1 + 0.01 * score(x).abs()`` for more where the score is
+        large.
     :param float step: fraction :math:`\lambda` of the way that a step takes. With the default, ten
         steps are 40 % of the way.
-    :param float delta: of :func:`adaptive_step`.
+    :param float delta: :math:`\delta`.
     :param int max_iter: largest number of steps.
     :param float tau: step size at which an image is finished.
-    :param tuple clamp: of :func:`adaptive_step`.
+    :param tuple clamp: the smallest and the largest :math:`\alpha`, in units of the score.
     :param int num_runs: number of purified copies whose predictions are averaged.
     :param tuple bounds: of pixels: ``(-1.0, 1.0)`` for models of ``diffusers``.
     :raises ValueError: for arguments out of range.
@@ -262,7 +200,7 @@ class AdaptiveScorePurifier:
 def _adaptive_step(
     score: Score, x: Tensor, step: float, delta: float, clamp: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`adaptive_step`, of checked arguments."""
+    """Score of each image, and how far to go along it."""
     gradient = score(x)
     if gradient.shape != x.shape:
         raise ValueError(

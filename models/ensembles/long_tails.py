@@ -42,23 +42,6 @@ def exponential_profile(num_first: int, num_classes: int, imbalance: float) -> T
     return (num_first * imbalance**exponents + 1e-9).floor().long()  # 50 may come as 49.999...
 
 
-def class_weights(counts: Tensor, power: float = 1.0) -> Tensor:
-    r"""Weights of classes in a loss, :math:`w_k = K n_k^{-g} / \sum_j n_j^{-g}`.
-
-    :param Tensor counts: :math:`n_k`, at least one each. **Shape:** ``(K,)``.
-    :param float power: :math:`g`; zero gives equal weights, one inverse frequencies.
-    :returns: such as the ``weight`` of :func:`torch.nn.functional.cross_entropy`, with a mean of
-        one. **Shape:** ``(K,)``.
-
-    Example::
-
-        >>> class_weights(torch.tensor([30, 10]))
-        tensor([0.5000, 1.5000])
-    """
-    counts, power = _as_counts(counts), checks.number("power", power, least=0)
-    return (len(counts) * (-power * counts.log()).softmax(0)).to(torch.get_default_dtype())
-
-
 class BalancedBatches(ShuffledBatches):
     """Minibatches in which each class is as likely, whatever its number of examples.
 

@@ -14,7 +14,7 @@ from pyro_ext.models.molecules.likelihood import (
     ensemble_prediction,
     potential_loss,
 )
-from pyro_ext.models.molecules.race import RACE, Prediction, bessel_features, polynomial_envelope
+from pyro_ext.models.molecules.race import RACE, Prediction, polynomial_envelope
 from pyro_ext.models.molecules.structures import (
     Neighbors,
     all_pairs,
@@ -44,7 +44,6 @@ __all__ = [
     "TrainingRegion",
     "all_pairs",
     "atomic_numbers",
-    "bessel_features",
     "ensemble_prediction",
     "molecule_frames",
     "periodic_neighbors",

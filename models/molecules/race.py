@@ -64,35 +64,6 @@ def polynomial_envelope(x: Tensor, power: int = 2) -> Tensor:
     return torch.where(x < 1.0, value, torch.zeros_like(value))
 
 
-def bessel_features(
-    distance: Tensor, cutoff: float, num_features: int = 8, power: int = 2
-) -> Tensor:
-    r"""Features of a distance, :math:`\sqrt{2 / r_c} \sin(n \pi r / r_c) / r` times the envelope.
-
-    :param Tensor distance: :math:`r`, whose limit is taken at zero. **Shape:** ``shape``.
-    :param float cutoff: :math:`r_c`.
-    :param int num_features: for :math:`n` from one on.
-    :param int power: of :func:`polynomial_envelope`.
-    :returns: **Shape:** ``(*shape, num_features)``.
-    :raises ValueError: for negative distances, or numbers out of range.
-
-    Example::
-
-        >>> bessel_features(torch.tensor([1.0, 5.0]), cutoff=5.0).shape
-        torch.Size([2, 8])
-    """
-    distance = checks.as_tensor("distance", distance, finite=True, allow_empty=True)
-    if not distance.is_floating_point():
-        distance = distance.to(torch.get_default_dtype())
-    cutoff = checks.number("cutoff", cutoff, above=0)
-    checks.integer("num_features", num_features, 1)
-    if bool((distance < 0).any()):
-        raise ValueError(f"distance must not be negative, got {float(distance.min()):g}")
-    # The sine of so small a number over the number is what it is in the limit.
-    distance = distance.clamp(min=torch.finfo(distance.dtype).eps ** 2)
-    return _bessel(distance, cutoff, num_features, power)
-
-
 def _bessel(distance: Tensor, cutoff: float, num_features: int, power: int) -> Tensor:
     """The features of distances above zero."""
     orders = torch.arange(1, num_features + 1)

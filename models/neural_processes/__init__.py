@@ -34,9 +34,7 @@ from pyro_ext.models.neural_processes.latent import ANP, NP, LatentProcess
 from pyro_ext.models.neural_processes.martingale import (
     MPANP,
     MPNP,
-    InputGenerator,
     MartingalePosteriorProcess,
-    PseudoContextGenerator,
     RepresentationGenerator,
 )
 from pyro_ext.models.neural_processes.networks import (
@@ -47,7 +45,7 @@ from pyro_ext.models.neural_processes.networks import (
     SetEncoder,
 )
 from pyro_ext.models.neural_processes.process import NeuralProcess
-from pyro_ext.models.neural_processes.tasks import GPTasks, ImageTasks, PredatorPreyTasks
+from pyro_ext.models.neural_processes.tasks import GPTasks, ImageTasks
 from pyro_ext.models.neural_processes.training import LogLikelihoods, fit, log_likelihoods
 
 __all__ = [
@@ -66,7 +64,6 @@ __all__ = [
     "Decoder",
     "GPTasks",
     "ImageTasks",
-    "InputGenerator",
     "JointEncoder",
     "LatentProcess",
     "LogLikelihoods",
@@ -75,8 +72,6 @@ __all__ = [
     "Optimization",
     "Points",
     "PoolingEncoder",
-    "PredatorPreyTasks",
-    "PseudoContextGenerator",
     "RepresentationGenerator",
     "SetEncoder",
     "expected_improvement",

@@ -3,9 +3,7 @@
 Numbers in brackets are those of the papers in the docstring of the package.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyro
 import torch
@@ -26,37 +24,10 @@ from pyro_ext.models.neural_processes.process import (
     points_log_prob,
     standard_normal,
 )
-from pyro_ext.nn import MLP, InducedSetAttention
+from pyro_ext.nn import InducedSetAttention
 
 
-class PseudoContextGenerator(nn.Module, ABC):
-    r"""Maps noise and the features of a context to the features of pseudo points.
-
-    The pseudo points are exchangeable given the context: permuted noise gives permuted points, and
-    the order of the context does not matter.
-
-    :param int noise_features: number of features of a row of noise.
-    """
-
-    def __init__(self, noise_features: int) -> None:
-        super().__init__()
-        self.noise_features = checks.integer("noise_features", noise_features, 1)
-
-    @abstractmethod
-    def forward(
-        self, noise: Tensor, features: Tensor, encoder: SetEncoder, mask: Tensor | None = None
-    ) -> Tensor:
-        """Generate.
-
-        :param Tensor noise: standard normal. **Shape:** ``(*batch, num_pseudo, noise_features)``.
-        :param Tensor features: of the context. **Shape:** ``(*batch, n, num_features)``.
-        :param SetEncoder encoder: that they come from.
-        :param Tensor mask: bool, false for padding of the context. **Shape:** ``(*batch, n)``.
-        :returns: **Shape:** ``(*batch, num_pseudo, num_features)``.
-        """
-
-
-class RepresentationGenerator(PseudoContextGenerator):
+class RepresentationGenerator(nn.Module):
     r"""Generates the features of pseudo points directly [5].
 
     Noise :math:`E` attends to itself by way of the features :math:`R` of the context,
@@ -77,7 +48,7 @@ class RepresentationGenerator(PseudoContextGenerator):
         >>> encoder = PoolingEncoder(1, 1, width=16)
         >>> generator = RepresentationGenerator(encoder)
         >>> features = encoder.features(torch.zeros(5, 7, 1), torch.zeros(5, 7, 1))
-        >>> generator(torch.randn(5, 10, 16), features, encoder).shape
+        >>> generator(torch.randn(5, 10, 16), features).shape
         torch.Size([5, 10, 16])
     """
 
@@ -85,81 +56,23 @@ class RepresentationGenerator(PseudoContextGenerator):
         self, encoder: SetEncoder, num_heads: int = 8, *, layer_norm: bool = False
     ) -> None:
         checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        super().__init__()
         size = encoder.num_features
-        super().__init__(size)
         self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=layer_norm)
 
-    def forward(
-        self, noise: Tensor, features: Tensor, encoder: SetEncoder, mask: Tensor | None = None
-    ) -> Tensor:
-        """Generate, as :meth:`PseudoContextGenerator.forward`."""
+    def forward(self, noise: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Generate.
+
+        The pseudo points are exchangeable given the context: permuted noise gives permuted points,
+        and the order of the context does not matter.
+
+        :param Tensor noise: standard normal. **Shape:** ``(*batch, num_pseudo, num_features)``.
+        :param Tensor features: of the context. **Shape:** ``(*batch, n, num_features)``.
+        :param Tensor mask: bool, false for padding of the context. **Shape:** ``(*batch, n)``.
+        :returns: **Shape:** as the noise.
+        """
         generated: Tensor = self.attention(noise, features, inducing_mask=mask)
         return generated
-
-
-class InputGenerator(PseudoContextGenerator):
-    r"""Generates pairs of inputs and outputs, and encodes them as the context is encoded [5].
-
-    Noise attends to itself by way of the context, as in :class:`RepresentationGenerator`. An input
-    is a linear map of its row of noise, squashed to the range of inputs; the output is a network of
-    that input and of what the row has become.
-
-    :param SetEncoder encoder: whose features are generated.
-    :param float low: the lowest input.
-    :param float high: the highest input.
-    :param int num_heads: heads of the attention.
-    :param bool layer_norm: as of :class:`RepresentationGenerator`.
-    :raises ValueError: where the range is empty.
-
-    Example::
-
-        >>> from pyro_ext.models.neural_processes import PoolingEncoder
-        >>> encoder = PoolingEncoder(1, 1, width=16)
-        >>> generator = InputGenerator(encoder, low=0.0, high=1.0)
-        >>> features = encoder.features(torch.zeros(5, 7, 1), torch.zeros(5, 7, 1))
-        >>> generator(torch.randn(5, 10, 16), features, encoder).shape
-        torch.Size([5, 10, 16])
-    """
-
-    def __init__(
-        self,
-        encoder: SetEncoder,
-        low: float = -2.0,
-        high: float = 2.0,
-        num_heads: int = 8,
-        *,
-        layer_norm: bool = False,
-    ) -> None:
-        checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
-        size = encoder.num_features
-        super().__init__(size)
-        self.low = checks.number("low", low)
-        self.high = checks.number("high", high, above=low)
-        self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=layer_norm)
-        self.to_inputs = nn.Linear(size, encoder.x_dim)
-        self.to_outputs = MLP(size + encoder.x_dim, [size], encoder.y_dim, nn.ReLU)
-
-    def forward(
-        self, noise: Tensor, features: Tensor, encoder: SetEncoder, mask: Tensor | None = None
-    ) -> Tensor:
-        """Generate, as :meth:`PseudoContextGenerator.forward`."""
-        return encoder.features(*self.pairs(noise, features, mask))
-
-    def pairs(
-        self, noise: Tensor, features: Tensor, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of pseudo points, given what :meth:`forward` takes.
-
-        :returns: **Shape:** ``(*batch, num_pseudo, x_dim)`` and ``(*batch, num_pseudo, y_dim)``.
-        """
-        attended = self.attention(noise, features, inducing_mask=mask)
-        middle, half = (self.high + self.low) / 2, (self.high - self.low) / 2
-        inputs = middle + half * torch.tanh(self.to_inputs(noise))
-        outputs: Tensor = self.to_outputs(torch.cat([attended, inputs], -1))
-        return inputs, outputs
-
-
-Generator = Callable[[SetEncoder], PseudoContextGenerator]
 
 
 class MartingalePosteriorProcess(NeuralProcess):
@@ -184,7 +97,6 @@ class MartingalePosteriorProcess(NeuralProcess):
     :param int width: width of the decoder.
     :param int num_pseudo: :math:`N'`; best the same for training and predictions.
     :param Sequence weights: :math:`w_1, w_2, w_3`.
-    :param Callable generator: makes the generator, given the encoder.
     """
 
     def __init__(
@@ -194,12 +106,10 @@ class MartingalePosteriorProcess(NeuralProcess):
         *,
         num_pseudo: int = 10,
         weights: Sequence[float] = (1.0, 1.0, 1.0),
-        generator: Generator = RepresentationGenerator,
     ) -> None:
         checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.num_pseudo = checks.integer("num_pseudo", num_pseudo, 0)
-        checks.function("generator", generator, "a class of generators or a function of an encoder")
         weights = checks.sequence("weights", weights, "three numbers")
         if len(weights) != 3:
             raise ValueError(f"weights must be three numbers, got {weights!r:.80}")
@@ -208,7 +118,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         )
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
-        self.generator = generator(encoder)
+        self.generator = RepresentationGenerator(encoder)
 
     def loss(
         self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
@@ -271,10 +181,10 @@ class MartingalePosteriorProcess(NeuralProcess):
 
     @property
     def _noise_shape(self) -> tuple[int, int]:
-        return self.num_pseudo, self.generator.noise_features
+        return self.num_pseudo, self.encoder.num_features
 
     def _generate(self, noise: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
-        pseudo: Tensor = self.generator(noise, features, self.encoder, mask)
+        pseudo: Tensor = self.generator(noise, features, mask)
         return pseudo
 
     def _decode(self, features: Tensor, target_inputs: Tensor, mask: Tensor | None) -> Normal:
@@ -293,8 +203,6 @@ class MPNP(MartingalePosteriorProcess):
     :param int num_pseudo: number of pseudo points; best the same for training and predictions.
     :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`. After a
         short training ``(1, 0.1, 0.1)`` is better.
-    :param Callable generator: makes the generator, given the encoder: :class:`InputGenerator`
-        generates pairs of inputs and outputs, the default features.
 
     Example::
 
@@ -317,11 +225,9 @@ class MPNP(MartingalePosteriorProcess):
         *,
         num_pseudo: int = 10,
         weights: Sequence[float] = (1.0, 1.0, 1.0),
-        generator: Generator = RepresentationGenerator,
     ) -> None:
         encoder = self._encoder(x_dim, y_dim, width)
-        options: Any = {"num_pseudo": num_pseudo, "weights": weights, "generator": generator}
-        super().__init__(encoder, width, **options)
+        super().__init__(encoder, width, num_pseudo=num_pseudo, weights=weights)
 
 
 class MPANP(MPNP):

@@ -12,10 +12,6 @@ Bayesian inference on random simple graphs with power law degree distributions.
 Regularized spectral clustering under the degree-corrected stochastic blockmodel.
 """
 
-from pyro_ext.models.nonparametric.frequency_metropolis import (
-    initial_parameters,
-    metropolis_within_gibbs,
-)
 from pyro_ext.models.nonparametric.frequency_model import (
     FrequencyModel,
     beta_prime_prior,
@@ -37,7 +33,6 @@ from pyro_ext.models.nonparametric.graph_model import (
 from pyro_ext.models.nonparametric.graph_pairs import HeldOutPairs, SimpleGraph, UnseenPairs
 from pyro_ext.models.nonparametric.graph_prediction import (
     LinkScores,
-    cross_validate_truncation,
     degree_odds,
     erdos_renyi_odds,
     log_link_probabilities,
@@ -61,16 +56,13 @@ __all__ = [
     "UnseenPairs",
     "beta_prime_prior",
     "bfry_weights",
-    "cross_validate_truncation",
     "degree_odds",
     "erdos_renyi_odds",
     "gamma_weights",
     "generalized_bfry_prior",
     "generalized_gamma_prior",
     "graph_log_likelihood",
-    "initial_parameters",
     "log_link_probabilities",
-    "metropolis_within_gibbs",
     "pareto_mixture_prior",
     "pitman_yor_prior",
     "sample_graph",

@@ -37,8 +37,6 @@ from pyro_ext.random_measures import (
     NormalizedRandomMeasure,
     ParetoMixtureProcess,
     PitmanYor,
-    cluster_tilt_distribution,
-    log_joint_given_cluster_tilts,
     log_num_partitions,
 )
 from pyro_ext.random_measures.cluster_counts import as_table
@@ -203,7 +201,7 @@ _NUM_NEWTON_STEPS = 2
 class FrequencyModel:
     r"""Sizes of the clusters of samples of a normalized random measure [2].
 
-    It comes in four forms, each of which is a Pyro model, with the same posterior of the sites of
+    It comes in three forms, each of which is a Pyro model, with the same posterior of the sites of
     the prior:
 
     * the model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
@@ -213,7 +211,6 @@ class FrequencyModel:
       some hundred times faster.
     * :meth:`with_scaled_tilt` has it in units that go with the measure, and is the one to sample:
       ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
-    * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [2] does.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
         arguments that returns one; its sample sites are the hyperparameters.
@@ -290,24 +287,6 @@ class FrequencyModel:
         tilt = pyro.deterministic("tilt", log_tilt.exp())
         log_density = process.log_joint(sizes, tilt, numbers) + log_unit
         return _count(table, log_density, process)
-
-    def with_cluster_tilts(self, table: Tensor) -> None:
-        r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [2].
-
-        Those are ``"cluster_tilts"``, one for each cluster by rising size. No integral is left but
-        that of the Laplace exponent. It is for priors of generalized BFRY and beta prime processes.
-
-        :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
-        :raises TypeError: where the prior returns something else.
-        """
-        own = process_of(self.prior)
-        measure: Any = getattr(own, "measure", own)
-        tilts, tilt = cluster_tilt_distribution(measure), _positive("tilt").double()
-        sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
-        with pyro.plate("clusters", len(sizes)):
-            cluster_tilts = pyro.sample("cluster_tilts", tilts)
-        log_density = log_joint_given_cluster_tilts(measure, sizes, tilt, cluster_tilts)
-        _count(table, log_density, own)
 
     def process(self, values: Mapping[str, Tensor] | None = None) -> Process:
         """Process of a partition, at given hyperparameters or at draws of them.

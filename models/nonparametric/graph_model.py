@@ -259,8 +259,7 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
     as :math:`d^{-\alpha}`, for degrees well below :math:`C`.
 
     :param int num_nodes: :math:`N`, the number of nodes of the graph.
-    :param float truncation: :math:`\beta > 0`; with it the graph becomes denser. See
-        :func:`cross_validate_truncation`.
+    :param float truncation: :math:`\beta > 0`; with it the graph becomes denser.
     :returns: a Pyro model with the site ``"discount"``, which is :math:`\alpha`, uniform up to
         :math:`\min(1, 1 / \beta)`. It returns the distribution of a weight.
 

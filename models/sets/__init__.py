@@ -28,7 +28,6 @@ from pyro_ext.models.sets.partitioned_sets import (
     gaussian_mixtures,
     labeled_mixtures,
     random_partitions,
-    warped_mixtures,
 )
 from pyro_ext.models.sets.set_transformer import DeepSet, SetTransformer
 from pyro_ext.models.sets.set_vae import GaussianMixtureSet, GeneratedSets, SetVAE, SetVAETerms
@@ -70,5 +69,4 @@ __all__ = [
     "slot_mixup",
     "submix_loss",
     "subsample_bags",
-    "warped_mixtures",
 ]

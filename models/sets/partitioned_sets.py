@@ -15,7 +15,6 @@ from pyro_ext._lib import checks
 
 Size: TypeAlias = int | tuple[int, int]
 _MEAN_SCALE, _LOG_DEVIATION, _DEVIATION_SCALE = 3.0, math.log(0.25), 0.1
-_TURN, _NOISE, _AXIS_SCALE, _LARGEST_SHIFT = 2 * math.pi * 0.4, 0.1, 2.0, 4.0
 
 
 def random_partitions(
@@ -78,50 +77,6 @@ def gaussian_mixtures(
             normal = dist.Normal(_of_points(loc, labels), _of_points(scale, labels))
             x: Tensor = pyro.sample("x", normal.to_event(1))
     return x, labels
-
-
-def warped_mixtures(
-    num_sets: int, num_points: Size, max_clusters: int = 4, concentration: float = 5.0
-) -> tuple[Tensor, Tensor]:
-    r"""Pyro model of clusters in the plane that are arcs of ellipses [1].
-
-    A point is at an angle that is normal within a cluster, on an ellipse whose half axes are from
-    :math:`\mathcal{N}(0, 2^2)`, with noise of standard deviation 0.1 across the ellipse. Clusters
-    are rotated, and shifted by normal vectors of standard deviation ``min(max_clusters, 4)``.
-
-    :param num_sets: this and the next three as of :func:`random_partitions`.
-    :param num_points: as above.
-    :param max_clusters: as above.
-    :param concentration: as above.
-    :returns: points and labels. **Shape:** ``(num_sets, num_points, 2)`` and
-        ``(num_sets, num_points)``.
-
-    Example::
-
-        >>> x, labels = warped_mixtures(3, 40)
-        >>> x.shape, labels.shape
-        (torch.Size([3, 40, 2]), torch.Size([3, 40]))
-    """
-    labels, sets, points = _partitions(num_sets, num_points, max_clusters, concentration)
-    with sets:
-        with pyro.plate("clusters", max_clusters, dim=-1):
-            loc = _sample("loc", dist.Normal(0.0, _MEAN_SCALE), 1)
-            scale = _sample("scale", dist.LogNormal(_LOG_DEVIATION, _DEVIATION_SCALE), 1)
-            axes = _sample("axes", dist.Normal(0.0, _AXIS_SCALE), 2)
-            rotation = pyro.sample("rotation", dist.Uniform(0.0, 2 * math.pi))[..., None]
-            shift_scale = min(float(max_clusters), _LARGEST_SHIFT)
-            shift = _sample("shift", dist.Normal(0.0, shift_scale), 2)
-        with points:
-            latent = dist.Normal(_of_points(loc, labels), _of_points(scale, labels))
-            angle = _TURN * pyro.sample("angle", latent.to_event(1))
-            noise = pyro.sample("noise", dist.Normal(0.0, _NOISE))[..., None]
-    circle = torch.cat([angle.cos(), angle.sin()], -1)
-    axes = _of_points(axes, labels)
-    across = torch.nn.functional.normalize(axes.flip(-1) * circle, dim=-1)
-    first, second = (axes * circle + noise * across).unbind(-1)
-    cos, sin = (f(_of_points(rotation, labels))[..., 0] for f in (torch.cos, torch.sin))
-    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
-    return pyro.deterministic("x", rotated + _of_points(shift, labels), event_dim=1), labels
 
 
 def labeled_mixtures(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.nn.generators import FunctionField, as_floating, field_values
+from pyro_ext.nn.generators import FunctionField, as_floating
 from pyro_ext.random import seeded
 
 _FLOOR = 1e-4  # of residuals, below which they are rounding
@@ -356,35 +356,6 @@ def lie_generators(equation: str) -> FunctionField:
     return FunctionField(fields, 3, 3)
 
 
-def principal_cosines(values: Tensor, others: Tensor) -> Tensor:
-    """Cosines of the principal angles between the spans of two sets of fields, largest first.
-
-    Learned fields are determined up to sign, and to mixing where they are as valid: spans compare.
-
-    :param Tensor values: fields at points. **Shape:** ``(n, *grid, dim)``.
-    :param Tensor others: **Shape:** ``(m, *grid, dim)``.
-    :returns: one for each dimension of the smaller span, which are ``min(n, m)`` where fields are
-        independent.
-
-    Example::
-
-        >>> plane = torch.tensor([[[1.0, 0.0, 0.0]], [[1.0, 1.0, 0.0]]])
-        >>> principal_cosines(plane, torch.tensor([[[0.0, 1.0, 1.0]]]))
-        tensor([0.7071])
-    """
-    values, others = field_values(values), field_values(others, "others")
-    if values.shape[1:] != others.shape[1:]:
-        raise ValueError(
-            "values and others must have the shapes (n, *grid, dim) and (m, *grid, dim), got "
-            f"{tuple(values.shape)} and {tuple(others.shape)}"
-        )
-    dtype = torch.promote_types(values.dtype, others.dtype)
-    rounding = 100 * max(torch.finfo(values.dtype).eps, torch.finfo(others.dtype).eps)
-    bases = [_basis(each.flatten(1).mT.double(), rounding) for each in (values, others)]
-    cosines: Tensor = torch.linalg.svdvals(bases[0].mT @ bases[1].to(bases[0]))
-    return cosines.to(dtype)
-
-
 def _basis(columns: Tensor, rounding: float) -> Tensor:
     """An orthonormal basis of a span, of as many columns as are independent up to rounding."""
     sizes = torch.linalg.vector_norm(columns, dim=0)
@@ -392,23 +363,6 @@ def _basis(columns: Tensor, rounding: float) -> Tensor:
     basis, values, _ = torch.linalg.svd(columns, full_matrices=False)
     chosen: Tensor = basis[:, values > rounding]
     return chosen
-
-
-def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:
-    r"""The kernel that interpolates on a circle, :math:`D(v) = \sin(\pi v) / (N \tan(\pi v / N))`.
-
-    :param Tensor v: distances, in units of that between points.
-    :param int num_points: :math:`N`, an even number.
-
-    Example::
-
-        >>> dirichlet_kernel(torch.tensor([0.0, 1.0, 8.0, 0.5]), 8).round(decimals=4)
-        tensor([1.0000, -0.0000, 1.0000, 0.6284])
-    """
-    v = checks.as_tensor("v", v, finite=True)
-    if checks.integer("num_points", num_points, 2) % 2:
-        raise ValueError(f"num_points must be even, got {num_points}")
-    return _kernel(v, num_points)
 
 
 def _kernel(v: Tensor, num_points: int) -> Tensor:
@@ -420,57 +374,6 @@ def _kernel(v: Tensor, num_points: int) -> Tensor:
     cotangent = (math.pi * safe / num_points).cos() / (math.pi * safe / num_points).sin()
     kernel = (math.pi * safe).sin() * cotangent / num_points
     return torch.where(is_zero, torch.ones_like(near), kernel)
-
-
-def regrid(
-    points: Tensor, grid: Tensor, *, length: float, min_weight: float = 0.8
-) -> tuple[Tensor, Tensor]:
-    """Values of moved points at a regular grid: by Dirichlet's kernel in ``x``, linear in ``t``.
-
-    It is exact where a transformation shifts each row of points along itself.
-
-    :param Tensor points: ``(x, t, u)``. **Shape:** ``(num_t, num_x, 3)``, with an even ``num_x``.
-    :param Tensor grid: ``(x, t)`` of the grid, and anything. **Shape:** ``(rows, num_x, 2)``, or
-        3 in the end.
-    :param float length: of the circle.
-    :param float min_weight: the least sum of the kernel with which a row counts as present.
-    :returns: values ``(rows, num_x)``, and which rows are present, ``(rows,)``; the others' values
-        are zero.
-
-    Example::
-
-        >>> points = simulate("kdv", 1, num_x=32, num_t=5, seed=0)[0]
-        >>> u, present = regrid(points, points[..., :2], length=128.0)
-        >>> torch.allclose(u, points[..., 2]), present.all()
-        (True, tensor(True))
-    """
-    points = as_floating(checks.as_tensor("points", points, "(num_t, num_x, 3)", finite=True))
-    grid = checks.as_tensor("grid", grid, "(rows, num_x, dim)", like=points, finite=True).to(points)
-    if grid.shape[1] != points.shape[1] or grid.shape[2] < 2 or len(grid) < 2:
-        raise ValueError(
-            f"grid must have the shape (rows, {points.shape[1]}, 2), at least two rows, got "
-            f"{tuple(grid.shape)}"
-        )
-    checks.number("length", length, above=0)
-    checks.number("min_weight", min_weight, above=0)
-    num_x = points.shape[1]
-    if num_x % 2:
-        raise ValueError(f"points must have an even number in x, got {num_x}")
-    dx, dt = length / num_x, float(grid[1, 0, 1] - grid[0, 0, 1])
-    if dt <= 0:
-        raise ValueError(f"grid must have increasing times, got a step of {dt:g}")
-    x, t, u = points.flatten(0, 1).unbind(-1)
-    rows, weights = [], []
-    for row in grid:
-        hat = (1 - ((t - row[0, 1]) / dt).abs()).clamp(min=0)
-        near = hat.nonzero().flatten()
-        kernel = _kernel((row[:, :1] - x[near]) / dx, num_x) * hat[near]
-        rows.append(kernel @ u[near])
-        weights.append(kernel.sum(-1))
-    total = torch.stack(weights)
-    present = (total > min_weight).all(-1)
-    safe = torch.where(present[:, None], total, torch.ones_like(total))
-    return torch.where(present[:, None], torch.stack(rows) / safe, torch.zeros_like(total)), present
 
 
 def _equation(equation: Equation | str) -> Equation:

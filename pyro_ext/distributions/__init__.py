@@ -31,7 +31,7 @@ from pyro_ext.distributions.count_clusters import (
     PoissonCluster,
 )
 from pyro_ext.distributions.dirichlet_ou import DirichletOU
-from pyro_ext.distributions.force_normal import ForceNormal, force_heads
+from pyro_ext.distributions.force_normal import ForceNormal
 from pyro_ext.distributions.gaussian_clusters import (
     DiagonalGaussianCluster,
     GaussianCluster,
@@ -72,5 +72,4 @@ __all__ = [
     "TiltedStable",
     "TruncatedBFRY",
     "bar_borders",
-    "force_heads",
 ]

@@ -23,7 +23,7 @@ class ForceNormal(ParametricDistribution):
     up to 44, and others up to :math:`10^{18}`.
 
     Where these are rotation invariant, as heads of a network that come from scalars are, the
-    covariance does not turn with the molecule; :func:`force_heads` of a matrix that turns does.
+    covariance does not turn with the molecule.
 
     :param Tensor loc: the mean. **Shape:** ``(*batch, 3)``.
     :param Tensor l6: :math:`l_1, \dots, l_6`. **Shape:** ``(*batch, 6)``.
@@ -152,36 +152,6 @@ class ForceNormal(ParametricDistribution):
         crossed = crossed + rest * (a2 * b31 - b21 * b32).square()
         m33 = (a3.square() + self.eps + crossed / c22).sqrt()
         return m11, m21, m22, m31, m32, m33
-
-
-def force_heads(covariance: Any) -> Tensor:
-    r"""The six numbers whose :class:`ForceNormal` has a covariance, with ``eps`` added to it.
-
-    :param Tensor covariance: positive definite matrices, such as those that turn with a molecule,
-        :math:`s I + \sum_k v_k v_k^\top`. **Shape:** ``(*batch, 3, 3)``.
-    :returns: **Shape:** ``(*batch, 6)``.
-    :raises ValueError: for other shapes, or matrices that are not positive definite.
-
-    Example::
-
-        >>> from pyro_ext.distributions import ForceNormal, force_heads
-        >>> covariance = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]])
-        >>> force = ForceNormal(torch.zeros(3), force_heads(covariance), eps=0.0)
-        >>> torch.allclose(force.covariance_matrix, covariance)
-        True
-    """
-    covariance = checks.as_tensor("covariance", covariance, "(*batch, 3, 3)", finite=True)
-    if not covariance.is_floating_point():
-        covariance = covariance.to(torch.get_default_dtype())
-    size = covariance.abs().amax((-2, -1), keepdim=True)
-    if bool(((covariance - covariance.mT).abs() > 1e-4 * size).any()):
-        raise ValueError("covariance must be symmetric, got a matrix that is not")
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if bool(failed.any()):
-        raise ValueError(
-            f"covariance must be positive definite, got {int((failed > 0).sum())} that are not"
-        )
-    return heads_of(factor)
 
 
 def heads_of(factor: Tensor) -> Tensor:

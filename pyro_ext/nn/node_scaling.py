@@ -184,28 +184,3 @@ def init_unit_variance_(
     if "bias" in parameters:
         parameters["bias"].zero_()
     return layer
-
-
-@torch.no_grad()
-def init_signs_(layer: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
-    """Make the weights of a layer random signs that are not trained, without bias [2].
-
-    It is the output layer of a network that learns through its hidden nodes alone.
-
-    :param torch.nn.Linear layer: changed in place.
-    :param torch.Generator generator: of the signs; by default PyTorch's own.
-    :returns: the layer.
-    :raises ValueError: for a layer with a bias.
-
-    Example::
-
-        >>> layer = init_signs_(torch.nn.Linear(50, 2, bias=False))
-        >>> layer.weight.abs().unique(), layer.weight.requires_grad
-        (tensor([1.]), False)
-    """
-    checks.instance("layer", layer, nn.Linear, "a torch.nn.Linear")
-    if len(list(layer.parameters())) > 1:
-        raise ValueError(f"layer must have no bias, got {layer!r:.80}")
-    layer.weight.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
-    layer.weight.requires_grad_(False)
-    return layer

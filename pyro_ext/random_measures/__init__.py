@@ -34,8 +34,6 @@ from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposit
 from pyro_ext.random_measures.mixed_tilts import (
     BetaPrimeProcess,
     GeneralizedBFRYProcess,
-    cluster_tilt_distribution,
-    log_joint_given_cluster_tilts,
 )
 from pyro_ext.random_measures.pareto import ParetoMixtureProcess, ParetoProcess
 from pyro_ext.random_measures.partition import RandomPartition
@@ -82,10 +80,8 @@ __all__ = [
     "Superposition",
     "TotalMass",
     "TruncatedSeries",
-    "cluster_tilt_distribution",
     "frequency_table",
     "kolmogorov_smirnov",
-    "log_joint_given_cluster_tilts",
     "log_num_partitions",
     "random_measure",
     "rank_size_band",

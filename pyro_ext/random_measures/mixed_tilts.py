@@ -10,16 +10,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import AffineTransform, constraints
 
-from pyro_ext._lib import checks
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY
 from pyro_ext.distributions.bases import by_rejection, rsample_log_gamma
-from pyro_ext.distributions.supports import Gamma, open_interval
 from pyro_ext.random_measures._numerics import (
     log_if_positive,
     log_sum,
@@ -32,13 +28,11 @@ from pyro_ext.random_measures._tilt_integrals import (
     sample_log_tilt,
 )
 from pyro_ext.random_measures._tilt_integrals import log_inverse as invert_tilts
-from pyro_ext.random_measures.cluster_counts import check_counts
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.levy_measure import SeriesMethod
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import InvertedTotalMass, compound_poisson
 from pyro_ext.special import log1mexp, log_exprel, log_lower_gamma_at_log
-from pyro_ext.special.operations import may_hold_everywhere
 
 _LARGEST_POWER = 1e9  # beyond it nodes of quadrature do not resolve a density at a sharp end
 _TINY_DISCOUNT = 1e-6
@@ -461,101 +455,3 @@ def _propose_log_excess(discount: Tensor, power: Tensor) -> tuple[Tensor, Tensor
     lomax = (1.0 + discount) * (torch.log1p(1.0 / second) + draw - log_growth) - power * log_growth
     log_bound = torch.where(is_far, lomax, log_bound)
     return draw, torch.log1p(-height) <= log_target - log_bound
-
-
-MixtureOverTilts = GeneralizedBFRYProcess | BetaPrimeProcess
-
-
-def cluster_tilt_distribution(measure: MixtureOverTilts) -> TorchDistribution:
-    r"""Prior of the tilt of a cluster: the mixing density of the measure, normalized.
-
-    Without the weights' own factor it is proportional to :math:`x^{\tau-\sigma-1}` on
-    :math:`(0, c)` for a generalized BFRY process, :math:`c` times a Beta variable, and to
-    :math:`x^{\tau-\sigma-1} e^{-cx}` for a beta prime process, a Gamma variable.
-
-    :param measure: a generalized BFRY or a beta prime process.
-
-    Example::
-
-        >>> from pyro_ext.random_measures import BetaPrimeProcess
-        >>> cluster_tilt_distribution(BetaPrimeProcess(2.0, 0.4, 2.4, 1.0)).mean
-        tensor(2.)
-    """
-    _check_measure(measure)
-    power = measure.tail_index - measure.discount
-    if isinstance(measure, BetaPrimeProcess):
-        return Gamma(power, measure.rate)
-    fraction = dist.Beta(power, torch.ones_like(power))
-    zero = torch.zeros_like(power)
-    return _ScaledBeta(fraction, [AffineTransform(zero, measure.cutoff)])
-
-
-def log_joint_given_cluster_tilts(
-    measure: MixtureOverTilts, counts: Any, auxiliary: Tensor, cluster_tilts: Tensor
-) -> Tensor:
-    r"""Log density of a partition and its auxiliary variable, given tilts of the clusters [1].
-
-    The Lévy density is a mixture of those of generalized gamma processes over a tilt :math:`x`.
-    With the tilt :math:`y_j` of the :math:`j`-th cluster from that prior, the density of the
-    partition and of :math:`u` is
-
-    .. math:: \frac{u^{n-1}}{\Gamma(n)} e^{-\psi(u)} \prod_{j=1}^K \frac{\eta Z}{\Gamma(1 - \sigma)}
-              \frac{\Gamma(n_j - \sigma)}{(y_j + u)^{n_j - \sigma}} ,
-
-    where :math:`Z` normalizes the mixing density. Its mean over the tilts is
-    :meth:`log_joint <pyro_ext.random_measures.NormalizedRandomMeasure.log_joint>` of the normalized
-    measure, and no integral but that of :math:`\psi` is left in it.
-
-    :param measure: a generalized BFRY or a beta prime process, without batch shape.
-    :param Tensor counts: sizes of clusters. **Shape:** ``(num_clusters,)``.
-    :param Tensor auxiliary: :math:`u > 0`, a scalar.
-    :param Tensor cluster_tilts: :math:`y_j > 0`. **Shape:** ``(num_clusters,)``.
-    :returns: a scalar.
-
-    Example::
-
-        >>> from pyro_ext.random_measures import GeneralizedBFRYProcess
-        >>> measure = GeneralizedBFRYProcess(1.5, 0.4, 2.3)
-        >>> tilts = cluster_tilt_distribution(measure).sample((2,))
-        >>> log_joint_given_cluster_tilts(measure, [2, 1], torch.tensor(0.7), tilts).shape
-        torch.Size([])
-    """
-    _check_measure(measure)
-    auxiliary = checks.as_tensor("auxiliary", auxiliary, "()")
-    own = measure._double
-    sizes, log_auxiliary = check_counts(counts), auxiliary.double().log()
-    if sizes.dim() != 1 or not sizes.numel():
-        raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
-    cluster_tilts = checks.as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
-    for name, value in (("auxiliary", auxiliary), ("cluster_tilts", cluster_tilts)):
-        if not may_hold_everywhere(value > 0):
-            raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")
-    total = sizes.sum()
-    power, end = own.tail_index - own.discount, measure._log_end()
-    normalizer = power * end - power.log()
-    if isinstance(measure, BetaPrimeProcess):
-        normalizer = power * end + power.lgamma()
-    order = sizes - own.discount
-    rates = cluster_tilts.double() + auxiliary.double() + own.tilt
-    clusters = measure._log_scale() + normalizer + order.lgamma() - order * rates.log()
-    exponent = measure._log_exponent(log_auxiliary).exp()
-    value = (total - 1.0) * log_auxiliary - total.lgamma() - exponent + clusters.sum(-1)
-    return measure._result(value, auxiliary, cluster_tilts)
-
-
-class _ScaledBeta(dist.TransformedDistribution):
-    """A Beta variable times a positive number, with its support."""
-
-    arg_constraints: dict[str, Any] = {}
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> Any:
-        return open_interval(0.0, self.transforms[0].scale)
-
-
-def _check_measure(measure: object) -> None:
-    if not isinstance(measure, MixtureOverTilts) or measure.batch_shape:
-        raise TypeError(
-            "measure must be a generalized BFRY or a beta prime process without batch shape, got "
-            f"{measure!r:.80}"
-        )

@@ -345,15 +345,8 @@ def random_measures() -> dict[str, Call]:
         "TotalMass": call(measure=measure),
         "TruncatedSeries": call(num_atoms=5, method="size_biased"),
         "DeterministicArrivals": call(),
-        "cluster_tilt_distribution": call(measure=prime),
         "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
         "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=math.inf),
-        "log_joint_given_cluster_tilts": call(
-            measure=prime,
-            counts=torch.tensor([2, 1]),
-            auxiliary=torch.tensor(0.7),
-            cluster_tilts=torch.tensor([0.4, 1.0]),
-        ),
         "log_num_partitions": call(table=table),
         "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0), truncation=5),
         "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
@@ -425,7 +418,6 @@ def nn() -> dict[str, Call]:
         "NodeScale.prune": of(NodeScale(torch.rand(3)), fraction=0.5),
         "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4), num_blocks=1),
         "asymmetric_variances": call(weights=torch.rand(3), symmetric_fraction=0.5),
-        "init_signs_": call(layer=torch.nn.Linear(3, 2, bias=False), generator=torch.Generator()),
         "init_to_module": call(module=MLP(4, [3], 3)),
         "init_unit_variance_": call(
             layer=torch.nn.Linear(3, 2), weight_scale=1.0, generator=torch.Generator()

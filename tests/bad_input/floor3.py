@@ -186,19 +186,10 @@ def neural_processes() -> dict[str, Call]:
         ),
         "GPTasks.__call__": of(tasks, seed=0),
         "ImageTasks": call(images=images, num_tasks=2, num_context=(2, 3), num_target=3),
-        "InputGenerator": call(encoder=encoder, low=-2.0, high=2.0, num_heads=2),
         "JointEncoder": call(encoders=[encoder, cross]),
         "LatentProcess": call(encoder=encoder, latent_encoder=encoder, width=8),
         "MartingalePosteriorProcess": call(encoder=encoder, width=8, num_pseudo=2),
         "PoolingEncoder": call(**sizes, out_features=8, num_heads=2),
-        "PredatorPreyTasks": call(
-            **numbers,
-            num_events=2000,
-            max_points=40,
-            start=(50, 100),
-            time_scale=0.1,
-            population_scale=0.01,
-        ),
         "RepresentationGenerator": call(encoder=encoder, num_heads=2),
         "expected_improvement": call(
             prediction=dist.Normal(torch.zeros(1, 1), 1.0), best=torch.zeros(1)
@@ -288,33 +279,12 @@ def nonparametric() -> dict[str, Call]:
         "pitman_yor_prior": call(concentration=dist.Gamma(1.0, 1.0), discount=dist.Beta(1.0, 1.0)),
         "bfry_weights": call(num_nodes=6, truncation=1.0),
         "gamma_weights": call(),
-        "cross_validate_truncation": call(
-            graph=graph,
-            truncations=[1.0],
-            num_splits=1,
-            fraction=0.3,
-            num_steps=1,
-            num_pairs=4,
-            num_samples=1,
-            max_non_edges=4,
-            seed=0,
-        ),
         "EdgeOdds": call(weights=torch.tensor([1.0, 2.0, 0.5])),
         "EdgeOdds.log": of(odds, first=first, second=second),
         "degree_odds": call(graph=graph),
         "erdos_renyi_odds": call(graph=graph),
         "graph_log_likelihood": call(odds=odds, graph=graph),
-        "initial_parameters": call(
-            model=frequencies, table=table, cluster_tilts=False, num_chains=1, seed=0
-        ),
         "log_link_probabilities": call(odds=[odds], first=first, second=second),
-        "metropolis_within_gibbs": call(
-            model=frequencies.with_tilt,
-            sites=["discount"],
-            scale=0.1,
-            step_size=0.05,
-            num_steps=2,
-        ),
         "sample_graph": call(odds=odds, seed=0),
         "score_links": call(odds=[degree_odds(train)], test=test),
         "simulate_graphs": call(guide=guide, num_graphs=1, seed=0),
@@ -491,7 +461,6 @@ def clustering() -> dict[str, Call]:
         "labeled_mixtures": call(points=POINTS, classes=labels, **partition),
         "minimum_filtering_loss": call(**losses),
         "random_partitions": call(**partition),
-        "warped_mixtures": call(**partition),
     }
 
 

@@ -117,9 +117,6 @@ def equations() -> dict[str, Call]:
         "scattered_derivatives": call(points=solutions, orders=[2, 3], length=128.0),
         "validity_pde": call(equation="kdv", points=solutions),
         "lie_generators": call(equation="kdv"),
-        "principal_cosines": call(values=torch.randn(2, 5, 3), others=torch.randn(2, 5, 3)),
-        "dirichlet_kernel": call(v=torch.rand(5), num_points=8),
-        "regrid": call(points=solutions[0], grid=solutions[0], length=128.0, min_weight=0.8),
         "learn_lie_symmetries": call(
             equation="kdv",
             solutions=solutions,

@@ -49,7 +49,6 @@ def molecules() -> dict[str, Call]:
         "RACE.center": of(race, species=SPECIES, energies=ENERGIES, forces=FORCES),
         "RACE.reference_energy": of(race, species=SPECIES),
         "RACE.relative": of(race, species=SPECIES, energies=ENERGIES),
-        "bessel_features": call(distance=torch.ones(3), cutoff=5.0, num_features=4, power=2),
         "polynomial_envelope": call(x=torch.ones(3), power=2),
         "atomic_numbers": call(species=torch.tensor(SPECIES)),
         "all_pairs": call(num_atoms=3),
@@ -87,7 +86,6 @@ def molecules() -> dict[str, Call]:
 def distributions() -> dict[str, Call]:
     return {
         "ForceNormal": call(loc=torch.zeros(2, 3), l6=torch.zeros(2, 6), eps=1e-3),
-        "force_heads": call(covariance=torch.eye(3)),
     }
 
 

@@ -56,8 +56,6 @@ def purification() -> dict[str, Call]:
             model, classifier=logits, x=x, reduce="softmax", seed=0
         ),
         "AdaptiveScorePurifier.detect": of(model, x=x, threshold=1.0),
-        "adaptive_step": call(score=downhill, x=x, step=0.1, delta=1e-3, clamp=(1e-5, 0.1)),
-        "detection_noise": call(score=downhill, threshold=1.0, noise=0.2, level=0.5),
     }
 
 

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 from pyro_ext.models.temporal_graphs import (
-    CosineFilter,
     Defense,
     EventStream,
     LinkScores,
-    LowRankWeights,
     StructuralAttack,
     TemporalGraphNetwork,
     TShield,
@@ -90,10 +88,6 @@ def defenses() -> dict[str, Call]:
         ),
         "TShield.threshold": of(shield, progress=0.5),
         "TShield.keep": of(shield, **given, progress=0.5),
-        "CosineFilter": call(threshold=0.5),
-        "CosineFilter.keep": of(CosineFilter(), **given, progress=0.5),
-        "LowRankWeights": call(rank=2),
-        "LowRankWeights.weights": of(LowRankWeights(2), stream=STREAM),
         "temporal_smoothness": call(embeddings=rows, previous=rows, lapse=torch.rand(3), theta=0.1),
     }
 

@@ -77,7 +77,6 @@ def long_tails() -> dict[str, Call]:
     batches = BalancedBatches(X, LABELS, batch_size=4)
     return {
         "exponential_profile": call(num_first=300, num_classes=10, imbalance=100.0),
-        "class_weights": call(counts=counts, power=1.0),
         "BalancedBatches": call(inputs=X, labels=LABELS, batch_size=4),
         "BalancedBatches.batch": of(batches, step=1, seed=0),
         "LearnableScales": call(classifier=nn.Linear(4, 2)),

@@ -7,7 +7,6 @@ from torch import nn
 from pyro_ext.nn import (
     NodeScale,
     asymmetric_variances,
-    init_signs_,
     init_unit_variance_,
     largest_nodes,
     zipf_weights,
@@ -97,17 +96,6 @@ def test_variances_have_a_uniform_and_an_unequal_part(share):
     torch.testing.assert_close(variances[0], expected)
 
 
-def test_signs_are_fair_fixed_and_those_of_a_seed():
-    layers = [
-        init_signs_(nn.Linear(2000, 2, bias=False), torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
-    first, again, other = (layer.weight for layer in layers)
-    assert first.abs().unique().tolist() == [1.0] and not first.requires_grad
-    assert abs(float(first.mean())) < 0.1  # more than six standard errors
-    assert (first == again).all() and not (first == other).all()
-
-
 def test_variances_must_be_a_vector_of_nonnegative_numbers(subtests):
     for values in [
         torch.ones(2, 2),
@@ -130,7 +118,6 @@ def test_bad_arguments_are_named(subtests):
         (lambda: asymmetric_variances(torch.ones(3), 1.1), "symmetric_fraction must be"),
         (lambda: asymmetric_variances(torch.tensor([1.0, -1.0]), 0.5), "weights must be finite"),
         (lambda: asymmetric_variances(torch.zeros(3), 0.5), "weights must not all be zero"),
-        (lambda: init_signs_(nn.Linear(3, 2)), "layer must have no bias"),
         (lambda: init_unit_variance_(nn.ReLU()), "layer must have a weight, got ReLU"),
         (lambda: init_unit_variance_(nn.Linear(3, 2), 0.0), "weight_scale must be .* > 0"),
     ]:

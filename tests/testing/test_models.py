@@ -26,7 +26,7 @@ from pyro_ext.models.nonparametric import (
 )
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
 from pyro_ext.models.scaling_laws import FAMILIES, ScalingLaw, scaling_curve_prior
-from pyro_ext.models.sets import SetVAE, gaussian_mixtures, labeled_mixtures, warped_mixtures
+from pyro_ext.models.sets import SetVAE, gaussian_mixtures, labeled_mixtures
 from pyro_ext.models.symmetry import AffineField, OneParameterGroupAugmentation
 from pyro_ext.models.temporal_graphs import EventStream, TemporalGraphNetwork
 from pyro_ext.models.time_series import SupervisedNotMIWAE
@@ -179,7 +179,6 @@ MODELS = {
         lambda: partial(labeled_mixtures, torch.randn(9, 2), torch.arange(9) % 4, 2, 5),
         {"labels"},
     ),
-    "warped_mixtures": (lambda: partial(warped_mixtures, 2, 5), {"labels"}),
     "SetVAE": (
         lambda: partial(
             SetVAE(2, (1, 2), hidden_size=8, latent_size=2, num_heads=2).model, None, ROWS

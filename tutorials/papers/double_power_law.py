@@ -156,8 +156,7 @@ page.claim(
 # Independence Metropolis fits its proposals to it, beginning with draws of the prior, and eight
 # chains start at parameters that are far apart and far from any that fit. How far they agree in the
 # end is printed, with how many independent draws theirs are worth. The paper's sampler, of random
-# walks and of HMC for a tilt of each cluster, is `metropolis_within_gibbs`. It took 50,000 steps
-# there, and is not judged here; the tests hold it to quadrature.
+# walks and of HMC for a tilt of each cluster, took 50,000 steps there, and is not here.
 #
 # The evidence, which is the sum of the log probabilities of each sample given those before it, is
 # that of the Gaussian at the mode.

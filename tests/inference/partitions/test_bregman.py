@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pyro_ext.inference.partitions import (
-    BregmanGenerator,
     GaussianCovarianceGenerator,
     GaussianGenerator,
     ItakuraSaitoGenerator,
@@ -36,7 +35,6 @@ def test_definition(generator):
     y, mean = means(generator, 5), means(generator, 5).requires_grad_()
     phi = generator.phi(mean)
     (gradient,) = torch.autograd.grad(phi.sum(), mean)
-    torch.testing.assert_close(generator.grad_phi(mean), gradient)
     expected = generator.phi(y) - phi - ((y - mean) * gradient).sum(-1)
     found = generator.divergence(y, mean)
     assert found.shape == (5,) and (found > 0).all()
@@ -48,27 +46,26 @@ def test_definition(generator):
 
 
 @pytest.mark.parametrize(
-    "distribution, statistics",
+    "generator, distribution",
     [
-        (lambda mean: dist.Normal(mean, 1.0).to_event(1), lambda x: x),
-        (lambda mean: dist.Poisson(mean).to_event(1), lambda x: x),
-        (lambda mean: dist.Exponential(1.0 / mean).to_event(1), lambda x: x),
-        (lambda mean: dist.Multinomial(6, mean / mean.sum()), lambda x: x / 6),
+        (GaussianGenerator(), lambda mean: dist.Normal(mean, 1.0).to_event(1)),
+        (PoissonGenerator(), lambda mean: dist.Poisson(mean).to_event(1)),
+        (ItakuraSaitoGenerator(), lambda mean: dist.Exponential(1.0 / mean).to_event(1)),
+        (MultinomialGenerator(), lambda mean: dist.Multinomial(6, mean / mean.sum())),
     ],
     ids=["normal", "poisson", "exponential", "multinomial"],
 )
-def test_divergences_are_log_densities(distribution, statistics):
+def test_divergences_are_log_densities(generator, distribution):
     """Up to what the point alone decides, and with a count for each of the six trials."""
     x = torch.tensor([2.0, 1.0, 3.0])
     first, second = torch.tensor([0.5, 1.2, 0.3]), torch.tensor([1.1, 0.2, 2.0])
     one = distribution(first)
-    generator = BregmanGenerator.from_distribution(one)
     trials = 6 if isinstance(generator, MultinomialGenerator) else 1
     if trials == 6:
         first, second = first / first.sum(), second / second.sum()
     expected = one.log_prob(x) - distribution(second).log_prob(x)
     y = generator.sufficient_statistics(x)
-    torch.testing.assert_close(y, statistics(x))
+    torch.testing.assert_close(y, x / trials)
     found = generator.divergence(y, second) - generator.divergence(y, first)
     torch.testing.assert_close(trials * found, expected)
 
@@ -76,7 +73,7 @@ def test_divergences_are_log_densities(distribution, statistics):
 def test_gamma_of_a_shape_is_a_multiple():
     x, shape = torch.tensor([2.0]), 3.0
     both = [dist.Gamma(shape, shape / mean) for mean in torch.tensor([0.5, 1.7])]
-    generator = BregmanGenerator.from_distribution(both[0])
+    generator = ItakuraSaitoGenerator()
     divergences = [generator.divergence(x, one.mean[None]) for one in both]
     expected = both[0].log_prob(x) - both[1].log_prob(x)
     torch.testing.assert_close(shape * (divergences[1] - divergences[0]), expected[0])
@@ -118,8 +115,3 @@ def test_points_that_a_family_does_not_have(subtests):
             x[2] = value
             with pytest.raises(ValueError, match=rf"x must hold {wanted}.*in row 2"):
                 generator.sufficient_statistics(x)
-
-
-def test_other_distributions():
-    with pytest.raises(TypeError, match="distribution must be one of Normal.*got Beta"):
-        BregmanGenerator.from_distribution(dist.Beta(1.0, 2.0))

@@ -94,41 +94,10 @@ def test_negative_heights_are_raised_for_scipy():
     assert hierarchy.is_valid_linkage(linkage)
 
 
-def test_newick():
-    assert PLAIN.to_newick() == "((0:2,4:2):2,(2:3,(1:1,3:1):2):1);"
-    assert STEEP.to_newick() == "((0:2,4:2):2,(2:6,(1:1,3:1):5):-2);"
-    named = Dendrogram(torch.tensor([[0, 1]]), torch.tensor([-2.0]), labels=["a b", "it's"])
-    assert named.to_newick() == "('a b':0,'it''s':0);"
-
-
-def test_newick_of_a_deep_tree():
-    number = 3000
-    nodes = torch.arange(number - 1)
-    merges = torch.stack([nodes + 1, (number + nodes - 1).where(nodes > 0, 0)], -1)
-    line = Dendrogram(merges, nodes.double()).to_newick()
-    assert line.count("(") == number - 1 and line.startswith("(2999:2998,(2998:2997,")
-
-
-def test_networkx():
-    tree = Dendrogram(
-        MERGES, PLAIN.heights, merge_probabilities=[0.9, 0.8, 0.5, 0.1], labels=list("abcde")
-    )
-    graph = tree.to_networkx()
-    assert set(graph.edges) == {
-        *((5, child) for child in (1, 3)),
-        *((6, child) for child in (0, 4)),
-        *((7, child) for child in (2, 5)),
-        *((8, child) for child in (6, 7)),
-    }
-    assert graph.nodes[7] == {"height": 3.0, "size": 3, "merge_probability": 0.5}
-    assert graph.nodes[4] == {"height": 0.0, "size": 1, "label": "e"}
-
-
 def test_one_point():
     tree = Dendrogram(torch.empty(0, 2, dtype=torch.long), torch.empty(0), cut_height=1.0)
     assert tree.num_leaves == 1 and repr(tree) == "Dendrogram(1 leaf, 1 cluster at 1)"
     assert tree.cut().tolist() == tree.cut(1).tolist() == [0]
-    assert tree.to_newick() == "0;" and list(tree.to_networkx().nodes) == [0]
     with pytest.raises(ValueError, match="one point"):
         tree.to_scipy_linkage()
 

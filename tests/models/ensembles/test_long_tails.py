@@ -9,7 +9,6 @@ from pyro_ext.models.ensembles import (
     BalancedBatches,
     LearnableScales,
     accuracy_by_count,
-    class_weights,
     exponential_profile,
     logit_adjusted,
     tau_normalized,
@@ -43,13 +42,6 @@ def test_classes_are_as_likely():
     few = BalancedBatches(torch.zeros(3, 1), torch.tensor([0, 0, 1]), batch_size=1000)
     assert len(few) == 1  # rows come again, so that there may be more than there are
     assert float(few.batch(0, seed=0)[1].double().mean()) == pytest.approx(0.5, abs=0.07)
-
-
-def test_class_weights():
-    counts = torch.tensor([100, 10, 1])
-    weights = class_weights(counts, 0.5)
-    torch.testing.assert_close(weights, 3 * counts**-0.5 / (counts**-0.5).sum())
-    assert torch.equal(class_weights(counts, 0.0), torch.ones(3))
 
 
 def test_classifiers_that_change_nothing():
@@ -91,7 +83,6 @@ def test_what_is_refused(subtests):
     layer, x = nn.Linear(2, 3), torch.zeros(4, 2)
     for call, error, message in [
         (lambda: exponential_profile(10, 5, 100.0), ValueError, "imbalance must be at most num_fi"),
-        (lambda: class_weights(torch.tensor([3, 0])), ValueError, "counts must be at least one"),
         (
             lambda: BalancedBatches(x, torch.ones(4).long(), batch_size=2),
             ValueError,

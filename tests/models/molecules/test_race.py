@@ -13,7 +13,6 @@ from pyro_ext.models.molecules import (
     Neighbors,
     all_pairs,
     atomic_numbers,
-    bessel_features,
     periodic_neighbors,
     polynomial_envelope,
 )
@@ -58,19 +57,6 @@ def test_envelope_and_its_slope():
     assert value[0] == 1 and value[-1] == 0
     assert slope[-1].abs() < 1e-12 and slope[5] < -1
     assert (polynomial_envelope(torch.tensor([1.0, 1.5]), 5) == 0).all()
-
-
-def test_bessel_features():
-    distance = torch.tensor([0.7, 2.0, 4.9], dtype=torch.float64)
-    found = bessel_features(distance, 5.0, 3)
-    for n in (1, 2, 3):
-        wave = math.sqrt(2 / 5) * (n * math.pi * distance / 5).sin() / distance
-        torch.testing.assert_close(found[:, n - 1], wave * polynomial_envelope(distance / 5))
-    at_zero = bessel_features(torch.tensor([0, 1]), 5.0, 2)[0]
-    near = bessel_features(torch.tensor([1e-4]), 5.0, 2)[0]
-    torch.testing.assert_close(at_zero, near)
-    with pytest.raises(ValueError, match="distance must not be negative, got -1"):
-        bessel_features(torch.tensor([-1.0, 2.0]), 5.0)
 
 
 @pytest.mark.parametrize("covariance", ["invariant", "equivariant"])

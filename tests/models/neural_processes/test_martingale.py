@@ -1,7 +1,6 @@
 """The losses of martingale posterior processes written out, and what their generators do."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -11,15 +10,12 @@ from pyro_ext.models.neural_processes import (
     CNP,
     MPANP,
     MPNP,
-    InputGenerator,
     PoolingEncoder,
     RepresentationGenerator,
 )
 from tests.models.neural_processes.helpers import make, padded, tasks
 
 both = pytest.mark.parametrize("kind", [MPNP, MPANP])
-GENERATORS = [RepresentationGenerator, partial(InputGenerator, low=-1.0, high=3.0)]
-both_generators = pytest.mark.parametrize("generator", GENERATORS, ids=["features", "pairs"])
 
 
 def log_likelihoods(process, batch, pseudo, with_context):
@@ -41,7 +37,7 @@ def test_losses_written_out(kind, float64):
     batch, number = tasks(), 12
     found = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
     noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
-    pseudo = process.generator(noise, process.encoder.features(*batch.context[:2]), process.encoder)
+    pseudo = process.generator(noise, process.encoder.features(*batch.context[:2]))
     assert pseudo.shape == (5, 4, 4, process.encoder.num_features)
     joint = log_likelihoods(process, batch, pseudo, True).sum(-1)
     marginal = -(joint.logsumexp(0) - math.log(5)).mean() / number
@@ -61,7 +57,7 @@ def test_joint_likelihood_not_that_of_points(kind):
     found, _, _ = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
     noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
     features = process.encoder.features(*batch.context[:2])
-    pseudo = process.generator(noise, features, process.encoder)
+    pseudo = process.generator(noise, features)
     values = log_likelihoods(process, batch, pseudo, True)
     by_point = -(values.logsumexp(0) - math.log(5)).mean()
     assert abs((found - by_point).item()) > 1e-3
@@ -73,7 +69,7 @@ def test_jensen(kind):
     marginal, _, _ = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
     noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
     features = process.encoder.features(*batch.context[:2])
-    pseudo = process.generator(noise, features, process.encoder)
+    pseudo = process.generator(noise, features)
     mean = -log_likelihoods(process, batch, pseudo, True).mean()
     assert marginal < mean
 
@@ -90,9 +86,8 @@ def test_without_pseudo_points_it_is_the_conditional_process(kind, plain):
 
 
 @both
-@both_generators
-def test_gradient_reaches_the_generator(kind, generator):
-    process = kind(2, 3, 16, num_pseudo=4, weights=(1, 0, 0), generator=generator)
+def test_gradient_reaches_the_generator(kind):
+    process = kind(2, 3, 16, num_pseudo=4, weights=(1, 0, 0))
     process.loss(tasks(), 3).backward()
     gradients = [parameter.grad for parameter in process.generator.parameters()]
     assert all(gradient is not None for gradient in gradients)
@@ -100,9 +95,8 @@ def test_gradient_reaches_the_generator(kind, generator):
 
 
 @both
-@both_generators
-def test_order_of_noise_and_context(kind, generator):
-    process = kind(2, 3, 16, num_pseudo=6, generator=generator)
+def test_order_of_noise_and_context(kind):
+    process = kind(2, 3, 16, num_pseudo=6)
     batch = tasks()
     context, inputs = batch.context, batch.target_inputs
     noise = process._draw(context, 3, None)
@@ -111,19 +105,18 @@ def test_order_of_noise_and_context(kind, generator):
     found = process._condition(context, inputs, noise[:, :, order]).mean
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     features = process.encoder.features(*context[:2])
-    pseudo = process.generator(noise, features, process.encoder)
-    moved = process.generator(noise[:, :, order], features, process.encoder)
+    pseudo = process.generator(noise, features)
+    moved = process.generator(noise[:, :, order], features)
     torch.testing.assert_close(moved, pseudo[:, :, order], atol=1e-5, rtol=1e-5)
     order = torch.randperm(5)
-    moved = process.generator(noise, features[:, order], process.encoder)
+    moved = process.generator(noise, features[:, order])
     torch.testing.assert_close(moved, pseudo, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(pseudo[0], pseudo[1], atol=1e-2)
 
 
 @both
-@both_generators
-def test_functions_differ_by_their_noise_alone(kind, generator):
-    process = kind(2, 3, 16, num_pseudo=6, generator=generator)
+def test_functions_differ_by_their_noise_alone(kind):
+    process = kind(2, 3, 16, num_pseudo=6)
     batch = tasks()
     noise = process._draw(batch.context, 2, None)
     mean = process._condition(batch.context, batch.target_inputs, noise).mean
@@ -133,27 +126,15 @@ def test_functions_differ_by_their_noise_alone(kind, generator):
     torch.testing.assert_close(mean[0], mean[1])
 
 
-@both_generators
-def test_generator_sees_no_padding(generator):
-    process = MPANP(2, 3, 16, num_pseudo=6, generator=generator)
+def test_generator_sees_no_padding():
+    process = MPANP(2, 3, 16, num_pseudo=6)
     batch = tasks()
     noise = process._draw(batch.context, 2, None)
     found = []
     for context in (batch.context, padded(batch).context):
         features = process.encoder.features(*context)
-        found.append(process.generator(noise, features, process.encoder, context.mask))
+        found.append(process.generator(noise, features, context.mask))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
-
-
-def test_pseudo_pairs_are_in_the_range_of_inputs_and_encoded_as_others_are():
-    encoder = PoolingEncoder(2, 3, 16)
-    generator = InputGenerator(encoder, low=-1.0, high=3.0)
-    features = encoder.features(torch.randn(4, 5, 2), torch.randn(4, 5, 3))
-    noise = 100 * torch.randn(4, 50, 16)
-    x, y = generator.pairs(noise, features)
-    assert x.shape == (4, 50, 2) and y.shape == (4, 50, 3)
-    assert -1 <= x.min() < -0.9 and 2.9 < x.max() <= 3
-    assert torch.equal(generator(noise, features, encoder), encoder.features(x, y))
 
 
 def test_features_of_a_generator_are_two_blocks_of_attention():
@@ -162,7 +143,7 @@ def test_features_of_a_generator_are_two_blocks_of_attention():
     features, noise = torch.randn(4, 5, 16), torch.randn(4, 6, 16)
     first, second = generator.attention.gather, generator.attention.spread
     expected = second(noise, first(features, noise))
-    torch.testing.assert_close(generator(noise, features, encoder), expected)
+    torch.testing.assert_close(generator(noise, features), expected)
 
 
 def test_weights_of_zero_are_not_computed():

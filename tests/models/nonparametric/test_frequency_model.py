@@ -17,7 +17,9 @@ from pyro_ext.datasets import load_frequencies
 from pyro_ext.diagnostics import sbc
 from pyro_ext.inference import (
     MCMC,
+    Gibbs,
     IndependenceMetropolis,
+    RandomWalk,
     laplace_posterior,
     nuts_posterior,
 )
@@ -26,8 +28,6 @@ from pyro_ext.models.nonparametric import (
     beta_prime_prior,
     generalized_bfry_prior,
     generalized_gamma_prior,
-    initial_parameters,
-    metropolis_within_gibbs,
     pareto_mixture_prior,
     pitman_yor_prior,
 )
@@ -119,30 +119,8 @@ def test_integral_over_the_tilt_is_the_likelihood(name):
     assert total == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["generalized BFRY", "beta prime"])
-def test_mean_over_tilts_of_clusters_is_the_density_without_them(name):
-    """Of two clusters, by quadrature over the tilt of one and then of the other."""
-    model, given = FrequencyModel(PRIORS[name]()), values(*VALUES)
-    small = torch.tensor([[2, 1], [3, 1]])
-    expected, _ = log_density(model.with_tilt, small, **given)
-    end = 1.0 if name == "generalized BFRY" else 60.0
-
-    def density(first, second):
-        given["cluster_tilts"] = torch.tensor([first, second])
-        value, trace = log_density(model.with_cluster_tilts, small, **given)
-        return math.exp(float(value + trace.nodes["cluster_tilts"]["log_prob"].sum() - expected))
-
-    # The density is a product, so that a line along each axis determines it.
-    centre = density(0.3, 0.3)
-    first = quad(lambda x: density(x, 0.3), 0.0, end, limit=100, epsrel=1e-7)[0]
-    second = quad(lambda x: density(0.3, x), 0.0, end, limit=100, epsrel=1e-7)[0]
-    assert first * second / centre == pytest.approx(1.0, rel=1e-5)
-
-
-@pytest.mark.parametrize("form", ["with_tilt", "with_cluster_tilts"])
-def test_forms_are_recorded_as_graphs_with_the_same_numbers(form):
-    model = getattr(FrequencyModel(generalized_bfry_prior()), form)
+def test_forms_are_recorded_as_graphs_with_the_same_numbers():
+    model = FrequencyModel(generalized_bfry_prior()).with_tilt
     traced, eager = (Potential(model, table(), backend=kind) for kind in ("trace", "eager"))
     params = traced.init(num_chains=2, seed=0)
     for first, second in zip(
@@ -159,17 +137,13 @@ def test_the_form_without_tilts_is_recorded_where_the_number_of_samples_is_given
     torch.testing.assert_close(first(params), second(params))
 
 
-@pytest.mark.parametrize("form", ["with_tilt", "with_cluster_tilts"])
 @pytest.mark.parametrize("name", ["generalized BFRY", "beta prime", "Pitman-Yor"])
-def test_large_terms_cancel_before_they_are_rounded(name, form):
+def test_large_terms_cancel_before_they_are_rounded(name):
     """Log densities of bible words, as differences of millions, in float32 and float64."""
-    if name == "Pitman-Yor" and form == "with_cluster_tilts":
-        pytest.skip("it has no tilts of clusters")
     words = load_frequencies("bible_words").table
     given = {key: value.float() for key, value in values(*VALUES).items()}
-    given["cluster_tilts"] = torch.full((int(words[:, 1].sum()),), 0.5, dtype=torch.float32)
     wide = {key: value.double() for key, value in given.items()}
-    model = getattr(FrequencyModel(PRIORS[name]()), form)
+    model = FrequencyModel(PRIORS[name]()).with_tilt
     expected, _ = log_density(model, words, **wide)
     torch.set_default_dtype(torch.float32)
     found, _ = log_density(model, words, **given)
@@ -184,42 +158,6 @@ def test_models_can_be_sent_to_other_processes(name):
         each.process(values(*VALUES)) for each in (model, FrequencyModel(PRIORS[name]()))
     )
     torch.testing.assert_close(found.log_eppf([5, 2, 1]), expected.log_eppf([5, 2, 1]))
-
-
-def test_starts_are_the_estimates_of_the_paper():
-    """Of sizes that fall as a power of the rank, with an index at infinity of 0.8."""
-    ranks = torch.arange(1.0, 401.0)
-    sizes = (1e6 * ranks ** (-1.0 / 0.8)).round().long().clamp(min=2)
-    counts = frequency_table(torch.cat([sizes, torch.ones(100).long()]))
-    model = FrequencyModel(generalized_bfry_prior())
-    start = initial_parameters(model, counts, num_chains=3, seed=0)
-    assert list(start) == ["mass", "discount", "excess", "tilt", "cluster_tilts"]
-    torch.testing.assert_close(start["discount"], torch.full((3,), 0.2))
-    torch.testing.assert_close(
-        start["discount"] + start["excess"], torch.full((3,), 0.8), rtol=1e-2, atol=0
-    )
-    assert 800 < float(start["mass"].min()) < float(start["mass"].max()) < 1200
-    for row in range(3):
-        measure = model.process({name: value[row] for name, value in start.items()}).measure
-        assert float(measure.laplace_exponent(start["tilt"][row])) == pytest.approx(500, rel=1e-6)
-    assert start["cluster_tilts"].shape == (3, 500) and bool((start["cluster_tilts"] < 1).all())
-    again = initial_parameters(model, counts, num_chains=3, seed=0)
-    assert all(torch.equal(value, again[name]) for name, value in start.items())
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_chains_start_at_all_sites(name):
-    model = FrequencyModel(PRIORS[name]())
-    start = initial_parameters(model, table(), seed=0)
-    has_tilts = name in ("generalized BFRY", "beta prime")
-    form = model.with_cluster_tilts if has_tilts else model.with_tilt
-    potential = Potential(form, table(), backend="eager")
-    assert set(start) == set(potential.sites)
-    assert bool(potential(potential.unconstrain(start)).isfinite().all())
-    assert "cluster_tilts" not in initial_parameters(model, table(), cluster_tilts=False)
-    prior = FrequencyModel(lambda: PitmanYor(pyro.sample("sigma", dist.Beta(1.0, 1.0)), 1.0))
-    with pytest.raises(ValueError, match=r"model must have sites among .* got \['sigma'\]"):
-        initial_parameters(prior, table())
 
 
 def test_draws_of_the_model_have_the_number_of_samples():
@@ -255,8 +193,6 @@ def test_wrong_arguments_are_refused():
         model.predictive({"concentration": torch.ones(1, 2), "discount": torch.ones(2)}, 10)
     with pytest.raises(TypeError, match="prior must be or return"):
         FrequencyModel(lambda: 3.0).process()
-    with pytest.raises(TypeError, match="measure must be a generalized BFRY or a beta prime"):
-        FrequencyModel(pitman_yor_prior()).with_cluster_tilts(table())
 
 
 def reference(prior_laws, measure):
@@ -299,7 +235,7 @@ def fixed_excess(kind, prior_laws):
 @pytest.mark.statistical
 @pytest.mark.parametrize("kind", [GeneralizedBFRYProcess, BetaPrimeProcess])
 def test_samplers_agree_with_quadrature(kind):
-    """NUTS over the tilt and the paper's sampler; means within six standard errors.
+    """NUTS over the tilt and random walks; means within six standard errors.
 
     These are from ten batches. Eight means are each beyond with a probability of 2e-4.
     """
@@ -312,10 +248,7 @@ def test_samplers_agree_with_quadrature(kind):
         potential, laplace_posterior(potential, [start]), 150, warmup_steps=40, seed=0
     )
     chain = {name: value[None] for name, value in start.items()}
-    chain["cluster_tilts"] = torch.full((1, 8), 0.5)
-    kernel = metropolis_within_gibbs(
-        model.with_cluster_tilts, list(chain), scale=0.9, step_size=0.3, num_steps=5
-    )
+    kernel = Gibbs([(RandomWalk(0.9), list(chain))], model=model.with_tilt)
     mcmc = MCMC(kernel, 700, warmup_steps=20, initial_params=chain, progress=False, seed=0)
     for draws in (by_nuts, mcmc.run(table()).get_samples()):
         for name, value in {"mass": draws["mass"].log(), "discount": draws["discount"]}.items():

@@ -19,7 +19,6 @@ from pyro_ext.models.sets import (
     labeled_mixtures,
     minimum_filtering_loss,
     random_partitions,
-    warped_mixtures,
 )
 
 NETWORKS = {
@@ -271,7 +270,6 @@ def test_sites_and_seeds_of_sets():
             lambda: gaussian_mixtures(3, (20, 30)),
             {"weights", "kept", "labels", "loc", "scale", "x"},
         ),
-        (lambda: warped_mixtures(3, 25), {"axes", "rotation", "shift", "angle", "noise", "x"}),
     ):
         torch.manual_seed(3)
         trace = poutine.trace(model).get_trace()

@@ -10,12 +10,9 @@ from torch.func import grad
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.models.symmetry import (
     EQUATIONS,
-    dirichlet_kernel,
     flow,
     learn_lie_symmetries,
     lie_generators,
-    principal_cosines,
-    regrid,
     scattered_derivatives,
     simulate,
     validity_pde,
@@ -196,64 +193,6 @@ def test_simulations(float64, name):
     assert not torch.equal(points[:, 0], other[:, 0])
 
 
-def test_dirichlet_kernel(float64):
-    for num in (8, 12):
-        v = torch.rand(5) * num
-        nodes = torch.arange(num, dtype=torch.float64)
-        kernel = dirichlet_kernel(v[:, None] - nodes, num)
-        torch.testing.assert_close(kernel.sum(-1), torch.ones(5), atol=1e-14, rtol=0)
-        for k in range(num // 2):
-            angle = 2 * math.pi * k / num
-            expected = (angle * v + 0.3).cos()
-            torch.testing.assert_close(
-                kernel @ (angle * nodes + 0.3).cos(), expected, atol=1e-14, rtol=0
-            )
-    integers = dirichlet_kernel(torch.arange(-9, 9), 8)
-    torch.testing.assert_close(
-        integers, (torch.arange(-9, 9) % 8 == 0).to(integers), atol=1e-15, rtol=0
-    )
-
-
-def test_regridding_of_a_moved_solution(float64):
-    """Galilei's transformation, at the grid: the shifted solution, but for the rows it leaves."""
-    num_x, num_t, length = 32, 9, 2 * math.pi
-    points = graph(lambda x, t: (2 * x + t).sin() + 0.3 * x.cos(), num_t, num_x, length=length)
-    x, t, _ = points.unbind(-1)
-    s = 0.4
-    moved = torch.stack([x + s * t, t, points[..., 2] + s], -1)
-    u, present = regrid(moved, points, length=length)
-    assert bool(present.all())
-    back = x - s * t
-    torch.testing.assert_close(u, (2 * back + t).sin() + 0.3 * back.cos() + s)
-    later = points + torch.tensor([0.0, 0.5, 0.0])
-    u, present = regrid(later, points, length=length)
-    assert present.tolist() == [False] * 4 + [True] * 5
-    torch.testing.assert_close(u[4:], points[:5, :, 2])
-    assert bool((u[:4] == 0).all())
-
-
-def test_principal_cosines(float64):
-    plane = torch.randn(3, 4, 5, 2)
-    mixed = torch.einsum("ab,b...->a...", torch.randn(3, 3), plane)
-    torch.testing.assert_close(principal_cosines(plane, mixed), torch.ones(3))
-    other = torch.zeros(1, 4, 5, 2)
-    other[0, 0, 0, 0] = 1
-    flat = plane.flatten(1)
-    projected = torch.linalg.lstsq(flat.mT, other.flatten(1).mT).solution
-    expected = (flat.mT @ projected).norm()
-    torch.testing.assert_close(principal_cosines(plane, other)[0], expected)
-
-
-def test_principal_cosines_of_dependent_fields():
-    """Of spans, whose bases hold no rounding: e_0 twice is a line, at a right angle to others."""
-    e = torch.eye(3)[:, None]
-    assert principal_cosines(torch.stack([e[0], e[0], 0 * e[0]]), e[1:]).tolist() == [0.0]
-    v = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0))
-    twice = torch.cat([v, 2 * v, 1e-6 * v])
-    torch.testing.assert_close(principal_cosines(twice, v.double()), torch.ones(1).double())
-    assert principal_cosines((10 * v).long(), v).shape == (1,)
-
-
 @pytest.mark.parametrize(
     "name, options, argument",
     [
@@ -275,9 +214,6 @@ def test_types_of_graphs():
         expected = scattered_derivatives(whole.float(), [2], length=1280)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(validity_pde("kdv", graph), validity_pde("kdv", whole.float()))
-    u, _ = regrid(points, points.float(), length=128.0)
-    torch.testing.assert_close(u, points[..., 2], atol=1e-5, rtol=0)
-    assert regrid(whole, points, length=128.0)[0].dtype == torch.float32
 
 
 def test_a_checkpoint_knows_the_equation(tmp_path):
