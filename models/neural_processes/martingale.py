@@ -3,7 +3,7 @@
 Numbers in brackets are those of the papers in the docstring of the package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import torch
@@ -97,6 +97,7 @@ class MartingalePosteriorProcess(NeuralProcess):
     :param int width: width of the decoder.
     :param int num_pseudo: :math:`N'`; best the same for training and predictions.
     :param Sequence weights: :math:`w_1, w_2, w_3`.
+    :param Callable generator: makes the generator, given the encoder.
     """
 
     def __init__(
@@ -106,10 +107,12 @@ class MartingalePosteriorProcess(NeuralProcess):
         *,
         num_pseudo: int = 10,
         weights: Sequence[float] = (1.0, 1.0, 1.0),
+        generator: Callable[[SetEncoder], RepresentationGenerator] = RepresentationGenerator,
     ) -> None:
         checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.num_pseudo = checks.integer("num_pseudo", num_pseudo, 0)
+        checks.function("generator", generator, "a class of generators or a function of an encoder")
         weights = checks.sequence("weights", weights, "three numbers")
         if len(weights) != 3:
             raise ValueError(f"weights must be three numbers, got {weights!r:.80}")
@@ -118,7 +121,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         )
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
-        self.generator = RepresentationGenerator(encoder)
+        self.generator = generator(encoder)
 
     def loss(
         self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
