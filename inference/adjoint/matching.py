@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pyro_ext._lib import checks
 from pyro_ext.inference.smc import effective_sample_size
 from pyro_ext.inference.training import Trainer, TrainingDiverged
+from pyro_ext.inference.training.options import TrainingOptions
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.random import seeded
 
@@ -214,32 +214,17 @@ class AdjointMatching(ABC):
         """
         return self.trainer.step(self._loss)
 
-    def fit(
-        self,
-        num_steps: int,
-        *,
-        checkpoint: str | Path | None = None,
-        save_every: int = 1000,
-        progress: bool = True,
-    ) -> Self:
+    def fit(self, num_steps: int, **training: Unpack[TrainingOptions]) -> Self:
         """Train until there have been so many steps in all, as :meth:`Trainer.run` does.
 
         :param int num_steps: number of steps, those of earlier calls included.
-        :param checkpoint: a file from which the training goes on where it exists; it holds the
-            buffer, too.
-        :param int save_every: steps from one time that it is saved to the next.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`; the
+            buffer is in the checkpoint, too, which is saved every 1,000 steps by default.
         :returns: the sampler itself.
         :raises TrainingDiverged: as :meth:`step`.
         """
-        self.trainer.run(
-            self._loss,
-            num_steps,
-            checkpoint=checkpoint,
-            save_every=save_every,
-            progress=progress,
-            description=type(self).__name__,
-        )
+        training.setdefault("save_every", 1000)
+        self.trainer.run(self._loss, num_steps, description=type(self).__name__, **training)
         return self
 
     def _loss(self) -> Tensor:

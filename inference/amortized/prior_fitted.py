@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from pyro import poutine
@@ -25,6 +25,7 @@ from pyro_ext.distributions.bars import check_borders
 from pyro_ext.inference.amortized.prior_fitted_transformer import PriorFittedTransformer
 from pyro_ext.inference.amortized.vectorized_draws import OwnMemory, can_be_vectorized, vectorized
 from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.options import TrainingOptions
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 _NUM_BARS = 200
@@ -222,21 +223,13 @@ class PriorDataFittedNetwork:
             )
         return x, y
 
-    def fit(
-        self,
-        num_steps: int,
-        *,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-    ) -> Self:
+    def fit(self, num_steps: int, **training: Unpack[TrainingOptions]) -> Self:
         """Train the network on draws of the prior, each of which is seen once.
 
         Another call goes on from the weights with a new schedule.
 
         :param int num_steps: number of steps.
-        :param checkpoint: a file that belongs to this prior and these settings, otherwise as of
-            :meth:`~pyro_ext.inference.Trainer.run`.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the network itself.
         :raises TrainingDiverged: where the loss or a gradient is not finite.
         """
@@ -251,7 +244,7 @@ class PriorDataFittedNetwork:
             partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=0.0),
             scheduler=partial(LambdaLR, lr_lambda=rate),
             max_norm=1.0,
-            identity=None if checkpoint is None else self._identity(num_steps),
+            identity=None if training.get("checkpoint") is None else self._identity(num_steps),
             seed=seed,
         )
         self.net.train()
@@ -260,9 +253,8 @@ class PriorDataFittedNetwork:
                 self._loss,
                 num_steps,
                 self._curves,
-                checkpoint=checkpoint,
-                progress=progress,
                 description="Prior-data fitted network",
+                **training,
             )
         finally:
             self.net.eval()

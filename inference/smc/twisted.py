@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from pyro_ext.inference.smc.particles import (
     reweight,
 )
 from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.options import TrainingOptions
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.random import chain_keys, fresh_seed, seeded, uniform
 
@@ -349,9 +349,8 @@ class TwistedSMC:
         *,
         optimizer: Optimizer | None = None,
         max_norm: float | None = 1.0,
-        checkpoint: str | Path | None = None,
         seed: int | None = None,
-        progress: bool = True,
+        **training: Unpack[TrainingOptions],
     ) -> Self:
         """Train the twist, which is a module; ``losses`` are those before each step.
 
@@ -365,10 +364,8 @@ class TwistedSMC:
             learning rate falls from 0.02 to zero along a cosine: right for tables and small
             networks, too large for a language model that is trained as a whole.
         :param float max_norm: to which the norm of the gradient is clipped, or ``None``.
-        :param checkpoint: a file in which the training is saved, and from which it goes on where
-            the file exists; by the default optimizer, with as many steps.
         :param int seed: of all draws; ``None`` takes them from PyTorch's generator.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the sampler itself.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
@@ -390,9 +387,8 @@ class TwistedSMC:
             trainer.run(
                 lambda: loss.differentiable_loss(self, prompt),
                 num_steps,
-                checkpoint=checkpoint,
-                progress=progress,
                 description=type(loss).__name__,
+                **training,
             )
         finally:
             self.losses = trainer.losses

@@ -6,7 +6,8 @@ that goes on bit for bit.
 """
 
 from pyro_ext.inference.training.batches import ShuffledBatches
+from pyro_ext.inference.training.options import TrainingOptions
 from pyro_ext.inference.training.outcome import TrainingDiverged, TrainingWarning
 from pyro_ext.inference.training.trainer import Trainer
 
-__all__ = ["ShuffledBatches", "Trainer", "TrainingDiverged", "TrainingWarning"]
+__all__ = ["ShuffledBatches", "Trainer", "TrainingDiverged", "TrainingOptions", "TrainingWarning"]

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion import noise_prediction_loss
 from pyro_ext.inference.diffusion.sampling import check_scheduler
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.models.diffusion.early_exit import EarlyExit
 
 _ADAMW = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0)
@@ -117,20 +117,19 @@ class AdaptiveScoreFineTuner:
         return self.trainer.step(partial(self.loss, **named), x, *conditions)
 
     def run(
-        self, batches: ShuffledBatches, num_steps: int, *, progress: bool = True, **options: Any
+        self, batches: ShuffledBatches, num_steps: int, **training: Unpack[TrainingOptions]
     ) -> list[float]:
         """Take steps until there have been so many in all.
 
         :param ShuffledBatches batches: of data and conditions, see :meth:`step`.
         :param int num_steps: their number.
-        :param bool progress: whether to show a progress bar.
-        :param options: of :meth:`pyro_ext.inference.Trainer.run`, such as ``checkpoint``.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the losses of all steps.
         :raises TrainingDiverged: as :meth:`step`.
         """
         checks.instance("batches", batches, ShuffledBatches, "ShuffledBatches")
-        options = {"description": "Fine-tuning", **options}
-        return self.trainer.run(self.loss, num_steps, batches, progress=progress, **options)
+        description = "Fine-tuning"
+        return self.trainer.run(self.loss, num_steps, batches, description=description, **training)
 
     def loss(self, x: Tensor, *conditions: Any, **named: Any) -> Tensor:
         """The loss at random timesteps, with a gradient.

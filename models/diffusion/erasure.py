@@ -7,8 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from pyro.distributions import Uniform
@@ -26,7 +25,7 @@ from pyro_ext.inference.diffusion import (
     guided_prediction,
 )
 from pyro_ext.inference.diffusion.sampling import check_scheduler
-from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training import Trainer, TrainingOptions
 from pyro_ext.inference.training.trainer import Optimizer
 
 
@@ -234,22 +233,12 @@ class ConceptErasure(ABC):
             )
         return self._trainer.step(self._loss, 1)
 
-    def run(
-        self,
-        num_steps: int,
-        *,
-        checkpoint: str | Path | None = None,
-        save_every: int = 100,
-        progress: bool = True,
-    ) -> Self:
+    def run(self, num_steps: int, **training: Unpack[TrainingOptions]) -> Self:
         """Take steps until there have been so many in all; Ctrl-C stops after one.
 
         :param int num_steps: number of steps in all, those of earlier calls included. It is what
             the order ``"sequential"`` divides: another number divides anew.
-        :param checkpoint: a file, as of :meth:`Trainer.run <pyro_ext.inference.Trainer.run>`, from
-            which the training goes on bit for bit where it exists.
-        :param int save_every: steps from one time that it is saved to the next.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the object itself.
         :raises TrainingDiverged: where a loss or gradient is not finite; networks are as they were
             when both last were.
@@ -257,10 +246,8 @@ class ConceptErasure(ABC):
         self._trainer.run(
             partial(self._loss, num_steps),
             num_steps,
-            checkpoint=checkpoint,
-            save_every=save_every,
-            progress=progress,
             description="erasing",
+            **training,
         )
         return self
 

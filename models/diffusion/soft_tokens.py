@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import check_folder_of, digest_of, write_bytes
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
-from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training import ShuffledBatches, TrainingOptions
 from pyro_ext.inference.training.trainer import Optimizer
 
 _ADAMW = partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.0)
@@ -298,32 +298,17 @@ class RewardWeightedInversion:
         """
         return self.run(self._trainer.num_steps + 1, progress=False)[-1]
 
-    def run(
-        self,
-        num_steps: int,
-        *,
-        checkpoint: str | Path | None = None,
-        save_every: int = 100,
-        progress: bool = True,
-    ) -> list[float]:
+    def run(self, num_steps: int, **training: Unpack[TrainingOptions]) -> list[float]:
         """Take steps until there have been so many in all; Ctrl-C stops after one.
 
         :param int num_steps: number of steps in all, those of earlier calls included.
-        :param checkpoint: as of :meth:`Trainer.run <pyro_ext.inference.Trainer.run>`.
-        :param int save_every: the same.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of each step.
         :raises TrainingDiverged: where a loss or gradient is not finite; the embedding is as it was
             when both last were.
         """
         return self._trainer.run(
-            self._loss,
-            num_steps,
-            self._batches,
-            checkpoint=checkpoint,
-            save_every=save_every,
-            progress=progress,
-            description="inversion",
+            self._loss, num_steps, self._batches, description="inversion", **training
         )
 
     def _loss(self, latents: Tensor, weights: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.ensembles.bridge_schedule import BridgeSchedule
@@ -256,8 +255,7 @@ class DiffusionBridgeNetwork(PyroModule):
         optimizer: Optimizer = _ADAM,
         ema_decay: float = 0.99,
         seed: int | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        **training: Unpack[TrainingOptions],
     ) -> list[float]:
         """Learn the score; members and source stay as they are.
 
@@ -279,9 +277,7 @@ class DiffusionBridgeNetwork(PyroModule):
         :param float ema_decay: of the average. The paper's 0.9999 is for 300,000 steps.
         :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
             otherwise one from PyTorch's generator.
-        :param checkpoint: a file from which the training goes on where it exists, and in which it
-            is saved along the way.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of each step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
@@ -306,7 +302,7 @@ class DiffusionBridgeNetwork(PyroModule):
                 "annealing": list(self.annealing),
                 "schedule": list(astuple(self.schedule)),
             },
-            seed=seed_of(seed, checkpoint),
+            seed=seed_of(seed, training.get("checkpoint")),
         )
 
         def loss(batch: Tensor) -> Tensor:
@@ -320,9 +316,7 @@ class DiffusionBridgeNetwork(PyroModule):
         with _evaluating(members):
             self._check_logits(x[:2], members)
             try:
-                return trainer.run(
-                    loss, num_steps, batches, checkpoint=checkpoint, progress=progress
-                )
+                return trainer.run(loss, num_steps, batches, **training)
             finally:
                 self.score.load_state_dict(trainer.average.state_dict())
 

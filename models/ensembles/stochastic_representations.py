@@ -12,8 +12,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import pyro.distributions as dist
 import torch
@@ -23,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from pyro_ext._lib import checks
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWAG
-from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training import ShuffledBatches, TrainingOptions
 from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.ensembles._dirichlet_proxy import dirichlet_proxy_loss
@@ -266,9 +265,8 @@ class StochasticRepresentations(nn.Module):
         optimizer: Optimizer = _SGD,
         scheduler: Callable[[Any], Any] | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
-        checkpoint: str | Path | None = None,
         seed: int | None = None,
-        progress: bool = True,
+        **training: Unpack[TrainingOptions],
     ) -> list[float]:
         """Train the head.
 
@@ -277,9 +275,8 @@ class StochasticRepresentations(nn.Module):
         :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
         :param scheduler: the same.
         :param augment: changes the inputs of a minibatch at random, since rare ones come again.
-        :param checkpoint: a file from which the training goes on where it exists.
         :param int seed: of minibatches and all that is drawn.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of each step.
         :raises TrainingDiverged: where something is not finite.
         """
@@ -300,14 +297,7 @@ class StochasticRepresentations(nn.Module):
 
         self.train()
         try:
-            return trainer.run(
-                loss,
-                num_steps,
-                batches,
-                checkpoint=checkpoint,
-                progress=progress,
-                description="classifier",
-            )
+            return trainer.run(loss, num_steps, batches, description="classifier", **training)
         finally:
             self.eval()
 

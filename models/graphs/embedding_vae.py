@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_ext._lib import checks
 from pyro_ext._lib.optional import optional_module
 from pyro_ext.distributions import BernoulliExponentialGraph, LogitGraph
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.models.graphs.embedding import Sign, check_graphs, spectral_embedding
 from pyro_ext.models.graphs.flow import EquivariantSplineFlow, SetNetwork
 from pyro_ext.random import seeded
@@ -182,8 +181,7 @@ class GraphEmbeddingVAE(PyroModule):
         batch_size: int = 32,
         learning_rate: float = 1e-3,
         seed: int | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        **training: Unpack[TrainingOptions],
     ) -> list[float]:
         """Train by Adam, with a learning rate that falls to zero along a cosine.
 
@@ -193,7 +191,7 @@ class GraphEmbeddingVAE(PyroModule):
         :param int batch_size: graphs of a step; those that do not fill one wait for the next epoch.
         :param float learning_rate: of the first step.
         :param int seed: of minibatches and noise.
-        :param checkpoint: as of :meth:`~pyro_ext.inference.Trainer.run`, as ``progress`` is.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
@@ -208,14 +206,7 @@ class GraphEmbeddingVAE(PyroModule):
         )
         batches = ShuffledBatches(adjacency, mask, batch_size=batch_size, drop_last=True)
         name = type(self).__name__
-        return trainer.run(
-            self.loss,
-            num_steps,
-            batches,
-            checkpoint=checkpoint,
-            progress=progress,
-            description=name,
-        )
+        return trainer.run(self.loss, num_steps, batches, description=name, **training)
 
     @torch.no_grad()
     def log_likelihood(

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training import Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.process import (
@@ -30,8 +29,7 @@ def fit(
     num_samples: int | None = None,
     learning_rate: float = 5e-4,
     seed: int | None = None,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
+    **training: Unpack[TrainingOptions],
 ) -> list[float]:
     """Train by Adam, with a learning rate that falls to zero along a cosine.
 
@@ -41,16 +39,14 @@ def fit(
     :param Callable tasks: tasks for a seed, such as
         :class:`~pyro_ext.models.neural_processes.GPTasks`. They are moved to the device and the
         floating type of the process.
-    :param int num_steps: number of steps, each on new tasks.
+    :param int num_steps: number of steps, each on new tasks; with a checkpoint, as many as the
+        training was begun with.
     :param int num_samples: draws in the loss; by default that of the process's own
         :meth:`~NeuralProcess.loss`.
     :param float learning_rate: of the first step.
     :param int seed: of tasks and draws; ``None`` takes that of the checkpoint where it exists, and
         otherwise one from PyTorch's generator.
-    :param checkpoint: a file from which the training goes on where it exists, and in which it is
-        saved every hundred steps and at the end. ``num_steps``, along which the learning rate
-        falls, must be that with which it was begun.
-    :param bool progress: whether to show a progress bar.
+    :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
     :returns: the loss of every step.
     :raises TrainingDiverged: where loss or gradient are not finite.
     :raises CheckpointError: where the checkpoint is damaged or of another training.
@@ -73,7 +69,7 @@ def fit(
     checks.number("learning_rate", learning_rate, above=0)
     checks.optional(checks.integer, "num_samples", num_samples, 1)
     options = {} if num_samples is None else {"num_samples": num_samples}
-    seed = seed_of(seed, checkpoint)
+    seed = seed_of(seed, training.get("checkpoint"))
     example = next(process.parameters())
     generator = torch.Generator(example.device).manual_seed(spawn_seed(seed, 0))
     trainer = Trainer(
@@ -90,10 +86,7 @@ def fit(
         process.note_range(batch)
         return process.loss(batch, generator=generator, **options)
 
-    name = type(process).__name__
-    return trainer.run(
-        loss, num_steps, tasks, checkpoint=checkpoint, progress=progress, description=name
-    )
+    return trainer.run(loss, num_steps, tasks, description=type(process).__name__, **training)
 
 
 class LogLikelihoods(NamedTuple):

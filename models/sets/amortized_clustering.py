@@ -5,8 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, Unpack
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training import Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.sets.filtering import (
@@ -90,8 +89,7 @@ class AmortizedClusterer:
         max_norm: float | None = 10.0,
         density_weight: float = 1.0,
         seed: int | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        **training: Unpack[TrainingOptions],
     ) -> list[float]:
         """Learn to cluster from sets whose clusters are known.
 
@@ -106,9 +104,7 @@ class AmortizedClusterer:
         :param float density_weight: of densities in the loss.
         :param int seed: of sets and anchors; ``None`` takes that of the checkpoint where it exists,
             and otherwise one from PyTorch's generator.
-        :param checkpoint: a file from which the training goes on where it exists, and in which it
-            is saved every hundred steps and at the end.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
@@ -126,7 +122,7 @@ class AmortizedClusterer:
                 "num_steps": num_steps,
                 "standardize": self.standardize,
             },
-            seed=seed_of(seed, checkpoint),
+            seed=seed_of(seed, training.get("checkpoint")),
         )
 
         def loss() -> Tensor:
@@ -141,9 +137,7 @@ class AmortizedClusterer:
         was_training = network.training
         network.train()
         try:
-            return trainer.run(
-                loss, num_steps, checkpoint=checkpoint, progress=progress, description="Clustering"
-            )
+            return trainer.run(loss, num_steps, description="Clustering", **training)
         finally:
             network.train(was_training)
 

@@ -7,8 +7,7 @@ data.
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.nn import functional
 
 from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import digest_of
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.inference.training.trainer import Optimizer
@@ -378,8 +377,7 @@ def train_generators(
     scheduler: Callable[[Any], Any] | None = None,
     max_norm: float | None = None,
     seed: int | None = None,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
+    **training: Unpack[TrainingOptions],
 ) -> list[float]:
     r"""Learn fields whose flows leave something as valid as it was [1].
 
@@ -418,9 +416,7 @@ def train_generators(
     :param float max_norm: to which the norm of the gradient is clipped.
     :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
         otherwise one from PyTorch's generator.
-    :param checkpoint: a file from which the training goes on where it exists, and in which it is
-        saved along the way.
-    :param bool progress: whether to show a progress bar.
+    :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
     :returns: the loss of each step.
     :raises TrainingDiverged: where loss or gradient are not finite.
 
@@ -478,7 +474,7 @@ def train_generators(
             "data": digest_of({k: v for k, v in data.items() if v is not None}),
             "validity": validity.identity() if hasattr(validity, "identity") else None,
         },
-        seed=seed_of(seed, checkpoint),
+        seed=seed_of(seed, training.get("checkpoint")),
     )
 
     def loss(*batch: Tensor) -> Tensor:
@@ -517,8 +513,8 @@ def train_generators(
     options: dict[str, Any] = dict(weights=weights, sigma=sigma, flow_steps=flow_steps)
     score = partial(validity_scores, field, validity, z, *batch, **options)
     untrained = float(score().min()) if flow_steps and num_steps >= _LEAST_STEPS else None
-    run = partial(trainer.run, checkpoint=checkpoint, progress=progress)
-    losses: list[float] = run(loss, num_steps, batches, description="Training generators")
+    description = "Training generators"
+    losses = trainer.run(loss, num_steps, batches, description=description, **training)
     if untrained is not None and not trainer.interrupted:
         what, best = "the validity of the best field", float(score().min())
         advice = "take lipschitz=0 for points off a grid"

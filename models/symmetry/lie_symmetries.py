@@ -5,15 +5,14 @@ data.
 """
 
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training import ShuffledBatches, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.symmetry.equations import EQUATIONS, Equation, _equation, validity_pde
@@ -66,8 +65,7 @@ def learn_lie_symmetries(
     flow_steps: int = 2,
     optimizer: Optimizer = _ADAM,
     seed: int | None = None,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
+    **training: Unpack[TrainingOptions],
 ) -> LieSymmetries:
     r"""Learn fields along which solutions of an equation stay solutions [1].
 
@@ -91,8 +89,7 @@ def learn_lie_symmetries(
     :param Callable optimizer: makes an optimizer of a list of parameters.
     :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
         otherwise one from PyTorch's generator.
-    :param checkpoint: a file from which the training goes on where it exists.
-    :param bool progress: whether to show a progress bar.
+    :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -128,7 +125,7 @@ def learn_lie_symmetries(
     checks.integer("batch_size", batch_size, 1)
     checks.integer("flow_steps", flow_steps, 1)
     checks.integer("num_patches", num_patches, batch_size)
-    seed = seed_of(seed, checkpoint)
+    seed = seed_of(seed, training.get("checkpoint"))
     units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
     validity = _Residual(equation, units.to(solutions.device))
     with seeded(seed):
@@ -154,8 +151,7 @@ def learn_lie_symmetries(
         scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
         max_norm=1.0,
         seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
+        **training,
     )
     return LieSymmetries(field, validity.units, losses)
 

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +14,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.nn import MeanTeacher
@@ -346,8 +345,7 @@ class MaskedAutoencoder(nn.Module):
         momentum: float | None = None,
         optimizer: Optimizer = _adamw,
         seed: int | None = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        **training: Unpack[TrainingOptions],
     ) -> "MaskedAutoencoder":
         """Train on images, with a mean teacher.
 
@@ -367,9 +365,7 @@ class MaskedAutoencoder(nn.Module):
         :param Callable optimizer: makes an optimizer of a list of parameters.
         :param int seed: of minibatches and masks; ``None`` takes that of the checkpoint where it
             exists, and otherwise one from PyTorch's generator.
-        :param checkpoint: a file from which the training goes on where it exists, and in which it
-            is saved along the way.
-        :param bool progress: whether to show a progress bar.
+        :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the teacher, a copy of this network with averaged weights. :attr:`losses` holds
             the loss of each step.
         :raises TrainingDiverged: where loss or gradient are not finite.
@@ -393,7 +389,7 @@ class MaskedAutoencoder(nn.Module):
                 "momentum": momentum,
                 "settings": self.extra_repr(),
             },
-            seed=seed_of(seed, checkpoint),
+            seed=seed_of(seed, training.get("checkpoint")),
         )
 
         def follow() -> None:  # once the step is taken for good
@@ -411,9 +407,8 @@ class MaskedAutoencoder(nn.Module):
             loss,
             num_steps,
             ShuffledBatches(images, batch_size=size),
-            checkpoint=checkpoint,
-            progress=progress,
             description="Masked autoencoder",
+            **training,
         )
         follow()
         taught: MaskedAutoencoder = teacher.teacher  # type: ignore[assignment]
