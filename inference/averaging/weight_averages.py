@@ -215,25 +215,6 @@ class SWA:
         self._state.update_(vector)
         return self
 
-    def collect_samples(self, posterior: Any) -> Self:
-        """Take in all draws of a run of a sampler, one chain after the other, as they are.
-
-        :param posterior: has ``get_samples``, as :class:`~pyro_ext.inference.MCMC` does, or is a
-            dict of draws. **Shape:** ``(num_draws, *event)`` each.
-        :returns: the collector itself.
-        """
-        draws = posterior.get_samples() if hasattr(posterior, "get_samples") else posterior
-        draws = checks.tensors("posterior", draws, finite=True)
-        sizes = {len(value) if value.dim() else 0 for value in draws.values()}
-        if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(
-                "posterior must hold as many draws of each site, at least one, got the shapes "
-                f"{[tuple(value.shape) for value in draws.values()]}"
-            )
-        for number in range(sizes.pop()):
-            self.collect({name: value[number] for name, value in draws.items()})
-        return self
-
     # What was collected --------------------------------------------------------------------------
 
     @property
@@ -301,34 +282,6 @@ class SWA:
             for name, value in weights.items():
                 own[name].copy_(value)
         return new if batches is None else _with_statistics(new, batches)
-
-    def param_state(self, store: ParamStoreDict, vector: Tensor | None = None) -> Any:
-        """The state of a parameter store with the average, or with other weights.
-
-        :param store: what was collected from; it is not changed.
-        :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
-        :returns: for ``store.scope`` or ``store.set_state``.
-
-        Example::
-
-            >>> store = pyro.get_param_store()
-            >>> for value in (1.0, 4.0):
-            ...     store["rate"] = torch.tensor(value)
-            ...     swa = SWA().collect(store) if value == 1.0 else swa.collect(store)
-            >>> with store.scope(swa.param_state(store)):
-            ...     pyro.param("rate").item()
-            2.5
-        """
-        checks.instance("store", store, ParamStoreDict, "a parameter store of Pyro")
-        weights, state = self.weights(vector), store.get_state()
-        shapes = {name: value.shape for name, value in store.named_parameters()}
-        if shapes != {name: value.shape for name, value in weights.items()}:
-            raise ValueError(
-                f"store must hold the parameters {list(weights)!r:.80} in their shapes, got "
-                f"{shapes!r:.80}"
-            )
-        params = {name: value.clone().requires_grad_() for name, value in weights.items()}
-        return {**state, "params": params}
 
     # State ---------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ Set Transformer: a framework for attention-based permutation-invariant neural ne
 
 from pyro_ext.models.sets.amortized_clustering import AmortizedClusterer, Clustering
 from pyro_ext.models.sets.filtering import (
-    AutoregressiveFlow,
     DiagonalNormal,
     FilteringNetwork,
     FilterOutput,
@@ -45,7 +44,6 @@ from pyro_ext.models.sets.slot_mil import (
 __all__ = [
     "ABMIL",
     "AmortizedClusterer",
-    "AutoregressiveFlow",
     "Clustering",
     "DeepSet",
     "DiagonalNormal",

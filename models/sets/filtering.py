@@ -8,8 +8,6 @@ from typing import NamedTuple, cast
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import ConditionalAffineAutoregressive
-from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,57 +72,9 @@ class RankOneNormal(nn.Module):
         return dist.LowRankMultivariateNormal(loc, vector[..., None], diagonal, validate_args=False)
 
 
-class AutoregressiveFlow(nn.Module):
-    """Masked autoregressive flow whose context is what the network says of a cluster.
-
-    :param int num_features: number of features of a point, at least two.
-    :param int num_parameters: of the context.
-    :param int num_blocks: number of affine transforms; each has features in the other order.
-    :param int width: of the hidden layer of each.
-
-    Example::
-
-        >>> AutoregressiveFlow(2)(torch.zeros(5, 32)).batch_shape
-        torch.Size([5])
-    """
-
-    def __init__(
-        self, num_features: int, num_parameters: int = 32, num_blocks: int = 4, width: int = 128
-    ) -> None:
-        super().__init__()
-        self.num_features = checks.integer("num_features", num_features, 2)
-        self.num_parameters = checks.integer("num_parameters", num_parameters, 1)
-        checks.integer("num_blocks", num_blocks, 1)
-        checks.integer("width", width, 1)
-        forward = torch.arange(num_features)
-        orders = [forward if i % 2 == 0 else forward.flip(0) for i in range(num_blocks)]
-        networks = [
-            ConditionalAutoRegressiveNN(
-                num_features, num_parameters, [width], permutation=cast(torch.LongTensor, order)
-            )
-            for order in orders
-        ]
-        self.blocks = nn.ModuleList(ConditionalAffineAutoregressive(one) for one in networks)
-
-    def forward(self, parameters: Tensor) -> dist.TorchDistribution:
-        """Distributions whose context these are.
-
-        :param Tensor parameters: **Shape:** ``(*batch, num_parameters)``.
-        """
-        context = _parameters(self, parameters)
-        # The inverse of a block has its density in one pass, and draws feature by feature.
-        blocks = cast(list[ConditionalAffineAutoregressive], self.blocks)
-        transforms = [block.condition(context).inv for block in blocks]
-        zeros = context.new_zeros(*context.shape[:-1], self.num_features)
-        base = dist.Normal(zeros, 1.0, validate_args=False).to_event(1)
-        flow = dist.TransformedDistribution(base, transforms, validate_args=False)
-        return cast(dist.TorchDistribution, flow)
-
-
 _DENSITIES: dict[str, Callable[[int], nn.Module]] = {
     "diagonal": DiagonalNormal,
     "rank_one": RankOneNormal,
-    "flow": AutoregressiveFlow,
 }
 
 
@@ -160,7 +110,7 @@ class FilteringNetwork(nn.Module):
 
     :param int in_features: number of features of a point.
     :param density: of the points of a cluster: ``"diagonal"`` (:class:`DiagonalNormal`),
-        ``"rank_one"`` (:class:`RankOneNormal`), ``"flow"`` (:class:`AutoregressiveFlow`), a module
+        ``"rank_one"`` (:class:`RankOneNormal`), a module
         like these, or ``None`` for logits alone.
     :param bool anchored: whether the cluster is that of a given point.
     :param int width: number of features in between, a multiple of ``num_heads``.

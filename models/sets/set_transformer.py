@@ -8,15 +8,14 @@ from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from pyro_ext._lib import checks
 from pyro_ext.nn import ISAB, MLP, PMA, SAB
 from pyro_ext.nn.attention import AttentionOptions
 
-Encoder = Literal["isab", "sab", "rff", "rffp_mean", "rffp_max"]
-Pooling = Literal["mean", "sum", "max", "dot"]
-AnyPooling = Literal["pma", "mean", "sum", "max", "dot"]
+Encoder = Literal["isab", "sab", "rff"]
+Pooling = Literal["mean", "sum", "max"]
+AnyPooling = Literal["pma", "mean", "sum", "max"]
 
 
 class _SetNetwork(nn.Module):
@@ -83,11 +82,8 @@ class SetTransformer(_SetNetwork):
     :param int num_heads: heads of each attention.
     :param int num_inducing: inducing points of each block of ``"isab"``.
     :param str encoder: ``"isab"``, attention by way of inducing points in linear time; ``"sab"``,
-        attention of all to all in quadratic time; ``"rff"``, a network of each element alone; or
-        ``"rffp_mean"`` and ``"rffp_max"``, whose layers see the mean or maximum of all elements
-        beside each [4].
-    :param str pooling: ``"pma"``, attention of learned seeds; ``"mean"``, ``"sum"``, ``"max"``; or
-        ``"dot"``, a mean whose weights are the softmax of a learned linear function.
+        attention of all to all in quadratic time; or ``"rff"``, a network of each element alone.
+    :param str pooling: ``"pma"``, attention of learned seeds, ``"mean"``, ``"sum"`` or ``"max"``.
     :param int num_encoder_blocks: blocks before the pooling; two layers each where there is no
         attention.
     :param int num_decoder_blocks: blocks of :class:`~pyro_ext.nn.SAB` after ``"pma"``, by default 2
@@ -139,11 +135,8 @@ class SetTransformer(_SetNetwork):
             blocks = [ISAB(size, hidden_size, num_inducing, num_heads, **options) for size in sizes]
         elif encoder == "sab":
             blocks = [attend(size) for size in sizes]
-        elif encoder == "rff":
-            blocks = [_Rows(input_size, hidden_size, 2 * num_encoder_blocks)]
         else:
-            pooled: Pooling = "mean" if encoder == "rffp_mean" else "max"
-            blocks = [_PooledRows(size, hidden_size, pooled) for size in sizes]
+            blocks = [_Rows(input_size, hidden_size, 2 * num_encoder_blocks)]
         decoder: list[nn.Module]
         if pooling == "pma":
             if num_decoder_blocks is None:
@@ -152,7 +145,7 @@ class SetTransformer(_SetNetwork):
             decoder = [attend(hidden_size) for _ in range(num_decoder_blocks)]
             decoder.append(nn.Linear(hidden_size, output_size))
         else:
-            pool = _Pool(pooling, hidden_size)
+            pool = _Pool(pooling)
             num_layers = 4 if num_decoder_blocks is None else max(2 * num_decoder_blocks, 1)
             decoder = [_layers(hidden_size, hidden_size, num_outputs * output_size, num_layers)]
         super().__init__(input_size, num_outputs, output_size, blocks, pool, decoder)
@@ -170,8 +163,7 @@ class DeepSet(_SetNetwork):
     :param int num_outputs: number of outputs of a set.
     :param int output_size: number of features of an output.
     :param int hidden_size: width of all layers.
-    :param str pooling: ``"mean"``, ``"sum"``, ``"max"``, or ``"dot"`` as of
-        :class:`SetTransformer`.
+    :param str pooling: ``"mean"``, ``"sum"`` or ``"max"``.
     :raises ValueError: for arguments out of range.
 
     Example::
@@ -195,7 +187,7 @@ class DeepSet(_SetNetwork):
             num_outputs,
             output_size,
             [_Rows(input_size, hidden_size, 4)],
-            _Pool(pooling, hidden_size),
+            _Pool(pooling),
             [_layers(hidden_size, hidden_size, num_outputs * output_size, 4)],
         )
 
@@ -212,30 +204,12 @@ class _Rows(nn.Module):
         return outputs
 
 
-class _PooledRows(nn.Module):
-    """Two layers that see each element and the mean or maximum of all."""
-
-    def __init__(self, in_features: int, width: int, pooling: Pooling) -> None:
-        super().__init__()
-        self.rows: Any = nn.ModuleList(nn.Linear(size, width) for size in (in_features, width))
-        self.pooled: Any = nn.ModuleList(
-            nn.Linear(size, width, bias=False) for size in (in_features, width)
-        )
-        self.pool = _Pool(pooling, width)
-
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        for row, pooled in zip(self.rows, self.pooled, strict=True):
-            inputs = relu(row(inputs) + pooled(self.pool(inputs, mask)))
-        return inputs
-
-
 class _Pool(nn.Module):
-    """Mean, sum, maximum or weighted mean of the elements that are there, zero of none."""
+    """Mean, sum or maximum of the elements that are there, zero of none."""
 
-    def __init__(self, pooling: Pooling, width: int) -> None:
+    def __init__(self, pooling: Pooling) -> None:
         super().__init__()
         self.pooling = pooling
-        self.score = nn.Linear(width, 1, bias=False) if pooling == "dot" else None
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """As one row."""
@@ -247,12 +221,7 @@ class _Pool(nn.Module):
                 return inputs.new_zeros(*inputs.shape[:-2], 1, inputs.shape[-1])
             largest = inputs.amax(-2, keepdim=True)
             return largest if present is None else largest.masked_fill(largest.isneginf(), 0)
-        if self.score is not None:
-            scores = self.score(inputs)
-            if present is not None:  # weights of padding alone are finite, and its rows are zeros
-                scores = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
-            weights = scores.softmax(-2)
-        elif self.pooling == "mean":
+        if self.pooling == "mean":
             number = inputs.shape[-2] if present is None else present.sum(-2, keepdim=True)
             weights = 1 / torch.as_tensor(number).clamp(min=1).to(inputs)
         else:

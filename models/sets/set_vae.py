@@ -61,7 +61,6 @@ class GaussianMixtureSet(nn.Module):
 
     :param int size: number of features of an element.
     :param int num_components: number of components, of equal weights at first.
-    :param bool trainable: whether weights, means and deviations are learned.
 
     Example::
 
@@ -73,21 +72,14 @@ class GaussianMixtureSet(nn.Module):
     loc: Tensor
     log_scale: Tensor
 
-    def __init__(self, size: int = 32, num_components: int = 4, *, trainable: bool = False) -> None:
+    def __init__(self, size: int = 32, num_components: int = 4) -> None:
         super().__init__()
         self.size = checks.integer("size", size, 1)
         self.num_components = checks.integer("num_components", num_components, 1)
-        checks.boolean("trainable", trainable)
         scale = torch.randn(num_components, size).abs() / num_components**0.5
-        for name, value in (
-            ("logits", torch.zeros(num_components)),
-            ("loc", torch.randn(num_components, size)),
-            ("log_scale", scale.log()),
-        ):
-            if trainable:
-                self.register_parameter(name, nn.Parameter(value))
-            else:
-                self.register_buffer(name, value)
+        self.register_buffer("logits", torch.zeros(num_components))
+        self.register_buffer("loc", torch.randn(num_components, size))
+        self.register_buffer("log_scale", scale.log())
 
     def forward(self, gumbel: Tensor, normal: Tensor) -> Tensor:
         """Make elements of noise.

@@ -1,6 +1,6 @@
 """Classification of series whose values are missing not at random, through what is imputed."""
 
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import Any, NamedTuple, Unpack
 
 import pyro
 import pyro.distributions as dist
@@ -18,8 +18,6 @@ from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import SeriesTraining, train
 from pyro_ext.nn import MLP
 from pyro_ext.random import seeded
-
-Average = Literal["arithmetic", "geometric"]
 
 _LEAST_POSTERIOR_SCALE = 1e-4
 _LEAST_SCALE = 1e-3
@@ -80,8 +78,6 @@ class SupervisedNotMIWAE(PyroModule):
     :param bool decay: whether the last value fades into the generated ones; otherwise they stand
         alone in the gaps.
     :param float dropout_rate: with which observed values are hidden in training.
-    :param bool weight_by_mask: whether the probability of the hidden entries counts in the weights,
-        as in the code of [1]. They are drawn from it, so that a weight should leave it out.
     :param bool online: whether each step has a label, predicted from what came before. All is
         causal then, and there is a bound for each step, of which the loss is the mean.
     :param int num_static: number of features of a series that do not change.
@@ -119,7 +115,6 @@ class SupervisedNotMIWAE(PyroModule):
         missing_model: bool = True,
         decay: bool = True,
         dropout_rate: float = 0.3,
-        weight_by_mask: bool = False,
         online: bool = False,
         num_static: int = 0,
         duration: float | None = None,
@@ -138,7 +133,6 @@ class SupervisedNotMIWAE(PyroModule):
                 f"prior must have a method covariance(num_steps) or be None, got {prior!r:.80}"
             )
         self.dropout_rate = checks.number("dropout_rate", dropout_rate, least=0, most=1)
-        self.weight_by_mask = checks.boolean("weight_by_mask", weight_by_mask)
         self.online = checks.boolean("online", online)
         self.num_static = checks.integer("num_static", num_static, 0)
         self.duration = checks.optional(checks.number, "duration", duration, above=0)
@@ -209,8 +203,6 @@ class SupervisedNotMIWAE(PyroModule):
                 is_seen = dist.Bernoulli(logits=self._missing_logits(filled))
                 is_seen = is_seen.mask(series.valid[..., None]).to_event(2)
                 pyro.sample("mask", is_seen, obs=seen.to(filled.dtype))
-            if self.weight_by_mask:
-                pyro.factor("seen_weight", self._log_prob_of_hiding(series, seen).sum(-1))
             classes = dist.Categorical(logits=self._classify(series, filled))
             if self.online:
                 classes = classes.mask(series.valid).to_event(1)
@@ -277,10 +269,8 @@ class SupervisedNotMIWAE(PyroModule):
         """The loss of checked series."""
         rate = self.dropout_rate if rate is None else rate
         log_ratio, loc, scale = self._draw_latents(series, num_latents)
-        seen, logits, log_missing = self._draw_gaps(series, loc, scale, num_draws, rate)
+        logits, log_missing = self._draw_gaps(series, loc, scale, num_draws, rate)
         terms = log_ratio + log_missing  # of each step
-        if self.weight_by_mask:
-            terms = terms + self._log_prob_of_hiding(series, seen, rate)
         log_label = logits.log_softmax(-1)
         label = y.expand(log_label.shape[:-1])[..., None]
         log_label = log_label.gather(-1, label)[..., 0]
@@ -304,8 +294,8 @@ class SupervisedNotMIWAE(PyroModule):
 
     def _draw_gaps(
         self, series: Series, loc: Tensor, scale: Tensor, num_draws: int, rate: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What is seen, logits of the classes and the log probability of what is missing."""
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the classes and the log probability of what is missing."""
         generated = dist.Normal(loc, scale).rsample((num_draws,))
         seen = series.mask.expand(generated.shape)
         if rate:
@@ -319,7 +309,7 @@ class SupervisedNotMIWAE(PyroModule):
                 logits, seen.to(logits), reduction="none"
             )
             log_missing = -torch.where(series.valid[..., None], error, 0.0).sum(-1)
-        return seen, self._classify(series, filled), log_missing
+        return self._classify(series, filled), log_missing
 
     # Predictions ---------------------------------------------------------------------------------
 
@@ -334,7 +324,6 @@ class SupervisedNotMIWAE(PyroModule):
         *,
         num_latents: int = 20,
         num_draws: int = 5,
-        average: Average = "arithmetic",
         batch_size: int = 64,
         seed: int | None = None,
     ) -> SeriesPrediction:
@@ -350,19 +339,16 @@ class SupervisedNotMIWAE(PyroModule):
         :param Tensor static: features of series.
         :param int num_latents: number of latent draws.
         :param int num_draws: number of draws of the gaps for each of them.
-        :param str average: of probabilities over draws of the gaps, ``"arithmetic"``, or
-            ``"geometric"`` as in the code of [1].
         :param int batch_size: series at a time.
         :param int seed: of the draws; by default they come from PyTorch's generator.
         """
         checks.integer("num_latents", num_latents, 1)
         checks.integer("num_draws", num_draws, 1)
-        checks.choice("average", average, get_args(Average))
         checks.integer("batch_size", batch_size, 1)
         series = self._series(x, mask, times, lengths, static)
         with seeded(seed):
             parts = [
-                self._predict(series.rows(index), num_latents, num_draws, average)
+                self._predict(series.rows(index), num_latents, num_draws)
                 for index in torch.arange(len(series.x)).split(batch_size)
             ]
         probs, loc, scale = (torch.cat([part[i] for part in parts]) for i in range(3))
@@ -393,19 +379,13 @@ class SupervisedNotMIWAE(PyroModule):
         filled = torch.where(series.mask, series.x, loc)
         return torch.where(series.valid[..., None], filled, 0.0)
 
-    def _predict(
-        self, series: Series, num_latents: int, num_draws: int, average: Average
-    ) -> SeriesPrediction:
+    def _predict(self, series: Series, num_latents: int, num_draws: int) -> SeriesPrediction:
         """Predictions for checked series."""
         log_ratio, loc, scale = self._draw_latents(series, num_latents)
         log_ratio = log_ratio.cumsum(-1) if self.online else log_ratio.sum(-1)
         weights = log_ratio.softmax(0)
-        _, logits, _ = self._draw_gaps(series, loc, scale, num_draws, 0.0)
-        if average == "geometric":
-            log_joint = log_ratio.log_softmax(0)[..., None] + logits.log_softmax(-1)
-            probs = log_joint.logsumexp(1).mean(0).softmax(-1)
-        else:
-            probs = (weights[..., None] * logits.softmax(-1)).sum(1).mean(0)
+        logits, _ = self._draw_gaps(series, loc, scale, num_draws, 0.0)
+        probs = (weights[..., None] * logits.softmax(-1)).sum(1).mean(0)
         each = weights[..., None] if self.online else weights[..., None, None]
         mean = (each * loc).sum(0)
         variance = (each * (scale.square() + (loc - mean).square())).sum(0)
@@ -449,7 +429,7 @@ class SupervisedNotMIWAE(PyroModule):
         y = check_labels(y, series, self.num_classes, online=self.online)
 
         def validate(part: Series, labels: Tensor) -> Tensor:
-            probs = self._predict(part, num_latents, 1, "arithmetic").probs
+            probs = self._predict(part, num_latents, 1).probs
             log_probs = probs.gather(-1, labels[..., None])[..., 0].clamp(min=1e-30).log()
             return -(log_probs[part.valid] if self.online else log_probs).sum()
 
@@ -528,15 +508,6 @@ class SupervisedNotMIWAE(PyroModule):
         assert self.missing_model is not None
         logits: Tensor = self.missing_model(filled)
         return logits
-
-    def _log_prob_of_hiding(
-        self, series: Series, seen: Tensor, rate: float | None = None
-    ) -> Tensor:
-        """Log probability, by step, with which observed cells are hidden or not."""
-        rate = self.dropout_rate if rate is None else rate
-        prob = torch.full_like(series.x, 1.0 - rate)
-        log_prob = torch.where(seen, prob.log(), (1.0 - prob).log())
-        return torch.where(series.mask, log_prob, 0.0).sum(-1)
 
     def _classify(self, series: Series, filled: Tensor) -> Tensor:
         """Logits of the classes."""

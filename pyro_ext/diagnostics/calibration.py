@@ -170,17 +170,6 @@ class SBCResult:
         if self.failures:
             print(f"{len(self.failures)} simulations failed, see failures: {list(self.failures)}")
 
-    def to_xarray(self) -> Any:
-        """Ranks as an :class:`xarray.Dataset`, with dimensions named after the plates."""
-        import xarray
-
-        variables = {}
-        for name, ranks in self.ranks.items():
-            numbered = [f"{name}_dim_{number}" for number in range(ranks.ndim - 1)]
-            variables[name] = (("simulation", *self.dims.get(name, numbered)), ranks)
-        coords = {"simulation": self.simulations} if len(self.simulations) else {}
-        return xarray.Dataset(variables, coords=coords, attrs={"num_draws": self.num_draws})
-
     def _known(self, names: Collection[str] | None, argument: str) -> list[str]:
         if names is None:
             return list(self.ranks)

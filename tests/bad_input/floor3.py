@@ -451,7 +451,6 @@ def clustering() -> dict[str, Call]:
             seed=0,
             progress=False,
         ),
-        "AutoregressiveFlow": call(num_features=2, num_parameters=3, num_blocks=1, width=4),
         "DiagonalNormal": call(num_features=2),
         "FilteringNetwork": call(in_features=2, density="rank_one", anchored=True, **small),
         "FilteringNetwork.forward": of(anchored, x=POINTS, mask=mask, anchor=torch.tensor(3)),

@@ -40,10 +40,8 @@ def averages() -> dict[str, Call]:
     return {
         "SWA": call(),
         "SWA.collect": of(SWA().collect(VECTORS[0]), weights=VECTORS[1]),
-        "SWA.collect_samples": of(SWA(), posterior=candidates),
         "SWA.weights": of(of_module, vector=torch.ones(12)),
         "SWA.module": of(of_module, module=network, vector=torch.ones(12), batches=[X]),
-        "SWA.param_state": of(of_store, store=store, vector=torch.ones(2)),
         "SWA.load_state_dict": of(SWA(), state=of_module.state_dict()),
         "SWAG": call(max_rank=2),
         "SWAG.distribution": of(swag, scale=1.0),

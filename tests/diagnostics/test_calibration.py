@@ -456,14 +456,6 @@ def test_ranks_are_checked(ranks, message):
         SBCResult(ranks, 50)
 
 
-def test_xarray_names_plates(result):
-    data = run(num_simulations=3).to_xarray()
-    assert data["loc"].dims == ("simulation", "replicates") and data.attrs["num_draws"] == 100
-    assert data["log_likelihood"].dims == ("simulation",)
-    assert data["simulation"].values.tolist() == [0, 1, 2]
-    assert result.to_xarray()["loc"].dims == ("simulation", "loc_dim_0", "loc_dim_1")
-
-
 # Plots --------------------------------------------------------------------------------------------
 
 

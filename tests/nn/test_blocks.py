@@ -141,8 +141,7 @@ SETS = {
             ("isab", "mean"),
             ("sab", "sum"),
             ("rff", "pma"),
-            ("rffp_mean", "max"),
-            ("rffp_max", "dot"),
+            ("rff", "max"),
         ]
     },
     "DeepSet": (lambda: DeepSet(3, 2, 2, 12), False),

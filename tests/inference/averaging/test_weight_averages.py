@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pyro_ext.inference import MCMC, SGLD, Trainer
+from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWA, SWAG, swag_distribution, update_batch_norm
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.nn import BayesianClassifier, BayesianModule
 
 PATH = torch.tensor([[1.0, 0.0], [3.0, 1.0], [2.0, -1.0], [5.0, 0.5], [0.5, 2.0]])
 
@@ -123,22 +122,7 @@ def test_constrained_parameters_are_averaged_where_they_are_free():
         pyro.clear_param_store()
         pyro.param("rate", torch.tensor(value), constraint=torch.distributions.constraints.positive)
         swa.collect(store)
-    with store.scope(swa.param_state(store)):
-        assert pyro.param("rate").item() == pytest.approx(2.0)  # the geometric mean
-    assert pyro.param("rate").item() == pytest.approx(4.0)
-
-
-def test_draws_of_a_sampler():
-    x, y = torch.randn(30, 3), torch.arange(30) % 2
-    net = nn.Linear(3, 2)
-    kernel = SGLD(BayesianClassifier(BayesianModule(net)), step_size=1e-3, backend="eager")
-    mcmc = MCMC(kernel, 6, num_chains=2, seed=0, progress=False).run(x, y)
-    swag = SWAG().collect_samples(mcmc)
-    draws = mcmc.get_samples()
-    assert swag.num_collected == 12
-    torch.testing.assert_close(swag.weights()["weight"], draws["weight"].mean(0))
-    torch.testing.assert_close(swag.module(net).bias.detach(), draws["bias"].mean(0))
-    assert torch.equal(SWA().collect_samples(draws).mean, swag.mean)
+    assert swa.mean.exp().item() == pytest.approx(2.0)  # the geometric mean
 
 
 def test_statistics_of_batches_are_those_of_the_weights():

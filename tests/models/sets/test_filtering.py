@@ -1,7 +1,6 @@
 """Filtering networks: what their outputs depend on, densities, and losses against exact ones."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from pyro.distributions import Delta
 from torch import nn
 
 from pyro_ext.models.sets import (
-    AutoregressiveFlow,
     DiagonalNormal,
     FilteringNetwork,
     FilterOutput,
@@ -26,7 +24,6 @@ NETWORKS = {
     "anchored": lambda: FilteringNetwork(
         2, "rank_one", anchored=True, width=16, num_blocks=1, num_inducing=4
     ),
-    "flow": lambda: FilteringNetwork(2, "flow", width=16, num_blocks=1, num_inducing=4),
     "logits alone": lambda: FilteringNetwork(
         2, None, anchored=True, width=16, num_inducing=4, embedding=nn.Linear(2, 16)
     ),
@@ -116,44 +113,6 @@ def test_rank_one_normal_is_multivariate_normal(float64):
     torch.testing.assert_close(
         density(parameters).log_prob(x), exact.log_prob(x), atol=1e-6, rtol=0
     )
-
-
-def _summed(function, v):
-    return function(v).sum(0)
-
-
-def test_flow_is_autoregressive_and_inverts_itself(float64):
-    """Each block's Jacobian is triangular in its order, and its determinant that of the density."""
-    torch.manual_seed(0)
-    flow = AutoregressiveFlow(3, 6, num_blocks=2, width=16)
-    parameters, x = torch.randn(4, 6), torch.randn(4, 3)
-    distribution = flow(parameters)
-    noise = x
-    for number, block in enumerate(one.inv for one in distribution.transforms[::-1]):
-        jacobian = torch.autograd.functional.jacobian(partial(_summed, block), noise)
-        order = torch.arange(3) if number % 2 else torch.tensor([2, 1, 0])
-        ordered = jacobian.movedim(1, 0)[:, order][:, :, order]  # (4, outputs, inputs)
-        assert float(ordered.triu(1).abs().max()) == 0
-        torch.testing.assert_close(block.inv(block(noise)), noise, atol=1e-4, rtol=0)
-        noise = block(noise)
-
-    def whole(v):
-        for transform in distribution.transforms[::-1]:
-            v = transform.inv(v)
-        return v.sum(0)
-
-    determinant = torch.autograd.functional.jacobian(whole, x).movedim(1, 0).det().abs().log()
-    base = torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum(-1)
-    torch.testing.assert_close(distribution.log_prob(x), base + determinant)
-
-
-def test_density_of_the_flow_integrates_to_one(float64):
-    torch.manual_seed(0)
-    grid = torch.linspace(-25.0, 25.0, 400)
-    points = torch.cartesian_prod(grid, grid)
-    log_prob = AutoregressiveFlow(2, 3, width=8)(0.1 * torch.ones(1, 3)).log_prob(points)
-    total = log_prob.detach().exp().sum() * (grid[1] - grid[0]) ** 2
-    assert float(total) == pytest.approx(1.0, abs=1e-3)
 
 
 # Losses ------------------------------------------------------------------------------------------

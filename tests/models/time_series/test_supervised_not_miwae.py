@@ -59,7 +59,6 @@ def pyro_loss(model, num_particles, *args, rate=0.0, seed=0, **kwargs):
     [
         {},
         {"missing_model": False, "decay": False, "prior": None},
-        {"weight_by_mask": True},
         {"num_static": 2},
     ],
     ids=str,
@@ -196,20 +195,6 @@ def test_probabilities_are_averaged_with_the_weights():
     series = model._series(x, None, times, lengths, None)
     expected = model._classify(series, series.x).softmax(-1)
     torch.testing.assert_close(found.probs, expected)
-    other = model.predict(
-        x, None, times, lengths, num_latents=3, num_draws=2, seed=0, average="geometric"
-    )
-    torch.testing.assert_close(other.probs, expected)
-    x, _, *rest = data()
-    model = small(decay=False)
-    with torch.no_grad():
-        model.to_classes.weight *= 10.0
-    arithmetic, geometric = (
-        model.predict(x, *rest, num_latents=3, num_draws=4, seed=0, average=average).probs
-        for average in ("arithmetic", "geometric")
-    )
-    assert not torch.allclose(arithmetic, geometric, atol=1e-4)
-    torch.testing.assert_close(geometric.sum(-1), torch.ones(NUM_SERIES))
 
 
 def test_moments_of_imputations():
@@ -254,20 +239,6 @@ def test_missing_model_sees_what_is_left():
     torch.testing.assert_close(
         trace.nodes["x"]["log_prob"], (observed * (mask & VALID[..., None])).sum((1, 2))
     )
-
-
-def test_weights_of_the_code_count_what_is_hidden():
-    """By the number of observed cells that are left, and of those that are hidden."""
-    model = small(weight_by_mask=True, dropout_rate=0.2)
-    x, y, mask, times, lengths = data()
-    program = obs_dropout(["seen"], 0.2)(model.model)
-    trace = poutine.trace(program).get_trace(x, mask, times, lengths, None, y)
-    trace.compute_log_prob()
-    seen, observed = trace.nodes["seen"]["value"], mask & VALID[..., None]
-    hidden = (observed & ~seen).sum((1, 2))
-    expected = seen.sum((1, 2)) * math.log(0.8) + hidden * math.log(0.2)
-    torch.testing.assert_close(trace.nodes["seen_weight"]["log_prob"], expected)
-    assert int(hidden.sum()) > 0
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
@@ -332,7 +303,7 @@ def test_online_bound_is_the_mean_of_those_of_beginnings():
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.usefixtures("float64")
 def test_gradients_are_those_of_finite_differences(online):
-    model = small(online=online, duration=5.0, weight_by_mask=True)
+    model = small(online=online, duration=5.0)
     x, y, *rest = data()
     y = y[:, None].expand(-1, NUM_STEPS) if online else y
     parameters = list(model.parameters())
@@ -411,17 +382,6 @@ def test_times_of_a_clock(step):
         found = small()._series(x, mask, times, None, None).times
         exact = stamps.double() / stamps[:, -1:]
         assert found.dtype == torch.float32 and torch.equal(found, exact.float())
-
-
-def test_geometric_means_of_certain_classes():
-    """Each class has the probability zero in some of the draws."""
-    model = small(decay=False)
-    x, _, *rest = data()
-    with torch.no_grad():
-        model.to_values.bias[NUM_CHANNELS:] = 5.0
-        model.to_classes.weight *= 1e5
-    found = model.predict(x, *rest, average="geometric", num_latents=1, num_draws=50, seed=0)
-    torch.testing.assert_close(found.probs.sum(-1), torch.ones(NUM_SERIES))
 
 
 @pytest.mark.parametrize(
