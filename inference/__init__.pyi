@@ -30,7 +30,6 @@ from .laplace import (
     LaplacePosterior,
     diagonal_laplace,
     laplace_posterior,
-    nuts_posterior,
 )
 from .martingale import (
     NPTL,
@@ -173,7 +172,6 @@ __all__ = [
     "joint_score_attack",
     "laplace_posterior",
     "mixture_moments",
-    "nuts_posterior",
     "pgd",
     "rbhc",
     "single_draw_loss",

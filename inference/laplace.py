@@ -1,30 +1,20 @@
-"""Gaussian posteriors at a mode: of few parameters, with NUTS in its coordinates, and of weights.
-
-The posterior of a few hyperparameters of much data is narrow and strongly correlated, and each
-gradient takes milliseconds. In the coordinates of the Gaussian at the mode NUTS needs no mass
-matrix and few gradients for a draw.
-"""
+"""Gaussian posteriors at a mode, of few parameters and of weights."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import MCMC, NUTS
-from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext.inference.training import Trainer
 from pyro_ext.posterior.modes import find_map, gradient_differences
 from pyro_ext.potential import Potential
-from pyro_ext.potential.potential import energy
 from pyro_ext.random import fresh_seed, seeded
 
 _STEP = 1e-3
-_STEP_SIZE = 0.4
 
 
 class LaplacePosterior(NamedTuple):
@@ -83,85 +73,6 @@ def laplace_posterior(
     scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(precision))
     log_volume = 0.5 * len(mode) * math.log(2.0 * math.pi) + scale_tril.diagonal().log().sum()
     return LaplacePosterior(mode, scale_tril, log_volume - energy)
-
-
-def nuts_posterior(
-    potential: Potential,
-    laplace: LaplacePosterior,
-    num_samples: int,
-    *,
-    warmup_steps: int = 100,
-    step_size: float | None = None,
-    seed: int | None = None,
-) -> dict[str, Tensor]:
-    """Draw from a posterior with NUTS, in coordinates in which it is about standard normal.
-
-    :param Potential potential: of a model without minibatches, in float64.
-    :param LaplacePosterior laplace: its Gaussian.
-    :param int num_samples: number of draws.
-    :param int warmup_steps: steps from the mode that are not kept.
-    :param float step_size: of the leapfrog steps, in standard deviations; by default it is adapted
-        in the warm-up. Where there are thousands of clusters 0.4 will do, and few steps.
-    :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
-    :returns: draws of the sites, constrained, with a warning where some diverged.
-        **Shape:** ``(num_samples, *event)`` each.
-    :raises ValueError: for numbers out of range.
-
-    Example::
-
-        >>> def model():
-        ...     loc = pyro.sample("loc", dist.Gamma(torch.tensor(9.0).double(), 3.0))
-        >>> potential = Potential(model)
-        >>> laplace = laplace_posterior(potential, [{"loc": torch.tensor(1.0).double()}])
-        >>> nuts_posterior(potential, laplace, 20, seed=0)["loc"].shape
-        torch.Size([20])
-    """
-    checks.instance("potential", potential, Potential, "a Potential")
-    checks.instance("laplace", laplace, LaplacePosterior, "what laplace_posterior returns")
-    checks.integer("num_samples", num_samples, 1)
-    checks.integer("warmup_steps", warmup_steps, 0)
-    if step_size is not None:
-        checks.number("step_size", step_size, above=0)
-    chosen = fresh_seed(seed)
-
-    def standardized(params: Mapping[str, Tensor]) -> Tensor:
-        return energy(laplace.mode + laplace.scale_tril @ params["z"], potential)
-
-    diverged: set[int] = set()
-
-    def watch(kernel: NUTS, params: object, stage: str, step: int) -> None:
-        if stage.startswith("Sample"):
-            diverged.update(kernel.diagnostics()["divergences"])
-
-    state = get_rng_state()
-    try:
-        set_rng_seed(chosen % 2**32)
-        kernel = NUTS(
-            potential_fn=standardized,
-            step_size=_STEP_SIZE if step_size is None else step_size,
-            adapt_step_size=step_size is None,
-            adapt_mass_matrix=False,
-        )
-        mcmc = MCMC(
-            kernel,
-            num_samples,
-            warmup_steps=warmup_steps,
-            initial_params={"z": torch.zeros_like(laplace.mode)},
-            disable_progbar=True,
-            hook_fn=watch,
-        )
-        mcmc.run()
-    finally:
-        set_rng_state(state)
-    if diverged:
-        warnings.warn(
-            f"{len(diverged)} of {num_samples} draws of NUTS diverged; let step_size be smaller, "
-            "or warm up longer where it is adapted",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    flat = laplace.mode + mcmc.get_samples()["z"] @ laplace.scale_tril.mT
-    return potential.constrain(potential.layout.unflatten(flat))
 
 
 class DiagonalLaplace(NamedTuple):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from pyro_ext._lib import checks
+from pyro_ext.nn.attention import check_heads
 
 
 class PriorFittedTransformer(nn.Module):
@@ -54,11 +55,9 @@ class PriorFittedTransformer(nn.Module):
         super().__init__()
         self.num_bars = checks.integer("num_bars", num_bars, 2)
         self.num_features = checks.integer("num_features", num_features, 1)
-        self.width = checks.integer("width", width, 1)
+        check_heads("width", width, num_heads)
+        self.width, self.num_heads = width, num_heads
         self.num_layers = checks.integer("num_layers", num_layers, 1)
-        self.num_heads = checks.integer("num_heads", num_heads, 1)
-        if width % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
         self.log_inputs = checks.boolean("log_inputs", log_inputs)
         num_seen = 2 * num_features if log_inputs else num_features
         for name, size in (("x", (num_seen,)), ("y", ())):  # those of a uniform number

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
+from pyro_ext.inference.averaging.weight_averages import check_statistics, update_batch_norm
 
 
 class BezierPath(nn.Module):
@@ -156,11 +156,7 @@ def with_weights(
     module: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Any] | None
 ) -> nn.Module:
     """A copy of a module with other weights and their statistics, in evaluation mode."""
-    if batches is None and has_batch_norm(module):
-        raise ValueError(
-            "batches must be minibatches of inputs for a module with batch normalization, whose "
-            "statistics are those of other weights, got None"
-        )
+    check_statistics(module, batches)
     new = copy.deepcopy(module)
     for name, parameter in new.named_parameters():
         parameter.copy_(weights[name])

@@ -16,7 +16,7 @@ from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked, read_tensors, write_tensors
 from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer
 from pyro_ext.inference.averaging.hypervolumes import pareto_mask
-from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
+from pyro_ext.inference.averaging.weight_averages import check_statistics, update_batch_norm
 from pyro_ext.random import fresh_seed
 
 _FORMAT = "fusion 1"
@@ -211,11 +211,7 @@ class ModelFusion:
             checks.choice(f"objectives[{name!r}]", direction, _SIGNS)
         self.objectives = dict(objectives)
         self._signs = torch.tensor([_SIGNS[one] for one in objectives.values()]).double()
-        if batches is None and has_batch_norm(module):
-            raise ValueError(
-                "batches must be minibatches of inputs for a module with batch normalization, "
-                "whose statistics are those of other weights, got None"
-            )
+        check_statistics(module, batches)
         if batches is not None and (
             not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Iterator)
         ):

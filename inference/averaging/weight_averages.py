@@ -256,11 +256,7 @@ class SWA:
         """
         checks.instance("module", module, nn.Module, "a torch.nn.Module")
         weights = self.weights(vector)
-        if batches is None and has_batch_norm(module):
-            raise ValueError(
-                "batches must be minibatches of inputs for a module with batch normalization, "
-                "whose statistics are those of other weights, got None"
-            )
+        check_statistics(module, batches)
         new = copy.deepcopy(module)
         own = dict(new.named_parameters()) | dict(new.named_buffers())
         if list(weights) == [""]:
@@ -419,6 +415,15 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(
         isinstance(part, _BatchNorm) and part.track_running_stats for part in module.modules()
     )
+
+
+def check_statistics(module: nn.Module, batches: Iterable[Any] | None) -> None:
+    """Refuse other weights for a module with batch normalization, without minibatches."""
+    if batches is None and has_batch_norm(module):
+        raise ValueError(
+            "batches must be minibatches of inputs for a module with batch normalization, whose "
+            "statistics are those of other weights, got None"
+        )
 
 
 def update_batch_norm(module: nn.Module, batches: Iterable[Any]) -> nn.Module:

@@ -3,7 +3,8 @@
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from pyro_ext.inference.partitions.mixtures import Floats, Integers
+from pyro_ext.inference.partitions._slice_sampling import Floats
+from pyro_ext.inference.partitions.mixtures import Integers
 
 _SMALL = 4
 _MOST_CELLS = 2_048  # Ward's method takes the square of their number

@@ -14,18 +14,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.partitions._slice_sampling import slice_sample, slice_sample_rows
+from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample, slice_sample_rows
 from pyro_ext.inference.partitions.conjugate import loop_seed
-from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, Process
 from pyro_ext.inference.partitions.kernel import FirstPartition, Moved, PartitionKernel
-from pyro_ext.inference.partitions.mixtures import (
-    Floats,
-    Integers,
-    Mixture,
-    PriorSource,
-    Process,
-    or_nothing,
-)
+from pyro_ext.inference.partitions.mixtures import Integers, Mixture, PriorSource, or_nothing
 from pyro_ext.posterior.fixed_points import Noise
 from pyro_ext.potential import Backend, PointPotential, check_backend
 

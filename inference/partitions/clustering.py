@@ -13,8 +13,8 @@ from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._locality import locality_order
 from pyro_ext.inference.partitions.bregman import BregmanGenerator, generator_named
 from pyro_ext.inference.partitions.dendrogram import ClusterForest, Dendrogram
-from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions.mixtures import Compiled, ConjugateMixture, Integers, Process
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, Process
+from pyro_ext.inference.partitions.mixtures import Compiled, ConjugateMixture, Integers
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import DirichletProcess, NormalizedRandomMeasure, PitmanYor
 

@@ -17,14 +17,13 @@ from torch.distributions import Distribution
 from pyro_ext._lib import checks
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions.clustering import start_of_neighbors
-from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, Process
 from pyro_ext.inference.partitions.kernel import FirstPartition, Moved, PartitionKernel
 from pyro_ext.inference.partitions.mixtures import (
     ClusterSource,
     ConjugateMixture,
     Integers,
     PriorSource,
-    Process,
     Situation,
 )
 from pyro_ext.random_measures import NormalizedRandomMeasure

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
-from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource, Process
+from pyro_ext.inference.partitions.hyperparameters import Process
+from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource
 from pyro_ext.posterior.fixed_points import PointOf
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import canonical_labels, cluster_sizes

@@ -23,22 +23,6 @@ from pyro_ext.posterior.fixed_points import FixedPoint, Noise
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes
 
-__all__ = [
-    "ClusterSource",
-    "Compiled",
-    "ConjugateMixture",
-    "Floats",
-    "Integers",
-    "Process",
-    "Mixture",
-    "PriorSource",
-    "Situation",
-    "centered",
-    "check_points",
-    "move_sites",
-    "or_nothing",
-]
-
 PriorSource = Process | Callable[[], Process]
 Integers = npt.NDArray[np.int64]
 _OWN_NAMES = {"assignment", "u"}
@@ -90,12 +74,7 @@ class Mixture(ABC):
     def process(self, values: Mapping[str, Tensor]) -> tuple[Process, float]:
         """The process for hyperparameters, and the log density of those of the prior."""
         process, log_density = self.prior.at(values)
-        if not isinstance(process, Process) or process.batch_shape:
-            raise TypeError(
-                "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
-                f"without batch shape, got {process!r:.80}"
-            )
-        return process, float(log_density)
+        return check_process(process), float(log_density)
 
     def has_auxiliary(self, values: Mapping[str, Tensor]) -> bool:
         """Whether there is an auxiliary variable, for hyperparameters."""
@@ -335,6 +314,16 @@ def _around_origin(cluster: ConjugateCluster) -> tuple[Tensor, ConjugateCluster]
     center = values["loc"].double()
     values["loc"] = torch.zeros_like(values["loc"])
     return center, type(cluster)(**values, validate_args=False)
+
+
+def check_process(value: object) -> Process:
+    """A process without batch shape, as a prior is one or returns one."""
+    if not isinstance(value, Process) or value.batch_shape:
+        raise TypeError(
+            "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
+            f"without batch shape, got {value!r:.80}"
+        )
+    return value
 
 
 def check_points(points: Any, name: str = "x") -> Tensor:

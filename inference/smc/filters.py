@@ -12,7 +12,13 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.smc.particles import Particles, initial_particles, resample, reweight
+from pyro_ext.inference.smc.particles import (
+    Particles,
+    check_twist,
+    initial_particles,
+    resample,
+    reweight,
+)
 
 
 @runtime_checkable
@@ -133,11 +139,7 @@ class TwistedSMCFilter(SMCFilter):
                     gain = gain - self._rows(guide_trace.nodes[name]["log_prob"])
         if self.twist is not None:
             twist = self.twist(self.state)
-            if not isinstance(twist, Tensor) or twist.shape != (self.num_particles,):
-                raise ValueError(
-                    f"twist must return a tensor of the shape ({self.num_particles},), got "
-                    f"{checks.shown(twist)}"
-                )
+            check_twist(twist, self.num_particles)
             gain = gain + twist
             if self._previous is not None:
                 gain = torch.where(self._previous == -math.inf, -math.inf, gain - self._previous)

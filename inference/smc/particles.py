@@ -35,6 +35,14 @@ def initial_particles(num_runs: int, num_particles: int, like: Tensor) -> Partic
     return Particles(like.new_full((num_runs, num_particles), log_weight), like.new_zeros(num_runs))
 
 
+def check_twist(twist: object, num_particles: int) -> None:
+    """Check what a twist has returned."""
+    if not isinstance(twist, Tensor) or twist.shape != (num_particles,):
+        raise ValueError(
+            f"twist must return a tensor of the shape ({num_particles},), got {checks.shown(twist)}"
+        )
+
+
 def reweight(particles: Particles, increments: Tensor) -> Particles:
     r"""Multiply weights, and the estimate of the normalizing constant by their new sum.
 

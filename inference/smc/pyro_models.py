@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_ext._lib import checks
 from pyro_ext.inference.smc.particles import (
     Particles,
+    check_twist,
     check_weights,
     draw_index,
     effective_sample_size,
@@ -293,11 +294,7 @@ class MarkovSMC(IndependentDraws):
     def _twist_of(self, values: dict[str, Tensor]) -> Tensor:
         assert self.twist is not None
         twist = self.twist(dict(values))
-        if not isinstance(twist, Tensor) or twist.shape != (self.num_particles,):
-            raise ValueError(
-                f"twist must return a tensor of the shape ({self.num_particles},), got "
-                f"{checks.shown(twist)}"
-            )
+        check_twist(twist, self.num_particles)
         if bool((twist.isnan() | (twist == math.inf)).any()):
             raise ValueError(f"twist must return numbers below infinity after {[*values][-1]!r}")
         return twist

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from pyro_ext._lib import checks
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
+from pyro_ext.inference.partitions.mixtures import check_process
 from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
 
 Process = NormalizedRandomMeasure | PitmanYor
@@ -239,21 +240,12 @@ class NRMMixture:
 
 def check_prior(prior: Any) -> Any:
     """A process, or what may be a model that returns one."""
-    return _check_process(prior) if isinstance(prior, type) or not callable(prior) else prior
+    return check_process(prior) if isinstance(prior, type) or not callable(prior) else prior
 
 
 def process_of(prior: Process | Callable[[], Process]) -> Process:
     """The process that a prior is or returns."""
-    return _check_process(prior if isinstance(prior, Process) else prior())
-
-
-def _check_process(value: object) -> Process:
-    if not isinstance(value, Process) or value.batch_shape:
-        raise TypeError(
-            "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
-            f"without batch shape, got {value!r:.80}"
-        )
-    return value
+    return check_process(prior if isinstance(prior, Process) else prior())
 
 
 def sites_of(model: Callable[[], Any]) -> list[str]:

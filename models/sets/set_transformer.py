@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ext._lib import checks
 from pyro_ext.nn import ISAB, MLP, PMA, SAB
-from pyro_ext.nn.attention import AttentionOptions
+from pyro_ext.nn.attention import AttentionOptions, check_heads
 
 Encoder = Literal["isab", "sab", "rff"]
 Pooling = Literal["mean", "sum", "max"]
@@ -119,14 +119,10 @@ class SetTransformer(_SetNetwork):
         _check_sizes(input_size, num_outputs, output_size, hidden_size)
         checks.choice("encoder", encoder, get_args(Encoder))
         checks.choice("pooling", pooling, get_args(AnyPooling))
-        checks.integer("num_heads", num_heads, 1)
+        check_heads("hidden_size", hidden_size, num_heads)
         checks.integer("num_inducing", num_inducing, 1)
         checks.integer("num_encoder_blocks", num_encoder_blocks, 1)
         checks.optional(checks.integer, "num_decoder_blocks", num_decoder_blocks, 0)
-        if hidden_size % num_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
-            )
         options = AttentionOptions(layer_norm=False, bias=True) | options
         attend = partial(SAB, width=hidden_size, num_heads=num_heads, **options)
         sizes = [input_size] + [hidden_size] * (num_encoder_blocks - 1)

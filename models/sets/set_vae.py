@@ -15,6 +15,7 @@ from torch.nn import functional
 from pyro_ext._lib import checks
 from pyro_ext.diagnostics.sets import as_sets, chamfer_distance
 from pyro_ext.nn import MAB, PMA
+from pyro_ext.nn.attention import check_heads
 from pyro_ext.random import fresh_seed
 
 _LOG_VARIANCES = (-4.0, 3.0)  # beyond these the divergence explodes early in training
@@ -243,13 +244,8 @@ class SetVAE(PyroModule):
         self.input_size = checks.integer("input_size", input_size, 1)
         scales = checks.sequence("scales", scales, "a list of integers >= 1")
         self.scales = tuple(checks.integer("scales", scale, 1) for scale in scales)
-        checks.integer("hidden_size", hidden_size, 1)
+        check_heads("hidden_size", hidden_size, num_heads)
         self.latent_size = checks.integer("latent_size", latent_size, 1)
-        checks.integer("num_heads", num_heads, 1)
-        if hidden_size % num_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
-            )
         initial_set = GaussianMixtureSet() if initial_set is None else initial_set
         checks.instance("initial_set", initial_set, GaussianMixtureSet, "a GaussianMixtureSet")
         checks.boolean("unit_cube", unit_cube)

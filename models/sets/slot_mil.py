@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pyro_ext._lib import checks
 from pyro_ext.nn import PMA, SAB
-from pyro_ext.nn.attention import AttentionOptions
+from pyro_ext.nn.attention import AttentionOptions, check_heads
 
 
 class SlotMIL(nn.Module):
@@ -62,12 +62,8 @@ class SlotMIL(nn.Module):
         self.input_size = checks.integer("input_size", input_size, 1)
         checks.integer("num_classes", num_classes, 1)
         checks.integer("num_slots", num_slots, 1)
-        self.hidden_size = checks.integer("hidden_size", hidden_size, 1)
-        checks.integer("num_heads", num_heads, 1)
-        if hidden_size % num_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
-            )
+        check_heads("hidden_size", hidden_size, num_heads)
+        self.hidden_size = hidden_size
         options = AttentionOptions(scaling="head") | options
         self.encoder = PMA(input_size, hidden_size, num_slots, num_heads, **options)
         options = options | AttentionOptions(normalize="keys")

@@ -16,6 +16,7 @@ from pyro_ext.models.time_series.networks import (
 )
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import SeriesTraining, train
+from pyro_ext.nn.attention import check_heads
 
 Fill = Literal["zero", "mean", "last"]
 
@@ -184,8 +185,7 @@ class FilledClassifier(_Classifier):
         checks.choice("fill", fill, get_args(Fill))
         self.fill, self.see_mask = fill, checks.boolean("see_mask", see_mask)
         checks.integer("num_layers", num_layers, 1)
-        if width % checks.integer("num_heads", num_heads, 1):
-            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
+        check_heads("width", width, num_heads)
         self.network = SeriesTransformer(
             num_channels * (2 if see_mask else 1), width, num_layers, num_heads, 3, causal=False
         )

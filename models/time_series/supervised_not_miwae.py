@@ -17,6 +17,7 @@ from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import SeriesTraining, train
 from pyro_ext.nn import MLP
+from pyro_ext.nn.attention import check_heads
 from pyro_ext.random import seeded
 
 _LEAST_POSTERIOR_SCALE = 1e-4
@@ -124,9 +125,8 @@ class SupervisedNotMIWAE(PyroModule):
         self.num_classes = checks.integer("num_classes", num_classes, 2)
         self.latent_size = checks.integer("latent_size", latent_size, 1)
         checks.integer("num_layers", num_layers, 1)
-        checks.integer("num_heads", num_heads, 1)
-        if checks.integer("width", width, 2) % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
+        checks.integer("width", width, 2)
+        check_heads("width", width, num_heads)
         is_process = callable(getattr(prior, "covariance", None)) and not isinstance(prior, type)
         if prior is not None and not is_process:
             raise TypeError(

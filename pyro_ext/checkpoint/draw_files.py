@@ -12,13 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ext.checkpoint.files import (
-    UNFINISHED,
-    CheckpointError,
-    names_in,
-    read_tensors,
-    write_tensors,
-)
+from pyro_ext._lib.files import UNFINISHED
+from pyro_ext.checkpoint.files import CheckpointError, names_in, read_tensors, write_tensors
 
 Found = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors and plain values of a file."""

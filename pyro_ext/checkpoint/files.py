@@ -23,23 +23,6 @@ from torch import Tensor
 from pyro_ext._lib import files
 from pyro_ext._lib.files import UNFINISHED
 
-__all__ = [
-    "UNFINISHED",
-    "CheckpointError",
-    "check_folder_of",
-    "json_in",
-    "lock_of",
-    "locked",
-    "names_in",
-    "read_json",
-    "read_safetensors",
-    "read_tensors",
-    "take_lock",
-    "write_bytes",
-    "write_json",
-    "write_tensors",
-]
-
 _NUMBERS = re.compile(r"\[\s+([-+.,\w\s]*?)\s+\]")  # a list of numbers, which is put on a line
 
 _DIGEST = "digest"

@@ -19,17 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyro_ext._lib.files import UNFINISHED
 from pyro_ext._version import __version__
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.checkpoint.draw_files import DrawFiles, Found
-from pyro_ext.checkpoint.files import (
-    UNFINISHED,
-    CheckpointError,
-    names_in,
-    read_json,
-    take_lock,
-    write_json,
-)
+from pyro_ext.checkpoint.files import CheckpointError, names_in, read_json, take_lock, write_json
 
 _FORMAT = 2
 _FILE = "run.json"

@@ -28,6 +28,13 @@ class AttentionOptions(TypedDict, total=False):
     normalize: Normalization
 
 
+def check_heads(argument: str, width: int, num_heads: int) -> None:
+    """Check the width of an attention, and the number of heads that it is divided among."""
+    checks.integer(argument, width, 1)
+    if width % checks.integer("num_heads", num_heads, 1):
+        raise ValueError(f"{argument} must be a multiple of num_heads={num_heads}, got {width}")
+
+
 class MAB(nn.Module):
     r"""Multihead attention block: elements of one set look at those of another [1].
 
@@ -95,10 +102,8 @@ class MAB(nn.Module):
         checks.integer("key_features", key_features, 1)
         value_features = key_features if value_features is None else value_features
         checks.integer("value_features", value_features, 1)
-        checks.integer("width", width, 1)
-        self.num_heads = checks.integer("num_heads", num_heads, 1)
-        if width % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
+        check_heads("width", width, num_heads)
+        self.num_heads = num_heads
         checks.choice("scaling", scaling, get_args(Scaling))
         checks.boolean("bias", bias)
         self.scaling, self.residual, self.normalize = scaling, residual, normalize

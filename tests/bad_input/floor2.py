@@ -35,7 +35,6 @@ from pyro_ext.inference import (
     RandomWalk,
     StreamingMCMC,
     Task,
-    laplace_posterior,
 )
 from pyro_ext.inference.averaging import FineTunedEnsemble
 from pyro_ext.inference.martingale import Mean, WeightedSample
@@ -168,7 +167,6 @@ def kernels() -> dict[str, Call]:
 def optimization() -> dict[str, Call]:
     made = Potential(double)
     start = {"loc": torch.tensor(0.0).double()}
-    laplace = laplace_posterior(made, [start])
     tasks = [Task(model, (X,), log_likelihood)]
     logs = torch.randn(2, 3, 4)
     trainer: dict[str, Any] = dict(
@@ -194,9 +192,6 @@ def optimization() -> dict[str, Call]:
         "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
         "BatchOptimizer": call(optimizer=torch.optim.SGD, num_steps=2),
         "laplace_posterior": call(potential=made, starts=[start]),
-        "nuts_posterior": call(
-            potential=made, laplace=laplace, num_samples=2, warmup_steps=2, step_size=0.1, seed=0
-        ),
         "antithetic_gradient": call(
             function=lambda points: points.square().sum(-1),
             parameters=torch.tensor([1.0, 2.0]),

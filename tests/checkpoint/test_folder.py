@@ -7,9 +7,10 @@ import filelock
 import pytest
 import torch
 
+from pyro_ext._lib.files import UNFINISHED
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.checkpoint.files import UNFINISHED, read_tensors, write_tensors
+from pyro_ext.checkpoint.files import read_tensors, write_tensors
 from pyro_ext.checkpoint.folder import CheckpointWriter, DrawFolder
 
 GROUPS = [range(2), range(2, 3)]

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_ext.inference import laplace_posterior, nuts_posterior
+from pyro_ext.inference import laplace_posterior
 from pyro_ext.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -29,27 +29,7 @@ def test_laplace_is_exact_for_a_gaussian():
     torch.testing.assert_close(found.log_evidence, evidence)
 
 
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_nuts_draws_from_a_gamma_law() -> None:
-    """Moments within 4.5 standard errors of independent draws: false alarms 2e-5."""
-
-    def model() -> None:
-        pyro.sample("rate", dist.Gamma(9.0, 3.0))
-
-    potential = Potential(model)
-    laplace = laplace_posterior(potential, [{"rate": torch.tensor(1.0)}])
-    draws = nuts_posterior(potential, laplace, 1_000, seed=0)["rate"]
-    assert abs(float(draws.mean()) - 3.0) < 4.5 * (1.0 / 1_000) ** 0.5
-    assert abs(float(draws.var()) - 1.0) < 4.5 * (2.67 / 1_000) ** 0.5
-    again = nuts_posterior(potential, laplace, 1_000, seed=0)["rate"]
-    assert torch.equal(draws, again)
-
-
 def test_bad_input() -> None:
     potential = Potential(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
     with pytest.raises(ValueError, match="starts must be a list of dicts"):
         laplace_posterior(potential, [])
-    laplace = laplace_posterior(potential, [{"z": torch.tensor(1.0)}])
-    with pytest.raises(ValueError, match="num_samples must be"):
-        nuts_posterior(potential, laplace, 0)

@@ -7,11 +7,10 @@ import pyro
 import pytest
 import torch
 
-from pyro_ext.inference.laplace import laplace_posterior, nuts_posterior
+from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.inference.training import TrainingWarning
 from pyro_ext.models.diffusion import RewardModel, bradley_terry_loss
 from pyro_ext.models.diffusion.reward_models import is_ranking
-from pyro_ext.potential import Potential
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
 
@@ -143,9 +142,8 @@ def test_nuts_agrees_with_the_gaussian_of_many_preferences():
     lists = rankings_of(images[:, 0, 0, 0] + noise, 40, 5)
     reward = RewardModel(pixels, hidden=[], optimizer=ADAM)
     reward.fit_ranking(images, lists, seed=0, progress=False)
-    potential = Potential(reward.last_layer(images, lists))
-    start = {"weight": torch.zeros(2).double()}
-    draws = nuts_posterior(potential, laplace_posterior(potential, [start]), 1000, seed=0)
+    mcmc = MCMC(NUTS(reward.last_layer(images, lists)), 1000, seed=0, progress=False)
+    draws = mcmc.run().get_samples()
     units = units_of(reward, images)
     sampled = (units - units.mean(0)) @ draws["weight"].mT
     found = reward.predictive(images)

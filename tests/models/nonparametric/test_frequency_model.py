@@ -17,11 +17,10 @@ from pyro_ext.datasets import load_frequencies
 from pyro_ext.diagnostics import sbc
 from pyro_ext.inference import (
     MCMC,
+    NUTS,
     Gibbs,
     IndependenceMetropolis,
     RandomWalk,
-    laplace_posterior,
-    nuts_posterior,
 )
 from pyro_ext.models.nonparametric import (
     FrequencyModel,
@@ -243,14 +242,11 @@ def test_samplers_agree_with_quadrature(kind):
     exact = reference(prior_laws, lambda mass, discount: kind(mass, discount, discount + 0.9))
     model = FrequencyModel(fixed_excess(kind, prior_laws))
     start = values("mass", "discount", "tilt")
-    potential = Potential(model.with_tilt, table(), backend="eager")
-    by_nuts = nuts_posterior(
-        potential, laplace_posterior(potential, [start]), 150, warmup_steps=40, seed=0
-    )
+    by_nuts = MCMC(NUTS(model.with_tilt), 150, seed=0, progress=False)
     chain = {name: value[None] for name, value in start.items()}
     kernel = Gibbs([(RandomWalk(0.9), list(chain))], model=model.with_tilt)
     mcmc = MCMC(kernel, 700, warmup_steps=20, initial_params=chain, progress=False, seed=0)
-    for draws in (by_nuts, mcmc.run(table()).get_samples()):
+    for draws in (one.run(table()).get_samples() for one in (by_nuts, mcmc)):
         for name, value in {"mass": draws["mass"].log(), "discount": draws["discount"]}.items():
             mean, deviation = exact[name]
             error = float(value.view(10, -1).mean(-1).std()) / 10**0.5
@@ -318,11 +314,8 @@ def test_posterior_is_calibrated():
     def infer(observing, *args, **options):
         seen = poutine.trace(observing).get_trace(*args, **options).nodes["counts"]["value"]
         seen = seen[seen[:, 1] > 0].long()
-        potential = Potential(model.with_tilt, seen, backend="eager")
-        start = values("mass", "discount", "excess") | {"tilt": torch.tensor(10.0)}
-        laplace = laplace_posterior(potential, [start])
         seed = int(torch.randint(2**31, ()))
-        return nuts_posterior(potential, laplace, 36, warmup_steps=30, seed=seed)
+        return MCMC(NUTS(model.with_tilt), 36, seed=seed, progress=False).run(seen)
 
     check_calibration(model, infer, 16, 40, 8)
 
