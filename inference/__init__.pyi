@@ -4,7 +4,7 @@ from .active_learning import bald, best_by_turns, farthest_points, mixture_momen
 from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN
 from .amortized.meta_training import MetaTrainer
 from .amortized.mixture import AmortizedMixtureGuide
-from .amortized.prior_fitted import PriorDataFittedNetwork, PriorFittedPredictive
+from .amortized.prior_fitted import PriorDataFittedNetwork
 from .amortized.prior_fitted_transformer import PriorFittedTransformer
 from .amortized.tasks import Task, ensemble_loss, single_draw_loss
 from .attacks import bpda_eot, joint_score_attack, pgd
@@ -138,7 +138,6 @@ __all__ = [
     "PosteriorBootstrap",
     "PosteriorPredictive",
     "PriorDataFittedNetwork",
-    "PriorFittedPredictive",
     "PriorFittedTransformer",
     "PriorProposals",
     "RandomWalk",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
-from pyro_ext.datasets import _shipped, frequency_names, load_frequencies
+from pyro_ext.datasets import _shipped, load_frequencies
 from tools.make_frequencies import make_frequencies
 
 EXPECTED = {  # samples, kinds, kinds that occur once, the largest
@@ -15,10 +15,6 @@ EXPECTED = {  # samples, kinds, kinds that occur once, the largest
     "package_dependencies": (312_340, 40_584, 20_404, 22_912),
     "stemmed_words": (336_756, 27_858, 12_032, 1_450),
 }
-
-
-def test_names_are_the_expected_ones():
-    assert frequency_names() == tuple(sorted(EXPECTED))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

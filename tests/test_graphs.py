@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_ext.checkpoint.files import CheckpointError, write_tensors
-from pyro_ext.datasets import _shipped, graph_names, load_graph
+from pyro_ext.datasets import _shipped, load_graph
 from tools.make_graphs import make_graph
 
 EXPECTED = {  # nodes, edges, the two largest degrees, nodes with one edge
@@ -14,7 +14,7 @@ EXPECTED = {  # nodes, edges, the two largest degrees, nodes with one edge
 
 
 def test_names_are_the_expected_ones():
-    assert graph_names() == tuple(sorted(EXPECTED))
+    assert _shipped._names(_shipped._GRAPHS) == tuple(sorted(EXPECTED))
 
 
 @pytest.mark.parametrize("name", EXPECTED)

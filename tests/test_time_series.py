@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_ext.checkpoint.files import CheckpointError
-from pyro_ext.datasets import _shipped, load_time_series, time_series_names
+from pyro_ext.datasets import _shipped, load_time_series
 from tools.make_time_series import make_time_series
 
 TRAIN, TEST = (
@@ -15,7 +15,7 @@ TRAIN, TEST = (
 
 
 def test_names_are_the_expected_ones():
-    assert time_series_names() == ("japanese_vowels",)
+    assert _shipped._names(_shipped._TIME_SERIES) == ("japanese_vowels",)
 
 
 def test_series_are_those_that_are_known():

@@ -402,28 +402,6 @@ class PriorDataFittedNetwork:
         warn_outside("xq", asked, inputs)
         warn_outside("yc", values, borders[[0, -1]], slack=0.5)
 
-    def as_predictive(
-        self, xc: Any, yc: Any, num_samples: int = 1_000, *, seed: int | None = None
-    ) -> "PriorFittedPredictive":
-        """Make what works as :class:`pyro.infer.Predictive` of the prior, given points.
-
-        :param Tensor xc: inputs of the given points, as of :meth:`predictive`.
-        :param Tensor yc: their values.
-        :param int num_samples: number of draws.
-        :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
-        :returns: a function of queries that returns draws by site.
-
-        Example::
-
-            >>> def prior(x):
-            ...     pyro.sample("y", dist.Normal(x, 1.0).to_event(1))
-            >>> pfn = PriorDataFittedNetwork(prior, num_bars=20, num_points=(4, 8), seed=0)
-            >>> predictive = pfn.fit(2, progress=False).as_predictive([0.1, 0.2], [0.0, 1.0])
-            >>> predictive(torch.tensor([0.5, 0.6, 0.7]))["y"].shape
-            torch.Size([1000, 3])
-        """
-        return PriorFittedPredictive(self, xc, yc, num_samples, seed=seed)
-
     def _as_inputs(self, name: str, value: Any, num_dims: int) -> Tensor:
         """Inputs with a dimension of features."""
         x = checks.as_tensor(name, value, like=next(self.net.parameters()), finite=True)
@@ -515,55 +493,6 @@ class PriorDataFittedNetwork:
         pfn = cls(prior, net.eval(), tensors["borders"], **{**settings, **options})
         pfn.input_range = tensors.get("input_range")
         return pfn
-
-
-class PriorFittedPredictive:
-    """Draws of values at queries, as :class:`pyro.infer.Predictive` makes them.
-
-    Each value is drawn from its own predictive distribution, apart from the others.
-
-    :param PriorDataFittedNetwork network: the network.
-    :param Tensor xc: inputs of the given points.
-    :param Tensor yc: their values.
-    :param int num_samples: number of draws.
-    :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
-
-    Example::
-
-        >>> net = PriorFittedTransformer(num_bars=4, width=8, num_layers=1)
-        >>> pfn = PriorDataFittedNetwork(None, net, torch.linspace(0.0, 1.0, 5))
-        >>> predictive = PriorFittedPredictive(pfn, [0.1, 0.2], [0.5, 0.4], num_samples=10)
-        >>> predictive([0.3, 0.4, 0.5])["y"].shape
-        torch.Size([10, 3])
-    """
-
-    def __init__(
-        self,
-        network: PriorDataFittedNetwork,
-        xc: Any,
-        yc: Any,
-        num_samples: int = 1_000,
-        *,
-        seed: int | None = None,
-    ) -> None:
-        wanted = "a PriorDataFittedNetwork"
-        checks.instance("network", network, PriorDataFittedNetwork, wanted)
-        network.predictive(xc, yc, xc)  # checks all of them
-        self.network, self.xc, self.yc = network, xc, yc
-        self.num_samples = checks.integer("num_samples", num_samples, 1)
-        self.seed = None if seed is None else fresh_seed(seed)
-
-    def __call__(self, x: Any) -> dict[str, Tensor]:
-        """Draw values.
-
-        :param Tensor x: inputs of the queries.
-        :returns: draws by site. **Shape:** ``(num_samples, *batch, num_queries)``.
-        """
-        prediction = self.network.predictive(self.xc, self.yc, x)
-        with seeded(self.seed):
-            return {self.network.site: prediction.sample((self.num_samples,))}
-
-    forward = __call__
 
 
 def _rise_and_fall(step: int, num_steps: int, warm_up: float) -> float:

@@ -76,6 +76,7 @@ class BayesianOptimizer:
         num_initial: int | None = None,
         seed: int | None = None,
     ) -> None:
+        self._check_installed()
         self.bounds = checks.as_tensor(
             "bounds", bounds, "(2, num_inputs)", finite=True, dtype=torch.float64
         )
@@ -105,6 +106,9 @@ class BayesianOptimizer:
         """Points told. **Shape:** ``(num_points, num_inputs)``."""
         self.y = self.bounds.new_empty(0, self.num_objectives)
         """Their values. **Shape:** ``(num_points, num_objectives)``."""
+
+    def _check_installed(self) -> None:
+        """Refuse to begin without a package that is optional."""
 
     @property
     def num_objectives(self) -> int:
@@ -221,17 +225,9 @@ class BoTorchOptimizer(BayesianOptimizer):
         torch.Size([1])
     """
 
-    def __init__(
-        self,
-        bounds: Tensor,
-        reference: Tensor | None = None,
-        *,
-        num_initial: int | None = None,
-        seed: int | None = None,
-    ) -> None:
+    def _check_installed(self) -> None:
         if find_spec("botorch") is None:  # to import it takes seconds
             optional_module("botorch", "BoTorchOptimizer", "botorch", "gp")
-        super().__init__(bounds, reference, num_initial=num_initial, seed=seed)
 
     def _check_objectives(self, number: int) -> None:
         if number < 2:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
@@ -155,6 +155,18 @@ class Soup(NamedTuple):
     network: nn.Module
     members: list[int]
     loss: float
+
+
+class TransferOptions(TypedDict, total=False):
+    """Options of how members are fine-tuned, as of :class:`FineTunedEnsemble`."""
+
+    optimizer: BatchOptimizer | None
+    weight_decay: float
+    regularizer: Regularizer | None
+    head_scale: float
+    subsample_size: int | None
+    backend: Backend
+    seed: int | None
 
 
 class TransferEnsemble(IndependentDraws):

@@ -4,7 +4,7 @@
 steps of DP-SGD; :func:`pld_epsilon` says what they have cost.
 """
 
-from pyro_ext.inference.privacy.accounting import noise_multiplier_for, pld_epsilon, rdp_epsilon
+from pyro_ext.inference.privacy.accounting import noise_multiplier_for, pld_epsilon
 from pyro_ext.inference.privacy.gradients import (
     PoissonBatches,
     PrivateLoss,
@@ -21,5 +21,4 @@ __all__ = [
     "example_loss",
     "noise_multiplier_for",
     "pld_epsilon",
-    "rdp_epsilon",
 ]

@@ -15,10 +15,12 @@ from pyro_ext._lib import checks
 from pyro_ext._lib.optional import optional_module
 
 
-def rdp_epsilon(
+def pld_epsilon(
     sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
 ) -> float:
-    r""":math:`\varepsilon` by moments of the privacy loss (Renyi differential privacy) [1].
+    r""":math:`\varepsilon` by the distribution of the privacy loss itself [1].
+
+    It is nearer to the truth than by moments of that loss.
 
     :param float sampling_rate: probability with which an example is in a minibatch, whatever
         others are.
@@ -26,33 +28,6 @@ def rdp_epsilon(
         gradients of examples are clipped; without noise :math:`\varepsilon` is infinite.
     :param int num_steps: number of steps.
     :param float delta: :math:`\delta`.
-    :raises ImportError: without ``dp-accounting``; names the extra.
-
-    [1] I. Mironov, K. Talwar, L. Zhang (2019), Renyi differential privacy of the sampled Gaussian
-    mechanism.
-
-    Example::
-
-        >>> round(rdp_epsilon(0.25, 4.0, 100, delta=1e-5), 3)
-        2.935
-    """
-    _check(sampling_rate, num_steps, delta)
-    checks.number("noise_multiplier", noise_multiplier, least=0.0)
-    accountant = optional_module("dp_accounting.rdp", "rdp_epsilon", "dp-accounting", "privacy")
-    return _epsilon(accountant.RdpAccountant(), sampling_rate, noise_multiplier, num_steps, delta)
-
-
-def pld_epsilon(
-    sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
-) -> float:
-    r""":math:`\varepsilon` by the distribution of the privacy loss itself [1].
-
-    It is nearer to the truth than :func:`rdp_epsilon`, whose arguments it takes.
-
-    :param float sampling_rate: as there.
-    :param float noise_multiplier: as there.
-    :param int num_steps: as there.
-    :param float delta: as there.
     :raises ImportError: without ``dp-accounting``; names the extra.
 
     [1] J. Doroshenko, B. Ghazi, P. Kamath, R. Kumar, P. Manurangsi (2022), Connect the dots:
@@ -65,8 +40,12 @@ def pld_epsilon(
     """
     _check(sampling_rate, num_steps, delta)
     checks.number("noise_multiplier", noise_multiplier, least=0.0)
-    accountant = optional_module("dp_accounting.pld", "pld_epsilon", "dp-accounting", "privacy")
-    return _epsilon(accountant.PLDAccountant(), sampling_rate, noise_multiplier, num_steps, delta)
+    package = optional_module("dp_accounting.pld", "pld_epsilon", "dp-accounting", "privacy")
+    if noise_multiplier == 0.0:
+        return math.inf
+    accountant = package.PLDAccountant()
+    accountant.compose(_event(sampling_rate, noise_multiplier, num_steps))
+    return float(accountant.get_epsilon(delta))
 
 
 def noise_multiplier_for(
@@ -78,7 +57,7 @@ def noise_multiplier_for(
 
     :param float epsilon: :math:`\varepsilon`.
     :param float delta: :math:`\delta`.
-    :param float sampling_rate: as of :func:`rdp_epsilon`.
+    :param float sampling_rate: as of :func:`pld_epsilon`.
     :param int num_steps: number of steps.
     :returns: the noise multiplier.
     :raises ImportError: without ``dp-accounting``; names the extra.
@@ -110,15 +89,6 @@ def _check(sampling_rate: float, num_steps: int, delta: float) -> None:
     checks.number("sampling_rate", sampling_rate, above=0.0, most=1.0)
     checks.integer("num_steps", num_steps, 1)
     checks.number("delta", delta, above=0.0, below=1.0)
-
-
-def _epsilon(
-    accountant: Any, sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
-) -> float:
-    if noise_multiplier == 0.0:
-        return math.inf
-    accountant.compose(_event(sampling_rate, noise_multiplier, num_steps))
-    return float(accountant.get_epsilon(delta))
 
 
 def _event(sampling_rate: float, noise_multiplier: float, num_steps: int) -> Any:

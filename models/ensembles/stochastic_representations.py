@@ -28,6 +28,13 @@ from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.ensembles._dirichlet_proxy import dirichlet_proxy_loss
 from pyro_ext.random import fresh_seed
 
+__all__ = [
+    "StochasticRepresentations",
+    "dirichlet_distillation",
+    "distillation",
+    "weighted_distillation",
+]
+
 Variant = Literal["kd", "kd_weighted", "dirichlet", "none"]
 Distillation = Callable[[Tensor, Tensor, float], Tensor]
 _SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True)

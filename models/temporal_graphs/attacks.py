@@ -5,7 +5,7 @@ model-based link prediction on continuous-time dynamic graphs.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -68,16 +68,23 @@ def spread_pairs(costs: Any, num_pairs: int, *, extra_rounds: int = 0) -> tuple[
     return rows, columns
 
 
+class _Options(TypedDict, total=False):
+    batch_size: int
+    resolution: float | None
+    bandwidth: float | None
+    extra_rounds: int
+
+
 class _Attack:
     """What attacks have in common: when fake events happen, and between which nodes they may."""
 
     def __init__(
         self,
         budget: float,
-        batch_size: int,
-        resolution: float | None,
-        bandwidth: float | None,
-        extra_rounds: int,
+        batch_size: int = 200,
+        resolution: float | None = None,
+        bandwidth: float | None = None,
+        extra_rounds: int = 0,
     ) -> None:
         self.budget = checks.number("budget", budget, least=0)
         self.batch_size = checks.integer("batch_size", batch_size, 1)
@@ -217,17 +224,10 @@ class TSpear(_Attack):
     """
 
     def __init__(
-        self,
-        surrogate: TemporalGraphNetwork,
-        budget: float = 0.3,
-        *,
-        batch_size: int = 200,
-        resolution: float | None = None,
-        bandwidth: float | None = None,
-        extra_rounds: int = 0,
+        self, surrogate: TemporalGraphNetwork, budget: float = 0.3, **options: Unpack[_Options]
     ) -> None:
         checks.instance("surrogate", surrogate, TemporalGraphNetwork, "a TemporalGraphNetwork")
-        super().__init__(budget, batch_size, resolution, bandwidth, extra_rounds)
+        super().__init__(budget, **options)
         self.surrogate = surrogate
 
     def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
@@ -281,17 +281,10 @@ class StructuralAttack(_Attack):
     """
 
     def __init__(
-        self,
-        kind: str = "random",
-        budget: float = 0.3,
-        *,
-        batch_size: int = 200,
-        resolution: float | None = None,
-        bandwidth: float | None = None,
-        extra_rounds: int = 0,
+        self, kind: str = "random", budget: float = 0.3, **options: Unpack[_Options]
     ) -> None:
         checks.choice("kind", kind, _STRUCTURAL)
-        super().__init__(budget, batch_size, resolution, bandwidth, extra_rounds)
+        super().__init__(budget, **options)
         self.kind = kind
 
     def _begin(self, stream: EventStream, history: EventStream | None) -> Any:

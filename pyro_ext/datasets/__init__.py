@@ -17,7 +17,7 @@ Example::
 """
 
 from pyro_ext.datasets._augmentation import random_shifts
-from pyro_ext.datasets._contacts import ContactData, contact_names, load_contacts
+from pyro_ext.datasets._contacts import ContactData, load_contacts
 from pyro_ext.datasets._dataset import Dataset, Options, Record
 from pyro_ext.datasets._records import (
     load,
@@ -35,14 +35,10 @@ from pyro_ext.datasets._shipped import (
     GraphData,
     ScalingData,
     TimeSeriesData,
-    frequency_names,
-    graph_names,
     load_frequencies,
     load_graph,
     load_scaling_curves,
     load_time_series,
-    scaling_curve_names,
-    time_series_names,
 )
 from pyro_ext.datasets._words import WordData, load_words
 
@@ -56,9 +52,6 @@ __all__ = [
     "ScalingData",
     "TimeSeriesData",
     "WordData",
-    "contact_names",
-    "frequency_names",
-    "graph_names",
     "load",
     "load_breast_cancer",
     "load_contacts",
@@ -75,6 +68,4 @@ __all__ = [
     "names",
     "random_shifts",
     "records",
-    "scaling_curve_names",
-    "time_series_names",
 ]

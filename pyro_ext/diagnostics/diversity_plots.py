@@ -11,73 +11,24 @@ import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext._lib.pyplot import axes_of, load_pyplot, open_frame
-from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
+from pyro_ext._lib.pyplot import axes_of, open_frame
+from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "plot_ambiguity",
     "plot_consecutive_distances",
-    "plot_pairwise_kl",
     "plot_path_values",
     "plot_predictive_ess",
     "plot_predictive_rhat",
     "plot_singular_values",
 ]
 
-_LINE, _OVER, _POINT, _INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
+_LINE, _OVER, _INK = "#2a6f97", "#d1495b", "#444444"
 _MOST_NAMED = 10
 _LARGEST_SHOWN = 2.0
 _ROUNDING = 1e-6  # of values in single precision
-
-
-def plot_pairwise_kl(
-    divergences: ArrayLike, num_chains: int = 1, ax: "Axes | None" = None
-) -> "Axes":
-    """Draw divergences between the predictions of each two draws as a heat map.
-
-    Light blocks along the diagonal are draws that predict alike. Infinite divergences are red.
-
-    :param divergences: what :func:`~pyro_ext.diagnostics.diversity.pairwise_kl` returns, from draws
-        in rows to draws in columns. **Shape:** ``(num_draws, num_draws)``.
-    :param int num_chains: where the draws are of several chains of one length, one chain after the
-        other, lines are drawn between these.
-    :param ax: where to draw; a new figure without it.
-    :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
-
-    Example::
-
-        >>> from pyro_ext.diagnostics.diversity import pairwise_kl
-        >>> probabilities = torch.tensor([[[0.5, 0.5]], [[0.25, 0.75]]])
-        >>> ax = plot_pairwise_kl(pairwise_kl(probabilities))
-        >>> ax.images[0].get_array().round(4).tolist()
-        [[0.0, 0.1438], [0.1308, 0.0]]
-    """
-    pyplot = load_pyplot("plot_pairwise_kl")
-    values = _floats("divergences", divergences, "(num_draws, num_draws)")
-    num_draws = len(values)
-    checks.as_tensor("divergences", values, f"(num_draws, {num_draws})")
-    checks.integer("num_chains", num_chains, 1)
-    if num_draws % num_chains:
-        raise ValueError(
-            f"num_chains must divide the number of draws, {num_draws}; got {num_chains}"
-        )
-    finite = values[values.isfinite()]
-    largest = float(finite.max()) if finite.numel() else 0.0
-    colors = pyplot.get_cmap("Blues").with_extremes(bad=_OVER)
-    ax = axes_of("plot_pairwise_kl", ax, (5.6, 4.8))
-    image = ax.imshow(
-        values.numpy(), vmin=0.0, vmax=largest or 1.0, cmap=colors, interpolation="nearest"
-    )
-    for start in range(num_draws // num_chains, num_draws, num_draws // num_chains):
-        ax.axhline(start - 0.5, color=_INK, linewidth=0.6)
-        ax.axvline(start - 0.5, color=_INK, linewidth=0.6)
-    ax.set(xlabel="to draw", ylabel="from draw")
-    ax.figure.colorbar(image, ax=ax, label="Kullback-Leibler divergence, nats")
-    return ax
 
 
 def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -> "Axes":
@@ -206,43 +157,6 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
     return open_frame(ax)
 
 
-def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
-    """Draw the NLL of single draws, and of the ensembles of the first one, two, three, ... of them.
-
-    Two ensembles are shown, which average logits and probabilities. The bar at the right, from the
-    mean NLL of a draw down to that of all logits averaged, is what this ensemble gains:
-    :func:`pyro_ext.diagnostics.metrics.ambiguity`, which the title gives. The other ends at
-    :func:`pyro_ext.diagnostics.metrics.nll`. What is infinite is not drawn.
-
-    :param probabilities: **Shape:** ``(num_draws, n, classes)``.
-    :param labels: the observed classes. **Shape:** ``(n,)``.
-    :param ax: where to draw; a new figure without it.
-    :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
-
-    Example::
-
-        >>> probabilities = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
-        >>> ax = plot_ambiguity(probabilities, torch.tensor([0]))
-        >>> ax.get_title()
-        'ambiguity = 0.511'
-    """
-    title = f"ambiguity = {ambiguity(probabilities, labels):.3f}"
-    draws, observed = checked(probabilities, labels)
-    single, logits, averaged = _growing(draws.double().cpu().log(), observed.cpu())
-    numbers = torch.arange(1, len(single) + 1).numpy()
-    mean = float(single.mean())
-    ax = axes_of("plot_ambiguity", ax, (4.8, 3.6))
-    ax.plot(numbers, single.numpy(), "o", color=_POINT, markersize=3, label="single draws")
-    ax.plot(numbers, logits.numpy(), color=_LINE, linewidth=1.4, label="logits averaged")
-    ax.plot(numbers, averaged.numpy(), color=_OVER, linewidth=1.4, label="probabilities averaged")
-    ax.axhline(mean, color=_INK, linestyle="--", linewidth=0.8, label="mean of single draws")
-    ax.plot([len(single)] * 2, [mean, float(logits[-1])], color=_INK, linewidth=2.4)
-    ax.legend(edgecolor="none", framealpha=0.85)
-    ax.set(xlabel="draws", ylabel="NLL per point", title=title)
-    return open_frame(ax)
-
-
 def plot_predictive_rhat(
     r_hat: ArrayLike | Mapping[str, ArrayLike],
     thresholds: Sequence[float] = (1.01, 1.05, 1.2),
@@ -340,17 +254,6 @@ def _distributions(
     ax.legend(**corner, frameon=False, fontsize="small")
     ax.set(ylim=(0.0, 1.02), ylabel="fraction of points and classes")
     return open_frame(ax), largest
-
-
-def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL of each draw, and of the first draws with logits or probabilities averaged."""
-    index = observed.expand(len(logs), -1).unsqueeze(-1)
-    numbers = torch.arange(1, len(logs) + 1, dtype=torch.float64)
-    own = logs.gather(-1, index).squeeze(-1)
-    averaged = own.logcumsumexp(0) - numbers.log().unsqueeze(-1)
-    mean = logs.cumsum(0) / numbers[:, None, None]
-    logits = mean.gather(-1, index).squeeze(-1) - mean.logsumexp(-1)
-    return -own.mean(-1), -logits.mean(-1), -averaged.mean(-1)
 
 
 def _floats(argument: str, value: ArrayLike, shape: str | None = None) -> Tensor:

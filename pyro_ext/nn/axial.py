@@ -33,7 +33,6 @@ __all__ = [
     "AxialConv",
     "AxialGraphConv",
     "AxialLift",
-    "AxialLinear",
     "AxialPool",
     "AxialSelfAttention",
     "check_axis_equivariance",
@@ -45,12 +44,10 @@ Aggregation = Literal["max", "mean", "sum"]
 class _SetMap(nn.Module):
     """What maps lines ``(n, size, in_channels)``, along each axis, aggregated over axes."""
 
-    def __init__(
-        self, operator: nn.Module, in_channels: int, agg: Aggregation, size: int | None = None
-    ) -> None:
+    def __init__(self, operator: nn.Module, in_channels: int, agg: Aggregation) -> None:
         super().__init__()
         checks.choice("agg", agg, get_args(Aggregation))
-        self.operator, self.in_channels, self.agg, self.size = operator, in_channels, agg, size
+        self.operator, self.in_channels, self.agg = operator, in_channels, agg
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply along each axis and aggregate.
@@ -58,7 +55,7 @@ class _SetMap(nn.Module):
         :param Tensor inputs: a field. **Shape:** ``(batch, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, *new_spatial, out_channels)``.
         """
-        _check("inputs", inputs, self.in_channels, self.size, self.operator)
+        _check("inputs", inputs, self.in_channels, self.operator)
         inputs = inputs.to(next(self.parameters(), inputs))
         found = [_along(self.operator, inputs, [axis]) for axis in range(1, inputs.dim() - 1)]
         sizes = [one.shape[axis] for axis, one in enumerate(found, 1)]
@@ -102,40 +99,6 @@ class AxialConv(_SetMap):
     ) -> None:
         conv = _Conv(in_channels, out_channels, kernel_size, 1, **options)
         super().__init__(conv, in_channels, agg)
-
-
-class AxialLinear(_SetMap):
-    """The same linear map of all positions and channels along each axis, to another size.
-
-    :param int in_size: size of all axes.
-    :param int out_size: size of all axes of an output.
-    :param int in_channels: number of channels of an input.
-    :param int out_channels: number of channels of an output.
-    :param str agg: how axes are aggregated: ``"max"``, ``"mean"`` or ``"sum"``.
-    :raises ValueError: for numbers out of range.
-
-    Example::
-
-        >>> AxialLinear(6, 4, 1, 8)(torch.randn(2, 6, 6, 1)).shape
-        torch.Size([2, 4, 4, 8])
-    """
-
-    def __init__(
-        self,
-        in_size: int,
-        out_size: int,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        agg: Aggregation = "mean",
-    ) -> None:
-        size = checks.integer("in_size", in_size, 1) * checks.integer("in_channels", in_channels, 1)
-        new = (
-            checks.integer("out_size", out_size, 1),
-            checks.integer("out_channels", out_channels, 1),
-        )
-        linear = nn.Linear(size, out_size * out_channels)
-        operator = nn.Sequential(nn.Flatten(-2), linear, nn.Unflatten(-1, new))
-        super().__init__(operator, in_channels, agg, in_size)
 
 
 class AxialSelfAttention(_SetMap):
@@ -234,7 +197,7 @@ class AxialLift(nn.Module):
         :param Tensor inputs: a field. **Shape:** ``(batch, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, K, *new_spatial, out_channels)``.
         """
-        _check("inputs", inputs, self.in_channels, operator=self.operator)
+        _check("inputs", inputs, self.in_channels, self.operator)
         inputs = inputs.to(next(self.parameters()))
         axes = range(1, inputs.dim() - 1)
         if len(axes) == 1:
@@ -289,7 +252,7 @@ class AxialGraphConv(nn.Module):
         :param Tensor features: **Shape:** ``(batch, K, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, K, *new_spatial, out_channels)``.
         """
-        _check("features", features, self.in_channels, operator=self.node)
+        _check("features", features, self.in_channels, self.node)
         features = features.to(next(self.parameters()))
         each = list(enumerate(features.unbind(1), 1))
         own = [_along(self.node, feature, [axis]) for axis, feature in each]
@@ -518,11 +481,7 @@ def _aggregate(parts: list[Tensor], agg: Aggregation) -> Tensor:
 
 
 def _check(
-    argument: str,
-    value: Any,
-    channels: int | None,
-    size: int | None = None,
-    operator: nn.Module | None = None,
+    argument: str, value: Any, channels: int | None, operator: nn.Module | None = None
 ) -> None:
     """Check the shape of a field, or of the feature fields of all its axes."""
     checks.instance(argument, value, Tensor, "a tensor")
@@ -534,8 +493,6 @@ def _check(
             f"{argument} must have the shape (batch, {axes}, {channels or 'channels'}) with K >= 1 "
             f"axes in spatial, got {tuple(shape)}"
         )
-    if size is not None and set(shape[1:-1]) != {size}:
-        raise ValueError(f"{argument} must have axes of size {size}, got {tuple(shape)}")
     least = operator.least_size if isinstance(operator, _Conv) else 1
     if min(shape[1 if is_field else 2 : -1]) < least:
         raise ValueError(

@@ -9,7 +9,6 @@ from pyro_ext.nn.axial import (
     AxialConv,
     AxialGraphConv,
     AxialLift,
-    AxialLinear,
     AxialPool,
     AxialSelfAttention,
 )
@@ -32,8 +31,6 @@ def blocks() -> dict[str, Call]:
     return {
         "AxialConv": call(**conv, **options),
         "AxialConv.forward": of(AxialConv(2, 3), inputs=FIELD),
-        "AxialLinear": call(in_size=4, out_size=3, in_channels=2, out_channels=3, agg="mean"),
-        "AxialLinear.forward": of(AxialLinear(4, 3, 2, 3), inputs=FIELD),
         "AxialSelfAttention": call(channels=4, num_heads=2, agg="mean", max_distance=2),
         "AxialSelfAttention.forward": of(AxialSelfAttention(2, 1), inputs=FIELD),
         "AxialLift": call(**conv, **options),

@@ -49,7 +49,6 @@ def privacy() -> dict[str, Call]:
         ),
         "PrivateLoss.__call__": of(private, batch=(X, Y)),
         "PoissonBatches": call({"rows": X}, sampling_rate=0.5),
-        "rdp_epsilon": call(**steps),
         "pld_epsilon": call(**steps),
         "noise_multiplier_for": call(epsilon=1.0, delta=1e-3, sampling_rate=0.5, num_steps=1),
     }

@@ -58,8 +58,6 @@ def datasets() -> dict[str, Call]:
         "names": call(),
         "random_shifts": call(images=torch.rand(3, 4, 4), max_shift=1, generator=torch.Generator()),
         "records": call(),
-        "frequency_names": call(),
-        "graph_names": call(),
     }
 
 
@@ -117,11 +115,8 @@ def diversity() -> dict[str, Call]:
 
 def diversity_plots() -> dict[str, Call]:
     ax = plt.figure().subplots()
-    probabilities = torch.randn(4, 3, 2).softmax(-1)
     return {
-        "plot_ambiguity": call(probabilities=probabilities, labels=torch.tensor([0, 1, 1]), ax=ax),
         "plot_consecutive_distances": call(distances=torch.rand(2, 4), ax=ax),
-        "plot_pairwise_kl": call(divergences=torch.rand(4, 4), num_chains=2, ax=ax),
         "plot_path_values": call(positions=torch.linspace(0, 1, 3), values=torch.rand(3), ax=ax),
         "plot_predictive_ess": call(
             effective_sample_sizes=100.0 * torch.rand(5), thresholds=(400.0,), ax=ax

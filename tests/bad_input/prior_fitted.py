@@ -65,10 +65,8 @@ def inference() -> dict[str, Call]:
         ),
         "PriorDataFittedNetwork.fit": of(network(), num_steps=1, progress=False),
         "PriorDataFittedNetwork.predictive": of(network(), xc=X, yc=Y, xq=XQ),
-        "PriorDataFittedNetwork.as_predictive": of(network(), xc=X, yc=Y, num_samples=5),
         "PriorDataFittedNetwork.save": of(network(), path=path),
         "PriorDataFittedNetwork.load": call(path=path),
-        "PriorFittedPredictive": call(network=network(), xc=X, yc=Y, num_samples=5),
         "PriorFittedTransformer": call(
             num_bars=4, num_features=1, width=8, num_heads=2, log_inputs=True
         ),
@@ -106,7 +104,6 @@ def scaling_laws() -> dict[str, Call]:
 def datasets() -> dict[str, Call]:
     return {
         "load_scaling_curves": call(name="translation"),
-        "scaling_curve_names": call(),
     }
 
 

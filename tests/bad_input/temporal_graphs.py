@@ -102,7 +102,7 @@ def ranking() -> dict[str, Call]:
 
 
 def contacts() -> dict[str, Call]:
-    return {"load_contacts": call(name="hospital"), "contact_names": call()}
+    return {"load_contacts": call(name="hospital")}
 
 
 TABLES: dict[str, Callable[[], dict[str, Call]]] = {

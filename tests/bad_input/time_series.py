@@ -108,7 +108,7 @@ def handlers() -> dict[str, Call]:
 
 
 def datasets() -> dict[str, Call]:
-    return {"load_time_series": call(name="japanese_vowels"), "time_series_names": call()}
+    return {"load_time_series": call(name="japanese_vowels")}
 
 
 TABLES: dict[str, Callable[[], dict[str, Call]]] = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext.diagnostics import diversity, diversity_plots, metrics
+from pyro_ext.diagnostics import diversity, diversity_plots
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -27,28 +27,6 @@ def lines(ax):
 
 def legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_divergences(ensemble):
-    divergences = diversity.pairwise_kl(ensemble[0])
-    ax = diversity_plots.plot_pairwise_kl(divergences, num_chains=3)
-    (image,) = ax.images
-    np.testing.assert_array_equal(image.get_array(), divergences.numpy())
-    assert image.get_clim() == (0.0, float(divergences.max()))
-    assert [line.get_ydata()[0] for line in ax.lines[::2]] == [1.5, 3.5]
-    assert [line.get_xdata()[0] for line in ax.lines[1::2]] == [1.5, 3.5]
-
-
-def test_infinite_divergences_are_red():
-    divergences = torch.tensor([[0.0, math.inf], [0.5, 0.0]])
-    ax = diversity_plots.plot_pairwise_kl(divergences)
-    (image,) = ax.images
-    assert np.ma.getmaskarray(image.get_array()).tolist() == [[False, True], [False, False]]
-    assert image.get_clim() == (0.0, 0.5)
-    red = matplotlib.colors.to_rgba(diversity_plots._OVER)
-    np.testing.assert_allclose(image.to_rgba(image.get_array())[0, 1], red)
-    ax.figure.canvas.draw()
-    assert diversity_plots.plot_pairwise_kl(torch.zeros(1, 1)).images[0].get_clim() == (0.0, 1.0)
 
 
 def test_distances():
@@ -125,40 +103,6 @@ def test_a_zero_on_a_logarithmic_scale():
     assert 0.0 < low < 1.5 < high
 
 
-def test_ambiguity(ensemble):
-    probabilities, labels = ensemble
-    ax = diversity_plots.plot_ambiguity(*ensemble)
-    shown = lines(ax)
-    single = [metrics.nll(draw, labels) for draw in probabilities]
-    np.testing.assert_allclose(shown["single draws"].get_ydata(), single)
-    growing = [metrics.nll(probabilities[: k + 1], labels) for k in range(6)]
-    np.testing.assert_allclose(shown["probabilities averaged"].get_ydata(), growing)
-    logits = []
-    for k in range(6):
-        mean = np.exp(np.log(probabilities[: k + 1]).mean(0))
-        logits.append(metrics.nll(mean / mean.sum(-1, keepdims=True), labels))
-    np.testing.assert_allclose(shown["logits averaged"].get_ydata(), logits)
-    np.testing.assert_array_equal(shown["logits averaged"].get_xdata(), np.arange(1, 7))
-    assert shown["mean of single draws"].get_ydata()[0] == pytest.approx(np.mean(single))
-    high, low = ax.lines[-1].get_ydata()
-    assert high == pytest.approx(np.mean(single))
-    assert high - low == pytest.approx(metrics.ambiguity(probabilities))
-    assert ax.get_title() == f"ambiguity = {metrics.ambiguity(probabilities):.3f}"
-
-
-def test_ambiguity_where_a_draw_excludes_the_label():
-    probabilities = torch.tensor([[[0.5, 0.5]], [[0.0, 1.0]], [[0.4, 0.6]]])
-    ax = diversity_plots.plot_ambiguity(probabilities, torch.tensor([0]))
-    shown = lines(ax)
-    assert shown["single draws"].get_ydata()[1] == math.inf
-    averaged = [-math.log(0.5), -math.log(0.25), -math.log(0.3)]
-    np.testing.assert_allclose(shown["probabilities averaged"].get_ydata(), averaged, rtol=1e-6)
-    assert shown["logits averaged"].get_ydata().tolist()[1:] == [math.inf, math.inf]
-    ax.figure.canvas.draw()
-    excluding = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
-    diversity_plots.plot_ambiguity(excluding, torch.tensor([0])).figure.canvas.draw()
-
-
 def test_distribution_of_r_hat():
     r_hat = torch.tensor([[1.1, 1.0, math.nan], [math.inf, 1.02, 5.0]], dtype=torch.float64)
     ax = diversity_plots.plot_predictive_rhat(r_hat)
@@ -192,11 +136,9 @@ def test_distribution_of_effective_sample_sizes():
 def calls(ensemble):
     square = torch.zeros(2, 2)
     return [
-        (diversity_plots.plot_pairwise_kl, (square,)),
         (diversity_plots.plot_consecutive_distances, (square,)),
         (diversity_plots.plot_path_values, (torch.arange(2), square)),
         (diversity_plots.plot_singular_values, ({"w": square + 1.0},)),
-        (diversity_plots.plot_ambiguity, ensemble),
         (diversity_plots.plot_predictive_ess, (square + 1.0,)),
         (diversity_plots.plot_predictive_rhat, (square + 1.0,)),
     ]
@@ -222,9 +164,6 @@ def test_missing_matplotlib_names_the_extra(ensemble, monkeypatch):
 def test_wrong_arguments_leave_no_figure(ensemble):
     two, three = torch.zeros(2), torch.zeros(3)
     for function, arguments, message in [
-        (diversity_plots.plot_pairwise_kl, (torch.zeros(2, 3),), "divergences must have the shape"),
-        (diversity_plots.plot_pairwise_kl, (torch.zeros(3, 3), 2), "num_chains must divide"),
-        (diversity_plots.plot_pairwise_kl, (torch.zeros(3, 3), 0), "num_chains must be"),
         (diversity_plots.plot_consecutive_distances, (two,), "distances must have the shape"),
         (diversity_plots.plot_consecutive_distances, (torch.zeros(2, 0),), "distances must not be"),
         (diversity_plots.plot_path_values, (three, three), "positions must be at least two rising"),
@@ -234,8 +173,6 @@ def test_wrong_arguments_leave_no_figure(ensemble):
         (diversity_plots.plot_singular_values, (two,), "values must hold singular values by label"),
         (diversity_plots.plot_singular_values, ({},), "values must hold singular values by label"),
         (diversity_plots.plot_singular_values, ({"w": two - 1.0},), r"values\['w'\] must have"),
-        (diversity_plots.plot_ambiguity, (ensemble[0], ensemble[1][:-1]), "labels must have"),
-        (diversity_plots.plot_ambiguity, (ensemble[0][0], ensemble[1]), "probabilities must have"),
         (diversity_plots.plot_predictive_rhat, (two * math.nan,), "r_hat must hold at least one"),
         (diversity_plots.plot_predictive_rhat, ({},), "r_hat must hold at least one"),
         (diversity_plots.plot_predictive_rhat, (two, [math.inf]), "thresholds must be"),

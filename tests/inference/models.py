@@ -1,8 +1,13 @@
-"""A model for tests of drivers, where its posterior does not matter."""
+"""A model for tests of drivers, where its posterior does not matter, and draws to compare with."""
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import torch
+
+from pyro_ext.inference import laplace_posterior
+from pyro_ext.potential.potential import energy
+from pyro_ext.random import seeded
 
 
 def normal(x, subsample_size=None):
@@ -19,3 +24,23 @@ def subsampled_normal(x):
 
 def data():
     return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
+
+
+def nuts_at_the_mode(potential, start, num_samples, *, warmup_steps=100, seed=0):
+    """Draws by Pyro's NUTS in the coordinates of the Gaussian at the mode, which need few steps."""
+    laplace = laplace_posterior(potential, [start])
+
+    def standardized(params):
+        return energy(laplace.mode + laplace.scale_tril @ params["z"], potential)
+
+    with seeded(seed):
+        mcmc = pyro.infer.MCMC(
+            pyro.infer.NUTS(potential_fn=standardized, step_size=0.4, adapt_mass_matrix=False),
+            num_samples,
+            warmup_steps=warmup_steps,
+            initial_params={"z": torch.zeros_like(laplace.mode)},
+            disable_progbar=True,
+        )
+        mcmc.run()
+    flat = laplace.mode + mcmc.get_samples()["z"] @ laplace.scale_tril.mT
+    return potential.constrain(potential.layout.unflatten(flat))

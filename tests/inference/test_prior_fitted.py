@@ -240,17 +240,6 @@ def test_checkpoints_go_on_with_the_same_prior_and_settings_alone(tmp_path):
     assert longer().losses == network().fit(6, progress=False).losses
 
 
-def test_predictive_draws():
-    pfn = network().fit(2, progress=False)
-    xc, yc, xq = torch.rand(5, 4), torch.rand(5, 4), torch.rand(5, 3)
-    predictive = pfn.as_predictive(xc, yc, num_samples=4_000, seed=1)
-    draws = predictive(xq)["y"]
-    assert draws.shape == (4_000, 5, 3) and torch.equal(draws, predictive(xq)["y"])
-    prediction = pfn.predictive(xc, yc, xq)
-    z = (draws.mean(0) - prediction.mean) / (prediction.variance / 4_000).sqrt()
-    assert float(z.abs().max()) < 5.0
-
-
 def test_several_features():
     def plane(x):
         weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -16,7 +16,6 @@ from pyro_ext.nn.axial import (
     AxialConv,
     AxialGraphConv,
     AxialLift,
-    AxialLinear,
     AxialPool,
     AxialSelfAttention,
     check_axis_equivariance,
@@ -155,9 +154,6 @@ def test_sizes_of_strided_and_transposed_layers():
     field = torch.randn(2, 7, 9, 3)
     assert AxialConv(3, 4, 5, stride=3)(field).shape == (2, 2, 3, 4)
     assert AxialConv(3, 4, 2, stride=2, transposed=True)(field).shape == (2, 14, 18, 4)
-    assert AxialLinear(6, 4, 3, 2)(torch.randn(2, 6, 6, 6, 3)).shape == (2, 4, 4, 4, 2)
-    repeated = AxialLinear(1, 3)(torch.randn(2, 1, 1, 1))
-    torch.testing.assert_close(repeated, repeated.transpose(1, 2))
 
 
 class Misaligned(nn.Module):
@@ -245,8 +241,6 @@ def test_wrong_fields_are_refused():
         ValueError, match=r"features must have the shape \(batch, K, \*spatial, 2\)"
     ):
         AxialGraphConv(2, 3)(torch.randn(2, 3, 4, 5, 2))
-    with pytest.raises(ValueError, match="inputs must have axes of size 4"):
-        AxialLinear(4, 2)(torch.randn(2, 4, 5, 1))
     with pytest.raises(ValueError, match="kernel_size must be stride=2 plus an even number"):
         AxialConv(2, 3, 3, stride=2)
     with pytest.raises(ValueError, match="padding_mode must be 'zeros' if transposed"):

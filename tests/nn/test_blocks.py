@@ -31,7 +31,6 @@ from pyro_ext.nn.axial import (
     AxialConv,
     AxialGraphConv,
     AxialLift,
-    AxialLinear,
     AxialPool,
     AxialSelfAttention,
 )
@@ -158,7 +157,6 @@ FIELDS = {
     "AxialConv, strided": lambda: AxialConv(2, 4, 4, "mean", stride=2, padding_mode="circular"),
     "AxialConv, transposed": lambda: AxialConv(2, 4, 2, "sum", stride=2, transposed=True),
     "AxialConv, linear and deep": lambda: AxialConv(2, 4, 2, stride=2, activation=None, depth=2),
-    "AxialLinear": lambda: AxialLinear(4, 6, 2, 3),
     "AxialSelfAttention": lambda: AxialSelfAttention(2, 1),
     "AxialSelfAttention of distances": lambda: AxialSelfAttention(2, 2, "sum", max_distance=2),
     "AxialLift": lambda: lifted(),
@@ -226,7 +224,6 @@ MODULES = {
         name: (FIELDS[name], (torch.randn(2, 4, 4, 2),))
         for name in (
             "AxialConv, strided",
-            "AxialLinear",
             "AxialSelfAttention of distances",
             "AxialGraphConv, transposed",
             "SXCNN",
@@ -254,7 +251,7 @@ def test_compiled_modules(name):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_fields(name):
-    check_axial_block(FIELDS[name], 2, size=4 if name == "AxialLinear" else None)
+    check_axial_block(FIELDS[name], 2)
 
 
 @pytest.mark.parametrize(("make", "equivariant"), SETS.values(), ids=SETS)

@@ -7,7 +7,7 @@ posterior sampling.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_ext._lib import checks
 from pyro_ext.inference.averaging.transfer_ensembles import (
     TransferEnsemble,
+    TransferOptions,
     as_data,
     average_losses,
     check_labels,
@@ -25,8 +26,8 @@ from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights impo
     BlockConcentration,
     DirichletWeights,
 )
-from pyro_ext.inference.optimization import BatchLBFGS, BatchOptimizer
-from pyro_ext.potential import Backend, Regularizer, WeightedFunction
+from pyro_ext.inference.optimization import BatchLBFGS
+from pyro_ext.potential import WeightedFunction
 from pyro_ext.random import fresh_seed
 
 _GRID = (0.01, 0.1, 1.0 / 3.0, 1.0, 3.0)
@@ -63,14 +64,9 @@ class NPTL(TransferEnsemble):
     :param probe_penalty: :math:`\lambda` of a penalty :math:`\lambda |W|^2 / 2` beside the mean
         loss of the probe; or several, of which that with the least validation loss of the probe is
         taken.
-    :param BatchOptimizer optimizer: as of
-        :class:`~pyro_ext.inference.averaging.FineTunedEnsemble`, like what follows.
-    :param float weight_decay: likewise, beside a loss whose weights sum to one.
-    :param regularizer: likewise.
-    :param float head_scale: likewise.
-    :param int subsample_size: likewise.
-    :param str backend: likewise.
-    :param int seed: likewise.
+    :param options: ``optimizer``, ``weight_decay``, beside a loss whose weights sum to one,
+        ``regularizer``, ``head_scale``, ``subsample_size``, ``backend`` and ``seed`` as of
+        :class:`~pyro_ext.inference.averaging.FineTunedEnsemble`.
 
     Example::
 
@@ -95,26 +91,9 @@ class NPTL(TransferEnsemble):
         num_blocks: int | None = None,
         block_concentration: BlockConcentration = "aggregate",
         probe_penalty: float | Sequence[float] = 1e-2,
-        optimizer: BatchOptimizer | None = None,
-        weight_decay: float = 1e-3,
-        regularizer: Regularizer | None = None,
-        head_scale: float = 0.05,
-        subsample_size: int | None = None,
-        backend: Backend = "trace",
-        seed: int | None = None,
+        **options: Unpack[TransferOptions],
     ) -> None:
-        super().__init__(
-            backbone,
-            head,
-            num_samples,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            regularizer=regularizer,
-            head_scale=head_scale,
-            subsample_size=subsample_size,
-            backend=backend,
-            seed=seed,
-        )
+        super().__init__(backbone, head, num_samples, **options)
         if isinstance(concentration, Sequence):
             for index, value in enumerate(concentration):
                 checks.number(f"concentration[{index}]", value, least=0)

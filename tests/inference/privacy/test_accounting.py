@@ -6,25 +6,23 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from pyro_ext.inference.privacy import noise_multiplier_for, pld_epsilon, rdp_epsilon
+from pyro_ext.inference.privacy import noise_multiplier_for, pld_epsilon
 
 pytest.importorskip("dp_accounting")
 DELTA = 1e-5
 
 
 @pytest.mark.parametrize(
-    ("sampling_rate", "noise", "num_steps", "by_moments", "by_distribution"),
+    ("sampling_rate", "noise", "num_steps", "expected"),
     [
-        (0.25, 4.0, 100, 2.935, 2.691),
-        (0.25, 10.0, 100, 1.031, 0.942),
-        (0.01, 1.0, 500, 1.653, 1.326),
+        (0.25, 4.0, 100, 2.691),
+        (0.25, 10.0, 100, 0.942),
+        (0.01, 1.0, 500, 1.326),
     ],
 )
-def test_noted_numbers(sampling_rate, noise, num_steps, by_moments, by_distribution):
+def test_noted_numbers(sampling_rate, noise, num_steps, expected):
     """Of dp-accounting 0.6, from the spec of FedSVD."""
-    arguments = (sampling_rate, noise, num_steps, DELTA)
-    assert rdp_epsilon(*arguments) == pytest.approx(by_moments, abs=6e-4)
-    assert pld_epsilon(*arguments) == pytest.approx(by_distribution, abs=6e-4)
+    assert pld_epsilon(sampling_rate, noise, num_steps, DELTA) == pytest.approx(expected, abs=6e-4)
 
 
 def test_without_sampling_it_is_the_gaussian_mechanism():
@@ -38,7 +36,6 @@ def test_without_sampling_it_is_the_gaussian_mechanism():
     exact = brentq(excess, 0.01, 20.0)
     found = pld_epsilon(1.0, 8.0, 16, DELTA)
     assert exact <= found + 1e-9 and found == pytest.approx(exact, rel=1e-3)
-    assert rdp_epsilon(1.0, 8.0, 16, DELTA) > found
 
 
 def test_noise_for_a_budget():
@@ -48,4 +45,4 @@ def test_noise_for_a_budget():
 
 
 def test_without_noise_nothing_is_private():
-    assert rdp_epsilon(0.1, 0.0, 1, DELTA) == pld_epsilon(0.1, 0.0, 1, DELTA) == math.inf
+    assert pld_epsilon(0.1, 0.0, 1, DELTA) == math.inf

@@ -7,10 +7,11 @@ import pyro
 import pytest
 import torch
 
-from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.inference.training import TrainingWarning
 from pyro_ext.models.diffusion import RewardModel, bradley_terry_loss
 from pyro_ext.models.diffusion.reward_models import is_ranking
+from pyro_ext.potential import Potential
+from tests.inference.models import nuts_at_the_mode
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
 
@@ -142,8 +143,8 @@ def test_nuts_agrees_with_the_gaussian_of_many_preferences():
     lists = rankings_of(images[:, 0, 0, 0] + noise, 40, 5)
     reward = RewardModel(pixels, hidden=[], optimizer=ADAM)
     reward.fit_ranking(images, lists, seed=0, progress=False)
-    mcmc = MCMC(NUTS(reward.last_layer(images, lists)), 1000, seed=0, progress=False)
-    draws = mcmc.run().get_samples()
+    potential = Potential(reward.last_layer(images, lists))
+    draws = nuts_at_the_mode(potential, {"weight": torch.zeros(2).double()}, 1000)
     units = units_of(reward, images)
     sampled = (units - units.mean(0)) @ draws["weight"].mT
     found = reward.predictive(images)

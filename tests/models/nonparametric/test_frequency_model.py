@@ -17,7 +17,6 @@ from pyro_ext.datasets import load_frequencies
 from pyro_ext.diagnostics import sbc
 from pyro_ext.inference import (
     MCMC,
-    NUTS,
     Gibbs,
     IndependenceMetropolis,
     RandomWalk,
@@ -39,6 +38,7 @@ from pyro_ext.random_measures import (
     PitmanYor,
     frequency_table,
 )
+from tests.inference.models import nuts_at_the_mode
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -242,11 +242,12 @@ def test_samplers_agree_with_quadrature(kind):
     exact = reference(prior_laws, lambda mass, discount: kind(mass, discount, discount + 0.9))
     model = FrequencyModel(fixed_excess(kind, prior_laws))
     start = values("mass", "discount", "tilt")
-    by_nuts = MCMC(NUTS(model.with_tilt), 150, seed=0, progress=False)
+    potential = Potential(model.with_tilt, table(), backend="eager")
+    by_nuts = nuts_at_the_mode(potential, start, 150, warmup_steps=40)
     chain = {name: value[None] for name, value in start.items()}
     kernel = Gibbs([(RandomWalk(0.9), list(chain))], model=model.with_tilt)
     mcmc = MCMC(kernel, 700, warmup_steps=20, initial_params=chain, progress=False, seed=0)
-    for draws in (one.run(table()).get_samples() for one in (by_nuts, mcmc)):
+    for draws in (by_nuts, mcmc.run(table()).get_samples()):
         for name, value in {"mass": draws["mass"].log(), "discount": draws["discount"]}.items():
             mean, deviation = exact[name]
             error = float(value.view(10, -1).mean(-1).std()) / 10**0.5
@@ -315,7 +316,9 @@ def test_posterior_is_calibrated():
         seen = poutine.trace(observing).get_trace(*args, **options).nodes["counts"]["value"]
         seen = seen[seen[:, 1] > 0].long()
         seed = int(torch.randint(2**31, ()))
-        return MCMC(NUTS(model.with_tilt), 36, seed=seed, progress=False).run(seen)
+        potential = Potential(model.with_tilt, seen, backend="eager")
+        start = values("mass", "discount", "excess") | {"tilt": torch.tensor(10.0)}
+        return nuts_at_the_mode(potential, start, 36, warmup_steps=30, seed=seed)
 
     check_calibration(model, infer, 16, 40, 8)
 
