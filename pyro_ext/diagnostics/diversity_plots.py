@@ -25,7 +25,7 @@ __all__ = [
     "plot_singular_values",
 ]
 
-_LINE, _OVER, _INK = "#2a6f97", "#d1495b", "#444444"
+_INK = "#444444"
 _MOST_NAMED = 10
 _LARGEST_SHOWN = 2.0
 _ROUNDING = 1e-6  # of values in single precision
