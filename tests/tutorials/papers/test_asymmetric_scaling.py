@@ -122,16 +122,3 @@ def test_risks_are_compared_as_means_over_numbers_of_features(short_run):
     names, _ = short_run
     risks = {"γ = 1": {s: [1.0, 3.0] for s in range(3)}, "other": {s: [0.5, s] for s in range(3)}}
     assert names["risk_ratio"](risks, "other") == {0: 0.125, 1: 0.375, 2: 0.625}
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims_but_one(full_run):
-    """Its networks are the same with each run, so it passes always or never.
-
-    Of the loss less than a tenth of the bound is left, in the controls more than thirty times the
-    bound; rates are twice their bound or more, those of the control 0.6 of it or less.
-    """
-    *others, transfer, _ = full_run.report.claims
-    for claim in (*others, full_run.report.claims[-1]):
-        assert claim.holds, claim
-    assert not transfer.holds and transfer.reason and full_run.returncode == 1

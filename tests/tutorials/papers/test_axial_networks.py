@@ -65,12 +65,3 @@ def test_networks_see_images_only(short_run):
     assert names["kernel_fields"](2, 2, seed=0)[0].dim() == 4
     assert set(names["accuracies"]["CNN, padded"][1]) == set()
     assert len(names["accuracies"]["SXCNN"][3]) == 3
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims_but_three(full_run):
-    """The padded CNN is not far behind, and inflated kernels are better on advection."""
-    claims = full_run.report.claims
-    failed = [number for number, claim in enumerate(claims) if not claim.holds]
-    assert failed == [2, 3, 9] and all(claims[number].reason for number in failed)
-    assert full_run.returncode == 1

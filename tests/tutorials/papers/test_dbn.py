@@ -54,15 +54,3 @@ def test_images_are_turned(short_run):
     torch.testing.assert_close(names["turned"](images, 0.0), images)
     quarter = names["turned"](images, 90.0)
     torch.testing.assert_close(quarter, images.rot90(1, (2, 3)), atol=1e-4, rtol=0)
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims_but_one(full_run):
-    """Its draws are the same with each run, so it passes always or never.
-
-    A student is as good as two bridges on one of the seeds.
-    """
-    claims = full_run.report.claims
-    failed = [number for number, claim in enumerate(claims) if not claim.holds]
-    assert failed == [9] and claims[9].reason
-    assert full_run.returncode == 1

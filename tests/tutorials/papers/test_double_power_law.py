@@ -120,16 +120,3 @@ def test_distances_are_judged_at_both_ends(short_run, double):
     assert probability(1.0, 0.0) > 1e-3
     for scale, shift in ((2.5, 0.0), (0.4, 0.0), (1.0, 3.0)):
         assert probability(scale, shift) < 1e-3, (scale, shift)
-
-
-@pytest.mark.page
-@pytest.mark.statistical
-def test_full_run_meets_its_claims_but_one(full_run):
-    """Six slopes for each seed, each beyond four standard errors with a probability of 6e-5.
-
-    Parameters are judged at a level of 1e-3, so that two sets of three seeds in a thousand fail.
-    Chains of one fit may be too far apart, as the page says.
-    """
-    for claim in full_run.report.claims:
-        assert claim.holds or claim is full_run.report.claims[1], claim
-    assert full_run.report.claims[1].reason

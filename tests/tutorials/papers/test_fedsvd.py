@@ -46,12 +46,3 @@ def test_strategies_have_the_same_settings(short_run):
         assert trained == both
     without = names["server"]("ffa", 0.0, 0.5, 0)
     assert (without.max_norm, without.noise_multiplier) == (1.0, None)
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims_but_two(full_run):
-    """FedAvg wins without noise; with noise the gain over FFA-LoRA is as large as its bound."""
-    claims = full_run.report.claims
-    failed = {number for number, claim in enumerate(claims) if not claim.holds}
-    assert 3 in failed <= {0, 3} and all(claims[number].reason for number in failed)
-    assert full_run.returncode == 1

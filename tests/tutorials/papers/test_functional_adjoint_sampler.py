@@ -64,10 +64,3 @@ def test_shooting_keeps_what_arrives():
     assert bool(((path[:, 0] - start).abs() < 0.5).all() & ((path[:, -1] - end).abs() < 0.5).all())
     straight = torch.linspace(-1.0, 1.0, 21)[:, None]
     assert float((path == straight).all((1, 2)).double().mean()) < 0.5
-
-
-@pytest.mark.page
-@pytest.mark.statistical
-def test_full_run_meets_its_claims(full_run):
-    """Its draws are the same with each run, so it passes always or never."""
-    assert full_run.passed, full_run.verdict

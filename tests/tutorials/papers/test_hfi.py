@@ -70,16 +70,3 @@ def test_each_method_has_a_word_and_a_token(short_run):
         }
         assert set(found.odd) == {"the model", *expected}
         assert {len(images) for images in found.odd.values()} == {names["NUM_DRAWN"]}
-
-
-@pytest.mark.page
-@pytest.mark.statistical
-def test_full_run_meets_its_claims_but_two(full_run):
-    """Its draws are the same with each run, so it passes always or never.
-
-    Safe guidance at its strongest takes more than the token says, and no token says bold.
-    """
-    claims = full_run.report.claims
-    failed = [claim for claim in claims if not claim.holds]
-    assert failed == [claims[8], claims[12]] and all(claim.reason for claim in failed)
-    assert full_run.returncode == 1

@@ -59,16 +59,3 @@ def test_networks_are_those_that_their_names_say(short_run):
         "original - SDD": weight - safe,
     }.items():
         torch.testing.assert_close(networks[name].get_submodule(layer).weight.detach(), expected)
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims_but_one(full_run):
-    """With ESD fewer sevens come back than the bound asks for; the reason says why.
-
-    What comes back at all with ESD, and the cosine, are so near their bounds that rounding on
-    another processor may turn them.
-    """
-    claims = full_run.report.claims
-    failed = {number for number, claim in enumerate(claims) if not claim.holds}
-    assert {5} <= failed <= {1, 5, 7} and claims[5].reason
-    assert full_run.returncode == 1

@@ -149,21 +149,6 @@ def test_a_difference_is_that_of_the_expanded_network_to_the_other(short_run):
         assert value == px - plain
 
 
-@pytest.mark.page
-@pytest.mark.statistical
-def test_full_run_meets_its_claims(full_run):
-    """Its draws are the same with each run, so it passes always or never.
-
-    The counts of modes are far from their bounds. The difference on digits is about -0.009 with a
-    standard error of 0.002 at most, so about two sets of three seeds in ten thousand would fail.
-    Of parameter expansion the ambiguities and the losses at equal step size are far from their
-    bounds. The gain in loss, 0.026, and the difference of single draws, 0.017, have standard errors
-    of about 0.005 and 0.007, and are four and more than three of these away: with errors that are
-    known from so few seeds less than one set of three seeds in a hundred would fail.
-    """
-    assert full_run.passed, full_run.verdict
-
-
 def test_network_broadcasts_over_draws():
     weights = {}
     for layer, shape in enumerate(

@@ -46,9 +46,3 @@ def test_predictions_are_compared_at_the_same_digits(short_run):
     network = names["pipeline"].unet
     assert torch.equal(names["predictions"](network, "one"), names["original"]["one"])
     assert not torch.equal(names["original"]["one"], names["original"]["seven"])
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims(full_run):
-    assert [claim.holds for claim in full_run.report.claims] == [True] * 8
-    assert full_run.returncode == 0

@@ -41,12 +41,3 @@ def test_fields_are_compared_as_they_should_be(short_run):
     sizes = {"learned": 4, "infinitesimal": 4, "affine": 6, "random": 20}
     assert {name: len(found) for name, found in scores.items()} == sizes
     assert 0 <= names["overlap"](names["results"][0]) <= 1
-
-
-@pytest.mark.page
-def test_full_run_meets_its_claims_but_one(full_run):
-    """The derivative alone finds as good fields as the flow."""
-    claims = full_run.report.claims
-    assert all(claim.holds or claim.reason for claim in claims)
-    failed = [number for number, claim in enumerate(claims) if not claim.holds]
-    assert failed == [5] and full_run.returncode == 1

@@ -148,14 +148,3 @@ def test_published_kernel_has_its_defaults_and_no_checkpoint(tmp_path):
         PublishedTreeGuided(dirichlet(), enumeration.gaussian_cluster(), local="all")
     with pytest.raises(ValueError, match="whose state is known"):
         MCMC(kernel, 5, checkpoint=tmp_path / "run")
-
-
-@pytest.mark.page
-@pytest.mark.statistical
-def test_full_run_meets_its_claims(full_run):
-    """All but the chains out of one cluster, which end by the clock, have the same draws each time.
-
-    Those are far above their bounds. A difference of three standard errors or more is there in
-    about 3 of 1,000 seeds, so in about one of a hundred sets of three.
-    """
-    assert full_run.passed, full_run.verdict

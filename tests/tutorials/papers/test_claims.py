@@ -1,0 +1,85 @@
+"""What full runs of pages found: which claims failed, with a reason, and which may.
+
+Draws, and with them claims, are the same with each run on one processor. Where a claim is so near
+to its bound that rounding on another may turn it, it may fail. Times that a busy machine may change
+are far from their bounds. A page that says more than which claims hold has a test of its own.
+"""
+
+import pytest
+
+from pyro_ext.reproduction.pages import Outcome
+
+# Numbers of claims, from 0: those that fail, and those that may.
+FAILED: dict[str, tuple[set[int], set[int]]] = {
+    "adversarial-purification": (set(), set()),
+    # Of the loss less than a tenth of the bound is left, in the controls more than thirty times the
+    # bound; rates are twice their bound or more, those of the control 0.6 of it or less.
+    "asymmetric-scaling": ({12}, set()),
+    # The padded CNN is not far behind, and inflated kernels are better on advection.
+    "axial-networks": ({2, 3, 9}, set()),
+    # Occupied clusters, and the best rival in time. The errors of Laplace transforms are 21 numbers
+    # for each seed, each beyond four standard errors with a probability of 6e-5, so at most four
+    # sets of three seeds in a thousand would fail; a difference of none on digits is beyond three
+    # less often.
+    "crm-series": ({7, 9}, set()),
+    "dac": (set(), set()),
+    # A student is as good as two bridges on one of the seeds.
+    "dbn": ({9}, set()),
+    # Six slopes for each seed, each beyond four standard errors with a probability of 6e-5, and
+    # parameters at a level of 1e-3: two sets of three seeds in a thousand would fail. Chains of one
+    # fit may be too far apart.
+    "double-power-law": (set(), {1}),
+    # FedAvg wins without noise; with noise the gain over FFA-LoRA is as large as its bound.
+    "fedsvd": ({3}, {0}),
+    "functional-adjoint-sampler": (set(), set()),
+    # Safe guidance at its strongest takes more than the token says, and no token says bold.
+    "hfi": ({8, 12}, set()),
+    "l2e": (set(), set()),
+    "latent-be": (set(), set()),
+    # A new classifier is calibrated before it is distilled.
+    "long-tailed-srepr": ({7}, set()),
+    # With ESD fewer sevens come back than the bound asks for; what comes back at all with ESD, and
+    # the cosine, are near their bounds.
+    "modular-lora": ({5}, {1, 7}),
+    # Exact draws have a distance to the limit beyond its bound in one page of a hundred; the Cauchy
+    # distribution fails for 3 sets of three seeds in 100 by its bound. Errors of pruning have a
+    # bound of three standard errors and more. The others are far from their bounds.
+    "mogp": (set(), set()),
+    "nptl": (set(), set()),
+    "prior-augmented-data": (set(), set()),
+    "pseudocoreset-divergences": (set(), set()),
+    # The counts of modes, the ambiguities and the losses at equal step size are far from their
+    # bounds. The difference on digits is about -0.009 with a standard error of 0.002 at most: about
+    # two sets of three seeds in ten thousand would fail. The gain in loss, 0.026, and the
+    # difference of single draws, 0.017, have standard errors of about 0.005 and 0.007, and are four
+    # and more than three of these away: less than one set in a hundred would fail.
+    "px-sgmcmc": (set(), set()),
+    "rc-mae": (set(), set()),
+    "sdd": (set(), set()),
+    "set-transformer": (set(), set()),
+    # Pooling is stronger, and larger sets are nearer, than where the bounds were set.
+    "setvae": ({1, 3}, set()),
+    # Gated attention orders bags as well, and attention of slots does not concentrate at this
+    # scale.
+    "slot-mixup": ({5, 6}, set()),
+    "soft-equivariance": (set(), set()),
+    # The derivative alone finds as good fields as the flow.
+    "symmetry-generators": ({5}, set()),
+    # Chains out of one cluster end by the clock, far above their bounds. A difference of three
+    # standard errors or more is there in about 3 of 1,000 seeds, so in one of a hundred sets.
+    "tgmcmc": (set(), set()),
+    # A network that is tuned without twists is better at this scale.
+    "twisted-smc": ({2}, set()),
+}
+
+
+@pytest.mark.page
+@pytest.mark.statistical
+@pytest.mark.parametrize("full_run", FAILED, indirect=True)
+def test_full_runs_meet_all_claims_but_those_that_have_a_reason(full_run: Outcome) -> None:
+    failed, may_fail = FAILED[full_run.page.slug]
+    claims = full_run.report.claims
+    found = {number for number, claim in enumerate(claims) if not claim.holds}
+    assert failed <= found <= failed | may_fail, full_run.verdict
+    assert all(claims[number].reason for number in found)
+    assert full_run.returncode == bool(found)
