@@ -133,12 +133,6 @@ def test_bad_reports(subtests):
                 Report(**{"slug": "a-page", "claims": [claim()]} | {argument: value})
 
 
-@pytest.mark.parametrize("argument", ["paper", "reconstruction"])
-def test_page_refuses_what_is_no_text_at_once(argument):
-    with pytest.raises(TypeError, match=f"^{argument} must be text, got"):
-        Page("a-page", num_threads=None, **{argument: b""})
-
-
 def test_report_holds_where_all_claims_do():
     good, bad = claim(), claim(bound=16.0, reason="seed 1 starts far away")
     assert Report("a-page", [good, good]).holds
@@ -365,12 +359,6 @@ def test_numbers_of_arrays_and_tensors(number):
     page = Page("a-page", num_threads=None)
     made = page.claim("Three is three.", number, "<=", number, source="arithmetic")
     assert made.holds and (made.measured, made.bound) == (3.0, 3.0)
-
-
-@pytest.mark.parametrize("bound", [torch.tensor([3.0]), torch.tensor(3j), np.str_("3")])
-def test_what_is_no_number(bound):
-    with pytest.raises(ValueError, match="^bound must be a finite number, got"):
-        claim(bound=bound)
 
 
 def test_page_refuses_a_bad_name_of_a_figure_at_once(tmp_path, monkeypatch):

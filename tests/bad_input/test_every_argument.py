@@ -8,42 +8,12 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.bad_input import (
-    adjoint,
-    axial,
-    dbn,
-    diffusion,
-    distillation,
-    erase,
-    exits,
-    federated,
-    feedback,
-    floor1,
-    floor2,
-    floor3,
-    fusion,
-    generators,
-    guides,
-    masked_autoencoder,
-    modular,
-    molecules,
-    paths,
-    prior_fitted,
-    purify,
-    ratings,
-    sequences,
-    set_vae,
-    soft_equivariance,
-    sparse,
-    temporal_graphs,
-    time_series,
-    weight_averages,
-)
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -58,37 +28,12 @@ from tests.bad_input.walk import (
 )
 from tests.test_docs import documented, packages, resolve
 
-TABLES = {
-    **floor1.TABLES,
-    **floor2.TABLES,
-    **floor3.TABLES,
-    **adjoint.TABLES,
-    **axial.TABLES,
-    **distillation.TABLES,
-    **exits.TABLES,
-    **dbn.TABLES,
-    **diffusion.TABLES,
-    **erase.TABLES,
-    **fusion.TABLES,
-    **generators.TABLES,
-    **federated.TABLES,
-    **feedback.TABLES,
-    **guides.TABLES,
-    **masked_autoencoder.TABLES,
-    **modular.TABLES,
-    **molecules.TABLES,
-    **paths.TABLES,
-    **prior_fitted.TABLES,
-    **purify.TABLES,
-    **ratings.TABLES,
-    **sequences.TABLES,
-    **set_vae.TABLES,
-    **soft_equivariance.TABLES,
-    **weight_averages.TABLES,
-    **sparse.TABLES,
-    **temporal_graphs.TABLES,
-    **time_series.TABLES,
-}
+# What the modules beside this one list: calls by the module that they are of.
+TABLES: dict[str, Callable[[], dict[str, Call]]] = {}
+for path in sorted(Path(__file__).parent.glob("*.py")):
+    if path != Path(__file__):
+        module = importlib.import_module(f"tests.bad_input.{path.stem}")
+        TABLES |= getattr(module, "TABLES", {})
 SLOW = (  # what runs, or compiles, something with each value that it accepts
     "pyro_ext.diagnostics",
     "pyro_ext.diagnostics.diversity_plots",

@@ -107,20 +107,7 @@ def test_it_follows_the_scale_of_the_coordinates(float64):
 @pytest.mark.parametrize(
     ("samples", "gradients", "options", "message"),
     [
-        (
-            torch.zeros(3),
-            torch.zeros(3),
-            {},
-            r"samples must have the shape \(num_draws, size\), got \(3,\)",
-        ),
         (torch.zeros(3, 2), torch.zeros(3, 1), {}, r"got \(3, 2\) and \(3, 1\)"),
-        (
-            torch.zeros(0, 2),
-            torch.zeros(0, 2),
-            {},
-            r"samples must not be empty, got the shape \(0, 2\)",
-        ),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"scale": 0.0}, "scale must be positive"),
     ],
 )
 def test_errors_name_the_argument(samples, gradients, options, message):

@@ -104,7 +104,6 @@ def test_without_a_rate_it_is_a_brownian_motion():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DirichletOU(-1.0, 2, 1), "length"),
         (lambda: DirichletOU(1.0, 2, 1).synthesis(torch.zeros(3, 1), torch.zeros(1)), "z must"),
         (lambda: DirichletOU(1.0, 2, 1).synthesis(torch.zeros(2, 1), torch.ones(1) * 2), "grid"),
         (lambda: DirichletOU(1.0, 2, 1).marginal(0.0), r"t must lie in \(0, 1\]"),

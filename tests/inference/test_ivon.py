@@ -166,8 +166,6 @@ def test_wrong_use():
     w = nn.Parameter(torch.zeros(2))
     with pytest.raises(RuntimeError, match=r"needs the loss to be evaluated by sampled"):
         IVON([w], ess=1).step()
-    with pytest.raises(ValueError, match="betas must be two numbers"):
-        IVON([w], ess=1, betas=(0.9,))
     with pytest.raises(ValueError, match="loss must return a tensor that depends"):
         IVON([w], ess=1).sampled(lambda: torch.zeros(()))()
     with pytest.raises(TypeError, match="params must be floating-point tensors"):

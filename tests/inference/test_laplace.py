@@ -27,9 +27,3 @@ def test_laplace_is_exact_for_a_gaussian():
     )
     evidence = dist.Normal(1.0, 6.0**0.5).log_prob(torch.tensor(3.0))
     torch.testing.assert_close(found.log_evidence, evidence)
-
-
-def test_bad_input() -> None:
-    potential = Potential(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
-    with pytest.raises(ValueError, match="starts must be a list of dicts"):
-        laplace_posterior(potential, [])

@@ -88,8 +88,6 @@ def test_pyros_driver_and_kernels(x):
 
 
 def test_errors(x):
-    with pytest.raises(TypeError, match="initial_params must be a dict"):
-        MCMC(SGLD(normal), 1, initial_params=3)
     with pytest.raises(RuntimeError, match="cannot be read"):
         MCMC(SGLD(normal), 1, initial_params="/nowhere", progress=False).run(x)
     with pytest.raises(RuntimeError, match="no draws yet"):

@@ -144,10 +144,6 @@ def test_sites():
             r"groups\[1\] must act on 3 dimensions .* got O\(2\), which acts on 2",
         ),
         (
-            lambda: SoftEquivariantLinear(IN, OUT, [O(3)], torch.ones(2, 1)),
-            "strengths must be that of one layer",
-        ),
-        (
             lambda: SoftEquivariantLinear(IN, OUT, [O(3)], 1.0).residuals(),
             "weight must be given where it is a sample site",
         ),

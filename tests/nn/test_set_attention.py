@@ -173,8 +173,6 @@ def test_what_users_may_get_wrong():
         ValueError, match="query_features must be width=8 with residual='input', got"
     ):
         MAB(3, 3, 8, residual="input")
-    with pytest.raises(ValueError, match=r"dropout must be .*, got 1"):
-        MAB(3, 3, 8, dropout=1.0)
     block = MAB(3, 2, 8)
     with pytest.raises(ValueError, match=r"keys must have the shape \(\*batch, size, 2\), got"):
         block(torch.zeros(4, 3), torch.zeros(4, 3))

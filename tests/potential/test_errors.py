@@ -290,17 +290,6 @@ def test_matrix_that_cannot_be_factored() -> None:
         Potential(model)
 
 
-@pytest.mark.parametrize("backend", ["jit", "", None, "Trace"])
-def test_backend(backend: Any) -> None:
-    with pytest.raises(ValueError, match="backend must be one of"):
-        Potential(normal, torch.zeros(3), backend=backend)
-
-
-def test_model_is_no_function() -> None:
-    with pytest.raises(TypeError, match="model must be callable"):
-        Potential(3)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("backend", ["eager", "trace"])
 def test_dropout_in_training_mode(backend: Any) -> None:
     dropout = nn.Dropout(0.5)
@@ -395,19 +384,6 @@ def test_wrong_samples() -> None:
             function({"loc": loc, "scale": scale[:3]})
     with pytest.raises(ValueError, match=r"params lacks the latent sites \['loc'\]"):
         potential.constrain({"scale": scale})
-
-
-@pytest.mark.parametrize("num_chains", [0, -1])
-def test_number_of_chains(num_chains: int) -> None:
-    potential = Potential(normal, torch.zeros(3), backend="eager")
-    with pytest.raises(ValueError, match="num_chains must be an integer >= 1"):
-        potential.init(num_chains)
-
-
-def test_seed() -> None:
-    potential = Potential(normal, torch.zeros(3), backend="eager")
-    with pytest.raises(ValueError, match="seed must be a non-negative integer"):
-        potential.init(1, seed=-1)
 
 
 def test_improper_prior_is_not_drawn() -> None:

@@ -77,8 +77,6 @@ def test_parameters_are_checked():
 
 
 def test_one_wrong_parameter_of_a_batch():
-    with pytest.raises(ValueError, match="mass of .* must be > 0, got -2"):
-        GeneralizedGammaProcess(torch.tensor([1.0, -2.0]), 0.4, 1.0)
     measure = GeneralizedGammaProcess(torch.tensor([1.0, -2.0]), 0.4, 1.0, validate_args=False)
     assert measure.mass[1] == -2.0
 
@@ -202,8 +200,6 @@ def test_user_density_is_checked():
         LevyDensityProcess(lambda w: power(w, 1.2) - w)
     with pytest.raises(ValueError, match="must fall faster than w [*][*] -1 at infinity"):
         LevyDensityProcess(lambda w: power(w, -0.2))
-    with pytest.raises(ValueError, match="high must be > 0, got -1"):
-        LevyDensityProcess(lambda w: power(w, 0.2), high=-1.0)
     measure = LevyDensityProcess(lambda w: power(w, 0.25), high=3.0)
     expected = (1.0 - (3.0 / 0.3) ** -0.25) * 4.0 * 0.3**-0.25
     torch.testing.assert_close(measure.tail(0.3), torch.tensor(expected), rtol=1e-10, atol=0.0)

@@ -124,5 +124,3 @@ def test_errors():
             partition.log_prob(labels)
     with pytest.raises(ValueError):
         partition.log_prob(torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="num_samples must"):
-        PitmanYor(0.4, 1.3).partition(0)

@@ -171,9 +171,6 @@ def test_guides():
 
 
 def test_what_users_may_get_wrong():
-    for options in ({"prior_scale": 0.0}, {"left": -1}, {"right": 0.5}, {"strength": -1.0}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
-            expand_module(network(), **options)
     with pytest.raises(ValueError, match="module must have parameters, got ReLU"):
         expand_module(nn.ReLU())
     expanded = expand_module(network())

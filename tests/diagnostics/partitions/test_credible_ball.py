@@ -63,11 +63,3 @@ def test_equal_draws_have_no_spread():
     for bound in ball[2:]:
         assert bound.tolist() == [[0, 0, 1]]
     assert credible_ball(torch.tensor([[3]]), torch.tensor([1])).radius == 0.0
-
-
-def test_wrong_arguments():
-    draws = torch.tensor([[0, 0, 1], [0, 1, 1]])
-    with pytest.raises(ValueError, match=r"center must have the shape \(3,\), got \(2, 3\)"):
-        credible_ball(draws, draws)
-    with pytest.raises(TypeError, match="center must hold integers"):
-        credible_ball(draws, torch.zeros(3))

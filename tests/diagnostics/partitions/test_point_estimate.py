@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -148,13 +147,3 @@ def test_draws_are_thinned_where_there_are_many() -> None:
     estimate = point_estimate(draws, seed=0)
     least = float(expected_loss(every, draws).min())
     assert estimate.expected_loss == pytest.approx(least, abs=1e-12)
-
-
-def test_wrong_arguments() -> None:
-    draws = torch.tensor([[0, 0, 1], [0, 1, 1]])
-    with pytest.raises(ValueError, match=r"candidates must have the shape .*, 3\), got \(1, 2\)"):
-        point_estimate(draws, candidates=np.array([[0, 0]]))
-    with pytest.raises(ValueError, match="seed must be"):
-        point_estimate(draws, seed=-1)
-    with pytest.raises(TypeError, match="labels must hold integers, got float32"):
-        point_estimate(torch.full((2, 3), torch.nan))

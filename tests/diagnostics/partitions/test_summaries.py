@@ -67,16 +67,6 @@ def test_smallest_cases():
     assert co_clustering(equal).tolist() == [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
 
-@pytest.mark.parametrize("function", [co_clustering, num_clusters_distribution, cluster_sizes])
-def test_what_is_no_partition(function):
-    with pytest.raises(TypeError, match="labels must hold integers, got float32"):
-        function(torch.tensor([[0.0, float("nan")]]))
-    with pytest.raises(TypeError, match="labels must hold integers, got bool"):
-        function(torch.tensor([[True, False]]))
-    with pytest.raises(ValueError, match=r"labels must have the shape .* got \(0, 3\)"):
-        function(torch.zeros(0, 3, dtype=torch.long))
-
-
 def test_draws_have_two_or_three_axes():
     for function in (co_clustering, num_clusters_distribution, partition_quantities):
         for shape in [(3,), (1, 1, 2, 3)]:

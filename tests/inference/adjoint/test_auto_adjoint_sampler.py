@@ -140,6 +140,4 @@ def test_errors():
     ):
         with pytest.raises(kind, match=message):
             made(**options)
-    with pytest.raises(TypeError, match="model must be a Pyro model, got 3"):
-        AutoAdjointSampler(3)
     assert made(schedule=ConstantNoise(2.0)).schedule.sigma == 2.0

@@ -81,7 +81,5 @@ def test_energy_in_a_harmonic_well(num_points):
 
 
 def test_errors():
-    with pytest.raises(TypeError, match="potential must be a potential of positions, got 3"):
-        OnsagerMachlup(3)
     with pytest.raises(ValueError, match=r"x must have the shape \(\*batch, 2\), got \(3,\)"):
         MullerBrown()(torch.zeros(3))

@@ -161,8 +161,6 @@ def test_other_networks_are_refused():
         BezierPath(MLP(4, [6], 3), MLP(4, [7], 3))
     with pytest.raises(ValueError, match=r"module_b .* got '4.weight' of the shape \(3, 6\) in pl"):
         BezierPath(MLP(4, [6], 3), nn.Sequential(*MLP(4, [6], 3), nn.ReLU(), nn.Linear(6, 3)))
-    with pytest.raises(ValueError, match="r must lie between 0 and 1, got 1.5"):
-        BezierPath(*networks(2)).weights(1.5)
 
 
 def test_a_step_on_a_resnet():

@@ -81,11 +81,6 @@ def test_stopping_on_the_way():
     assert len(steps) == 4
 
 
-def test_what_is_no_scheduler():
-    with pytest.raises(TypeError, match="scheduler must .* without config, set_timesteps"):
-        denoise(lambda z, t: z, torch.nn.Linear(2, 2), torch.randn(3, 2))
-
-
 def test_more_steps_than_there_are():
     with pytest.raises(ValueError, match="stop must be at most the 3 timesteps .* got 4"):
         denoise(lambda z, t: z, DDIMScheduler(), torch.randn(3, 2), 3, stop=4)

@@ -279,18 +279,9 @@ def test_errors_name_the_argument(make):
         rule.begin((x,), chain_keys(0, range(2)))
     with pytest.raises(ValueError, match="covariate_bandwidth must be a number or a vector of 2"):
         make(0.5, torch.full((3,), 0.5)).fit(x, y)
-    with pytest.raises(ValueError, match="queries must be a tensor"):
-        make(queries=1.0)
-    with pytest.raises(ValueError, match="bandwidth must be a finite number > 0 and < 1, got 2"):
-        make(2)
     with pytest.raises(RuntimeError, match="call fit"):
         _ = rule.prequential_log_prob
     fitted = rule.fit(x, y)
     ask = fitted.conditional if make is CopulaRegression else fitted.probabilities
     with pytest.raises(ValueError, match=r"x must have the shape \(num_queries, 2\)"):
         ask(torch.zeros(4, 3))
-
-
-def test_labels_are_zeros_and_ones():
-    with pytest.raises(ValueError, match="y must hold the labels 0 and 1, got 2"):
-        CopulaClassifier(0.5, 0.5).fit(torch.randn(3), torch.tensor([0, 1, 2]))

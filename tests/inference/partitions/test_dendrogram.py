@@ -137,7 +137,6 @@ def test_bad_trees(subtests):
     "options, message",
     [
         ({"num_clusters": 6}, "num_clusters must be at most 5"),
-        ({"num_clusters": 2, "height": 1.0}, "exclude each other"),
     ],
 )
 def test_bad_cuts(options, message):

@@ -222,12 +222,6 @@ def test_tensors_are_checked() -> None:
     assert repr(ExpertBuffer(good, shapes, losses)) == (
         "ExpertBuffer(3 experts, 5 checkpoints of 2 values)"
     )
-    with pytest.raises(ValueError, match=r"\(num_experts, num_checkpoints, 2\)"):
-        ExpertBuffer(torch.zeros(3, 5, 3), shapes, losses)
-    with pytest.raises(ValueError, match=r"losses must have the shape \(3, 4\)"):
-        ExpertBuffer(good, shapes, torch.zeros(3, 5))
-    with pytest.raises(ValueError, match="trajectories must be finite"):
-        ExpertBuffer(good / 0.0, shapes, losses)
 
 
 def test_pieces_of_different_runs_are_no_expert(subtests: pytest.Subtests) -> None:

@@ -114,8 +114,6 @@ def test_memory_does_not_grow_with_steps() -> None:
 
 def test_errors() -> None:
     _, buffer = made()
-    with pytest.raises(TypeError, match="buffer must be an ExpertBuffer, got 3"):
-        TrajectorySnapshots(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_snapshots must be at most the 4 epochs .* got 5"):
         TrajectorySnapshots(buffer)
     with pytest.raises(ValueError, match="max_start must be at most the 4 epochs .* got 5"):

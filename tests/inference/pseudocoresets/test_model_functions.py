@@ -404,14 +404,6 @@ def test_single_precision_of_singular_covariances() -> None:
 # What is not there --------------------------------------------------------------------------------
 
 
-def test_errors_of_marginals() -> None:
-    function = network_at(some(4, 3))
-    with pytest.raises(ValueError, match=r"snapshots must have the shape .* got \(26,\)"):
-        full_marginal(function, some(SIZE))
-    with pytest.raises(ValueError, match="covariance must have the shape"):
-        linearized_marginal(function, some(SIZE), some(3, 3))
-
-
 def test_what_is_not_finite_shows_in_the_draws() -> None:
     """No error from the factorization: training reports a loss that is not finite."""
     inputs, mean = some(4, 3), some(3)

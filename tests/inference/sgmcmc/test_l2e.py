@@ -320,7 +320,6 @@ def test_the_pretrained_network_ships():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kinetics": 3}, "kinetics must be LearnedKinetics or a function, got 3"),
         ({"friction": 20.0, "step_size": 0.1}, "friction times the largest step_size"),
         ({"friction": 1.0, "momentum_decay": 0.1}, "either friction or momentum_decay"),
         ({"momentum_decay": 1.5}, "momentum_decay must be"),

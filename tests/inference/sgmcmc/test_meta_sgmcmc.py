@@ -168,14 +168,3 @@ def test_each_correction_is_needed(left_out):
     change = moments(without, 0.04) - moments(strong, 0.04)
     allowed = 4 * torch.tensor([0.75, 0.76, 2.1, 1.0, 1.42, 0.75]) * (5.0 / 80_000) ** 0.5
     assert (change.abs() > 1.2 * allowed).any()
-
-
-def test_bad_arguments():
-    with pytest.raises(
-        TypeError, match="diffusion must be LearnedDiffusion or a function, got 'no'"
-    ):
-        MetaSGMCMC(potential_fn=sum, diffusion="no")
-    with pytest.raises(ValueError, match="num_hidden must be"):
-        LearnedDiffusion(num_hidden=0)
-    with pytest.raises(ValueError, match="max_diffusion must be"):
-        LearnedDiffusion(max_diffusion=0.0)

@@ -92,8 +92,3 @@ def test_the_variance_under_independent_minibatches(float64):
         error = float(squares.std()) / 200**0.5
     assert abs(found[IndependentMinibatches] - exact) < 4.5 * error
     assert found[Minibatches] < exact - 10.0 * error
-
-
-def test_the_source_is_checked():
-    with pytest.raises(ValueError, match="minibatches must be the class Minibatches or Indep"):
-        SGLD(lambda: None, minibatches="iid")

@@ -131,8 +131,6 @@ def test_errors():
     smc = TwistedSMCFilter(HiddenMarkov())
     with pytest.raises(RuntimeError, match="there are no particles yet: call init first"):
         print(smc.log_Z)
-    with pytest.raises(TypeError, match="model must be an object with the methods init and step"):
-        TwistedSMCFilter(lambda state: None)
     with pytest.raises(ValueError, match="twist must return a tensor of the shape .100,., got 0"):
         TwistedSMCFilter(HiddenMarkov(), twist=lambda state: 0.0).init(y[0])
     with pytest.raises(ValueError, match="model and twist must have log densities that are no NaN"):

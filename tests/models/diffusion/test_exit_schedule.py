@@ -37,9 +37,3 @@ def test_timesteps_of_flows(dtype):
 def test_schedules_that_are_none(depths):
     with pytest.raises(ValueError, match="depths must be"):
         ExitSchedule(depths)
-
-
-@pytest.mark.parametrize("t", [-1, 1001, float("nan"), [0, 5000]])
-def test_times_out_of_range(t):
-    with pytest.raises(ValueError, match="timesteps must be from 0 to 1000"):
-        ExitSchedule(ASE)(t)

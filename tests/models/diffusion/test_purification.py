@@ -158,8 +158,6 @@ def test_what_is_not_finite_is_reported(x):
         purifier(lambda seen: x if torch.equal(seen, x) else seen * torch.nan)(x)
     with pytest.raises(ValueError, match=r"score must keep the shape of images \(6, 3\)"):
         purifier(lambda x: x[:, :1])(x)
-    with pytest.raises(ValueError, match="x must be finite"):
-        purifier(gaussian(1.0))(x / 0.0)
     with pytest.raises(ValueError, match=r"clamp must be two numbers, .* got \(0.1, 0.1\)"):
         AdaptiveScorePurifier(gaussian(1.0), clamp=(0.1, 0.1))
 

@@ -163,9 +163,7 @@ def test_feedback_is_told_apart():
     [
         ([0] * 10, "labels must hold two images of each class.* 0 with 1 and 10 with 0"),
         ([1] * 9 + [0], "labels must hold two images of each class.* 9 with 1 and 1 with 0"),
-        ([0, 1] * 4 + [2, 0], "labels must be 0 or 1, got 2"),
         ([0, 1] * 4 + [math.nan, 0], "labels must be finite"),
-        ([0, 1] * 6, "labels must have the shape"),
         ([[0, 1], [2, 10]], "rankings must hold indices from 0 to 9, got .2, 10."),
         ([[0, 1], [2, -1]], "rankings must hold indices from 0 to 9"),
         ([[0, 1], [2, 2]], "rankings must each order two or more different images"),
@@ -192,8 +190,6 @@ def test_what_is_not_ready_is_refused():
     reward.fit_ranking(images, [[0, 1], [2, 3]], progress=False)
     with pytest.raises(ValueError, match="feedback must be rankings"):
         reward.last_layer(images, [0, 1] * 5)
-    with pytest.raises(ValueError, match="images must have 4 features.* got 5"):
-        reward(some_images(10, 5))
     wide = RewardModel(lambda x: x)
     with pytest.raises(ValueError, match="features must return the shape"):
         wide.fit_ranking(images, [[0, 1], [2, 3]], progress=False)

@@ -284,8 +284,6 @@ def test_wrong_arguments():
         bridge.fit(x, [members[0], MLP(4, [8], 5)], 1, batch_size=20)
     with pytest.raises(ValueError, match="mixup must be 0 for inputs of torch.int64, got 0.4"):
         bridge.fit(torch.ones(40, 4, dtype=torch.int64), members, 1)
-    with pytest.raises(ValueError, match="annealing must be four numbers"):
-        DiffusionBridgeNetwork(bridge.source, annealing=(1.0, 2.0))
 
 
 # Networks of any kind ----------------------------------------------------------------------------

@@ -68,7 +68,3 @@ def test_errors():
     half = torch.tensor([0.5, 0.5])
     with pytest.raises(ValueError, match="init must hold probabilities"):
         BigramModel(torch.tensor([0.5, 0.7]), half.expand(2, 2))
-    with pytest.raises(ValueError, match="trans must have the shape"):
-        BigramModel(half, half)
-    with pytest.raises(TypeError, match="fixed must be a BigramModel"):
-        ResidualLanguageModel(half)

@@ -201,5 +201,3 @@ def test_errors_of_structures_reach_ensembles(frames):
             ensemble_prediction([made, other], WATER, SPECIES)
     with pytest.raises(ValueError, match=r"networks\[1\] of which species is not"):
         ensemble_prediction([made, RACE((7, 1), channels=4)], WATER, (1, 1, 1))
-    with pytest.raises(TypeError, match="network must be a RACE"):
-        EnergyForceModel(torch.nn.Linear(2, 2), SPECIES)

@@ -177,8 +177,6 @@ def test_wrong_arguments_are_refused():
     model = FrequencyModel(pitman_yor_prior())
     with pytest.raises(ValueError, match="table or num_samples must be given, got neither"):
         model()
-    with pytest.raises(ValueError, match=r"table must have the shape .*num_rows, 2\), got \(3,\)"):
-        model.with_tilt(torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=r"samples lacks the sites \['discount'\]"):
         model.predictive({"concentration": torch.ones(2)}, 10)
     for draws, message in (

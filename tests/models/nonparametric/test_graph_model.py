@@ -189,13 +189,6 @@ def test_numbers_out_of_range_are_refused(subtests):
             make()
 
 
-def test_what_is_no_prior_is_refused():
-    with pytest.raises(TypeError, match="prior must be a Pyro model of no arguments, got 3"):
-        GraphModel(3)
-    with pytest.raises(TypeError, match="communities must be a MixedMembership or None, got 2"):
-        GraphModel(gamma_weights(), 2)
-
-
 def test_model_draws_weights_of_its_prior():
     with pyro.condition(data={"discount": torch.tensor(0.5)}):
         odds = GraphModel(bfry_weights(4_000)).odds(4_000)

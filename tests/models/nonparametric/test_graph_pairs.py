@@ -83,17 +83,6 @@ def test_pairs_are_held_out_at_the_rate_wanted():
     assert abs(float((is_out & other).double().mean()) - 0.04) < 4.5 * (0.04 / len(first)) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("fraction", "seed", "message"),
-    [
-        (1.0, 0, "fraction must be .* < 1, got 1.0"),
-    ],
-)
-def test_shares_out_of_range_are_refused(fraction, seed, message):
-    with pytest.raises(ValueError, match=message):
-        HeldOutPairs(fraction, seed)
-
-
 def test_pairs_are_either_observed_or_test_pairs():
     graph = random_graph(40, 0.2)
     train, test = graph.hold_out(0.3, seed=5)

@@ -253,25 +253,6 @@ def test_densities_do_not_leak_into_a_model_around_them():
 @pytest.mark.parametrize(
     ("prior", "cluster", "message"),
     [
-        (3.0, cluster(), "prior must be or return a normalized measure.*got 3.0"),
-        (DirichletProcess(1.0), None, "cluster must be or return a conjugate cluster.*got None"),
-        (
-            DirichletProcess(1.0),
-            dist.Normal(0.0, 1.0),
-            "cluster must be or return a conjugate cluster.*got Normal",
-        ),
-    ],
-)
-def test_constructor_refuses(prior, cluster, message):
-    with pytest.raises(TypeError, match=message):
-        NRMMixture(prior, cluster)
-
-
-@pytest.mark.parametrize(
-    ("prior", "cluster", "message"),
-    [
-        (lambda: 3.0, cluster(), "prior must be or return a normalized measure.*got 3.0"),
-        (DirichletProcess(torch.ones(2)), cluster(), "prior .*without batch shape"),
         (DirichletProcess(1.0), lambda: None, "cluster must be or return.*got None"),
     ],
 )
@@ -340,5 +321,3 @@ def test_joint_density_refuses():
     mixture = NRMMixture(prior, cluster())
     with pytest.raises(ValueError, match=r"hyperparameters lacks the sites \['mass'\], got \[\]"):
         mixture.log_joint(torch.tensor(X), torch.zeros(4).long())
-    with pytest.raises(ValueError, match=r"assignment must have the shape \(4,\).*got \(3,\)"):
-        mixture.log_joint(torch.tensor(X), torch.zeros(3).long(), {"mass": torch.tensor(1.0)})

@@ -108,20 +108,3 @@ def test_dropout_is_for_training():
 def test_wrong_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         SetTransformer(2, 1, 1, **arguments)
-
-
-def test_wrong_data():
-    network = SetTransformer(2, 1, 1, 8, 2, 4)
-    ragged = [torch.zeros(3, 2), torch.zeros(4, 2)]
-    with pytest.raises(TypeError, match="x must be a tensor, a NumPy array or a list of numbers"):
-        network(ragged)
-    with pytest.raises(TypeError, match="x must be a tensor"):
-        network([[[0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]])
-    with pytest.raises(ValueError, match=r"x must have the shape \(\*batch, n, 2\), got \(5, 7, 3"):
-        network(torch.zeros(5, 7, 3))
-    with pytest.raises(TypeError, match="mask must be a tensor, .* of booleans"):
-        network(torch.zeros(5, 7, 2), torch.ones(5, 7))
-    with pytest.raises(ValueError, match=r"mask must have the shape \(5, 7\) of the sets in x"):
-        network(torch.zeros(5, 7, 2), torch.ones(5, 6, dtype=torch.bool))
-    with pytest.raises(ValueError, match="pooling must be one of 'mean', 'sum', 'max'"):
-        DeepSet(2, 1, 1, pooling="pma")

@@ -58,8 +58,6 @@ def test_tuner_errors():
         EquivarianceTuner([0.0, 0.0])
     with pytest.raises(ValueError, match="adjust needs residuals, got none"):
         EquivarianceTuner([1.0]).adjust()
-    with pytest.raises(ValueError, match="residuals must be finite, got nan"):
-        EquivarianceTuner([1.0]).update([float("nan")])
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -147,6 +145,3 @@ def test_the_first_group_holds_the_others():
 def test_network_errors():
     with pytest.raises(ValueError, match=r"groups\[1\] must act on 3 .* got O\(2\)"):
         SoftEMLP(IN, OUT, [O(3), O(2)])
-    network = SoftEMLP(IN, OUT, GROUPS, 20, num_blocks=1)
-    with pytest.raises(ValueError, match="x must be finite, got nan in row 0"):
-        network.fit(torch.full((3, 8), torch.nan), torch.ones(3, 9))

@@ -111,9 +111,5 @@ def test_draws_belong_to_their_seed():
 
 def test_rates_and_fields_out_of_range_are_refused():
     field = torch.randn(2, 4, 4, 1)
-    with pytest.raises(ValueError, match="diffusivity must be one number >= 0"):
-        transport_step(field, -1.0)
     with pytest.raises(ValueError, match="velocity must be one number, or one for each field"):
         transport_step(field, velocity=torch.zeros(3))
-    with pytest.raises(ValueError, match="field must be finite, got nan in row 0"):
-        transport_step(field * torch.nan)

@@ -75,14 +75,6 @@ def test_negatives_of_bipartite_streams_are_destinations():
 
 
 def test_what_is_no_stream():
-    for arguments, message in (
-        (([0, 1], [1], [0.0, 1.0]), r"destinations must have the shape \(2,\), got \(1,\)"),
-        (([0, -1], [1, 0], [0.0, 1.0]), r"sources must be nodes >= 0, got -1"),
-        (([0], [1], [float("nan")]), r"times must be finite, got nan in row 0"),
-        (([0], [1], [0.0], [[float("inf")]]), r"features must be finite, got inf in row 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            EventStream(*arguments)
     with pytest.raises(ValueError, match=r"num_nodes must be more than the node 5, got 4"):
         EventStream([0], [5], [0.0], num_nodes=4)
     with pytest.raises(ValueError, match=r"bipartite must be False where a node is both"):

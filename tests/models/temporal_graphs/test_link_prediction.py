@@ -282,8 +282,6 @@ def test_what_does_not_fit_is_refused_by_name():
     stream, network = random_stream(), network_for(random_stream())
     with pytest.raises(ValueError, match=r"stream must have the num_nodes of the network, 7"):
         fit_links(network, random_stream(num_nodes=8), 1)
-    with pytest.raises(TypeError, match=r"defense must be a Defense or None"):
-        fit_links(network, stream, 1, defense=TShield)
     one = EventStream([0, 1, 3], [2, 2, 2], [0.0, 1.0, 2.0], num_nodes=7, bipartite=True)
     with pytest.raises(ValueError, match=r"stream must have two nodes at least that events go to"):
         fit_links(network, one, 1)

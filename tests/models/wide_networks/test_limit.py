@@ -104,19 +104,6 @@ def test_deep_recursion_by_hand():
         )
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: input_covariance(torch.ones(3)), r"inputs must have the shape \(n, d\), got \(3,"),
-        (lambda: network_covariance(torch.ones(1, 1), 1, 0.0), "weight_scale must be .* > 0"),
-        (lambda: network_covariance(torch.ones(1, 1), 1, 1.0, -1.0), "bias_scale must be .* >= 0"),
-    ],
-)
-def test_bad_arguments_of_covariances_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
 ONE = torch.ones(1, 1, dtype=torch.float64)
 
 
