@@ -10,7 +10,6 @@ import torch
 from pyro_ext.diagnostics import diversity, diversity_plots
 
 matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 

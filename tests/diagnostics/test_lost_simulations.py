@@ -1,8 +1,5 @@
 """Simulations that are lost with a worker, and runs that go on from a checkpoint."""
 
-import os
-import signal
-import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -19,6 +16,7 @@ from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics import SBCResult, _simulations
 from pyro_ext.inference import ExecutorError
 from tests.diagnostics.test_calibration import Inline, exact, failing, run, spawned
+from tests.killing import first_process, killed_after_draws
 
 
 @pytest.fixture
@@ -120,17 +118,8 @@ def test_a_process_that_dies(tmp_path):
         time.sleep(0.2)
         return exact(model, x)
 
-    with spawned() as workers:
-
-        def kill() -> None:
-            while not list(folder.glob("draws-*")):
-                time.sleep(0.01)
-            os.kill(next(iter(workers._processes)), signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+    with spawned() as workers, killed_after_draws(folder, first_process(workers)):
         with pytest.raises(ExecutorError):
             run(slowly, 60, executor=workers, checkpoint=folder)
-        killer.join()
     with spawned() as workers:
         assert_same(run(exact, 60), run(slowly, 60, executor=workers, checkpoint=folder))

@@ -8,8 +8,6 @@ import pytest
 from pyro_ext.diagnostics.metrics import calibration_bins, ece
 from pyro_ext.diagnostics.plots import plot_reliability
 
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 

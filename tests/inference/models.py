@@ -22,6 +22,33 @@ def subsampled_normal(x):
     normal(x, 20)
 
 
+def whole(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def interrupting(count):
+    """A potential that is interrupted at its evaluation of that number."""
+    calls = {"number": 0}
+
+    def potential_fn(z):
+        calls["number"] += 1
+        if calls["number"] == count:
+            raise KeyboardInterrupt
+        return 0.5 * z["x"].square().sum()
+
+    return potential_fn
+
+
+def assert_same(one, other):
+    """Draws of two runs are the same to the last bit."""
+    one, other = one.get_samples(True), other.get_samples(True)
+    assert set(one) == set(other)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
 def data():
     return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
 

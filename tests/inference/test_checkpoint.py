@@ -26,6 +26,7 @@ from pyro_ext.inference import (
     MetaSGMCMC,
 )
 from pyro_ext.inference.driver.dispatch import Pace
+from tests.inference.models import assert_same, interrupting, whole
 
 
 def model(x, scale=1.0):
@@ -37,12 +38,6 @@ def model(x, scale=1.0):
     with pyro.plate("data", len(x), subsample_size=20) as index:
         pyro.deterministic("residual", x[index] - loc, event_dim=1)
         pyro.sample("x", dist.Normal(loc, sigma).to_event(1), obs=x[index])
-
-
-def whole(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
 
 SGMCMC = {
@@ -68,13 +63,6 @@ def short_segments(monkeypatch):
 def driver(kernel, checkpoint=None, **options):
     defaults = {"num_samples": 12, "warmup_steps": 3, "num_chains": 3, "thinning": 2, "seed": 3}
     return MCMC(kernel, checkpoint=checkpoint, progress=False, **(defaults | options))
-
-
-def assert_same(one, other):
-    one, other = one.get_samples(True), other.get_samples(True)
-    assert set(one) == set(other)
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 class Crash(BaseException):
@@ -142,18 +130,6 @@ def test_pyros_kernels_go_on_after_any_step(make, x, tmp_path, short_segments, c
         assert_same(expected, again)
         for one, other in zip(expected._statuses(), again._statuses(), strict=True):
             assert one.diagnostics == other.diagnostics
-
-
-def interrupting(count):
-    calls = {"number": 0}
-
-    def potential_fn(z):
-        calls["number"] += 1
-        if calls["number"] == count:
-            raise KeyboardInterrupt
-        return 0.5 * z["x"].square().sum()
-
-    return potential_fn
 
 
 def test_ctrl_c_and_go_on(tmp_path, monkeypatch):

@@ -19,13 +19,8 @@ from pyro.infer import NUTS
 from pyro_ext._lib import executors
 from pyro_ext.inference import MCMC, SGHMC, SGLD, ExecutorError
 from pyro_ext.inference.driver.dispatch import Pace
-from tests.inference.models import subsampled_normal
-
-
-def whole(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+from tests.inference.models import assert_same, subsampled_normal, whole
+from tests.killing import first_process, killed_after_draws
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +32,6 @@ def driver(kernel=None, **options):
     defaults = {"num_samples": 30, "warmup_steps": 5, "num_chains": 4, "thinning": 3, "seed": 3}
     kernel = kernel or SGHMC(subsampled_normal, step_size=0.02, friction=5.0)
     return MCMC(kernel, progress=False, **(defaults | {"group_size": 2} | options))
-
-
-def assert_same(one, other):
-    one, other = one.get_samples(True), other.get_samples(True)
-    assert set(one) == set(other)
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 @pytest.fixture
@@ -148,17 +136,8 @@ def test_a_process_that_dies(x, tmp_path):
     options = {"num_samples": 1000, "checkpoint": tmp_path}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
         mcmc = driver(chain_method=executor, **options)
-
-        def kill():
-            while not list(tmp_path.rglob("draws-*")):
-                time.sleep(0.01)
-            os.kill(next(iter(executor._processes)), signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        with pytest.raises(ExecutorError):
+        with killed_after_draws(tmp_path, first_process(executor)), pytest.raises(ExecutorError):
             mcmc.run(x)
-        killer.join()
         assert mcmc.num_draws > 0
     assert_same(driver(num_samples=1000).run(x), driver(**options).run(x))
 
@@ -230,21 +209,9 @@ def test_a_dask_cluster_that_loses_a_worker(x, tmp_path):
     ):
         executor = client.get_executor()
         workers = client.run(os.getpid)
-        folder = tmp_path / "run"
-        killed = []
-
-        def kill():
-            while not list(folder.rglob("draws-*")):
-                time.sleep(0.01)
-            killed.append(next(iter(workers.values())))
-            os.kill(killed[0], signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
-        options = {"num_samples": 1000, "group_size": 1}
-        mcmc = driver(chain_method=executor, checkpoint=folder, **options).run(x)
-        killer.join()
-        assert killed
+        folder, options = tmp_path / "run", {"num_samples": 1000, "group_size": 1}
+        with killed_after_draws(folder, lambda: next(iter(workers.values()))):
+            mcmc = driver(chain_method=executor, checkpoint=folder, **options).run(x)
         assert_same(driver(**options).run(x), mcmc)
 
 

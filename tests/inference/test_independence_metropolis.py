@@ -2,7 +2,6 @@
 
 import math
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -121,17 +120,6 @@ def test_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Gradient, "__call__", gradient)
     assert len(run(curved, 50, 8).get_samples()["scale"]) == 400
-
-
-def test_interrupted_runs_go_on(tmp_path: Path) -> None:
-    x = torch.linspace(-2.0, 2.0, 50)
-    whole = run(regression, 20, 2, x).get_samples()["scale"]
-    for number in (10, 20):
-        kernel = IndependenceMetropolis(regression)
-        options: dict[str, Any] = {"num_chains": 2, "seed": 0, "progress": False}
-        mcmc = MCMC(kernel, number, 20, checkpoint=tmp_path, **options)
-        found = mcmc.run(x).get_samples()["scale"]
-    assert torch.equal(found, whole)
 
 
 def test_functions_settings_and_pyro() -> None:

@@ -14,6 +14,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule
 from pyro_ext.inference.driver.segments import KeptSteps, Plan
 from pyro_ext.potential import FunctionPotential, Potential
+from tests.inference.models import interrupting
 
 
 def model(x, subsample_size=20):
@@ -175,18 +176,6 @@ def test_all_chains_non_finite():
     assert len(mcmc.stopped_chains) == 2
 
 
-def interrupting(count):
-    calls = {"number": 0}
-
-    def potential_fn(z):
-        calls["number"] += 1
-        if calls["number"] > count:
-            raise KeyboardInterrupt
-        return 0.5 * z["x"].square().sum()
-
-    return potential_fn
-
-
 @pytest.fixture
 def step_by_step(monkeypatch):
     """Ctrl-C loses at most a call of the kernel, which is a step then."""
@@ -197,7 +186,7 @@ def step_by_step(monkeypatch):
 def test_ctrl_c_keeps_what_has_been_drawn(method, expected, step_by_step):
     """The potential is called once more at the start, then once per chain and step."""
     mcmc = MCMC(
-        SGLD(potential_fn=interrupting(1 + 29), step_size=0.1, backend="eager"),
+        SGLD(potential_fn=interrupting(2 + 29), step_size=0.1, backend="eager"),
         num_samples=100,
         num_chains=2,
         chain_method=method,
@@ -210,7 +199,7 @@ def test_ctrl_c_keeps_what_has_been_drawn(method, expected, step_by_step):
 
 def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside(step_by_step):
     mcmc = MCMC(
-        SGLD(potential_fn=interrupting(1 + 10 + 4), step_size=0.1, backend="eager"),
+        SGLD(potential_fn=interrupting(2 + 10 + 4), step_size=0.1, backend="eager"),
         num_samples=10,
         num_chains=3,
         chain_method="sequential",

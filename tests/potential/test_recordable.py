@@ -103,38 +103,6 @@ def test_a_module_that_is_copied_inside_the_model() -> None:
     torch.testing.assert_close(after, Potential(model, x, y, backend="eager")(params))
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_gaussian_process_of_gpytorch() -> None:
-    gpytorch = pytest.importorskip("gpytorch")
-
-    class Process(gpytorch.models.ExactGP):  # type: ignore[misc, name-defined]
-        def __init__(self, x: Tensor, y: Tensor, likelihood: Any) -> None:
-            super().__init__(x, y, likelihood)
-            self.mean = gpytorch.means.ConstantMean()
-            self.kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
-
-        def forward(self, x: Tensor) -> Any:
-            return gpytorch.distributions.MultivariateNormal(self.mean(x), self.kernel(x))
-
-    x = torch.linspace(0.0, 1.0, 8)
-    y = torch.sin(6.0 * x)
-    likelihood = gpytorch.likelihoods.GaussianLikelihood()
-    process = Process(x, y, likelihood)
-    gamma = gpytorch.priors.GammaPrior
-    process.mean.register_prior("mean_prior", gpytorch.priors.NormalPrior(0.0, 1.0), "constant")
-    process.kernel.base_kernel.register_prior("length_prior", gamma(2.0, 3.0), "lengthscale")
-    process.kernel.register_prior("scale_prior", gamma(2.0, 2.0), "outputscale")
-    likelihood.register_prior("noise_prior", gamma(2.0, 10.0), "noise")
-
-    def model(x: Tensor, y: Tensor) -> None:
-        with gpytorch.settings.fast_computations(False, False, False):
-            sampled = process.pyro_sample_from_prior()
-            pyro.sample("y", sampled.likelihood(sampled(x)), obs=y)
-
-    compare(model, x, y)
-
-
 def test_only_the_recording_thread_is_told() -> None:
     answers: list[Any] = []
 

@@ -14,12 +14,6 @@ from pyro_ext.random_measures.plots import (
     plot_tail,
 )
 
-matplotlib = pytest.importorskip("matplotlib")
-
-
-matplotlib.use("Agg")
-
-
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 

@@ -31,6 +31,12 @@ def short_run(request, tmp_path_factory):
 
 
 @pytest.fixture
+def parts(short_run, float64):
+    """Names of the page after a short run, in double precision."""
+    return short_run[0]
+
+
+@pytest.fixture
 def full_run(request):
     """How the page ``PAGE`` of the module ended in full; its claims are those that it lists."""
     page = page_named(getattr(request, "param", None) or request.module.PAGE)

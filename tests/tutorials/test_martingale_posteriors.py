@@ -12,11 +12,6 @@ PAGE = "martingale-posteriors"
 pytestmark = pytest.mark.short_page
 
 
-@pytest.fixture
-def parts(short_run, float64):
-    return short_run[0]
-
-
 def test_short_run_saves_a_report_and_figures(short_run):
     check_short_report(short_run[1], PAGE, 5, {"bayesian-model", "functionals", "horizon"})
 

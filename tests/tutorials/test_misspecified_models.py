@@ -13,11 +13,6 @@ PAGE = "misspecified-models"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def parts(short_run, float64):
-    return short_run[0]
-
-
 def test_short_run_saves_a_report_and_figures(short_run):
     check_short_report(short_run[1], PAGE, 11, {"coverage", "logistic"})
 

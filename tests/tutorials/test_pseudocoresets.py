@@ -12,11 +12,6 @@ PAGE = "pseudocoresets"
 pytestmark = [pytest.mark.slow, FITS_ARE_SHORT]
 
 
-@pytest.fixture
-def parts(short_run, float64):
-    return short_run[0]
-
-
 def test_short_run_saves_a_report_and_figures(short_run):
     check_short_report(short_run[1], PAGE, 6, {"in-the-plane"})
     assert (short_run[1] / "coreset.safetensors").stat().st_size < 4_000

@@ -2,7 +2,6 @@
 
 import pickle
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -150,23 +149,6 @@ def test_a_chain_alone_and_among_others() -> None:
     alone = run(logistic, 10, 1, x, y).get_samples(group_by_chain=True)["weight"]
     torch.testing.assert_close(many[:1], alone)
     assert not torch.equal(many[0], many[1])
-
-
-def test_interrupted_runs_go_on(tmp_path: Path) -> None:
-    x, y = labeled(50)
-    whole = run(logistic, 20, 2, x, y).get_samples()["weight"]
-    for number in (10, 20):
-        mcmc = MCMC(
-            LaplaceHMC(logistic),
-            number,
-            20,
-            num_chains=2,
-            seed=0,
-            progress=False,
-            checkpoint=tmp_path,
-        )
-        found = mcmc.run(x, y).get_samples()["weight"]
-    assert torch.equal(found, whole)
 
 
 def test_kernel_of_a_guide() -> None:

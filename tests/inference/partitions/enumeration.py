@@ -86,3 +86,12 @@ DATA = {
 def log_prior_of(weights):
     log_size, log_number = weights
     return lambda sizes: log_size[sizes].sum() + log_number[len(sizes)]
+
+
+def partitions_of(tree, node):
+    """All partitions that a tree holds below a node, as lists of lists of points."""
+    if node < tree.num_leaves:
+        return [[[node]]]
+    left, right = tree.merges[node - tree.num_leaves].tolist()
+    split = [a + b for a in partitions_of(tree, left) for b in partitions_of(tree, right)]
+    return [[sum(split[0], [])], *split]

@@ -17,7 +17,13 @@ from pyro_ext.distributions import (
     PoissonCluster,
 )
 from pyro_ext.inference.partitions import Dendrogram, bhc, rbhc
-from tests.inference.partitions.enumeration import COUNTS, POINTS, gaussian_cluster, partitions
+from tests.inference.partitions.enumeration import (
+    COUNTS,
+    POINTS,
+    gaussian_cluster,
+    partitions,
+    partitions_of,
+)
 
 OFFSET = torch.tensor([1.0, -2.0], dtype=torch.float64)
 TWO = torch.ones(2, dtype=torch.float64)
@@ -83,15 +89,6 @@ def pairs_of(tree):
     """Each merge as the two sets of points that it unites."""
     blocks = [frozenset([leaf]) for leaf in range(tree.num_leaves)] + blocks_of(tree)
     return {frozenset([blocks[left], blocks[right]]) for left, right in tree.merges.tolist()}
-
-
-def partitions_of(tree, node):
-    """All partitions that a tree holds below a node, as lists of lists of points."""
-    if node < tree.num_leaves:
-        return [[[node]]]
-    left, right = tree.merges[node - tree.num_leaves].tolist()
-    split = [a + b for a in partitions_of(tree, left) for b in partitions_of(tree, right)]
-    return [[sum(split[0], [])], *split]
 
 
 def log_evidence(points, cluster, concentration, every):

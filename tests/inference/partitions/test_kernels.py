@@ -214,22 +214,6 @@ def test_hyperparameter_of_the_cluster():
     assert abs(draws.mean() - mean) < 5.0 * spread / effective**0.5
 
 
-def test_same_seed_same_draws_and_checkpoint(tmp_path):
-    def run(num_samples, checkpoint=None):
-        kernel = MarginalGibbs(prior, gaussian_cluster())
-        mcmc = MCMC(
-            kernel, num_samples, num_chains=2, seed=3, checkpoint=checkpoint, progress=False
-        )
-        return mcmc.run(FIVE).get_samples(group_by_chain=True)
-
-    whole = run(12)
-    run(5, tmp_path / "run")
-    again = run(12, tmp_path / "run")
-    for name, value in whole.items():
-        assert torch.equal(value, again[name]), name
-    assert not torch.equal(whole["assignment"][0], whole["assignment"][1])
-
-
 def test_proposals_are_balanced_in_the_warm_up_and_a_checkpoint_knows(tmp_path):
     """By the square of the number of clusters."""
     apart = 3.0 * torch.arange(60.0, dtype=torch.float64)[:, None]

@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal
 from pyro_ext.datasets import load_digits
 from pyro_ext.inference.partitions import Dendrogram, GaussianCovarianceGenerator, rbhc
 from pyro_ext.inference.partitions.bregman import generator_named
+from tests.inference.partitions.enumeration import partitions_of
 
 X4 = torch.tensor([[0.0, 0.0], [0.4, -0.1], [1.5, 1.2], [1.8, 0.9]], dtype=torch.float64)
 FAMILIES = ("gaussian", "poisson", "multinomial", "itakura_saito", "gaussian_covariance")
@@ -62,15 +63,6 @@ def slow_tree(points, generator, cluster_cost=None):
         excess[node] = 0.0 if cluster_cost is None else max(heights[-1] - cluster_cost, 0.0)
         clusters[node] = clusters.pop(pair[0]) + clusters.pop(pair[1])
     return Dendrogram(torch.tensor(merges), heights)
-
-
-def partitions_of(tree, node):
-    """All partitions that a tree holds below a node, as lists of lists of points."""
-    if node < tree.num_leaves:
-        return [[[node]]]
-    left, right = tree.merges[node - tree.num_leaves].tolist()
-    split = [a + b for a in partitions_of(tree, left) for b in partitions_of(tree, right)]
-    return [[sum(split[0], [])], *split]
 
 
 @EACH_METHOD

@@ -1,7 +1,6 @@
 """Masses by site and those of a Laplace approximation, against exact moments."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -213,19 +212,6 @@ def test_the_curvature_is_found_once(data: tuple[Tensor, Tensor], monkeypatch: A
     assert len(searches) == 1
     first.setup(0, data[0], 2.0 * data[1])
     assert len(searches) == 2
-
-
-def test_a_run_goes_on_from_its_checkpoint(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    """With the masses that it had, found anew."""
-    options: Any = {"warmup_steps": 5, "num_chains": 2, "seed": 0, "progress": False}
-
-    def draws(num_samples: int, **more: Any) -> Tensor:
-        kernel = SGHMC(regression, mass="laplace")
-        mcmc = MCMC(kernel, num_samples, **options, **more).run(*data)
-        return mcmc.get_samples(group_by_chain=True)["weight"]
-
-    draws(4, checkpoint=tmp_path)
-    assert torch.equal(draws(10, checkpoint=tmp_path), draws(10))
 
 
 def test_errors(subtests: pytest.Subtests, data: tuple[Tensor, Tensor]) -> None:

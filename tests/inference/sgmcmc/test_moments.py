@@ -6,6 +6,7 @@ is over independent chains at a fixed seed and allows 3.5 standard errors: a fal
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,18 +29,18 @@ def positions(num_chains: int = NUM_CHAINS, size: int = 1) -> torch.Tensor:
     return torch.zeros(num_chains, size, dtype=torch.float64)
 
 
+def simulated(sampler: Any, num_steps: int, precision: float = 1.0, **options: Any) -> Any:
+    """The state of chains in a normal distribution, which start at its mean."""
+    start = sampler.init(positions())
+    return simulate(sampler.step, start, lambda x: precision * x, num_steps, **options)
+
+
 @pytest.mark.parametrize(
     ("step_size", "precision", "temperature"), [(0.1, 1.0, 1.0), (0.5, 2.0, 0.3), (0.2, 4.0, 2.0)]
 )
 def test_sgld_variance(step_size, precision, temperature, generator):
-    state = simulate(
-        sgld.step,
-        sgld.init(positions()),
-        lambda x: precision * x,
-        200,
-        generator=generator,
-        step_size=step_size,
-        temperature=temperature,
+    state = simulated(
+        sgld, 200, precision, generator=generator, step_size=step_size, temperature=temperature
     )
     exact = temperature / (precision * (1 - step_size * precision / 2))
     assert abs(estimate_moment(state.position**2).z_score(exact)) < ALLOWED
@@ -49,11 +50,10 @@ def test_sgld_variance(step_size, precision, temperature, generator):
 @pytest.mark.parametrize("corrected", [False, True])
 def test_sgld_gradient_noise(corrected, generator):
     step_size, precision, noise = 0.2, 1.5, 4.0
-    state = simulate(
-        sgld.step,
-        sgld.init(positions()),
-        lambda x: precision * x,
+    state = simulated(
+        sgld,
         200,
+        precision,
         generator=generator,
         gradient_noise=noise,
         step_size=step_size,
@@ -79,15 +79,8 @@ def sghmc_moments(h: float, a: float, precision: float, temperature: float) -> t
     [(0.1, 0.1, 1.0, 1.0), (0.6, 0.3, 2.0, 0.5), (0.3, 1.0, 1.0, 2.0)],
 )
 def test_sghmc_moments(h, a, precision, temperature, generator):
-    state = simulate(
-        sghmc.step,
-        sghmc.init(positions()),
-        lambda x: precision * x,
-        400,
-        generator=generator,
-        step_size=h,
-        decay=a,
-        temperature=temperature,
+    state = simulated(
+        sghmc, 400, precision, generator=generator, step_size=h, decay=a, temperature=temperature
     )
     exact = sghmc_moments(h, a, precision, temperature)
     products = (state.position**2, state.momentum**2, state.position * state.momentum)
@@ -97,16 +90,7 @@ def test_sghmc_moments(h, a, precision, temperature, generator):
 
 @pytest.mark.slow
 def test_sghmc_moments_at_small_friction(generator):
-    state = simulate(
-        sghmc.step,
-        sghmc.init(positions()),
-        lambda x: x,
-        3000,
-        generator=generator,
-        step_size=0.1,
-        decay=0.01,
-        temperature=1.0,
-    )
+    state = simulated(sghmc, 3000, generator=generator, step_size=0.1, decay=0.01, temperature=1.0)
     assert sghmc_moments(0.1, 0.01, 1.0, 1.0)[:2] == pytest.approx((1.002519, 1.007557), abs=1e-6)
     assert abs(estimate_moment(state.position**2).z_score(1.002519)) < ALLOWED
     assert abs(estimate_moment(state.momentum**2).z_score(1.007557)) < ALLOWED
@@ -115,10 +99,8 @@ def test_sghmc_moments_at_small_friction(generator):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sghmc_noise_estimate_takes_the_gradient_noise_out(temperature, generator):
     h, a, noise = 0.3, 0.3, 3.0
-    state = simulate(
-        sghmc.step,
-        sghmc.init(positions()),
-        lambda x: x,
+    state = simulated(
+        sghmc,
         400,
         generator=generator,
         gradient_noise=noise,

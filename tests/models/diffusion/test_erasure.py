@@ -11,7 +11,7 @@ from torch import nn
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.diffusion import denoise, encode_prompts
 from pyro_ext.inference.training import TrainingDiverged
-from pyro_ext.models.diffusion import ESD, SafeSelfDistillation, digit_pipeline
+from pyro_ext.models.diffusion import ESD, SafeSelfDistillation
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -58,11 +58,6 @@ def toy(kind=SafeSelfDistillation, unet=None, concepts=("a",), **options):
     options = {"latent_shape": (OUT,), "num_inference_steps": 5, "seed": 0} | options
     options = {"optimizer": SGD, "max_norm": None} | options
     return kind(unet or Linear(), SCHEDULER, encode, concepts, **options)
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return digit_pipeline(num_steps=0)
 
 
 @pytest.mark.parametrize("kind", [SafeSelfDistillation, ESD])

@@ -10,7 +10,6 @@ from pyro_ext.models.diffusion import (
     RewardModel,
     RewardWeightedInversion,
     SafeSelfDistillation,
-    digit_pipeline,
     human_feedback,
     reward_weights,
 )
@@ -21,11 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:training made nothing better")
 
 pytest.importorskip("diffusers")
 ERASURE = {"num_inference_steps": 4, "batch_size": 2, "seed": 5}
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return digit_pipeline(num_steps=0)
 
 
 def pixels(images):

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.diffusion import encode_prompts
 from pyro_ext.inference.training import TrainingDiverged
-from pyro_ext.models.diffusion import ModularLoRA, digit_images, digit_pipeline, fine_tune
+from pyro_ext.models.diffusion import ModularLoRA, digit_images, fine_tune
 
 CROSS = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 FILE = "pytorch_lora_weights.safetensors"
@@ -63,11 +63,6 @@ def lora(network):
     lora.add("task", 3)
     fill(lora, "safety", "task")
     return lora
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return digit_pipeline(num_steps=0)
 
 
 def state(module):

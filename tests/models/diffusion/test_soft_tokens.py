@@ -20,11 +20,6 @@ diffusers = pytest.importorskip("diffusers")
 ADAMW = partial(torch.optim.AdamW, lr=0.02)
 
 
-@pytest.fixture(scope="module")
-def pipeline():
-    return digit_pipeline(num_steps=0)
-
-
 def new_token(pipeline, init="odd", **options):
     return SoftToken(pipeline.tokenizer, pipeline.text_encoder, init, **options)
 

@@ -1,10 +1,6 @@
 """Nonparametric learning against closed forms: means, least squares, the sandwich, coverage."""
 
 import multiprocessing
-import os
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -27,6 +23,7 @@ from pyro_ext.inference import (
     PosteriorBootstrap,
 )
 from pyro_ext.inference.martingale import DirichletWeights, EmpiricalBase
+from tests.killing import first_process, killed_after_draws
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -498,18 +495,9 @@ def test_a_process_that_dies(tmp_path: Any) -> None:
     make = partial(PosteriorBootstrap, regression, 400, **options)
     spawned = partial(ProcessPoolExecutor, 2, multiprocessing.get_context("spawn"))
     folder = tmp_path / "run"
-    with spawned() as executor:
-
-        def kill() -> None:
-            while not list(folder.glob("draws-*")):
-                time.sleep(0.01)
-            os.kill(next(iter(executor._processes)), signal.SIGKILL)
-
-        killer = threading.Thread(target=kill)
-        killer.start()
+    with spawned() as executor, killed_after_draws(folder, first_process(executor)):
         with pytest.raises(ExecutorError):
             make(executor=executor, checkpoint=folder).run(x, y)
-        killer.join()
     assert 0 < len(list(folder.glob("draws-*"))) < 40
     with spawned() as executor:
         there = make(executor=executor, checkpoint=folder).run(x, y)
