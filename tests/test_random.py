@@ -212,6 +212,15 @@ def test_fresh_seed() -> None:
     assert fresh_seed(None) == first
 
 
+def test_wrong_seed(subtests: pytest.Subtests) -> None:
+    for seed in [-1, 1.0, "1", True, [1], torch.tensor(1)]:
+        with subtests.test(seed=seed):
+            with pytest.raises(
+                ValueError, match="seed must be a non-negative integer or None, got"
+            ):
+                fresh_seed(seed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_rounded_single_precision(dtype: torch.dtype) -> None:
     keys, steps = chain_keys(0, range(3)), torch.arange(200)

@@ -430,6 +430,10 @@ class TestErrors:
                     ):
                         metric(DRAWS, LABELS, num_bins)
 
+    def test_ambiguity_needs_draws(self):
+        with pytest.raises(ValueError, match=r"shape \(num_draws, n, classes\), got \(3, 3\)"):
+            ambiguity(AVERAGE, LABELS)
+
     @pytest.mark.parametrize("metric", OF_PAIRS)
     def test_pairs_of_different_shape(self, metric):
         with pytest.raises(ValueError, match=r"^q must be .* = \(3, 3\), got \(2, 3\)"):
@@ -437,6 +441,10 @@ class TestErrors:
 
     def test_what_is_no_array_is_refused(self):
         assert nll(DRAWS.tolist(), LABELS.tolist()) == pytest.approx(nll(DRAWS, LABELS), rel=1e-5)
+        with pytest.raises(TypeError, match="probabilities must be a tensor.*got 'abc'"):
+            nll("abc", LABELS)
+        with pytest.raises(TypeError, match="labels must be a tensor.*got None"):
+            nll(DRAWS, None)
 
 
 def test_public_names():
@@ -486,3 +494,8 @@ class TestQuantileCalibrationError:
     def test_draws_are_a_mixture(self):
         draws = torch.tensor([[0.0, 1.0, 0.4], [0.4, 0.2, 0.4]])
         assert quantile_calibration_error(draws) == quantile_calibration_error(draws.mean(0))
+
+    def test_no_probabilities(self):
+        for wrong in ([0.5, 1.5], [0.5, float("nan")], 0.5):
+            with pytest.raises((TypeError, ValueError), match="cdf_values"):
+                quantile_calibration_error(wrong)

@@ -65,3 +65,13 @@ def test_chains_at_different_modes_tell_little() -> None:
     draws = 0.01 * autoregressive(4, 200, 0.0) + 100.0 * torch.arange(4.0)[:, None, None]
     found = configurational_temperature(draws, autoregressive(4, 200, 0.0, seed=1))
     assert found.standard_error > 1.0
+
+
+def test_shapes_are_checked() -> None:
+    for positions, gradients in (
+        (torch.zeros(5, 3), torch.zeros(5, 3)),
+        (torch.zeros(2, 5, 3), torch.zeros(2, 5, 2)),
+        (torch.zeros(2, 3, 3), torch.zeros(2, 3, 3)),
+    ):
+        with pytest.raises(ValueError, match="must have one shape .*, got"):
+            configurational_temperature(positions, gradients)

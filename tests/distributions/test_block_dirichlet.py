@@ -1,5 +1,7 @@
 """Weights in blocks: their moments, their distribution, and concentrations next to zero."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -98,6 +100,21 @@ def test_shapes_and_expansion() -> None:
     assert fn.batch_shape == (3, 4) and fn.event_shape == (3,)
     assert fn.sample((5,)).shape == (5, 3, 4, 3)
     assert fn.log_prob(fn.sample()).shape == (3, 4) and fn.mean.shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("concentration", "sizes", "message"),
+    [
+        (torch.tensor(1.0), None, "concentration must have the shape"),
+        (torch.ones(2), [1, 2, 3], "sizes must hold 2 whole numbers"),
+        (torch.ones(2), [1.7, 2.2], "whole numbers"),
+        (torch.ones(2), [1, 0], "at least one each"),
+        (torch.tensor([1.0, -1.0]), None, "concentration"),
+    ],
+)
+def test_bad_input(concentration: Tensor, sizes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BlockDirichlet(concentration, sizes, validate_args=True)
 
 
 def test_unequal_weights_in_a_block_have_no_density() -> None:

@@ -149,6 +149,8 @@ def test_hyperprior_knows_no_units():
     ("x", "message"),
     [
         (torch.zeros(1, 2), "x must have at least two rows, got 1"),
+        (torch.zeros(5), r"x must have the shape \(n, d\)"),
+        (torch.tensor([[0.0, 1.0], [1.0, torch.nan]]), "x must be finite, got nan in row 1"),
         (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]), r"constant ones: \[1\]"),
     ],
 )
@@ -161,10 +163,12 @@ def test_data_that_give_no_hyperprior(x, message):
     ("x", "message"),
     [
         (torch.zeros(2, 2), r"x must have the shape \(n, d\) with more points.*got \(2, 2\)"),
+        (torch.zeros(5), r"x must have the shape \(n, d\)"),
         (torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]]), "subspace, got 3 points"),
         (torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), "covariance is singular"),
         (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]).double(), "covariance is singular"),
         (torch.arange(21.0).view(7, 3) ** 2 @ torch.ones(3, 3), "covariance is singular"),
+        (torch.tensor([[0.0, 1.0], [1.0, torch.nan], [2.0, 1.0]]), "x must be finite, got nan"),
     ],
 )
 def test_data_that_give_no_prior(x, message):
@@ -178,8 +182,14 @@ def test_hyperparameters_out_of_range():
         GaussianCluster(zeros, 1.0, 0.5, eye)
     with pytest.raises(ValueError, match="parameter scale .*PositiveDefinite"):
         GaussianCluster(zeros, 1.0, 3.0, torch.ones(2, 2))
+    with pytest.raises(ValueError, match="GaussianCluster takes the shapes .*'scale': \\(3, 3\\)"):
+        GaussianCluster(zeros, 1.0, 3.0, torch.eye(3))
+    with pytest.raises(ValueError, match="GaussianCluster takes the shapes .*'scale': \\(\\)"):
+        GaussianCluster(zeros, 1.0, 3.0, 1.0)
     with pytest.raises(ValueError, match="hyperparameters of GaussianCluster do not broadcast"):
         GaussianCluster(zeros.expand(3, 2), torch.ones(2), 3.0, eye)
+    with pytest.raises(ValueError, match="loc of GaussianCluster must be finite, got inf"):
+        GaussianCluster(zeros + torch.inf, 1.0, 3.0, eye)
 
 
 @everything
@@ -206,6 +216,8 @@ def test_points_that_do_not_fit(make):
             method(torch.full((4, 2), torch.inf))
     with pytest.raises(ValueError, match="support"):
         cluster.log_prob(torch.tensor([torch.nan, 0.0]))
+    with pytest.raises(ValueError, match=r"mask must have the shape \(\*batch, 4\), got \(3,\)"):
+        cluster.log_marginal(x, torch.ones(3, dtype=torch.bool))
     with pytest.raises(
         ValueError, match=r"statistics must have shape \(\*batch, \d+\), got \(3,\)"
     ):
@@ -314,6 +326,19 @@ def test_moments_are_those_of_single_points():
     fn = PartitionedBlock(cluster(), LABELS)
     torch.testing.assert_close(fn.mean, torch.full((3, 4, 1), 0.5))
     torch.testing.assert_close(fn.variance, torch.full((3, 4, 1), 4.49))
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "error", "message"),
+    [
+        (cluster, LABELS, TypeError, "cluster must be a conjugate cluster, got <function"),
+        (None, LABELS.double(), TypeError, "labels must be .* of integers .*, got a torch.float"),
+        (None, torch.tensor(1), ValueError, r"labels must have the shape \(\*batch, n\), got \(\)"),
+    ],
+)
+def test_errors(given, labels, error, message):
+    with pytest.raises(error, match=message):
+        PartitionedBlock(given or cluster(), labels)
 
 
 def test_a_batch_of_clusters_is_refused():

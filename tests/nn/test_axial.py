@@ -196,6 +196,8 @@ def test_the_checker_refuses_nan_and_other_outputs():
     for wrong in (torch.sum, lambda x: (x,), lambda x: x[:1], lambda x: x.long()):
         with pytest.raises(ValueError, match="module must map"):
             check_axis_equivariance(wrong, (2, 4, 5, 3))
+    with pytest.raises(TypeError, match="dtype must be a type of floating-point numbers"):
+        check_axis_equivariance(nn.Identity(), (2, 4, 5, 3), dtype=torch.long)
     seen = []
     module = nn.Linear(3, 3, device="meta")
     module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].device.type))
@@ -235,6 +237,12 @@ def test_wrong_fields_are_refused():
         AxialConv(2, 3)(torch.randn(2, 4, 3))
     with pytest.raises(ValueError, match="inputs must have the shape"):
         SXCNN(2)(torch.randn(4, 2))
+    with pytest.raises(
+        ValueError, match=r"features must have the shape \(batch, K, \*spatial, 2\)"
+    ):
+        AxialGraphConv(2, 3)(torch.randn(2, 3, 4, 5, 2))
+    with pytest.raises(ValueError, match="inputs must have axes of size 4"):
+        AxialLinear(4, 2)(torch.randn(2, 4, 5, 1))
     with pytest.raises(ValueError, match="kernel_size must be stride=2 plus an even number"):
         AxialConv(2, 3, 3, stride=2)
     with pytest.raises(ValueError, match="padding_mode must be 'zeros' if transposed"):
@@ -253,3 +261,5 @@ def test_wrong_fields_are_refused():
                 block(torch.randn(1, *sizes, 2))
     with pytest.raises(ValueError, match="features must have axes of size 4 at least"):
         AxialGraphConv(2, 3, 4, stride=4)(torch.randn(1, 2, 3, 5, 2))
+    with pytest.raises(ValueError, match="inputs must be finite, got nan in row 0"):
+        SXCNN(1, 2, 4, 2)(torch.full((1, 3, 4, 1), torch.nan))

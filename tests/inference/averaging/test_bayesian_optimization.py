@@ -104,6 +104,8 @@ def test_more_objectives_are_for_botorch():
         BayesianOptimizer(BOX, [0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="bounds must be"):
         BayesianOptimizer([[0.0], [0.0]])
+    with pytest.raises(ValueError, match="y must have the shape"):
+        BayesianOptimizer(BOX, [0.0, 0.0]).tell([0.0, 0.0], [1.0])
 
 
 def test_the_error_names_the_extra(monkeypatch):

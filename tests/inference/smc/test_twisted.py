@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from pyro_ext.inference import TwistedSMC
-from pyro_ext.inference.smc import CTLLoss, exact_markov_twist, sequence_log_prob
+from pyro_ext.inference.smc import CTLLoss, TabularTwist, exact_markov_twist, sequence_log_prob
 from pyro_ext.models.language import BigramModel, ResidualLanguageModel
 from tests.inference.smc.toys import (
     EXACT,
@@ -322,6 +322,12 @@ def test_outputs_that_are_refused(subtests):
 
 def test_clamps_and_prompts_that_are_refused():
     smc = sampler(rigid_twist())
+    with pytest.raises(ValueError, match="clamp must have 4 tokens, got the shape .3,."):
+        smc.run(clamp=[0, 1, 2])
+    with pytest.raises(ValueError, match="clamp must have the shape .4,. or .2, 4., got .3, 4."):
+        smc.run(clamp=SEQUENCES[:3], num_runs=2)
+    with pytest.raises(ValueError, match="prompt must hold tokens >= 0, got -1"):
+        smc.run([-1])
     with pytest.raises(ValueError, match="tokens must be below the vocabulary's size 3, got 7"):
         smc.run(clamp=[0, 1, 7, 0])
     with torch.no_grad():
@@ -333,3 +339,5 @@ def test_clamps_and_prompts_that_are_refused():
 def test_twists_that_cannot_be_trained():
     with pytest.raises(TypeError, match="twist must be a module to be trained, got None"):
         sampler(None).fit(CTLLoss(), 1)
+    with pytest.raises(TypeError, match="loss must be a TwistLoss, got 'ctl'"):
+        sampler(TabularTwist(LENGTH, 3)).fit("ctl", 1)

@@ -170,6 +170,8 @@ class TestDistiller:
             ValueError, match="teachers must be two at least for perturbation='tdiv"
         ):
             BatchEnsembleDistiller(MLP(4, [5], 3), networks(1), perturbation="tdiv")
+        with pytest.raises(TypeError, match="labels must be a tensor.* got None"):
+            BatchEnsembleDistiller(MLP(4, [5], 3), networks(2), alpha=0.5).loss(torch.rand(2, 4))
         with pytest.raises(
             ValueError, match=r"teachers must map inputs to logits .*\(5, 2\), got \(5, 3\)"
         ):
@@ -250,6 +252,9 @@ class TestDiversify:
         torch.testing.assert_close(moved, x + 0.5 * torch.eye(4)[0])
 
     def test_errors(self):
+        for student in (None, BatchEnsemble(MLP(4, [5], 3), 3)):
+            with pytest.raises(ValueError, match="student must be a BatchEnsemble with 2 members"):
+                diversify(torch.rand(2, 4), networks(2), student)
         with pytest.raises(
             ValueError, match=r"inputs must lie within bounds=\(0.0, 1.0\), .* -1 to"
         ):

@@ -106,3 +106,7 @@ def test_states_in_time_matter():
 def test_wrong_histories_are_refused():
     with pytest.raises(ValueError, match="sizes that patch_size=2 divides"):
         XMPP()(torch.randn(1, 2, 4, 5, 1))
+    with pytest.raises(ValueError, match=r"history must have the shape \(batch, 2, \*spatial, 1\)"):
+        XCViT(2)(torch.randn(1, 3, 4, 4, 1), torch.rand(1, 2))
+    with pytest.raises(ValueError, match="points must have the shape"):
+        XCViT(2)(torch.randn(1, 2, 4, 4, 1), torch.rand(1, 3))

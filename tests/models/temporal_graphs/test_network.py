@@ -264,6 +264,8 @@ def test_what_does_not_fit_is_refused_by_name():
     state = network.reset()
     with pytest.raises(ValueError, match=r"num_heads must divide the hidden size 6, got 4"):
         network_for(stream, num_heads=4)
+    with pytest.raises(ValueError, match=r"nodes must be nodes from 0 to 6, got 7 to 7"):
+        network.embed(state, torch.tensor([7]), torch.tensor([0.0]))
     with pytest.raises(ValueError, match=r"state must have memories of shape \(7, 6\)"):
         network.update(network_for(random_stream(num_nodes=8)).reset(), stream)
     with pytest.raises(ValueError, match=r"events must be of nodes from 0 to 6, got 7"):
