@@ -1,7 +1,5 @@
 """RACE: symmetries, forces, covariances, periodic images, and what a network shares with others."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
