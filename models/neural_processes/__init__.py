@@ -45,7 +45,7 @@ from pyro_ext.models.neural_processes.networks import (
     SetEncoder,
 )
 from pyro_ext.models.neural_processes.process import NeuralProcess
-from pyro_ext.models.neural_processes.tasks import GPTasks, ImageTasks
+from pyro_ext.models.neural_processes.tasks import GPTasks, ImageTasks, PredatorPreyTasks
 from pyro_ext.models.neural_processes.training import LogLikelihoods, fit, log_likelihoods
 
 __all__ = [
@@ -72,6 +72,7 @@ __all__ = [
     "Optimization",
     "Points",
     "PoolingEncoder",
+    "PredatorPreyTasks",
     "RepresentationGenerator",
     "SetEncoder",
     "expected_improvement",

@@ -133,6 +133,31 @@ def lipschitz_loss(
     return total
 
 
+def sobolev_loss(values: Tensor) -> Tensor:
+    r"""Logarithm of how much fields vary along a periodic axis [1].
+
+    .. math:: \log \frac{1}{K} \sum_k ((1 + k^2)^2 - 1) |\hat V_k|^2, \text{ mean over the rest}
+
+    :param Tensor values: fields on a grid whose last axis is the periodic one.
+        **Shape:** ``(n, *grid, dim)``.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> angle = torch.arange(8)[None, :, None] * 2 * torch.pi / 8
+        >>> sobolev_loss(angle.cos()) < sobolev_loss((2 * angle).cos())
+        tensor(True)
+    """
+    values = field_values(values)
+    spectrum = torch.fft.rfft(values, dim=-2, norm="forward").abs().square()
+    k = torch.arange(spectrum.shape[-2], dtype=values.dtype, device=values.device)
+    size = (((1 + k * k) ** 2 - 1)[:, None] * spectrum).mean(-2)
+    result: Tensor = size.clamp(min=torch.finfo(values.dtype).tiny).log().mean()
+    return result
+
+
 # Images ------------------------------------------------------------------------------------------
 
 
@@ -346,6 +371,7 @@ def train_generators(
     lipschitz: float = 10.0,
     threshold: float = 0.5,
     per_distance: bool = False,
+    sobolev: float = 0.0,
     flow_steps: int = 8,
     optimizer: Optimizer = _ADAM,
     scheduler: Callable[[Any], Any] | None = None,
@@ -356,6 +382,7 @@ def train_generators(
     r"""Learn fields whose flows leave something as valid as it was [1].
 
     .. math:: w_1 \sum_a S(\phi^a_s) + w_2 L_\text{ortho} + w_3 L_\text{Lipschitz}
+        + w_4 L_\text{Sobolev}
 
     for a time :math:`s` whose size is drawn from :math:`\mathrm{Uniform}(0, \sigma)` at each
     step, with a sign for each field. Fields are normalized over the points first, once for all of a
@@ -381,6 +408,7 @@ def train_generators(
     :param float threshold: of :func:`lipschitz_loss`.
     :param bool per_distance: whether :func:`lipschitz_loss` divides by distances, and by the number
         of pairs.
+    :param float sobolev: :math:`w_4`, for grids whose last axis is periodic.
     :param int flow_steps: steps of the solver; with 0 the validity is given the normalized fields
         at the points, in place of moved points, and there is no flow.
     :param Callable optimizer: makes an optimizer of a list of parameters.
@@ -425,7 +453,9 @@ def train_generators(
                 f"{tuple(weights.shape)}"
             )
     checks.number("sigma", sigma, above=0)
-    for name, value in dict(symmetry=symmetry, ortho=ortho, lipschitz=lipschitz).items():
+    for name, value in dict(
+        symmetry=symmetry, ortho=ortho, lipschitz=lipschitz, sobolev=sobolev
+    ).items():
         checks.number(name, value, least=0)
     checks.number("threshold", threshold, least=0)
     checks.boolean("per_distance", per_distance)
@@ -439,7 +469,7 @@ def train_generators(
         identity={
             "num_steps": num_steps,
             "sigma": sigma,
-            "loss": [symmetry, ortho, lipschitz, threshold, per_distance],
+            "loss": [symmetry, ortho, lipschitz, threshold, per_distance, sobolev],
             "flow_steps": flow_steps,
             "data": digest_of({k: v for k, v in data.items() if v is not None}),
             "validity": validity.identity() if hasattr(validity, "identity") else None,
@@ -474,6 +504,8 @@ def train_generators(
                 grid_dim=None if points is not None else max(z.dim() - 2, 1),
             )
             total = total + lipschitz * roughness
+        if sobolev:
+            total = total + sobolev * sobolev_loss(values)
         return total
 
     batch = () if batches is None else batches.batch(0, 0)

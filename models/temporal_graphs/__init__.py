@@ -2,7 +2,9 @@
 
 from pyro_ext.models.temporal_graphs.attacks import StructuralAttack, TSpear, spread_pairs
 from pyro_ext.models.temporal_graphs.defenses import (
+    CosineFilter,
     Defense,
+    LowRankWeights,
     TShield,
     temporal_smoothness,
 )
@@ -16,11 +18,13 @@ from pyro_ext.models.temporal_graphs.link_prediction import (
 from pyro_ext.models.temporal_graphs.network import GraphState, TemporalGraphNetwork
 
 __all__ = [
+    "CosineFilter",
     "Defense",
     "EventStream",
     "GraphState",
     "LinkFit",
     "LinkScores",
+    "LowRankWeights",
     "StructuralAttack",
     "TSpear",
     "TShield",

@@ -7,12 +7,15 @@ model-based link prediction on continuous-time dynamic graphs.
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from pyro_ext._lib import checks
-from pyro_ext.models.temporal_graphs.events import EventStream
+from pyro_ext.models.temporal_graphs.events import EventStream, check_stream
+
+_SMALLEST_WEIGHT = 1e-3
 
 
 class Defense:
@@ -132,6 +135,83 @@ class TShield(Defense):
         if num_kept := math.ceil(self.min_kept * len(probabilities)):
             threshold = min(threshold, float(probabilities.topk(num_kept).values[-1]))
         return probabilities >= threshold
+
+
+class CosineFilter(Defense):
+    """A rival of :class:`TShield`: leaves out events between nodes with unlike embeddings.
+
+    It has no schedule.
+
+    :param float threshold: an event is kept where the cosine of the embeddings of its nodes is not
+        below it; from -1 to 1.
+
+    Reference: A. Zhang, J. Ma (2020), Defending graph neural networks against adversarial attacks
+    by cosine similarity, as D. Lee, J. Lee, K. Shin (2024) use it.
+
+    Example::
+
+        >>> pair = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.1], [0.0, 1.0]]])
+        >>> CosineFilter(0.5).keep(torch.zeros(2), pair).tolist()
+        [True, False]
+    """
+
+    filters = True
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        self.threshold = checks.number("threshold", threshold, least=-1, most=1)
+
+    def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
+        """Keep events between nodes that are alike; see :meth:`Defense.keep`."""
+        sources, destinations = _checked(logits, embeddings, progress)[1]
+        return cosine_similarity(sources, destinations, dim=-1) >= self.threshold
+
+
+class LowRankWeights(Defense):
+    """A rival of :class:`TShield`: weights events by a low-rank approximation of the graph.
+
+    The matrix says which pairs of nodes have an event at all. Weights are its approximation at the
+    pair of each event, not below 0.001, with a mean of one.
+
+    :param int rank: number of singular values that are kept.
+
+    Reference: N. Entezari, S. Al-Sayouri, A. Darvishzadeh, E. Papalexakis (2020), All you need is
+    low (rank), as D. Lee, J. Lee, K. Shin (2024) use it, with a rank of 50.
+
+    Example::
+
+        >>> from pyro_ext.models.temporal_graphs import EventStream
+        >>> stream = EventStream([0, 1, 0, 3], [1, 2, 2, 4], [0.0, 1.0, 2.0, 3.0])
+        >>> LowRankWeights(1).weights(stream)
+        tensor([1.3327, 1.3327, 1.3327, 0.0020])
+    """
+
+    def __init__(self, rank: int = 50) -> None:
+        self.rank = checks.integer("rank", rank, 1)
+
+    def weights(self, stream: EventStream) -> Tensor:
+        """See :meth:`Defense.weights`; raises where there are no more nodes than the rank."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.linalg import svds
+
+        check_stream("stream", stream)
+        if self.rank >= stream.num_nodes:
+            raise ValueError(
+                f"rank must be less than the {stream.num_nodes} nodes of the stream, got "
+                f"{self.rank}"
+            )
+        sources, destinations = (
+            stream.sources.numpy(force=True),
+            stream.destinations.numpy(force=True),
+        )
+        rows, columns = np.r_[sources, destinations], np.r_[destinations, sources]
+        shape = (stream.num_nodes, stream.num_nodes)
+        graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape).tocsr()
+        graph.data[:] = 1.0
+        start = np.random.default_rng(0).normal(size=stream.num_nodes)  # the same every time
+        left, values, right = svds(graph, k=self.rank, v0=start)
+        found = ((left * values)[sources] * right.T[destinations]).sum(-1).clip(_SMALLEST_WEIGHT)
+        weights = torch.as_tensor(found / found.mean(), device=stream.sources.device)
+        return weights.to(torch.get_default_dtype())
 
 
 def temporal_smoothness(

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.row_draws import drawn_over_rows
 from pyro_ext.potential.arguments import as_tensors, named_arguments
 from pyro_ext.potential.batched import Backend, BatchedFunction, check_backend
 from pyro_ext.potential.graph_capture import Fallback
 from pyro_ext.potential.layout import Layout
-from pyro_ext.potential.row_draws import drawn_over_rows
 from pyro_ext.potential.runner import ModelRunner, draw_from_prior
 from pyro_ext.potential.structure import Plate, Site, Structure, assemble
 from pyro_ext.random import fresh_seed

@@ -190,6 +190,14 @@ def neural_processes() -> dict[str, Call]:
         "LatentProcess": call(encoder=encoder, latent_encoder=encoder, width=8),
         "MartingalePosteriorProcess": call(encoder=encoder, width=8, num_pseudo=2),
         "PoolingEncoder": call(**sizes, out_features=8, num_heads=2),
+        "PredatorPreyTasks": call(
+            **numbers,
+            num_events=2000,
+            max_points=40,
+            start=(50, 100),
+            time_scale=0.1,
+            population_scale=0.01,
+        ),
         "RepresentationGenerator": call(encoder=encoder, num_heads=2),
         "expected_improvement": call(
             prediction=dist.Normal(torch.zeros(1, 1), 1.0), best=torch.zeros(1)

@@ -71,6 +71,7 @@ def generators() -> dict[str, Call]:
     return {
         "ortho_loss": call(values=values, weights=WEIGHTS),
         "lipschitz_loss": call(values=values, threshold=0.5, points=GRID, grid_dim=2),
+        "sobolev_loss": call(values=values),
         "warp_images": call(images=IMAGES, grid=GRID),
         "validity_images": call(features=features, images=IMAGES, grid=GRID[None]),
         "validity_images_tangent": call(features=features, images=IMAGES, velocity=GRID[None]),
@@ -89,6 +90,7 @@ def generators() -> dict[str, Call]:
             ortho=10.0,
             lipschitz=10.0,
             threshold=0.5,
+            sobolev=0.1,
             flow_steps=1,
             optimizer=ADAM,
             seed=0,

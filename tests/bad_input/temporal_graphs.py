@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from pyro_ext.models.temporal_graphs import (
+    CosineFilter,
     Defense,
     EventStream,
     LinkScores,
+    LowRankWeights,
     StructuralAttack,
     TemporalGraphNetwork,
     TShield,
@@ -82,7 +84,11 @@ def defenses() -> dict[str, Call]:
     given: dict[str, Any] = dict(logits=torch.randn(3), embeddings=torch.randn(2, 3, 4))
     rows = torch.randn(3, 4)
     return {
+        "CosineFilter": call(threshold=0.5),
+        "CosineFilter.keep": of(CosineFilter(), **given, progress=0.5),
         "Defense": call(),
+        "LowRankWeights": call(rank=2),
+        "LowRankWeights.weights": of(LowRankWeights(2), stream=STREAM),
         "TShield": call(
             tau_start=0.1, tau_end=0.3, eta=0.1, theta=0.1, schedule="linear", min_kept=0.5
         ),

@@ -9,8 +9,8 @@ import torch
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
+from pyro_ext._lib.row_draws import drawn_over_rows
 from pyro_ext.potential import Potential, model_at_values
-from pyro_ext.potential.row_draws import drawn_over_rows
 
 TINY = 1e-4
 

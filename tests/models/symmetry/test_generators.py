@@ -19,6 +19,7 @@ from pyro_ext.models.symmetry import (
     inner_products,
     lipschitz_loss,
     ortho_loss,
+    sobolev_loss,
     train_generators,
     validity_images,
     validity_images_tangent,
@@ -103,7 +104,7 @@ def test_integers_are_numbers():
     """In place of floating-point numbers they give the same."""
     values, grid, images = torch.arange(24).reshape(2, 6, 2), image_grid(4, 4), torch.eye(4).long()
     images = images.expand(2, 1, 4, 4)
-    for loss in (lipschitz_loss, ortho_loss):
+    for loss in (lipschitz_loss, sobolev_loss, ortho_loss):
         torch.testing.assert_close(loss(values), loss(values.float()))
     for use in (
         lambda x: warp_images(x, grid),
@@ -131,6 +132,13 @@ def test_a_checkpoint_knows_points_and_weights(tmp_path):
             train(GeneratorField(2, 2, 4, 4), **other)
     with pytest.raises(ValueError, match="points must have the shape"):
         train(GeneratorField(2, 1, 4, 4), points=points[0], checkpoint=None)
+
+
+def test_sobolev_loss(float64):
+    angle = torch.arange(16)[None, :, None] * 2 * math.pi / 16
+    amplitude = 0.25 * (9 * (2 * angle.cos()) ** 0).mean()  # |V_2|^2 / 9 frequencies
+    expected = math.log(((1 + 4) ** 2 - 1) * float(amplitude) / 81)
+    assert float(sobolev_loss((2 * angle).cos())) == pytest.approx(expected)
 
 
 def test_warped_images(float64):

@@ -7,10 +7,14 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from pyro_ext.models.temporal_graphs import (
+    CosineFilter,
     Defense,
+    EventStream,
+    LowRankWeights,
     TShield,
     temporal_smoothness,
 )
+from tests.models.temporal_graphs.helpers import random_stream
 
 
 def test_thresholds_rise_from_the_first_to_the_last():
@@ -56,3 +60,28 @@ def test_smoothness_moves_the_new_embeddings_alone():
     h, before = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
     temporal_smoothness(h, before, torch.zeros(3)).backward()
     assert h.grad is not None and before.grad is None
+
+
+def test_cosine_filter():
+    angles = torch.tensor([0.0, 0.9, 1.1, 3.0])
+    sources = torch.tensor([1.0, 0.0]).expand(4, 2)
+    destinations = 3.0 * torch.stack([angles.cos(), angles.sin()], -1)
+    keep = CosineFilter(0.5).keep(torch.zeros(4), torch.stack([sources, destinations]))
+    assert keep.tolist() == [True, True, False, False]
+
+
+def test_low_rank_weights_are_those_of_the_whole_decomposition():
+    stream = random_stream(30, 9)
+    graph = torch.zeros(9, 9)
+    graph[stream.sources, stream.destinations] = 1.0
+    graph[stream.destinations, stream.sources] = 1.0
+    left, values, right = torch.linalg.svd(graph)
+    gap = values.diff().abs()
+    rank = int(gap[:6].argmax()) + 1  # a rank at which the approximation is unique
+    near = (left[:, :rank] * values[:rank]) @ right[:rank]
+    expected = near[stream.sources, stream.destinations].clamp(min=1e-3)
+    found = LowRankWeights(rank).weights(stream)
+    torch.testing.assert_close(found, expected / expected.mean(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(found, LowRankWeights(rank).weights(stream))
+    with pytest.raises(ValueError, match=r"rank must be less than the 2 nodes of the stream"):
+        LowRankWeights(2).weights(EventStream([0], [1], [0.0]))

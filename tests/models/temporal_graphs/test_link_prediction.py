@@ -11,6 +11,7 @@ from torch.nn import functional
 from pyro_ext.diagnostics.ranking import mean_reciprocal_rank
 from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.temporal_graphs import (
+    CosineFilter,
     Defense,
     EventStream,
     StructuralAttack,
@@ -261,7 +262,7 @@ def test_what_was_done_before_ctrl_c_is_kept(presses):
 
 
 @pytest.mark.parametrize("rate", [1e18, 1e30])
-@pytest.mark.parametrize("defense", [None, TShield()])
+@pytest.mark.parametrize("defense", [None, TShield(), CosineFilter()])
 def test_training_that_diverges_says_so(defense, rate):
     too_far = lambda parameters: torch.optim.SGD(parameters, lr=rate)  # noqa: E731
     with pytest.raises(TrainingDiverged, match=r"take a smaller learning rate"):
