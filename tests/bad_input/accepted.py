@@ -72,6 +72,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.vision.*.num_steps", "0", "a network as it starts"),
     ("models.vision.*.fit.consistency", "0", "no teacher is followed"),
     ("models.vision.*.fit.momentum", "0", "the teacher is the student at first"),
+    ("models.temporal_graphs (attacks).*.resolution", "None", "that of the stream"),
+    ("models.temporal_graphs (attacks).*.bandwidth", "None", "by the times of the stream"),
     ("models.temporal_graphs*", "0", "nothing to do, or no effect"),
     ("models.temporal_graphs*.fake", "with -7", "what is not zero is true"),
     ("models.temporal_graphs*.keep", "with -7", "what is not zero is true"),
