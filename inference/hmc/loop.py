@@ -5,10 +5,12 @@ trajectory has ended records its draw and begins the next one in the iteration a
 long trajectory of one chain costs the others nothing.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +26,7 @@ from pyro_ext.potential import (
     capture_abstract,
     compile_graph,
     constants_of,
+    kept_as,
     warn_fallback,
 )
 from pyro_ext.random import uniform_each
@@ -328,16 +331,22 @@ class TransitionLoop:
         shapes = [(each.shape, each.dtype) for each in (*_flat(carried), *inputs.flat())]
         settings = type(self._trajectories), vars(self._trajectories), self._target
         key = repr((settings, shapes, *_form(graph)))
+        constants = constants_of(graph)
         if key in _kept:
             before, code = _kept[key]
-            pairs = zip(before, constants_of(graph), strict=True)
+            pairs = zip(before, constants, strict=True)
             renewed = code.with_constants({id(old): new for old, new in pairs})
             if renewed is not None:
                 _kept.move_to_end(key)
                 return renewed
-        compiled = self._compile(graph, carried, inputs)
+        name = repr((key, torch.get_default_dtype(), _sources()))
+        found = kept_as(name, constants, shapes)
+        is_known = found is not None and self._is_right(graph, found, carried, inputs)
+        compiled = found if is_known else self._compile(graph, carried, inputs)
         if isinstance(compiled, CompiledGraph):
-            _kept[key] = constants_of(graph), compiled
+            if not is_known:
+                compiled.keep_as(name, constants)
+            _kept[key] = constants, compiled
             if len(_kept) > _MOST_KEPT:
                 _kept.popitem(last=False)
         return compiled
@@ -350,11 +359,7 @@ class TransitionLoop:
             loop = compile_graph(
                 capture_abstract(self._while_loop(graph, carried), *arguments), *arguments
             )
-            agrees = any(
-                self._agrees(graph, loop, carried, inputs, number, num_perturbed)
-                for num_perturbed in _NUM_PERTURBED  # what costs little first
-                for number in range(_NUM_CHECKS)
-            )
+            agrees = self._is_right(graph, loop, carried, inputs)
         except Exception as error:  # whatever a compiler may raise
             warn_fallback(
                 "the transitions cannot be compiled", "running them through the graph", error
@@ -364,6 +369,20 @@ class TransitionLoop:
             warn_fallback("the compiled transitions disagree", "using the graph", "other numbers")
             return None
         return loop
+
+    def _is_right(
+        self,
+        graph: Callable[..., Any],
+        loop: Callable[..., Any],
+        carried: Carried,
+        inputs: Inputs,
+    ) -> bool:
+        """Tell whether a loop does what the graph does, at one of several points."""
+        return any(
+            self._agrees(graph, loop, carried, inputs, number, num_perturbed)
+            for num_perturbed in _NUM_PERTURBED  # what costs little first
+            for number in range(_NUM_CHECKS)
+        )
 
     def _agrees(
         self,
@@ -411,6 +430,15 @@ class TransitionLoop:
             return loop(proceed, body, arguments[:num_carried], arguments[num_carried:])
 
         return run
+
+
+@cache
+def _sources() -> str:
+    """Digest of what the transitions are recorded from, which may change without a new version."""
+    folder = Path(__file__).parent
+    package = folder.parents[1]
+    files = [*folder.glob("*.py"), *(package / "potential").glob("*.py"), package / "random.py"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def _form(graph: GraphModule) -> tuple[Any, ...]:

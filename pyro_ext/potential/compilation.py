@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import itertools
+import json
 import logging
 import operator
 import os
@@ -45,6 +46,7 @@ _OPTIONS = {
 _SMALL = {"cpp.simdlen": 1, "pattern_matcher": False}
 _SMALL_ELEMENTS = 1 << 16
 _MOST_IN_SINGLE_PRECISION = 1 << 10  # numbers that are added up one after the other
+_MOST_KEPT_NUMBERS = 10_000  # of frozen tensors that are kept with machine code
 _library_numbers = itertools.count()
 
 
@@ -64,7 +66,8 @@ def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
     lifted, constants, structure = lift_constants(graph)
     arguments = [*(tensor.detach().contiguous() for tensor in example), *constants]
     shapes = [(tensor.shape, tensor.dtype) for tensor in example]
-    return CompiledGraph(_entry(lifted, arguments), constants, structure, shapes, graph)
+    key = _digest(lifted, arguments)
+    return CompiledGraph(_entry(key, lifted, arguments), constants, structure, shapes, graph, key)
 
 
 class CompiledGraph:
@@ -77,8 +80,9 @@ class CompiledGraph:
         structure: pytree.TreeSpec,
         shapes: list[tuple[torch.Size, torch.dtype]],
         graph: GraphModule | None,
+        key: str,
     ) -> None:
-        self._entry, self._constants = entry, constants
+        self._entry, self._constants, self._key = entry, constants, key
         self._structure, self._shapes, self._graph = structure, shapes, graph
 
     def __call__(self, *tensors: Tensor) -> Any:
@@ -100,7 +104,62 @@ class CompiledGraph:
         if not replaced.keys() <= {id(constant) for constant in self._constants}:
             return None
         constants = [replaced.get(id(constant), constant) for constant in self._constants]
-        return CompiledGraph(self._entry, constants, self._structure, self._shapes, None)
+        return CompiledGraph(self._entry, constants, self._structure, self._shapes, None, self._key)
+
+    def keep_as(self, name: str, known: Sequence[Tensor]) -> None:
+        """Let a later process find the code by a name, without the graph; see :func:`kept_as`.
+
+        :param str name: tells all that the graph was made from but numbers in frozen tensors.
+        :param Sequence known: frozen tensors that the other process has numbers of its own for.
+        """
+        places = {id(tensor): place for place, tensor in enumerate(known)}
+        own = [tensor for tensor in self._constants if id(tensor) not in places]
+        if sum(tensor.numel() for tensor in own) > _MOST_KEPT_NUMBERS:
+            return
+        content = {
+            "code": self._key,
+            "num_results": self._structure.num_leaves,
+            "constants": [places.get(id(each), each) for each in self._constants],
+        }
+        text = json.dumps(content, default=_as_plain).encode()
+        CodeFolder(cache_path("compiled")).keep(_digest_of(_environment(name)), ".json", text)
+
+
+def kept_as(
+    name: str, known: Sequence[Tensor], shapes: list[tuple[torch.Size, torch.dtype]]
+) -> CompiledGraph | None:
+    """Machine code that :meth:`CompiledGraph.keep_as` kept, for a function that returns a tuple.
+
+    To find it by its graph, the graph would have to be recorded first.
+
+    :param str name: as it was kept.
+    :param Sequence known: frozen tensors in place of those that were known then.
+    :param list shapes: shapes and types of arguments.
+    """
+    folder = CodeFolder(cache_path("compiled"))
+    if (found := folder.find(_digest_of(_environment(name)))) is None:
+        return None
+    content = json.loads(found[1])
+    if (library := folder.find(content["code"])) is None:
+        return None
+    constants = [
+        known[each] if isinstance(each, int) else _from_plain(each) for each in content["constants"]
+    ]
+    structure = pytree.tree_structure((0,) * content["num_results"])
+    with contextlib.suppress(OSError, ImportError):
+        entry = _load(library[0])
+        return CompiledGraph(entry, constants, structure, shapes, None, content["code"])
+    return None
+
+
+def _as_plain(tensor: Tensor) -> dict[str, Any]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(tensor.shape), "numbers": tensor.flatten().tolist()}
+
+
+def _from_plain(content: Mapping[str, Any]) -> Tensor:
+    numbers = torch.tensor(content["numbers"], dtype=getattr(torch, content["dtype"]))
+    return numbers.reshape(content["shape"])
 
 
 def _compile_in_memory(graph: GraphModule, *example: Tensor) -> TensorFunction:
@@ -181,10 +240,9 @@ def _with_arguments(module: GraphModule, identities: Sequence[int]) -> GraphModu
 # Libraries of machine code -----------------------------------------------------------------------
 
 
-def _entry(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Any]:
+def _entry(key: str, graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Any]:
     """Entry function of the machine code of a graph, from the cache where it is there."""
     folder = CodeFolder(cache_path("compiled"))
-    key = _digest(graph, arguments)
     if found := folder.find(key):
         with contextlib.suppress(OSError, ImportError):
             return _load(found[0])
@@ -199,11 +257,22 @@ def _digest(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
     content = [
         *(module.code for module in modules),
         *(str((x.shape, x.stride(), x.dtype, str(x.device))) for x in arguments),
+    ]
+    return _digest_of(_environment(*content))
+
+
+def _environment(*content: str) -> list[str]:
+    """What is given, and what else machine code depends on: versions, processor and options."""
+    return [
+        *content,
         str((__version__, torch.__version__, torch.version.git_version, sys.implementation)),
         str((sorted(torch.cpu.get_capabilities().items()), torch.get_num_threads())),
         str((torch.get_float32_matmul_precision(), _OPTIONS, _SMALL, _MOST_IN_SINGLE_PRECISION)),
         *sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TORCHINDUCTOR_")),
     ]
+
+
+def _digest_of(content: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(content).encode()).hexdigest()
 
 

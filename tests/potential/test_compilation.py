@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_ext.inference import MCMC, NUTS
+from pyro_ext.inference.hmc import loop
 from pyro_ext.potential import capture, capture_abstract, compilation, compile_graph
 from pyro_ext.potential.compilation import lift_constants
 
@@ -53,6 +57,12 @@ def power(factors):
         return while_loop(proceed, body, (start, x), (count, x))[1:]
 
     return capture_abstract(function, torch.tensor(3), torch.ones(2))
+
+
+def normal_model(data):
+    mean, scale = (pyro.sample(name, dist.LogNormal(0.0, 1.0)) for name in ("mean", "scale"))
+    with pyro.plate("data", len(data)):
+        pyro.sample("x", dist.Normal(mean, scale), obs=data)
 
 
 def test_constants_become_arguments():
@@ -168,3 +178,26 @@ def test_second_process_does_without_the_compiler(folder):
             check=True,
         )
         assert result.stdout.strip() == f"[1.0, 1.0, 1.0] {number == 0}"
+
+
+@pytest.mark.slow
+def test_a_second_process_records_no_transitions(folder, monkeypatch):
+    """With data of its own it finds the code by the density, whose draws are the same bits."""
+
+    def run(seed):
+        data = torch.randn(20, generator=torch.Generator().manual_seed(seed))
+        loop._kept.clear()
+        mcmc = MCMC(NUTS(normal_model, backend="compile"), 30, seed=0, progress=False)
+        return mcmc.run(data).get_samples()["mean"]
+
+    def refuse(*_):
+        raise RuntimeError("recorded")
+
+    draws = [run(seed) for seed in (1, 2)]
+    assert not torch.equal(*draws)
+    monkeypatch.setattr(loop, "capture_abstract", refuse)
+    for seed, expected in zip((1, 2), draws, strict=True):
+        torch.testing.assert_close(run(seed), expected, rtol=0, atol=0)
+    monkeypatch.setattr(loop, "_sources", lambda: "of another version")
+    with pytest.warns(UserWarning, match="recorded"):
+        run(1)
