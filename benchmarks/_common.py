@@ -1,4 +1,4 @@
-"""What benchmarks share: options, turns between peers, medians and ratios, lines of JSON."""
+"""Shared parts of the benchmarks: options, alternating runs, medians and ratios, lines of JSON."""
 
 import argparse
 import inspect
@@ -47,15 +47,15 @@ class Chains(Protocol):
         """Take steps, and wait until they are done."""
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are. **Shape:** ``(num_chains, *event)`` each."""
+        """Return the current parameters of the chains. **Shape:** ``(num_chains, *event)`` each."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a benchmark is asked for.
+    """Options of a benchmark.
 
     :param int rounds: how often each side is measured.
-    :param bool smoke: sizes that take seconds and measure nothing.
+    :param bool smoke: small sizes that run in seconds, too short to measure anything.
     :param bool full: whether to go through all sizes, and not those of the table alone.
     :param torch.device device: where both sides compute.
     """
@@ -111,7 +111,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared in one setting.
+    """Comparison in one setting.
 
     :param str name: what is compared.
     :param Timings timings: of each side. Ours is called ``OURS``, other samplers of ours begin with
@@ -169,7 +169,7 @@ def main(
         parser.error(f"--rounds must be at least 1, got {given['rounds']}")
     device = torch.device(given.pop("device", "cpu"))
     if device.type != "cpu" and not torch.get_device_module(device).is_available():
-        parser.error(f"--device {device} is not to be had on this machine")
+        parser.error(f"--device {device} is not available on this machine")
     options = Options(**given | ({"rounds": 1} if given["smoke"] else {}), device=device)
     _single_thread(device)
     names = ("pyro-ext", "torch", "pyro-ppl", *packages)

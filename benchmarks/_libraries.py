@@ -93,7 +93,7 @@ class BlackJAXChains:
         self._state = self._jax.block_until_ready(self._run(self._state, key, num_steps))
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are."""
+        """Return the current parameters of the chains."""
         return {
             name: np.array(value[None] if self._num_chains == 1 else value)
             for name, value in self._state[0].items()
@@ -162,7 +162,7 @@ class PosteriorsChains:
             self._state, _ = self._update(self._state, batch)
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are."""
+        """Return the current parameters of the chains."""
         return {
             name: (value[None] if self._num_chains == 1 else value).cpu().numpy().copy()
             for name, value in self._state.params.items()
@@ -203,7 +203,7 @@ class EagerPyro:
                 self._step(params, momenta)
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are."""
+        """Return the current parameters of the chains."""
         return {
             name: torch.stack([params[name] for params in self._params]).numpy(force=True)
             for name in self._params[0]

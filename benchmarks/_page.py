@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Results = dict[str, Any]
-"""What ``table.py`` keeps: date, machine, and the cases of each benchmark."""
+"""Contents of the file of ``table.py``: date, machine, and the cases of each benchmark."""
 
 PAGE = Path(__file__).parent.parent / "docs" / "speed.md"
 PICTURE = PAGE.with_name("speed.svg")

@@ -155,7 +155,7 @@ PROBLEMS = {
 
 
 def start(problem: Problem, num_chains: int) -> dict[str, Array]:
-    """Where the chains of every side start. **Shape:** ``(num_chains, *event)`` each."""
+    """Draw initial parameters shared by all samplers. **Shape:** ``(num_chains, *event)`` each."""
     generator = np.random.default_rng(0)
     return {
         name: 0.1 * generator.standard_normal((num_chains, *shape), dtype=np.float32)
@@ -186,7 +186,7 @@ class OurChains:
         self._chains = self._kernel.advance(self._chains, num_steps)
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are."""
+        """Return the current parameters of the chains."""
         values = self._kernel.potential.layout.unflatten(self._chains.position)
         return {name: value.cpu().numpy().copy() for name, value in values.items()}
 
@@ -235,7 +235,7 @@ def synthetic_regression(num_rows: int, num_features: int) -> tuple[Tensor, Tens
 
 
 def moment_errors(draws: Draws, reference: Draws) -> dict[str, float]:
-    """How far mean and standard deviation of the draws are from those of a reference.
+    """Measure the errors of the mean and standard deviation of draws against a reference.
 
     :returns: ``mean_error``, root mean square over parameters of the errors of the means, in
         standard deviations; ``sd_ratio``, the mean ratio of the standard deviations.

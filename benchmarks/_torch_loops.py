@@ -58,7 +58,7 @@ class TorchLoop:
         self._position, self._momentum = position, momentum
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are."""
+        """Return the current parameters of the chains."""
         return {
             name: value.cpu().numpy().copy()
             for name, value in _split(self._position, self._shapes).items()

@@ -84,7 +84,7 @@ class Draws:
         self.draws = self._run().get_samples(group_by_chain=True)["weight"]
 
     def quality(self, x: Tensor, y: Tensor, reference: Tensor) -> dict[str, float]:
-        """What the draws of the last run are worth."""
+        """Measure the cost, the effective sample size and the accuracy of the last run's draws."""
         samples = {"weight": self.draws.flatten(0, 1)}
         others = {"weight": reference.flatten(0, 1)}
         stride = max(1, len(samples["weight"]) // NUM_PREDICTED)

@@ -47,7 +47,7 @@ KERNELS: dict[str, Callable[[], VectorizedKernel]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long the runs are.
+    """Lengths of the runs.
 
     :param int num_samples: draws a chain of our kernels, ``thinning`` steps apart.
     :param int warmup_steps: of our kernels.
@@ -99,7 +99,7 @@ class Runs:
         return 1e3 * (self._whole - self.first_call) / float(np.median(self._sizes()))
 
     def quality(self, reference: Draws) -> dict[str, float]:
-        """What the draws of the last run are worth."""
+        """Measure the effective sample size and the accuracy of the last run's draws."""
         sizes = self._sizes()
         flat = {name: np.concatenate(value) for name, value in self._draws.items()}
         return {

@@ -85,7 +85,7 @@ class NetworkChains:
         self._chains = self._kernel.advance(self._chains, num_steps)
 
     def params(self) -> dict[str, Array]:
-        """Where the chains are."""
+        """Return the current parameters of the chains."""
         values = self._kernel.potential.layout.unflatten(self._chains.position)
         return {name: value.numpy().copy() for name, value in values.items()}
 
@@ -111,7 +111,7 @@ def cases(options: Options) -> Iterator[Case]:
                         makers, dict.fromkeys(makers, num_steps), num_chains, options
                     )
                 words = f"{name}, {backend}, {num_chains} chain{'s' if num_chains > 1 else ''}"
-                # What could not be compiled runs through the graph, and is no measure of compiling.
+                # Functions that failed to compile run as a graph, and do not measure compilation.
                 fallbacks = [w.message for w in caught if "graph. Reason:" in str(w.message)]
                 words += f", {len(fallbacks)} of 2 sides not compiled" if fallbacks else ""
                 quality = {EXPANDED: {"limit": network.limit}}

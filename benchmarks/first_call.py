@@ -1,4 +1,4 @@
-"""Where the CPU seconds of a process go that runs our NUTS by the shortest call.
+"""CPU seconds by stage of a process that runs our NUTS by the shortest call.
 
 A first process of each posterior of ``cold_start.py``, whose cache of machine code is empty, and a
 second one. Each stage is counted without those within it, and with its child processes.
@@ -29,7 +29,7 @@ STAGES = {
     "pyro_ext.inference.hmc.masses.Masses.estimated": "mass matrices",
     "pyro_ext.inference.driver.driver.Driver._advance": "warm-up and draws, in Python",
 }
-"""What is timed, by where it is defined."""
+"""Names of the timed stages, by where they are defined."""
 
 
 class Watch:

@@ -46,7 +46,7 @@ LAW = DirichletProcess(torch.tensor(MASS, dtype=torch.float64))
 
 
 class Trace(NamedTuple):
-    """What a side went through.
+    """Trace of a search.
 
     :param Array seconds: CPU time after each of its steps; one where only the end is known.
     :param Array log_joint: log joint density after each.

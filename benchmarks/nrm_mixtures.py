@@ -54,7 +54,7 @@ def iris() -> tuple[Tensor, Tensor]:
 
 
 class Fit(NamedTuple):
-    """What one call of a side gives.
+    """Result of one fit.
 
     :param Array num_clusters: at each draw, empty for a peer.
     :param Callable log_density: returns that of the held-out rows.

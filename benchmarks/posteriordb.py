@@ -56,7 +56,7 @@ PACKAGES = {
     "pyro-ppl": "pyro",
     "torch": "torch",
 }
-"""What is named with its version, and how it is imported."""
+"""Packages whose versions are reported, and the names they are imported by."""
 MOST_RHAT = 1.01
 MOST_ERRORS = 5.0
 """Standard errors by which one of some 3,000 comparisons may be off without a fault."""
@@ -147,7 +147,7 @@ COSTS: dict[str, Callable[[Found], float]] = {
     "CPU s, bulk, a first process": lambda run: run["first"] / run["bulk"],
     "CPU s, bulk, a second process": lambda run: run["second"] / run["bulk"],
 }
-"""What an effective draw costs, by the names that the page has for it."""
+"""Costs of an effective draw, by their names on the page."""
 BY_POSTERIOR = (
     "gradients, bulk, warm-up counted",
     "CPU s, bulk, warm-up counted",

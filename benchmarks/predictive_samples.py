@@ -10,10 +10,10 @@ for Pyro's NUTS, which compiles in each run. Expanded SGHMC has the
 same network, but its weights are products, whose prior has the same mean and variance and heavier
 tails: another posterior.
 
-A fast sampler of another law is no good: agreement with the reference and total variation from it,
-of mean predictions over all test points, stand beside the loss. That of ``reference`` is
-the total variation that its own chains have from each other. Step sizes are those whose bias is
-near the error of the draws; L2E runs as it ships.
+A fast sampler of a wrong distribution is useless: the agreement of the mean predictions over all
+test points with the reference, and their total variation from it, stand beside the loss. For
+``reference``, it is the total variation between its own chains. Step sizes are those whose bias is
+about the error of the draws; L2E runs as shipped.
 """
 
 import math
@@ -121,7 +121,7 @@ KERNELS: dict[str, Callable[[Problem, BayesianClassifier], VectorizedKernel]] = 
 
 
 class Predictions:
-    """What the draws of a sampler predict, next to the reference.
+    """Predictions from the draws of a sampler, compared with the reference.
 
     :param BayesianClassifier model: the model of the draws.
     :param ReferencePosterior reference: the reference.
@@ -148,7 +148,7 @@ class Predictions:
         return 1e3 * seconds / self._effective_draws()
 
     def quality(self) -> dict[str, float]:
-        """What the last draws are worth."""
+        """Measure the effective sample size and the predictive accuracy of the last draws."""
         data, target = self._reference.dataset, self._reference.probabilities
         mean = torch.cat(
             [

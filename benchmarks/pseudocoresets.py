@@ -75,7 +75,7 @@ def step(divergence: Divergence, guide: AutoPseudocoreset) -> Tensor:
 
 
 def saved_megabytes(run: Callable[[], object]) -> float:
-    """What autograd keeps of a call, each tensor as often as it is kept."""
+    """Measure the MiB that autograd saves in a call, counting a tensor each time it is saved."""
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:

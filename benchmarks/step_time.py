@@ -102,7 +102,7 @@ def measure(
 
 
 def judge(problem: Problem, chains: Chains, reference: Draws | None) -> dict[str, float]:
-    """How good the draws of a longer run are."""
+    """Measure the predictive accuracy of a longer run, and its moments against a reference."""
     draws = draws_of(chains, warmup_blocks=16, num_blocks=32, block=BLOCK)
     moments = {} if reference is None else moment_errors(draws, reference)
     return {"nll": predictive_nll(problem, draws), **moments}

@@ -1,7 +1,7 @@
 """Time to a given predictive loss against NUTS, on 100,000 rows.
 
 Logistic regression on synthetic data: 100,000 rows of 20 autocorrelated inputs, 20,000 more to test
-on. The posterior is nearly normal, and its mode comes from scikit-learn, which is no side of the
+on. The posterior is nearly normal, and its mode comes from scikit-learn, which is not part of the
 comparison. A side has arrived when the loss of the mean of its predictions is within 1e-4 nats of
 the mode's. We run the driver with one chain of SGNHT on minibatches of 500, with the default
 backend and compiled, and with one of NUTS on all of the data, compiled, after 100 warm-up steps,
@@ -83,7 +83,7 @@ class Target:
         return float(-np.log(np.where(labels == 1, success, 1 - success)).mean())
 
     def has_arrived(self, draws: Draws) -> bool:
-        """Whether the draws predict as well as the mode does."""
+        """Tell whether the draws predict as well as the mode, up to a tolerance."""
         return self.nll(draws) < self.nll(self.mode) + TOLERANCE
 
     def quality(self, draws: Draws) -> dict[str, float]:

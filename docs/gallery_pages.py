@@ -161,7 +161,7 @@ class SavedPage:
 
     @property
     def verdict(self) -> str:
-        """What came out, in a few words."""
+        """Result in a few words."""
         if self.outcome is None:
             return NOT_RUN
         if self.outcome.report is None:

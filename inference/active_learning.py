@@ -1,4 +1,4 @@
-"""Which points to label next: what an ensemble of normal predictions does not agree on."""
+"""Active learning: the points to label next, by the disagreement of an ensemble of normals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def mixture_moments(means: Any, variances: Any, event_dim: int = 0) -> tuple[Ten
 
 
 def bald(means: Any, variances: Any, event_dim: int = 0) -> Tensor:
-    r"""How much a label would say about which member is right, for normal predictions [1].
+    r"""Compute the BALD acquisition score of an ensemble of normal predictions [1].
 
     .. math:: \alpha = \tfrac12 \Bigl(\log |\Sigma| - \tfrac1M \sum_m \log |\Sigma_m|\Bigr)
 
@@ -114,7 +114,7 @@ def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
 
 
 def best_by_turns(scores: Sequence[Any], num_points: int) -> Tensor:
-    """The best points by several scores, which choose by turns what is left.
+    """Select the best points by several scores, which take turns choosing from those left.
 
     With two scores each chooses half of the points, as energies and forces do in BALD-EF [2].
 

@@ -143,7 +143,7 @@ class IndependenceMetropolis(VectorizedKernel):
 
     @property
     def population(self) -> Population:
-        """What proposals are drawn from.
+        """Population that proposals are drawn from.
 
         :raises RuntimeError: before ``setup``.
         """
@@ -172,7 +172,7 @@ class IndependenceMetropolis(VectorizedKernel):
                 log_weights = -energy - _log_mixture(populations, points)
                 populations.append(_fitted(points, _tempered(log_weights, number), number))
                 effective = _effective_number(log_weights)
-                # Each round finds more of the tails, which weights do not tell of before.
+                # Each round finds more of the tails, which are missing from the weights before.
                 if round_number >= _LEAST_ROUNDS and effective > number:
                     break
         self._known = populations[-1]
@@ -200,7 +200,7 @@ class IndependenceMetropolis(VectorizedKernel):
         return points + torch.where(torch.arange(len(points))[:, None] < len(flat), 0.0, noise)
 
     def _energy(self, position: Tensor) -> Tensor:
-        """The potential, infinite where it is no number."""
+        """Return the potential, with infinity in place of NaN."""
         value = self.potential.value.over_any(position)
         return torch.where(value.isnan(), torch.inf, value)
 
@@ -234,7 +234,7 @@ class IndependenceMetropolis(VectorizedKernel):
         energy = function(proposal)
         return_ratio = population.log_density(position) - population.log_density(proposal)
         log_ratio = state.energy - energy + torch.where(is_local, 0.0, return_ratio)
-        is_taken = choices[:, 1].log() < log_ratio  # not where the potential is no number
+        is_taken = choices[:, 1].log() < log_ratio  # false if the potential is NaN
         after = MetropolisState(
             torch.where(is_taken[:, None], proposal, position),
             torch.where(is_taken, energy, state.energy),
@@ -271,7 +271,7 @@ def _tempered(log_weights: Tensor, number: int) -> Tensor:
 
 
 def _fitted(points: Tensor, log_weights: Tensor, number: int) -> Population:
-    """Population drawn from weighted points, with a kernel as wide as Scott's rule has it."""
+    """Return a population drawn from weighted points, with a kernel bandwidth by Scott's rule."""
     size, weights = points.shape[1], log_weights.softmax(0)
     centered = points - weights @ points
     covariance = centered.mT @ (weights[:, None] * centered)

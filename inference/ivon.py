@@ -46,7 +46,7 @@ class IVON(Optimizer):
     :param int num_samples: draws of a step.
     :param int seed: of the draws, which are the same in a training that goes on from a checkpoint.
     :raises ValueError: for numbers out of range, in groups too.
-    :raises TypeError: for parameters that are no floating-point tensors.
+    :raises TypeError: for parameters that are not floating-point tensors.
 
     [1] Y. Shen and others (2024), Variational learning is effective for large deep networks.
 
@@ -109,7 +109,7 @@ class IVON(Optimizer):
 
         :param dict param_group: ``"params"``, and settings that are not those of the others.
         :raises ValueError: for settings out of range, or parameters that are not finite.
-        :raises TypeError: for parameters that are no floating-point tensors.
+        :raises TypeError: for parameters that are not floating-point tensors.
         """
         checks.mapping("param_group", param_group, "a dict with params")
         _check_settings({**self.defaults, **param_group})

@@ -72,7 +72,7 @@ class MCMC(Driver):
     :param Sequence extra_fields: fields of the state of the sampler to record at each draw, such as
         ``"momentum"`` of :class:`~pyro_ext.inference.SGHMC`; :meth:`get_extra_fields` gives them.
     :param EarlyStopping early_stopping: when to stop before all samples are drawn.
-    :raises TypeError: for a kernel that is none, or an argument that there is not.
+    :raises TypeError: if ``kernel`` is not an MCMC kernel, or for an unknown argument.
     :raises ValueError: for numbers out of range.
 
     Example::
@@ -267,7 +267,7 @@ class MCMC(Driver):
         r"""Effective sample size and split R-hat of each site, and what happened to the chains.
 
         An effective sample size of more than :math:`S \log_{10} S`, for :math:`S` draws, counts as
-        that. It comes of draws that alternate around their mean, whose sizes the usual formula
+        that. It occurs for draws that alternate around their mean, whose sizes the usual formula
         makes huge or negative.
 
         :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers, and of numbers of

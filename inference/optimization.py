@@ -34,7 +34,7 @@ def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor
 
 
 class Minimum(NamedTuple):
-    """Where the search for the minimum of each problem has ended.
+    """Result of the search for the minimum of each problem.
 
     :param Tensor position: **Shape:** ``(num_problems, size)``.
     :param Tensor value: of the function there. **Shape:** ``(num_problems,)``.
@@ -246,7 +246,7 @@ class _Point(NamedTuple):
 
 
 class _Rays(NamedTuple):
-    """Where the steps of some problems start, and where they lead."""
+    """Starting points and steps of some problems."""
 
     position: Tensor
     value: Tensor
@@ -276,7 +276,7 @@ class _History:
             self.pairs = [(s[chosen], y[chosen], r[chosen]) for s, y, r in self.pairs]
 
     def length(self, last: Tensor) -> Tensor:
-        """How far to go next: the whole direction, whose scale needs curvature in the last step."""
+        """Return the initial step length: one, or without positive curvature twice the last."""
         return torch.where(self.pairs[-1][2] > 0, 1.0, 2.0 * last)
 
     def direction(self, gradient: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ def consistency(
     :param float weight: :math:`w`.
     :param str name: name of the factor.
     :returns: the handler, which takes a model and returns one.
-    :raises ValueError: as the model runs, for a name that is no site of model or teacher, where
-        the divergence is not known, or where it depends on a site that is enumerated in a plate.
+    :raises ValueError: when the model runs, for a name that is not a site of model or teacher, if
+        the divergence is not known, or if it depends on a site that is enumerated in a plate.
 
     [1] Y. Lee, J. Willette, J. Kim, J. Lee, S. J. Hwang (2023), Exploring the role of mean teachers
     in self-supervised masked auto-encoders.
@@ -145,7 +145,7 @@ def _empty_store() -> Iterator[None]:
 
 
 class _Seen(Messenger):
-    """What a model samples and from what; values of another run take the place of its own."""
+    """Records a model's samples and their distributions, and substitutes values of another run."""
 
     def __init__(self, given: dict[str, Tensor] | None = None) -> None:
         super().__init__()

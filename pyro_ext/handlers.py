@@ -40,8 +40,8 @@ def replace_observations(
         its full size, but one of which the model itself picks a part (``subsample=...``) with the
         elements it picks. **Shape:** ``(*batch, *event)`` each.
     :returns: the model that observes them.
-    :raises ValueError: as it runs, for a name that is no site of the model or a deterministic one,
-        and for values that do not have the size of a plate.
+    :raises ValueError: when it runs, for a name that is not a site of the model or is a
+        deterministic site, and for values that do not have the size of a plate.
 
     Example::
 
@@ -113,8 +113,8 @@ def obs_dropout(
     :param float rate: probability with which an observed entry is hidden, from 0 to 1.
     :param generator: which the masks are drawn from, by default PyTorch's global one.
     :returns: the handler.
-    :raises ValueError: for a rate out of range; as the model runs, for a name that is no site of it
-        or a latent one, and for values that are no mask.
+    :raises ValueError: for a rate out of range; when the model runs, for a name that is not a site
+        or is a latent one, and for values that are not a mask.
 
     [1] S. Kim, H. Kim, E. Yun, H. Lee, J. Lee, J. Lee (2023), Probabilistic imputation for
     time-series classification with missing data.
@@ -149,9 +149,9 @@ def purify(
     event_dim=3)`` does: what comes after sees what the purifier makes of them. Other handlers that
     give sites their values, such as :func:`pyro.poutine.condition`, belong inside.
 
-    The purifier gets the elements that the model looks at, of a plate that subsamples those of the
-    subsample, with all dimensions of plates made one. If it is random, each run of the model draws
-    anew: right for predictions, while a sampler should be given data that were purified once.
+    The purifier gets the elements that the model sees, only the subsample of a subsampled plate,
+    with all plate dimensions flattened into one. If it is random, each run of the model draws
+    again: right for predictions, while a sampler should be given data that were purified once.
 
     :param Callable purifier: maps values ``(n, *event)`` to the same shape, such as an
         :class:`~pyro_ext.models.diffusion.AdaptiveScorePurifier`.
@@ -160,8 +160,8 @@ def purify(
         default those of the event of each site. It is needed, 3 for images, where all of a value
         is one event: an input named without ``event_dim``, a single image.
     :returns: the handler.
-    :raises ValueError: as the model runs, for a name that is no site of it or a latent one, where
-        ``event_dim`` is needed or too large, and where the purifier changes a shape.
+    :raises ValueError: when the model runs, for a name that is not a site or is a latent one, if
+        ``event_dim`` is missing or too large, and if the purifier changes a shape.
 
     Example::
 
@@ -346,7 +346,7 @@ class _ObsDropout(_ChangesObserved):
                 f"sites names {msg['name']!r}, which must be a mask, of True and False or of one "
                 f"and zero, got {checks.shown(mask)}"
             )
-        # Plates outside of the handler have not yet told the site of themselves.
+        # Plates outside of the handler have not yet been added to the site's message.
         sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
         for frame in _PYRO_STACK:
             if isinstance(frame, IndepMessenger) and frame.dim is not None:
@@ -361,7 +361,7 @@ class _ObsDropout(_ChangesObserved):
 
 
 class _Purify(_ChangesObserved):
-    """Gives observed sites and inputs the values that a purifier makes of theirs."""
+    """Replaces the values of observed sites and inputs by their purified versions."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a person says about images: whether they show a concept, or which show more of it.
+"""Ratings of images by a person: whether they show a concept, or which show more of it.
 
 ``pyro-ext rate FOLDER`` writes a page with the images of a folder in it, which a person opens in a
 browser, here or elsewhere. The page saves the answers as a file, ``pyro-ext rate FOLDER --answers
@@ -41,7 +41,7 @@ IMAGE_TYPES = {
 
 
 class RatedImages(NamedTuple):
-    """What a file of ratings says."""
+    """Contents of a file of ratings."""
 
     concept: str  #: what was asked about
     labels: dict[str, bool]  #: by file name, whether the image shows the concept
@@ -103,7 +103,7 @@ def rating_page(
     :param int seed: decides in which order images are shown.
     :returns: the page.
     :raises ValueError: where too few images are left, or they are too large, or the folder's
-        ratings answer another question or are none.
+        ratings file is invalid or answers another question.
     :raises OSError: where an image cannot be read.
 
     Example::
@@ -159,7 +159,7 @@ def add_ratings(folder: str | os.PathLike[str], path: str | os.PathLike[str]) ->
     :param folder: the images.
     :param path: what the page has saved. Its answers count instead of earlier ones.
     :returns: all answers of the folder.
-    :raises ValueError: where the file is none of ratings, answers another question than the
+    :raises ValueError: if the file does not hold ratings, answers another question than the
         folder's ratings, or is about images that are not in the folder.
     :raises OSError: where a file cannot be read or written.
     """

@@ -85,7 +85,7 @@ MODELS = {
 def moments(draws: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     """Mean, standard deviation and the standard error of the mean of all coordinates.
 
-    Positive sites are taken in logarithms: means of heavy tails say little.
+    Positive sites are on the log scale, since means of heavy tails are uninformative.
     """
     result = {}
     for name, values in draws.items():

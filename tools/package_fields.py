@@ -1,4 +1,4 @@
-"""What packages of Debian depend on, from the list of a release."""
+"""Dependencies of Debian packages, from the package list of a release."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -109,7 +109,7 @@ class AutoAdjointSampler(AutoContinuous):
         progress: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Train until there have been so many steps in all.
+        """Train until ``num_steps`` steps have been taken in total.
 
         :param args: arguments of the model; those of the first call in a later one without any.
         :param int num_steps: number of steps of the optimizer, those of earlier calls included.
@@ -250,13 +250,13 @@ class AutoAdjointSampler(AutoContinuous):
 
 
 def _are_same(one: Any, other: Any) -> bool:
-    """Whether arguments are equal."""
+    """Tell whether two sets of arguments are equal."""
     (leaves, spec), (others, other_spec) = pytree.tree_flatten(one), pytree.tree_flatten(other)
     return spec == other_spec and all(map(_is_same, leaves, others))
 
 
 def _is_same(leaf: Any, other: Any) -> bool:
-    """Whether leaves of arguments are equal, tensors in how they are stored, too."""
+    """Tell whether two leaves are equal, for tensors also in layout, device and dtype."""
     if leaf is other or not (isinstance(leaf, Tensor) and isinstance(other, Tensor)):
         return leaf is other or np.array_equal(leaf, other)
     kinds = [(x.layout, x.device, x.dtype) for x in (leaf, other)]

@@ -37,7 +37,7 @@ class Transition(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    r"""What importance weights say of the normalizer and of the draws.
+    r"""Estimates of the normalizer and the quality of the draws by importance weights.
 
     :param float log_normalizer: the logarithm of the mean weight, an estimate of :math:`\log Z`.
     :param float lower_bound: the mean of the log weights, which is below :math:`\log Z`.
@@ -69,16 +69,16 @@ class MatchingOptions(TypedDict, total=False):
 
 
 class AdjointMatching(ABC):
-    r"""What both samplers are: a linear diffusion from zero, and the control learned for it.
+    r"""Base class of both samplers: a linear diffusion from zero, and the control learned for it.
 
-    In rounds it simulates draws with the control it has, takes the gradient of the terminal cost at
-    each of them once, and then regresses the control on these gradients for many steps: at a random
-    time :math:`t`, at a state :math:`x_t` of the uncontrolled diffusion from zero to the draw
-    :math:`x_1`,
+    In each round it simulates draws with the current control, computes the gradient of the terminal
+    cost once for each draw, and then regresses the control on these gradients for many steps: at a
+    random time :math:`t`, at a state :math:`x_t` of the uncontrolled diffusion from zero to the
+    draw :math:`x_1`,
 
     .. math:: \lambda_t \tfrac12 \| u(t, x_t) + C_t \nabla g(x_1) \|^2 .
 
-    The draws of a few rounds are kept. A subclass says what diffusion and cost are.
+    The draws of a few rounds are kept. A subclass defines the diffusion and the cost.
 
     :param control: a module that maps times ``(n,)`` and states ``(n, *event)`` to controls
         ``(n, *event)``, such as :class:`~pyro_ext.inference.adjoint.ControlNetwork`; its parameters
@@ -89,7 +89,7 @@ class AdjointMatching(ABC):
     :param int batch_size: draws that a step of the optimizer takes.
     :param int num_rounds_kept: rounds whose draws are kept.
     :param float clip_norm: to which the norm of the gradient at each draw is clipped. Clipping
-        biases what is learned; ``clipped_fraction`` tells how often it happens.
+        biases what is learned; ``clipped_fraction`` is how often it happens.
     :param optimizer: as of :class:`~pyro_ext.inference.Trainer`, by default Adam with the learning
         rate 0.003.
     :param Callable scheduler: likewise.
@@ -166,7 +166,7 @@ class AdjointMatching(ABC):
 
     @abstractmethod
     def _pull(self, t: Tensor) -> Tensor:
-        """What the gradient at the end is multiplied by for the times ``(n,)``."""
+        """Return the factor by which the terminal gradient is multiplied at times ``(n,)``."""
 
     @abstractmethod
     def _weight(self, t: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class AdjointMatching(ABC):
 
     @property
     def trainer(self) -> Trainer:
-        """What takes the steps.
+        """Trainer that takes the steps.
 
         :raises ValueError: where the control has nothing to learn.
         """
@@ -215,7 +215,7 @@ class AdjointMatching(ABC):
         return self.trainer.step(self._loss)
 
     def fit(self, num_steps: int, **training: Unpack[TrainingOptions]) -> Self:
-        """Train until there have been so many steps in all, as :meth:`Trainer.run` does.
+        """Train until ``num_steps`` steps have been taken in total, as :meth:`Trainer.run` does.
 
         :param int num_steps: number of steps, those of earlier calls included.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`; the

@@ -1,4 +1,4 @@
-"""How strong the noise of a diffusion from zero is in the course of time."""
+"""Noise schedules of a diffusion from zero."""
 
 import math
 from abc import ABC, abstractmethod

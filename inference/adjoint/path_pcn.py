@@ -20,7 +20,7 @@ class PathModel:
     Its sites are the whitened modes ``"z"``, standard normal a priori, and ``"path"``, which
     follows from them; its factor is :math:`e^{-U}`. Any kernel and any guide takes it.
 
-    :param DirichletOU reference: says what the modes are and where the ends.
+    :param DirichletOU reference: defines the modes and the end points.
     :param path_energy: :math:`U`, a function of paths ``(*batch, num_points, dim)`` and their grid.
     :param Tensor grid: points of the paths, as of
         :class:`~pyro_ext.inference.FunctionalAdjointSampler`. **Shape:** ``(num_points,)``.

@@ -162,7 +162,7 @@ class MetaTrainer:
         return loss
 
     def fit(self, num_iterations: int, progress: bool = True) -> Self:
-        """Train until there have been so many iterations in all.
+        """Train up to a total number of iterations.
 
         On Ctrl-C it ends after the iterations that are complete.
 

@@ -58,7 +58,7 @@ class AmortizedMixtureGuide(AutoGuide):
         one that can be negative.
     :param str scales: name of the site of scales, likewise. By default it is the one that cannot.
     :param float least_scale: what is added to the softplus.
-    :raises TypeError: for a model that can't be called, or a network that is no module.
+    :raises TypeError: for a model that can't be called, or a network that is not a module.
     :raises ValueError: at the first call, for a model without such sites or with more of them, and
         for a network whose outputs do not fit.
 
@@ -420,7 +420,7 @@ def _base(support: Any) -> Any:
 
 
 def _role_of(support: Any) -> str:
-    """What a site with this support would be."""
+    """Return the role that the support gives a site: weights, locations or scales."""
     support = _base(support)
     if isinstance(support, type(constraints.simplex)):
         return "weights"
@@ -429,7 +429,7 @@ def _role_of(support: Any) -> str:
 
 
 def _is_positive(support: Any) -> bool:
-    """Whether zero is the only bound."""
+    """Tell whether zero is the only bound of a support."""
     support = _base(support)
     is_half_line = isinstance(support, constraints.greater_than | constraints.greater_than_eq)
     return is_half_line and bool((torch.as_tensor(support.lower_bound) == 0).all())

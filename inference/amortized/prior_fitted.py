@@ -57,11 +57,11 @@ class PriorDataFittedNetwork:
     and all, so that among given points predictions become too sure.
 
     Predictions hold for data that the prior might have drawn, with numbers of points that training
-    has seen; elsewhere they mean nothing, and a warning says what the range is. They are of each
+    has seen; elsewhere they are meaningless, and a warning states the valid range. They are of each
     value by itself, not of all together.
 
-    :param Callable prior: a Pyro model of ``x``. If it takes ``num_context`` by keyword, it is told
-        how many points are given. It is run for many draws at once by :func:`torch.vmap` where that
+    :param Callable prior: a Pyro model of ``x``. If it has a parameter ``num_context``, it receives
+        the number of context points. It makes many draws at once by :func:`torch.vmap` where that
         works, otherwise one by one. ``None`` for a network that predicts only.
     :param torch.nn.Module net: maps ``(xc, yc, xq)`` to logits as :class:`PriorFittedTransformer`,
         which is the default.
@@ -262,7 +262,7 @@ class PriorDataFittedNetwork:
         return self
 
     def _identity(self, num_steps: int) -> dict[str, Any]:
-        """What a checkpoint is compared by: settings, and what the prior draws, rounded."""
+        """Describe what a checkpoint is compared by: settings and rounded draws from the prior."""
         names = ("warm_up", "num_points", "context", "least_context", "regress_context")
         curves = self._curves(spawn_seed(self.seed, 3), 2)
         drawn = {"borders": self._known_borders(curves.y), "inputs": curves.x, "values": curves.y}
@@ -339,7 +339,7 @@ class PriorDataFittedNetwork:
         return torch.stack([draw_one(row) for row in x])
 
     def _told(self, num_context: int) -> dict[str, int]:
-        """What the prior is told by keyword."""
+        """Return the keyword arguments of the prior."""
         assert self.prior is not None
         parameters = inspect.signature(self.prior).parameters
         return {"num_context": num_context} if "num_context" in parameters else {}

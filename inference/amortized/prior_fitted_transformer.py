@@ -71,7 +71,7 @@ class PriorFittedTransformer(nn.Module):
         )
 
     def settings(self) -> dict[str, int | bool]:
-        """What the constructor was given."""
+        """Return the arguments of the constructor."""
         names = ("num_bars", "num_features", "width", "num_layers", "num_heads", "log_inputs")
         return {name: getattr(self, name) for name in names}
 
@@ -112,7 +112,7 @@ class PriorFittedTransformer(nn.Module):
             )
 
     def _seen(self, x: Tensor) -> Tensor:
-        """What tokens know of inputs."""
+        """Return the inputs as tokens see them, with their logarithms if ``log_inputs`` is set."""
         return torch.cat([x, x.log()], -1) if self.log_inputs else x
 
     def forward(self, xc: Tensor, yc: Tensor, xq: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def single_draw_loss(log_likelihood: Tensor) -> Tensor:
 
 
 def check_draws(num_steps: int, num_samples: int, thinning: int) -> None:
-    """Check that so many draws fit into so many steps."""
+    """Check that the number of draws fits into the number of steps."""
     checks.integer("num_steps", num_steps, 1)
     checks.integer("num_samples", num_samples, 1)
     checks.integer("thinning", thinning, 1)

@@ -29,7 +29,7 @@ class OwnMemory(TorchFunctionMode):
 
 
 def can_be_vectorized(draw: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a model draws for all rows at once what it would draw for each."""
+    """Check that a model can draw for all rows at once."""
     try:
         return len(vectorized(draw, x)) == len(x)
     except (RuntimeError, TypeError, NotImplementedError):

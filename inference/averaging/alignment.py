@@ -220,7 +220,7 @@ def align_units(module_a: nn.Module, module_b: nn.Module, inputs: Tensor) -> nn.
 
 
 def _orders(units: _Units, graphs: list[fx.GraphModule], inputs: Tensor) -> dict[int, Tensor]:
-    """Which unit of the second network comes where, for each set of units."""
+    """Find the permutation of the second network's units that best matches the first, by set."""
     fixed = {units.root(number) for number in units.fixed}
     reads = {node: axis for node, axis in units.reads if units.root(axis.units) not in fixed}
     readers = [_Reader(graph, set(reads)) for graph in graphs]

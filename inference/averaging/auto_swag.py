@@ -85,7 +85,7 @@ class AutoSWAG(AutoContinuous):
 
     @property
     def num_collected(self) -> int:
-        """Number of points that were taken in."""
+        """Number of points collected so far."""
         return 0 if self.prototype_trace is None else int(self.swag_num_collected)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

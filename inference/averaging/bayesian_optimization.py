@@ -1,7 +1,7 @@
 """Bayesian optimization of one objective or several, by asking for a point and telling its values.
 
-A search is a function of its seed and of what it was told: nothing else has to be kept to go on
-with it elsewhere.
+A search depends only on its seed and the evaluations it was given: nothing else has to be kept to
+continue it elsewhere.
 """
 
 import math
@@ -38,19 +38,19 @@ class BayesianOptimizer:
     The first points are a scrambled Sobol sequence. Then each objective gets a Gaussian process on
     inputs scaled to the unit box and standardized values, with a Matern kernel of smoothness 5/2
     and a noise term, since metrics are step functions. Its length scales and noise are those of
-    largest posterior density under the priors of [1]. Where the expected gain is largest is asked
-    for next: of one objective over the best mean of a point told, of two
+    largest posterior density under the priors of [1]. The next point maximizes the expected
+    improvement: for one objective, over the best posterior mean at the evaluated points; for two,
     :func:`~pyro_ext.inference.averaging.expected_hypervolume_improvement` over the front of these
     means.
 
-    An evaluation that failed, with NaN or infinity for a value, counts as the worst of those that
-    have not, so that the search goes on elsewhere.
+    A failed evaluation, whose value is NaN or infinite, counts as the worst of those that
+    succeeded, so that the search moves elsewhere.
 
     :param Tensor bounds: least and largest inputs. **Shape:** ``(2, num_inputs)``.
     :param Tensor reference: where all objectives are worthless, for two of them; ``None`` for one
         objective. **Shape:** ``(2,)``.
-    :param int num_initial: number of points of the Sobol sequence, points that were told before
-        anything was asked among them; by default as many as inputs, at least two.
+    :param int num_initial: number of points of the Sobol sequence, including points that were added
+        before the first query; by default the number of inputs, and at least two.
     :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
     :raises ValueError: for bounds out of order, shapes that do not fit, numbers that are not
         finite, and other numbers of objectives.
@@ -103,7 +103,7 @@ class BayesianOptimizer:
         )
         self.seed = fresh_seed(seed)
         self.x = self.bounds.new_empty(0, num_inputs)
-        """Points told. **Shape:** ``(num_points, num_inputs)``."""
+        """Evaluated points. **Shape:** ``(num_points, num_inputs)``."""
         self.y = self.bounds.new_empty(0, self.num_objectives)
         """Their values. **Shape:** ``(num_points, num_objectives)``."""
 
@@ -155,7 +155,7 @@ class BayesianOptimizer:
         """The point with the largest value of the first objective.
 
         :returns: **Shape:** ``(num_inputs,)``.
-        :raises ValueError: before finite values were told.
+        :raises ValueError: if no evaluation so far is finite.
         """
         is_good = _is_good(self.y)
         if not bool(is_good.any()):
@@ -283,7 +283,7 @@ class BoTorchOptimizer(BayesianOptimizer):
 
 
 def _is_good(y: Tensor) -> Tensor:
-    """Which evaluations have not failed."""
+    """Return a mask of the evaluations that did not fail."""
     return y.isfinite().all(-1)
 
 

@@ -18,11 +18,11 @@ class BezierPath(nn.Module):
 
     Every parameter runs along :math:`P(r) = (1-r)^2 a + 2 r (1-r) c + r^2 b` for :math:`r` from 0
     to 1, where :math:`c` is that of the module ``control``. The ends are frozen copies; minimizing
-    the loss at a position that is drawn anew for each minibatch makes a path of low loss. One that
-    is not trained, from the mean, is the straight line.
+    the loss at a new random position for each minibatch makes a path of low loss. An untrained
+    path, with the mean as control point, is the straight line.
 
-    Buffers are those of the first network, but for statistics of batch normalization:
-    :meth:`module_at` estimates these anew.
+    Buffers are those of the first network, except for batch norm statistics, which
+    :meth:`module_at` estimates again.
 
     :param torch.nn.Module module_a: the network at :math:`r = 0`.
     :param torch.nn.Module module_b: one with the same parameters, at :math:`r = 1`.

@@ -20,7 +20,7 @@ from pyro_ext.inference.averaging.weight_averages import check_statistics, updat
 from pyro_ext.random import fresh_seed
 
 _FORMAT = "fusion 1"
-_LEAST = 1e-6  # of an input: all zeros are no average
+_LEAST = 1e-6  # of an input, since coefficients that are all zero define no average
 _SIGNS = {"maximize": 1.0, "minimize": -1.0}
 
 
@@ -122,7 +122,7 @@ class CheckpointCollector:
 
 
 class FusionHistory(NamedTuple):
-    """What was evaluated: single checkpoints, then a Sobol sequence, then what was searched.
+    """Evaluations: single checkpoints, then a Sobol sequence, then the points of the search.
 
     :param Tensor coefficients: of the checkpoints, which sum to one. **Shape:** ``(n, K)``.
     :param Tensor values: of the objectives, as they were returned. **Shape:** ``(n, J)``.
@@ -162,7 +162,7 @@ class ModelFusion:
     :param Mapping objectives: ``"maximize"`` or ``"minimize"`` for each objective to optimize, the
         one first by which the best network is chosen.
     :param Iterable batches: minibatches of inputs for a module with batch normalization, whose
-        statistics are taken anew of each average, as by
+        statistics are recomputed for each average, as by
         :func:`~pyro_ext.inference.averaging.update_batch_norm`.
     :param Callable optimizer: :class:`~pyro_ext.inference.averaging.BayesianOptimizer` for one or
         two objectives, or :class:`~pyro_ext.inference.averaging.BoTorchOptimizer`.
@@ -226,7 +226,7 @@ class ModelFusion:
         self.seed = fresh_seed(seed)
         self._x: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._search()  # what it refuses is refused now
+        self._search()  # so that invalid settings raise an error now
 
     def __repr__(self) -> str:
         return f"ModelFusion({self.num_checkpoints} checkpoints, {len(self._x)} evaluations)"
@@ -395,7 +395,7 @@ class ModelFusion:
             )
 
     def _is_good(self) -> Tensor:
-        """Which evaluations are finite."""
+        """Return a mask of the finite evaluations."""
         return torch.tensor([bool(one.isfinite().all()) for one in self._values], dtype=torch.bool)
 
     def _normalized(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a set of points with several objectives is worth, and what one more is expected to add."""
+"""Pareto fronts, their hypervolume, and its expected improvement by another point."""
 
 import math
 
@@ -9,7 +9,7 @@ from pyro_ext._lib import checks
 
 
 def pareto_mask(points: Tensor) -> Tensor:
-    """Which points no other point dominates, with all objectives maximized.
+    """Return a mask of the Pareto-optimal points, with all objectives maximized.
 
     A point dominates another if it is nowhere less and somewhere more, so that of equal points
     either all are in the mask or none is.

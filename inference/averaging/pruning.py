@@ -146,7 +146,7 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-    r"""How much a loss depends on each weight, :math:`|w\,\partial L / \partial w|` [1].
+    r"""Return the SNIP score of each weight, :math:`|w\,\partial L / \partial w|` [1].
 
     :param torch.nn.Module module: the network, mostly before training; its statistics of batch
         normalization stay as they are.
@@ -175,7 +175,7 @@ def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tens
 
 
 def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    r"""How much of a flow from inputs to outputs goes through each weight [1].
+    r"""Return the SynFlow score of each weight, its share in a flow from inputs to outputs [1].
 
     The flow :math:`R` is the sum of the outputs of the network with absolute weights at an input of
     ones, and scores are :math:`|w|\,\partial R / \partial |w|`. No data enter. Prune in many

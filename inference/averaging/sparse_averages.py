@@ -33,7 +33,7 @@ _SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
 
 
 class SparseAverage(NamedTuple):
-    """What a cycle of :class:`SparseWeightAveraging` leaves.
+    """Result of a cycle of :class:`SparseWeightAveraging`.
 
     :ivar dict state: parameters and buffers of the average, as of ``state_dict``.
     :ivar dict masks: by name, which weights are present; empty in the first cycle.
@@ -350,7 +350,7 @@ class SparseWeightAveraging:
         return network
 
     def _identity(self, batches: ShuffledBatches) -> dict[str, Any]:
-        """What a checkpoint is compared by."""
+        """Describe the settings and data that a checkpoint is compared by."""
         tensors = {"module": dict(self.module.state_dict()), "masks": self.pruner.masks}
         names = ("ticket_epochs", "cycle_epochs", "swa_start", "swa_lr", "num_particles")
         identity: dict[str, Any] = comparable(
@@ -373,7 +373,7 @@ class SparseWeightAveraging:
         batches: ShuffledBatches,
         train: Callable[[Path | None], tuple[dict[str, Tensor], list[float]]],
     ) -> tuple[dict[str, Tensor], list[float]]:
-        """What a file holds, or what training leaves, which goes on from what it left."""
+        """Read a training result from its file, or train, resuming where possible, and save it."""
         if path is None:
             return train(None)
         identity = self._identity(batches)
@@ -402,7 +402,7 @@ class _Particles(nn.Module):
     ) -> None:
         super().__init__()
         weights, buffers = stack_module_state([network] * number)
-        self._shared = network, loss  # in a tuple, so that it is no part of this module
+        self._shared = network, loss  # in a tuple, so that it is not registered as a submodule
         self._names = list(weights), list(buffers)
         self._masks = [masks.get(name) for name in weights]
         self.weights = nn.ParameterList(
@@ -437,7 +437,7 @@ class _Particles(nn.Module):
         return dict(zip(self._names[0], self.weights, strict=True))
 
     def averages(self) -> dict[str, Tensor]:
-        """Mean of the samples of each particle, or its weights where there are none."""
+        """Return the mean of each particle's samples, or its weights if it has no samples."""
         if self.swa.num_collected:
             return self.swa.weights()
         return {name: weight.detach() for name, weight in self.named().items()}

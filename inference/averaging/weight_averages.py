@@ -179,12 +179,13 @@ class SWA:
     # Collecting ----------------------------------------------------------------------------------
 
     def collect(self, weights: Any) -> Self:
-        """Take in weights; nothing of theirs is changed or kept.
+        """Add weights to the average; they are neither changed nor kept.
 
         :param weights: a module, a vector, tensors by name or a parameter store.
         :returns: the collector itself.
         :raises ValueError: for weights that are not finite, or of other shapes than those before.
-        :raises TypeError: for weights that are none, or no floating-point numbers.
+        :raises TypeError: for anything that holds no weights, or weights that are not floating
+            point.
         """
         tensors = _tensors_of(weights)
         for name, tensor in tensors.items():
@@ -219,7 +220,7 @@ class SWA:
 
     @property
     def num_collected(self) -> int:
-        """How many times weights were taken in."""
+        """Number of weights collected so far."""
         return 0 if self._state is None else int(self._state.num_collected)
 
     @property
@@ -411,7 +412,7 @@ class SWAG(SWA):
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether a module has layers with running statistics of batches."""
+    """Tell whether a module has batch norm layers with running statistics."""
     return any(
         isinstance(part, _BatchNorm) and part.track_running_stats for part in module.modules()
     )

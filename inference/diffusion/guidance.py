@@ -71,7 +71,7 @@ class SafeLatentGuidance:
     Example::
 
         >>> zero, prompt, concept = torch.zeros(1), torch.ones(1), torch.ones(1)
-        >>> SafeLatentGuidance("max", 3.0)(zero, prompt, concept)  # equal ones are not told apart
+        >>> SafeLatentGuidance("max", 3.0)(zero, prompt, concept)  # equal predictions
         tensor([3.])
         >>> SafeLatentGuidance("max", 3.0)(zero, prompt, 2 * concept)
         tensor([-3.])
@@ -127,7 +127,7 @@ def guided_prediction(
     guidance: Any = 7.5,
     concept: Tensor | None = None,
 ) -> Prediction:
-    """What :func:`denoise` follows: a U-Net of diffusers under prompts, with guidance.
+    """Build the prediction for :func:`denoise` from a Diffusers U-Net, prompts and guidance.
 
     The prompts of a call go through the network as one batch.
 

@@ -19,8 +19,8 @@ class DiffusionSampler(TorchDistribution):
     """Images of a text-to-image diffusion model, drawn but without a density.
 
     It stands in :func:`pyro.sample` where a model is run forward: in
-    :class:`~pyro.infer.Predictive`, in simulations, in likelihood-free inference. What needs
-    :meth:`log_prob` says that there is none. Draws have no gradient.
+    :class:`~pyro.infer.Predictive`, in simulations, in likelihood-free inference. Anything that
+    needs :meth:`log_prob` raises an error. Draws have no gradient.
 
     :param unet: a network of diffusers that takes ``encoder_hidden_states``. It is used in the mode
         that it is in.
@@ -107,18 +107,18 @@ class DiffusionSampler(TorchDistribution):
         guidance_scale: float = 7.5,
         num_steps: int = 50,
     ) -> Self:
-        """Images of a pipeline of Stable Diffusion, from its U-Net through its autoencoder.
+        """Build a sampler from a Stable Diffusion pipeline: its U-Net and its autoencoder.
 
-        :param pipeline: a ``StableDiffusionPipeline`` of diffusers; its safety checker is not
-            asked.
+        :param pipeline: a ``StableDiffusionPipeline`` of Diffusers; its safety checker is not
+            used.
         :param prompts: one, or a list of them, which is the batch.
         :param str negative_prompt: what guidance leads away from.
         :param float guidance_scale: of classifier-free guidance.
         :param int num_steps: of the scheduler.
-        :returns: the distribution of images, with pixels from -1 to 1 but for what the network
+        :returns: the distribution of images, with pixels from -1 to 1 unless the network
             overshoots.
-        :raises TypeError: for what is no such pipeline.
-        :raises ValueError: for prompts that the tokenizer does not know in full.
+        :raises TypeError: if ``pipeline`` is not such a pipeline.
+        :raises ValueError: for prompts with words that the tokenizer does not know.
         """
         parts = ("unet", "scheduler", "tokenizer", "text_encoder", "vae", "vae_scale_factor")
         if missing := [part for part in parts if not hasattr(pipeline, part)]:
@@ -199,7 +199,7 @@ class DiffusionSampler(TorchDistribution):
         return images.reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """There is none.
+        """Raise an error, since the density cannot be computed.
 
         :param Tensor value: images.
         :raises NotImplementedError: always; the message says what can be done instead.

@@ -87,7 +87,7 @@ def denoise(
             f"{stop}"
         )
     restart = getattr(predict, "restart", None)
-    if restart is not None:  # guidance with a memory starts anew
+    if restart is not None:  # guidance with a memory starts over
         restart()
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": generator} if takes_generator else {}

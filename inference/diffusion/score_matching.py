@@ -86,8 +86,8 @@ class NoiseConditionalScore(nn.Module):
         :param int level: index of the level; by default the second largest. Another one only
             rescales the score, since the network is the same.
         :returns: **Shape:** as ``x``.
-        :raises ValueError: for a level that there is not, and with batch norm or dropout in
-            training mode, where the score of one row would depend on others or on chance.
+        :raises ValueError: for a level out of range, and with batch norm or dropout in training
+            mode, where the score of one row would depend on other rows or be random.
         """
         level = checks.integer("level", level, 0)
         if level >= len(self.levels):

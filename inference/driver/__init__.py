@@ -1,1 +1,1 @@
-"""How chains run: in groups and in segments, between which their state is plain data."""
+"""Running chains: in groups and in segments, between which their state is plain data."""

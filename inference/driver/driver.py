@@ -1,4 +1,4 @@
-"""What drivers share: arguments, groups of chains, progress, checkpoints, interruption."""
+"""Base of the drivers: arguments, groups of chains, progress, checkpoints, interruption."""
 
 import math
 import time

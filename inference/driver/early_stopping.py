@@ -74,7 +74,7 @@ class EarlyStopping:
         }
 
     def is_satisfied(self, samples: Mapping[str, Tensor]) -> bool:
-        """Whether the draws will do.
+        """Tell whether the draws suffice.
 
         :param Mapping samples: draws of the quantities.
             **Shape:** ``(num_chains, num_draws, *event)`` each.

@@ -1,4 +1,4 @@
-"""What a run warns of at its end: divergences, chains that do not agree, draws too wide, ..."""
+"""Warnings at the end of a run: divergences, chains that do not agree, draws too wide, ..."""
 
 import math
 import warnings

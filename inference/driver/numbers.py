@@ -1,10 +1,10 @@
-"""What the next step of a kernel depends on besides its parameters: numbers, as plain data.
+"""State of a kernel that its next step depends on, besides its parameters, as plain data.
 
-Of Pyro's HMC and NUTS they are read from the objects. A kernel of its own says them by methods
-``read_state`` and ``write_state``; or has none, with an attribute ``keeps_no_state``, but for plain
-numbers that its warm-up sets, whose names are in an attribute ``adapted``. A kernel may say with an
-attribute ``has_known_state`` whether all of that holds, with ``adapts`` whether it needs a warm-up,
-and with ``most_warmup_steps`` how long that has to be at most.
+For Pyro's HMC and NUTS it is read from their objects. A custom kernel either has the methods
+``read_state`` and ``write_state``, or declares by the attribute ``keeps_no_state`` that it has no
+state except plain numbers set by its warm-up, whose names are in the attribute ``adapted``. The
+attribute ``has_known_state`` may tell whether all of that holds, ``adapts`` whether the kernel
+needs a warm-up, and ``most_warmup_steps`` the longest warm-up that it needs.
 """
 
 import random
@@ -60,7 +60,7 @@ def write_state(kernel: Any, tensors: Mapping[str, Tensor], tree: Mapping[str, A
 
 
 def _read_numbers(kernel: object) -> State:
-    """Numbers of a kernel and of what adapts it, but for models, which setup makes anew."""
+    """Return the numbers of a kernel and its adaptation, except models, which setup rebuilds."""
     tensors: dict[str, Tensor] = {}
     return tensors, _read_object(kernel, tensors)
 

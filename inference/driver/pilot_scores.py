@@ -1,4 +1,4 @@
-"""How far draws of pilot runs are from the posterior, by the kernel Stein discrepancy."""
+"""Distances of pilot draws from the posterior, by the kernel Stein discrepancy."""
 
 import math
 from collections.abc import Sequence

@@ -124,11 +124,11 @@ class PyroRunner:
         """Nothing is prepared: a kernel is set up for each chain."""
 
     def num_steps(self, num_draws: int) -> int:
-        """Return the number of steps that so many draws take."""
+        """Return the number of steps that a number of draws takes."""
         return self.plan.warmup_steps + num_draws * self.plan.thinning
 
     def segment(self, state: GroupState, until: int, seconds: float, report: Report) -> Segment:
-        """Run on until there are so many draws, or the time is over.
+        """Continue until ``until`` draws have been made, or the time is up.
 
         An error ends the chain, and so do values that are not finite.
         """
@@ -193,7 +193,7 @@ class PyroRunner:
         num_before: int,
         status: ChainStatus,
     ) -> Chunk:
-        """Draws of a segment and their statistics, after so many draws before."""
+        """Return the draws of a segment and their statistics, given the number of earlier draws."""
         statistics = {
             name: torch.tensor([entry[name] for entry in entries])[:, None] for name in entries[0]
         }
@@ -219,7 +219,7 @@ class PyroRunner:
             with named_arguments(getattr(self.kernel, "model", None), self.args, self.kwargs):
                 self._setup()
             params: dict[str, Tensor] = self.kernel.initial_params
-            # What cannot be recorded shall fail before any step.
+            # Quantities that cannot be recorded must fail before any step.
             self._samples([params])
             return params
         if self._live is not sampler:

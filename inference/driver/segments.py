@@ -17,7 +17,7 @@ ROWS_PER_CALL = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """How long chains warm up, and how often a draw is kept after that.
+    """Length of the warm-up, and thinning of the draws after it.
 
     :param int warmup_steps: steps before the first kept ones.
     :param int thinning: steps between two kept draws.
@@ -33,8 +33,8 @@ class KeptSteps:
     A draw is kept every ``thinning`` steps after the warm-up, where its step samples.
 
     :param Plan plan: how long to warm up, and how often to keep a draw.
-    :param VectorizedKernel kernel: tells which steps sample.
-    :raises ValueError: where no such step ever samples.
+    :param VectorizedKernel kernel: the kernel, which knows the steps that sample.
+    :raises ValueError: if no such step ever samples.
     """
 
     def __init__(self, plan: Plan, kernel: VectorizedKernel) -> None:
@@ -84,15 +84,15 @@ class GroupState:
         return all(chain.stopped_at is not None for chain in self.chains)
 
     def is_done(self, until: int) -> bool:
-        """Whether nothing is left to do for that many draws."""
+        """Tell whether ``until`` draws have been made or all chains have stopped."""
         return self.num_draws >= until or self.has_ended
 
 
 class Segment(NamedTuple):
-    """What a segment gave.
+    """Result of a segment.
 
     :param GroupState state: the state after it.
-    :param Chunk chunk: draws made in it, ``None`` where there are none.
+    :param Chunk chunk: draws made in it, or ``None`` if it made no draws.
     :param bool interrupted: whether Ctrl-C ended it.
     :param Mapping line: diagnostics for a progress bar.
     :param Exception error: what ended a chain, if an error did.
@@ -125,23 +125,23 @@ class Runner(Protocol):
 
     @property
     def backend(self) -> str | None:
-        """How steps run, where there is a choice."""
+        """Backend that runs the steps, if there is a choice."""
 
     @property
     def note(self) -> str:
-        """What a progress bar says before the first step."""
+        """Text of the progress bar before the first step."""
 
     def setup(self) -> None:
         """Prepare to run in this process."""
 
     def segment(self, state: GroupState, until: int, seconds: float, report: Report) -> Segment:
-        """Run on until there are so many draws, or the time is over.
+        """Continue until ``until`` draws have been made, or the time is up.
 
         An error in a chain ends this chain, which keeps the draws from before.
         """
 
     def num_steps(self, num_draws: int) -> int:
-        """Return the number of steps that so many draws take."""
+        """Return the number of steps that a number of draws takes."""
 
     def save(self, state: GroupState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Express the sampler's state as tensors and plain values."""

@@ -1,4 +1,4 @@
-"""Where draws and states go: memory, or a folder."""
+"""Storage of draws and states, in memory or in a folder."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

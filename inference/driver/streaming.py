@@ -34,7 +34,7 @@ class StreamingMCMC(Driver):
     :param int thinning: steps between two draws.
     :param initial_params: as for :class:`~pyro_ext.inference.MCMC`.
     :param options: what else that driver takes, up to ``quantities``.
-    :raises TypeError: for a kernel that is none.
+    :raises TypeError: if ``kernel`` is not an MCMC kernel.
     :raises ValueError: for numbers out of range.
 
     Example::
@@ -120,7 +120,7 @@ class StreamingMCMC(Driver):
         return r_hats
 
     def _diverging(self) -> Tensor | None:
-        """Whether draws come after a divergence, in no order."""
+        """Return a flag for each draw, as many of them true as diverged, in arbitrary order."""
         moments = self._complete(of_statistics=True).get(_DIVERGING)
         if moments is None:
             return None

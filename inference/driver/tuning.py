@@ -50,7 +50,7 @@ _ERRORS = 4.0
 
 @dataclass(frozen=True)
 class Trial:
-    """What the pilot runs told of one candidate.
+    """Result of the pilot runs for one candidate.
 
     :param dict settings: its settings, those of the grid.
     :param float score: estimate of the squared discrepancy of its last draws from the posterior,
@@ -73,7 +73,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What :func:`tune` found.
+    """Result of :func:`tune`.
 
     :param SGMCMCKernel kernel: a new kernel with the best settings.
     :param tuple trials: all candidates, the best first. Only scores of candidates that took equally
@@ -178,10 +178,10 @@ def tune(
     :param kwargs: keyword arguments of the model.
     :returns: the best kernel, not set up yet, and how all candidates did. After Ctrl-C it is the
         best that is known, once all candidates have had their first run.
-    :raises TypeError: for a kernel that is none of stochastic gradients.
+    :raises TypeError: if ``kernel`` is not a stochastic gradient kernel.
     :raises ValueError: for arguments out of range, an empty grid, a setting that the kernel does
         not have, or a value that it never takes.
-    :raises RuntimeError: where all candidates leave the finite numbers.
+    :raises RuntimeError: if the chains of all candidates diverge.
 
     [1] J. Coullon, L. South, C. Nemeth (2023), Efficient and generalizable tuning strategies for
     stochastic gradient MCMC.
@@ -449,7 +449,7 @@ class _Pilot:
 
 
 class _Search:
-    """Candidates, their pilot runs, and what these have told."""
+    """Candidates, their pilot runs, and the results so far."""
 
     def __init__(
         self,

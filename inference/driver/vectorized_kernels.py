@@ -84,7 +84,7 @@ class VectorizedRunner:
 
     @property
     def note(self) -> str:
-        """What a progress bar says before the first step."""
+        """Text of the progress bar before the first step."""
         return self.kernel.note
 
     def _begin(self, members: range) -> Chains:
@@ -98,16 +98,16 @@ class VectorizedRunner:
                 f"extra_fields must be among {list(chains.state._fields)}, the state of "
                 f"{type(self.kernel).__name__}; got {sorted(unknown)}"
             )
-        # Quantities that fail shall do so before any step.
+        # Quantities that fail must do so before any step.
         self._samples(chains.position[None])
         return chains
 
     def num_steps(self, num_draws: int) -> int:
-        """Return the number of steps that so many draws take."""
+        """Return the number of steps that a number of draws takes."""
         return self._kept(num_draws - 1)
 
     def segment(self, state: GroupState, until: int, seconds: float, report: Report) -> Segment:
-        """Run on until there are so many draws, or the time is over.
+        """Continue until ``until`` draws have been made, or the time is up.
 
         A chain that diverges, or whose model raises, keeps the draws from before; the others go on.
         Where they all take one step together in a graph, an error in it ends all of them.
@@ -238,10 +238,10 @@ class VectorizedRunner:
     def load(
         self, members: range, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> Chains:
-        """Make the sampler's state of what :meth:`save` gave."""
+        """Restore the sampler's state from the output of :meth:`save`."""
         return self.kernel.restored(members, self.seed, tensors, content)
 
 
 def _is_finite(positions: Tensor) -> Tensor:
-    """Which chains have, or had, finite values only."""
+    """Return a mask of the positions whose elements are all finite."""
     return torch.isfinite(positions).all(-1).cpu()

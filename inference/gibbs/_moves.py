@@ -1,4 +1,4 @@
-"""How the blocks of :class:`Gibbs` move their sites, for many chains side by side."""
+"""Moves of the blocks of :class:`Gibbs`, for many chains side by side."""
 
 import copy
 import math
@@ -41,13 +41,12 @@ _STREAM_OF_CHOICES = 1
 
 
 class Sweep(NamedTuple):
-    """Which sweep it is, and of which chains.
+    """A sweep of some chains.
 
     :param Sequence numbers: of the chains.
     :param int seed: of the run.
     :param int step: number of sweeps before.
-    :param dict errors: takes what Python raises for single chains, by index, or ``None`` where that
-        is to be raised.
+    :param dict errors: collects the exceptions of single chains, by index; ``None`` to raise them.
     """
 
     numbers: Sequence[int]

@@ -89,14 +89,14 @@ class Gibbs(VectorizedKernel):
     * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones, :class:`RandomWalk`,
       or another :class:`ConditionalUpdate`.
     * a kernel over partitions with conjugate clusters, for ``"assignment"`` and those sites of its
-      prior and cluster that it is to move; others of these it holds. Its auxiliary variable is
-      drawn anew each time.
+      prior and cluster that it is to move; it holds the others fixed. Its auxiliary variable is
+      redrawn each time.
     * a function of the values of all sites that returns a draw of its sites given the others.
 
     Chains run side by side. With blocks of Pyro's own kernels, of kernels over partitions, or of
     updates with a state of their own they run one after the other. Kernels are copied: those of
     the caller stay as they are, and can be used elsewhere. A run can have a checkpoint, for which
-    functions must depend on their arguments alone, and updates of one's own must say that they do,
+    functions must depend on their arguments alone, and custom updates must declare that they do,
     see :attr:`ConditionalUpdate.keeps_no_state`.
 
     :param blocks: kernels and names of sites, in the order in which they move.
@@ -301,7 +301,7 @@ class Gibbs(VectorizedKernel):
         state: SweepState = chains.state
         parts, errors = [*state.parts], self._errors
         is_dead = ~state.position.isfinite().all(-1)
-        # What has stopped goes on from where another chain is, and is of no account.
+        # Chains that have stopped continue from another chain's position; their draws are ignored.
         alive = int((~is_dead).int().argmax())
         position = torch.where(is_dead[:, None], state.position[alive], state.position)
         wanted, kept, rows = {*targets.tolist()}, list[int](), list[tuple[Tensor, ...]]()

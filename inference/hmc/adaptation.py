@@ -23,7 +23,7 @@ class DualAveraging(NamedTuple):
     """Search of each chain for the step size that has a given acceptance rate [1].
 
     :param Tensor log_step: of the next transition. **Shape:** ``(num_chains,)``, as all.
-    :param Tensor log_average: weighted mean of these, which is taken in the end.
+    :param Tensor log_average: weighted mean of these, which becomes the final step size.
     :param Tensor error: running mean of how much acceptance rates fell short.
     :param Tensor num_updates: number of transitions.
     :param Tensor center: what log step sizes are shrunk to.
@@ -123,9 +123,9 @@ def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = No
 
 
 def _finite(moments: Moments) -> tuple[Tensor, Moments]:
-    """Which chains are finite, and moments in which others have no draws.
+    """Return a mask of the finite chains, and the moments without the draws of the others.
 
-    A chain that is not finite, which stops in any case, shall tell the others nothing.
+    A chain that is not finite stops anyway and must not influence the others.
     """
     squares = moments.squares.flatten(1)
     is_finite = (moments.mean.isfinite() & squares.isfinite().all(1, True)).all(1)
@@ -150,8 +150,8 @@ def _together(moments: Moments) -> Moments:
 def first_factor(gradient: Tensor) -> Tensor:
     r"""Guess scales from the gradient where a chain starts: the square root of :math:`1 / |g|`.
 
-    Near a mode gradients are the rounding of numbers near zero and tell little: there all scales
-    are one, or not too unlike.
+    Near a mode, gradients are mostly rounding errors and carry little information: there all scales
+    are one, or at least similar.
 
     Shapes: gradient (num_chains, size); returns (num_chains, size).
     """
@@ -257,7 +257,7 @@ def axes_of_mean(covariance: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]
 
 
 class Windows(NamedTuple):
-    """What happens after which numbers of steps of a warm-up.
+    """Schedule of a warm-up, in numbers of steps.
 
     :param int first: steps before draws are collected.
     :param tuple updates: after these the mass matrices are estimated.
@@ -300,7 +300,7 @@ def growing_windows(warmup_steps: int) -> Windows:
         updates.add(step)
         step += min(max(1, step // 4), _MOST_BETWEEN)
     ordered = tuple(sorted(updates))
-    # Where the first draws were no good, masses have changed only by the first switch.
+    # If the first draws were poor, the masses have changed only at the first switch.
     searches = (*ordered[:1], *switches[:1])
     return Windows(0, ordered, tuple(switches), searches, symmetric)
 

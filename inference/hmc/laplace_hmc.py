@@ -45,7 +45,7 @@ class HMCState(NamedTuple):
 
 
 class _Preparation(NamedTuple):
-    """What is known of a posterior before its first draw.
+    """Preparation for sampling: the mode, the covariance factor and the trajectory length.
 
     :param Tensor mode: **Shape:** ``(size,)``.
     :param Tensor factor: of the covariance there. **Shape:** ``(size, size)``.
@@ -62,10 +62,10 @@ class LaplaceHMC(VectorizedKernel):
 
     The coordinates are those of the mode and of the second derivatives there. Trajectories of
     nearly a quarter of a period then give draws that are hardly correlated, and chains run side by
-    side. Each proposal is taken or not as Metropolis has it, so that the draws are from the
-    posterior itself, whatever its shape; the farther it is from a Gaussian, the more proposals are
-    lost, see ``acceptance_rate`` among the sample statistics. Chains start at draws of the Laplace
-    approximation, and hardly need a warm-up.
+    side. A Metropolis step accepts or rejects each proposal, so that the draws are from the exact
+    posterior, whatever its shape; the farther it is from a Gaussian, the more proposals are
+    rejected, see ``acceptance_rate`` among the sample statistics. Chains start at draws from the
+    Laplace approximation, and hardly need a warm-up.
 
     It is for posteriors of moderate size with one mode that matters, such as those of a coreset:
     the second derivatives of a thousand latent values take as many gradients. A model must see all

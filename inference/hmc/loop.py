@@ -44,7 +44,7 @@ _kept: OrderedDict[Any, tuple[list[Tensor], CompiledGraph]] = OrderedDict()
 
 
 class Trajectories(Protocol):
-    """How a sampler's trajectories begin and go on."""
+    """Rules by which a sampler's trajectories begin and continue."""
 
     def start(
         self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
@@ -63,7 +63,7 @@ class Trajectories(Protocol):
 
 
 class Inputs(NamedTuple):
-    """What iterations take besides what they carry on.
+    """Inputs of the iterations besides the state that they carry.
 
     :param Tensor uniforms: of leapfrog steps from ``first`` on.
         **Shape:** ``(num_iterations, num_chains, 4)``.
@@ -100,7 +100,7 @@ class Inputs(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What is recorded of transitions, of :class:`Outcome`."""
+    """Recorded fields of the :class:`Outcome` of transitions."""
 
     position: Tensor
     gradient: Tensor
@@ -118,7 +118,7 @@ def _recorded(outcome: Outcome) -> list[Tensor]:
 
 
 class Carried(NamedTuple):
-    """What an iteration takes and gives.
+    """State that an iteration receives and returns.
 
     :param Tensor iteration: a number.
     :param Tensor num_left: transitions that are left, of all chains.
@@ -397,7 +397,7 @@ class TransitionLoop:
         # Of short steps, since rounding decides where longer ones end up, and which leaf is chosen.
         search = carried.search._replace(log_step=carried.search.log_step - _SHORTER)
         begun = carried._replace(search=search, num_leapfrogs=carried.num_leapfrogs + number)
-        # No chain shall have made all of its transitions: what it does then is of no account.
+        # No chain may complete its transitions: what it does after that is arbitrary.
         limited = inputs._replace(
             limit=carried.iteration + 3,
             num_transitions=torch.full_like(inputs.num_transitions, len(inputs.noise)),

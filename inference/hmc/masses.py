@@ -27,8 +27,8 @@ from pyro_ext.potential import Layout
 MassEstimate = Literal["fisher", "variance"]
 FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 
-# A warm-up of 400 steps estimates from some 200 draws. In 100 dimensions these show directions that
-# are none where the posterior is not normal: of a horseshoe a fifth of the transitions diverged.
+# A warm-up of 400 steps estimates from some 200 draws. In 100 dimensions, these show spurious
+# directions if the posterior is not normal: for a horseshoe, a fifth of the transitions diverged.
 _MOST_LOW_RANK = 50
 # A trajectory that diverged within so many leapfrogs chose a point that is hardly another one.
 _FEW_STEPS = 8
@@ -196,7 +196,7 @@ class Masses:
                 if self._is_growing:
                     moments = add_draw(moments, position)
             return state.with_moments(moments, new)
-        # A chain that stayed, or diverged at once, tells nothing of the shape of the posterior.
+        # A chain that stayed, or diverged at once, has no information on the posterior's shape.
         previous = torch.cat([before[None], made.position[:-1]])
         has_gone = ~made.diverging | (made.num_steps > _FEW_STEPS)
         is_good = (made.position != previous).any(-1) & has_gone

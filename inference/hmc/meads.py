@@ -63,7 +63,7 @@ class MEADS(VectorizedKernel):
     together, and a chain's draws depend on the others.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
-    :param float step_size: in units of the largest stable one that gradients tell of.
+    :param float step_size: in units of the largest stable one, as estimated from gradients.
     :param float damping: least rate at which momenta are renewed early on, in steps.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
     :param options: ``potential_fn``, ``backend``, as of
@@ -138,7 +138,7 @@ class MEADS(VectorizedKernel):
         value, gradient = function(proposal)
         end = half - 0.5 * step_size[:, None] * scale * gradient
         log_ratio = state.value - value + 0.5 * (momentum.square() - end.square()).sum(-1)
-        is_taken = height.abs().log() < log_ratio  # not where the potential is no number
+        is_taken = height.abs().log() < log_ratio  # false if the potential is NaN
         is_moving = fold != number % _NUM_FOLDS
         taken, rejected = is_taken & is_moving, ~is_taken & is_moving
         column, still = taken[:, None], ~is_moving[:, None]
@@ -190,7 +190,7 @@ class MEADS(VectorizedKernel):
 
 
 def _folds(keys: Tensor, number: Tensor, dtype: torch.dtype) -> Tensor:
-    """Fold of each chain, at random anew once each of the folds has stood still."""
+    """Assign chains to folds at random, again after each of the folds has stood still once."""
     order = uniform(keys, number // _NUM_FOLDS, 1, stream=_STREAM_OF_FOLDS, dtype=dtype)[:, 0]
     # Which of two equal numbers comes first does not matter, but one of them has to.
     index = torch.arange(len(order), device=order.device)

@@ -1,9 +1,9 @@
 r"""Trajectories of Hamiltonian dynamics, one leapfrog step of many chains at a time.
 
 Positions are :math:`q = L z` with a factor :math:`L` of a covariance, and momenta those of
-:math:`z`, standard normal: the energy is :math:`U(q) + |p|^2 / 2`, and what turns is told by plain
-inner products whatever the mass matrix. Each chain is somewhere on a trajectory of its own; a
-function extends all of them by a step.
+:math:`z`, standard normal: the energy is :math:`U(q) + |p|^2 / 2`, and plain inner products detect
+U-turns whatever the mass matrix. Each chain is on a trajectory of its own; a function extends all
+of them by a step.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a trajectory leads to, and what is told of it.
+    """Outcome of a trajectory: the next draw and statistics.
 
     :param Tensor position: the next draw. **Shape:** ``(num_chains, size)``.
     :param Tensor gradient: of the potential there. **Shape:** ``(num_chains, size)``.
@@ -103,7 +103,7 @@ def leapfrog(
 
 
 def _energy_change(energy: Tensor, first: Tensor) -> Tensor:
-    """Energy above that of the first point; infinite where there is none."""
+    """Energy above that of the first point; infinite where it is not a number."""
     change = energy - first
     return torch.where(change.isnan(), torch.inf, change)
 
@@ -193,7 +193,7 @@ class Tree(NamedTuple):
     """A trajectory that doubles, forward or backward in time, until it turns.
 
     The new half is built leaf by leaf. Momenta of ``log2`` of its leaves are kept, those from which
-    a balanced subtree ends at the leaf at hand [1], so that each subtree's ends are compared.
+    a balanced subtree ends at the current leaf [1], so that each subtree's ends are compared.
 
     :param Tensor position: the last leaf's. **Shape:** ``(num_chains, size)``, as of the ends, the
         draw, the candidate and the sums of momenta.

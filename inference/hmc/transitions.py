@@ -10,11 +10,11 @@ from pyro_ext.posterior.modes import ValueAndGradient, finite_starts
 
 _LEAPFROG_STEPS = 6
 _LENGTH = 1.2
-"""How far a trajectory goes, in standard deviations of a Gaussian: nearly a quarter of a period."""
+"""Length of a trajectory, in standard deviations of a Gaussian: nearly a quarter of a period."""
 
 
 class Transition(NamedTuple):
-    """Where chains are after a transition.
+    """State of chains after a transition.
 
     :param Tensor position: **Shape:** ``(num_chains, size)``.
     :param Tensor value: :math:`U` there. **Shape:** ``(num_chains,)``.

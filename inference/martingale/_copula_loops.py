@@ -271,9 +271,9 @@ def prequential(
     num_orders, n = order.shape
     dimension, num_covariates = start_cdfs.shape[0], covariates.shape[0]
     number = directions.shape[0]
-    # Loops begin at zero, as the compiler has to know to make vectors of them, and cover multiples
-    # of what a processor takes at once. They go over observations that have been taken in already,
-    # and over some that don't exist, of which nothing is used.
+    # Loops begin at zero, which the compiler must know to vectorize them, and cover multiples of
+    # the vector width. They run over observations that have already been processed, and over
+    # padding whose results are not used.
     padded = -(-n // _AT_ONCE) * _AT_ONCE
     u, du = np.full((dimension, padded), 0.5), np.empty((number, dimension, padded))
     x, log_seen = np.zeros((num_covariates, padded)), np.zeros(padded)

@@ -1,4 +1,4 @@
-"""How far a functional still is from its limit, as a population grows."""
+"""Convergence of a functional to its limit, as a population grows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from pyro_ext._lib import checks
 
 
 class Drift(NamedTuple):
-    """How far a functional has moved as the population grew, averaged over draws and elements.
+    """Drift of a functional as the population grew, averaged over draws and elements.
 
     :param Tensor sizes: sizes of the population. **Shape:** ``(num_checks + 1,)``; the first is
         that of the data.
@@ -28,7 +28,7 @@ class Drift(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """How a functional moved in some draws."""
+    """Moves of a functional in some draws."""
 
     from_data: Tensor  # mean absolute distance over elements (num_checks + 1, num_draws)
     to_end: Tensor  # that to the last value

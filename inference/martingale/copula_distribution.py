@@ -114,7 +114,7 @@ _TABLE_REACH = 6.5
 
 
 class Future(NamedTuple):
-    """What has been added to the data by predictive resampling."""
+    """Future observations, which predictive resampling adds to the data."""
 
     keys: Tensor  # of the draws' random streams
     num_observed: int
@@ -123,7 +123,7 @@ class Future(NamedTuple):
 
 
 class CopulaState(NamedTuple):
-    """What a copula rule keeps of its populations, at knots of normal scores; none for vectors."""
+    """Populations of a copula rule, at knots of normal scores; no knots for vectors."""
 
     distribution: Any  # that of the data, at the queries where there are covariates
     cdfs: Tensor  # (num_draws, 1, num_queries * num_knots)
@@ -176,7 +176,7 @@ def future_knots(bandwidth: float, num_observed: int, per_scale: float = 6.0) ->
 
 
 def is_same(one: Tensor | None, other: Tensor) -> bool:
-    """Whether data are the same in type, shape and value."""
+    """Tell whether two data sets have the same dtype, shape and values."""
     return one is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
@@ -319,7 +319,7 @@ class CopulaDistribution(TorchDistribution):
 
     @abstractmethod
     def _table_scores(self) -> Tensor:
-        """Where the distribution of the data is tabulated, standardized."""
+        """Return the standardized points at which the distribution of the data is tabulated."""
 
     def _evaluate(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Conditional distribution functions and log densities of standardized coordinates."""

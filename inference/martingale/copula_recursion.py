@@ -210,7 +210,7 @@ def _split_among_threads(function: Callable[[slice], None], number: int) -> None
 
 
 def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
-    """Orders in which observations are taken in: random ones, or that of the data for zero."""
+    """Draw the orders in which to process observations; for zero, return that of the data."""
     if num_permutations == 0:
         return torch.arange(n)[None]
     generator = torch.Generator().manual_seed(seed)
@@ -236,7 +236,7 @@ def _follow_with_gradient(
     kernel: Tensor | None,
     group: int,
 ) -> tuple[Tensor, Tensor]:
-    """What ``follow`` does, step by step in tensors."""
+    """Run the recursion of ``follow`` step by step in differentiable operations."""
     cdfs, log_density = cdfs.mT, log_density.mT
     for step in range(len(rate)):
         here = rate[step].expand(cdfs.shape[:-1])
@@ -254,7 +254,7 @@ def _scores(u: Tensor) -> Tensor:
 
 
 def array_of(value: Tensor, dtype: torch.dtype = torch.float64) -> "np.ndarray[Any, Any]":
-    """What compiled loops take."""
+    """Convert a tensor to a contiguous array for the compiled loops."""
     array: np.ndarray[Any, Any] = np.ascontiguousarray(value.detach().cpu().to(dtype).numpy())
     return array
 

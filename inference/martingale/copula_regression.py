@@ -194,7 +194,7 @@ class CopulaRegression(CovariateRule):
 
 
 class CopulaClassifierState(NamedTuple):
-    """What a copula classifier keeps of its populations."""
+    """Populations of a copula classifier."""
 
     probability: Tensor  # at the covariates of the data, then queries (num_draws, n + num_queries)
     kernel: Tensor  # of covariates (n, n + num_queries)

@@ -1,4 +1,4 @@
-"""What copula rules with covariates share: their scale, kernel, fit and future."""
+"""Base of the copula rules with covariates: their scale, kernel, fit and future."""
 
 import copy
 from abc import abstractmethod
@@ -126,11 +126,11 @@ class Response(NamedTuple):
 
 
 Predict = Callable[[Tensor, Tensor], Prequential]
-"""What bandwidths predict, that of the response first, with derivatives in some directions."""
+"""Maps bandwidths, the response's first, and directions to predictions and their derivatives."""
 
 
 class CovariateFit(NamedTuple):
-    """What a rule has learned: its bandwidths, its data and what it saw of these."""
+    """Fit of a rule: its bandwidths, its data and statistics of these."""
 
     x: Tensor
     response: Response
@@ -252,7 +252,7 @@ class CovariateRule(PredictiveRule):
 
     @abstractmethod
     def _start(self, fit: CovariateFit, queries: Tensor, num_draws: int) -> Any:
-        """What the rule keeps of populations that hold the observations alone."""
+        """Return the initial state of the populations, which hold only the observations."""
 
     def _fitted(self, what: str) -> CovariateFit:
         if self._fit is None:

@@ -204,8 +204,8 @@ class MEstimator(BestFit):
     :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
     :param regularizer: a function of the parameters that is added to the loss.
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many points stand for a population that is no weighted sample, but a
-        distribution: quantiles of one of numbers.
+    :param int num_points: number of points for a population that is a distribution rather than a
+        weighted sample; for distributions of numbers, these are quantiles.
 
     Example::
 

@@ -23,7 +23,7 @@ _STEPS, _LIMIT, _VARIANCES = range(3)  # streams of random numbers
 
 
 class GaussianState(NamedTuple):
-    """What a normal rule keeps of its populations."""
+    """Populations of a normal rule."""
 
     values: Tensor  # the observations, and those drawn (num_draws, size, *event)
     loc: Tensor  # where the next observation is expected (num_draws, *event)
@@ -31,7 +31,7 @@ class GaussianState(NamedTuple):
 
 
 class GaussianRule(PredictiveRule):
-    """What the rules share: data of one tensor, elements of an observation independent."""
+    """Base class of the rules, for one tensor of observations with independent elements."""
 
     _least = 1
 

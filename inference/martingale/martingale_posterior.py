@@ -146,7 +146,7 @@ class MartingalePosterior(IndependentDraws):
 
         :param data: the observations, as the rule takes them. **Shape:** ``(n, *event)`` each.
         :returns: the posterior itself.
-        :raises TypeError: for data that are no tensors, or a functional that returns none.
+        :raises TypeError: if the data are not tensors, or the functional does not return one.
         :raises ValueError: for data that don't fit the rule, or a functional whose shapes are
             not those wanted.
         :raises RuntimeError: where no draw is finite.
@@ -200,7 +200,7 @@ class MartingalePosterior(IndependentDraws):
         return self
 
     def diagnostics(self) -> dict[str, Any]:
-        """Report how precise the draws are, and what is left out.
+        """Report the precision of the draws, and which were left out.
 
         :returns: by name a dict with ``"standard_error"`` of the posterior mean, and
             ``"remaining_fraction"`` of the posterior variance that a larger population would add,

@@ -23,7 +23,7 @@ _STEPS, _WEIGHTS, _STICKS = range(3)
 
 
 class UrnState(NamedTuple):
-    """What is in the urns."""
+    """Contents of the urns."""
 
     data: tuple[Tensor, ...]  # which all draws share
     # Of balls as they came: up to n - 1 observations and their copies, then atoms of the base
@@ -116,7 +116,7 @@ class PolyaUrn(PredictiveRule):
         return state._replace(size=size, value=UrnState(urns.data, labels, number, atoms))
 
     def population(self, state: Resampled) -> WeightedSample:
-        """What is in the urns: each point with its fraction of the balls."""
+        """Return the contents of the urns: each point with its fraction of the balls."""
         return self._sample(state, self._counts(state) / state.size)
 
     def _counts(self, state: Resampled) -> Tensor:
@@ -126,7 +126,7 @@ class PolyaUrn(PredictiveRule):
         return counts.scatter_add_(1, urns.labels.long(), counts.new_ones(urns.labels.shape))
 
     def limit(self, state: Resampled) -> WeightedSample:
-        """What urns come to hold in the end, as ever more balls are drawn from them."""
+        """Return the limiting contents of the urns as ever more balls are drawn from them."""
         counts = self._counts(state)
         gammas = _gammas(counts, uniforms(state.keys, 0, counts.shape[1], stream=_WEIGHTS))
         if self.concentration > 0.0:

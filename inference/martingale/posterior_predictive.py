@@ -27,7 +27,7 @@ _LATENT, _FUTURE = range(2)  # seeds
 
 
 class ModelState(NamedTuple):
-    """What is known of the populations of a model."""
+    """State of the populations of a model."""
 
     data: tuple[Tensor, ...]
     latents: dict[str, Tensor]  # (num_draws, *event) each

@@ -1,4 +1,4 @@
-"""What a martingale posterior needs to know of a rule that predicts the next observation."""
+"""Interface of a rule that predicts the next observation, for martingale posteriors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _PER_BLOCK = 16
 
 
 class Resampled(NamedTuple):
-    r"""Where predictive resampling is, for some draws side by side.
+    r"""State of predictive resampling, for some draws side by side.
 
     :param Tensor keys: of the draws' random streams, from :func:`pyro_ext.random.chain_keys`.
         **Shape:** ``(num_draws, 2)``.
@@ -72,9 +72,9 @@ class KnowsLimit(Protocol):
     """A rule that can draw the whole infinite population, for ``horizon=math.inf``."""
 
     def limit(self, state: Resampled) -> Any:
-        """What a functional takes, as :meth:`PredictiveRule.population` gives it.
+        """Return the limit of the populations, in the form of :meth:`PredictiveRule.population`.
 
-        :param Resampled state: where the populations are.
+        :param Resampled state: the state of the populations.
         """
         ...
 

@@ -86,7 +86,7 @@ class WeightedSample:
         return (self._weighted(centered**2) - self._weighted(centered) ** 2).clamp(min=0.0)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Weight of the points that are no larger, element by element.
+        """Return the weight of the points less than or equal to ``value``, element by element.
 
         :param Tensor value: **Shape:** broadcasts to ``(num_draws, *event)``.
         :returns: **Shape:** ``(num_draws, *event)``.

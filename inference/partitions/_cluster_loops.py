@@ -71,11 +71,11 @@ def add_point(kind: int, sums: Floats, point: Floats, sign: float) -> None:
 
 @compiled
 def in_range(kind: int, parameters: Floats, size: int) -> bool:
-    """Whether parameters are of a cluster: finite, and positive where they have to be."""
+    """Tell whether a cluster's parameters are finite, and positive where required."""
     for value in parameters:
         if not math.isfinite(value):
             return False
-    if kind == GAUSSIAN:  # a determinant that is a number is of a positive definite matrix
+    if kind == GAUSSIAN:  # only a positive definite matrix has a finite log determinant
         return parameters[0] > 0.0 and parameters[1] > size - 1.0
     has_loc = kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE
     return parameters[size if has_loc else 0 :].min() > 0.0

@@ -44,7 +44,7 @@ _FLAT_CLUSTERS, _FLAT_NODES, _FLAT_PAIRS, _FLAT_PARTNERS = 0.02, 0.05, 0.25, 0.0
 
 
 class Clusters(NamedTuple):
-    """What moves know of each cluster; rows beyond the number of clusters are free."""
+    """Statistics of each cluster for the moves; rows beyond the number of clusters are free."""
 
     counts: Integers  # numbers of points
     sums: Floats  # of the points

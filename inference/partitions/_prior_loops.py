@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 @compiled
 def in_range(process: Floats) -> bool:
-    """Whether parameters are of a process."""
+    """Tell whether parameters of a process are in their range."""
     for value in process:
         if not math.isfinite(value):
             return False
@@ -74,7 +74,7 @@ def _log_of_number(process: Floats, number: float) -> float:
 
 @compiled
 def _log_of_all(process: Floats, total: float, log_u: float) -> float:
-    """What depends on neither sizes nor number of clusters."""
+    """Compute the term that depends on neither the sizes nor the number of clusters."""
     if process[0] == PITMAN_YOR:
         return math.lgamma(process[2] + 1.0) - math.lgamma(process[2] + total)
     exponent = math.exp(_log_exponent(process[1], process[2], process[3], log_u))

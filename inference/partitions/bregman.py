@@ -62,7 +62,7 @@ class BregmanGenerator(ABC):
         """
 
     def _loop_statistics(self, x: Tensor) -> Tensor:
-        """What the compiled loops keep of points; see there."""
+        """Return the statistics of points that the compiled loops keep; see there."""
         return self.sufficient_statistics(x)
 
     def __repr__(self) -> str:

@@ -54,7 +54,7 @@ def bhc(
     :param float log_concentration: :math:`\log \alpha`, instead of a concentration that is no
         float, such as the :math:`e^{-\beta \lambda}` whose limit :func:`rbhc` is.
     :returns: the tree; a point alone makes a tree without merges.
-    :raises TypeError: for a cluster that is none.
+    :raises TypeError: if ``cluster`` is not a model of a cluster.
     :raises ValueError: names the argument, what it got and what it wants; the first row of ``x``
         that the cluster can't have.
 
@@ -159,7 +159,7 @@ def ibhc(
     :param int seed: of the order, and of the auxiliary variable; by default a draw of PyTorch's
         generator.
     :returns: the forest.
-    :raises TypeError: for a prior or a cluster that is none.
+    :raises TypeError: if ``prior`` or ``cluster`` has another type.
     :raises ValueError: names the argument, what it got and what it wants; the first row of ``x``
         that the cluster can't have.
 

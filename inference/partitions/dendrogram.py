@@ -129,7 +129,7 @@ class Dendrogram:
         return torch.from_numpy(ranks[inverse])
 
     def _is_opened(self, num_clusters: int | None, height: float | None) -> npt.NDArray[np.bool_]:
-        """Which merges a cut undoes."""
+        """Return a mask of the merges that a cut undoes."""
         if num_clusters is not None:
             if height is not None:
                 raise ValueError(
@@ -181,8 +181,8 @@ class Dendrogram:
     def to_scipy_linkage(self) -> npt.NDArray[np.float64]:
         """Linkage matrix of ``scipy.cluster.hierarchy``.
 
-        SciPy allows no negative heights: where there are some, all are raised by as much as makes
-        the least one zero. Inversions stay, and ``is_monotonic`` tells of them; with them SciPy's
+        SciPy does not allow negative heights: if there are any, all heights are shifted so that
+        the smallest is zero. Inversions stay and make ``is_monotonic`` false; with them, SciPy's
         ``fcluster`` at a height is not :meth:`cut`, since it cuts above the greatest height below.
 
         :returns: nodes, heights and sizes of the merges. **Shape:** ``(n - 1, 4)``.

@@ -82,7 +82,7 @@ class Hyperparameters(Generic[Value]):
         return values
 
     def at(self, values: Mapping[str, Tensor]) -> tuple[Value, Tensor]:
-        """What the model returns for values of its sites, and their log density."""
+        """Return the model's return value at values of its sites, and their log density."""
         total = torch.zeros((), dtype=torch.float64)
         if self._model is None:
             return self._value, total

@@ -1,4 +1,4 @@
-"""What kernels over partitions share: their state, hyperparameters, and the auxiliary variable."""
+"""Base of kernels over partitions: their state, hyperparameters, and the auxiliary variable."""
 
 import math
 from abc import abstractmethod
@@ -92,7 +92,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
             self._initial = self._check_start(mixture, self._initial)
 
     def fixed_points(self, *args: Any, **kwargs: Any) -> PointOf:
-        """What a checkpoint compares: log densities at states that are always the same.
+        """Return the log density at fixed states, for checkpoints to compare.
 
         :param args: the data.
         :param kwargs: the same by keyword.

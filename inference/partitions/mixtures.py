@@ -77,7 +77,7 @@ class Mixture(ABC):
         return check_process(process), float(log_density)
 
     def has_auxiliary(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether there is an auxiliary variable, for hyperparameters."""
+        """Tell whether there is an auxiliary variable at these hyperparameters."""
         if self._closed is not None:
             return self._closed.has_auxiliary
         return isinstance(self.process(values)[0], NormalizedRandomMeasure)
@@ -178,7 +178,7 @@ def or_nothing(log_density: float) -> float:
 
 
 class Compiled(NamedTuple):
-    """What compiled loops take."""
+    """Arguments of the compiled loops."""
 
     kind: int  # of the clusters
     parameters: Floats  # of the clusters
@@ -187,7 +187,7 @@ class Compiled(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """What labels move in: all but the labels, held fixed."""
+    """Everything but the labels, held fixed while these move."""
 
     compiled: Compiled  # clusters and data
     log_size: Floats  # log factors of a partition's probability by sizes of clusters
@@ -244,14 +244,14 @@ class ConjugateMixture(Mixture):
         return self._recorded.move(state, held, log_density)
 
     def compiled(self, values: Mapping[str, Tensor]) -> tuple[Compiled, float]:
-        """What loops need for hyperparameters, and the log density of those of the cluster."""
+        """Return the loops' arguments and the log density of the cluster's hyperparameters."""
         if self._fixed is not None:
             return self._fixed, 0.0
         cluster, log_density = self.cluster.at(values)
         return self._compiled(cluster), float(log_density)
 
     def situation(self, values: Mapping[str, Tensor]) -> Situation:
-        """What labels move in, for hyperparameters and an auxiliary variable."""
+        """Return what the moves of labels condition on: hyperparameters and auxiliary variable."""
         compiled, _ = self.compiled(values)
         return Situation(compiled, *self.weights(values), values)
 

@@ -1,4 +1,4 @@
-r"""What DP-SGD leaks, by the accountants of the package ``dp-accounting``.
+r"""Privacy loss of DP-SGD, by the accountants of the package ``dp-accounting``.
 
 All numbers are of :math:`(\varepsilon, \delta)` privacy of one example that is there or not, after
 steps of the Gaussian mechanism on Poisson samples [1]. None of them is below the truth.

@@ -115,7 +115,7 @@ class PrivateLoss:
     with the gradient :math:`g_j` of one example in all parameters together. The batch has to be a
     Poisson sample (:class:`PoissonBatches`), and is divided by its expected size :math:`q n`. What
     the steps leak is said by :func:`pld_epsilon`. The losses themselves have no noise and must not
-    be published, and PyTorch's generators are no cryptographic ones.
+    be published, and PyTorch's generators are not cryptographically secure.
 
     :param Callable loss: a scalar of parameters by name and the rows of one example, such as
         :func:`example_loss` makes of a network, or minus the log density of a point under a model.

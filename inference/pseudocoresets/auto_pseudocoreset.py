@@ -226,12 +226,12 @@ class AutoPseudocoreset(PyroModule):
         :func:`~pyro_ext.handlers.data_weights`.
 
         :param model: a model that takes the arguments of this one and has its plate, such as one
-            with another prior; that of the guide without it.
+            with another prior; by default the guide's own model.
         """
         checks.optional(checks.function, "model", model, "a Pyro model")
         weighted = WeightedModel(model or self.model, self._arguments, self.plate.name)
-        # Copies are no statements of parameters: in a call of the guide these would join the
-        # parameter store, or be replaced by those of another guide that are there.
+        # Copy without param statements: in a call of the guide these would add the tensors to the
+        # parameter store, or replace them by another guide's parameters there.
         with pyro.settings.context(module_local_params=True):
             rows, weights = self.coreset()
         copies = tuple(row.detach().clone() for row in rows)
@@ -276,7 +276,7 @@ class AutoPseudocoreset(PyroModule):
         :param int seed: of draws of the surrogate; ``None`` takes them from PyTorch's generator.
         :param bool progress: whether to show a progress bar.
         :returns: the guide itself.
-        :raises TypeError: for a divergence or optimizer that is none.
+        :raises TypeError: if ``divergence`` or ``optimizer`` has another type.
         :raises TrainingDiverged: where loss or gradient are not finite; the coreset is as it was
             when they last were.
         """
@@ -418,13 +418,13 @@ class AutoPseudocoreset(PyroModule):
     # Helpers -------------------------------------------------------------------------------------
 
     def _own(self) -> Coreset:
-        """What the parameters hold: with learned labels, probabilities instead of labels."""
+        """Return the parameters as a coreset; learned labels are probabilities of the classes."""
         rows = tuple(getattr(self, f"pseudo_{name}") for name in self._arguments.names)
         weights: Any = self.coreset_weights
         return Coreset(rows, weights)
 
     def _identity(self) -> dict[str, str]:
-        """What a file is compared by."""
+        """Describe the settings and data that a file is compared by."""
         settings = {"plate": self.plate.name, "weighting": self.weighting}
         return settings | data_identity((self.args, self.kwargs), "data")
 

@@ -71,7 +71,7 @@ class CoresetModel:
 
 
 def _is_list_of_numbers(value: object) -> bool:
-    """Whether a value is a list of numbers, or of such lists, all of one shape."""
+    """Tell whether a value is a list of numbers, or a nested one whose lists have one shape."""
     if not isinstance(value, list | tuple) or not value:
         return False
     if all(isinstance(entry, bool | int | float | np.number) for entry in value):
@@ -167,7 +167,7 @@ def _labels(
 
 
 def _is_of_classes(support: Constraint | None) -> bool:
-    """Whether values are classes, and no counts without an upper bound."""
+    """Tell whether a support is one of class labels, rather than of unbounded counts."""
     return (
         support is not None
         and (support is boolean or hasattr(support, "upper_bound"))

@@ -26,8 +26,8 @@ class Divergence(ELBO):
 
     :param Surrogate surrogate: what stands for the posteriors; without one a
         :class:`~pyro_ext.inference.GaussianSurrogate`.
-    :raises TypeError: for a surrogate that is none.
-    :raises ValueError: for one from which the divergence cannot be had.
+    :raises TypeError: if ``surrogate`` has another type.
+    :raises ValueError: for a surrogate from which the divergence cannot be computed.
     """
 
     def __init__(self, surrogate: Surrogate | None = None) -> None:

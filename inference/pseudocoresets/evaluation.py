@@ -1,4 +1,4 @@
-"""How good a coreset is: what its posterior predicts, and how near it is to that of the data.
+"""Quality of a coreset: its posterior's predictions, and distance from the posterior of the data.
 
 The metrics of predictions are those of :mod:`pyro_ext.diagnostics.metrics`. Corrupted inputs are
 other arguments, another architecture is another model: ``guide.condition(other_model)``.
@@ -29,7 +29,7 @@ Samples = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class CoresetScores:
-    """What draws from the posterior of a coreset are worth.
+    """Quality of draws from the posterior of a coreset.
 
     Scores of classes are ``None`` for other observations than a class for each point, such as
     several labels a point or one-hot vectors. Comparisons are ``None`` without draws to compare
@@ -57,7 +57,7 @@ class CoresetScores:
 
 
 def standardized_mean_differences(samples: Samples, reference: Samples) -> dict[str, Tensor]:
-    r"""How far means are from those of a reference, in its standard deviations.
+    r"""Compute the differences of means from those of a reference, in its standard deviations.
 
     :param Mapping samples: draws by site. **Shape:** ``(num_draws, *event)`` each.
     :param Mapping reference: other draws, such as those from the posterior of all data. Sites that

@@ -34,7 +34,7 @@ class ExpertBuffer:
     r"""Checkpoints of many runs of stochastic gradient descent on the data of a model [1, 2].
 
     Each run, an expert, starts at latent values of its own and goes down the mean negative log
-    likelihood of minibatches in an order of its own. The prior is no part of it. Checkpoints are
+    likelihood of minibatches in an order of its own. The prior is left out. Checkpoints are
     flat vectors of unconstrained latent values, one at the start and one after each epoch.
     ``collect`` makes a buffer, ``load`` reads one.
 
@@ -48,7 +48,8 @@ class ExpertBuffer:
         descent that goes as far, over one minus the momentum.
     :raises ValueError: for shapes that do not fit each other, values that are not finite, numbers
         out of range, or trajectories that jump from one epoch to the next, after the first one,
-        more than five times as far as in any other epoch: pieces of different runs are no expert.
+        more than five times as far as in any other epoch: pieces of different runs do not make an
+        expert.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.

@@ -38,7 +38,7 @@ ParameterDistribution = Tensor | Gaussian
 
 
 class ParameterDistributions(NamedTuple):
-    """What is known of the latent values under two posteriors, in unconstrained space.
+    """Distributions of the latent values under two posteriors, in unconstrained space.
 
     :param data: the posterior of the data: a Gaussian, or snapshots. **Shape:** ``(num_snapshots,
         size)``.
@@ -64,7 +64,7 @@ class FunctionMarginals(NamedTuple):
 def parameter_distributions(
     posteriors: object, guide: Posteriors, coreset: Coreset
 ) -> ParameterDistributions:
-    """What posteriors in the space of latent values say about them.
+    """Return the distributions of the latent values under the posteriors.
 
     It has cases for :class:`~pyro_ext.inference.GaussianSurrogate`,
     :class:`~pyro_ext.inference.MCMCSurrogate` and
@@ -153,10 +153,10 @@ class FunctionSpaceSurrogate(Surrogate):
         latent values, which are independent where there are snapshots. By default
         ``"jacobian"`` for Gaussians, which know no other one, and ``"diagonal"`` for snapshots.
     :param str mean: ``"last"``, at the last snapshot, or ``"average"``, over the snapshots. By
-        default the latter for draws, of which none is the best, and the former otherwise.
+        default the latter for draws, none of which is the best, and the former otherwise.
     :param int num_particles: number of draws of values from each distribution.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :raises TypeError: for posteriors or a model that are none.
+    :raises TypeError: if ``posteriors`` or ``model`` has another type.
     :raises ValueError: for an unknown covariance or mean, or one that the posteriors do not give.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
@@ -299,9 +299,9 @@ class FunctionSpaceKL(ForwardKL):
 
     It is :math:`KL(\nu_x \| \nu_u)`, where :math:`\nu` is the distribution that a posterior of the
     latent values gives to the function :math:`f` of the model, such as the logits of a network. The
-    surrogate tells how the function and its distributions are found. With several surrogates, as
+    surrogate determines the function and its distributions. With several surrogates, as
     for several architectures, the loss is their sum: all of them see the pseudo rows of the guide.
-    What the loss itself is says nothing; its gradient is an estimate of that of the divergence.
+    The value of the loss is meaningless; its gradient estimates that of the divergence.
 
     :param surrogate: one :class:`~pyro_ext.inference.FunctionSpaceSurrogate` or a list of them;
         without one that of a :class:`~pyro_ext.inference.GaussianSurrogate`.

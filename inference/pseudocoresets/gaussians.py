@@ -81,7 +81,7 @@ def gaussian_wasserstein(
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """Cholesky factor, NaN where there is none."""
+    """Return the Cholesky factor, NaN for matrices that are not positive definite."""
     factor, info = torch.linalg.cholesky_ex(covariance)
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
@@ -162,8 +162,8 @@ def coreset_gaussian(
     posterior: WeightedPosterior, coreset: Coreset, mode: Tensor, factor: Tensor | None
 ) -> Gaussian:
     """Gaussian at the mode of the posterior of a coreset, differentiable in rows and weights."""
-    # One step of Newton's method from the mode leaves it where it is, and has the derivative of the
-    # mode in rows and weights. The second derivatives at its end have all of theirs.
+    # A Newton step from the mode does not move, but has the mode's derivative in rows and weights.
+    # The second derivatives at its end then have their full derivatives.
     if factor is None:
         return Gaussian(torch.full_like(mode, torch.nan), torch.full_like(mode.diag(), torch.nan))
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""What is learned: parameters of rows and labels, and default steps in their units."""
+"""Learned parameters of rows and labels, and default step sizes in their units."""
 
 import warnings
 from collections.abc import Mapping, Sequence

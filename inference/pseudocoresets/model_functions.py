@@ -40,7 +40,7 @@ def diagonal_marginal(
     :param float jitter: is added to variances, so that their roots have a gradient.
     :returns: the distribution of ``num_points * outputs`` independent normal variables. **Event
         shape:** ``(num_points, *outputs)``.
-    :raises ValueError: for another ``mean``, or snapshots that are no matrix.
+    :raises ValueError: for another ``mean``, or snapshots that are not a matrix.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
     networks.
@@ -76,7 +76,7 @@ def full_marginal(
     :returns: the distribution of ``num_points`` independent
         :class:`~pyro.distributions.MultivariateNormal` variables. **Event shape:** ``(num_points,
         C)``, with outputs in one dimension.
-    :raises ValueError: for another ``mean``, or snapshots that are no matrix.
+    :raises ValueError: for another ``mean``, or snapshots that are not a matrix.
 
     Example::
 
@@ -331,7 +331,7 @@ class ModelFunction:
 
 
 class _Evaluated(NamedTuple):
-    """What one run of a model gives."""
+    """Results of one run of a model."""
 
     values: Tensor  # of the function, (num_rows, *outputs)
     observed: Tensor  # the observations
@@ -375,7 +375,7 @@ class _Observations:
 
 
 def _base(fn: Any) -> Any:
-    """What expansions and declared event dimensions are wrapped around."""
+    """Return the base distribution inside expansions and declared event dimensions."""
     while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
     return fn

@@ -206,7 +206,7 @@ class DataPosterior:
         return Coreset(tuple(row[index % self.num_points] for row in self.rows), weights)
 
     def _summed(self, function: Callable[[Coreset], Sequence[Tensor]]) -> list[Tensor]:
-        """What a function gives for negative log densities, over all blocks."""
+        """Sum a function of negative log densities over all blocks, counting the prior once."""
         blocks = self.blocks
         total = [torch.stack(parts).sum(0) for parts in zip(*map(function, blocks), strict=True)]
         if len(blocks) > 1:  # the prior counts once
@@ -234,7 +234,7 @@ class CoresetGuide(Posteriors, Protocol):
 
     @property
     def weighting(self) -> str:
-        """How the weights come about."""
+        """Weighting of the pseudo rows."""
 
     def coreset(self) -> Coreset:
         """Rows and weights, differentiable in the parameters of the guide."""

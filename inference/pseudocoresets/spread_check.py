@@ -10,11 +10,11 @@ from pyro_ext.inference.pseudocoresets.posteriors import CoresetGuide, Posterior
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate
 
 MOST_DIFFERENCE = 2.0
-"""Ratio of standard deviations, and distance of means in them, from which on there is a warning."""
+"""Threshold for a warning: ratio of standard deviations, or standardized distance of means."""
 
 _NUM_STEPS = 100
 _BARRIER = 1.0
-"""Less than this between two points, in log density, is no barrier and no difference in height."""
+"""Differences in log density below this count neither as a barrier nor as different heights."""
 
 
 class SpreadCheck:
@@ -75,7 +75,7 @@ class SpreadCheck:
         return layout.unflatten(ratio)
 
     def _has_one_mode(self, guide: Posteriors) -> bool:
-        """Whether searches from two starts end at one mode of the posterior of the data."""
+        """Tell whether searches from two starts reach the same mode of the full-data posterior."""
         if self._is_single is None:
             data, potential = guide.data, guide.posterior.potential
             found = BatchLBFGS(_NUM_STEPS).minimize(

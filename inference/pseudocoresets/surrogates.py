@@ -1,4 +1,4 @@
-"""What stands for the two posteriors that a divergence compares."""
+"""Surrogates for the two posteriors that a divergence compares."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ _FIRST_TRANSITIONS = 30
 
 
 class Comparison(Protocol):
-    """What a divergence can compare."""
+    """Comparison of surrogate posteriors by a divergence."""
 
     def of_gaussians(self, data: Gaussian, coreset: Gaussian) -> Tensor:
         """Divergence of two Gaussians, differentiable in the second."""
@@ -48,7 +48,7 @@ class Comparison(Protocol):
 
 @runtime_checkable
 class EndComparison(Protocol):
-    """What a divergence can compare that looks at the ends of trajectories."""
+    """Comparison of the ends of trajectories by a divergence."""
 
     def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
         """A loss of where descent on the data and on a coreset end, from the same start."""
@@ -71,7 +71,7 @@ class Surrogate(ABC):
         """
 
     def check(self, divergence: object) -> None:
-        """Raise where a divergence cannot be had this way.
+        """Raise if a divergence cannot be computed from this surrogate.
 
         :param divergence: the divergence.
         """
@@ -91,7 +91,7 @@ class GaussianSurrogate(Surrogate):
 
     :param Minimizer minimizer: searches the modes; :class:`~pyro_ext.inference.BatchLBFGS` without
         one.
-    :raises TypeError: for one that is none.
+    :raises TypeError: if ``minimizer`` has another type.
 
     Example::
 
@@ -154,7 +154,7 @@ class MCMCSurrogate(Surrogate):
 
     Those of the data are drawn once, at the first step. Those of the coreset are drawn anew at each
     step, from chains that start where the step before has left them. No gradient flows through
-    draws: that of the loss is the paper's estimator. The value of the loss is no divergence.
+    draws: that of the loss is the paper's estimator. The value of the loss is not a divergence.
 
     :param kernel: makes a kernel of a model, such as ``NUTS`` itself or ``partial(SGLD,
         step_size=1e-3)``, which runs under :class:`~pyro_ext.inference.MCMC`, with a run of its own

@@ -4,7 +4,7 @@ The loss is the mean negative log likelihood of the pseudo rows, with their weig
 
 .. math:: l(z) = - \sum_j w_j \log p(u_j | \theta(z)) \Big/ \sum_j w_j ,
 
-at unconstrained latent values :math:`z`. The prior is no part of it.
+at unconstrained latent values :math:`z`. The prior is left out.
 """
 
 import warnings
@@ -302,7 +302,7 @@ class TrajectorySurrogate(Surrogate):
 
 
 def _known(argument: str, of_experts: Number | None) -> Number:
-    """What the buffer knows of its experts, or an error that it does not."""
+    """Return a number that the buffer knows of its experts, or raise if it does not know it."""
     if of_experts is None:
         raise ValueError(f"{argument} must be given, since the buffer does not know its {argument}")
     return of_experts

@@ -1,4 +1,4 @@
-"""What the stochastic-gradient kernels have in common: schedules, minibatches, anchors, masses."""
+"""Base of the stochastic gradient kernels: schedules, minibatches, anchors, masses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypedDict
@@ -18,7 +18,7 @@ from pyro_ext.potential import FunctionPotential, InitStrategy, init_to_suggeste
 from pyro_ext.potential.batched import KernelBackend
 from pyro_ext.potential.control_variates import Anchor, anchor_at, is_anchor_of
 
-_STEP_SIZE = 1e-3  # of a potential that does not tell how many data it sums over
+_STEP_SIZE = 1e-3  # for a potential over an unknown number of data
 HEAT = 0.1
 """Fraction of the temperature that gradient noise may add to it with a default step size."""
 

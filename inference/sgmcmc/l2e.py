@@ -56,7 +56,7 @@ _DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
 
 class KineticGradients(NamedTuple):
-    r"""What takes the place of the gradients of a kinetic energy.
+    r"""Learned replacements for the gradients of a kinetic energy.
 
     :param Tensor force: :math:`\alpha`, added to the gradient of the potential.
         **Shape:** ``(..., size)``.
@@ -173,7 +173,7 @@ def step(
 
 
 class _Kinetics(nn.Module):
-    """What both parametrizations have in common: the network, and their files."""
+    """Base class of both parametrizations: the network, and its files."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class ResidualKinetics(_Kinetics):
 
     Momentum decays as in SGHMC, towards :math:`-s_\alpha o_\alpha` instead of zero. A network that
     starts near zero gives dynamics that are nearly those of SGHMC once the momentum is as large as
-    noise makes it, with steps :math:`s_\beta` times as long, and that are no faster before. This
+    noise makes it, with steps :math:`s_\beta` times as long, and that are not faster before. This
     parametrization is ours, for training with a small budget; the dynamics are those of
     :class:`LearnedKinetics`.
 

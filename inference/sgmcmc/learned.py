@@ -1,4 +1,4 @@
-"""What kernels with learned dynamics share: their step sizes, and a network for each element."""
+"""Base of kernels with learned dynamics: their step sizes, and a network for each element."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ class LearnedKernelOptions(KernelOptions, total=False):
 
 
 class LearnedKernel(FrictionKernel):
-    """What both have in common: a step size that goes by the number of data unless it is given."""
+    """Base class of both kernels: by default the step size depends on the number of data."""
 
     def __init__(
         self,

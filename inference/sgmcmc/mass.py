@@ -19,7 +19,7 @@ _GRID = 8.0
 
 
 def check_mass(mass: Any) -> Mass:
-    """Return the mass, or raise where it is none."""
+    """Return the mass, or raise if it is invalid."""
     if isinstance(mass, str):
         if mass != "laplace":
             raise ValueError(

@@ -55,7 +55,7 @@ class _Minibatches(ABC):
     def _block(
         self, key: tuple[int, int, int, int], make: Callable[[np.random.Generator], Indices]
     ) -> Indices:
-        """What a generator of its own makes, of which the latest of a chain and plate is kept."""
+        """Draw a block with its own generator, keeping the latest block of each chain and plate."""
         chain, _, number, block = key
         known = self._blocks.get((number, chain))
         if known is None or known[0] != block:
@@ -100,7 +100,7 @@ class Minibatches(_Minibatches):
 class IndependentMinibatches(_Minibatches):
     """Subsamples of plates, each a uniform subset that does not depend on those of other steps.
 
-    Gradients then have independent noise, as theory has it. That of shuffled epochs, whose
+    Gradients then have independent noise, as theory assumes. That of shuffled epochs, whose
     minibatches make up for each other, widens the draws less.
 
     :param Sequence plates: the plates that take a subsample.

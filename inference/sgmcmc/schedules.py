@@ -35,13 +35,13 @@ class Schedule:
         raise NotImplementedError
 
     def is_sampling(self, steps: Steps) -> npt.NDArray[np.bool_]:
-        """Whether noise is injected at the given steps, and draws after them are kept."""
+        """Return a mask of the steps that inject noise and after which draws are kept."""
         return np.ones(steps.shape, dtype=np.bool_)
 
     def rescaled(self, step_size: float) -> Self:
         """Return the same schedule with all step sizes multiplied by one factor.
 
-        :param float step_size: what becomes of ``step_size``.
+        :param float step_size: the new ``step_size``.
         :raises TypeError: for a schedule that is not a dataclass and does not override this.
 
         Example::
@@ -179,7 +179,7 @@ class CyclicalSchedule(Schedule):
         return np.asarray(self.minimum + (self.step_size - self.minimum) * weight)
 
     def is_sampling(self, steps: Steps) -> npt.NDArray[np.bool_]:
-        """Whether the given steps lie in the sampling stage of their cycle."""
+        """Return a mask of the steps in the sampling stage of their cycle."""
         return np.asarray(self._position(steps) >= self.exploration)
 
     def _position(self, steps: Steps) -> npt.NDArray[np.float64]:

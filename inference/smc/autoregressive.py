@@ -86,7 +86,7 @@ def device_of(*models: Any) -> torch.device | None:
 
 
 class Step(NamedTuple):
-    """What a step of all rows has drawn; each of shape ``(num_rows,)``."""
+    """Draws of all rows in one step; each of shape ``(num_rows,)``."""
 
     tokens: Tensor
     log_base: Tensor

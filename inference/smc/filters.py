@@ -114,7 +114,7 @@ class TwistedSMCFilter(SMCFilter):
         return self._particles.log_Z[0]
 
     def init(self, *args: Any, **kwargs: Any) -> None:
-        """Start anew.
+        """Initialize the filter, discarding any earlier state.
 
         :param args: of model and guide.
         :param kwargs: likewise.

@@ -1,6 +1,6 @@
 r"""Losses that twists are trained with, and one for the base model itself.
 
-All but one draw from the proposal of the sampler at hand and never differentiate through draws or
+All but one draw from the proposal of the given sampler and never differentiate through draws or
 weights. Estimates of expectations under the target :math:`\sigma` are self-normalized: draws
 :math:`s^k` from the proposal :math:`q` with the weights
 :math:`W^k \propto p_0(s^k)\, \phi(s^k) / q(s^k)`. Where the potential is zero for all draws there

@@ -89,7 +89,7 @@ class _ModelStep(Messenger):
 
 
 def _is_latent(msg: Any) -> bool:
-    """Whether a site is a latent one; plates must not subsample."""
+    """Tell whether a site is latent; raise if its plate subsamples."""
     if site_is_subsample(msg):
         if msg["fn"].subsample_size not in (None, msg["fn"].size):
             raise ValueError(f"model must not subsample its plates, got the plate {msg['name']!r}")
@@ -129,7 +129,7 @@ class MarkovSMC(IndependentDraws):
     :attr:`samples` and :attr:`log_weights` are the particles; ``get_samples`` draws as many with
     equal weights, of which those with the same ancestors are not independent.
 
-    The model is run anew for each step, so that what it computes from its latent sites follows the
+    The model is rerun for each step, so that what it computes from its latent sites follows the
     particles, and the time goes with the square of the number of steps; for hundreds of them there
     is :class:`~pyro_ext.inference.TwistedSMCFilter`. All particles are drawn at once in a plate
     outside of the model, which must index with :class:`~pyro.ops.indexing.Vindex` where it does, as

@@ -109,7 +109,7 @@ class BidirectionalBounds(NamedTuple):
 
 
 class _TwistLoss(Protocol):
-    """What twists are trained with: a TwistLoss, or whatever has its method."""
+    """Loss that twists are trained with: a TwistLoss, or any object with this method."""
 
     def differentiable_loss(self, smc: "TwistedSMC", prompt: Tensor | None = None) -> Tensor:
         """An estimate with a gradient in the parameters of the twist."""
@@ -468,7 +468,7 @@ class TwistedSMC:
 def twist_trainer(
     twist: nn.Module, optimizer: Optimizer | None, num_steps: int, **options: Any
 ) -> Trainer:
-    """What trains a twist, by default at a rate that falls to zero."""
+    """Build the trainer of a twist, by default with a learning rate that decays to zero."""
     if optimizer is not None:
         return Trainer(twist, optimizer, **options)
     # A large rate leads to twists far from one, and a small one then averages over draws.

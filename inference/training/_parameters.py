@@ -120,7 +120,7 @@ def worst_of(named: Mapping[str, Tensor | None]) -> str:
 
 
 def are_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all numbers are finite."""
+    """Tell whether all elements of the tensors are finite."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 

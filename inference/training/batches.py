@@ -67,7 +67,7 @@ class ShuffledBatches:
         return tuple(row[index.to(row.device)] for row in self.rows)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint compares: sizes, and a digest of the rows."""
+        """Describe what a checkpoint compares: sizes, and a digest of the rows."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(f"{row.dtype}{tuple(row.shape)}".encode())

@@ -77,7 +77,7 @@ def joined(tensors: Mapping[str, Tensor], plain: Any) -> Any:
 
 
 def comparable(value: Any) -> Any:
-    """What a description becomes when it is written as JSON and read again."""
+    """Convert a description to the form it has after a round trip through JSON."""
     if isinstance(value, Mapping):
         return {str(key): comparable(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

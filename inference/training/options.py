@@ -1,4 +1,4 @@
-"""What the loop of training takes, in a name for all that is trained by it."""
+"""Options of the training loop, under one name for all that is trained by it."""
 
 from pathlib import Path
 from typing import TypedDict

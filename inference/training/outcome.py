@@ -1,4 +1,4 @@
-"""How a training says that it has failed, by an error or at its end."""
+"""Errors and warnings of failed training."""
 
 import math
 import warnings

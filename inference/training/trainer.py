@@ -71,10 +71,10 @@ class Trainer:
     A step that would make anything but finite numbers is not taken: parameters and buffers go back
     to where loss and gradient were last finite, and
     :class:`~pyro_ext.inference.training.TrainingDiverged` says what was not finite, and where. So
-    do generators and buffers, whatever a step raises. An optimizer keeps the moments of a step that
-    was refused in its update: after that start anew, or from a checkpoint. Ctrl-C ends :meth:`run`
-    after the step that is under way, with a warning, and sets ``interrupted``; pressed again, it
-    ends the step, too.
+    do generators and buffers, whatever error a step raises. If a step fails during the update of
+    the optimizer, its moments are not restored: restart after that, or load a checkpoint. Ctrl-C
+    ends :meth:`run` after the current step, with a warning, and sets ``interrupted``; pressed
+    again, it ends the step, too.
 
     A training goes on where it was, in the next call of :meth:`run` or :meth:`step` and, from a
     checkpoint, in another process. With as many threads it then takes the same course, bit for bit,
@@ -256,7 +256,7 @@ class Trainer:
         progress: bool = True,
         description: str = "Training",
     ) -> list[float]:
-        """Take steps until there have been so many in all.
+        """Take steps until ``num_steps`` have been taken in total.
 
         :param Callable loss: as of :meth:`step`.
         :param int num_steps: number of steps in all, those of earlier calls and of the checkpoint
@@ -511,7 +511,7 @@ class Trainer:
         self._take_up(self._read(Path(path), {}), Path(path))
 
     def _described(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        """What a checkpoint is compared by."""
+        """Describe the settings and buffers that a checkpoint is compared by."""
         return {**self._identity, "buffers": forms_of(self._tensors()["buffers"]), **more}
 
     def _write(self, path: Path, more: Mapping[str, Any]) -> None:

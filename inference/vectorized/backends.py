@@ -29,7 +29,7 @@ def chosen_backend(
     :param BatchedFunction function: what steps evaluate; its backend is set.
     :param int num_evaluations: how often.
     :param int num_operations: operations of a step beside those of the function.
-    :param torch.device device: where it runs; other devices than CPUs compile only when told to.
+    :param torch.device device: where it runs; devices other than CPUs compile only on request.
     :param str known: what was chosen before, for a run that goes on.
     :returns: the backend and the note.
     """
@@ -50,7 +50,7 @@ def chosen_backend(
 
 
 def compiling_pays(num_operations: int, num_evaluations: int) -> bool:
-    """Whether small operations take longer, one by one, than to compile a loop over them."""
+    """Tell whether compiling a loop pays off compared with running its small operations."""
     one_by_one = _SECONDS_PER_OPERATION * num_operations * num_evaluations
     return one_by_one > _seconds_to_compile(num_operations)
 
@@ -60,6 +60,6 @@ def _seconds_to_compile(num_operations: int) -> float:
 
 
 def _has_compiler() -> bool:
-    """Whether there is a C++ compiler where PyTorch looks for one."""
+    """Tell whether there is a C++ compiler where PyTorch looks for one."""
     name = os.environ.get("CXX", _COMPILERS.get(sys.platform, "g++"))
     return shutil.which(name) is not None

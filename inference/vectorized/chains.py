@@ -1,4 +1,4 @@
-"""What a step takes and gives, what a group of chains is between steps, and what is recorded."""
+"""Inputs and outputs of a step, the state of a group of chains, and recorded draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Info(NamedTuple):
-    """What a step saw on its way.
+    """Observations during a step.
 
     :param Tensor potential_energy: the stochastic potential at the position it started from.
     """

@@ -148,7 +148,7 @@ class VectorizedKernel(MCMCKernel):
         self.first_values: Mapping[str, Tensor] | None = None
         """Values of a start, at which the next :meth:`setup` is to check the density."""
         self.note = ""
-        """What a progress bar says before the first step."""
+        """Text of the progress bar before the first step."""
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: Any = None
@@ -290,7 +290,7 @@ class VectorizedKernel(MCMCKernel):
         return errors
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Build the potential of the model and its data, for so many steps of warm-up."""
+        """Build the potential of the model and its data, for a warm-up of a given length."""
         backend: Backend = "trace" if self.backend == "auto" else self.backend
         if (model := self.model) is not None:
             if not self.takes_minibatches:
@@ -315,9 +315,9 @@ class VectorizedKernel(MCMCKernel):
         self._loop = self._make_loop()
 
     def choose_backend(self, num_steps: int, known: Backend | None = None) -> Backend:
-        """Decide how a run of so many steps takes them, from numbers of steps and operations.
+        """Choose the backend of a run from its numbers of steps and operations.
 
-        Neither the load of the machine nor a cache has a part in it: draws can be had again.
+        Neither the machine's load nor a cache affects the choice, so that draws are reproducible.
         """
         backend, self.note = chosen_backend(
             self.backend,
@@ -335,11 +335,11 @@ class VectorizedKernel(MCMCKernel):
         return StepLoop(self._step, self._function(), elements)
 
     def find_laplace(self, argument: str) -> Laplace:
-        """Laplace approximation of the posterior, which the kernel keeps for the same data.
+        """Return the Laplace approximation of the posterior, which is cached for the same data.
 
-        :param str argument: what asks for it, for errors.
+        :param str argument: name of the argument that needs it, for error messages.
         :returns: the approximation.
-        :raises ValueError: where there is none.
+        :raises ValueError: if no Laplace approximation can be found.
         """
         potential = self.potential
         if self.laplace is not None and is_anchor_of(potential, self.laplace.mode):
@@ -421,7 +421,7 @@ class VectorizedKernel(MCMCKernel):
         )
 
     def advance(self, chains: Chains, num_steps: int) -> Chains:
-        """Take so many steps, at least one; see :meth:`record`."""
+        """Take a number of steps, at least one; see :meth:`record`."""
         return self.record(chains, [chains.step + num_steps])[0]
 
     def record(self, chains: Chains, steps: Sequence[int]) -> tuple[Chains, Draws]:
@@ -452,7 +452,7 @@ class VectorizedKernel(MCMCKernel):
             raise ValueError(
                 f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
             )
-        # Noise that is drawn ahead is no larger an operation for each step, and not worth threads.
+        # Drawing noise ahead does not make a step's operations larger, so threads do not pay off.
         with threads_for(chains.position.numel()):
             return self._record(chains, targets)
 
@@ -551,7 +551,7 @@ class VectorizedKernel(MCMCKernel):
         layout, batched = self.layout, {k: value[None] for k, value in params.items()}
         if self._chains is None:
             self._chains = self.begin(range(1), fresh_seed(None), batched)
-            # As many samples as warm-up steps are Pyro's default; it does not tell.
+            # Pyro does not pass the number of samples, which by default is that of warm-up steps.
             self.choose_backend(2 * self._num_warmup * self.steps_per_sample)
         position = layout.flatten(batched)
         if not torch.equal(position, self._chains.position):

@@ -31,7 +31,7 @@ _NUM_PER_CALL = 6  # arguments of a compiled call before the state
 
 
 class Plan(NamedTuple):
-    """What the steps of a call take besides the state.
+    """Inputs of the steps of a call besides the state.
 
     :param Tensor keys: **Shape:** ``(num_chains, 2)``.
     :param Tensor steps: step numbers. **Shape:** ``(num_steps,)``.
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
 
 class Run(NamedTuple, Generic[State]):
-    """What steps gave.
+    """Result of the steps of a call.
 
     :param tuple state: the state after the last of them.
     :param tuple draws: states after the last step of each row, with another leading dimension.

@@ -1,4 +1,4 @@
-"""What to write in place of a word of another package, or of one of ours that belongs elsewhere."""
+"""Hints for arguments from other packages, and for ours in the wrong place."""
 
 import inspect
 from collections.abc import Collection, Mapping

@@ -34,7 +34,7 @@ _Schedule = Callable[[Tensor], Tensor]
 
 
 class EarlyExit:
-    r"""Changes a module: its blocks run as a schedule has it, until :meth:`remove`.
+    r"""Changes a module so that its blocks run by a schedule, until :meth:`remove` is called.
 
     :meth:`wrap` does the same to a copy. The module stays of its class, with the same parameters by
     the same names: it stands in pipelines, is trained and is saved as before. Schedules are not
@@ -155,7 +155,7 @@ class EarlyExit:
             del self._module.__dict__["early_exit"]
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module's ``forward`` is."""
+        """Run the module's ``forward``, with the depth of each sample set by the schedule."""
         if torch.is_grad_enabled() and getattr(self._module, "is_gradient_checkpointing", False):
             raise ValueError(
                 "module must run without gradient checkpointing, which runs blocks once more where "
@@ -198,7 +198,7 @@ _Left = Callable[["_Gate", _Call, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class _Gate:
-    """What the ``forward`` of a block is: it runs the block for those who have not left."""
+    """Forward of a block, which runs it for the samples that have not exited."""
 
     def __init__(
         self, exits: EarlyExit, index: int, counts: bool, module: nn.Module, left: _Left
@@ -231,7 +231,7 @@ class _Gate:
         return state
 
     def _by_sample(self, call: _Call, returned: Any, unchanged: Any) -> Any:
-        if returned is None:  # the last block of SD3 has nothing to say of the text
+        if returned is None:  # the last block of SD3 returns no text states
             return None
         if not isinstance(returned, Tensor):
             pairs = zip(returned, unchanged, strict=True)
@@ -249,7 +249,7 @@ class _Gate:
 
 
 def _passed(gate: _Gate, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the block before returned."""
+    """Return the output of the previous block."""
     if isinstance(call.returned, Tensor):
         return gate.state(args, kwargs)
     given = {id(value) for value in (*args, *kwargs.values())}
@@ -270,7 +270,7 @@ def _merged(gate: _Gate, call: _Call, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _shortcut(gate: _Gate, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a residual block adds to."""
+    """Compute the shortcut branch of a residual block."""
     resnet: Any = gate.module
     x = gate.state(args, kwargs)
     return (x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)) / (

@@ -119,7 +119,7 @@ class AdaptiveScoreFineTuner:
     def run(
         self, batches: ShuffledBatches, num_steps: int, **training: Unpack[TrainingOptions]
     ) -> list[float]:
-        """Take steps until there have been so many in all.
+        """Take steps until ``num_steps`` have been taken in total.
 
         :param ShuffledBatches batches: of data and conditions, see :meth:`step`.
         :param int num_steps: their number.

@@ -67,7 +67,7 @@ class ConceptErasure(ABC):
     :param params: which parameters are trained: ``"xattn"``, those of the cross-attention;
         ``"selfattn"``; ``"full"``, all; ``"notime"``, all but those of the time embedding and of
         the last convolution; ``"noxattn"``, these without cross-attention; or a function of a
-        parameter's name that says whether it is.
+        parameter's name that returns whether it is trained.
     :param float guidance: scale of the guidance that latents are drawn with.
     :param float ema: decay of the average of students that the teacher is; one leaves the teacher
         as it was.
@@ -204,7 +204,7 @@ class ConceptErasure(ABC):
 
     @abstractmethod
     def target(self, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:
-        """What the student is to predict for a concept; its gradient is not used.
+        """Return the student's target for a concept; no gradient flows through it.
 
         :param Tensor noisy: latents. **Shape:** ``(batch_size, *latent_shape)``.
         :param Tensor timestep: an integer.
@@ -234,10 +234,10 @@ class ConceptErasure(ABC):
         return self._trainer.step(self._loss, 1)
 
     def run(self, num_steps: int, **training: Unpack[TrainingOptions]) -> Self:
-        """Take steps until there have been so many in all; Ctrl-C stops after one.
+        """Take steps up to a total of ``num_steps``; Ctrl-C stops after the current one.
 
-        :param int num_steps: number of steps in all, those of earlier calls included. It is what
-            the order ``"sequential"`` divides: another number divides anew.
+        :param int num_steps: total number of steps, including earlier calls. The order
+            ``"sequential"`` divides it among the concepts; another number changes the division.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the object itself.
         :raises TrainingDiverged: where a loss or gradient is not finite; networks are as they were
@@ -484,7 +484,7 @@ class ESD(ConceptErasure):
 
     @torch.no_grad()
     def target(self, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:
-        """What the original network predicts, guided away from the concept.
+        """Return the original network's prediction, guided away from the concept.
 
         :param Tensor noisy: latents.
         :param Tensor timestep: an integer.

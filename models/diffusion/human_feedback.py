@@ -22,11 +22,11 @@ _MOST_AT_ONCE = 100  # images that are drawn or encoded as one batch
 
 
 class ErasedByFeedback(NamedTuple):
-    """What :meth:`HumanFeedbackInversion.run` returns.
+    """Result of :meth:`HumanFeedbackInversion.run`.
 
-    :param pipeline: without what people object to. It knows the token.
-    :param SoftToken token: what stands for that.
-    :param RewardModel reward: what people say of images.
+    :param pipeline: the pipeline without what people object to. It knows the token.
+    :param SoftToken token: the token that stands for what they object to.
+    :param RewardModel reward: the reward learned from human feedback.
     """
 
     pipeline: Any
@@ -35,7 +35,7 @@ class ErasedByFeedback(NamedTuple):
 
 
 class HumanFeedbackInversion:
-    r"""Erases from a text-to-image model what people say they object to in its images [1].
+    r"""Erases from a text-to-image model what people object to in its images [1].
 
     Words say too much or too little of it. The model draws images of a concept, people judge them,
     and a reward learns from that. A new token is trained to stand for the images with the largest

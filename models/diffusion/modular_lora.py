@@ -64,8 +64,8 @@ class ModularLoRA:
         copied, and the copy frozen; it must have no adapters yet.
     :ivar torch.nn.Module module: the copy, with whatever adapters have been added.
     :ivar dict layers: names of the layers that each adapter is on, by names of adapters.
-    :raises TypeError: for what is no module.
-    :raises ValueError: for a module with adapters, or without layers that take some.
+    :raises TypeError: if ``module`` is not a module.
+    :raises ValueError: for a module that has adapters, or has no layers that can take them.
 
     [1] S. Kim et al. (2024), Safety alignment backfires, arXiv 2412.00357.
 
@@ -127,8 +127,8 @@ class ModularLoRA:
             :class:`torch.nn.TransformerEncoderLayer` hold take no adapters: these read weights
             without calling the layer.
         :param int seed: of :math:`A`; by default it is drawn from PyTorch's generator.
-        :raises ValueError: for a name that is taken, numbers out of range, or targets that name no
-            layer; it says which there are.
+        :raises ValueError: for a name that is taken, numbers out of range, or targets that match no
+            layer; the message lists the layers.
 
         Example::
 
@@ -267,7 +267,7 @@ class ModularLoRA:
 
     @torch.no_grad()
     def deltas(self, name: str) -> dict[str, Tensor]:
-        r"""What an adapter adds to weights, :math:`\frac{\alpha}{r} B A`, by names of layers.
+        r"""Return an adapter's weight updates, :math:`\frac{\alpha}{r} B A`, by layer name.
 
         :param str name: the adapter.
         """
@@ -525,7 +525,7 @@ def _settings(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def _delta(layer: Any, name: str) -> Tensor:
-    """What an adapter of the weight one adds to a layer."""
+    """Compute the update that an adapter of weight one adds to a layer."""
     scale, unit = layer.scaling[name], layer.lora_alpha[name] / layer.r[name]
     layer.scaling[name] = unit
     try:

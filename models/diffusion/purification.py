@@ -25,7 +25,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 class Purification(NamedTuple):
-    """What purification did, step by step.
+    """Record of a purification, step by step.
 
     :param Tensor images: those with noise, and those after each step.
         **Shape:** ``(num_steps + 1, n, *event)``.
@@ -56,7 +56,7 @@ class AdaptiveScorePurifier:
     of one network, :math:`\alpha` is divided by it: ``clamp`` and ``tau`` are in those units, and
     ``delta`` too. If most step sizes of :meth:`trajectory` are at a bound, rescale the score.
 
-    It is no security: **adaptive attacks that were found later break most of it**, down to about
+    It provides no security: **later adaptive attacks break most of it**, down to about
     33 % of the images of CIFAR-10 [2].
 
     :param Callable score: maps images to scores of the same shape, such as
@@ -209,7 +209,7 @@ def _adaptive_step(
     checks.all_finite("score", gradient)
     change = gradient - score(x + delta * gradient)
     checks.all_finite("score", change)
-    # The difference first: 1 - z, as the paper has it, is what sums of long vectors lose.
+    # Take the difference first: sums over long vectors lose the precision of the paper's 1 - z.
     curvature = (gradient * change).flatten(1).sum(1)
     length = gradient.square().flatten(1).sum(1)
     is_concave = curvature > 0

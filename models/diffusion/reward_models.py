@@ -1,9 +1,9 @@
-r"""Rewards of images, learned from what people say of them: labels or rankings.
+r"""Rewards of images, learned from human feedback: labels or rankings.
 
 A person says of each image whether it shows a concept, or sorts some images by how much they show
 of it [1]. The reward is a network on features that are given. It is trained until feedback that was
-held out is predicted worse, and then has a Gaussian posterior of its last layer, which tells how
-well it is known.
+held out is predicted worse, and then has a Gaussian posterior of its last layer, which measures
+its uncertainty.
 
 [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
 models with human feedback inversion.
@@ -54,7 +54,7 @@ class _LastLayer(NamedTuple):
 
 
 class RewardFit(NamedTuple):
-    """How a reward does on feedback that was held out.
+    """Quality of a reward on held-out feedback.
 
     The same feedback decided when to stop, so that new feedback may be predicted slightly worse.
 
@@ -72,7 +72,7 @@ class RewardFit(NamedTuple):
 
 
 def is_ranking(feedback: Any) -> bool:
-    """Whether feedback holds rankings, which are lists of images, rather than a label of each."""
+    """Tell whether feedback holds rankings (lists of images) rather than a label for each image."""
     entries = checks.sequence(
         "feedback", feedback, "labels of images, or rankings of their indices"
     )
@@ -344,7 +344,7 @@ class RewardModel:
         return found
 
     def _units(self, images: Any) -> tuple[Tensor, _LastLayer]:
-        """What the last layer is given, minus its mean, and what is known of the layer."""
+        """Return the centered inputs of the Bayesian last layer, and the layer itself."""
         units: Tensor = self._trained()[:-1](self._known_features(images)).double()
         assert self._last is not None
         return units - self._last.center, self._last

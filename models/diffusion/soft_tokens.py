@@ -299,7 +299,7 @@ class RewardWeightedInversion:
         return self.run(self._trainer.num_steps + 1, progress=False)[-1]
 
     def run(self, num_steps: int, **training: Unpack[TrainingOptions]) -> list[float]:
-        """Take steps until there have been so many in all; Ctrl-C stops after one.
+        """Take steps up to a total of ``num_steps``; Ctrl-C stops after the current one.
 
         :param int num_steps: number of steps in all, those of earlier calls included.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.

@@ -172,7 +172,7 @@ class BridgeEnsemble(nn.Module):
             self._ends_of.append([self._number_of(end) for end in bridge.ends])
 
     def _number_of(self, end: nn.Module) -> int:
-        """The number of the end with the same weights, which is a new one where there is none."""
+        """Return the index of the end with the same weights, adding a new end if there is none."""
         state = end.state_dict()
         for number, other in enumerate(self.ends):
             others = other.state_dict()

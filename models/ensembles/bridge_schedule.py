@@ -64,7 +64,7 @@ class BridgeSchedule:
         return 0.5 * (b1 - b2) + (b1 - b2) * t**2 + (2.0 * b2 - b1) * t
 
     def marginal(self, n: int | Tensor, x0: Tensor, x1: Tensor) -> TorchDistributionMixin:
-        r"""Where the bridge between two points is after some steps from time zero.
+        r"""Return the marginal of the bridge between two points after ``n`` steps from time zero.
 
         .. math:: N(w_n x_0 + (1 - w_n) x_1, \sigma^2_n w_n), \qquad w_n = 1 - \sigma^2_n / S
 
@@ -81,7 +81,7 @@ class BridgeSchedule:
         return _normal(x1.lerp(x0, _like(weight, x0)), variance * weight)
 
     def posterior(self, n: int | Tensor, x0: Tensor, xn: Tensor) -> TorchDistributionMixin:
-        r"""Where the bridge was one step nearer to time zero.
+        r"""Return the distribution one step closer to time zero, given both ``x0`` and ``xn``.
 
         .. math:: N\left(\frac{a}{\sigma^2_n} x_0 + \frac{\sigma^2_{n-1}}{\sigma^2_n} x_n,
             \frac{\sigma^2_{n-1} a}{\sigma^2_n}\right), \qquad a = \sigma^2_n - \sigma^2_{n-1}
@@ -92,7 +92,7 @@ class BridgeSchedule:
         :param n: number of the step, from 1 to ``num_steps``, or a tensor of them.
             **Shape:** ``(*batch,)``.
         :param Tensor x0: point at time zero. **Shape:** ``(*batch, size)``.
-        :param Tensor xn: point after so many steps. **Shape:** ``(*batch, size)``.
+        :param Tensor xn: point after ``n`` steps. **Shape:** ``(*batch, size)``.
         :returns: as of :meth:`marginal`; the last step, ``n=1``, has no noise.
         """
         x0, xn = _points(x0=x0, xn=xn)

@@ -1,4 +1,4 @@
-"""Where a diffusion bridge starts: a trained network, its logits and a layer of its."""
+"""Starting point of a diffusion bridge: a trained network, its logits and one of its layers."""
 
 import copy
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class BridgeSource(nn.Module):
 
     Without a name it takes the first residual or other block of layers. Where there is none, it
     takes the first activation (a module without parameters after one with parameters), or, where
-    activations are no modules, the first layer. A layer that gives the logits does not count.
+    activations are not modules, the first layer. A layer that returns the logits does not count.
 
     :param torch.nn.Module network: maps inputs to logits of classes, **Shape:** ``(batch,
         num_classes)``.
@@ -146,12 +146,12 @@ class BridgeSource(nn.Module):
         return logits, found[0]
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return f"feature={self.feature!r}, num_classes={self.num_classes}"
 
 
 def _is_feature(output: object, size: int) -> TypeIs[Tensor]:
-    """Whether it is a tensor of numbers, some for each input."""
+    """Tell whether an output is a floating-point tensor with a feature for each input."""
     if not isinstance(output, Tensor):
         return False
     return output.is_floating_point() and output.dim() > 1 and len(output) == size

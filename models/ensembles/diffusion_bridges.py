@@ -188,7 +188,7 @@ class DiffusionBridgeNetwork(PyroModule):
         return logits / (low + width * fraction), feature
 
     def _draw(self, logits: Tensor, feature: Tensor, num_samples: int) -> Tensor:
-        """Draws of the chain whose sites are none of a program that this is called in."""
+        """Draw from the chain, hiding its sites from an enclosing Pyro program."""
         with pyro.poutine.block():
             return self._chain(logits.expand(num_samples, *logits.shape), feature)
 

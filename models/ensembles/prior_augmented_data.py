@@ -29,8 +29,8 @@ class PseudoInputGenerator(nn.Module):
 
     :param event_shape: shape of an input, or the number of its features.
     :param int hidden_size: width of all layers, and size of the noise.
-    :param bounds: the least and the largest value of an input, as pixels have; ``None`` where there
-        are none.
+    :param bounds: the smallest and the largest value of an input, such as a pixel; ``None`` for
+        unbounded inputs.
     :raises ValueError: for sizes or bounds out of range.
 
     Example::
@@ -82,7 +82,7 @@ class PseudoInputGenerator(nn.Module):
 
 
 def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> Tensor:
-    r"""How far pseudo-inputs are from the data: 0 on them, towards 1 far away.
+    r"""Compute the weight of the prior at pseudo-inputs: 0 on the data, approaching 1 far away.
 
     .. math:: \lambda(\tilde x) = 1 - \exp(-\min_i \|\tilde x - x_i\|^2 / (2 \ell^2 d))
 
@@ -117,8 +117,8 @@ class PriorAugmentedELBO(ELBO):
     :math:`1 - \lambda`, a penalty outside of a box, and ``repulsion`` times the nearness of
     pseudo-inputs to each other.
 
-    The paper's text at hand was its abstract and the first pages. Theirs are the generator that
-    seeks confident predictions away from the data, and that these are drawn to the prior of the
+    Only the abstract and the first pages of the paper were available. From them are the generator,
+    which seeks confident predictions away from the data, and the pull of these to the prior of the
     labels under a condition. The set encoder, :math:`\lambda`, the terms of the generator's loss
     and all constants are a reconstruction; repulsion is an addition, without which the generator
     ends at a single point where there are few features.
@@ -211,7 +211,7 @@ class PriorAugmentedELBO(ELBO):
 
     @property
     def stateful(self) -> list[Any]:
-        """What changes in training, for ``stateful`` of a :class:`~pyro_ext.inference.Trainer`."""
+        """State of the training, for ``stateful`` of a :class:`~pyro_ext.inference.Trainer`."""
         return [self.generator, self._trainer.optimizer, self._stream]
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -256,7 +256,7 @@ class PriorAugmentedELBO(ELBO):
         return value + float(added.detach())
 
     def pseudo_inputs(self, inputs: Tensor) -> Tensor:
-        """What the generator makes of a minibatch, with new noise and no gradient.
+        """Generate pseudo-inputs for a minibatch, with new noise and no gradient.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** as the inputs.
@@ -278,7 +278,7 @@ class PriorAugmentedELBO(ELBO):
     def _generator_loss(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, list[Tensor]]:
-        """What the generator minimizes, and the gradients in its parameters only."""
+        """Compute the generator's loss, and its gradients in the generator's parameters only."""
         made = self._made(args[0])
         prediction, _ = self._prediction(model, guide, made, args, kwargs)
         near = _nearness(made, self._data(args[0]), self.lengthscale).amax(1)

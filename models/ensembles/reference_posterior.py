@@ -1,4 +1,4 @@
-"""What small Bayesian networks predict under their exact posterior, by long runs of HMC."""
+"""Predictions of small Bayesian networks under their exact posterior, by long runs of HMC."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,8 +78,8 @@ class ReferencePosterior:
     def chain_total_variation(self) -> float:
         """Total variation distance of a chain's probabilities from those of all others, on average.
 
-        The reference itself is surer by about the root of the number of chains. A sampler that is
-        nearer to it than that cannot be told from the posterior.
+        The reference itself is more precise by about the square root of the number of chains. A
+        sampler that is closer to it than that cannot be distinguished from the posterior.
         """
         chains = self.chain_probabilities.double()
         others = (chains.sum(0) - chains) / (len(chains) - 1)
@@ -136,7 +136,7 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
 
 
 def path_of(name: str, folder: str | Path | None = None) -> Path:
-    """Where the file of a reference posterior is."""
+    """Return the path to the file of a reference posterior."""
     checks.choice("name", name, NAMES)
     checks.optional(checks.instance, "folder", folder, (str, Path), "a path or None")
     default = Path(__file__).with_name("reference_posteriors")

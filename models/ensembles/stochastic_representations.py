@@ -1,8 +1,8 @@
 r"""Classifiers that learn from the representations of several networks along a trajectory.
 
-The method section of the paper was not at hand. What it says of itself is that the average of
-weights (SWA) is the extractor, that draws from the trajectory's normal distribution (SWAG) give
-each example several representations, and that the classifier is trained by self-distillation from
+The method section of the paper was not available. According to the rest of it, the average of
+weights (SWA) is the extractor, draws from the trajectory's normal distribution (SWAG) give
+each example several representations, and the classifier is trained by self-distillation from
 its predictions on them, whose spread counts as uncertainty. The rest is reconstructed: the form of
 the loss, the weights of its parts, the temperature, and the number of draws. The loss therefore
 can be replaced.

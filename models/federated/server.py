@@ -47,7 +47,7 @@ _SGD = partial(torch.optim.SGD, lr=0.5)
 
 
 class FederatedRound(NamedTuple):
-    """Who took part in a round, and their losses.
+    """Participants of a round, and their losses.
 
     :param list clients: numbers of the clients.
     :param list weights: their weights in the average, which sum to one.
@@ -63,7 +63,7 @@ class FederatedServer:
     r"""Adapters of a frozen network, trained by clients that show no data to each other [1].
 
     In each round some clients take a few steps on their own data, from the server's adapters, and
-    the server makes new ones of theirs, with weights :math:`w_k \propto n_k`:
+    the server aggregates theirs, with weights :math:`w_k \propto n_k`:
 
     ==============  =============  ================================================================
     strategy        clients train  the server
@@ -83,10 +83,10 @@ class FederatedServer:
     is our derivation, not in [1]. Optimizers of a step size per coordinate, as Adam, differ.
 
     With ``noise_multiplier`` clients take steps of DP-SGD on Poisson samples, and :meth:`epsilon`
-    tells what an example of a client has been exposed to; that the server has averaged it protects
-    no further. It grows with the fraction of its rows that a client's minibatch holds: where
+    bounds the privacy loss of a client's example; the average on the server does not protect it
+    any further. The loss grows with the fraction of a client's rows that a minibatch holds: if
     clients are small, take a small ``batch_size``. Without, they take ordinary minibatches, with
-    the norm of the gradient clipped. Clients without rows are passed over.
+    the norm of the gradient clipped. Clients without rows are skipped.
 
     :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied with
         adapters at its linear layers; where it has adapters, these are taken.
@@ -208,7 +208,7 @@ class FederatedServer:
         r"""Let some clients train, and aggregate their adapters.
 
         :param Sequence clients: inputs **(n, \*event)** and targets **(n, ...)** of each, always
-            the same clients. Those without rows are passed over.
+            the same clients. Those without rows are skipped.
         :returns: who took part; also the last of :attr:`rounds`.
         :raises TrainingDiverged: where a client's loss or gradient is not finite; the adapters stay
             as they were.
@@ -242,7 +242,7 @@ class FederatedServer:
         save_every: int = 10,
         progress: bool = True,
     ) -> list[FederatedRound]:
-        """Go through rounds until there have been so many in all.
+        """Run rounds until ``num_rounds`` have been run in total.
 
         :param Sequence clients: as of :meth:`round`.
         :param int num_rounds: number of rounds in all, those of earlier calls and of the checkpoint
@@ -296,7 +296,7 @@ class FederatedServer:
         return self.rounds
 
     def epsilon(self, delta: float = 1e-5) -> list[float]:
-        r"""What an example of each client has been exposed to, by its steps so far.
+        r"""Compute the privacy loss of an example of each client, over its steps so far.
 
         It is :math:`\varepsilon` of :func:`~pyro_ext.inference.privacy.pld_epsilon`, infinite
         without noise and zero for clients that never took part. Sizes of clients and who took part
@@ -315,7 +315,7 @@ class FederatedServer:
         return spent
 
     def sampling_rate(self, size: int) -> float:
-        """Probability of a row to be in a minibatch of a client with so many rows.
+        """Probability that a row is in a minibatch of a client with this many rows.
 
         :param int size: number of rows.
         """
@@ -350,7 +350,7 @@ class FederatedServer:
         return [(inputs, targets) for inputs, targets in clients]
 
     def _train(self, data: tuple[Tensor, Tensor], seed: int) -> tuple[dict[str, Tensor], float]:
-        """What one client makes of the adapters and of buffers, and its mean loss."""
+        """Train one client; return its adapters and buffers, and its mean loss."""
         own = {
             name: p.detach().clone().requires_grad_()
             for name, p in self.module.named_parameters()
@@ -418,7 +418,7 @@ class FederatedServer:
     # Checkpoints ---------------------------------------------------------------------------------
 
     def _identity(self, clients: Clients) -> dict[str, Any]:
-        """What a checkpoint is compared by."""
+        """Describe the settings and data that a checkpoint is compared by."""
         made = Trainer([torch.zeros(1, requires_grad=True)], self.optimizer).optimizer
         identity: dict[str, Any] = comparable(
             {

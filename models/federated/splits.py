@@ -1,4 +1,4 @@
-"""Who has which rows."""
+"""Splits of data into clients."""
 
 import torch
 from torch import Tensor

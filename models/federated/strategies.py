@@ -1,4 +1,4 @@
-r"""How a server makes one adapter of those that its clients have trained.
+r"""Strategies by which a server aggregates the adapters that its clients have trained.
 
 [1] S. Lee et al. (2025), FedSVD: adaptive orthogonalization for private federated learning with
 LoRA.
@@ -27,7 +27,7 @@ Aggregate = Callable[[LoRALinear, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Strategy:
-    """What clients train, and what a server makes of it.
+    """Training on the clients, and aggregation on the server.
 
     :param bool train_A: whether clients train both factors; otherwise ``B`` alone.
     :param Callable aggregate: changes a layer in place, given its

@@ -106,7 +106,7 @@ class GraphEmbeddingVAE(PyroModule):
 
         :param Tensor adjacency: graphs, or ``None`` to draw them.
             **Shape:** ``(num_graphs, num_nodes, num_nodes)``.
-        :param Tensor mask: bool, true for nodes and false for padding; without graphs it says how
+        :param Tensor mask: bool, true for nodes and false for padding; without graphs it sets how
             many nodes there are. **Shape:** ``(num_graphs, num_nodes)``.
         :returns: the embedding. **Shape:** ``(num_graphs, num_nodes, dim)``.
         """

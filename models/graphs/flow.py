@@ -127,7 +127,7 @@ class NodeLayer(ConditionalTransformModule):
 
     @abstractmethod
     def inverse(self, y: Tensor, mask: Tensor) -> Tensor:
-        """What is mapped to values; arguments as of :meth:`forward`."""
+        """Return the inputs that are mapped to ``y``; arguments as for :meth:`forward`."""
 
 
 class NodeActNorm(NodeLayer):
@@ -165,7 +165,7 @@ class NodeActNorm(NodeLayer):
         return x * self.log_scale.exp() + self.shift, log_det
 
     def inverse(self, y: Tensor, mask: Tensor) -> Tensor:
-        """What is mapped to values."""
+        """Return the inputs that are mapped to ``y``."""
         x: Tensor = (y - self.shift) * (-self.log_scale).exp()
         return x + torch.expm1(-self.log_mean_scale) * _mean(x, mask)
 
@@ -194,7 +194,7 @@ class NodeLinear(NodeLayer):
         return x @ self.weight, mask.sum(-1) * torch.linalg.slogdet(self.weight).logabsdet
 
     def inverse(self, y: Tensor, mask: Tensor) -> Tensor:
-        """What is mapped to values."""
+        """Return the inputs that are mapped to ``y``."""
         x: Tensor = torch.linalg.solve(self.weight, y, left=False)
         return x
 
@@ -202,7 +202,7 @@ class NodeLinear(NodeLayer):
 class NodeSplineCoupling(NodeLayer):
     r"""Monotone splines of one half of the features given the other half of all nodes [1].
 
-    The second half is moved first, then the first half given what has become of the second. The
+    The second half is moved first, then the first half given the transformed second half. The
     splines are rational-quadratic, those of :class:`pyro.distributions.transforms.Spline`, on
     :math:`[-T, T]` and the identity outside. Their networks begin with the identity.
 
@@ -252,7 +252,7 @@ class NodeSplineCoupling(NodeLayer):
         return torch.cat([first, second], -1), torch.where(mask, per_node, 0.0).sum(-1)
 
     def inverse(self, y: Tensor, mask: Tensor) -> Tensor:
-        """What is mapped to values."""
+        """Return the inputs that are mapped to ``y``."""
         first, second = y.split(self.num_moved, -1)
         first, _ = self._spline(1, second, first, mask, inverse=True)
         second, _ = self._spline(0, first, second, mask, inverse=True)
@@ -324,7 +324,7 @@ class EquivariantSplineFlow(NodeLayer):
         return x, total
 
     def inverse(self, y: Tensor, mask: Tensor) -> Tensor:
-        """What is mapped to values."""
+        """Return the inputs that are mapped to ``y``."""
         for layer in reversed(self.layers):
             assert isinstance(layer, NodeLayer)
             y = layer.inverse(y, mask)

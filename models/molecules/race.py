@@ -23,7 +23,7 @@ _FLOOR = 1e-6
 
 
 class Prediction(NamedTuple):
-    """What a :class:`RACE` says of structures, in eV and Angstrom.
+    """Predictions of a :class:`RACE` for structures, in eV and Angstrom.
 
     :param Tensor energy: relative to the sum of reference energies. **Shape:** ``batch``.
     :param Tensor forces: minus the gradient of the energy. **Shape:** ``(*batch, num_atoms, 3)``.
@@ -167,7 +167,7 @@ class RACE(nn.Module):
     :param bool extensive: whether the variance of the energy is a sum over atoms.
     :ivar Tensor reference: reference energy of each species, which :meth:`center` sets.
     :ivar Tensor scale: by which the energy is multiplied, likewise.
-    :raises ValueError: for numbers out of range, or what is no element.
+    :raises ValueError: for numbers out of range, or unknown elements.
 
     [1] S. Y. Willow and others (2025), Bayesian E(3)-equivariant interatomic potential with
     iterative restratification of many-body message passing, arXiv 2510.03046.
@@ -275,7 +275,7 @@ class RACE(nn.Module):
         _check_apart(self._geometry(positions, len(places), neighbors)[1])
 
     def places(self, species: Any) -> Tensor:
-        """Which of the known species each atom is, with an error for others."""
+        """Return the index of each atom's species among the known ones; raise for others."""
         numbers = atomic_numbers(species)
         if unknown := sorted(set(numbers) - set(self.species)):
             raise ValueError(
@@ -333,7 +333,7 @@ class RACE(nn.Module):
         flat = positions.reshape(-1, count, 3).permute(2, 1, 0)
         seen = flat.index_select(1, index.flatten()).unflatten(1, index.shape)
         vectors = seen - flat[:, None] + shifts.to(like).permute(2, 1, 0)[..., None]
-        # What is no neighbor stands at the cutoff, where nothing is felt.
+        # Atoms that are not neighbors are put at the cutoff, where they have no effect.
         far = like.new_tensor([self.cutoff, 0.0, 0.0])[:, None, None, None]
         return flat, torch.where(mask, vectors, far), index, mask
 

@@ -1,4 +1,4 @@
-"""Which atoms see each other: molecules alone in space, and cells that repeat."""
+"""Neighbor lists: for isolated molecules, and for periodic cells."""
 
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ def atomic_numbers(species: Any) -> tuple[int, ...]:
 
     :param species: atomic numbers, as a tensor, an array or a list, or symbols such as ``["C",
         "O"]``, which need the package ase. **Shape:** ``(num_atoms,)``.
-    :raises ValueError: for what is no element.
+    :raises ValueError: for unknown elements.
 
     Example::
 
@@ -77,9 +77,9 @@ def all_pairs(num_atoms: int) -> Neighbors:
 
 
 def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True) -> Neighbors:
-    """Neighbors within a cutoff, images in repeated cells included.
+    """Find the neighbors within a cutoff, including images in repeated cells.
 
-    They hold for these positions; atoms that move need them anew.
+    They hold for these positions only; recompute them when atoms move.
 
     :param positions: in Angstrom. **Shape:** ``(num_atoms, 3)``.
     :param cell: vectors of the cell in rows, in Angstrom; those of directions that do not repeat

@@ -1,4 +1,4 @@
-"""How sure an ensemble of potentials is, and where its training region ends."""
+"""Uncertainty of an ensemble of potentials, and the limits of its training region."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class LeftTrainingRegion(UserWarning):
 
 
 class TrainingRegion(NamedTuple):
-    """What is usual in the data that a potential was trained on.
+    """Usual ranges in the data that a potential was trained on.
 
     :param float energy_scale: largest usual standard deviation of an energy, in eV.
     :param float force_scale: of a force, in eV per Angstrom.

@@ -190,7 +190,7 @@ def check_range(argument: str, bounds: object, above: float | None = None) -> No
 
 
 def number_between(generator: np.random.Generator, low: int, high: int) -> int:
-    """Draw a number uniformly, both ends included; ``low`` where there is none."""
+    """Draw an integer uniformly, both ends included; return ``low`` if ``high`` is smaller."""
     return int(generator.integers(low, max(low, high), endpoint=True))
 
 

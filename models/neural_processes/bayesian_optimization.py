@@ -33,7 +33,7 @@ class Optimization(NamedTuple):
 def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
     r"""Expected improvement on the least output so far, :math:`E \max(y^* - y, 0)` [1].
 
-    For an equal mixture of normal distributions it is the mean of theirs.
+    For an equal mixture of normal distributions, it is the mean over the components.
 
     :param torch.distributions.Normal prediction: the components first. **Shape:**
         ``(num_samples, *shape)``.

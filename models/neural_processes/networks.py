@@ -47,7 +47,7 @@ class SetEncoder(nn.Module, ABC):
     def summarize(
         self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """What the decoder sees of points with these features.
+        """Summarize points with these features for the decoder.
 
         :param Tensor features: **Shape:** ``(*batch, n, num_features)``.
         :param Tensor target_inputs: where predictions are to be made. **Shape:** ``(*batch,
@@ -226,7 +226,7 @@ def _network(in_features: int, width: int, out_features: int, num_layers: int) -
 
 
 def _mean(features: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over rows that are there, as one row; zero where there are none."""
+    """Average over the rows that the mask keeps, as one row; zero if it keeps none."""
     if mask is None:
         return features.sum(-2, keepdim=True) / max(features.shape[-2], 1)
     total = features.masked_fill(~mask[..., None], 0).sum(-2, keepdim=True)

@@ -1,4 +1,4 @@
-"""What all neural processes have: the Pyro model, predictions and their mixture."""
+"""Base of all neural processes: the Pyro model, predictions and their mixture."""
 
 import pyro
 import torch
@@ -15,9 +15,9 @@ from pyro_ext.random import fresh_seed
 class NeuralProcess(PyroModule):
     """A network that maps a context to a distribution of functions.
 
-    What it predicts beyond inputs and outputs of its training means nothing: it warns there.
+    Predictions outside the range of the training data are meaningless, and cause a warning.
 
-    Subclasses say what is random in it: ``_draw`` draws that for a context, and ``_condition``
+    Subclasses define the latent variables: ``_draw`` draws them for a context, and ``_condition``
     returns the predictions of a context and draws. Those that are trained have a ``loss``.
 
     :param int x_dim: number of features of an input.
@@ -187,11 +187,11 @@ class NeuralProcess(PyroModule):
     def _draw(
         self, context: Points, num_samples: int, generator: torch.Generator | None
     ) -> Tensor | None:
-        """What is random, ``num_samples`` times; nothing by default."""
+        """Draw the latent variables ``num_samples`` times; by default there are none."""
         return None
 
     def _sites(self, context: Points) -> Tensor | None:
-        """What is random, as sites of the Pyro model or drawn from PyTorch's own generator."""
+        """Draw the latent variables once, as sites of the Pyro model or by PyTorch's generator."""
         drawn = self._draw(context, 1, None)
         return None if drawn is None else drawn[0]
 

@@ -1,4 +1,4 @@
-"""Training of neural processes on tasks drawn anew at every step, and how well they predict."""
+"""Training of neural processes on new random tasks at every step, and their evaluation."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -135,7 +135,7 @@ def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
     blocks = list(graph.row_blocks())
     if len(blocks) == 1:
         return block_sum(*blocks[0])
-    # Computed anew for gradients, so that memory stays linear in the number of edges.
+    # Recomputed for gradients, so that memory stays linear in the number of edges.
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     return torch.stack([again(block_sum, *block) for block in blocks]).sum()
 
@@ -380,8 +380,8 @@ class GraphModel:
     edges are, and the log density is an estimate without bias.
 
     :param prior: a Pyro model of no arguments that returns the distribution of a weight.
-    :param MixedMembership communities: prior of communities; by default there are none.
-    :raises TypeError: where they are something else.
+    :param MixedMembership communities: prior over communities; by default there are none.
+    :raises TypeError: if ``communities`` has another type.
 
     Example::
 

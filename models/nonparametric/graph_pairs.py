@@ -20,7 +20,7 @@ class HeldOutPairs:
     """A random set of pairs of nodes, edges and non-edges alike, which takes no memory.
 
     :param float fraction: the probability of each pair, in [0, 1).
-    :param int seed: says which pairs.
+    :param int seed: determines the pairs.
     :param HeldOutPairs others: another such set, whose pairs are held out as well.
     :raises ValueError: for numbers out of range, and the seed of another set.
 
@@ -108,7 +108,7 @@ class SimpleGraph:
     :param Tensor edges: pairs of different nodes, in any order; those that come twice count once.
         **Shape:** ``(num_edges, 2)``.
     :param HeldOutPairs held_out: pairs that are not observed; none of them may be an edge.
-    :raises TypeError: for edges that are no integers.
+    :raises TypeError: for edges that are not integers.
 
     Example::
 
@@ -231,7 +231,7 @@ class SimpleGraph:
         """Hold out a fraction of all pairs that are observed, edges and non-edges alike.
 
         :param float fraction: the probability that a pair is held out.
-        :param int seed: says which pairs; another one where some are held out already.
+        :param int seed: determines the pairs; use another seed if some are held out already.
         :param int max_non_edges: how many pairs without an edge the test pairs hold at most; where
             there are more, they are a random sample. By default all, whose number is quadratic in
             that of the nodes.

@@ -27,7 +27,7 @@ _PAIRS_AT_ONCE = 2**18
 
 
 class LinkScores(NamedTuple):
-    """How well pairs that were held out are predicted.
+    """Quality of the predictions of held-out pairs.
 
     :param float log_likelihood: sum of the log probabilities of what they are.
     :param float auc: the probability that an edge is ranked above a pair without one.

@@ -23,7 +23,7 @@ Process = NormalizedRandomMeasure | PitmanYor
 Sites = Mapping[str, Tensor]
 Value = TypeVar("Value")
 
-# The quadrature of so many draws at a time stays within some ten megabytes.
+# The quadrature of this many draws at a time takes about ten megabytes.
 _DRAWS_AT_ONCE = 50
 
 
@@ -261,7 +261,7 @@ def check_sites(argument: str, values: Sites, names: Iterable[str]) -> None:
 
 
 def draws_of(model: Callable[[], Value], values: Sites, number: int) -> list[Value]:
-    """What a model returns at each draw of its sites, one and the same where it has none."""
+    """Run a model at each draw of its sites, or once for all draws if it has no sites."""
     with poutine.block():
         if not values:
             return [model()] * number

@@ -30,7 +30,7 @@ _COLOR = "#2a6f97"
 
 @dataclass(frozen=True, eq=False)
 class Extrapolation:
-    """What a curve is predicted to be at larger sizes.
+    """Prediction of a curve at larger sizes.
 
     :param Tensor x: the sizes that were given, rising. **Shape:** ``(n,)``.
     :param Tensor y: the values there. **Shape:** ``(n,)``.
@@ -276,7 +276,7 @@ def read_curve(
     :param x: name or number of the column of sizes.
     :param y: name or number of the column of values.
     :returns: sizes and values ``(n,)``, and the sizes of rows without a value, to be predicted.
-    :raises ValueError: where the file lacks a column, or holds something that is no number.
+    :raises ValueError: if the file lacks a column, or holds anything but numbers.
     """
     checks.instance("path", path, (str, Path), "a path")
     try:

@@ -143,7 +143,7 @@ def _rise(x: Tensor, ends: Tensor, rise: Tensor, full: bool) -> Tensor:
 
 
 def is_allowed(y: Tensor, rises: Tensor) -> Tensor:
-    """Whether curves are without negative values and NaN, and those that rise begin highest."""
+    """Return a mask of curves without negative values or NaN; rising ones must begin highest."""
     is_inside = (y >= 0).all(-1)
     return is_inside & (~rises | (y <= y[..., :1]).all(-1))
 

@@ -79,7 +79,7 @@ _DENSITIES: dict[str, Callable[[int], nn.Module]] = {
 
 
 class FilterOutput(NamedTuple):
-    """What a pass of a :class:`FilteringNetwork` says of one cluster of each set.
+    """Output of a :class:`FilteringNetwork` for one cluster of each set.
 
     :param Tensor logits: of each point to be in the cluster. **Shape:** ``(*batch, n)``.
     :param Tensor parameters: of the cluster's density; ``None`` without one. **Shape:**

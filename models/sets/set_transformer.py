@@ -43,7 +43,7 @@ class _SetNetwork(nn.Module):
         :param Tensor mask: bool, true for elements that are there and false for padding, which has
             no influence. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, num_outputs, output_size)``.
-        :raises TypeError: for what is no tensor, such as a list of sets of different sizes.
+        :raises TypeError: for anything but a tensor, such as a list of sets of different sizes.
         :raises ValueError: for tensors of another shape, and elements that are not finite.
         """
         own = next(self.parameters())

@@ -27,7 +27,7 @@ Draw = Callable[[int, Normal, Tensor | None], Tensor]
 
 
 class SetVAETerms(NamedTuple):
-    """What the loss of a :class:`SetVAE` is made of.
+    """Terms of the loss of a :class:`SetVAE`.
 
     :param Tensor distance: from each set to its reconstruction. **Shape:** ``(num_sets,)``.
     :param Tensor kl: divergence of posterior from prior at each scale. **Shape:** ``(num_sets,
@@ -41,7 +41,7 @@ class SetVAETerms(NamedTuple):
 class GeneratedSets(NamedTuple):
     """Sets that a :class:`SetVAE` made.
 
-    :param Tensor x: the points, zero where there is none. **Shape:** ``(num_sets, largest size,
+    :param Tensor x: the points, zero for padding. **Shape:** ``(num_sets, largest size,
         input_size)``.
     :param Tensor mask: true where there is a point. **Shape:** ``(num_sets, largest size)``.
     :param tuple latents: those behind the sets, coarsest scale first. **Shape:** ``(num_sets,
@@ -141,7 +141,7 @@ class _Network(nn.Module):
         self.output = nn.Linear(hidden_size, input_size)
 
     def encode(self, x: Tensor, mask: Tensor, parts: list[Tensor] | None = None) -> list[Tensor]:
-        """What is gathered at each scale, coarsest first; and the parts, where they are wanted."""
+        """Gather features at each scale, coarsest first; insert parts into ``parts`` if given."""
         elements = self.input(x)
         features: list[Tensor] = []
         for number in reversed(range(len(self.encoder_gathers))):
@@ -199,7 +199,7 @@ class SetVAE(PyroModule):
     are parameters, and the posterior is given :math:`g_1` alone. Nothing sees an order, and latent
     variables that are drawn once make sets of any size.
 
-    A distance of sets, which is no likelihood, says how good a reconstruction is: the loss is
+    A distance between sets, rather than a likelihood, measures the reconstruction: the loss is
     :math:`\mathbb{E}\, d(x, \hat x) + \beta \sum_l \mathrm{KL}_l` for each set, which bounds
     nothing. :meth:`model` and :meth:`guide` go with :class:`~pyro.infer.TraceMeanField_ELBO`, which
     passes the decoder twice; :meth:`terms` has the same loss in one pass.
@@ -306,7 +306,7 @@ class SetVAE(PyroModule):
     def terms(
         self, x: Any, mask: Any = None, *, generator: torch.Generator | None = None
     ) -> SetVAETerms:
-        """What the loss is made of, with one draw from the posterior.
+        """Compute the terms of the loss, with one draw from the posterior.
 
         :param x: sets of points. **Shape:** ``(num_sets, size, input_size)``.
         :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.

@@ -102,7 +102,7 @@ class SlotMIL(nn.Module):
         return logits
 
     def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """How much slots look at each instance; arguments as of :meth:`forward`.
+        """Return the attention weights of slots over instances; arguments as for :meth:`forward`.
 
         :returns: weights that sum to one over the instances of a bag, zero for padding; with
             ``normalize="queries"`` nearly one. **Shape:**
@@ -207,7 +207,7 @@ class GatedABMIL(ABMIL):
 
 
 class MixedSlots(NamedTuple):
-    """What :func:`slot_mixup` returns.
+    """Result of :func:`slot_mixup`.
 
     :param Tensor slots: mixed slots. **Shape:** ``(num_bags, num_slots, hidden_size)``.
     :param Tensor labels: labels of a bag and of its partner. **Shape:** ``(num_bags, 2)``.
@@ -340,7 +340,7 @@ def submix_loss(
     :param generator: which subsets and mixtures are drawn from, by default PyTorch's global one.
     :returns: the mean over bags, a scalar.
     :raises TypeError: for a network that cannot be mixed.
-    :raises ValueError: for labels that are no classes of the network, shapes that do not fit, an
+    :raises ValueError: for labels that are not classes of the network, shapes that do not fit, an
         empty bag, or numbers out of range.
 
     [1] See :class:`SlotMIL`.
@@ -445,7 +445,7 @@ def _check_classes(labels: Tensor, logits: Tensor) -> None:
 
 
 def _device(generator: torch.Generator | None, tensor: Tensor) -> torch.device:
-    """Where a generator draws; the default one of each device draws there."""
+    """Return the device on which a generator draws, by default that of the tensor."""
     checks.optional(
         checks.instance, "generator", generator, torch.Generator, "a torch.Generator or None"
     )

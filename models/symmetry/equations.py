@@ -1,7 +1,7 @@
 """Partial differential equations: residuals of moved points, known symmetries, simulated data [1].
 
 Solutions are graphs: points ``(x, t, u)`` in a tensor ``(*batch, num_t, num_x, 3)``, with ``x``
-periodic. A transformation moves the points, after which they are no rectangle.
+periodic. A transformation moves the points off the rectangular grid.
 
 [1] G. Ko, H. Kim, J. Lee (2024), Learning infinitesimal generators of continuous symmetries from
 data.
@@ -202,7 +202,7 @@ def simulate(
 def scattered_derivatives(
     points: Tensor, orders: Sequence[int] = (2, 3), *, length: float | None = None
 ) -> dict[str, Tensor]:
-    r"""Derivatives of a graph whose points are no rectangle, by polynomials on small stencils [1].
+    r"""Return derivatives of a graph off the rectangular grid, by polynomials on stencils [1].
 
     Around a point, each stencil of :math:`(k + 1) \times 2` of its neighbors on the grid has one
     polynomial of degree :math:`k` in ``x`` and 1 in ``t`` through it, which gives

@@ -42,7 +42,7 @@ _MARGIN = 1e-6  # between a cosine and one, where the angle has no gradient
 
 
 def ortho_loss(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    r"""How far fields are from orthogonal; later ones give way to earlier ones [1].
+    r"""Penalize fields that are not orthogonal; only the later of two fields gets a gradient [1].
 
     .. math:: \sum_{a<b} \frac{\pi}{2} - \arccos |\langle \tilde V_a, \tilde V_b \rangle|
 
@@ -273,7 +273,7 @@ def feature_weights(
     batch_size: int = 100,
     seed: int | None = None,
 ) -> Tensor:
-    """How much features of images change as a part of the image is shifted, pixel by pixel [1].
+    """Weight pixels by how much features of images change if the image is shifted there [1].
 
     Images are shifted in a random direction within Gaussian windows at random places; the weight
     of a pixel is the mean squared change of the features, weighted by the windows' height there.
@@ -386,9 +386,9 @@ def train_generators(
 
     for a time :math:`s` whose size is drawn from :math:`\mathrm{Uniform}(0, \sigma)` at each
     step, with a sign for each field. Fields are normalized over the points first, once for all of a
-    flow, so that it is a one-parameter group. (The paper's code normalizes images' fields anew at
-    each step of the solver.) Later fields give way to earlier ones, so that those of the least
-    score come first; they are determined up to sign, and to mixing where scores are alike.
+    flow, so that it is a one-parameter group. (The paper's code normalizes images' fields again at
+    each step of the solver.) Later fields give way to earlier ones, so that those with the lowest
+    scores come first; they are determined up to sign, and up to mixing among similar scores.
 
     :param VectorField field: what is trained, such as a :class:`~pyro_ext.nn.GeneratorField`.
     :param Callable validity: :math:`S` of each field, ``(n,)``: a function of moved points ``(n,

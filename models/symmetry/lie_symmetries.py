@@ -24,7 +24,7 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 class LieSymmetries(NamedTuple):
-    """What :func:`learn_lie_symmetries` has learned.
+    """Result of :func:`learn_lie_symmetries`.
 
     :ivar GeneratorField field: fields on points in units of ``units``.
     :ivar Tensor units: of ``x``, ``t`` and ``u``: how far a solution's size carries in its
@@ -166,13 +166,13 @@ class _Residual:
         return validity_pde(self.equation, moved * self.units).mean(1)
 
     def identity(self) -> list[Any]:
-        """What tells an equation from others: its name where it has one, and numbers."""
+        """Identify an equation by its name, if it has one, and its numbers."""
         e = self.equation
         names = [name for name, known in EQUATIONS.items() if known is e]
         return [*names, e.length, e.duration, e.scale, *e.orders]
 
 
 def _starts(solutions: Tensor, patch: tuple[int, int]) -> tuple[int, int, int]:
-    """How many first solutions, times and points there are to choose from."""
+    """Count the solutions, and the times and points at which a patch can begin."""
     num_solutions, num_t, num_x, _ = solutions.shape
     return num_solutions, num_t - patch[0] + 1, num_x

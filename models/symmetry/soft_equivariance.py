@@ -31,8 +31,8 @@ _LARGEST_SIZE = 128  # of the tensors by which groups are compared
 class EquivarianceTuner:
     r"""Sets the strength of each group by how well the weights keep its symmetry [1].
 
-    While the network is trained with the first strengths, :meth:`update` is told the residuals from
-    time to time, and keeps those of the time at which one was last smaller than what it had kept.
+    While the network trains with the initial strengths, :meth:`update` receives the residuals from
+    time to time, and keeps those of the last time when one of them was below its kept value.
     Then :meth:`adjust` divides, :math:`\lambda_g \leftarrow \lambda_g / (r_g / \min_{g'}
     r_{g'})^p`, with the minimum over groups whose strength is not zero. The group that is kept best
     keeps its strength, and others get much less.
@@ -93,7 +93,7 @@ class EquivarianceTuner:
 
 
 class SoftEMLPFit(NamedTuple):
-    """What a training leaves.
+    """Result of training.
 
     :param list losses: mean squared error and penalty of each step.
     :param Tensor strengths: with which it ended. **Shape:** ``(num_groups,)``.
@@ -111,8 +111,8 @@ class SoftEMLP(nn.Module):
     Each block is a :class:`~pyro_ext.nn.SoftEquivariantLinear`, a tenth of an
     :class:`~pyro_ext.nn.EquivariantBilinear` and a
     :class:`~pyro_ext.nn.GatedNonlinearity`; a linear layer makes the outputs. Weights
-    are free, and only their residuals tell groups apart. With ``soft_gates=False`` and weights that
-    are projected the network is equivariant up to rounding.
+    are free, and only their residuals distinguish groups. With ``soft_gates=False`` and projected
+    weights, the network is equivariant up to rounding.
 
     In [1] products are those of tensors of the input read as maps; those here are all products of
     two tensors, summed over axes in pairs.
@@ -201,8 +201,8 @@ class SoftEMLP(nn.Module):
         only, residuals may differ little when the strengths are set, and false groups keep most of
         theirs: for :math:`a_x b_x + a_y b_y + 2 a_z b_z + \sin a_z` of 200 pairs of vectors 61 to
         64 % with the defaults, and four times the test error of an ordinary network. With
-        ``hidden=30`` a tenth of the strength made the error smaller, and told groups apart hardly
-        better (two seeds); nor did a later time at which they are set (one).
+        ``hidden=30``, a tenth of the strength reduced the error but hardly separated the groups any
+        better (two seeds); neither did setting the strengths later (one seed).
 
         :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
         :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
@@ -282,7 +282,7 @@ class SoftEMLP(nn.Module):
 
 
 def _holds(whole: Group, part: Group) -> bool:
-    """Whether what a group leaves alone, of low ranks, is left alone by a part of it."""
+    """Tell whether the low-rank invariants of a group are also invariants of a part of it."""
     for upper, lower in ((1, 0), (2, 0), (1, 1), (3, 0)):
         if whole.dim ** (upper + lower) <= _LARGEST_SIZE:
             kept, own = whole.invariants(upper, lower), part.invariants(upper, lower)

@@ -122,7 +122,7 @@ def transport_fields(
 def kernel_fields(
     num_fields: int, num_axes: int, size: int = 16, *, seed: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Draw fields of Gaussian processes with one of two kernels, to be told apart.
+    r"""Draw fields of Gaussian processes with one of two kernels, to be classified.
 
     They are on a grid in :math:`[-2, 2]^K`. Every other field has the RBF kernel, label 1, and the
     rest have the periodic one [1]; both are products over axes, and so draws are exact, axis by

@@ -76,7 +76,7 @@ class _Options(TypedDict, total=False):
 
 
 class _Attack:
-    """What attacks have in common: when fake events happen, and between which nodes they may."""
+    """Base class of attacks: the times of fake events, and the nodes that they may connect."""
 
     def __init__(
         self,
@@ -176,11 +176,11 @@ class _Attack:
         )
 
     def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
-        """What is known before the stream."""
+        """Return the attacker's memory before the stream."""
         raise NotImplementedError
 
     def _advance(self, memory: Any, batch: EventStream) -> Any:
-        """What is known after real events."""
+        """Return the attacker's memory after a batch of real events."""
         raise NotImplementedError
 
     def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
@@ -194,9 +194,9 @@ class TSpear(_Attack):
     * In each batch but the first there are ``budget`` times as many fake events as real ones.
     * Their times are drawn from a kernel density estimate of those of the batch, and their features
       from one of those of the batch before, with a normal kernel whose standard deviation is a
-      tenth of theirs.
-    * As real ones they are multiples of the largest step of which all real ones are, such as whole
-      seconds: times are rounded down to these, features to the nearest.
+      tenth of the features' own.
+    * Like real ones, they are multiples of the largest step that divides all real ones, such as
+      whole seconds: times are rounded down to a multiple, features to the nearest.
     * Their nodes occur in the batch before.
     * They are spread over nodes by :func:`spread_pairs`, at the logits of the surrogate before the
       batch. The surrogate remembers real events only.
@@ -288,7 +288,7 @@ class StructuralAttack(_Attack):
         self.kind = kind
 
     def _begin(self, stream: EventStream, history: EventStream | None) -> Any:
-        """Which pairs of nodes have had an event."""
+        """Return a mask of the node pairs that have had an event."""
         graph = torch.zeros(stream.num_nodes, stream.num_nodes, dtype=torch.bool)
         return graph if history is None else self._advance(graph, history)
 
@@ -315,7 +315,7 @@ class StructuralAttack(_Attack):
 
 
 class _Units(NamedTuple):
-    """Steps of real times and features, zero where there is none, and where these count from."""
+    """Step sizes of real times and features (zero if they have none), and their origins."""
 
     of_times: float
     first_time: float

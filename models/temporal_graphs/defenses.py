@@ -19,7 +19,7 @@ _SMALLEST_WEIGHT = 1e-3
 
 
 class Defense:
-    """What a training does about events that an attack may have put in; this one does nothing.
+    """Defense of training against events that an attack may have inserted; this one does nothing.
 
     :ivar bool filters: whether :meth:`keep` leaves events out.
     :ivar float eta: weight of :func:`temporal_smoothness` in the loss.
@@ -37,7 +37,7 @@ class Defense:
     theta = 0.0
 
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
-        """Say which events of a batch are kept.
+        """Return a mask of the events of a batch to keep.
 
         :param Tensor logits: of the events. **Shape:** ``(n,)``.
         :param Tensor embeddings: of their sources and destinations. **Shape:** ``(2, n, size)``.

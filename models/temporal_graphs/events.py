@@ -222,7 +222,7 @@ def merged(streams: Sequence[EventStream]) -> EventStream:
 
 
 def last_events(nodes: Tensor) -> Tensor:
-    """Where each node that occurs does so for the last time. **Shape:** ``(num_different,)``."""
+    """Return the index of the last occurrence of each node. **Shape:** ``(num_different,)``."""
     order = nodes.argsort(stable=True)
     ends = nodes[order].diff(append=nodes.new_full((1,), -1)) != 0
     return order[ends]

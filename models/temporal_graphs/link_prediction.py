@@ -31,7 +31,7 @@ _ADAM = partial(torch.optim.Adam, lr=4e-3)
 
 @dataclass(frozen=True, eq=False)
 class LinkFit:
-    """What a training leaves besides the network.
+    """Result of training besides the network.
 
     :ivar list losses: of each step.
     :ivar Tensor probabilities: that the network gave each event when it came to it, in each epoch;
@@ -139,13 +139,14 @@ def evaluate_links(
 ) -> LinkScores:
     """Score the real events of a stream, each batch given all that was before.
 
-    All events are scored first, and then taken in, without those that a defense leaves out: it is
-    not told which are fake. Negatives depend on the seed and the real events alone.
+    All events of a batch are scored before the network is updated with them, except for those that
+    the defense leaves out; the defense does not know which are fake. Negatives depend only on the
+    seed and the real events.
 
     :param TemporalGraphNetwork network: as it has been trained.
-    :param EventStream history: what was before; it is taken in without being scored.
-    :param EventStream stream: what is scored.
-    :param int batch_size: events that are scored before any of them is taken in.
+    :param EventStream history: earlier events, which update the network without being scored.
+    :param EventStream stream: the events to score.
+    :param int batch_size: number of events that are scored before the network is updated with them.
     :param int num_negatives: number of other destinations that each event is compared with.
     :param Defense defense: as of :func:`fit_links`, at the end of its schedule.
     :param int seed: of the negatives; ``None`` draws from PyTorch's generator.
@@ -231,7 +232,7 @@ class _Walk:
         self.previous_time = self.state.memory_time.clone()
 
     def loss(self) -> Tensor:
-        """Minus the log density of the next batch, which is then taken in."""
+        """Return the negative log density of the next batch, and update the state with it."""
         epoch, number = divmod(self.step, len(self.batches))
         if not number:
             self._restart()
@@ -239,7 +240,7 @@ class _Walk:
         if self.defense.filters:
             with torch.no_grad(), evaluating(self.network):
                 embeddings = _embed_ends(self.network, self.state, events)
-                wrong = torch.tensor(torch.nan)  # of which the trainer says what helps
+                wrong = torch.tensor(torch.nan)  # the trainer's error says what helps
                 if not bool(embeddings.isfinite().all()):
                     return wrong
                 logits = self.network.decode(*embeddings)
@@ -255,7 +256,7 @@ class _Walk:
             keep=keep,
             weights=None if self.weights is None else self.weights[number],
         )
-        with pyro.validation_enabled(False):  # what is not finite is for the trainer to say
+        with pyro.validation_enabled(False):  # the trainer reports losses that are not finite
             trace = pyro.poutine.trace(
                 partial(self._with_smoothness, program, events, keep)
             ).get_trace()

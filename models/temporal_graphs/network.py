@@ -20,12 +20,12 @@ _MOST_PRODUCTS = 1 << 25  # of nodes and memories at a time
 
 
 class GraphState(NamedTuple):
-    """What a :class:`TemporalGraphNetwork` remembers of the past.
+    """Memory of a :class:`TemporalGraphNetwork`.
 
     :ivar Tensor memory: of each node. **Shape:** ``(num_nodes, hidden_size)``.
-    :ivar Tensor memory_time: of the event that it last took in, or NaN. **Shape:**
+    :ivar Tensor memory_time: of the last event that updated it, or NaN. **Shape:**
         ``(num_nodes,)``.
-    :ivar Tensor mail: of the last event of each node, to be taken in. **Shape:**
+    :ivar Tensor mail: of the last event of each node, for the next update. **Shape:**
         ``(num_nodes, 2 * hidden_size + num_features)``.
     :ivar Tensor mail_time: of that event, or NaN. **Shape:** ``(num_nodes,)``.
     :ivar Tensor neighbors: the other nodes of the most recent events, in no order. **Shape:**
@@ -67,7 +67,7 @@ class TemporalGraphNetwork(nn.Module):
     :param int num_nodes: number of nodes.
     :param int hidden_size: of memories, embeddings and the encoding of time.
     :param int num_features: of an event.
-    :param Tensor node_features: of nodes, such as numbers that tell them apart, in any unit: they
+    :param Tensor node_features: of nodes, such as numbers that identify them, in any unit: they
         are scaled to unit size by a power of two, and added to memories through a linear map.
         Without them a node is known by its events alone.
         **Shape:** ``(num_nodes, num_node_features)``.
@@ -156,13 +156,13 @@ class TemporalGraphNetwork(nn.Module):
     def update(
         self, state: GraphState, events: EventStream, keep: Tensor | None = None
     ) -> GraphState:
-        """Take in a batch of events, none of which sees another one.
+        """Update the state with a batch of events, none of which sees another one.
 
-        Memories of their nodes come up to date, and the last event of each node is its new mail.
+        The memories of their nodes are updated, and the last event of each node is its new mail.
 
-        :param GraphState state: before them; it stays as it is.
-        :param EventStream events: what has happened.
-        :param Tensor keep: true for events that are to be taken in; by default all are. **Shape:**
+        :param GraphState state: the state before them, which is not changed.
+        :param EventStream events: the new events.
+        :param Tensor keep: true for events that update the state; by default all do. **Shape:**
             ``(n,)``.
         :returns: the state after them, without a gradient.
         """
@@ -296,7 +296,7 @@ class TemporalGraphNetwork(nn.Module):
         keep: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The Pyro program, whose site ``"link"`` says of pairs of nodes whether they have events.
+        """Run the Pyro program, whose site ``"link"`` is whether pairs of nodes have events.
 
         Its log density is minus the sum of binary cross-entropies of events and of as many pairs
         that have none, each a mean over the events that are kept.

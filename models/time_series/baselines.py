@@ -56,7 +56,7 @@ def fill_gaps(x: Tensor, mask: Tensor, how: Fill = "mean") -> Tensor:
 
 
 class _Classifier(nn.Module):
-    """What classifiers of series have in common; a subclass gives logits of checked series."""
+    """Base class of classifiers of series; a subclass returns the logits of checked series."""
 
     def __init__(self, num_channels: int, num_classes: int, width: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Classifier(nn.Module):
             **Shape:** as ``x``.
         :param Tensor times: of the steps, ``>= 0`` and rising; by default they count from zero.
             **Shape:** ``(num_series, num_steps)``.
-        :param Tensor lengths: number of steps of each series that are no padding; by default all.
+        :param Tensor lengths: number of steps of each series without padding; by default all.
             **Shape:** ``(num_series,)``.
         :returns: **Shape:** ``(num_series, num_classes)``.
         """

@@ -11,7 +11,7 @@ _LONGEST = 100.0
 
 
 def time_encoding(times: Tensor, width: int) -> Tensor:
-    """Sines and cosines of times by turns, at ``width`` timescales from 1 to 100."""
+    """Encode times by alternating sines and cosines, at ``width`` timescales from 1 to 100."""
     exponent = torch.linspace(0.0, 1.0, width, device=times.device, dtype=times.dtype)
     angle = times[..., None] / _LONGEST**exponent
     is_even = torch.arange(width, device=times.device) % 2 == 0
@@ -111,7 +111,7 @@ class DecayImputer(PyroModule):
         self.bias = nn.Parameter(start)
 
     def gamma(self, elapsed: Tensor) -> Tensor:
-        r"""How much of the last value is left.
+        r"""Return the decay factor of the last observed value.
 
         :param Tensor elapsed: :math:`\Delta`. **Shape:** ``(*batch, num_channels)``.
         :returns: **Shape:** as the times.
@@ -159,7 +159,7 @@ class DecayImputer(PyroModule):
 def fade(
     imputer: DecayImputer, x: Tensor, mask: Tensor, generated: Tensor, times: Tensor
 ) -> Tensor:
-    """What the imputer makes of series, whose times may be zero again at padding."""
+    """Impute the missing values of series; times may drop back to zero in the padding."""
     generated = torch.where(mask, 0.0, generated)  # or NaN there would be in the gradients
     last, elapsed = last_observed(x, mask, times)
     gamma = imputer.gamma(elapsed)

@@ -22,7 +22,7 @@ class Series(NamedTuple):
 
     @property
     def valid(self) -> Tensor:
-        """Steps that are no padding. **Shape:** ``(num_series, num_steps)``."""
+        """Mask of the steps that are not padding. **Shape:** ``(num_series, num_steps)``."""
         return torch.arange(self.x.shape[1], device=self.x.device) < self.lengths[:, None]
 
     def rows(self, index: Any) -> "Series":

@@ -26,7 +26,7 @@ _START_OF_SCALE = -2.5  # before the softplus
 
 
 class SeriesPrediction(NamedTuple):
-    """What :meth:`SupervisedNotMIWAE.predict` says of series."""
+    """Predictions of :meth:`SupervisedNotMIWAE.predict` for series."""
 
     probs: Tensor
     """Of the classes. **Shape:** ``(num_series, num_classes)``, online ``(num_series, num_steps,
@@ -181,7 +181,7 @@ class SupervisedNotMIWAE(PyroModule):
             **Shape:** as ``x``.
         :param Tensor times: of the steps, ``>= 0`` and rising, in any unit; by default they count
             from zero. **Shape:** ``(num_series, num_steps)``.
-        :param Tensor lengths: number of steps of each series that are no padding; by default all.
+        :param Tensor lengths: number of steps of each series without padding; by default all.
             **Shape:** ``(num_series,)``.
         :param Tensor static: **Shape:** ``(num_series, num_static)``.
         :param Tensor y: classes, or ``None`` to draw them. **Shape:** ``(num_series,)``, online
@@ -282,7 +282,7 @@ class SupervisedNotMIWAE(PyroModule):
         return -each.mean()
 
     def _draw_latents(self, series: Series, num_latents: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log weights by step, without labels, and what the draws say of the values."""
+        """Draw latents; return their log weights by step, without labels, and the loc and scale."""
         posterior = self._posterior(series)
         z = posterior.rsample((num_latents,))
         loc, scale = self._decode(z, series)

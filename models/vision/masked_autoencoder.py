@@ -228,7 +228,7 @@ class MaskedAutoencoder(nn.Module):
         return noise.argsort(-1).to(self.mask_token.device)
 
     def visible(self, order: Tensor) -> Tensor:
-        """Which patches an order leaves visible.
+        """Return a mask of the patches that an order leaves visible.
 
         :param Tensor order: **Shape:** ``(n, num_patches)``.
         :returns: bool, true where a patch is visible. **Shape:** as the order.
@@ -312,7 +312,7 @@ class MaskedAutoencoder(nn.Module):
         *,
         patches: Patches = "masked",
     ) -> MaskedAutoencoderTerms:
-        """What is minimized: errors from the image and from a teacher, of the same hidden patches.
+        """Compute the errors against the image and a teacher that sees the same patches.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
         :param Tensor order: of the patches, for the teacher, too. **Shape:** ``(n, num_patches)``.
@@ -449,7 +449,7 @@ class MaskedAutoencoder(nn.Module):
     def guide(
         self, images: Tensor, subsample_size: int | None = None, *, predict: bool = False
     ) -> None:
-        """What is hidden, as in the model; there is nothing else to infer.
+        """Sample the masks as in the model; there is nothing else to infer.
 
         :param Tensor images: as of :meth:`model`, as are the others.
         """
@@ -475,7 +475,7 @@ class MaskedAutoencoder(nn.Module):
     # Arguments -----------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return (
             f"image_shape={tuple(self.image_shape)}, patch_size={self.patch_size}, "
             f"mask_ratio={self.mask_ratio}, scale={self.scale}, normalize={self.normalize}"

@@ -54,7 +54,7 @@ def _lost_fraction(distribution: TorchDistribution) -> float:
     least = _least_above(torch.as_tensor(getattr(support, "lower_bound", 0.0), dtype=dtype))
     try:
         return float(distribution.cdf(least))
-    except NotImplementedError:  # a distribution of the user's, of which nothing is known
+    except NotImplementedError:  # a user's own distribution, about which nothing is known
         return 0.0
 
 
@@ -174,7 +174,7 @@ class _UnresolvedSupport(constraints.Constraint):
         self.numbers, self.fraction = numbers, fraction
 
     def check(self, value: Any) -> Any:
-        """Whether values are in the support."""
+        """Check whether values are in the support."""
         return self.numbers.check(value)
 
 

@@ -96,7 +96,7 @@ def mixture_kernel(
 
 @dataclass(frozen=True)
 class MixturePrediction:
-    """What a mixture of Gaussian processes predicts.
+    """Predictions of a mixture of Gaussian processes.
 
     :param Tensor log_evidence: log density of the targets under each process. **Shape:**
         ``(num_samples,)``.
@@ -142,7 +142,7 @@ def condition_mixture(
     r"""Regression with a mixture of Gaussian processes, by their evidences.
 
     Draws of a random covariance are reweighted by the density of the targets under each. All
-    outputs share the covariance, so what is seen of one tells of the others.
+    outputs share the covariance, so that each is informative about the others.
 
     :param Tensor covariances: at :math:`n` inputs with targets, then :math:`m` without. **Shape:**
         ``(num_samples, n + m, n + m)``.

@@ -221,8 +221,8 @@ class AsymmetricNetwork(nn.Module):
 
 
 def _normal_rows(number: int, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Normal numbers of which the first do not depend on how many there are."""
-    # PyTorch draws them by sixteen, anew for the last ones where they are no multiple of that.
+    """Draw normal numbers such that the first ones do not depend on how many are drawn."""
+    # PyTorch draws them in blocks of 16, and redraws the last ones of an incomplete block.
     whole = -(-number * size // 16) * 16
     values = torch.randn(whole, generator=generator, dtype=dtype, device="cpu")
     return values[: number * size].view(number, size)

@@ -1,1 +1,1 @@
-"""What every room uses and no user sees."""
+"""Internal helpers for the whole package."""

@@ -27,7 +27,7 @@ class CodeFolder:
     Code is executed as it is loaded. So the folder is only used where nobody but the user can write
     to it, and a file only where it has the digest that is the end of its name.
 
-    :param path: of the folder, which is made; ``None`` where there is none.
+    :param path: path to the folder, which is created; ``None`` for no folder.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -55,7 +55,7 @@ class CodeFolder:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether a folder, which is made where it is missing, is one that only the user writes to."""
+    """Tell whether only the user can write to a folder, which is created if it is missing."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()

@@ -113,7 +113,7 @@ def choice(argument: str, value: object, allowed: Collection[str]) -> None:
 def sequence(
     argument: str, value: Any, wanted: str, least: int = 1, kind: Any = object
 ) -> list[Any]:
-    """Check that a value is a list or another finite collection that is no text."""
+    """Check that a value is a list or another finite collection other than text."""
     is_text = isinstance(value, str | bytes)
     is_scalar = isinstance(value, Tensor | np.ndarray) and value.ndim == 0
     if is_text or is_scalar or inspect.isclass(value) or not isinstance(value, Iterable):
@@ -271,7 +271,7 @@ def optional(
 
 
 def _has_shape(tensor: Tensor, shape: str | None) -> bool:
-    """Whether a tensor has the shape of a description."""
+    """Tell whether a tensor has a shape such as ``"(n, ...)"``."""
     if shape is None:
         return True
     names = [name.strip() for name in shape.strip("()").split(",") if name.strip()]

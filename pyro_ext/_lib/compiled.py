@@ -1,11 +1,11 @@
 """Functions that Numba compiles, and a cache on disk which sees all that their code came from.
 
 Numba's own cache asks whether the file of a function has changed. It runs old code after a change
-of what the function calls in another file [1], and compiles a whole file anew after any edit of it.
+of what the function calls in another file [1], and recompiles a whole file after any edit of it.
 Here the name of an entry is a digest of the function's bytecode and, through everything that it
 calls, of functions, constants, options, types of arguments and versions. Entries are files of a
-:class:`~pyro_ext._lib.cache.CodeFolder`, below ``NUMBA_CACHE_DIR`` or in the user's cache: what is
-damaged is compiled anew, and what others could have put there is not looked at.
+:class:`~pyro_ext._lib.cache.CodeFolder`, below ``NUMBA_CACHE_DIR`` or in the user's cache: damaged
+entries are recompiled, and entries that others could have written are ignored.
 
 [1] https://github.com/numba/numba/issues/1833
 """
@@ -52,14 +52,14 @@ def compiled(function: Any = None, /, **options: Any) -> Any:
     if function is None:
         return lambda function: compiled(function, **options)
     dispatcher: Any = numba.njit(**options)(function)
-    # With NUMBA_DISABLE_JIT it is no dispatcher; and code is loaded with its function's module.
+    # With NUMBA_DISABLE_JIT it is not a dispatcher; and code is loaded with its function's module.
     if hasattr(dispatcher, "py_func") and dispatcher.py_func.__module__ in sys.modules:
         dispatcher._cache = _Cache(dispatcher)
     return dispatcher
 
 
 class _Cache(NullCache):
-    """Where Numba looks for the machine code of a function, and leaves it."""
+    """Cache in which Numba finds and stores the machine code of a function."""
 
     def __init__(self, dispatcher: Any) -> None:
         self._dispatcher = dispatcher
@@ -104,7 +104,7 @@ def _digest(value: Any) -> str:
 
 
 def _text(value: Any, seen: list[FunctionType]) -> str:
-    """What machine code takes from a value, as a text that is the same in every process."""
+    """Write all that machine code depends on in a value as text, the same in every process."""
 
     def listed(*parts: Any) -> str:
         return f"{type(value).__name__}({', '.join(_text(part, seen) for part in parts)})"
@@ -145,6 +145,6 @@ def _text(value: Any, seen: list[FunctionType]) -> str:
 
 
 def _names(code: CodeType) -> set[str]:
-    """Names of globals in code, and of attributes, which are not told apart."""
+    """Return the names of globals in code, and of attributes, since code does not separate them."""
     inner = (part for part in code.co_consts if isinstance(part, CodeType))
     return set(code.co_names).union(*map(_names, inner))

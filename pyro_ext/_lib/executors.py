@@ -1,4 +1,4 @@
-"""Tasks of one piece of work in other processes or machines, whatever befalls the workers."""
+"""Fault-tolerant execution of tasks in other processes or on other machines."""
 
 import hashlib
 import os
@@ -30,11 +30,11 @@ _imported = uuid.uuid4().hex
 
 
 class ExecutorError(RuntimeError):
-    """An executor could not run what it was given; what had been drawn before is kept."""
+    """An executor failed to run its tasks; earlier draws are kept."""
 
 
 class Work(Protocol[ResultOf]):
-    """What workers do: it is sent to each of them once, by value, and called for each task."""
+    """Work of the workers: it is sent to each of them once, by value, and called for each task."""
 
     def setup(self) -> None:
         """Prepare to run in this process."""
@@ -54,23 +54,24 @@ def run_tasks(
 ) -> bool:
     """Run tasks through an executor, side by side.
 
-    A task that a worker takes along into its end is run again by another one, up to three times. A
-    worker computes on one thread, with the default type of this process.
+    If a worker dies during a task, another one runs the task again, up to three times. A worker
+    computes on one thread, with the default dtype of this process.
 
     :param Executor executor: a pool of processes, that of a Dask client or of MPI.
-    :param Work work: what workers do.
+    :param Work work: the work of the workers.
     :param keys: names of tasks.
-    :param arguments_of: arguments of the next task of a name, ``None`` where there is none.
-    :param take: takes what a task gave, and says whether that was interrupted.
-    :param str failed: what to say where the executor fails.
+    :param arguments_of: returns the arguments of the next task of a name, or ``None`` if there are
+        no more tasks.
+    :param take: receives the result of a task, and returns whether it was interrupted.
+    :param str failed: error message for a failure of the executor.
     :returns: whether Ctrl-C ended it.
-    :raises ExecutorError: where the executor fails.
+    :raises ExecutorError: if the executor fails.
     """
     return _Round(executor, work, arguments_of, take, failed).run(keys)
 
 
 class _Reply(NamedTuple):
-    """What comes back from a worker: from which process, and whether it knew the work."""
+    """Reply of a worker, with its process and whether it knew the work."""
 
     process: str
     known: bool
@@ -207,7 +208,7 @@ class _Round(Generic[Key, Result]):
 
 
 def _outcome(future: Future[bytes]) -> tuple[_Reply | None, BaseException | None]:
-    """What a worker replied, or why it did not."""
+    """Return a worker's reply, or the error that prevented it."""
     error = CancelledError() if future.cancelled() else future.exception()
     if error is not None:
         return None, error

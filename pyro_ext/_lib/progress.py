@@ -40,5 +40,5 @@ def progress_bar(iterable: Any = None, **options: Any) -> "tqdm[Any]":
     is_drawn = sys.stderr.isatty() or tqdm_of_the_screen.__module__ == "tqdm.notebook"
     if is_drawn:
         return tqdm_of_the_screen(iterable, **options)
-    # A line says how fast it went so far, not how fast of late: the last steps may take no time.
+    # A line shows the average speed, not the recent speed: the last steps may take no time.
     return _Lines(iterable, smoothing=0, **options)

@@ -1,4 +1,4 @@
-"""Which requirements of an installed distribution are met, read from its metadata."""
+"""Requirements of an installed distribution and whether they are met, from its metadata."""
 
 import shlex
 from collections.abc import Iterable, Iterator
@@ -17,14 +17,14 @@ class Finding:
     """A requirement and what is installed for it."""
 
     name: str  # name of the required distribution
-    wanted: str  # its versions that will do, as ">=1.5"; empty where any will
-    extras: str  # what else of it is required, as "[distributed]"; or empty
-    installed: str | None  # the installed version, None where there is none
-    fits: bool  # whether that version will do
+    wanted: str  # its allowed versions, such as ">=1.5"; empty if any version is allowed
+    extras: str  # its required extras, such as "[distributed]"; or empty
+    installed: str | None  # the installed version, None if it is not installed
+    fits: bool  # whether that version is allowed
 
     @property
     def state(self) -> Literal["ok", "missing", "wrong version"]:
-        """What is to be said of it."""
+        """Status of the requirement."""
         if self.fits:
             return "ok"
         return "missing" if self.installed is None else "wrong version"
@@ -78,7 +78,7 @@ def _findings(
 
 
 def _applies(requirement: Requirement, extra: str | None) -> bool:
-    """Whether a requirement is one of the extra, or without an extra one of all cases."""
+    """Tell whether a requirement belongs to the extra, or without an extra, always applies."""
     if requirement.marker is None:
         return extra is None
     always = requirement.marker.evaluate({"extra": ""})

@@ -1,4 +1,4 @@
-"""How many threads PyTorch takes for tensors that are too small to share."""
+"""Number of PyTorch threads for tensors that are too small to share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

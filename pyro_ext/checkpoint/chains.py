@@ -24,12 +24,12 @@ class Chunk:
 
 @dataclass
 class ChainStatus:
-    """How far a chain is."""
+    """Progress of a chain."""
 
     num_draws: int = 0
     stopped_at: int | None = None  # step by which it ended too early, zero where it did not begin
     diagnostics: Mapping[str, object] = field(default_factory=dict)  # of the whole chain
-    error: str = ""  # that ended it; empty where its values were no longer finite
+    error: str = ""  # that ended it; empty if its values were not finite
 
     @property
     def reason(self) -> str:

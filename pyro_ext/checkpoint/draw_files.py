@@ -1,8 +1,8 @@
 """Files of draws, beside a state that names each of them with a digest of what it holds.
 
-Draws are written first, and the state after them, each file whole or not at all. A run that is
-killed at any moment leaves a state, all files that it names, and at most one that it does not yet
-name, which is made anew.
+Draws are written first and the state after them, each file whole or not at all. A run that is
+killed at any moment leaves a state, all files that it lists, and at most one that it does not list
+yet, which is written again.
 """
 
 import os
@@ -32,12 +32,12 @@ class DrawFiles:
 
     @property
     def names(self) -> list[str]:
-        """Names of the files that the state names, in the order in which they were written."""
+        """Return the names of the files listed in the state, in the order of writing."""
         return list(self._digests)
 
     def open(self) -> Found | None:
-        """Read the state, and see that those files of draws are there that it names, no others."""
-        # Before the state: a run that goes on meanwhile adds files, and names them afterwards.
+        """Read the state, and check that exactly the files of draws that it lists are present."""
+        # Before reading the state: a concurrent run adds files first and then lists them there.
         names = names_in(self.folder)
         present = [name for name in names if _is_draws(name)]
         path = self.folder / _STATE
@@ -97,7 +97,7 @@ class DrawFiles:
         self._digests = digests
 
     def read(self, name: str) -> Found:
-        """Read a file that the state names."""
+        """Read a file that the state lists."""
         tensors, content, digest = read_tensors(self.folder / name, "content")
         if digest != self._digests[name]:
             raise CheckpointError(
@@ -106,7 +106,7 @@ class DrawFiles:
         return tensors, content["content"]
 
     def intact(self) -> Iterator[Found]:
-        """Files one by one, up to the first that is missing, cut or changed, whatever the state."""
+        """Yield the files up to the first that is missing or damaged, regardless of the state."""
         previous = ""
         for name in filter(_is_draws, names_in(self.folder)):
             try:
@@ -123,7 +123,7 @@ class DrawFiles:
         return next(reversed(self._digests.values()), "")
 
     def _is_next(self, path: Path) -> bool:
-        """Whether a file follows those that the state names: the run ended, or is, between both."""
+        """Tell whether a file follows those in the state, which is written after the file."""
         try:
             _, content, _ = read_tensors(path)
         except CheckpointError:
@@ -132,5 +132,5 @@ class DrawFiles:
 
 
 def _is_draws(name: str) -> bool:
-    """Whether a file is one of draws, whole."""
+    """Tell whether a file is a finished file of draws."""
     return name.startswith(_PREFIX) and not name.endswith(UNFINISHED)

@@ -1,7 +1,7 @@
 """Files of tensors that are written whole or not at all, and read only when they are intact.
 
-A file is in the format of safetensors, which holds numbers and strings and can execute nothing. A
-digest over all of it tells a file that was cut or changed from one that was written here.
+A file is in the safetensors format, which holds numbers and strings and cannot execute code. A
+digest of the whole file reveals whether it was truncated or changed.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ _STATISTICS = "statistics/"
 
 
 class RunFolder:
-    """A folder that a run writes to; a subclass says of what ``kind`` its draws are."""
+    """A folder that a run writes to; a subclass sets the ``kind`` of its draws."""
 
     kind: ClassVar[str]
 

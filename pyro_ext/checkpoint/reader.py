@@ -79,7 +79,7 @@ class Checkpoint:
         return int(self.description["num_samples"])
 
     def chains(self) -> list[ChainStatus]:
-        """How far each chain is."""
+        """Return the status of each chain."""
         return list(self._statuses)
 
     @cached_property
@@ -100,7 +100,7 @@ class Checkpoint:
 
     @cached_property
     def _stops(self) -> dict[range, list[int | None]]:
-        """Steps by which chains stopped. From here on all is read as it is now."""
+        """Steps at which chains stopped. Files are read as they are at the first access."""
         return {members: self._open(members) for members in self._files}
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:

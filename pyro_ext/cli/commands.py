@@ -1,4 +1,4 @@
-"""What ``pyro-ext`` does, a function a command."""
+"""Commands of ``pyro-ext``, one function each."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What ``pyro-ext doctor`` reports: versions, devices, the compiler, threads, what is missing."""
+"""Report of ``pyro-ext doctor``: versions, devices, the compiler, threads, missing packages."""
 
 import os
 import platform
@@ -57,7 +57,7 @@ torch.testing.assert_close(result, graph(example))
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors can live: its name for PyTorch, what it is, and bytes of memory if known."""
+    """A device for tensors: its name in PyTorch, its description, and bytes of memory if known."""
 
     device: str
     name: str
@@ -214,7 +214,7 @@ def try_compiler(timeout: float = _TIMEOUT) -> Compiler:
 
 
 def _compiler_name() -> str | None:
-    """First line of what the compiler says of its version."""
+    """Return the first line of the compiler's version output."""
     from torch.utils import collect_env
 
     status, said, _ = collect_env.run(f"{os.environ.get('CXX', _USUAL_COMPILER)} --version")

@@ -5,7 +5,7 @@ Every loader returns a :class:`Dataset` and takes the same keyword arguments, bu
 returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns
 series of different lengths, :func:`load_scaling_curves`, which returns curves, and
 :func:`load_contacts`, which returns who was near whom.
-Nothing is downloaded; :func:`records` tells what there is without reading it.
+Nothing is downloaded; :func:`records` lists the data sets without reading them.
 
 Example::
 

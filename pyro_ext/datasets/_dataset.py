@@ -1,4 +1,4 @@
-"""What loaders return, what data sets have in common, and the split and scale of all of them."""
+"""Return types of the loaders, their common parts, and splits and scales of data sets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,7 +161,7 @@ class Settings:
 
 
 class Contents(NamedTuple):
-    """What a data set holds."""
+    """Contents of a data set."""
 
     inputs: Floats  # (n, *event)
     targets: npt.NDArray[Any]  # labels or responses, (n,) or (n, num_responses)
@@ -178,7 +178,7 @@ def standardize(values: Floats, axis: int | None = 0) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a data set before it is read.
+    """Description of a data set, available without reading it.
 
     :param str name: the name that :func:`pyro_ext.datasets.load` knows it by.
     :param str description: what the rows, the inputs and the targets are.

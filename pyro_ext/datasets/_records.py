@@ -178,7 +178,7 @@ _RECORDS = {
 
 
 def records() -> tuple[Record, ...]:
-    """Return what is known of each data set, sorted by name; nothing is read.
+    """Return the records of all data sets, sorted by name, without reading the data.
 
     Example::
 

@@ -18,7 +18,7 @@ _TIME_SERIES = Path(__file__).with_name("time_series")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FrequencyData:
-    """How many kinds occur how often.
+    """Frequencies of frequencies: how many kinds occur how often.
 
     :param str name: the name that :func:`load_frequencies` knows it by.
     :param Tensor table: rows of a size and the number of kinds that occur so often, integers, by
@@ -131,7 +131,7 @@ class TimeSeriesData:
     :param str name: the name that :func:`load_time_series` knows them by.
     :param Tensor train_values: series to train on. **Shape:** ``(num_series, num_steps,
         num_channels)``.
-    :param Tensor train_lengths: number of steps of each that are no padding.
+    :param Tensor train_lengths: number of steps of each without padding.
         **Shape:** ``(num_series,)``.
     :param Tensor train_labels: classes from 0. **Shape:** ``(num_series,)``.
     :param Tensor test_values: series for tests, with as many steps.

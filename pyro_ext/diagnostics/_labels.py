@@ -39,7 +39,7 @@ def label(
     labels = _checked_coords(coords, renamed)
     names = {}
     for group, arrays in groups.items():
-        # Statistics are no sites, even where they share a name.
+        # Statistics are not sites, even if they share a name.
         unnamed = arrays.keys() - set(partitions) if group == "sample_stats" else set()
         names[group] = {
             name: _names(group, name, array.shape, None, (), renamed)
@@ -149,7 +149,7 @@ def _names(
 def _plate_positions(
     shape: tuple[int, ...], plates: Iterable[Plate], event_dim: int
 ) -> Iterable[tuple[int, Plate]]:
-    """Where in a shape the plates are."""
+    """Find the positions of plates in a shape."""
     for plate in plates:
         position = len(shape) - event_dim + (plate.dim or 0)
         # Pyro gives a plate without a size the size -1.

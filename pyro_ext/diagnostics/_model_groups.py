@@ -1,4 +1,4 @@
-"""What a model adds to draws of its posterior: likelihood, predictions, prior, observations."""
+"""Groups that a model adds to posterior draws: likelihood, predictions, prior, observations."""
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -74,9 +74,9 @@ class ModelGroups:
             **model.transformed_sites,
             **model.observed_sites,
         }
-        """What is known of each variable."""
+        """Site of each variable."""
         self.points: dict[str, npt.NDArray[np.bool_]] = {}
-        """Which points of masked observed sites count. **Shape:** ``(*batch)`` each."""
+        """Mask of the points of masked observed sites that count. **Shape:** ``(*batch)`` each."""
         self._elements: dict[str, npt.NDArray[np.bool_]] = {}
         self._varying: list[str] = []
 

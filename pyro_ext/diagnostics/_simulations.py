@@ -43,7 +43,7 @@ _FAILED = "executor={} failed; with checkpoint=... the same program goes on from
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all simulations share: arguments of ``sbc``, and Pyro's and PyTorch's global state."""
+    """Setup of all simulations: arguments of ``sbc``, and Pyro's and PyTorch's global state."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
@@ -61,7 +61,7 @@ class Experiment:
         return Potential(self.model, *self.args, backend="eager", **self.kwargs)
 
     def identity(self, potential: Potential) -> dict[str, Any]:
-        """What the simulations are of, so that no others continue them."""
+        """Describe the simulations, so that no others continue them."""
         densities, _ = density_identity(model_at(self.model, self.args, self.kwargs), {})
         data = data_identity(list(self.args), "args") | data_identity(dict(self.kwargs), "kwargs")
         return {

@@ -69,7 +69,7 @@ def holm(p_values: Floats) -> Floats:
 
 
 def _cumulative(ranks: Ints, num_draws: int) -> Ints:
-    """How many ranks are at most k, for each k below the largest. **Shape:** ``(num_draws, n)``."""
+    """Count the ranks up to k, for each k below the largest. **Shape:** ``(num_draws, n)``."""
     num_columns = ranks.shape[1]
     cells = ranks + (num_draws + 1) * np.arange(num_columns)
     counts = np.bincount(cells.ravel(), minlength=num_columns * (num_draws + 1))

@@ -71,14 +71,14 @@ def to_arviz(
     :param args: arguments of the model (and the guide), if other than those the sampler ran with.
     :param model: the model of a dict or of a guide written by hand; the others know theirs. A
         :class:`~pyro_ext.potential.Potential` of the model does as well.
-    :param Mapping coords: labels along dimensions, by name. Names of no dimension are passed over.
+    :param Mapping coords: labels along dimensions, by name. Unknown names are ignored.
     :param Mapping dims: by variable, names of its dimensions after chain and draw, instead of those
         of the plates; ``None`` in place of a name keeps what is there.
     :param log_likelihood: whether to compute the log likelihood of each observation, or a list of
-        the observed sites to compute it for. Without a known model there is none. Discrete sites
-        count at their draws; those of which there are none, as under NUTS, are summed out. What
-        cannot be computed by default is left out with a warning.
-    :param posterior_predictive: whether to draw the observed sites anew, once for each draw of the
+        the observed sites to compute it for. Without a known model it is not computed. Discrete
+        sites take the values of their draws; discrete sites without draws, as under NUTS, are
+        summed out. By default, sites for which it cannot be computed are left out with a warning.
+    :param posterior_predictive: whether to draw new observed sites, once for each draw of the
         posterior; or a dict of such draws. **Shape:** ``(num_chains, num_draws, *event)`` or
         ``(num_chains * num_draws, *event)`` each.
     :param prior: how many draws from the prior to take (``True`` for 500); or a dict of them.
@@ -182,7 +182,7 @@ def to_arviz(
 
 
 def _all_in_posterior(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """Part draws where no model says which of them are predictive."""
+    """Split draws into posterior and predictive ones without a model: all are posterior."""
     return dict(arrays), {}
 
 

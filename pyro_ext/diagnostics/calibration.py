@@ -31,9 +31,9 @@ from pyro_ext.random import fresh_seed
 class SBCResult:
     """Ranks of true values among draws of their posterior.
 
-    With a right posterior each rank is uniform on ``0, ..., num_draws``. Ranks that are mostly low
-    say that the posterior lies too high, and the other way round. Ranks at both ends say that it is
-    too narrow, ranks in the middle that it is too wide.
+    With a correct posterior, each rank is uniform on ``0, ..., num_draws``. Mostly low ranks
+    mean that the posterior lies too high, and vice versa. Ranks at both ends mean that it is
+    too narrow; ranks in the middle, that it is too wide.
 
     :param dict ranks: ranks by latent site and quantity. **Shape:** ``(num_simulations, *event)``.
     :param int num_draws: number of draws that each true value is ranked among.
@@ -149,7 +149,7 @@ class SBCResult:
         names: Collection[str] | None = None,
         pool: bool | Collection[str] = False,
     ) -> bool:
-        """Whether no test of :meth:`uniformity` rejects.
+        """Tell whether no test of :meth:`uniformity` rejects.
 
         :param float level: chance that a calibrated inference is found not to be so.
         :param Collection names: sites and quantities to test, by default all.
@@ -209,10 +209,10 @@ def sbc(
         in the draws of its prior.
     :param run_inference: maps a model and its arguments to a posterior: a sampler that has run, a
         dict of draws, or a trained guide, as :func:`~pyro_ext.diagnostics.to_arviz` takes them. The
-        model is the one given, but observes the simulated data, whatever the arguments hold. Let it
-        take its randomness from the global generators, which are seeded: with a fixed seed of its
-        own all simulations would share their noise. Let it make kernels, guides and what else
-        learns anew each time, or one simulation starts from what another has learned.
+        model is the given one, but observes the simulated data, whatever the arguments hold. It
+        should draw from the global generators, which are seeded: with a fixed seed of its own, all
+        simulations would share their noise. It should make new kernels, guides and other learning
+        objects each time, or a simulation starts from what another one has learned.
     :param int num_simulations: number of simulations.
     :param args: arguments of the model.
     :param Mapping quantities: by name, functions to be ranked as well. They map one value of each

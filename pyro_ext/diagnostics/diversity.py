@@ -1,4 +1,4 @@
-"""How far posterior draws lie apart: in their predictions, in space, and along the way between two.
+"""Diversity of posterior draws: in their predictions, in space, and along the path between two.
 
 An ensemble gains from draws that differ. :func:`pyro_ext.diagnostics.metrics.ambiguity` says how
 much it gains; these functions say where the difference is. They take NumPy arrays or torch tensors

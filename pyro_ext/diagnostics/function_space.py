@@ -103,7 +103,7 @@ def fractions_below(
     :param r_hat: such as :func:`predictive_rhat` returns, of any shape.
     :param Sequence thresholds: 1.01 is what [2] asks for, 1.2 what was usual before.
     :returns: by threshold; NaN where all are NaN.
-    :raises ValueError: where a threshold is no finite number, or ``r_hat`` is empty.
+    :raises ValueError: if a threshold is not finite, or ``r_hat`` is empty.
 
     Example::
 

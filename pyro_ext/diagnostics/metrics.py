@@ -9,8 +9,8 @@ posterior draw and point. ``(n, classes)`` is an average that was taken before. 
 more draws: ``probabilities.reshape(-1, n, classes)``. ``labels`` has the shape ``(n,)`` and holds
 the integers 0 to ``classes - 1``.
 
-What is no probability is refused: negative or NaN entries, and rows whose sum differs from one by
-more than 1e-4, get a ``ValueError`` that names the argument.
+Invalid probabilities, negative or NaN entries and rows whose sum differs from one by more than
+1e-4, raise a ``ValueError`` that names the argument.
 """
 
 import math
@@ -363,7 +363,7 @@ def ensemble_mutual_information(probabilities: ArrayLike) -> float:
 def deep_ensemble_equivalent(
     value: float | Tensor, reference: ArrayLike | Sequence[float]
 ) -> float:
-    """How many networks a deep ensemble needs to be as good: its size as a real number.
+    """Return the size of a deep ensemble that would be as good, as a real number.
 
     The sizes 1, 2, ... are interpolated linearly between the metrics of deep ensembles of these
     sizes, and extrapolated by the first or the last segment beyond them. Below one is worse than a

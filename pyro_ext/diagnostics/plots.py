@@ -181,7 +181,7 @@ def plot_co_clustering(
         :func:`pyro_ext.diagnostics.partitions.point_estimate` finds. **Shape:** ``(n,)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises TypeError: where labels are no integers.
+    :raises TypeError: if labels are not integers.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -230,7 +230,7 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
     :param labels: draws. **Shape:** ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises TypeError: where labels are no integers.
+    :raises TypeError: if labels are not integers.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::

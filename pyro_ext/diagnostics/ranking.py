@@ -1,4 +1,4 @@
-"""How high what is true ranks among what is not."""
+"""Ranking metrics: the ranks of positives among negatives."""
 
 from torch import Tensor
 

@@ -23,8 +23,8 @@ class IsotonicRecalibrator:
         ``Normal(loc, scale).cdf(y)``. **Shape:** ``(n,)``.
         Where the distribution function is rounded to exactly zero or one, nothing is known of how
         far out observations are, and :math:`R` passes them by.
-    :raises ValueError: for what is no probability, or for no values.
-    :warns RuntimeWarning: where more than one in a hundred values are exactly zero or one.
+    :raises ValueError: for invalid probabilities, or for no values.
+    :warns RuntimeWarning: if more than one percent of the values are exactly zero or one.
 
     [1] V. Kuleshov, N. Fenner, S. Ermon (2018),
     Accurate uncertainties for deep learning using calibrated regression.

@@ -30,7 +30,7 @@ def log_rising(start: Tensor, number: Tensor) -> Tensor:
 
 
 def _rest_of_stirling(x: Tensor) -> Tensor:
-    """What Stirling's formula lacks, to 1e-15 from 20 on."""
+    """Compute the remainder of Stirling's formula, to 1e-15 from 20 on."""
     square = x.square()
     series = 1.0 / 12.0 - (1.0 / 360.0 - (1.0 / 1260.0 - 1.0 / (1680.0 * square)) / square) / square
     return series / x

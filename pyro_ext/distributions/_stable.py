@@ -129,7 +129,7 @@ def _farthest(stability: Tensor, log_value: Tensor) -> Tensor:
 
 
 def _peak(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tensor) -> Tensor:
-    """Where the integrand is largest, by golden section."""
+    """Find the maximizer of the integrand by golden-section search."""
     low = -0.5 * log_ratio.clamp(min=0.0) - 8.0
     high = _farthest(stability, log_value)
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
@@ -172,7 +172,7 @@ def _edges(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tenso
 
 @opaque("stable_bends", len(_LOG_EXCESSES))
 def _bends(log_ratio: Tensor, stability: Tensor, log_value: Tensor) -> Tensor:
-    r"""Where :math:`\log(\phi - \phi_0)` has values around zero, at the end of the plateau."""
+    r"""Find where :math:`\log(\phi - \phi_0)` takes values around zero, at the plateau's end."""
     log_ratio, stability, log_value = (
         value[..., None] for value in (log_ratio, stability, log_value)
     )
@@ -480,7 +480,7 @@ def _cdf_nodes(log_ratio: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
 
 @opaque("tilted_stable_cdf_ends", len(_LEVELS))
 def _cdf_ends(log_ratio: Tensor, stability: Tensor) -> Tensor:
-    """Where the exponent has grown by each of the levels, by bisection."""
+    """Find where the exponent has grown by each of the levels, by bisection."""
     levels = torch.tensor(_LEVELS, dtype=log_ratio.dtype, device=log_ratio.device).log()
     log_ratio, stability = log_ratio[..., None], stability[..., None]
     low = torch.full_like(log_ratio + stability + levels, _LOWEST)

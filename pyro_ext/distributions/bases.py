@@ -1,4 +1,4 @@
-"""What the distributions share: parameters that broadcast and expand together, and their draws.
+"""Base classes of the distributions: parameters that broadcast and expand together, and draws.
 
 Beside the base classes these are quantiles by bisection, gradients of draws by implicit
 differentiation, and draws that stay inside the positive numbers of their type.

@@ -45,7 +45,7 @@ class _BlockSimplex(constraints.Constraint):
         return "weights that sum to one and are equal inside each block"
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each vector is one of such weights."""
+        """Check whether each vector is on the simplex and equal inside each block."""
         block = _block_of_point(self.sizes, value)
         starts = torch.tensor([0, *accumulate(self.sizes)][:-1], device=value.device)
         first = value.index_select(-1, starts[block])
@@ -110,8 +110,8 @@ class BlockDirichlet(ParametricDistribution):
     site moves in: kernels and guides see one unconstrained number less than there are blocks.
 
     :param Tensor concentration: :math:`a`, one number for each block. **Shape:** ``(*batch, L)``.
-    :param Sequence sizes: :math:`s`, the number of points in each of the blocks; without it one.
-    :raises ValueError: where a concentration or a size is not positive, a size is no integer, or
+    :param Sequence sizes: :math:`s`, the number of points in each block; by default one.
+    :raises ValueError: if a concentration or a size is not positive, a size is not an integer, or
         their numbers differ.
 
     Example::

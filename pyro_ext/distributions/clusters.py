@@ -263,13 +263,13 @@ class ConjugateCluster(ParametricDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of a point, nan where there is none."""
+        """Mean of a point, NaN if it does not exist."""
         mean: Tensor = self._point_distribution.mean
         return mean
 
     @property
     def variance(self) -> Tensor:
-        """Variance of each entry of a point, infinite or nan where there is none."""
+        """Variance of each entry of a point, infinite or NaN if it does not exist."""
         variance: Tensor = self._point_distribution.variance
         return variance
 
@@ -329,7 +329,7 @@ class ConjugateCluster(ParametricDistribution):
     def _summary_of_point(self, value: Tensor) -> Summary:
         return self._summary_of(self._statistics(value))
 
-    # What a family says of itself. A summary is what its evidence and its posterior depend on.
+    # Interface of a family. A summary holds all that its evidence and its posterior depend on.
 
     @property
     def _num_moments(self) -> int:

@@ -93,7 +93,7 @@ class BernoulliCluster(_CountCluster):
     The statistics of a point are 1, 0 and :math:`x`.
 
     :param concentration1: :math:`a_1 > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
-        equal in all dimensions, but one argument has to tell how many these are.
+        equal in all dimensions, but one argument must have the number of dimensions.
     :param concentration0: :math:`a_0 > 0`.
 
     Example::
@@ -145,7 +145,7 @@ class PoissonCluster(_CountCluster):
     The statistics of a point are 1, :math:`-\sum_w \log x_w!` and :math:`x`.
 
     :param concentration: :math:`a > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
-        equal in all dimensions, but one argument has to tell how many these are.
+        equal in all dimensions, but one argument must have the number of dimensions.
     :param rate: :math:`b > 0`.
 
     Example::

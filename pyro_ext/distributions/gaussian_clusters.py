@@ -188,7 +188,7 @@ class GaussianCluster(LocatedCluster):
                   \xi &= m , \quad \nu = d + 1 + \delta , \quad
                   \Psi = (\delta + 1) \, \text{diag}(s_j^2 \ell_j^2) .
 
-        So units do not matter, and the clusters that are found say how large others are, axis by
+        So units do not matter, and the clusters found determine how large others are, axis by
         axis (:math:`\ell_j`), how much their shapes differ (:math:`\delta`) and how far they are
         apart (:math:`r`). Sites are ``"relative_size"``, ``"dof_excess"`` and ``"loc_precision"``.
 
@@ -304,7 +304,7 @@ class DiagonalGaussianCluster(LocatedCluster):
     :math:`x^2`.
 
     :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``, as of the others; numbers are equal in all
-        dimensions, but one argument has to tell how many these are.
+        dimensions, but one argument must have the number of dimensions.
     :param loc_precision: :math:`r > 0`, a number of points.
     :param concentration: :math:`a > 0`.
     :param rate: :math:`b > 0`.
@@ -386,7 +386,7 @@ class KnownVarianceGaussianCluster(LocatedCluster):
     a point are 1, 0, :math:`x` and :math:`x^2`.
 
     :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``, as of the others; numbers are equal in all
-        dimensions, but one argument has to tell how many these are.
+        dimensions, but one argument must have the number of dimensions.
     :param loc_scale: :math:`s_0 > 0`, between clusters.
     :param scale: :math:`s > 0`, between points of a cluster.
 

@@ -29,7 +29,7 @@ class _SimpleGraphs(constraints.Constraint):
         return "adjacency matrices of simple graphs"
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each matrix is one of such a graph."""
+        """Check whether each matrix is the adjacency matrix of a simple graph."""
         is_binary = (value == 0) | (value == 1)
         allowed = _pairs(self.mask) | (value == 0)
         return (is_binary & allowed & (value == value.mT)).all(-1).all(-1)
@@ -350,6 +350,6 @@ class LogitGraph(_IndependentEdges):
 
 
 def _pairs(mask: Tensor) -> Tensor:
-    """Whether two nodes differ and both are there. **Shape:** ``(*batch, n, n)``."""
+    """Return a mask of the pairs of distinct present nodes. **Shape:** ``(*batch, n, n)``."""
     differ = ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
     return mask[..., :, None] & mask[..., None, :] & differ

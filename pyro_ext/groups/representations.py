@@ -57,7 +57,7 @@ class TensorRep:
         return " + ".join(f"{number}T({rank})" for rank, number in self.multiplicities.items())
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other holds the same ranks in the same order."""
+        """Tell whether another representation has the same ranks in the same order."""
         return isinstance(other, TensorRep) and self._key == other._key
 
     def __hash__(self) -> int:
@@ -68,7 +68,7 @@ class TensorRep:
         return self.dim, *self.multiplicities.items()
 
     def size(self, dim: int) -> int:
-        """How many numbers a vector of the sum has.
+        """Return the dimension of a vector in the direct sum.
 
         :param int dim: of the space.
         """

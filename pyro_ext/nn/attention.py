@@ -156,7 +156,7 @@ class MAB(nn.Module):
         return outputs
 
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """How much each query looks at each key, head by head and without dropout.
+        """Return the attention weights of queries over keys, per head and without dropout.
 
         :param queries: as of :meth:`forward`, as are keys and their mask.
         :returns: the weights of values in the attention, zero for padding. Over keys they sum to
@@ -170,7 +170,7 @@ class MAB(nn.Module):
         return weights.reshape(*batch_shape, *weights.shape[1:])
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return f"num_heads={self.num_heads}, scaling={self.scaling!r}"
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

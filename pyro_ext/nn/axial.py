@@ -42,7 +42,7 @@ Aggregation = Literal["max", "mean", "sum"]
 
 
 class _SetMap(nn.Module):
-    """What maps lines ``(n, size, in_channels)``, along each axis, aggregated over axes."""
+    """Maps lines ``(n, size, in_channels)`` along each axis, and aggregates over axes."""
 
     def __init__(self, operator: nn.Module, in_channels: int, agg: Aggregation) -> None:
         super().__init__()
@@ -161,9 +161,9 @@ class AxialLift(nn.Module):
 
     .. math:: h_i = \bigoplus_{j \ne i} \mathrm{Pool}(\mathrm{Conv2d}(x \text{ on } (j, i)))
 
-    The same convolution serves all :math:`K (K - 1)` ordered pairs, and tells an axis from its
-    neighbors, as a set-based layer does not. A field of one axis is repeated along a new one, which
-    is averaged away after.
+    The same convolution serves all :math:`K (K - 1)` ordered pairs, and distinguishes an axis from
+    its neighbors, unlike a set-based layer. A field of one axis is repeated along a new one, which
+    is averaged out afterward.
 
     :param int in_channels: number of channels of an input.
     :param int out_channels: number of channels of a feature.
@@ -441,7 +441,7 @@ def check_axis_equivariance(
             found = module(field.permute(order))
             is_other = found.shape != expected.shape
             error = torch.inf if is_other else float((found - expected).abs().max())
-            worst = error if not error <= worst else worst  # a NaN is no small difference
+            worst = error if not error <= worst else worst  # a NaN counts as a large difference
             allowed = tolerance * max(1.0, float(expected.abs().max()))
             if not error <= allowed:
                 raise AssertionError(

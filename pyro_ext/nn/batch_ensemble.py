@@ -96,7 +96,7 @@ class _BatchEnsembleLayer(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return f"{super().extra_repr()}, num_members={self.num_members}"
 
 

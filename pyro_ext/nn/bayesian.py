@@ -225,10 +225,10 @@ def _check_labels(inputs: Tensor, labels: Tensor | None) -> None:
 
 
 def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None = None) -> Any:
-    """Start parameters of a network as the network is initialized for training, each chain anew.
+    """Initialize a network's parameters as for training, independently for each chain.
 
-    It calls ``reset_parameters`` of the layer that a site belongs to; parameters of layers without
-    it start as they are in the module, and all other sites where they ask for it.
+    It calls ``reset_parameters`` of the layer that a site belongs to. Parameters of layers without
+    it start at their values in the module, and all other sites at their suggested values.
 
     :param dict site: a site of the model; without it the strategy itself is returned.
     :param torch.nn.Module module: the network, whose parameters have the names of sites, or of

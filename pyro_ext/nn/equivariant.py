@@ -110,7 +110,7 @@ class SoftEquivariantLinear(PyroModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start anew, with an orthogonal weight and a small bias as in [1]."""
+        """Reset the parameters, with an orthogonal weight and a small bias as in [1]."""
         if self.is_bayesian:
             return
         nn.init.orthogonal_(self.weight)
@@ -163,7 +163,7 @@ class SoftEquivariantLinear(PyroModule):
         return found + self.bias_blocks.penalty(self.bias, strengths)
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return f"{self.rep_in} -> {self.rep_out}, groups={list(self.groups)}"
 
 
@@ -321,7 +321,7 @@ def equivariance_error(
     *,
     seed: int = 0,
 ) -> float:
-    r"""How far a function is from equivariance, between zero and one [1].
+    r"""Measure the relative equivariance error of a function, between zero and one [1].
 
     The mean over inputs, each with a random element of the group, of :math:`\|f(\rho_{in}(g) x) -
     \rho_{out}(g) f(x)\| / (\|f(\rho_{in}(g) x)\| + \|\rho_{out}(g) f(x)\|)`.

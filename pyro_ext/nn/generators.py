@@ -84,7 +84,7 @@ class VectorField(nn.Module):
         return ScaledField(self, self._inverse_norms(points, weights))
 
     def _inverse_norms(self, points: Tensor, weights: Tensor | None) -> Tensor:
-        """What normalizes the fields, with its gradient."""
+        """Compute the factors that normalize the fields, with their gradient."""
         points = checks.as_tensor("points", points, f"(*grid, {self.dim})", finite=True)
         if points.dim() < 2:
             raise ValueError(
@@ -356,7 +356,7 @@ def as_floating(tensor: Tensor) -> Tensor:
 
 
 def is_given(tensor: Tensor) -> bool:
-    """Whether a tensor is the user's, and not a value in a log density that may be infinite."""
+    """Tell whether a tensor is user input, not a value under inference, which may be infinite."""
     return isinstance(tensor, nn.Parameter) or not tensor.requires_grad
 
 

@@ -80,7 +80,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Start the adapter anew, with :math:`B` at zero.
+        """Reset the adapter, with :math:`B` at zero.
 
         :param torch.Generator generator: of :math:`A`; by default PyTorch's own.
         """
@@ -163,7 +163,7 @@ class LoRALinear(nn.Module):
         return layer.requires_grad_()
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         dropout = f", dropout={self.dropout:g}" if self.dropout else ""
         return f"rank={self.rank}, alpha={self.alpha:g}{dropout}"
 
@@ -199,7 +199,7 @@ def add_lora(
     """Copy a network with adapters at its linear layers, and everything else frozen.
 
     A layer that occurs at several places has one adapter at all of them. Convolutions and other
-    layers take no adapters. Statistics of batch normalization are no parameters: they move in
+    layers take no adapters. Batch norm statistics are not parameters: they move in
     training mode, and :func:`save_lora` does not write them. Leave such layers in evaluation mode.
 
     :param torch.nn.Module module: the network; it stays as it is.

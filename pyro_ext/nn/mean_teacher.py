@@ -37,7 +37,7 @@ class MeanTeacher(nn.Module):
         ``"constant"`` does not.
     :param int num_steps: of the training, after which a cosine ends at one. Without it there is no
         end, and the momentum stays where it starts.
-    :raises TypeError: for anything that is no module.
+    :raises TypeError: for anything that is not a module.
     :raises ValueError: for numbers out of range.
 
     [1] A. Tarvainen, H. Valpola (2017), Mean teachers are better role models.
@@ -72,7 +72,7 @@ class MeanTeacher(nn.Module):
         checks.choice("schedule", schedule, get_args(Schedule))
         self.schedule = schedule
         self.num_steps = checks.optional(checks.integer, "num_steps", num_steps, 1)
-        self._student = (module,)  # in a tuple it is no part of this module
+        self._student = (module,)  # in a tuple, so that it is not registered as a submodule
         self.teacher = copy.deepcopy(module).requires_grad_(False).eval()
         """The copy whose parameters are averages."""
         for number, parameter in enumerate(self.teacher.parameters()):
@@ -126,7 +126,7 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the teacher makes of inputs, without a gradient."""
+        """Apply the teacher to inputs, without a gradient."""
         return self.teacher(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "MeanTeacher":
@@ -135,12 +135,12 @@ class MeanTeacher(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return f"momentum={self.momentum}, schedule={self.schedule!r}, num_steps={self.num_steps}"
 
 
 class TeacherDecomposition(NamedTuple):
-    r"""What :func:`teacher_gradient_decomposition` finds.
+    r"""Result of :func:`teacher_gradient_decomposition`.
 
     :ivar Tensor differences: :math:`S_t - T_t`. **Shape:**
         ``(num_steps, num_outputs, num_inputs)``.

@@ -57,7 +57,7 @@ class FilterResponseNorm(nn.Module):
         return self.weight.reshape(shape) * normalized + self.bias.reshape(shape)
 
     def extra_repr(self) -> str:
-        """What the module shows of itself."""
+        """Return the settings for the module's ``repr``."""
         return f"{self.num_channels}, epsilon={self.epsilon:g}"
 
 

@@ -25,7 +25,7 @@ class NodeScale(nn.Module):
     :param bool learnable: whether the variances are a parameter; otherwise they are a buffer, and
         are neither trained nor given a prior.
     :param int dim: dimension of the nodes; 1 for the channels of images.
-    :raises ValueError: for variances that are no vector of finite numbers of at least zero.
+    :raises ValueError: unless the variances are a vector of finite, nonnegative numbers.
 
     Example::
 
@@ -86,13 +86,13 @@ class NodeScale(nn.Module):
 def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
     r"""Mark the nodes that stay when the least important ones are pruned.
 
-    Of :math:`p` nodes :math:`\lfloor q p \rfloor` go; of equal ones those that come last.
+    Of :math:`p` nodes, :math:`\lfloor q p \rfloor` are pruned; among equals, the last ones.
 
     :param Tensor importance: such as the variances :math:`\lambda_j`, or
         :math:`\lambda_j \sum_k V_{kj}^2`. **Shape:** ``(*batch, num_nodes)``.
-    :param float fraction: :math:`q`, the fraction of the nodes that go.
+    :param float fraction: :math:`q`, the fraction of the nodes to prune.
     :returns: bool. **Shape:** that of ``importance``.
-    :raises ValueError: for a fraction outside [0, 1), and importance that is no number.
+    :raises ValueError: for a fraction outside [0, 1), or NaN in the importance.
 
     Example::
 
@@ -103,7 +103,7 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
     checks.number("fraction", fraction, least=0.0, below=1.0)
     if bool(importance.isnan().any()):
         raise ValueError(f"importance must hold no NaN, got {importance!r:.80}")
-    # A fraction that is a round number of nodes is not to lose one of them to its rounding.
+    # Rounding must not lose a node if the fraction is a whole number of nodes.
     num_pruned = int(fraction * importance.shape[-1] + 1e-9)
     order = importance.argsort(dim=-1, descending=True, stable=True)
     kept = order[..., : importance.shape[-1] - num_pruned]

@@ -1,10 +1,8 @@
-"""What drivers, conversion to ArviZ and checkpoints share of a posterior.
+"""Shared parts of drivers, the conversion to ArviZ and checkpoints.
 
-``draws`` and ``independent_draws`` say what has
-draws, ``convergence`` what they are worth,
-``modes`` where its mode is and how it is curved there,
-``starts`` where chains start, and ``identity`` which
-run a checkpoint is of.
+``draws`` and ``independent_draws`` give access to draws, ``convergence`` diagnoses them, ``modes``
+finds the posterior's mode and its curvature there, ``starts`` chooses where chains start, and
+``identity`` identifies the run of a checkpoint.
 """
 
 from pyro_ext.posterior.convergence import ConvergenceWarning, effective_sample_size

@@ -14,7 +14,7 @@ _ROUNDING = 16.0
 
 
 class ConvergenceWarning(UserWarning):
-    """What a run says at its end of draws that may not be those of the posterior.
+    """Warning at the end of a run that its draws may not be those of the posterior.
 
     Short runs on purpose filter it; where draws are relied on it can be made an error.
 
@@ -26,7 +26,7 @@ class ConvergenceWarning(UserWarning):
 
 
 class RankDiagnostics(NamedTuple):
-    """What the draws of each element are worth. **Shape:** ``(*event)`` each.
+    """Diagnostics of the draws of each element. **Shape:** ``(*event)`` each.
 
     :param Tensor r_hat: rank-normalized split R-hat.
     :param Tensor bulk: effective sample size for the middle of the distribution.
@@ -95,7 +95,7 @@ def energy_fractions(energies: Tensor) -> Tensor:
 
 
 def is_constant(draws: Tensor) -> Tensor:
-    """Which elements do not change but for rounding, so that they have no R-hat.
+    """Return a mask of the elements that are constant up to rounding, so that they have no R-hat.
 
     Shapes: draws (num_chains, num_draws, *event); returns (*event).
     """
@@ -113,12 +113,12 @@ def num_clusters(labels: Tensor) -> Tensor:
 
 
 def clusters_name(site: str) -> str:
-    """What the number of clusters of a site of labels is called in tables."""
+    """Return the name in tables for the number of clusters of a site of labels."""
     return f"clusters of {site}"
 
 
 def effective_sample_size(draws: Tensor) -> Tensor:
-    r"""Effective sample size, positive, of draws of any number of chains, as ArviZ has it.
+    r"""Return the effective sample size of draws of any number of chains, positive, as in ArviZ.
 
     The estimate divides the number of draws :math:`S` by an autocorrelation time. Where draws
     alternate around their mean, as those of steps that are too large do, that time comes out near

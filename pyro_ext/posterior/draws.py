@@ -262,7 +262,7 @@ def _repeat(
 def _draw_guide(
     guide: Callable[..., Any], context: Context, potential: ModelAtValues | None
 ) -> dict[str, Tensor]:
-    """One draw from a guide: of the latent sites over all of the data, or of whatever it samples.
+    """Make one draw from a guide: of the latent sites for all of the data, or of all its sites.
 
     A guide over a subsampled plate runs once for each block of the plate; sites that do not vary
     with the plate keep the values they had before.

@@ -1,14 +1,14 @@
-r"""Numbers that a model gives at points which are always the same: they tell one from another.
+r"""Evaluations of a model at fixed points, which distinguish it from other models.
 
-Names and settings do not: a prior may have another scale, a function another body. A *fingerprint*
-is what a tensor is at each point, as one number: the sum of its elements with weights of either
-sign. Two programs that are the same up to rounding, on another machine or with more threads, give
-the same within a tolerance that goes with the size of the elements. For a relative precision
-:math:`\epsilon` of the type that the program computes in, elements are off by some
-:math:`\epsilon`, times what ill-conditioned steps make of it; :math:`\epsilon^{2/3}` of their
-norm, 2e-5 in single and 4e-11 in double precision, allows for condition numbers of
-:math:`\epsilon^{-1/3}`, 200 and 2e5. Random signs let errors of one direction cancel, so that a
-change of few elements among many shows.
+Names and settings do not suffice: a prior may have another scale, a function another body. A
+*fingerprint* reduces a tensor at each point to one number, the sum of its elements with weights of
+either sign. Two programs that are equal up to rounding, on another machine or with more threads,
+have the same fingerprint within a tolerance proportional to the size of the elements. At the
+relative precision :math:`\epsilon` of the program's dtype, elements have errors of about
+:math:`\epsilon`, amplified by ill-conditioned steps; a tolerance of :math:`\epsilon^{2/3}` times
+their norm, 2e-5 in single and 4e-11 in double precision, allows for condition numbers of
+:math:`\epsilon^{-1/3}`, 200 and 2e5. Random signs make errors of one direction cancel, so that a
+change in a few elements among many is detected.
 """
 
 import math
@@ -30,18 +30,18 @@ from torch import Tensor
 from pyro_ext.potential.evaluation import bijection
 
 Noise = Callable[[str, Sequence[int]], Tensor]
-"""Standard normal numbers of a name and shape, scaled as the point has it."""
+"""Draws standard normal numbers for a name and shape, times the scale of the point."""
 
-# Near the center of unconstrained space and far from it, and every point with its opposite, so that
-# functions that agree on one side do not pass for the same.
+# Near the center of unconstrained space and far from it, and each with the opposite sign, so that
+# functions that agree only on one side are not taken as equal.
 _SCALES = (0.1, -0.1, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0)
 
 
 class FixedPoint(NamedTuple):
-    """What is known at a point.
+    """Evaluation of a model at a point.
 
-    :param dict terms: parts of the log density by what they are of, element by element.
-    :param dict values: values of what a draw holds.
+    :param dict terms: terms of the log density by site or factor, element by element.
+    :param dict values: values of the sites that a draw holds.
     """
 
     terms: dict[str, Tensor]
@@ -186,7 +186,7 @@ def _project(
 
 
 def _or_none(function: Callable[[], Any]) -> Any:
-    """What a function returns, ``None`` where it raises."""
+    """Call a function, and return ``None`` if it raises."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""What a run is of: its model, data, kernel and versions, so that no other run continues it."""
+"""Identity of a run: its model, data, kernel and versions, so that no other run continues it."""
 
 import hashlib
 import platform
@@ -130,9 +130,9 @@ def kernel_at(
     kwargs: Mapping[str, Any],
     start: Mapping[str, Tensor] | None,
 ) -> PointOf | None:
-    """What the target of a kernel is at a point, ``None`` where that is not known.
+    """Return a function that evaluates a kernel's target at a point, or ``None`` if unknown.
 
-    A kernel with a method ``fixed_points`` says itself what it is.
+    A kernel may provide the function itself, by a method ``fixed_points``.
     """
     own = getattr(kernel, "fixed_points", None)
     if own is not None:
@@ -203,7 +203,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _parts_of(value: Any, seen: set[int]) -> Iterator[Any]:
-    """What tells a function, or a value that one was made with, from another."""
+    """Yield the parts that distinguish a function, or a value that it was made with."""
     if isinstance(value, partial):
         for part in (value.func, *value.args, *value.keywords.items()):
             yield from _parts_of(part, seen)
@@ -243,7 +243,7 @@ def _is_fingerprint(value: object) -> TypeGuard[Mapping[str, Any]]:
 def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
     """The first point at which fingerprints differ by more than the rounding of both.
 
-    A point where one of them raised tells nothing: whether a matrix is singular may be rounding.
+    Points where one of them raised are skipped: rounding may decide whether a matrix is singular.
     """
     for number, (a, b) in enumerate(zip(one["value"], other["value"], strict=True)):
         if a is None or b is None:

@@ -1,4 +1,4 @@
-"""What posteriors of independent draws have in common: how their draws are read and summarized."""
+"""Base of posteriors with independent draws: access to the draws, and summaries."""
 
 import warnings
 from typing import Any

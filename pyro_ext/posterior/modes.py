@@ -176,7 +176,7 @@ class _Objective:
 
 
 def _is_near_minimum(result: Any) -> bool:
-    """Whether the potential would hardly fall any more, by the curvature that the search saw."""
+    """Tell whether the potential would hardly decrease, by the curvature that the search saw."""
     decrease = 0.5 * result.jac @ (result.hess_inv @ result.jac)
     return bool(result.success or decrease < _TOLERANCE)
 
@@ -186,10 +186,9 @@ def whitening_factor(hessian: Tensor, resolution: float) -> Tensor:
 
     With second derivatives :math:`H = V \operatorname{diag}(c) V^T` it is a :math:`F` with
     :math:`F F^T = V \operatorname{diag}(1 / |c|) V^T`, up to what follows. Coordinates are first
-    put on one scale, so that :math:`H` has a unit diagonal where it is positive definite. What is
-    flat or merely rounding is told from the scales of the coordinates only after that: a
-    coefficient of incomes and one of fractions of one have curvatures that are many powers of ten
-    apart.
+    put on one scale, so that :math:`H` has a unit diagonal where it is positive definite. Only then
+    are directions that are flat up to rounding detected: the curvatures for a coefficient of
+    incomes and for one of fractions differ by many powers of ten because of their units alone.
 
     Shapes: hessian, returns (size, size).
     """
@@ -292,7 +291,7 @@ def _second_derivatives(
     for _ in range(_MOST_ROUNDS):
         hessian = gradient_differences(lambda z: value_and_gradient(z)[1], position, distances)
         curvature = hessian.diagonal().nan_to_num(nan=torch.inf)
-        # In standard deviations; where there is no curvature to be seen, go further.
+        # In standard deviations; if no curvature is visible, go further.
         reached = distances * curvature.clamp(min=0.0).sqrt()
         if bool(((reached >= _NEAR[0]) & (reached <= _NEAR[1])).all()):
             break
@@ -304,7 +303,7 @@ def _second_derivatives(
 def _newton_step(
     value_and_gradient: ValueAndGradient, position: Tensor, hessian: Tensor
 ) -> Tensor | None:
-    """A lower point towards the mode of the quadratic, nothing at the mode or where there is none.
+    """Return a lower point toward the mode of the quadratic, or ``None`` if none is found.
 
     Shapes: position, returns (size,); hessian (size, size).
     """

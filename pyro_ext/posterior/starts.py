@@ -1,4 +1,4 @@
-"""Where chains start: from values, a guide, an earlier run, or around a mode."""
+"""Starting points of chains: from values, a guide, an earlier run, or around a mode."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

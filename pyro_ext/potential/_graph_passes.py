@@ -1,4 +1,4 @@
-"""What makes recorded graphs vectorizable and short, and what a recorder cannot follow."""
+"""Passes that make recorded graphs vectorizable and short, and limits of the recorder."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ _CHECK_FACTORIZATION = torch.ops.aten._linalg_check_errors.default
 
 
 def mutates(graph: GraphModule) -> bool:
-    """Whether an operation of a graph changes a tensor in place."""
+    """Tell whether a graph has an in-place operation."""
     return any(
         isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
         for node in graph.graph.nodes
@@ -37,7 +37,7 @@ def mutates(graph: GraphModule) -> bool:
 
 
 def uses_strides(graph: GraphModule) -> bool:
-    """Whether a graph depends on how tensors lie in memory."""
+    """Tell whether a graph depends on the strides of tensors."""
     return any(node.target in _STRIDED for node in graph.graph.nodes)
 
 
@@ -219,7 +219,7 @@ def join_products(graph: GraphModule) -> None:
 
 
 def _is_turned(factor: Any) -> bool:
-    """Whether a matrix is the transpose of a node's."""
+    """Tell whether a factor is the transpose of another node's matrix."""
     is_permuted = isinstance(factor, Node) and factor.target is _aten.permute.default
     return is_permuted and factor.args[1] == [1, 0]
 
@@ -287,7 +287,7 @@ def _keeps_shape(node: Node) -> bool:
 
 
 def _is_by_one(node: Node) -> bool:
-    """Whether a tensor is multiplied with, divided by or raised to the number one."""
+    """Tell whether a node multiplies by, divides by or raises to the power one."""
     whole, number = node.args[:2]
     if isinstance(number, Node) or number != 1 or not isinstance(whole, Node):
         return False
@@ -384,7 +384,7 @@ def _cholesky(matrix: Tensor, **options: Any) -> Tensor:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal at all points, where their shapes or computations tell."""
+    """Tell whether two tensors are equal at all points, as far as shapes or computations show."""
     if one.shape != other.shape:
         return False
     nodes = _node(one), _node(other)
@@ -394,7 +394,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _node(tensor: Tensor) -> Any:
-    """Where a tensor stands in the record, if it does."""
+    """Return the node of a tensor in the recorded graph, or ``None``."""
     mode = get_proxy_mode()
     slot = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     return None if slot is None else slot.proxy.node
@@ -422,7 +422,7 @@ def data_behind(tensor: Tensor) -> list[Tensor | None]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two nodes, or what they are made of, are the same operations on the same."""
+    """Tell whether two nodes, or their arguments, apply the same operations to the same inputs."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_is_same, one, other))
     if not isinstance(one, Node) or not isinstance(other, Node):

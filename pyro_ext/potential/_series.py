@@ -100,7 +100,7 @@ def _with_sums(steps: list[Step], outputs: list[Any]) -> tuple[list[Step], list[
 
 
 def _is_sum(step: Step, steps: Sequence[Step]) -> bool:
-    """Whether a step adds or subtracts tensors of the shape of the result, or numbers."""
+    """Tell whether a step adds or subtracts two tensors of the result's shape, or numbers."""
 
     def fits(leaf: Any) -> bool:
         if isinstance(leaf, Ref):
@@ -197,7 +197,7 @@ def _batched(
 
 
 def _keeps_type(step: Step, steps: Sequence[Step]) -> bool:
-    """Whether a number that is calculated with is taken as one of the type of the result."""
+    """Tell whether a step combines a tensor of the result's dtype with a number."""
     whole, number = step.leaves[:2]
     own = steps[whole.step].kinds[whole.output][1] if isinstance(whole, Ref) else None
     return is_number(number) and own == step.kinds[0][1]

@@ -38,7 +38,7 @@ _OPTIONS = {
     "cpp_cache_precompile_headers": False,  # which takes longer than several graphs without it
     # What calls the kernels: a third faster to compile than with -O1, and as fast.
     "aot_inductor.compile_wrapper_opt_level": "Og",
-    # Laying out images anew, the compiler gets convolutions of several networks at once wrong.
+    # With new layouts of images, the compiler miscompiles convolutions of several networks at once.
     "layout_optimization": False,
 }
 # Vector instructions and patterns of large operations gain nothing for small tensors, and take half
@@ -55,7 +55,7 @@ def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
 
     On the CPU the code is kept in the user's cache folder, by a digest of the graph, of versions
     and of the processor, and a later process loads it from there. Tensors that the graph has frozen
-    are no part of the code.
+    are not part of the code.
 
     :param GraphModule graph: a captured function.
     :param example: its arguments.
@@ -325,7 +325,7 @@ def _built_side_by_side(
 
 
 def _is_small(graph: GraphModule, arguments: Sequence[Tensor]) -> bool:
-    """Whether all tensors are small, and sums over them short for their precision."""
+    """Tell whether all tensors are small, and sums over them short for their precision."""
     modules = [module for module in graph.modules() if isinstance(module, GraphModule)]
     values = [node.meta.get("val") for module in modules for node in module.graph.nodes]
     tensors = [*arguments, *(value for value in values if isinstance(value, Tensor))]

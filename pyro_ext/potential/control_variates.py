@@ -76,7 +76,7 @@ def anchor_at(potential: Potential | FunctionPotential, position: Tensor) -> Anc
 
 
 def is_anchor_of(potential: Potential | FunctionPotential, anchor: Anchor) -> bool:
-    """Whether an anchor is one of this potential: of this model and data, but for rounding."""
+    """Tell whether an anchor belongs to this potential's model and data, up to rounding."""
     layout, position = potential.layout, anchor.position
     if (len(position), position.dtype) != (layout.size, layout.dtype):
         return False

@@ -42,7 +42,7 @@ class EnumeratedLikelihood:
         found, _ = self._marginals(flat, indices)
         by_name = {plate.name: plate for plate in whole.plates}
         self.sites: dict[str, Site] = {}
-        """What is known of each likelihood."""
+        """Site of each likelihood."""
         self.members: dict[str, tuple[str, ...]] = {}
         """Observed sites that each likelihood is of, by its name."""
         self.left_out: list[str] = []

@@ -140,7 +140,7 @@ def _plan_of(records: Mapping[str, Record]) -> "_Plan":
 
 
 class _Plan(NamedTuple):
-    """What a run without enumeration tells of a model.
+    """Structure of a model, from a run without enumeration.
 
     :param int depth: number of dimensions of plates.
     :param shapes: of the values of deterministic sites.
@@ -303,9 +303,9 @@ _NUM_CHECKS = 2
 def _assigned(
     model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Record], dict[str, Tensor]]:
-    """Run a model at random values of its latent sites, which of discrete ones are all as likely.
+    """Run a model at random values of its latent sites, uniform ones of discrete sites.
 
-    The second result says which value of its support each element of a discrete site has.
+    The second result is the index in its support of each element of a discrete site.
     """
     indices: dict[str, Tensor] = {}
 

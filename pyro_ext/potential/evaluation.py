@@ -36,28 +36,28 @@ def bijection(support: Constraint) -> Any:
 
 
 def is_real(support: Constraint) -> bool:
-    """Whether a support is unconstrained already."""
+    """Tell whether a support is already unconstrained."""
     while isinstance(support, constraints.independent | MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector)
 
 
 def innermost(fn: Any) -> Any:
-    """What masks, expansions and declared dimensions are wrapped around."""
+    """Return the base distribution inside masks, expansions and declared event dimensions."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
 
 
 def may_validate(fn: Any) -> bool:
-    """Whether a distribution was made without ``validate_args=False``.
+    """Tell whether a distribution was made without ``validate_args=False``.
 
-    One made under a switch that turns validation off has zero or no mark at all.
+    If a global switch turned validation off, the attribute is zero or missing, not ``False``.
     """
     while True:
         if vars(fn).get("_validate_args") is False:
             return False
-        # These wrappers leave checks to what they wrap; a transformed distribution makes its own.
+        # These wrappers leave checks to their base distribution, unlike transformed distributions.
         if not isinstance(fn, _TRANSPARENT):
             return True
         fn = fn.base_dist
@@ -72,10 +72,10 @@ def near_origin(fn: Any, radius: float = 2.0) -> torch.Tensor:
 
 
 def without_checks(fn: Any) -> Any:
-    """A distribution that does not check its values, whatever it was told when it was made.
+    """Return the distribution without checks of values, even if it was made to validate them.
 
     The checks branch on values. A switch turns them off for distributions that a model makes as it
-    runs, but not for those that were made before and expanded, such as priors of a ``PyroSample``.
+    runs, but not for those made earlier and then expanded, such as priors of a ``PyroSample``.
     """
     if not isinstance(fn, Distribution):
         return fn
@@ -147,8 +147,8 @@ class Record:
     def event_dim(self) -> int:
         """Number of event dimensions of the value.
 
-        ``pyro.deterministic`` declares all dimensions as event ones unless it is told otherwise;
-        those at which the value varies with the plates around it are batch dimensions all the same.
+        By default ``pyro.deterministic`` declares all dimensions as event dimensions; those along
+        which the value varies with an enclosing plate are batch dimensions nevertheless.
         """
         declared = len(self.fn.event_shape)
         depth = max((-frame.dim for frame in self.frames if frame.vectorized), default=0)
@@ -159,7 +159,7 @@ class Record:
         return declared
 
     def varies_in(self, frame: Any, event_dim: int) -> bool:
-        """Whether the value has a dimension for a vectorized plate; true of a sequential one."""
+        """Tell whether the value varies over a plate; a sequential one always counts."""
         if not frame.vectorized:
             return True
         position = self.value.dim() + frame.dim - event_dim
@@ -188,7 +188,7 @@ class Record:
         return masks
 
     def counted(self) -> Tensor:
-        """Which elements of the whole value no mask hides."""
+        """Return a mask of the elements of the whole value that no mask hides."""
         value = self.whole_value()
         result = torch.ones(value.shape, dtype=torch.bool, device=value.device)
         for mask, event_dim in self.masks():
@@ -313,14 +313,14 @@ class Evaluation(Messenger):
 
 
 def factorization_errors() -> tuple[type[Exception], ...]:
-    """What is raised where a matrix cannot be factored, by GPyTorch too."""
+    """Return the errors raised if a matrix cannot be factored, including those of GPyTorch."""
     errors = sys.modules.get("linear_operator.utils.errors")
     others = () if errors is None else (errors.NanError, errors.NotPSDError)
     return (torch.linalg.LinAlgError, *others)
 
 
 def retried(run: Callable[[], T]) -> T:
-    """What a random run gives, tried again where a matrix cannot be factored."""
+    """Call a random function, retrying if a matrix cannot be factored."""
     for _ in range(NUM_TRIES - 1):
         try:
             return run()
@@ -333,7 +333,7 @@ def retried(run: Callable[[], T]) -> T:
 def without_validation() -> Iterator[None]:
     """Switch off checks that branch on values: they can be neither captured nor vectorized."""
     with pyro.validation_enabled(False):
-        # Not False but zero, which expanded copies keep: it tells them from validate_args=False.
+        # Zero, which expanded copies keep, rather than False, which means validate_args=False.
         torch.distributions.Distribution.set_default_validate_args(0)  # type: ignore[arg-type]
         yield
 
@@ -399,7 +399,7 @@ def log_density(
 
 
 def is_deterministic(msg: Any) -> bool:
-    """Whether a site is a function of others: declared so, or made so by a reparameterization."""
+    """Tell whether a site is a function of others, as declared or by a reparameterization."""
     if msg["infer"].get("_deterministic", False):
         return True
     fn = msg["fn"]

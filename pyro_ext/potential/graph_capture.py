@@ -81,7 +81,7 @@ def capture(function: TensorFunction, *example: Tensor, series: bool = False) ->
     :param function: the function; it may differentiate inside.
     :param example: arguments to record it with.
     :param bool series: whether what a loop in Python does at all of its steps may be done at once,
-        which changes roundings; ``graph.meta["is_series"]`` tells whether it is.
+        which changes roundings; ``graph.meta["is_series"]`` is whether it is.
     :returns: the graph; ``graph.meta["asked"]`` holds the tensors that Python has asked.
     :raises CaptureError: where the function branches on a value, or uses what cannot be recorded.
     """
@@ -257,7 +257,7 @@ def warn_fallback(what: str, instead: str, reason: object) -> None:
 
 
 class Fallback:
-    """What functions of one model share: whether it can be recorded at all, and warnings given."""
+    """Shared state of the functions of one model: whether it can be recorded, and past warnings."""
 
     def __init__(self, is_quiet: bool = False) -> None:
         self.is_eager = False

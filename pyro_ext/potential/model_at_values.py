@@ -32,7 +32,7 @@ class ModelAtValues:
     :param kwargs: keyword arguments of the model.
     """
 
-    _is_quiet = True  # it runs once, and that it could be faster is no news then
+    _is_quiet = True  # it runs only once, so that hints about its speed do not matter
 
     def __init__(
         self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
@@ -144,7 +144,7 @@ class ModelAtValues:
         return self._swept("pointwise", samples, sites, has_event=False)
 
     def counted(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Which elements of the masked observed sites count at given latent values.
+        """Return masks of the elements that count at masked observed sites, given latent values.
 
         :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
         :returns: by observed site that has a mask. **Shape:** ``(*leading, *event)``, over all of
@@ -223,7 +223,7 @@ class ModelAtValues:
         return self._runner.observations()
 
     def depended_on(self, names: Collection[str]) -> set[str]:
-        """Which of some observed sites the densities of other sites depend on.
+        """Return the observed sites among those named that the densities of other sites depend on.
 
         :param names: names of observed sites.
         """

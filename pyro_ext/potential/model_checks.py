@@ -42,7 +42,7 @@ class _Cuts(TorchFunctionMode):
 
 
 def _lacks_gradient(function: Any, result: object) -> bool:
-    """Whether a result is made of numbers that no gradient goes through; comparisons are none."""
+    """Tell whether a result holds numbers without a gradient; comparisons do not count."""
     if isinstance(result, Tensor):
         return not result.requires_grad and result.dtype != torch.bool
     is_whole = function in (Tensor.__int__, Tensor.item) and isinstance(result, int)

@@ -50,7 +50,7 @@ def plate_of(
 
     :param structure: of the model at its data.
     :param str name: of the plate, where observed sites have several in common.
-    :param sizes: what its size may be, by which it is told from others without a name.
+    :param sizes: the sizes that it may have, which identify it if no name is given.
     """
     sites = structure.observed
     if not sites:
@@ -94,7 +94,7 @@ def plate_of(
 
 
 def has_rows(value: Any, size: int | None = None) -> bool:
-    """Whether an argument is a tensor with rows, of this number where it is given."""
+    """Tell whether an argument is a tensor with rows, ``size`` of them if that is given."""
     return isinstance(value, Tensor) and value.dim() > 0 and size in (None, len(value))
 
 
@@ -148,7 +148,7 @@ class RowArguments:
         return args, kwargs
 
     def are(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether other arguments are the same ones."""
+        """Tell whether other arguments are the same as these."""
         leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
         return tree == self._tree and all(map(_is_same, leaves, self._leaves))
 
@@ -375,7 +375,7 @@ def _log_joint(whole: Potential, params: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class DrawnRows:
-    """Draws rows of a model's data anew, given its latent values.
+    """Draws new rows of a model's data, given its latent values.
 
     :param model: a Pyro model.
     :param str plate: name of the plate of the rows.
@@ -475,7 +475,7 @@ def _observed_argument(name: str, record: Record, plate: Plate, rows: tuple[Tens
 
 
 def _is_by_row(drawn: DrawnRows, data: tuple[Tensor, ...], latents: Mapping[str, Tensor]) -> bool:
-    """Whether rows in another number and order have the densities that they had."""
+    """Check that rows keep their densities if their number and order change."""
     own_size = min(drawn.block_size, len(data[0]))
     base = replace(drawn, block_size=own_size).log_densities(data, latents)
     order = torch.arange(drawn.block_size).flip(0) % own_size

@@ -102,14 +102,14 @@ def check_observations(
     kwargs: Mapping[str, Any],
     values: Mapping[str, Tensor],
 ) -> None:
-    """Raise where an observed value lies outside of the support that its distribution then has.
+    """Raise if an observed value lies outside the support of its distribution at these values.
 
-    Nothing is checked where the model has further latent sites, such as enumerated ones, or where
-    rounding alone puts a parameter out of its range.
+    Nothing is checked if the model has further latent sites, such as enumerated ones, or if
+    rounding alone puts a parameter out of range.
     """
     evaluation = Evaluation(from_constrained(values, {}), {})
     try:
-        # Under the switch, without which expanded distributions forget what they were told.
+        # With validation on, since expanded distributions lose their own setting otherwise.
         records = evaluation.run(model, args, kwargs, validate=True)
     except ValueError:
         return
@@ -233,7 +233,7 @@ class ModelRunner:
         }
 
     def counted(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
-        """Which elements of the masked observed sites count."""
+        """Return masks of the elements that count at the masked observed sites."""
         records = self._run_constrained(flat, indices)
         sites = self.structure.observed.items()
         return {name: records[name].counted() for name, site in sites if site.is_masked}
@@ -434,7 +434,7 @@ class ModelRunner:
                 return
 
     def is_depended_on(self, name: str) -> bool:
-        """Whether another value of an observed site changes the densities of other sites."""
+        """Tell whether another value of an observed site changes the densities of other sites."""
         by_plate = self.by_plate(self.random_indices())
         choice = from_constrained(self.typical_values(), by_plate)
         for _ in range(NUM_TRIES):
@@ -564,7 +564,7 @@ def _normal(fn: Any) -> Any:
 
 
 def _joins(record: Record, flat: Tensor, size: int) -> bool:
-    """Whether a site's prior is normal, counts once, and is known before all latent values."""
+    """Tell whether a site's prior is normal, unscaled and independent of the latent values."""
     normal = _normal(record.fn)
     return (
         normal is not None

@@ -1,4 +1,4 @@
-"""What a model is made of: its plates and sites, and covers of its data by subsamples."""
+"""Structure of a model: its plates and sites, and covers of its data by subsamples."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Plate:
     :param int size: number of elements over all of the data.
     :param int subsample_size: number of elements that one run of the model sees.
     :param dim: the (negative) batch dimension it takes, ``None`` for a sequential plate.
-    :param bool is_given: whether the model itself says which elements it sees, as in
+    :param bool is_given: whether the model itself chooses the elements it sees, as in
         ``pyro.plate("data", 100, subsample=index)``.
     """
 
@@ -223,7 +223,7 @@ class Block:
     firsts: Mapping[str, Tensor]
 
     def is_new(self, site: Site) -> bool:
-        """Whether no block before this one held the elements of a site that this one holds."""
+        """Tell whether this is the first block with its elements of a site."""
         own = {plate.name for plate in site.plates}
         return all(bool(first) for name, first in self.firsts.items() if name not in own)
 

@@ -126,7 +126,7 @@ class WeightedLoss(ABC):
 
     @abstractmethod
     def start(self, draws: Sequence[int], seed: int, strategy: Any = None) -> Tensor:
-        """Where the searches for the minimum start.
+        """Return the starting points of the searches for the minimum.
 
         :param Sequence draws: numbers of the draws, on which alone each start depends.
         :param int seed: of all.
@@ -171,7 +171,7 @@ class WeightedPotential(WeightedLoss):
     :param dict kwargs: its keyword arguments.
     :param str plate: name of the plate of the observations; it may be left out where the observed
         sites (or where there are none, the factors) have one plate in common.
-    :param float prior_weight: weight of the negative log prior, which is no part of the loss
+    :param float prior_weight: weight of the negative log prior, which is left out of the loss
         without one.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
     :param str backend: as of :class:`Potential`.
@@ -270,7 +270,7 @@ class WeightedPotential(WeightedLoss):
     def start(
         self, draws: Sequence[int], seed: int, strategy: InitStrategy | None = None
     ) -> Tensor:
-        """Where searches start, by a strategy of Pyro or as of :meth:`Potential.init`."""
+        """Draw starting points by a strategy of Pyro, or as :meth:`Potential.init` does."""
         values = self.potential.init_chains(draws, seed, strategy or init_to_suggested)
         return self.layout.flatten(values)
 
@@ -376,7 +376,7 @@ class WeightedFunction(WeightedLoss):
         )
 
     def start(self, draws: Sequence[int], seed: int, strategy: Any = None) -> Tensor:
-        """Where searches start: at the given parameters, or at those that a strategy draws.
+        """Return the given parameters as starting points, or draw them by a strategy.
 
         The strategy is a function without arguments that uses PyTorch's generator.
         """

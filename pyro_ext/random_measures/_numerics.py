@@ -41,7 +41,7 @@ def log_sum(log_value: Tensor, value: Tensor) -> Tensor:
 
 
 def survives(weight: Tensor, tilt: Tensor) -> Tensor:
-    """Whether a weight is kept, which an exponential tilt does with probability exp(-tilt w)."""
+    """Draw whether an exponential tilt keeps a weight, which has probability exp(-tilt w)."""
     return -torch.log1p(-torch.rand_like(weight)) > tilt * weight
 
 
@@ -157,7 +157,7 @@ def _propose(
 
 
 def _tail(drop: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a tangent meets the height of the peak, and the mass of the tail beyond."""
+    """Return where a tangent reaches the height of the peak, and the mass of the tail beyond."""
     # A density that ends before it has fallen has no tail there.
     has_tail = (drop > _HALF) & (slope != 0)
     safe = torch.where(has_tail, slope, 1.0)

@@ -136,7 +136,7 @@ def log_mixing_end(power: Tensor, damping: Tensor) -> Tensor:
 
 
 def _log_peak(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
-    """Where the integrand of the moments is largest, a root of a quadratic equation."""
+    """Find the maximizer of the moments' integrand, a root of a quadratic equation."""
     # Beyond any number that matters, the square of a tilt would overflow.
     log_tilt = log_tilt.clamp(max=_LARGEST_LOG)
     tilt = log_tilt.exp()

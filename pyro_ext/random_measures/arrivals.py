@@ -247,7 +247,7 @@ class _SizeBiased:
 
 
 class _Timed(ABC):
-    """What processes share whose number of arrivals has no inverse in closed form."""
+    """Base of the processes whose number of arrivals has no inverse in closed form."""
 
     _measure: LevyMeasure
 

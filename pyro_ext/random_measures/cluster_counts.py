@@ -124,7 +124,7 @@ def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
     :param counts: sizes of clusters in any order, zeros for padding. **Shape:** ``(n,)``.
     :param int num_rows: number of rows, by default as many as there are sizes.
     :returns: integers by rising size. **Shape:** ``(num_rows, 2)``.
-    :raises ValueError: where counts are no nonnegative integers, are all zero, or have more sizes
+    :raises ValueError: if counts are not nonnegative integers, are all zero, or have more sizes
         than there are rows.
 
     Example::

@@ -239,7 +239,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
 
 class _StableSeries:
-    """What both share: the weights of the stable process without the tilt, in falling order."""
+    """Base of both series: the weights of the stable process without the tilt, in falling order."""
 
     name: str
 

@@ -153,7 +153,7 @@ class LevyMeasure(ABC):
         return {name: getattr(self, name) for name in self._names}
 
     def _has(self, name: str) -> bool:
-        """Whether an optional parameter was given."""
+        """Tell whether an optional parameter was given."""
         return name in self._names
 
     def _like(self, **changes: Any) -> Self:
@@ -208,7 +208,7 @@ class LevyMeasure(ABC):
 
         :param tilt: :math:`u \geq 0`.
         """
-        # Where the tilt is no parameter, a subclass does something else.
+        # A subclass without the parameter ``tilt`` overrides this.
         added = self._argument("tilt", tilt, ">= 0")
         return self._like(tilt=self._result(self._double.tilt + added, tilt))
 
@@ -220,14 +220,14 @@ class LevyMeasure(ABC):
         """
 
     def _has_infinitely_many(self) -> bool:
-        """Whether there are infinitely many weights, or that is not known to fail."""
+        """Tell whether there are, or may be, infinitely many weights."""
         return True
 
     def _log_density(self, log_size: Tensor) -> Tensor:
         return self._log_mass(log_size) - log_size
 
     def _log_removal(self, log_size: Tensor) -> Tensor:
-        """What a tilt takes off the logarithm of the density."""
+        """Return the decrease of the log density by a tilt."""
         return self._double.tilt * log_size.clamp(max=_LARGEST_LOG).exp()
 
     def _rescaled(self, scale: Any, factor: Tensor, /, **changes: Tensor) -> Self:
@@ -245,7 +245,7 @@ class LevyMeasure(ABC):
         return x
 
     def _slope_at_infinity(self, order: Tensor) -> Tensor:
-        """How fast the density, times a power of the size, falls where sizes are largest."""
+        """Return the rate at which the density times a power of the size decays at large sizes."""
         return self.index_at_infinity.double() - order
 
     # Integrals, which a subclass may replace by closed forms. Arguments are logarithms in float64.
@@ -452,7 +452,7 @@ class LevyMeasure(ABC):
         return {}
 
     def _is_own_family(self, family: ArrivalFamily) -> bool:
-        """Whether the finite approximation in closed form is that of a family."""
+        """Tell whether the closed-form finite approximation is that of a family."""
         return False
 
     def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:

@@ -99,8 +99,8 @@ def random_measure(
     :param measure: a completely random measure, whose weights are left as they are, or a normalized
         one. Its parameters may be latent.
     :param base: distribution of an atom, without batch shape.
-    :param truncation: a :class:`FiniteApproximation` or a :class:`TruncatedSeries`. A number stands
-        for a finite approximation with so many atoms, and for stick-breaking where there is none.
+    :param truncation: a :class:`FiniteApproximation` or a :class:`TruncatedSeries`. A number
+        means a finite approximation with so many atoms, or stick-breaking if there is none.
     :returns: atoms, weights and the mass that is lost.
     :raises ValueError: for a truncation that the measure does not have.
 

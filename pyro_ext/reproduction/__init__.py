@@ -1,4 +1,4 @@
-"""What a paper says, as inequalities between measured numbers and a bound, and the report on them.
+"""Claims of a paper, as inequalities between measured numbers and a bound, and a report on them.
 
 A :class:`Page` collects the :class:`Claim` s and figures of a paper's page. It ends with a
 :class:`Report`, which prints a table, saves the numbers, and ends the run with an error where a
@@ -75,7 +75,7 @@ _Value = TypeVar("_Value")
 
 
 class Figure(Protocol):
-    """What can save itself as a picture, such as a figure of matplotlib."""
+    """Anything that can save itself as a picture, such as a figure of Matplotlib."""
 
     def savefig(self, fname: Any, /, *, dpi: float) -> None:
         """Save the picture in a file."""
@@ -103,7 +103,7 @@ def seeds() -> tuple[int, ...]:
 
 
 def is_smoke() -> bool:
-    """Whether pages are to run shortly."""
+    """Tell whether pages are to make a short smoke run."""
     return os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
 
 
@@ -208,7 +208,7 @@ class Report:
     :param Mapping settings: what the page ran with, plain values that JSON can hold.
     :param Mapping figures: the figures by name, things with matplotlib's ``savefig``; those of a
         loaded report are paths of pictures.
-    :param str reconstruction: what of the paper was not at hand, so that it is our reconstruction.
+    :param str reconstruction: parts of the paper that were not available, which we reconstructed.
     :param float seconds: how long the page ran.
     :param bool smoke: whether this was a short run that only shows that the page works. Its
         numbers are shown but decide nothing.
@@ -272,7 +272,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """What came out, in a few words.
+        """Result in a few words.
 
         Example::
 
@@ -387,7 +387,7 @@ class Report:
 
 
 class Page:
-    """What the pages of papers and workflows have in common.
+    """Base class of the pages of papers and workflows.
 
     It knows the seeds, whether the run is a short one, and where figures go; it collects claims and
     figures, and reports them at the end.
@@ -572,7 +572,7 @@ def _check_slug(argument: str, name: Any) -> None:
 
 
 def _is_number(value: Any) -> TypeIs[float]:
-    """Whether it is a real number of Python, NumPy or PyTorch."""
+    """Tell whether a value is a real number of Python, NumPy or PyTorch."""
     if getattr(value, "shape", None) == ():
         value = value.item()
     return isinstance(value, numbers.Real)

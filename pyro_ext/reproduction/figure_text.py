@@ -1,4 +1,4 @@
-"""What a figure of Matplotlib shows, in words for those who do not see it."""
+"""Descriptions of Matplotlib figures in words, for readers who do not see them."""
 
 import re
 from collections.abc import Iterable

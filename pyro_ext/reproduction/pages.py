@@ -50,7 +50,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of a page ended."""
+    """Outcome of a run of a page."""
 
     page: Script  # the page
     returncode: int  # exit status of its process
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """What came out, in a few words."""
+        """Outcome in a few words."""
         if self.returncode and (self.report is None or not self.report.status):
             return f"stopped with status {self.returncode}"
         return "left no report" if self.report is None else self.report.verdict
@@ -190,7 +190,7 @@ def run_pages(
 
 
 def last_outcome(page: Script, output: Path, seeds: Sequence[int] | None = None) -> Outcome | None:
-    """How a page ended when it ran last, if it was the page as it is now.
+    """Return the outcome of a page's last run if its script has not changed since.
 
     With seeds, also only if it ran with these and the package as it is now, to its end.
     """
@@ -204,13 +204,13 @@ def last_outcome(page: Script, output: Path, seeds: Sequence[int] | None = None)
 
 
 def kept_outcome(page: Script, output: Path) -> Outcome | None:
-    """How a page ended when it ran last, even if its script has changed since."""
+    """Return the outcome of a page's last run even if its script has changed since."""
     record = _read_record(output / page.slug)
     return _outcome(page, output / page.slug, record) if record else None
 
 
 def last_result(page: Script, output: Path) -> str:
-    """What the last run of a page gave, in a few words."""
+    """Describe the result of a page's last run in a few words."""
     try:
         report = Report.load(output / page.slug / FILE_NAME)
     except FileNotFoundError:
@@ -233,7 +233,7 @@ def _statements(tree: ast.Module) -> Iterator[str]:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """What is kept of the last run; nothing where there is no such file, or another."""
+    """Read the record of the last run; return an empty one if it is missing or invalid."""
     try:
         record = read_json(folder / RUN_NAME)
     except (OSError, ValueError):
@@ -244,7 +244,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:
-    """How a run ended, with its report."""
+    """Build the outcome of a run from its record and report."""
     try:
         report = Report.load(folder)
     except (OSError, ValueError):  # most workflows make no claims, and what crashes leaves none
@@ -272,7 +272,7 @@ def _wait(process: "subprocess.Popen[str]") -> float | None:
 
 
 def _source(page: Script, seeds: Sequence[int]) -> dict[str, object]:
-    """What the result of a page depends on: the script, the package around it, the seeds."""
+    """Describe what a page's result depends on: the script, the package around it, the seeds."""
     script = hashlib.sha256(_code(page).encode()).hexdigest()
     return {"script": script, "package": _package_digest(), "seeds": list(seeds)}
 

@@ -87,7 +87,7 @@ def to_html(content: dict[str, Any]) -> str:
 
 
 def _page(outcome: Outcome) -> dict[str, Any]:
-    """What came out of a page."""
+    """Describe the result of a page."""
     report = outcome.report
     cpu_seconds = outcome.cpu_seconds
     return {
@@ -110,7 +110,7 @@ def _page(outcome: Outcome) -> dict[str, Any]:
 
 
 def _claim(claim: Claim, smoke: bool) -> dict[str, Any]:
-    """What came out of a claim, with its inequality in words."""
+    """Describe the result of a claim, with its inequality in words."""
     seeds = sorted(claim.values)[: 1 if claim.across == "one number" else None]
     values = [claim.values[seed] for seed in seeds]
     reason = f": {claim.reason}" if claim.reason else ""
@@ -138,7 +138,7 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def _versions(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """What the pages ran with, all versions of each."""
+    """List the versions of the libraries that the pages ran with."""
     found: dict[str, set[str]] = {}
     for outcome in outcomes:
         for name, version in outcome.report.versions.items() if outcome.report else ():

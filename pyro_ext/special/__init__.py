@@ -3,7 +3,7 @@
 :mod:`torch.special` has incomplete gamma functions without a derivative in their first argument,
 for positive first arguments, and not in logarithms. These have none of the three limits. The
 incomplete gamma functions compute in float64 and return the type of their arguments. Integrals of
-functions with a single peak are taken in logarithms too, whatever their width and size.
+functions with a single peak are computed in logarithms too, whatever their width and size.
 """
 
 from pyro_ext.special.elementary import (

@@ -23,7 +23,7 @@ _LOG1PREL_RADIUS = 0.09
 _LOG_SINC_RADIUS = 0.9
 _LOG1MEXP_RADIUS = 1e-3
 _TINY_LOG = -36.0
-_LARGEST_LOG = 80.0  # where the exponential is no longer told from zero
+_LARGEST_LOG = 80.0  # of x whose exp(-x) is indistinguishable from zero
 
 
 def exprel(x: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def _masked(
 
 
 def holds_everywhere(condition: Tensor) -> bool:
-    """Whether a condition is known to hold: a graph that is recorded knows no values."""
+    """Tell whether a condition is known to hold; while a graph is recorded it is not known."""
     try:
         return bool(condition.all())
     except RuntimeError:
@@ -139,7 +139,7 @@ def holds_everywhere(condition: Tensor) -> bool:
 
 
 def may_hold_everywhere(condition: Tensor) -> bool:
-    """Whether a condition holds, or is not known to fail."""
+    """Tell whether a condition holds, or is not known to fail."""
     try:
         return bool(condition.all())
     except RuntimeError:

@@ -196,7 +196,7 @@ def point_with_gradient(log_integrand: LogIntegrand, edges: Tensor, x: Tensor) -
 
 
 def _find_peak(log_integrand: LogIntegrand, low: Tensor, high: Tensor) -> Tensor:
-    """Where the function is largest, on finer and finer grids."""
+    """Find the maximizer of the function on finer and finer grids."""
     grid = torch.linspace(0.0, 1.0, _NUM_POINTS, dtype=low.dtype, device=low.device)
     for _ in range(_NUM_ROUNDS):
         points = low[..., None] + (high - low)[..., None] * grid

@@ -1,1 +1,1 @@
-"""What models, distributions and samplers have to obey, as functions for anyone's tests."""
+"""Checks that models, distributions and samplers must pass, as functions for anyone's tests."""

@@ -1,4 +1,4 @@
-"""What the checks share: parts that a distribution may lack, and comparisons that name numbers."""
+"""Shared parts of the checks: optional methods of distributions, and numeric comparisons."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ PROBABILITIES = (1e-3, 0.3, 0.6, 0.9)
 
 
 def supports(distribution: TorchDistribution, value: Tensor) -> Tensor:
-    """Whether values are in the support."""
+    """Check whether values are in the support."""
     support: Any = distribution.support
     is_inside: Tensor = support.check(value)
     return is_inside
@@ -29,7 +29,7 @@ def moment(distribution: TorchDistribution, name: str) -> Tensor | None:
 
 
 def has_cdf(distribution: TorchDistribution) -> bool:
-    """Whether there is a distribution function."""
+    """Tell whether a distribution has a cumulative distribution function."""
     return _if_there(lambda: distribution.cdf(_draw(distribution))) is not None
 
 

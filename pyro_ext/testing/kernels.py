@@ -145,7 +145,7 @@ def _check_steps(
 
 
 def _check_chains(kernel: VectorizedKernel, end: Chains, tolerance: float) -> None:
-    """What a chain depends on, and what it does not."""
+    """Check that a chain depends on its number, seed and start, and not on other chains."""
     numbers, seed, step = end.numbers, end.seed, end.step
 
     def after(chains: Chains) -> Tensor:

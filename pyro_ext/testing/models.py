@@ -119,7 +119,7 @@ def _check_same(what: str, found: Any, expected: Any, *, tolerance: float) -> No
     assert not missing, f"{what}: only one run has {missing}"
     densities = _densities(found)
     for name, part in _densities(expected).items():
-        if not site_is_factor(expected.nodes[name]):  # whose value is no number of its own
+        if not site_is_factor(expected.nodes[name]):  # its value is not a density of its own
             value, target = (trace.nodes[name]["value"] for trace in (found, expected))
             assert torch.equal(value, target), f"{what}: {name!r} is {value}, not {target}"
         _compare(f"{what}: densities of {name!r}", densities[name], part, tolerance)

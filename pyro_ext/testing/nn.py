@@ -35,7 +35,7 @@ def check_module(
     and a recorded graph give what the module gives.
 
     :param make: makes a module with parameters, which may be random.
-    :param inputs: tensors in float32 or of another type that is no float. **Shape:**
+    :param inputs: tensors in float32 or of a type other than floats. **Shape:**
         ``(n, *event)`` each, with at least two rows.
     :param bool compiled: whether to run it through :func:`torch.compile` too, in one graph.
     :param int seed: of the parameters.

@@ -1,4 +1,4 @@
-"""Checks of a model's potential: what Pyro, finite differences and each backend say of it."""
+"""Checks of a model's potential against Pyro, finite differences and each backend."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

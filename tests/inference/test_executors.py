@@ -1,4 +1,4 @@
-"""Chains in other processes: the same draws, whatever befalls the workers."""
+"""Chains in other processes: the same draws, even if workers fail."""
 
 import multiprocessing
 import os

@@ -563,7 +563,7 @@ for label, bayesian, size, options in variants[:1] if page.smoke else variants:
 # Langevin step of 0.0001, and the cyclical SGLD above took larger ones: PX-SGHMC is ahead of it by
 # little more than half as much. With a friction of 10 SGHMC comes nearer, too. The start matters
 # where steps are small, as `V` then hardly leaves it in so short a run. And with the paper's
-# variances single draws are useless here, or chains leave the finite numbers: the square matrices
+# variances single draws are useless here, or chains diverge to NaN or infinity: square matrices
 # of a small network need a variance of one over their size, which is our default.
 #
 # ## The claims

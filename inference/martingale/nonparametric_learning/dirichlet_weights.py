@@ -22,8 +22,8 @@ class DirichletWeights:
     .. math:: (w_1, \ldots, w_n, \tilde w_1, \ldots, \tilde w_m) \sim
               \text{Dirichlet}(1, \ldots, 1, \alpha / m, \ldots, \alpha / m)
 
-    Observations may share weights in blocks, which are drawn anew for each draw, and the atoms in
-    as many blocks of their own: the sums of the weights in a block have a Dirichlet distribution.
+    Observations may share weights in blocks, which are resampled for each draw, and so may atoms,
+    in as many blocks: the sums of the weights in the blocks have a Dirichlet distribution.
 
     :param int num_observed: :math:`n`.
     :param int num_atoms: :math:`m`, zero without a prior guess.

@@ -122,7 +122,7 @@ class NPTL(TransferEnsemble):
 
     @property
     def soft_labels(self) -> Tensor:
-        """What the linear probe predicts for the inputs of the members.
+        """Predictions of the linear probe for the inputs of the members.
 
         **Shape:** ``(n, classes)``.
         """

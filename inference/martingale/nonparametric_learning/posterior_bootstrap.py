@@ -252,7 +252,7 @@ class PosteriorBootstrap(IndependentDraws):
         return self
 
     def diagnostics(self) -> dict[str, Any]:
-        """How the fits went.
+        """Return the loss, gradient norm and convergence of each fit.
 
         :returns: ``"loss"`` at the end of each fit, ``"gradient_norm"`` there (largest element, in
             the coordinates of the search), ``"converged"`` and ``"num_steps"``, **Shape:**

@@ -93,7 +93,7 @@ class WeightedFits:
         return self.center.search(self._optimizer, objective, len(members))._asdict()
 
     def example(self) -> list[Tensor]:
-        """The loss of the first draw at two points, which tells one set of fits from another."""
+        """Return the loss of the first draw at two points, which identifies a set of fits."""
         start = self._first_start()[None]
         objective = self._objective(range(1), 1)
         numbers = torch.zeros(1, dtype=torch.int64, device=start.device)

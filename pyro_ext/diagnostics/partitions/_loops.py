@@ -86,7 +86,7 @@ def _costs_by_sizes(
     sizes: Integers,
     table: Floats,
 ) -> None:
-    """What a point adds to the mean distance in each cluster, as if it were in none so far."""
+    """Compute the increase of the mean distance if a point, taken out, joins each cluster."""
     costs[:number] = 0.0
     for column in columns:
         row = counts[column]

@@ -51,8 +51,8 @@ def point_estimate(
     Candidates are the draws (1,000 of them where there are more, at equal distances) and the cuts
     of two trees, of average and complete linkage, on one minus :func:`co_clustering` [1]. From the
     best of them, and from partitions built up point by point in random orders [2], single points
-    move to other or new clusters for as long as that lowers the expected loss. Last, each cluster
-    of the best partition is dissolved, its points are placed anew, and what is better stays. The
+    move to other or new clusters for as long as that lowers the expected loss. Finally, each
+    cluster of the best partition is dissolved and its points reassigned, if that is better. The
     loss is the average over the draws itself, not the bound that [1] minimizes.
 
     No search short of all partitions is certain to find the least loss: compare seeds. A sweep over
@@ -68,7 +68,7 @@ def point_estimate(
     :param int seed: of the search; ``None`` takes one from PyTorch's generator.
     :param int num_restarts: how many partitions are built up in random orders.
     :returns: the partition and its expected loss.
-    :raises TypeError: where labels are no integers.
+    :raises TypeError: if labels are not integers.
 
     [1] S. Wade, Z. Ghahramani (2018), *Bayesian cluster analysis: point estimation and credible
     balls*, Bayesian Analysis 13, 559-626.
@@ -154,7 +154,7 @@ class _Search:
         return is_better
 
     def dissolve_clusters(self) -> None:
-        """Place the points of one cluster after the other anew, until none makes it better."""
+        """Reassign the points of one cluster after another until there is no improvement."""
         is_better = True
         while is_better:
             is_better = False
@@ -223,7 +223,7 @@ def credible_ball(
     :param float level: the fraction, above 0 and at most 1.
     :param str loss: the distance, ``"variation_of_information"`` or ``"binder"``.
     :returns: the radius and the bounds.
-    :raises TypeError: where labels are no integers.
+    :raises TypeError: if labels are not integers.
 
     [1] S. Wade, Z. Ghahramani (2018), *Bayesian cluster analysis: point estimation and credible
     balls*, Bayesian Analysis 13, 559-626.

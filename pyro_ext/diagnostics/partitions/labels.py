@@ -1,4 +1,4 @@
-"""Label vectors: their checks, and what there is to say of draws of them."""
+"""Checks of label vectors, and summaries of draws of them."""
 
 from typing import Any, TypeAlias
 
@@ -50,8 +50,8 @@ def canonical_labels(labels: Labels) -> Tensor:
 
     :param labels: integers. **Shape:** ``(*batch, n)``.
     :returns: integers from zero. **Shape:** as the labels.
-    :raises TypeError: where they are no integers.
-    :raises ValueError: where there are none.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if there are no labels.
 
     Example::
 
@@ -67,8 +67,8 @@ def num_clusters(labels: Labels) -> Tensor:
 
     :param labels: integers. **Shape:** ``(*batch, n)``.
     :returns: integers. **Shape:** ``batch``.
-    :raises TypeError: where labels are no integers.
-    :raises ValueError: where there are none.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if there are no labels.
 
     Example::
 
@@ -85,8 +85,8 @@ def num_clusters_distribution(labels: Labels) -> Tensor:
         ``(num_chains, num_draws, n)``.
     :returns: the probability of k clusters at index k, from zero to the largest number that
         occurs, in float64. **Shape:** ``(largest + 1,)``.
-    :raises TypeError: where labels are no integers.
-    :raises ValueError: where they have another shape.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if labels have another shape.
 
     Example::
 
@@ -102,8 +102,8 @@ def cluster_sizes(labels: Labels) -> Tensor:
 
     :param labels: integers. **Shape:** ``(*batch, n)``.
     :returns: integers, zeros for padding. **Shape:** ``(*batch, largest number of clusters)``.
-    :raises TypeError: where labels are no integers.
-    :raises ValueError: where there are none.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if there are no labels.
 
     Example::
 
@@ -127,8 +127,8 @@ def partition_quantities(labels: Labels) -> dict[str, Tensor]:
         ``(num_chains, num_draws, n)``.
     :returns: integers, the entropy in float64. **Shape:** ``(num_draws,)`` or
         ``(num_chains, num_draws)`` each.
-    :raises TypeError: where labels are no integers.
-    :raises ValueError: where they have another shape.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if labels have another shape.
 
     Example::
 
@@ -154,8 +154,8 @@ def co_clustering(labels: Labels) -> Tensor:
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
     :returns: a symmetric matrix with ones on the diagonal, in float64. **Shape:** ``(n, n)``.
-    :raises TypeError: where labels are no integers.
-    :raises ValueError: where they have another shape.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if labels have another shape.
 
     Example::
 

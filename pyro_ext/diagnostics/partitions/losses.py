@@ -24,7 +24,7 @@ def variation_of_information(first: Labels, second: Labels) -> Tensor:
     :param first: label vectors. **Shape:** ``(*batch, n)``.
     :param second: others, of a shape that broadcasts with that.
     :returns: distances, in float64. **Shape:** ``batch``.
-    :raises TypeError: where labels are no integers.
+    :raises TypeError: if labels are not integers.
     :raises ValueError: where shapes do not fit.
 
     [1] M. Meila (2007), *Comparing clusterings: an information based distance*, Journal of
@@ -50,7 +50,7 @@ def binder_loss(first: Labels, second: Labels) -> Tensor:
     :param first: label vectors. **Shape:** ``(*batch, n)``.
     :param second: others, of a shape that broadcasts with that.
     :returns: distances, in float64. **Shape:** ``batch``.
-    :raises TypeError: where labels are no integers.
+    :raises TypeError: if labels are not integers.
     :raises ValueError: where shapes do not fit.
 
     [1] D. A. Binder (1978), *Bayesian cluster analysis*, Biometrika 65, 31-38.
@@ -75,8 +75,8 @@ def expected_loss(
     :param str loss: ``"variation_of_information"``, see :func:`variation_of_information`, or
         ``"binder"``, see :func:`binder_loss`.
     :returns: averages, in float64. **Shape:** ``batch``.
-    :raises TypeError: where labels are no integers.
-    :raises ValueError: where shapes do not fit, or the loss is none of these.
+    :raises TypeError: if labels are not integers.
+    :raises ValueError: if shapes do not fit, or for an unknown loss.
 
     Example::
 
@@ -97,7 +97,7 @@ def expected_loss(
 
 
 def increments(loss: Loss, num_points: int) -> Floats:
-    r"""What a point adds to :math:`\sum_c f(c)` when it joins a cluster, by the size before.
+    r"""Return the increases of :math:`\sum_c f(c)` if a point joins a cluster, by size before.
 
     Both losses are :math:`\sum_i f(a_i) + \sum_j f(b_j) - 2 \sum_{ij} f(n_{ij})` of the sizes of
     clusters and of their intersections, divided by a constant: :math:`f(c) = c \log c` and
