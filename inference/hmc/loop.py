@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pyro_ext._lib.files import read_bytes
 from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
 from pyro_ext.inference.hmc.trajectories import Outcome, ValueAndGradient, where
 from pyro_ext.potential import (
@@ -438,7 +439,7 @@ def _sources() -> str:
     folder = Path(__file__).parent
     package = folder.parents[1]
     files = [*folder.glob("*.py"), *(package / "potential").glob("*.py"), package / "random.py"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+    return hashlib.sha256(b"".join(map(read_bytes, sorted(files)))).hexdigest()
 
 
 def _form(graph: GraphModule) -> tuple[Any, ...]:
