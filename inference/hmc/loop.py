@@ -27,9 +27,9 @@ from pyro_ext.potential import (
     capture_abstract,
     compile_graph,
     constants_of,
-    kept_as,
     warn_fallback,
 )
+from pyro_ext.potential.compilation import kept_as
 from pyro_ext.random import uniform_each
 
 _MAX_ROWS = 64

@@ -8,7 +8,7 @@ from pyro_ext.potential.batched import (
     check_backend,
     outputs_agree,
 )
-from pyro_ext.potential.compilation import CompiledGraph, compile_graph, kept_as
+from pyro_ext.potential.compilation import CompiledGraph, compile_graph
 from pyro_ext.potential.enumeration import sum_out
 from pyro_ext.potential.evaluation import bijection
 from pyro_ext.potential.graph_capture import (
@@ -57,7 +57,6 @@ __all__ = [
     "fold_constants",
     "init_to_prior",
     "init_to_suggested",
-    "kept_as",
     "outputs_agree",
     "sum_out",
     "value_and_gradient",
