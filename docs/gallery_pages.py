@@ -126,7 +126,7 @@ class SavedPage:
 
     @cached_property
     def outcome(self) -> Outcome | None:
-        """How its saved run ended."""
+        """Return how its saved run ended."""
         return kept_outcome(self.script, self.runs)
 
     @cached_property
@@ -145,7 +145,7 @@ class SavedPage:
 
     @cached_property
     def figures(self) -> dict[str, str]:
-        """What its saved figures show, by name, in the order in which the script makes them."""
+        """Describe its saved figures by name, in the order in which the script makes them."""
         saved = {path.stem for path in self.folder.glob("*.png")}
         named = [name for name in FIGURE_CALL.findall(self.script.path.read_text("utf-8")) if name]
         return {
@@ -314,7 +314,7 @@ def _what_was_measured(page: SavedPage) -> str:
 
 
 def _claims_table(content: dict[str, Any]) -> str:
-    """What a page claims and what was measured, claim by claim."""
+    """Build the table of a page's claims and measurements."""
     lines = ["| | claim | bound | by seed |", "|---|---|---|---|"]
     for claim in content["claims"]:
         result = "[holds]{.holds}" if claim["holds"] else "[fails]{.fails}"

@@ -29,7 +29,7 @@ from pyro_ext.potential import (
     constants_of,
     warn_fallback,
 )
-from pyro_ext.potential.compilation import kept_as
+from pyro_ext.potential.compilation import keep_as, kept_as
 from pyro_ext.random import uniform_each
 
 _MAX_ROWS = 64
@@ -346,7 +346,7 @@ class TransitionLoop:
         compiled = found if is_known else self._compile(graph, carried, inputs)
         if isinstance(compiled, CompiledGraph):
             if not is_known:
-                compiled.keep_as(name, constants)
+                keep_as(name, compiled, constants)
             _kept[key] = constants, compiled
             if len(_kept) > _MOST_KEPT:
                 _kept.popitem(last=False)

@@ -88,7 +88,7 @@ class Recorder(TorchDispatchMode):
         self._first: dict[Any, Tensor] = {}  # of constants that are equal
 
     def ref(self, value: Any) -> Any:
-        """Where a tensor comes from; constants and other values stand for themselves."""
+        """Return the step that computes a tensor; other values stand for themselves."""
         return self._refs.get(id(value), value) if isinstance(value, Tensor) else value
 
     def behind(self, tensor: Tensor) -> list[Tensor | None]:
@@ -196,7 +196,7 @@ class Recorder(TorchDispatchMode):
         return self._known[key]
 
     def _identity(self, leaf: Any) -> Any:
-        """What equal leaves have in common."""
+        """Return a key that equal leaves share."""
         if not isinstance(leaf, Tensor):
             return type(leaf), leaf
         if id(leaf) not in self._contents:
@@ -229,7 +229,7 @@ def put_back(leaves: Sequence[Any], spec: Any) -> tuple[list[Any], dict[str, Any
 
 
 def _place(tensor: Tensor) -> int:
-    """Where the numbers of a tensor are, or those of which it shows a part."""
+    """Return the address of a tensor's storage, which its views share."""
     return tensor.untyped_storage().data_ptr()
 
 

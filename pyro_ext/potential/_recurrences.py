@@ -78,7 +78,7 @@ def _runs(steps: Sequence[Step]) -> Iterator[_Run]:
 
 
 def _likeness(step: Step, steps: Sequence[Step]) -> Any:
-    """What two steps have in common that do the same to tensors of the same kinds."""
+    """Return a key shared by steps that apply the same operation to tensors of the same kinds."""
     keys: list[Any] = []
     for leaf in step.leaves:
         if isinstance(leaf, Ref):
@@ -154,7 +154,7 @@ def _loops(
 def _edge(
     steps: Sequence[Step], numbers: npt.NDArray[np.int64], place: int, position: int
 ) -> _Edge | None:
-    """Where a leaf comes from in the loop, or ``None`` where from outside, or from all over."""
+    """Find the place in the loop that computes a leaf; ``None`` if it is outside or varies."""
     period = numbers.shape[1]
     leaf = steps[numbers[-1, place]].leaves[position]
     if not isinstance(leaf, Ref) or leaf.step < numbers[0, 0]:

@@ -222,7 +222,7 @@ class BatchedFunction:
         return graph
 
     def _is_right(self, graph: GraphModule, arguments: Sequence[Tensor], expected: Any) -> bool:
-        """Whether a graph gives what the function does, at these arguments and at random ones."""
+        """Tell whether a graph agrees with the function at these arguments and at random ones."""
         frozen = [*self._data, *constants_of(graph), *graph.meta["asked"]]
         tensors = {id(tensor): tensor for tensor in frozen}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
@@ -238,7 +238,7 @@ class BatchedFunction:
     def _verdict(
         self, graph: GraphModule, arguments: Sequence[Tensor], expected: Any
     ) -> bool | None:
-        """Whether a graph gives what the function gave, ``None`` where that cannot be told."""
+        """Tell whether a graph gives the function's result, ``None`` if that is undecided."""
         if expected is None:
             return None
         with torch.no_grad(), threads_for(arguments[0].numel()):
@@ -306,7 +306,7 @@ class BatchedFunction:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; an inference tensor does not count."""
+    """Count the in-place changes of a tensor; an inference tensor does not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -343,7 +343,7 @@ _ROUNDINGS = 8.0
 
 
 def outputs_agree(actual: object, expected: object) -> bool:
-    """Whether two results are equal but for rounding; the scale is that of each whole tensor.
+    """Tell whether two results are equal but for rounding; the scale is that of each whole tensor.
 
     :param actual: tensors in any structure.
     :param expected: the same.
@@ -396,7 +396,7 @@ def agree_but_for_rounding(
 
 
 def _leaves_agree(actual: Tensor, expected: Tensor, rounding: float = 0.0) -> bool:
-    """Whether two tensors are equal, but for a fraction of the largest number, and for rounding."""
+    """Tell whether two tensors agree up to a fraction of the largest number and rounding."""
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     finite = torch.isfinite(expected)

@@ -82,8 +82,8 @@ class CompiledGraph:
         graph: GraphModule | None,
         key: str,
     ) -> None:
-        self._entry, self._constants, self._key = entry, constants, key
-        self._structure, self._shapes, self._graph = structure, shapes, graph
+        self._entry, self.constants, self.key = entry, constants, key
+        self.structure, self._shapes, self._graph = structure, shapes, graph
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Run it; the graph itself for other shapes."""
@@ -91,44 +91,46 @@ class CompiledGraph:
             if self._graph is None:
                 raise ValueError(f"tensors must have the shapes {self._shapes}")
             return self._graph(*tensors)
-        inputs = [*(tensor.detach().contiguous() for tensor in tensors), *self._constants]
+        inputs = [*(tensor.detach().contiguous() for tensor in tensors), *self.constants]
         handles = self._entry(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs))
         outputs = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
-        return pytree.tree_unflatten(outputs, self._structure)
+        return pytree.tree_unflatten(outputs, self.structure)
 
     def with_constants(self, replaced: Mapping[int, Tensor]) -> "CompiledGraph | None":
         """The same code with other frozen tensors, ``None`` where it lacks one of them.
 
         :param Mapping replaced: new tensors of the same shapes and strides, by identity of the old.
         """
-        if not replaced.keys() <= {id(constant) for constant in self._constants}:
+        if not replaced.keys() <= {id(constant) for constant in self.constants}:
             return None
-        constants = [replaced.get(id(constant), constant) for constant in self._constants]
-        return CompiledGraph(self._entry, constants, self._structure, self._shapes, None, self._key)
+        constants = [replaced.get(id(constant), constant) for constant in self.constants]
+        return CompiledGraph(self._entry, constants, self.structure, self._shapes, None, self.key)
 
-    def keep_as(self, name: str, known: Sequence[Tensor]) -> None:
-        """Let a later process find the code by a name, without the graph; see :func:`kept_as`.
 
-        :param str name: tells all that the graph was made from but numbers in frozen tensors.
-        :param Sequence known: frozen tensors that the other process has numbers of its own for.
-        """
-        places = {id(tensor): place for place, tensor in enumerate(known)}
-        own = [tensor for tensor in self._constants if id(tensor) not in places]
-        if sum(tensor.numel() for tensor in own) > _MOST_KEPT_NUMBERS:
-            return
-        content = {
-            "code": self._key,
-            "num_results": self._structure.num_leaves,
-            "constants": [places.get(id(each), each) for each in self._constants],
-        }
-        text = json.dumps(content, default=_as_plain).encode()
-        CodeFolder(cache_path("compiled")).keep(_digest_of(_environment(name)), ".json", text)
+def keep_as(name: str, compiled: CompiledGraph, known: Sequence[Tensor]) -> None:
+    """Let a later process find machine code by a name, without the graph; see :func:`kept_as`.
+
+    :param str name: tells all that the graph was made from but numbers in frozen tensors.
+    :param CompiledGraph compiled: the code.
+    :param Sequence known: frozen tensors that the other process has numbers of its own for.
+    """
+    places = {id(tensor): place for place, tensor in enumerate(known)}
+    own = [tensor for tensor in compiled.constants if id(tensor) not in places]
+    if sum(tensor.numel() for tensor in own) > _MOST_KEPT_NUMBERS:
+        return
+    content = {
+        "code": compiled.key,
+        "num_results": compiled.structure.num_leaves,
+        "constants": [places.get(id(each), each) for each in compiled.constants],
+    }
+    text = json.dumps(content, default=_as_plain).encode()
+    CodeFolder(cache_path("compiled")).keep(_digest_of(_environment(name)), ".json", text)
 
 
 def kept_as(
     name: str, known: Sequence[Tensor], shapes: list[tuple[torch.Size, torch.dtype]]
 ) -> CompiledGraph | None:
-    """Machine code that :meth:`CompiledGraph.keep_as` kept, for a function that returns a tuple.
+    """Return machine code that :func:`keep_as` kept, for a function that returns a tuple.
 
     To find it by its graph, the graph would have to be recorded first.
 
@@ -262,7 +264,7 @@ def _digest(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
 
 
 def _environment(*content: str) -> list[str]:
-    """What is given, and what else machine code depends on: versions, processor and options."""
+    """Add versions, processor and options to what is given: machine code depends on them."""
     return [
         *content,
         str((__version__, torch.__version__, torch.version.git_version, sys.implementation)),

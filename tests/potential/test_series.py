@@ -182,6 +182,14 @@ def feedback(x: Tensor) -> Any:
     return total
 
 
+def looked_up(x: Tensor) -> Any:
+    """Linear, but what enters a step is a state from ever further back."""
+    states = [x[0], x[1]]
+    for t in range(2, len(x)):
+        states.append(0.3 * states[-1] + 0.2 * states[t // 2] * x[t])
+    return torch.stack(states).square().sum()
+
+
 def products(x: Tensor) -> Any:
     """A state that is multiplied by itself, and a root that is not squared."""
     state, root, total = x[0], x[1].exp(), x[2]
@@ -193,7 +201,7 @@ def products(x: Tensor) -> Any:
 
 
 @pytest.mark.usefixtures("_short")
-@pytest.mark.parametrize("function", [feedback, products], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [feedback, products, looked_up], ids=lambda f: f.__name__)
 def test_what_is_not_linear_is_computed_step_by_step(function: Function) -> None:
     x = 0.3 * normals(60, seed=2)
     graph = capture(Gradient(function), x, series=True)
