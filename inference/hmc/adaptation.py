@@ -182,20 +182,18 @@ def fisher_factor(moments: Moments, pooled: bool, before: Tensor) -> Tensor:
     return torch.where(is_known, scale.to(before), before)
 
 
-def low_rank_factor(
-    draws: Tensor, gradients: Tensor, gamma: float = 1e-5, cutoff: float = 2.0
-) -> Tensor | None:
-    r"""Factor of a diagonal matrix and a few directions, of least Fisher divergence [1].
+def low_rank_factor(draws: Tensor, gradients: Tensor, gamma: float = 1e-5) -> Tensor | None:
+    r"""Factor of a diagonal matrix and some directions, of least Fisher divergence [1].
 
     With draws and gradients scaled by
     :math:`\sigma_i = (\mathrm{var}(x_i) / \mathrm{var}(g_i))^{1/4}`, the geometric mean of the
-    covariance of draws and the inverse of that of gradients is taken in the space that both span;
-    of its eigenvalues those between ``1 / cutoff`` and ``cutoff`` become one.
+    covariance of draws and the inverse of that of gradients is taken in the space that both span.
+    All of its eigenvalues are kept, unlike in [1], where those between 1/2 and 2 become one: what
+    is left of correlations then costs up to half of the effective draws.
 
     :param Tensor draws: in double precision. **Shape:** ``(num_draws, size)``.
     :param Tensor gradients: at the draws. **Shape:** ``(num_draws, size)``.
     :param float gamma: weight of the unit matrix, for directions that one of the two does not see.
-    :param float cutoff: of eigenvalues.
     :returns: **Shape:** ``(size, size)``; ``None`` of fewer than three draws, or where it is not
         finite.
 
@@ -210,14 +208,12 @@ def low_rank_factor(
     if not bool(scaled.isfinite().all() & slopes.isfinite().all()):
         return None
     try:
-        return _low_rank(scaled, slopes, sigma, gamma, cutoff)
+        return _low_rank(scaled, slopes, sigma, gamma)
     except torch.linalg.LinAlgError:  # numbers may be too far apart even for decompositions
         return None
 
 
-def _low_rank(
-    scaled: Tensor, slopes: Tensor, sigma: Tensor, gamma: float, cutoff: float
-) -> Tensor | None:
+def _low_rank(scaled: Tensor, slopes: Tensor, sigma: Tensor, gamma: float) -> Tensor | None:
     """Estimate the factor of :func:`low_rank_factor` from scaled draws and gradients."""
     size = len(sigma)
     basis = torch.eye(size).to(sigma)
@@ -231,10 +227,8 @@ def _low_rank(
         for part in (scaled, slopes)
     ]
     directions, values = axes_of_mean(*roots)
-    is_kept = (values > cutoff) | (values < 1.0 / cutoff)
-    directions = basis @ directions[:, is_kept]
-    growth = values[is_kept].sqrt() - 1.0
-    factor = torch.eye(size).to(sigma) + (directions * growth) @ directions.mT
+    directions = basis @ directions
+    factor = torch.eye(size).to(sigma) + (directions * (values.sqrt() - 1.0)) @ directions.mT
     factor = sigma[:, None] * factor
     return factor if bool(factor.isfinite().all()) else None
 

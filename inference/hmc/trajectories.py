@@ -193,7 +193,8 @@ class Tree(NamedTuple):
     """A trajectory that doubles, forward or backward in time, until it turns.
 
     The new half is built leaf by leaf. Momenta of ``log2`` of its leaves are kept, those from which
-    a balanced subtree ends at the current leaf [1], so that each subtree's ends are compared.
+    a balanced subtree ends at the current leaf [1], so that each subtree's ends are compared, and
+    those of the leaves before these.
 
     :param Tensor position: the last leaf's. **Shape:** ``(num_chains, size)``, as of the ends, the
         draw, the candidate and the sums of momenta.
@@ -226,6 +227,7 @@ class Tree(NamedTuple):
     half_momentum_sum: Tensor
     checkpoint_momenta: Tensor
     checkpoint_sums: Tensor
+    checkpoint_before: Tensor
     origin_energy: Tensor
     log_weight: Tensor
     half_log_weight: Tensor
@@ -246,7 +248,7 @@ def start_tree(
     point = (position, momentum, gradient)
     draw = (position, gradient, value, energy)
     checkpoints = position.new_zeros(len(position), max_tree_depth, position.shape[-1])
-    sums = (momentum, torch.zeros_like(momentum), checkpoints, checkpoints)
+    sums = (momentum, torch.zeros_like(momentum), checkpoints, checkpoints, checkpoints)
     counts = (energy, zero, zero, zero, zero, none, none, none, none)
     return Tree(*point, *point, *point, *draw, *draw, *sums, *counts)
 
@@ -263,7 +265,9 @@ def extend_tree(
 
     Multinomial sampling within the new half, biased between the halves, and generalized criterion
     of turning, as in M. Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo,
-    sections A.3 and A.4. Shapes: uniforms (num_chains, 4).
+    sections A.3 and A.4. The criterion is asked of each half with the nearest point of the other,
+    too, as in Stan since 2.21: a trajectory of a whole period ends where it began, and of its
+    ends alone nobody could tell that it turned twice. Shapes: uniforms (num_chains, 4).
     """
     # The first leaf of a half says where it goes on.
     is_first = tree.leaf == 0
@@ -300,9 +304,20 @@ def extend_tree(
     is_kept = (((tree.leaf & 1) == 0)[:, None] & (bits == last[:, None]))[..., None]
     momenta = torch.where(is_kept, point.momentum[:, None], tree.checkpoint_momenta)
     sums = torch.where(is_kept, half_sum[:, None], tree.checkpoint_sums)
+    befores = torch.where(is_kept, front.momentum[:, None], tree.checkpoint_before)
     is_ending = (bits <= last[:, None]) & (bits > (last - num_ending)[:, None])
+    momentum = point.momentum[:, None]
     spans = half_sum[:, None] - sums + momenta
-    turning = (is_ending & _turns(momenta, point.momentum[:, None], spans)).any(-1)
+    is_turning = is_ending & _turns(momenta, momentum, spans)
+    # Its second half begins at the next kept leaf.
+    middle, middle_spans, before = momenta[:, 1:], spans[:, 1:], befores[:, 1:]
+    has_halves = is_ending[:, :-1] & (bits[:-1] < last[:, None])
+    first_spans = spans[:, :-1] - middle_spans + middle
+    is_turning_halfway = has_halves & (
+        _turns(momenta[:, :-1], middle, first_spans)
+        | _turns(before, momentum, middle_spans + before)
+    )
+    turning = is_turning.any(-1) | is_turning_halfway.any(-1)
 
     # Is the half complete, and does the whole go on?
     is_complete = following == (1 << tree.depth)
@@ -313,10 +328,18 @@ def extend_tree(
     draw = [where(is_moved, n, old) for n, old in zip(new, tree[9:13], strict=True)]
     left = [where(is_valid & ~forward, n, o) for n, o in zip(point, tree[3:6], strict=True)]
     right = [where(is_valid & forward, n, o) for n, o in zip(point, tree[6:9], strict=True)]
+    left_end, right_end = tree.left_momentum, tree.right_momentum
     momentum_sum = where(is_valid, tree.momentum_sum + half_sum, tree.momentum_sum)
     depth = tree.depth + is_valid
+    near, far = (where(forward, *ends) for ends in ((right_end, left_end), (left_end, right_end)))
     has_ended = has_ended | (
-        is_valid & ((depth == max_tree_depth) | _turns(left[1], right[1], momentum_sum))
+        is_valid
+        & (
+            (depth == max_tree_depth)
+            | _turns(left[1], right[1], momentum_sum)
+            | _turns(far, momenta[:, 0], tree.momentum_sum + momenta[:, 0])
+            | _turns(near, point.momentum, half_sum + near)
+        )
     )
     num_steps = tree.num_steps + 1
     rate, symmetric = _acceptance(change)
@@ -333,6 +356,7 @@ def extend_tree(
             half_sum,
             momenta,
             sums,
+            befores,
             tree.origin_energy.clone(),  # a compiled loop wants none that is the one before
             torch.where(
                 is_valid, torch.logaddexp(tree.log_weight, half_log_weight), tree.log_weight

@@ -74,7 +74,7 @@ def test_draws_that_are_no_good_count_for_nothing() -> None:
 
 @pytest.mark.parametrize("number", [60, 100])
 def test_low_rank(number: int) -> None:
-    """With more draws than dimensions it is the covariance, but for eigenvalues near one."""
+    """With more draws than dimensions it is the covariance."""
     covariance = correlated()
     precision = torch.linalg.inv(covariance)
     for draws in (
@@ -82,28 +82,20 @@ def test_low_rank(number: int) -> None:
         12.0 * torch.rand(number, SIZE) - 3.0,  # no relation to the target
     ):
         factor = low_rank_factor(draws, draws @ precision)
-        assert factor is not None and condition(factor, covariance) < 2.5
+        assert factor is not None and condition(factor, covariance) < 1.01
         scaled = low_rank_factor(7.0 * draws, draws @ precision / 7.0)
         torch.testing.assert_close(scaled, 7.0 * factor)
 
 
-def test_low_rank_without_a_cutoff_is_the_covariance() -> None:
-    covariance = correlated(10)
-    draws = torch.rand(30, 10)
-    factor = low_rank_factor(draws, draws @ torch.linalg.inv(covariance), 1e-9, 1.0)
-    assert factor is not None
-    torch.testing.assert_close(factor @ factor.mT, covariance, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
-    ("covariance", "of_scales", "of_low_rank"),
+    ("covariance", "of_scales"),
     [
-        (0.1 * torch.eye(SIZE) + 0.9, 451.0, 1.1),
-        (0.95 ** (torch.arange(SIZE)[:, None] - torch.arange(SIZE)).abs().double(), 984.0, 4.5),
+        (0.1 * torch.eye(SIZE) + 0.9, 451.0),
+        (0.95 ** (torch.arange(SIZE)[:, None] - torch.arange(SIZE)).abs().double(), 984.0),
     ],
     ids=["one correlation", "autoregression"],
 )
-def test_condition_numbers(covariance: Tensor, of_scales: float, of_low_rank: float) -> None:
+def test_condition_numbers(covariance: Tensor, of_scales: float) -> None:
     """Scales alone, exact ones too, cannot do what 100 draws with their gradients do."""
     covariance = covariance.double()
     precision = torch.linalg.inv(covariance)
@@ -114,7 +106,7 @@ def test_condition_numbers(covariance: Tensor, of_scales: float, of_low_rank: fl
     torch.manual_seed(0)
     draws = torch.randn(100, SIZE) @ torch.linalg.cholesky(covariance).mT
     factor = low_rank_factor(draws, draws @ precision)
-    assert factor is not None and condition(factor, covariance) < of_low_rank
+    assert factor is not None and condition(factor, covariance) < 1.01
 
 
 def test_axes_of_the_geometric_mean() -> None:

@@ -129,10 +129,14 @@ class Reference:
         return q, p - 0.5 * size * gradient(q)
 
     def turns(self, points: list[Any]) -> bool:
-        """Of points in the order of time."""
-        momenta = np.array([p for _, p in points])
-        span = momenta.sum(0) - 0.5 * (momenta[0] + momenta[-1])
-        return bool(momenta[0] @ span <= 0 or momenta[-1] @ span <= 0)
+        """Of points in the order of time, and of each half with the nearest point of the other."""
+        middle = len(points) // 2
+        for part in (points, points[: middle + 1], points[middle - 1 :]):
+            momenta = np.array([p for _, p in part])
+            span = momenta.sum(0) - 0.5 * (momenta[0] + momenta[-1])
+            if momenta[0] @ span <= 0 or momenta[-1] @ span <= 0:
+                return True
+        return False
 
     def transition(self, q: Any, p: Any, uniforms: Any) -> tuple[Any, int, int]:
         """Draw, depth and number of steps; takes uniform numbers by step."""
@@ -187,6 +191,21 @@ def test_trees() -> None:
             np.testing.assert_allclose(draws.position[row, chain].numpy(), q, rtol=1e-8)
             depths.add(depth)
     assert {2, 3, 4, 5} <= depths
+
+
+def test_trajectories_end_before_they_come_back() -> None:
+    """With scales all alike, positions return after a period: ends alone would tell no turn."""
+    size = 10
+
+    def potential(z: dict[str, Tensor]) -> Tensor:
+        return 0.5 * z["x"].square().sum()
+
+    kernel = NUTS(potential_fn=potential, step_size=0.92, **FIXED)
+    kernel.initial_params = {"x": torch.zeros(size)}
+    kernel.setup(0)
+    start = torch.randn(50, size, generator=torch.Generator().manual_seed(0))
+    _, draws = kernel.record(kernel.begin(range(50), 0, {"x": start}), range(1, 11))
+    assert int(draws.state.num_steps.max()) <= 7
 
 
 # Exact answers ------------------------------------------------------------------------------------
