@@ -407,8 +407,8 @@ class NUTS(_Hamiltonian):
         takes variances of draws, as Stan does. Full matrices are always those of draws.
     :param str windows: of the warm-up, ``"stan"`` for ones that double, and ``"growing"`` for many
         short ones early on, which is the default where masses take gradients.
-    :param full_mass: ``"low_rank"`` for a diagonal and a few directions that gradients show to
-        differ [3], the default with ``"fisher"`` for up to 50 parameters; ``False`` for diagonal
+    :param full_mass: ``"low_rank"`` for a diagonal and the directions that draws and gradients show
+        to differ [3], the default with ``"fisher"`` for up to 50 parameters; ``False`` for diagonal
         matrices, the default otherwise; ``True`` for full ones; or groups of sites, with a full
         matrix for the sites of each group together, as in ``[("loc", "scale"), ("weight",)]``.
     :param bool share_mass_matrix: whether chains that run together share one, estimated from the
