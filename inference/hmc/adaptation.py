@@ -96,7 +96,7 @@ def add_draw(moments: Moments, position: Tensor, is_good: Tensor | None = None) 
     added = Moments(number, mean, moments.squares + product)
     if is_good is None:
         return added
-    return Moments(*(where(is_good, new, old) for new, old in zip(added, moments, strict=True)))
+    return where(is_good, added, moments)
 
 
 def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = None) -> Tensor:
@@ -129,8 +129,7 @@ def _finite(moments: Moments) -> tuple[Tensor, Moments]:
     """
     squares = moments.squares.flatten(1)
     is_finite = (moments.mean.isfinite() & squares.isfinite().all(1, True)).all(1)
-    parts = (where(is_finite, part, torch.zeros_like(part)) for part in moments)
-    return is_finite, Moments(*parts)
+    return is_finite, where(is_finite, moments, Moments(*map(torch.zeros_like, moments)))
 
 
 def _together(moments: Moments) -> Moments:

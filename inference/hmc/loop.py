@@ -9,13 +9,13 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from pyro_ext._lib.files import read_bytes
 from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
@@ -49,7 +49,7 @@ class Trajectories(Protocol):
 
     def start(
         self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Any, ...]:
         """A named tuple of tensors, of each chain's trajectory at its beginning."""
 
     def extend(
@@ -238,9 +238,7 @@ class TransitionLoop:
         row = carried.num_done.clamp(max=num_rows - 1)
         momentum = inputs.noise.gather(0, row[None, :, None].expand(1, num_chains, size))[0]
         begun = self._trajectories.start(last.position, last.value, last.gradient, momentum)
-        pairs = zip(begun, carried.trajectory, strict=True)
-        trajectory = type(begun)(*(where(carried.is_fresh, new, old) for new, old in pairs))
-        return carried._replace(trajectory=trajectory)
+        return carried._replace(trajectory=where(carried.is_fresh, begun, carried.trajectory))
 
     def _extended(
         self, function: Callable[..., Any], carried: Carried, inputs: Inputs
@@ -280,10 +278,8 @@ class TransitionLoop:
         return carried._replace(
             num_left=carried.num_left - ended.sum(),
             num_done=row + ended,
-            last=Outcome(*(where(ended, n, o) for n, o in zip(outcome, last, strict=True))),
-            search=DualAveraging(
-                *(where(adapts, n, o) for n, o in zip(adapted, search, strict=True))
-            ),
+            last=where(ended, outcome, last),
+            search=where(adapts, adapted, search),
             draws=Drawn(
                 *(
                     torch.where(is_row.reshape(*is_row.shape, *(1,) * (n.dim() - 1)), n, old)
@@ -453,22 +449,17 @@ def _call(compiled: Callable[..., Any], carried: Carried, inputs: Inputs) -> Car
     return _unflat(compiled(*_flat(carried), *inputs.flat()), carried)
 
 
-def _leaves(carried: Carried) -> list[Tensor]:
-    """Tensors of what is carried, in order."""
-    parts = [[part] if isinstance(part, Tensor) else list(part) for part in carried]
-    return [leaf for part in parts for leaf in part]
-
-
 def _flat(carried: Carried) -> list[Tensor]:
-    """Copies of them: compiled, none may be another's memory, nor have strides of its own."""
-    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in _leaves(carried)]
+    """Copies of its tensors: compiled, none may be another's memory, nor have its own strides."""
+    leaves = pytree.tree_leaves(carried)
+    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves]
 
 
 def _separate(carried: Carried, before: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Tensors of what is carried, copied only where they are the memory of others."""
     used = {tensor.untyped_storage()._cdata for tensor in before}
     results = []
-    for leaf in _leaves(carried):
+    for leaf in pytree.tree_leaves(carried):
         memory = leaf.untyped_storage()._cdata
         is_own = memory not in used and leaf.is_contiguous()
         used.add(memory)
@@ -478,9 +469,5 @@ def _separate(carried: Carried, before: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def _unflat(leaves: Sequence[Tensor], like: Carried) -> Carried:
     """Put tensors back in their order."""
-    counts = [1 if isinstance(part, Tensor) else len(part) for part in like]
-    ends = list(accumulate(counts))
-    return Carried._make(
-        leaves[end - 1] if isinstance(part, Tensor) else type(part)(*leaves[end - count : end])
-        for part, count, end in zip(like, counts, ends, strict=True)
-    )
+    carried: Carried = pytree.tree_unflatten(leaves, pytree.tree_structure(like))
+    return carried

@@ -7,13 +7,14 @@ of them by a step.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+Chosen = TypeVar("Chosen")
 
 _MAX_ENERGY_CHANGE = 1000.0
 _MAX_PATH_STEPS = 1 << 10
@@ -30,6 +31,21 @@ class Point(NamedTuple):
     position: Tensor
     momentum: Tensor
     gradient: Tensor
+
+
+class Draw(NamedTuple):
+    """Point that a trajectory may lead to, of each chain.
+
+    :param Tensor position: **Shape:** ``(num_chains, size)``.
+    :param Tensor gradient: of the potential there. **Shape:** ``(num_chains, size)``.
+    :param Tensor value: the potential there. **Shape:** ``(num_chains,)``.
+    :param Tensor energy: with its momentum. **Shape:** ``(num_chains,)``.
+    """
+
+    position: Tensor
+    gradient: Tensor
+    value: Tensor
+    energy: Tensor
 
 
 class Outcome(NamedTuple):
@@ -60,11 +76,15 @@ class Outcome(NamedTuple):
     step_size: Tensor
 
 
-def where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Choose by chain. Shapes: condition (num_chains,); the others (num_chains, ...)."""
-    for _ in range(first.dim() - 1):
+def where(condition: Tensor, first: Chosen, second: Chosen) -> Chosen:
+    """Choose by chain among tensors ``(num_chains, ...)``, or named tuples of such."""
+    one, other = cast("Any", first), cast("Any", second)
+    if isinstance(first, tuple):
+        parts = (where(condition, *pair) for pair in zip(one, other, strict=True))
+        return cast("Chosen", type(one)(*parts))
+    for _ in range(one.dim() - 1):
         condition = condition.unsqueeze(-1)
-    return torch.where(condition, first, second)
+    return cast("Chosen", torch.where(condition, one, other))
 
 
 _MOST_SUMMED = 32  # rows of matrices whose products are compiled with what is around them
@@ -117,24 +137,14 @@ def _acceptance(change: Tensor) -> tuple[Tensor, Tensor]:
 class Path(NamedTuple):
     """A trajectory of a given number of steps, and where it is.
 
-    :param Tensor position: the point reached. **Shape:** ``(num_chains, size)``.
-    :param Tensor momentum: there.
-    :param Tensor gradient: there.
-    :param Tensor origin: where it began.
-    :param Tensor origin_gradient: there.
-    :param Tensor origin_value: the potential there. **Shape:** ``(num_chains,)``, as those below.
-    :param Tensor origin_energy: the energy there.
-    :param Tensor leaf: number of steps taken.
-    :param Tensor length: number of steps to take.
+    :param Point point: the point reached.
+    :param Draw origin: where it began.
+    :param Tensor leaf: number of steps taken. **Shape:** ``(num_chains,)``.
+    :param Tensor length: number of steps to take. **Shape:** ``(num_chains,)``.
     """
 
-    position: Tensor
-    momentum: Tensor
-    gradient: Tensor
-    origin: Tensor
-    origin_gradient: Tensor
-    origin_value: Tensor
-    origin_energy: Tensor
+    point: Point
+    origin: Draw
     leaf: Tensor
     length: Tensor
 
@@ -143,7 +153,8 @@ def start_path(position: Tensor, value: Tensor, gradient: Tensor, momentum: Tens
     """Begin a trajectory of each chain."""
     energy = value + 0.5 * momentum.square().sum(-1)
     none = torch.zeros_like(value, dtype=torch.int64)
-    return Path(position, momentum, gradient, position, gradient, value, energy, none, none)
+    point, origin = Point(position, momentum, gradient), Draw(position, gradient, value, energy)
+    return Path(point, origin, none, none)
 
 
 def extend_path(
@@ -167,26 +178,29 @@ def extend_path(
     else:
         number = torch.full_like(path.leaf, num_leapfrog_steps)
     length = torch.where(path.leaf == 0, number, path.length)
-    point, value, energy = leapfrog(Point(*path[:3]), function, step_size, factor)
-    change = _energy_change(energy, path.origin_energy)
+    point, value, energy = leapfrog(path.point, function, step_size, factor)
+    change = _energy_change(energy, path.origin.energy)
     diverging = change > _MAX_ENERGY_CHANGE
     leaf = path.leaf + 1
     is_taken = ~diverging & (uniforms[:, 0].log() < -change)
+    draw = where(is_taken, Draw(point.position, point.gradient, value, energy), path.origin)
     rate, symmetric = (torch.where(diverging, 0.0, each) for each in _acceptance(change))
-    outcome = Outcome(
-        where(is_taken, point.position, path.origin),
-        where(is_taken, point.gradient, path.origin_gradient),
-        where(is_taken, value, path.origin_value),
-        where(is_taken, energy, path.origin_energy),
-        rate,
-        symmetric,
-        leaf,
-        torch.zeros_like(leaf),
-        diverging,
-        step_size,
-    )
-    path = path._replace(**point._asdict(), leaf=leaf, length=length)
+    outcome = Outcome(*draw, rate, symmetric, leaf, torch.zeros_like(leaf), diverging, step_size)
+    path = path._replace(point=point, leaf=leaf, length=length)
     return path, diverging | (leaf >= length), outcome
+
+
+class Checkpoints(NamedTuple):
+    """Leaves at which balanced subtrees begin.
+
+    :param Tensor momenta: of these leaves. **Shape:** ``(num_chains, max_tree_depth, size)``.
+    :param Tensor sums: of the momenta of the new half up to them.
+    :param Tensor before: momenta of the leaves before them.
+    """
+
+    momenta: Tensor
+    sums: Tensor
+    before: Tensor
 
 
 class Tree(NamedTuple):
@@ -196,38 +210,29 @@ class Tree(NamedTuple):
     a balanced subtree ends at the current leaf [1], so that each subtree's ends are compared, and
     those of the leaves before these.
 
-    :param Tensor position: the last leaf's. **Shape:** ``(num_chains, size)``, as of the ends, the
-        draw, the candidate and the sums of momenta.
+    :param Point last: the last leaf.
+    :param Point left: the end in the past.
+    :param Point right: the end in the future.
+    :param Draw draw: where it leads to if it ends now.
+    :param Draw candidate: what the new half has chosen.
+    :param Tensor momentum_sum: over its points. **Shape:** ``(num_chains, size)``.
+    :param Tensor half_momentum_sum: over those of the new half. **Shape:** ``(num_chains, size)``.
+    :param Checkpoints checkpoints: the leaves that are kept.
     :param Tensor origin_energy: energy at the start. **Shape:** ``(num_chains,)``, as log weights,
         depth, number of the leaf in the new half, and what is counted.
-    :param Tensor checkpoint_momenta: **Shape:** ``(num_chains, max_tree_depth, size)``.
 
     [1] D. Phan, N. Pradhan, M. Jankowiak (2019), Composable effects for flexible and accelerated
     probabilistic programming in NumPyro, section 3.1.
     """
 
-    position: Tensor
-    momentum: Tensor
-    gradient: Tensor
-    left_position: Tensor
-    left_momentum: Tensor
-    left_gradient: Tensor
-    right_position: Tensor
-    right_momentum: Tensor
-    right_gradient: Tensor
-    draw: Tensor
-    draw_gradient: Tensor
-    draw_value: Tensor
-    draw_energy: Tensor
-    candidate: Tensor
-    candidate_gradient: Tensor
-    candidate_value: Tensor
-    candidate_energy: Tensor
+    last: Point
+    left: Point
+    right: Point
+    draw: Draw
+    candidate: Draw
     momentum_sum: Tensor
     half_momentum_sum: Tensor
-    checkpoint_momenta: Tensor
-    checkpoint_sums: Tensor
-    checkpoint_before: Tensor
+    checkpoints: Checkpoints
     origin_energy: Tensor
     log_weight: Tensor
     half_log_weight: Tensor
@@ -245,12 +250,11 @@ def start_tree(
     """Begin a tree of each chain at its only point."""
     energy = value + 0.5 * momentum.square().sum(-1)
     zero, none = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.int64)
-    point = (position, momentum, gradient)
-    draw = (position, gradient, value, energy)
-    checkpoints = position.new_zeros(len(position), max_tree_depth, position.shape[-1])
-    sums = (momentum, torch.zeros_like(momentum), checkpoints, checkpoints, checkpoints)
+    point, draw = Point(position, momentum, gradient), Draw(position, gradient, value, energy)
+    unkept = position.new_zeros(len(position), max_tree_depth, position.shape[-1])
+    sums = (momentum, torch.zeros_like(momentum), Checkpoints(unkept, unkept, unkept))
     counts = (energy, zero, zero, zero, zero, none, none, none, none)
-    return Tree(*point, *point, *point, *draw, *draw, *sums, *counts)
+    return Tree(point, point, point, draw, draw, *sums, *counts)
 
 
 def extend_tree(
@@ -265,20 +269,17 @@ def extend_tree(
 
     Multinomial sampling within the new half, biased between the halves, and generalized criterion
     of turning, as in M. Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo,
-    sections A.3 and A.4. The criterion is asked of each half with the nearest point of the other,
-    too, as in Stan since 2.21: a trajectory of a whole period ends where it began, and of its
-    ends alone nobody could tell that it turned twice. Shapes: uniforms (num_chains, 4).
+    sections A.3 and A.4. As in Stan since 2.21, the criterion is also applied to each half together
+    with the nearest point of the other: after a whole period a trajectory is back where it began,
+    and its ends alone would not show that it has turned. Shapes: uniforms (num_chains, 4).
     """
     # The first leaf of a half says where it goes on.
     is_first = tree.leaf == 0
     direction = torch.where(is_first, (uniforms[:, 1] < 0.5).to(torch.int64), tree.direction)
     forward = direction == 1
-    front = Point(
-        *(
-            where(is_first, where(forward, right, left), last)
-            for last, left, right in zip(tree[:3], tree[3:6], tree[6:9], strict=True)
-        )
-    )
+    near = where(forward, tree.right, tree.left)
+    far_momentum = where(forward, tree.left.momentum, tree.right.momentum)
+    front = where(is_first, near, tree.last)
     signed = torch.where(forward, step_size, -step_size)
     point, value, energy = leapfrog(front, function, signed, factor)
     change = _energy_change(energy, tree.origin_energy)
@@ -287,12 +288,8 @@ def extend_tree(
     # Multinomial choice among the leaves of the new half.
     half_log_weight = torch.where(is_first, -change, torch.logaddexp(tree.half_log_weight, -change))
     is_chosen = is_first | (uniforms[:, 0].log() < -change - half_log_weight)
-    candidate, candidate_gradient, candidate_value, candidate_energy = (
-        where(is_chosen, new, old)
-        for new, old in zip(
-            (point.position, point.gradient, value, energy), tree[13:17], strict=True
-        )
-    )
+    reached = Draw(point.position, point.gradient, value, energy)
+    candidate = where(is_chosen, reached, tree.candidate)
 
     # Does a subtree that ends here turn?
     half_sum = where(is_first, torch.zeros_like(point.momentum), tree.half_momentum_sum)
@@ -302,15 +299,20 @@ def extend_tree(
     following = tree.leaf + 1
     num_ending = ((following & -following)[:, None] > (1 << bits)).sum(-1)
     is_kept = (((tree.leaf & 1) == 0)[:, None] & (bits == last[:, None]))[..., None]
-    momenta = torch.where(is_kept, point.momentum[:, None], tree.checkpoint_momenta)
-    sums = torch.where(is_kept, half_sum[:, None], tree.checkpoint_sums)
-    befores = torch.where(is_kept, front.momentum[:, None], tree.checkpoint_before)
+    leaf = (point.momentum, half_sum, front.momentum)
+    checkpoints = Checkpoints(
+        *(
+            torch.where(is_kept, new[:, None], old)
+            for new, old in zip(leaf, tree.checkpoints, strict=True)
+        )
+    )
+    momenta = checkpoints.momenta
     is_ending = (bits <= last[:, None]) & (bits > (last - num_ending)[:, None])
     momentum = point.momentum[:, None]
-    spans = half_sum[:, None] - sums + momenta
+    spans = half_sum[:, None] - checkpoints.sums + momenta
     is_turning = is_ending & _turns(momenta, momentum, spans)
     # Its second half begins at the next kept leaf.
-    middle, middle_spans, before = momenta[:, 1:], spans[:, 1:], befores[:, 1:]
+    middle, middle_spans, before = momenta[:, 1:], spans[:, 1:], checkpoints.before[:, 1:]
     has_halves = is_ending[:, :-1] & (bits[:-1] < last[:, None])
     first_spans = spans[:, :-1] - middle_spans + middle
     is_turning_halfway = has_halves & (
@@ -324,54 +326,45 @@ def extend_tree(
     has_ended = turning | diverging
     is_valid = is_complete & ~has_ended
     is_moved = is_valid & (uniforms[:, 2].log() < half_log_weight - tree.log_weight)
-    new = (candidate, candidate_gradient, candidate_value, candidate_energy)
-    draw = [where(is_moved, n, old) for n, old in zip(new, tree[9:13], strict=True)]
-    left = [where(is_valid & ~forward, n, o) for n, o in zip(point, tree[3:6], strict=True)]
-    right = [where(is_valid & forward, n, o) for n, o in zip(point, tree[6:9], strict=True)]
-    left_end, right_end = tree.left_momentum, tree.right_momentum
+    draw = where(is_moved, candidate, tree.draw)
+    left = where(is_valid & ~forward, point, tree.left)
+    right = where(is_valid & forward, point, tree.right)
     momentum_sum = where(is_valid, tree.momentum_sum + half_sum, tree.momentum_sum)
     depth = tree.depth + is_valid
-    near, far = (where(forward, *ends) for ends in ((right_end, left_end), (left_end, right_end)))
     has_ended = has_ended | (
         is_valid
         & (
             (depth == max_tree_depth)
-            | _turns(left[1], right[1], momentum_sum)
-            | _turns(far, momenta[:, 0], tree.momentum_sum + momenta[:, 0])
-            | _turns(near, point.momentum, half_sum + near)
+            | _turns(left.momentum, right.momentum, momentum_sum)
+            | _turns(far_momentum, momenta[:, 0], tree.momentum_sum + momenta[:, 0])
+            | _turns(near.momentum, point.momentum, half_sum + near.momentum)
         )
     )
     num_steps = tree.num_steps + 1
     rate, symmetric = _acceptance(change)
     sum_acceptance = tree.sum_acceptance + rate
     sum_symmetric = tree.sum_symmetric + torch.where(diverging, 0.0, symmetric)
-    extended = Tree._make(
-        (
-            *point,
-            *left,
-            *right,
-            *draw,
-            *new,
-            momentum_sum,
-            half_sum,
-            momenta,
-            sums,
-            befores,
-            tree.origin_energy.clone(),  # a compiled loop wants none that is the one before
-            torch.where(
-                is_valid, torch.logaddexp(tree.log_weight, half_log_weight), tree.log_weight
-            ),
-            half_log_weight,
-            sum_acceptance,
-            sum_symmetric,
-            direction,
-            depth,
-            torch.where(is_complete, 0, following),
-            num_steps,
-        )
+    extended = Tree(
+        point,
+        left,
+        right,
+        draw,
+        candidate,
+        momentum_sum,
+        half_sum,
+        checkpoints,
+        tree.origin_energy.clone(),  # a compiled loop wants none that is the one before
+        torch.where(is_valid, torch.logaddexp(tree.log_weight, half_log_weight), tree.log_weight),
+        half_log_weight,
+        sum_acceptance,
+        sum_symmetric,
+        direction,
+        depth,
+        torch.where(is_complete, 0, following),
+        num_steps,
     )
     rates = (sum_acceptance / num_steps, sum_symmetric / num_steps)
-    outcome = Outcome._make((*draw, *rates, num_steps, depth, diverging, step_size))
+    outcome = Outcome(*draw, *rates, num_steps, depth, diverging, step_size)
     return extended, has_ended, outcome
 
 
