@@ -67,12 +67,28 @@ def named_arguments(
         hint = ""
         if any(isinstance(value, np.ndarray | list) for value in given.values()):
             hint = "; data have to be tensors where the model computes with them: torch.as_tensor"
+        elif other := _of_another_type(given) if "dtype" in reason else []:
+            hint = (
+                f"; the model's own numbers are {torch.get_default_dtype()}: convert "
+                f"{' and '.join(other)} with .to({torch.get_default_dtype()}), or call "
+                f"torch.set_default_dtype({given[other[0]].dtype}) first"
+            )
         named = ValueError(
             f"model must run with its arguments, got {listed or 'none'} and {reason}{hint}"
         )
         for note in getattr(error, "__notes__", ()):
             named.add_note(note)
         raise named from error
+
+
+def _of_another_type(given: Mapping[str, Any]) -> list[str]:
+    """Names of floating-point tensors that are not of the default type."""
+    default = torch.get_default_dtype()
+    return [
+        name
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != default
+    ]
 
 
 def arguments_by_name(

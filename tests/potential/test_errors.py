@@ -249,6 +249,19 @@ def test_invalid_parameter() -> None:
         Potential(model)
 
 
+def test_data_of_another_type() -> None:
+    """Tensors made of NumPy's arrays are double, and what a model makes itself is not."""
+
+    def model(x: Tensor, y: Tensor, sizes: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ weight, 1.0).to_event(1), obs=y)
+
+    x, y = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    wanted = r"convert x and y with .to\(torch.float32\), or .*_default_dtype\(torch.float64"
+    with pytest.raises(ValueError, match=wanted):
+        Potential(model, x, y, torch.arange(5))
+
+
 def test_density_that_is_never_finite() -> None:
     def model() -> None:
         pyro.sample("fine", dist.Normal(0.0, 1.0))
