@@ -17,6 +17,8 @@ _EARLY_SIZE, _MAIN_SIZE, _GROWTH = 10, 80, 1.5
 _MOST_BETWEEN = 10  # draws from one estimate to the next
 _LEAST_SCALE, _MOST_SCALE = 1e-20, 1e20
 _LEAST_SLOPE = 1e-4  # of the largest one
+_ENOUGH_DRAWS = 2  # for each dimension
+_NOISE = 2.0  # factor by which eigenvalues of fewer draws are off
 
 
 class DualAveraging(NamedTuple):
@@ -187,8 +189,9 @@ def low_rank_factor(draws: Tensor, gradients: Tensor, gamma: float = 1e-5) -> Te
     With draws and gradients scaled by
     :math:`\sigma_i = (\mathrm{var}(x_i) / \mathrm{var}(g_i))^{1/4}`, the geometric mean of the
     covariance of draws and the inverse of that of gradients is taken in the space that both span.
-    All of its eigenvalues are kept, unlike in [1], where those between 1/2 and 2 become one: what
-    is left of correlations then costs up to half of the effective draws.
+    Of fewer than twice as many draws as dimensions, its eigenvalues between 1/2 and 2 may be noise
+    and become one. Of more all are kept, unlike in [1]: the correlations that would be left cost up
+    to half of the effective draws.
 
     :param Tensor draws: in double precision. **Shape:** ``(num_draws, size)``.
     :param Tensor gradients: at the draws. **Shape:** ``(num_draws, size)``.
@@ -226,6 +229,8 @@ def _low_rank(scaled: Tensor, slopes: Tensor, sigma: Tensor, gamma: float) -> Te
         for part in (scaled, slopes)
     ]
     directions, values = axes_of_mean(*roots)
+    if len(scaled) < _ENOUGH_DRAWS * size:
+        values = torch.where((values > _NOISE) | (values < 1.0 / _NOISE), values, 1.0)
     directions = basis @ directions
     factor = torch.eye(size).to(sigma) + (directions * (values.sqrt() - 1.0)) @ directions.mT
     factor = sigma[:, None] * factor
