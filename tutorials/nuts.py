@@ -3,10 +3,10 @@
 # %% [markdown]
 # # NUTS
 #
-# `NUTS` needs no step size, no minibatch and no tuning. It asks for a model that sees all of its
-# data, and gives draws that are nearly independent. Ours runs chains side by side, of which none
-# waits for a longer trajectory of another, and with `backend="compile"` all of a transition is
-# machine code. This page runs it on three models and sets its draws beside those of Pyro's NUTS.
+# `NUTS` needs no step size, no minibatches and no tuning: give it a model that sees all of its
+# data, and its draws are nearly independent. Ours runs chains side by side, and no chain waits for
+# a longer trajectory of another. Long runs are compiled to machine code. This page runs it on three
+# models and compares its draws with those of Pyro's NUTS.
 #
 # `python tutorials/nuts.py` prints the numbers and saves the figures in `figures/nuts`.
 
@@ -24,19 +24,17 @@ from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, NUTS
-from pyro_ext.potential import Backend
 from pyro_ext.reproduction import Page
 
 page = Page("nuts")
 torch.set_default_dtype(torch.float64)
-backend: Backend = "trace" if page.smoke else "compile"
 
 # %% [markdown]
 # ## Eight schools
 #
-# What does coaching for a test bring, in eight schools? Each estimate has a known standard error,
-# and the schools have something in common. The spread between them may be near zero, and there the
-# effects move together: a funnel. With effects in units of the spread there is none.
+# How much does coaching for a test help, in eight schools? Each estimate has a known standard
+# error, and the effects have a common mean. Their spread may be near zero, where the effects move
+# together: a funnel. There is none if effects are written in units of the spread.
 
 
 # %%
@@ -57,8 +55,8 @@ errors = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 # %% [markdown]
 # ## Seeds
 #
-# Of so many seeds on 21 plates, how many germinate? There are two kinds of seed and two kinds of
-# root extract, an interaction, and what plates have of their own: a generalized linear mixed model
+# How many of the seeds on each of 21 plates germinate? There are two kinds of seed, two kinds of
+# root extract, an interaction, and an effect of each plate: a generalized linear mixed model
 # (M. J. Crowder, 1978, Beta-binomial anova for proportions).
 
 
@@ -86,8 +84,8 @@ cucumber = torch.tensor([0.0] * 5 + [1.0] * 6 + [0.0] * 5 + [1.0] * 5)
 # %% [markdown]
 # ## The Nile
 #
-# A hundred years of the river's flow at Aswan, as a Gaussian process: how fast does it change, how
-# much, and how large is what each year adds?
+# A hundred years of the river's flow at Aswan, as a Gaussian process: how fast does it change, by
+# how much, and how large is the noise of a single year?
 
 
 # %%
@@ -117,8 +115,9 @@ standardized = (flow - flow.mean()) / flow.std()
 # %% [markdown]
 # ## Draws of both
 #
-# The shortest call of each. The first call of ours compiles; what is kept of it makes later ones
-# and later processes fast. Pyro's NUTS runs one chain after the other, so it gets one.
+# The shortest call of ours, with its warm-up of 400 steps, which is enough since masses are
+# estimated from gradients, too. Its seconds include compiling, which a later process does not
+# repeat. Pyro's NUTS runs one chain after the other, so it gets one chain.
 
 # %%
 MODELS: dict[str, tuple[Callable[..., None], tuple[Tensor, ...], tuple[str, ...]]] = {
@@ -131,8 +130,8 @@ depth = 3 if page.smoke else 10
 runs: dict[str, MCMC] = {}
 largest_z = largest_r_hat = 0.0
 for name, (model, data, sites) in MODELS.items():
-    kernel = NUTS(model, backend=backend, max_tree_depth=depth)
-    mcmc = MCMC(kernel, num_samples, num_samples, num_chains=4, seed=0, progress=False)
+    kernel = NUTS(model, max_tree_depth=depth)
+    mcmc = MCMC(kernel, num_samples, num_chains=4, seed=0, progress=False)
     started = time.process_time()
     mcmc.run(*data)
     seconds = time.process_time() - started
@@ -166,8 +165,8 @@ for name, (model, data, sites) in MODELS.items():
 # %% [markdown]
 # ## ArviZ
 #
-# Sample statistics have the names that ArviZ's plots look for: the energy of draws and how it
-# changes from one to the next, divergences, tree depths and acceptance rates.
+# Sample statistics have the names that ArviZ's plots look for: energies, divergences, tree depths
+# and acceptance rates.
 
 # %%
 for name, mcmc in runs.items():
@@ -183,12 +182,12 @@ for name, mcmc in runs.items():
     page.figure(f"energy-{name.lower().replace(' ', '-')}", plt.gcf())
 
 # %% [markdown]
-# ## What it comes to
+# ## Conclusions
 #
-# - Give NUTS a model that sees all of its data, and let the warm-up do the rest. Where there are
+# - Give NUTS a model that sees all of its data, and leave the rest to the warm-up. If there are
 #   divergences, look for a funnel, and write effects in units of their spread.
-# - Strong correlations and unlike units are no matter: masses adapt to the directions in which the
-#   gradients tell of them.
+# - Strong correlations and columns in different units do not matter: up to 50 parameters, masses
+#   adapt to correlations, too.
 # - Discrete sites are summed out, so mixtures and hidden Markov models run as they are.
 # - `python benchmarks/nuts.py` compares its speed with Pyro's and NumPyro's.
 #
