@@ -205,9 +205,12 @@ def test_a_seed_that_was_not_given_is_that_of_the_checkpoint(x, tmp_path):
 def test_another_run_is_refused(subtests, x, tmp_path):
     driver(SGLD(model), tmp_path).run(x)
     for change, message in [
-        ({"kernel": lambda m: SGLD(m, step_size=2e-3)}, "kernel: step_size is 0.001 there"),
+        (
+            {"kernel": lambda m: SGLD(m, step_size=2e-3)},
+            "kernel: step_size is absent there and 0.002",
+        ),
         ({"kernel": lambda m: PSGLD(m, step_size=1e-3)}, "type is SGLD there and PSGLD here"),
-        ({"kernel": lambda m: SGLD(m, backend="eager")}, "backend is trace there"),
+        ({"kernel": lambda m: SGLD(m, backend="eager")}, "backend is auto there and eager here"),
         ({"seed": 4}, "run: seed is 3 there and 4 here"),
         ({"thinning": 3}, "thinning is 2 there"),
         ({"warmup_steps": 0}, "warmup_steps is 3 there"),
