@@ -271,7 +271,8 @@ def extend_tree(
     of turning, as in M. Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo,
     sections A.3 and A.4. As in Stan since 2.21, the criterion is also applied to each half together
     with the nearest point of the other: after a whole period a trajectory is back where it began,
-    and its ends alone would not show that it has turned. Shapes: uniforms (num_chains, 4).
+    and its ends alone would not show that it has turned. A new half that is known to turn is not
+    built any further, since none of its points will be taken. Shapes: uniforms (num_chains, 4).
     """
     # The first leaf of a half says where it goes on.
     is_first = tree.leaf == 0
@@ -291,14 +292,15 @@ def extend_tree(
     reached = Draw(point.position, point.gradient, value, energy)
     candidate = where(is_chosen, reached, tree.candidate)
 
-    # Does a subtree that ends here turn?
+    # Does a subtree turn that ends here, or a first half with this leaf, where a second one begins?
     half_sum = where(is_first, torch.zeros_like(point.momentum), tree.half_momentum_sum)
     half_sum = half_sum + point.momentum
     bits = torch.arange(max_tree_depth, device=value.device)
     last = (((tree.leaf >> 1)[:, None] >> bits) & 1).sum(-1)
     following = tree.leaf + 1
     num_ending = ((following & -following)[:, None] > (1 << bits)).sum(-1)
-    is_kept = (((tree.leaf & 1) == 0)[:, None] & (bits == last[:, None]))[..., None]
+    is_even = ((tree.leaf & 1) == 0)[:, None]
+    is_kept = (is_even & (bits == last[:, None]))[..., None]
     leaf = (point.momentum, half_sum, front.momentum)
     checkpoints = Checkpoints(
         *(
@@ -310,15 +312,12 @@ def extend_tree(
     is_ending = (bits <= last[:, None]) & (bits > (last - num_ending)[:, None])
     momentum = point.momentum[:, None]
     spans = half_sum[:, None] - checkpoints.sums + momenta
-    is_turning = is_ending & _turns(momenta, momentum, spans)
-    # Its second half begins at the next kept leaf.
-    middle, middle_spans, before = momenta[:, 1:], spans[:, 1:], checkpoints.before[:, 1:]
+    is_compared = is_ending | (is_even & (bits == last[:, None] - 1))
+    is_turning = is_compared & _turns(momenta, momentum, spans)
+    # The second half of a subtree begins at the next kept leaf.
+    before, second_spans = checkpoints.before[:, 1:], spans[:, 1:]
     has_halves = is_ending[:, :-1] & (bits[:-1] < last[:, None])
-    first_spans = spans[:, :-1] - middle_spans + middle
-    is_turning_halfway = has_halves & (
-        _turns(momenta[:, :-1], middle, first_spans)
-        | _turns(before, momentum, middle_spans + before)
-    )
+    is_turning_halfway = has_halves & _turns(before, momentum, second_spans + before)
     turning = is_turning.any(-1) | is_turning_halfway.any(-1)
 
     # Is the half complete, and does the whole go on?

@@ -128,15 +128,16 @@ class Reference:
         q = q + size * p
         return q, p - 0.5 * size * gradient(q)
 
+    def turn_ends(self, points: list[Any]) -> bool:
+        """Of points in the order of time."""
+        momenta = np.array([p for _, p in points])
+        span = momenta.sum(0) - 0.5 * (momenta[0] + momenta[-1])
+        return bool(momenta[0] @ span <= 0 or momenta[-1] @ span <= 0)
+
     def turns(self, points: list[Any]) -> bool:
-        """Of points in the order of time, and of each half with the nearest point of the other."""
+        """Of all, and of each half with the nearest point of the other."""
         middle = len(points) // 2
-        for part in (points, points[: middle + 1], points[middle - 1 :]):
-            momenta = np.array([p for _, p in part])
-            span = momenta.sum(0) - 0.5 * (momenta[0] + momenta[-1])
-            if momenta[0] @ span <= 0 or momenta[-1] @ span <= 0:
-                return True
-        return False
+        return any(map(self.turn_ends, (points, points[: middle + 1], points[middle - 1 :])))
 
     def transition(self, q: Any, p: Any, uniforms: Any) -> tuple[Any, int, int]:
         """Draw, depth and number of steps; takes uniform numbers by step."""
@@ -157,6 +158,10 @@ class Reference:
                 steps += 1
                 for size in (2**k for k in range(1, depth + 1)):
                     if (leaf + 1) % size == 0 and self.turns(half[-size:][::sign]):
+                        return draw, depth, steps
+                    # The other half of a subtree need not be built if this one turns with its leaf.
+                    is_halfway = size > 2 and (leaf - size // 2) % size == 0
+                    if is_halfway and self.turn_ends(half[-size // 2 - 1 :][::sign]):
                         return draw, depth, steps
             if last < weight / total:
                 draw = candidate
