@@ -24,6 +24,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -68,7 +69,8 @@ with seeded(0):
     along = 0.8 * torch.rand(there.shape) - 0.4
     sticks = 0.5 + torch.stack([along * angle.cos(), along * angle.sin()], -1)
     vae = SetVAE(2, (1, 2), hidden_size=16, latent_size=4, num_heads=2, unit_cube=True)
-    svi = SVI(sized_sets, vae.guide, pyro.optim.Adam({"lr": 0.02}), TraceMeanField_ELBO())
+    optimizer = PyroOptim(torch.optim.Adam, {"lr": 0.02})
+    svi = SVI(sized_sets, vae.guide, optimizer, TraceMeanField_ELBO())
     losses = [svi.step(sticks, there) / 40 for _ in range(page.length(150, smoke=3))]
     new = Predictive(sized_sets, num_samples=1)(None, torch.ones(40, 10, dtype=torch.bool))
     for name, x in {"new sets": new["x"][0], "uniform points": torch.rand(40, 10, 2)}.items():
@@ -393,6 +395,4 @@ rows = {
     for scale, parts in zip(network.scales[1:], network.partition(*test)[1:], strict=True)
 }
 page.figure("parts", grid(rows, 9.0))
-
-# %%
 page.finish({"steps": NUM_STEPS, "batch size": 32, "beta": BETA, "test sets": found})
