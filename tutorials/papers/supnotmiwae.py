@@ -14,20 +14,27 @@
 # nine speakers, 12 channels and 7 to 29 steps. The speaker is to be recognized. A value is removed
 # with a probability that rises with it, and of those above the mean few are left: 44 % of all.
 #
-# `pyro-ext reproduce supnotmiwae` runs the page, and so does
-# `python tutorials/papers/supnotmiwae.py`. Both print a table of claims and save it with the
-# figures in `figures/supnotmiwae`.
+# `pyro-ext reproduce supnotmiwae` runs the page; claims and figures are saved in
+# `figures/supnotmiwae`.
 
 # %%
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, RenyiELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_ext.datasets import load_time_series
 from pyro_ext.diagnostics.metrics import accuracy, brier, ece, nll
+from pyro_ext.distributions import CauchyGP
 from pyro_ext.models.time_series import (
     GRUD,
     FilledClassifier,
@@ -35,6 +42,7 @@ from pyro_ext.models.time_series import (
     SupervisedNotMIWAE,
     fill_gaps,
 )
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -46,6 +54,48 @@ SEEDS = page.seeds
 BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#588157"
 
 # %% [markdown]
+# ## Supervised not-MIWAE as a Pyro program
+#
+# Here it is without networks. Series from a Gaussian process are observed with noise, are missing
+# more often where they are high, and have labels, of which half are known. `RenyiELBO` of order
+# zero is the importance-weighted bound. A second time, `poutine.block` hides the site `"seen"`.
+
+
+# %%
+def series_with_gaps(x: Tensor, seen: Tensor, y: Tensor | None) -> None:
+    """Draw series, their values, which of these are seen, and labels."""
+    level, slope, weight = (pyro.param(n, torch.zeros(())) for n in ("level", "slope", "weight"))
+    with pyro.plate("series", 100):
+        z = pyro.sample("z", process)
+        pyro.sample("x", dist.Normal(z, 0.2).mask(seen).to_event(1), obs=x)
+        pyro.sample("seen", dist.Bernoulli(logits=level + slope * z).to_event(1), obs=seen + 0.0)
+        label = dist.Bernoulli(logits=weight * z.mean(-1))
+        pyro.sample("y", label.mask(torch.arange(100) < 50), obs=y)
+
+
+with seeded(0):
+    process = CauchyGP(length=3.0).prior(torch.full((100,), 20), 20)
+    truth = process.sample()
+    x, y = truth + 0.2 * torch.randn(100, 20), 1.0 * (truth.mean(1) > 0)
+    seen = torch.rand(100, 20) < torch.sigmoid(0.5 - 2.0 * x)
+    elbo = RenyiELBO(0, num_particles=8, max_plate_nesting=1, vectorize_particles=True)
+    blocked = poutine.block(series_with_gaps, hide=["seen"])
+    for name, program in {"with": series_with_gaps, "without": blocked}.items():
+        pyro.clear_param_store()
+        guide = AutoNormal(program, init_scale=0.3)
+        svi = SVI(program, guide, PyroOptim(torch.optim.Adam, {"lr": 0.1}), elbo)
+        losses = [svi.step(x, seen, y) for _ in range(page.length(500, smoke=3))]
+        drawn = Predictive(program, guide=guide, num_samples=100)(x, seen, None)
+        error = (drawn["z"].mean(0) - truth)[~seen]
+        right = ((drawn["y"].mean(0) > 0.5) == y)[50:].float().mean()  # where none is known
+        summary = f"mean error in gaps {float(error.mean()):.2f}, accuracy {float(right):.2f}"
+        print(f"{name} the site: bound {-losses[0]:.0f}, later {-losses[-1]:.0f}; {summary}")
+
+# %% [markdown]
+# With the site `"seen"` the model knows that values in gaps are high; without it they come out too
+# low, and labels suffer. Below, networks map the process to values and values to labels, and take
+# the place of `AutoNormal`. `SupervisedNotMIWAE.fit` maximizes the same bound.
+#
 # ## The gaps
 #
 # With standardized values $x$ a cell is missing with probability $\sigma(2x + \log 1.5)$. Then
@@ -92,11 +142,9 @@ def with_gaps(seed: int) -> tuple[Part, Part]:
     scale = (left - loc).square().nanmean(0).sqrt()
     # Classes stand in order: a short run takes some of each.
     kept = (torch.randperm(270, generator=generator)[:NUM_TRAIN], torch.arange(370)[-NUM_TEST:])
-    train, test = (Part((x - loc) / scale, *rest) for x, *rest in parts)
-    return (
-        Part(*(field[kept[0]] for field in train)),
-        Part(*(field[kept[1]] for field in test)),
-    )
+    scaled = [Part((x - loc) / scale, *rest) for x, *rest in parts]
+    train, test = (Part(*(f[i] for f in part)) for part, i in zip(scaled, kept, strict=True))
+    return train, test
 
 
 data = {seed: with_gaps(seed) for seed in SEEDS}
@@ -108,19 +156,13 @@ for seed, (train, _) in data.items():
 # ## The models
 #
 # All have the same size and are trained for as many epochs: transformers of one layer and width 32.
-# What is compared is
-#
-# * the classifier alone, on gaps that are filled with zero, the mean of all that is observed, or
-#   with the mean of the channel in the series; with the mask as a further input; and GRU-D;
-# * supMIWAE, without a model of what is missing, supnotMIWAE with one, and supnotMIWAE with
-#   ObsDropout, which hides 40 % of the observed values.
-#
-# The length of the training and its learning rate were chosen in trials with the first seed, for
-# the imputations of the last of these.
+# What is compared is the classifier alone, on gaps that are filled with zero, the mean of all that
+# is observed, or with the mean of the channel in the series, or with the mask as a further input;
+# GRU-D; supMIWAE, without a model of what is missing; supnotMIWAE with one, and with ObsDropout,
+# which hides 40 % of the observed values. Epochs and learning rate suit the last one's imputations.
 
 # %%
 NUM_EPOCHS = page.length(28, smoke=1)
-NUM_LATENTS = 2
 TRAINING: dict[str, Any] = {
     "num_epochs": NUM_EPOCHS,
     "batch_size": 16,
@@ -128,12 +170,11 @@ TRAINING: dict[str, Any] = {
     "validation_fraction": 0.0,
     "progress": False,
 }
+filled = partial(FilledClassifier, NUM_CHANNELS, 9, num_layers=1)
 BASELINES: dict[str, Callable[[], FilledClassifier | GRUD]] = {
-    "zero imputation": lambda: FilledClassifier(NUM_CHANNELS, 9, "zero", num_layers=1),
-    "mean imputation": lambda: FilledClassifier(NUM_CHANNELS, 9, "mean", num_layers=1),
-    "transformer with mask": lambda: FilledClassifier(
-        NUM_CHANNELS, 9, "zero", see_mask=True, num_layers=1
-    ),
+    "zero imputation": lambda: filled("zero"),
+    "mean imputation": lambda: filled("mean"),
+    "transformer with mask": lambda: filled("zero", see_mask=True),
     "GRU-D": lambda: GRUD(NUM_CHANNELS, 9),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -149,7 +190,7 @@ def of_baseline(name: str, seed: int) -> Tensor:
     train, test = data[seed]
     torch.manual_seed(seed)
     network = BASELINES[name]()
-    network.fit(train.x, train.labels, train.mask, lengths=train.lengths, seed=seed, **TRAINING)
+    network.fit(train.x, train.labels, train.mask, None, train.lengths, seed=seed, **TRAINING)
     return network.predict(test.x, test.mask, lengths=test.lengths)
 
 
@@ -158,19 +199,10 @@ def of_variant(name: str, seed: int) -> tuple[SupervisedNotMIWAE, SeriesPredicti
     train, test = data[seed]
     torch.manual_seed(seed)
     model = SupervisedNotMIWAE(NUM_CHANNELS, 9, num_layers=1, **VARIANTS[name])
-    model.fit(
-        train.x,
-        train.labels,
-        train.mask,
-        lengths=train.lengths,
-        num_latents=NUM_LATENTS,
-        seed=seed,
-        **TRAINING,
-    )
-    found = model.predict(
-        test.x, test.mask, lengths=test.lengths, num_latents=10, num_draws=2, seed=seed
-    )
-    return model, found
+    options = TRAINING | {"num_latents": 2, "seed": seed}
+    model.fit(train.x, train.labels, train.mask, None, train.lengths, **options)
+    draws: dict[str, Any] = {"num_latents": 10, "num_draws": 2, "seed": seed}
+    return model, model.predict(test.x, test.mask, None, test.lengths, **draws)
 
 
 probs = {name: {seed: of_baseline(name, seed) for seed in SEEDS} for name in BASELINES}
@@ -197,19 +229,15 @@ def gamma(model: SupervisedNotMIWAE) -> float:
         return float(model.imputer.gamma(torch.zeros(NUM_CHANNELS)).mean())
 
 
-IMPUTATIONS: dict[str, Callable[[Part], Tensor]] = {
-    "zero imputation": lambda test: torch.zeros_like(test.x),
-    "mean imputation": lambda test: fill_gaps(test.x, test.mask, "mean"),
-}
+tests = {seed: test for seed, (_, test) in data.items()}
 error = {
-    name: {seed: rmse(impute(data[seed][1]), data[seed][1]) for seed in SEEDS}
-    for name, impute in IMPUTATIONS.items()
-} | {
-    name: {seed: rmse(fitted[name][seed][1].loc, data[seed][1]) for seed in SEEDS}
-    for name in VARIANTS
-}
+    "zero imputation": {s: rmse(torch.zeros_like(test.x), test) for s, test in tests.items()},
+    "mean imputation": {
+        s: rmse(fill_gaps(test.x, test.mask, "mean"), test) for s, test in tests.items()
+    },
+} | {n: {s: rmse(fitted[n][s][1].loc, test) for s, test in tests.items()} for n in VARIANTS}
 loss = {
-    name: {seed: nll(found, data[seed][1].labels) for seed, found in by_seed.items()}
+    name: {seed: nll(found, tests[seed].labels) for seed, found in by_seed.items()}
     for name, by_seed in probs.items()
 }
 weight = {
@@ -227,7 +255,7 @@ METRICS = {"accuracy": accuracy, "nll": nll, "brier": brier, "ece": ece}
 page.table(
     {
         name: {
-            column: mean({s: metric(found, data[s][1].labels) for s, found in by_seed.items()})
+            column: mean({s: metric(found, tests[s].labels) for s, found in by_seed.items()})
             for column, metric in METRICS.items()
         }
         for name, by_seed in probs.items()
@@ -235,16 +263,9 @@ page.table(
     title="classification of test series, mean of seeds",
 )
 page.table({name: {"rmse": mean(by_seed)} for name, by_seed in error.items()}, title="imputation")
-page.table(
-    {
-        name: {
-            "gamma": mean(weight[name]),
-            "ess of 10": mean({s: float(fitted[name][s][1].ess.mean()) for s in SEEDS}),
-        }
-        for name in VARIANTS
-    },
-    title="weights",
-)
+ess = {n: mean({s: float(fitted[n][s][1].ess.mean()) for s in SEEDS}) for n in VARIANTS}
+rows = {n: {"gamma": mean(weight[n]), "ess of 10": ess[n]} for n in VARIANTS}
+page.table(rows, title="weights")
 
 
 def ratio(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
@@ -346,12 +367,8 @@ edges = torch.arange(-2.0, 5.0)
 for name, color in zip(VARIANTS, (GRAY, YELLOW, BLUE), strict=True):
     prediction = fitted[name][seed][1]
     covered = (prediction.loc - test.x).abs() < 2.0 * prediction.scale
-    shares = [
-        float(
-            covered[test.hidden & (test.x >= low) & (test.x < low + 1)].float().mean().nan_to_num()
-        )
-        for low in edges
-    ]
+    chosen = [covered[test.hidden & (test.x >= low) & (test.x < low + 1)] for low in edges]
+    shares = [float(cells.float().mean().nan_to_num()) for cells in chosen]
     left.plot(edges + 0.5, shares, "o-", ms=3, color=color, label=name)
 left.set(xlabel="value that was removed", ylabel="fraction within two deviations")
 left.legend(frameon=False, fontsize=7)
@@ -390,38 +407,19 @@ def thinned(part: Part) -> tuple[Part, Tensor]:
 (online_train, train_times), (online_test, test_times) = thinned(train), thinned(test)
 torch.manual_seed(seed)
 online = SupervisedNotMIWAE(NUM_CHANNELS, 9, num_layers=1, online=True, duration=29.0)
-online.fit(
-    online_train.x,
-    online_train.labels[:, None].expand(-1, NUM_STEPS),
-    online_train.mask,
-    train_times,
-    online_train.lengths,
-    num_latents=2,
-    seed=seed,
-    **TRAINING | {"num_epochs": page.length(8, smoke=1)},
-)
-by_step = online.predict(
-    online_test.x,
-    online_test.mask,
-    test_times,
-    online_test.lengths,
-    num_latents=10,
-    num_draws=1,
-    seed=seed,
-)
+labels = online_train.labels[:, None].expand(-1, NUM_STEPS)
+options = TRAINING | {"num_epochs": page.length(8, smoke=1), "num_latents": 2, "seed": seed}
+x, mask, lengths = online_train[:3]
+online.fit(x, labels, mask, train_times, lengths, **options)
+x, mask, lengths = online_test[:3]
+by_step = online.predict(x, mask, test_times, lengths, num_latents=10, num_draws=1, seed=seed)
 is_right = by_step.probs.argmax(-1) == online_test.labels[:, None]
 figure, axes = plt.subplots(figsize=(4.5, 3.0), layout="constrained")
 window = torch.arange(0, 24, 3)  # few series are longer
-shares = []
-for low in window.tolist():
-    valid = torch.arange(NUM_STEPS) < online_test.lengths[:, None]
-    here = valid & (test_times >= low) & (test_times < low + 3)
-    shares.append(float(is_right[here].float().mean().nan_to_num()))
+valid = torch.arange(NUM_STEPS) < online_test.lengths[:, None]
+here = [valid & (test_times >= low) & (test_times < low + 3) for low in window.tolist()]
+shares = [float(is_right[cells].float().mean().nan_to_num()) for cells in here]
 axes.plot(window + 1.5, shares, "o-", ms=3, color=GREEN)
 axes.set(xlabel="time, in steps of the recording", ylabel="accuracy", ylim=(0, 1.02))
 page.figure("online", figure, despine=True)
-
-# %%
-page.finish(
-    settings={"num_epochs": NUM_EPOCHS, "num_latents": NUM_LATENTS, "left": 0.44, "dropout": 0.4}
-)
+page.finish({"num_epochs": NUM_EPOCHS, "num_latents": 2, "left": 0.44, "dropout": 0.4})
