@@ -2,8 +2,11 @@
 
 import math
 
+import pyro
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import RenyiELBO
 
 from pyro_ext.models.neural_processes import (
     CANP,
@@ -48,6 +51,21 @@ def test_losses_written_out(kind, float64):
     torch.testing.assert_close(torch.stack(found), torch.stack([marginal, amortized, alone]))
     loss = process.loss(batch, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, 0.7 * marginal + 0.3 * amortized + 0.2 * alone)
+
+
+@both
+@torch.no_grad()
+def test_marginal_loss_is_a_bound_of_pyro(kind, float64):
+    """By the same draws; noise comes from the model, which is the guide, too."""
+    process, batch = make("MPNP" if kind is MPNP else "MPANP"), tasks()
+    elbo = RenyiELBO(0, num_particles=5, max_plate_nesting=2, vectorize_particles=True)
+    guide = poutine.block(process, hide=["y"])
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    bound = elbo.loss(process, guide, *batch.context[:2], *batch.points[:2])
+    pyro.set_rng_seed(0)
+    marginal, _, _ = process.losses(batch, 5)
+    assert bound == pytest.approx(float(marginal) * batch.points.inputs[..., 0].numel())
 
 
 @both
