@@ -14,8 +14,7 @@
 # one that has a normal latent variable. Then it minimizes functions with them, beside random search
 # and the exact Gaussian process.
 #
-# `pyro-ext reproduce mpnp` runs the page, and so does `python tutorials/papers/mpnp.py`. Both print
-# a table of claims and save it with the figures in `figures/mpnp`.
+# `pyro-ext reproduce mpnp` runs the page; claims and figures are saved in `figures/mpnp`.
 
 # %%
 import math
@@ -24,8 +23,12 @@ from functools import cache, partial
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import MultivariateNormal, Normal
+from pyro.infer import SVI, Predictive, RenyiELBO
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_ext.datasets import load_digits
@@ -48,6 +51,7 @@ from pyro_ext.models.neural_processes import (
     log_likelihoods,
     minimize,
 )
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -66,7 +70,6 @@ NUM_IMAGE_STEPS = page.length(400, smoke=4)
 NUM_BATCHES = page.length(60, smoke=2)
 NUM_DRAWS, NUM_FUNCTIONS_DRAWN = 3, 20  # in a loss with pseudo points, and in predictions
 MARTINGALE: dict[str, Any] = {"num_pseudo": 5, "weights": (1.0, 0.1, 0.1)}
-LEARNING_RATE = 1e-3
 EVALUATION_SEED = 1_000_000  # tasks of training have other seeds
 
 Tasks = Callable[[int], Batch]
@@ -74,6 +77,51 @@ Maker = Callable[[], NeuralProcess]
 
 
 # %% [markdown]
+# ## MPNP as a Pyro program
+#
+# A neural process is a Pyro model: `"noise"` makes the pseudo points, and `"y"` are the outputs. So
+# it can be part of other programs, here of one about the mean of a line. The guide is the model
+# without `"y"`; then `RenyiELBO` of order zero is the likelihood of all points, a mean over three
+# draws of noise. CNP is the same without noise.
+
+
+# %%
+def random_lines(number: int) -> tuple[Tensor, Tensor]:
+    """Lines with a random level and slope, at 30 points each with noise."""
+    x, (level, slope) = 2.0 * torch.rand(number, 30, 1) - 1.0, torch.randn(2, number, 1, 1)
+    return x, level + slope * x + 0.1 * torch.randn(number, 30, 1)
+
+
+def mean_of_function(process: NeuralProcess, *points: Tensor) -> None:
+    """Draw all values of functions, and take their means."""
+    pyro.deterministic("mean", process(*points).mean((-2, -1)))
+
+
+with seeded(0):
+    (new_x, new_y), draws = random_lines(300), page.length(60, smoke=4)
+elbo = RenyiELBO(0, num_particles=3, max_plate_nesting=2, vectorize_particles=True)
+for make in (partial(MPNP, num_pseudo=5), CNP):
+    pyro.clear_param_store()
+    with seeded(0):
+        line_process = make(width=32)
+        guide = poutine.block(line_process, hide=["y"])
+        svi = SVI(line_process, guide, PyroOptim(torch.optim.Adam, {"lr": 0.004}), elbo)
+        for _ in range(page.length(250, smoke=2)):
+            (x, y), known = random_lines(8), int(torch.randint(1, 12, ()))
+            loss = svi.step(x[:, :known], y[:, :known], x, y) / y.numel()
+        print(f"{type(line_process).__name__}: bound {-loss:.2f} nats for a point at last")
+        predictive = Predictive(partial(mean_of_function, line_process), num_samples=draws)
+        for known in (2, 10):
+            drawn = predictive(new_x[:, :known], new_y[:, :known], new_x)["mean"].flatten(1)
+            low, high = drawn.quantile(torch.tensor([0.05, 0.95]), 0)
+            inside = ((low < new_y.mean((1, 2))) & (new_y.mean((1, 2)) < high)).float().mean()
+            print(f"  {known} points known: 90% intervals have the mean in {float(inside):.0%}")
+
+# %% [markdown]
+# A mean depends on all points of a function. Draws of MPNP differ as whole functions do, so that
+# its intervals are about as wide as they should be; those of CNP are too narrow. Below, `fit` has
+# the same bound as its main term, and adds that of the context and that of pseudo points alone.
+#
 # ## Functions of Gaussian processes
 #
 # Each task is a function from a Gaussian process with a squared exponential kernel, whose length
@@ -89,10 +137,7 @@ Maker = Callable[[], NeuralProcess]
 
 # %%
 def train(
-    makers: Mapping[str, Maker],
-    tasks: Mapping[int, Tasks],
-    num_steps: int,
-    learning_rate: float = LEARNING_RATE,
+    makers: Mapping[str, Maker], tasks: Mapping[int, Tasks], num_steps: int, rate: float = 1e-3
 ) -> dict[str, dict[int, NeuralProcess]]:
     """Train processes by name and seed."""
     processes: dict[str, dict[int, NeuralProcess]] = {name: {} for name in makers}
@@ -100,16 +145,9 @@ def train(
         for seed in tasks:
             torch.manual_seed(seed)
             process = processes[name][seed] = make()
-            is_martingale = isinstance(process, MartingalePosteriorProcess)
-            fit(
-                process,
-                tasks[seed],
-                num_steps,
-                num_samples=NUM_DRAWS if is_martingale else None,
-                learning_rate=learning_rate,
-                seed=seed,
-                progress=False,
-            )
+            number = NUM_DRAWS if isinstance(process, MartingalePosteriorProcess) else None
+            options: dict[str, Any] = dict(num_samples=number, learning_rate=rate, seed=seed)
+            fit(process, tasks[seed], num_steps, **options, progress=False)
     return processes
 
 
@@ -173,7 +211,6 @@ processes = train(MAKERS, gp_tasks, NUM_STEPS)
 gp_scores = {kind: scores(processes, batches) for kind, batches in EVALUATION.items()}
 table(gp_scores)
 
-# %%
 page.claim(
     "RBF functions: log likelihood of a target, MPNP less CNP.",
     difference(gp_scores["RBF"], "MPNP", "CNP"),
@@ -233,14 +270,12 @@ for axes, (name, by_seed) in zip(panels, processes.items(), strict=True):
 page.figure("functions", figure, despine=True)
 
 
+@torch.no_grad()
 def spread_of_means(process: NeuralProcess) -> float:
     """Standard deviation of the mean at a target over functions, on RBF tasks."""
-    deviations = []
-    for batch in EVALUATION["RBF"][:10]:
-        with torch.no_grad():
-            prediction = process.predict(*batch.context[:2], batch.target_inputs, 20, seed=0)
-        deviations.append(float(prediction.mean.std(0).mean()))
-    return sum(deviations) / len(deviations)
+    tasks = [(*batch.context[:2], batch.target_inputs) for batch in EVALUATION["RBF"][:10]]
+    deviations = [process.predict(*task, 20, seed=0).mean.std(0).mean() for task in tasks]
+    return float(sum(deviations)) / len(deviations)
 
 
 for name, by_seed in processes.items():
@@ -251,10 +286,6 @@ for name, by_seed in processes.items():
 # Functions of MPNP differ less than those of NP, but they do, and this is what makes its
 # likelihoods differ from those of CNP: the likelihood of *all* points of a task, of which the loss
 # takes the mean over draws, rewards functions that are right as a whole.
-#
-# It does not come by itself. With layer norms in the generator, `RepresentationGenerator(encoder,
-# layer_norm=True)`, features of pseudo points begin much larger than those of the context, the
-# decoder learns to ignore them, and MPNP ends behind CNP.
 #
 # ## Digits
 #
@@ -391,12 +422,8 @@ def mpanp() -> NeuralProcess:
 fewer_points = for_seeds(
     lambda seed: cache(GPTasks("rbf", num_tasks=NUM_TASKS, max_points=MAX_POINTS))
 )
-surrogates = processes | train(
-    {"CANP": lambda: ConditionalProcess(attentive(), ATTENTION_WIDTH), "MPANP": mpanp},
-    fewer_points,
-    NUM_ATTENTION_STEPS,
-    ATTENTION_RATE,
-)
+with_attention = {"CANP": lambda: ConditionalProcess(attentive(), ATTENTION_WIDTH), "MPANP": mpanp}
+surrogates = processes | train(with_attention, fewer_points, NUM_ATTENTION_STEPS, ATTENTION_RATE)
 surrogates["exact"] = {seed: Exact(KINDS["RBF"]) for seed in fewer_points}
 
 
@@ -412,10 +439,7 @@ def error_at_context(process: NeuralProcess) -> float:
     return math.sqrt(squares / total)
 
 
-errors = {
-    name: {seed: error_at_context(process) for seed, process in by_seed.items()}
-    for name, by_seed in surrogates.items()
-}
+errors = {n: {s: error_at_context(p) for s, p in rs.items()} for n, rs in surrogates.items()}
 table({"RBF": scores(surrogates, EVALUATION["RBF"][:20]), "error at given": errors})
 
 # %% [markdown]
@@ -423,9 +447,7 @@ table({"RBF": scores(surrogates, EVALUATION["RBF"][:20]), "error at given": erro
 #
 # The processes as surrogates: functions of the Gaussian process are minimized over 100 inputs, from
 # three at random, by expected improvement. Shown is the regret, the best value so far less the
-# minimum, as a fraction of the function's range, for 80 functions of every seed; and that of inputs
-# at random. Nothing is standardized, since the functions are of the kind that all processes are
-# trained on.
+# minimum, as a fraction of the range, for 80 functions of every seed, and that of random search.
 
 # %%
 NUM_FUNCTIONS, NUM_CANDIDATES, NUM_EVALUATIONS = page.length((80, 100, 15), smoke=(3, 12, 3))
@@ -446,15 +468,10 @@ def regret(values: Tensor, outputs: Tensor) -> Tensor:
 
 def course(process: NeuralProcess, seed: int) -> Tensor:
     """Regret of a process as the surrogate."""
-    found = minimize(
-        process,
-        lambda chosen: landscapes[seed][rows, chosen],
-        candidates,
-        num_steps=NUM_EVALUATIONS,
-        num_samples=NUM_FUNCTIONS_DRAWN,
-        seed=seed,
-    )
-    return regret(landscapes[seed], found.outputs)
+    values = landscapes[seed]
+    options: dict[str, Any] = dict(num_steps=NUM_EVALUATIONS, num_samples=NUM_FUNCTIONS_DRAWN)
+    found = minimize(process, lambda i: values[rows, i], candidates, seed=seed, **options)
+    return regret(values, found.outputs)
 
 
 def at_random(seed: int) -> Tensor:
@@ -466,15 +483,9 @@ def at_random(seed: int) -> Tensor:
     return torch.stack(courses).mean(0)[: NUM_EVALUATIONS + 3]
 
 
-courses = {
-    name: {seed: course(process, seed) for seed, process in by_seed.items()}
-    for name, by_seed in surrogates.items()
-}
+courses = {n: {s: course(p, s) for s, p in by_seed.items()} for n, by_seed in surrogates.items()}
 courses["random"] = {seed: at_random(seed) for seed in landscapes}
-last_regrets: Score = {
-    name: {seed: float(line[-1]) for seed, line in by_seed.items()}
-    for name, by_seed in courses.items()
-}
+last_regrets = {n: {s: float(r[-1]) for s, r in lines.items()} for n, lines in courses.items()}
 table({f"regret, {NUM_EVALUATIONS + 3}": last_regrets})
 figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
 for name, lines in courses.items():
@@ -491,7 +502,6 @@ def regret_ratio(name: str, *others: str) -> dict[int, float]:
     return for_all({seed: last_regrets[name][seed] / least[seed] for seed in landscapes})
 
 
-# %%
 SOURCE = "Lee et al. (2023), Bayesian optimization; bound from trial runs of one and two seeds"
 page.claim(
     "Optimization by the exact Gaussian process: regret after 18 evaluations over that of "
@@ -541,33 +551,23 @@ page.claim(
 )
 
 # %% [markdown]
-# The exact Gaussian process shows that neither the acquisition nor its maximization is at fault
-# where a process loses to random search: with its predictions the same code has hardly any regret
-# left. A least scale of 0.1 for it, which is what the decoders of neural processes have, changes
-# little (in a run aside, regret 0.007 rather than 0.003 on 80 functions). What is at fault is
-# training. The three processes without attention miss the outputs that they are given by four
-# fifths of their size, so that expected improvement looks where their smooth mean is low, again
-# and again next to the same inputs, and random search is ahead. With attention the error is a
-# fifth, and the regret much less than by chance, after even fewer steps of training.
-#
-# This shows what attention does. That pseudo points help optimization it does not: `CANP`, which
-# has none, is about as good.
-#
-# ## The claims
+# The exact Gaussian process has hardly any regret left: neither the acquisition nor its
+# maximization is at fault where a process loses to random search, but training. The three processes
+# without attention miss the outputs that they are given by four fifths of their size, so that
+# expected improvement looks where their smooth mean is low, again and again next to the same
+# inputs. With attention the error is a fifth, and the regret much less than by chance. This does
+# not show that pseudo points help optimization: `CANP`, which has none, is about as good.
 
 # %%
-page.finish(
-    {
-        "steps": NUM_STEPS,
-        "image steps": NUM_IMAGE_STEPS,
-        "width": WIDTH,
-        "tasks": NUM_TASKS,
-        "steps with attention": NUM_ATTENTION_STEPS,
-        "pseudo points and weights": MARTINGALE,
-        "log likelihoods": {
-            kind: {name: mean(by_seed) for name, by_seed in score.items()}
-            for kind, score in {**gp_scores, "digits": image_scores}.items()
-        },
-        "regrets": {name: mean(by_seed) for name, by_seed in last_regrets.items()},
-    }
-)
+all_scores = {**gp_scores, "digits": image_scores}
+settings = {
+    "steps": NUM_STEPS,
+    "image steps": NUM_IMAGE_STEPS,
+    "width": WIDTH,
+    "tasks": NUM_TASKS,
+    "steps with attention": NUM_ATTENTION_STEPS,
+    "pseudo points and weights": MARTINGALE,
+    "log likelihoods": {k: {n: mean(v) for n, v in one.items()} for k, one in all_scores.items()},
+    "regrets": {name: mean(by_seed) for name, by_seed in last_regrets.items()},
+}
+page.finish(settings)
