@@ -49,9 +49,8 @@ SEEDS = page.seeds
 # %% [markdown]
 # ## Graph embedding VAE as a Pyro program
 #
-# `GraphEmbeddingVAE.model` draws graphs and returns the embedding of their nodes, so that a program
-# can go on from there. Here each node has a measured value, which is linear in its embedding. The
-# data are groups of nodes with a tail, and the value of a node is its distance from the group.
+# `GraphEmbeddingVAE.model` returns the embedding of nodes. Here nodes also have values, linear in
+# it. The data are groups of nodes with a tail; the value of a node is its distance from the group.
 
 
 # %%
@@ -386,7 +385,8 @@ page.claim(
     {seed: one.gain for seed, one in on_real.items()},
     ">",
     0.1,
-    source="Duan and Lee (2019): flow as the prior of the embedding; data and bound preregistered",
+    source="Duan and Lee (2019): a flow as the prior of the embedding; data and bound "
+    "preregistered",
     reason="the bound was set for a rival whose embedding has a free mean, which costs it 0.16 "
     "nats more; with its mean near zero the rival is better, and 65 graphs are few to train on",
 )

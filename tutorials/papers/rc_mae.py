@@ -176,7 +176,8 @@ page.claim(
     {seed: found[0] for seed, found in regressions.items()},
     ">",
     0.95,
-    source="Lee et al. (2023), abstract: removed as features are similar; bound preregistered",
+    source="Lee et al. (2023), abstract: gradients are removed as features are similar; bound "
+    "preregistered",
 )
 page.claim(
     "Its slope is step size times momentum (relative deviation).",
@@ -204,9 +205,8 @@ page.figure("gradient", figure, despine=True)
 # same weights and see the same minibatches and masks. The teacher's momentum is .96 at first and 1
 # in the end: it remembers a fortieth of the training, which is what `fit` takes by default.
 #
-# The error is that of hidden patches of 1,000 other images, divided by the error of the mean of
-# each pixel in the images to train on. The probe is a linear classifier by ridge regression on
-# features of whole images, from 1,000 labels.
+# The error is that of hidden patches of other images, over that of the mean of each pixel in images
+# to train on. The probe is a ridge regression of 1,000 labels on features of whole images.
 #
 # Bounds were set for patches of 4 x 4 pixels, gray levels from 0 to 1 and 400 minibatches of 100,
 # where claims held but said little: all networks predicted the mean of all images. Hence smaller
@@ -327,9 +327,8 @@ page.figure("reconstructions", figure)
 #
 # The variants are trained for 300 steps, when networks hardly begin to tell images apart: a teacher
 # that remembers more (momentum .99 at first, where the default is .87); one that is followed in
-# visible patches, too; one that sees other patches, a mistake that is easy to make; and one that
-# encodes the whole image, whose features of the visible patches the student predicts from these, as
-# in self-distillation.
+# visible patches, too; one that sees other patches; and one that encodes the whole image, whose
+# features of visible patches the student predicts from these, as in self-distillation.
 
 
 # %%
@@ -398,7 +397,8 @@ page.claim(
     relative_error("slow teacher", "RC-MAE"),
     ">",
     1.02,
-    source="Lee et al. (2023), analysis: a momentum of one pulls to the start; bound preregistered",
+    source="Lee et al. (2023), analysis: a momentum of one pulls to where training began; bound "
+    "preregistered",
 )
 page.claim(
     "A teacher has to see the same patches (ratio of errors of one that sees others to RC-MAE).",
