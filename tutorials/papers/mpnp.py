@@ -81,8 +81,7 @@ Maker = Callable[[], NeuralProcess]
 #
 # A neural process is a Pyro model: `"noise"` makes the pseudo points, and `"y"` are the outputs. So
 # it can be part of other programs, here of one about the mean of a line. The guide is the model
-# without `"y"`; then `RenyiELBO` of order zero is the likelihood of all points, a mean over three
-# draws of noise. CNP is the same without noise.
+# without `"y"`; `RenyiELBO` of order zero is then the mean likelihood over three draws of noise.
 
 
 # %%
@@ -98,29 +97,30 @@ def mean_of_function(process: NeuralProcess, *points: Tensor) -> None:
 
 
 with seeded(0):
-    (new_x, new_y), draws = random_lines(300), page.length(60, smoke=4)
+    (new_x, new_y), draws = random_lines(100), page.length(40, smoke=4)
 elbo = RenyiELBO(0, num_particles=3, max_plate_nesting=2, vectorize_particles=True)
 for make in (partial(MPNP, num_pseudo=5), CNP):
     pyro.clear_param_store()
     with seeded(0):
-        line_process = make(width=32)
+        line_process, losses = make(width=32), list[float]()
         guide = poutine.block(line_process, hide=["y"])
         svi = SVI(line_process, guide, PyroOptim(torch.optim.Adam, {"lr": 0.004}), elbo)
-        for _ in range(page.length(250, smoke=2)):
+        for _ in range(page.length(200, smoke=2)):
             (x, y), known = random_lines(8), int(torch.randint(1, 12, ()))
-            loss = svi.step(x[:, :known], y[:, :known], x, y) / y.numel()
-        print(f"{type(line_process).__name__}: bound {-loss:.2f} nats for a point at last")
+            losses.append(svi.step(x[:, :known], y[:, :known], x, y) / y.numel())
+        first, last = (-sum(part) / len(part) for part in (losses[:20], losses[-20:]))
+        print(f"{type(line_process).__name__}: from {first:.2f} to {last:.2f} nats for a point")
         predictive = Predictive(partial(mean_of_function, line_process), num_samples=draws)
         for known in (2, 10):
             drawn = predictive(new_x[:, :known], new_y[:, :known], new_x)["mean"].flatten(1)
-            low, high = drawn.quantile(torch.tensor([0.05, 0.95]), 0)
-            inside = ((low < new_y.mean((1, 2))) & (new_y.mean((1, 2)) < high)).float().mean()
-            print(f"  {known} points known: 90% intervals have the mean in {float(inside):.0%}")
+            error = (drawn.mean(0) - new_y.mean((1, 2))).square().mean().sqrt()
+            spread = f"draws of the mean spread by {float(drawn.std(0).mean()):.2f}"
+            print(f"  {known} points known: {spread}, and err by {float(error):.2f}")
 
 # %% [markdown]
-# A mean depends on all points of a function. Draws of MPNP differ as whole functions do, so that
-# its intervals are about as wide as they should be; those of CNP are too narrow. Below, `fit` has
-# the same bound as its main term, and adds that of the context and that of pseudo points alone.
+# Draws of MPNP are whole functions. Their means spread about as much as they err, and less if more
+# points are known. Means of CNP have one spread: its errors at points are independent. Below, `fit`
+# has the same bound as its main term, and adds those of the context and of pseudo points alone.
 #
 # ## Functions of Gaussian processes
 #
