@@ -26,8 +26,11 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
+import arviz
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -36,6 +39,8 @@ from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor, nn
 
 from pyro_ext.datasets import load_mnist_5k
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.models.sets import (
     AmortizedClusterer,
     FilteringNetwork,
@@ -83,6 +88,54 @@ def trained(kind: str, seed: int) -> AmortizedClusterer:
 
 
 clusterers = {kind: {seed: trained(kind, seed) for seed in SEEDS} for kind in KINDS}
+
+# %% [markdown]
+# ## A Pyro model that starts at these clusters
+#
+# A mixture as a Pyro user would write it. NUTS sums the labels out, but from random starts each
+# chain has the clusters in an order of its own, and averages over chains mean nothing. The network
+# says in a tenth of a second how many clusters there are and where, and chains that start there
+# agree.
+
+
+# %%
+def mixture(x: Tensor, num_clusters: int) -> None:
+    """Points of clusters, each with a center and a scale of its own."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(num_clusters)))
+    with pyro.plate("clusters", num_clusters):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+    with pyro.plate("points", len(x)):
+        kind = pyro.sample("kind", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[kind], scale[kind][..., None]).to_event(1), obs=x)
+
+
+with seeded(11):
+    points, truth = (part[0] for part in gaussian_mixtures(1, (90, 90), 8))
+labels = clusterers["anchored"][SEEDS[0]].cluster(points, seed=0).labels
+members = [points[labels == k] for k in labels.unique()]
+start = {
+    "weights": torch.tensor([len(each) / len(points) for each in members]),
+    "loc": torch.stack([each.mean(0) for each in members]),
+    "scale": torch.stack([each.std(0, correction=0).mean().clamp(min=0.05) for each in members]),
+}
+NUM_DRAWS = page.length(300, smoke=10)
+starts = {name: value.expand(4, *value.shape) for name, value in start.items()}
+print(f"{len(truth.unique())} clusters in truth, the network finds {len(members)}")
+for name, initial_params in (("at random", None), ("at the network's clusters", starts)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the first run says at its end is the point
+        mcmc = MCMC(
+            NUTS(mixture),
+            NUM_DRAWS,
+            num_chains=4,
+            initial_params=initial_params,
+            seed=0,
+            progress=False,
+        )
+        mcmc.run(points, len(members))
+        r_hat = float(arviz.rhat(to_arviz(mcmc))["loc"].max())
+    print(f"chains that start {name}: R-hat of the centers {r_hat:.2f}")
 
 # %% [markdown]
 # ## More clusters than in training
