@@ -129,12 +129,13 @@ def twist(letters: dict[str, Tensor]) -> Tensor:
     return exact(prefix[:, :-1]).gather(1, prefix[:, -1:])[:, 0]
 
 
-for name, smc in {
+for name, particles in {
     "the model alone": MarkovSMC(constrained_word, num_particles=500, seed=0),
     "with twists": MarkovSMC(constrained_word, twisted_word, 500, twist=twist, seed=0),
 }.items():
-    drawn = torch.stack(list(smc.run().get_samples().values()), -1)
-    print(f"{name}: log Z = {smc.log_Z:.3f}, {smc.effective_sample_size:.0f} effective particles")
+    drawn = torch.stack(list(particles.run().get_samples().values()), -1)
+    size = float(particles.effective_sample_size)
+    print(f"{name}: log Z = {particles.log_Z:.3f}, {size:.0f} effective particles of 500")
     print("   ", " ".join(decode_words(drawn[:10])))
 
 # %% [markdown]
