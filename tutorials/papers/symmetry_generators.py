@@ -25,12 +25,15 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pyro
+import pyro.distributions as dist
 import torch
+from pyro.infer import Predictive
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.datasets import load_mnist_5k
+from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.symmetry import (
     AffineField,
@@ -160,6 +163,34 @@ for axis, (seed, (field, _)) in zip(axes, exact.items(), strict=True):
     axis.quiver(*at.unbind(-1), *arrows.unbind(-1), color=BLUE, scale=25, width=0.006)
     axis.set(title=f"seed {seed}", xticks=[], yticks=[], aspect="equal")
 page.figure("level-sets", figure)
+
+# %% [markdown]
+# ## The flow in a Pyro model
+#
+# A learned field is a function like any other, and the time of its flow may be a site. Here points
+# have moved along the first of the fields above for a time that nobody has written down, and are
+# seen with noise. Gradients go through the flow, so that NUTS finds the time. `FlowTransform` makes
+# a distribution of the flow, and `OneParameterGroupAugmentation` draws such a time for each image.
+
+
+# %%
+def moved_points(points: Tensor, seen: Tensor | None = None) -> None:
+    """Points that a field has moved for an unknown time, seen with noise."""
+    moved_for = pyro.sample("time", dist.Normal(0.0, 1.0))
+    with pyro.plate("points", len(points)):
+        moved = flow(exact[SEEDS[0]][0], points, moved_for, num_steps=4)
+        pyro.sample("seen", dist.Normal(moved, 0.1).to_event(1), obs=seen)
+
+
+points = image_grid(5, 5).flatten(0, -2)
+with seeded(1):
+    generative = pyro.condition(moved_points, {"time": torch.tensor(0.8)})
+    seen = Predictive(generative, num_samples=1)(points)["seen"][0].detach()
+mcmc = MCMC(NUTS(moved_points), page.length(300, smoke=4), num_chains=4, seed=0, progress=False)
+times = mcmc.run(points, seen).get_samples()["time"]
+print(
+    f"moved for 0.8; the posterior says {times.mean():.2f}, with a deviation of {times.std():.2f}"
+)
 
 # %% [markdown]
 # ## Digits
