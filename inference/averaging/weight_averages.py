@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
+from pyro.distributions import LowRankMultivariateNormal
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
-from torch.distributions import LowRankMultivariateNormal
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 

@@ -25,8 +25,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro.infer import Predictive
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
@@ -45,6 +49,7 @@ from pyro_ext.models.ensembles import (
     tau_normalized,
 )
 from pyro_ext.nn import MLP
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -152,6 +157,41 @@ def first_stage(seed: int) -> Base:
 
 
 bases = {seed: first_stage(seed) for seed in SEEDS}
+
+# %% [markdown]
+# ## Stochastic representations as a Pyro program
+#
+# The weights along the end of the second training have a normal distribution, and so are a site: an
+# extractor drawn from it gives each image a representation, which the classifier sees. `Predictive`
+# of this model gives what the second stage below learns from. Where representations of rare classes
+# are as steady as others and their labels are wrong, the classifier is what needs more training.
+
+
+# %%
+def drawn_representations(images: Tensor) -> None:
+    """Draw an extractor from the end of its training, and labels of images with it."""
+    extractor, head = some.networks["SWA"]
+    vector = pyro.sample("extractor", some.extractors.distribution())
+    weights = some.extractors.weights(vector)
+    representation = functional_call(extractor, weights, images)
+    pyro.deterministic("representation", representation, event_dim=1)
+    with pyro.plate("images", len(images)):
+        pyro.sample("label", dist.Categorical(logits=head(representation)))
+
+
+some = bases[SEEDS[0]]
+with seeded(0), torch.no_grad():
+    predictive = Predictive(drawn_representations, num_samples=page.length(50, smoke=4))
+    drawn = predictive(some.data.test[0])
+deviation, average = drawn["representation"].std(0), drawn["representation"].mean(0)
+spread = deviation.norm(dim=-1) / average.norm(dim=-1)
+agree = (drawn["label"] == some.data.test[1]).float().mean(0)
+for name, classes in (("most", COUNTS >= COUNTS.median()), ("fewest", COUNTS < COUNTS.median())):
+    rows = classes[some.data.test[1]]
+    print(
+        f"classes with the {name} images: representations vary by {spread[rows].mean():.0%}, "
+        f"{agree[rows].mean():.0%} of drawn labels are right"
+    )
 
 # %% [markdown]
 # ## The second stage

@@ -35,6 +35,12 @@ def test_the_variance_of_one_coordinate():
     assert found.item() == pytest.approx(0.05 / 2 + 0.30 / 6)  # .075
 
 
+def test_weights_are_a_site_of_a_pyro_model():
+    swag = collected(PATH)
+    trace = pyro.poutine.trace(lambda: pyro.sample("weights", swag.distribution())).get_trace()
+    assert trace.log_prob_sum().isfinite()
+
+
 @pytest.mark.parametrize("max_rank", [2, 3, 5, 20])
 def test_moments_of_a_path(max_rank):
     """Against all of it in memory; the deviations are the last ones, in their order."""
