@@ -6,8 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch.nn.functional import cross_entropy
 
+from pyro_ext.handlers import subsample_instances
 from pyro_ext.inference import Trainer
 from pyro_ext.models.sets import (
     ABMIL,
@@ -262,6 +264,26 @@ def test_network_is_a_likelihood():
     trace = pyro.poutine.trace(model).get_trace()
     assert trace.nodes["y"]["fn"].batch_shape == (4,)
     assert any("seeds" in name for name in trace.stochastic_nodes)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_loss_is_minus_the_elbo_of_a_bag(rate):
+    """Of the same halves; all bags of a plate have the same one."""
+    x, labels, _ = bags(6)
+    network = NETWORKS["SlotMIL"]()
+
+    def model():
+        with pyro.plate("instances", x.shape[1]) as index:
+            kept = x[:, index]
+        with pyro.plate("bags", len(x)):
+            pyro.sample("y", dist.Categorical(logits=network(kept)), obs=labels)
+        return kept
+
+    handled = subsample_instances("instances", rate, generator())(model)
+    elbo = Trace_ELBO().differentiable_loss(handled, lambda: None)
+    subset = subsample_instances("instances", rate, generator())(model)()
+    assert subset.shape == (6, 12 * rate, 3)
+    torch.testing.assert_close(submix_loss(network, subset, labels), elbo / 6)
 
 
 def test_wrong_arguments_are_named():
