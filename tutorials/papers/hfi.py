@@ -10,25 +10,27 @@
 # largest rewards. Then the token is erased in place of the word.
 #
 # Here a small Stable Diffusion draws digits of 8 x 8 pixels. In some captions that it was trained
-# with, "odd" stood for 1, 3, 5, 7 and 9. A person objects to some of the images for "odd": to
-# sevens, for which the person does not have a word.
+# with, "odd" stood for 1, 3, 5, 7 and 9. A person objects to sevens, but has no word for them.
 #
 # `pyro-ext reproduce hfi` runs the page, and so does `python tutorials/papers/hfi.py`. Both print a
-# table of claims and save it with the figures in `figures/hfi`. The model is trained once on a
-# machine, which takes some minutes more.
+# table of claims and save it with the figures in `figures/hfi`. The first run on a machine trains
+# the model, which takes some minutes more.
 
 # %%
 from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
-from pyro.distributions import Beta
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.inference.diffusion import (
     DiffusionSampler,
     SafeLatentGuidance,
@@ -64,11 +66,43 @@ BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"
 SOURCE = "Kim et al. (2024), abstract; experiment on digits and bound preregistered"
 
 # %% [markdown]
+# ## Feedback as a Pyro program
+#
+# Three people compare two images at a time and prefer the one with the larger reward, here a linear
+# function of four features. The third person almost answers at random.
+
+
+# %%
+def preferences(gaps: Tensor, answers: Tensor | None = None) -> Tensor:
+    """Answers to pairs, of which the features differ by ``(num_people, num_pairs, 4)``."""
+    weight = pyro.sample("weight", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    with pyro.plate("people", len(gaps), dim=-2):
+        care = pyro.sample("care", dist.LogNormal(0.0, 0.7))
+        with pyro.plate("pairs", gaps.shape[1], dim=-1):
+            return pyro.sample("answer", dist.Bernoulli(logits=care * (gaps @ weight)), obs=answers)
+
+
+TRUTH = {"weight": torch.tensor([1.0, -1.0, 0.5, 0.0]), "care": torch.tensor([[3.0], [1], [0.1]])}
+with seeded(0):
+    gaps, new = torch.randn(3, 100, 4), torch.randn(1000, 4)
+    answers = pyro.condition(preferences, TRUTH)(gaps)
+kernel = NUTS(preferences, target_accept_prob=0.9)
+nuts = MCMC(kernel, page.length(300, smoke=5), num_chains=4, seed=0, progress=False)
+posterior = to_arviz(nuts.run(gaps, answers))["posterior"].mean(("chain", "draw"))
+print("reliability of the three people, posterior mean:", posterior["care"].values[:, 0].round(2))
+predicted = new @ torch.tensor(posterior["weight"].values, dtype=new.dtype)
+right = (predicted > 0) == (new @ TRUTH["weight"] > 0)
+print(f"new pairs in the right order: {right.double().mean():.3f}")
+
+# %% [markdown]
+# The model learns the reward, and whom to trust. Below, the reward is a network: `fit_ranking`
+# maximizes the same likelihood of pairs, and `fit_binary` that of labels with normal noise. Then
+# `last_layer` returns a Pyro model like this one, with the last layer's `weight` as its site.
+#
 # ## The person and the judge
 #
-# The person is played by three nearest neighbors in one half of the real digits: an image is a
-# seven or not, and 5 % of the labels are wrong. The results are judged by a support vector machine
-# that no training has seen. The reward gets 24 principal components of images.
+# Three nearest neighbors in half of the real digits play the person, and 5 % of the labels are
+# wrong. A support vector machine judges the results. Rewards get 24 principal components.
 
 # %%
 pipeline = digit_pipeline(num_steps=page.length(1000, smoke=0))
@@ -78,12 +112,9 @@ neighbors = KNeighborsClassifier(3).fit(real[half].flatten(1).numpy(), digits[ha
 components = PCA(24, random_state=0).fit(real.flatten(1).numpy())
 judge = digit_judge()
 
-SEVEN, OTHERS = 7, (1, 3, 5, 9)
-GUIDANCE = 3.0
-NUM_DRAW_STEPS = page.length(15, smoke=2)
-NUM_DRAWN = page.length(100, smoke=12)
-NUM_RATED = page.length(300, smoke=60)
-NUM_KEPT = page.length(40, smoke=8)
+SEVEN, OTHERS, GUIDANCE = 7, (1, 3, 5, 9), 3.0
+NUM_DRAW_STEPS, NUM_DRAWN = page.length((15, 100), smoke=(2, 12))
+NUM_RATED, NUM_KEPT = page.length((300, 40), smoke=(60, 8))
 
 
 def features(images: Tensor) -> Tensor:
@@ -108,11 +139,7 @@ def rate(images: Tensor, *wanted: int) -> float:
 def draw(source: Any, prompt: str, seed: int, negative: str = "") -> Tensor:
     """Images of a pipeline."""
     sampler = DiffusionSampler.from_pipeline(
-        source,
-        prompt,
-        negative_prompt=negative,
-        guidance_scale=GUIDANCE,
-        num_steps=NUM_DRAW_STEPS,
+        source, prompt, negative_prompt=negative, guidance_scale=GUIDANCE, num_steps=NUM_DRAW_STEPS
     )
     with seeded(1000 + seed):
         return sampler.sample((NUM_DRAWN,))
@@ -125,8 +152,7 @@ def draw_safely(source: Any, prompt: str, seed: int, concept: str, preset: str) 
         states = encode_prompts(source.tokenizer, source.text_encoder, prompts)[:, None]
         guidance = SafeLatentGuidance(preset, GUIDANCE)
         predict = guided_prediction(source.unet, states[1], states[0], guidance, states[2])
-        noise = torch.randn(NUM_DRAWN, 1, 8, 8)
-        return denoise(predict, source.scheduler, noise, NUM_DRAW_STEPS)
+        return denoise(predict, source.scheduler, torch.randn(NUM_DRAWN, 1, 8, 8), NUM_DRAW_STEPS)
 
 
 # %% [markdown]
@@ -134,25 +160,17 @@ def draw_safely(source: Any, prompt: str, seed: int, concept: str, preset: str) 
 #
 # 300 images for "odd" are judged. The token starts as the word and is trained on the 40 with the
 # largest rewards; then safe self-distillation (SDD) erases it. The rival is the same with the word.
-# ESD, an earlier method, gets fewer steps, since more of them take away other digits, too; it is
-# run for the first seed, with as many seeds for its images. A negative prompt and safe latent
-# guidance train nothing: they lead away from the token, or the word, while images for "odd" are
-# drawn. Safe guidance away from "odd" does nothing to images for "odd", since it only acts where
-# the two predictions differ.
+# ESD, an earlier method, gets fewer steps, since more take away other digits, and runs for the
+# first seed only. Negative prompts and safe latent guidance train nothing: they lead images for
+# "odd" away from token or word. Safe guidance only acts where predictions for both differ.
 
 # %%
-NUM_INVERSION_STEPS = page.length(200, smoke=2)
-NUM_ERASING_STEPS = page.length(100, smoke=2)
+NUM_INVERSION_STEPS, NUM_ERASING_STEPS = page.length((200, 100), smoke=(2, 2))
 NUM_ESD_STEPS = page.length(60, smoke=2)
-INVERSION: dict[str, Any] = {
-    "batch_size": 32,
-    "optimizer": partial(torch.optim.AdamW, lr=2e-2, weight_decay=0.0),
-}
-ERASURE: dict[str, Any] = {
-    "batch_size": 12,
-    "num_inference_steps": 10,
-    "optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-4),
-}
+fast = partial(torch.optim.AdamW, lr=2e-2, weight_decay=0.0)
+slow = partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-4)
+INVERSION: dict[str, Any] = {"batch_size": 32, "optimizer": fast}
+ERASURE: dict[str, Any] = {"batch_size": 12, "num_inference_steps": 10, "optimizer": slow}
 
 
 class Run(NamedTuple):
@@ -183,7 +201,7 @@ def run(seed: int) -> Run:
     erased, token, _ = inversion.run(NUM_INVERSION_STEPS, NUM_ERASING_STEPS, progress=False)
     extended = token.pipeline(pipeline)
     by_word = SafeSelfDistillation.from_pipeline(
-        pipeline, ["odd"], timesteps=Beta(3.0, 3.0), ema=0.97, seed=seed, **ERASURE
+        pipeline, ["odd"], timesteps=dist.Beta(3.0, 3.0), ema=0.97, seed=seed, **ERASURE
     ).run(NUM_ERASING_STEPS, progress=False)
     sources = {
         "the model": extended,
@@ -209,8 +227,8 @@ for name, prompt in (("word", "odd"), ("token", first.token.token)):
         found.odd[f"ESD, {name}"] = draw(by_esd, "odd", seed)
 
 # %% [markdown]
-# How well rewards do on labels that were held out, 5 % of which are wrong, and what 100 images for
-# "odd" show after each method: the fraction of sevens and that of other odd digits, for each seed.
+# How well rewards do on held-out labels, 5 % of which are wrong, and the fractions of sevens and of
+# other odd digits among 100 images for "odd" after each method.
 
 # %%
 for seed, found in runs.items():
@@ -221,22 +239,16 @@ sevens, others = (
     {name: {seed: rate(runs[seed].odd[name], *wanted) for seed in SEEDS} for name in first.odd}
     for wanted in ((SEVEN,), OTHERS)
 )
-page.table(
-    {
-        name: {
-            f"{seed}: sevens, others": f"{row[seed]:.2f} {others[name][seed]:.2f}" for seed in SEEDS
-        }
-        for name, row in sevens.items()
-    },
-    title='"odd"',
-)
+table = {
+    name: {f"{s}: sevens, others": f"{row[s]:.2f} {others[name][s]:.2f}" for s in SEEDS}
+    for name, row in sevens.items()
+}
+page.table(table, title='"odd"')
 
 
 def named(method: str, word: str, digit: int) -> dict[int, float]:
     """Fraction of images for a word that are its digit."""
-    return {
-        seed: rate(draw(found.sources[method], word, seed), digit) for seed, found in runs.items()
-    }
+    return {s: rate(draw(found.sources[method], word, s), digit) for s, found in runs.items()}
 
 
 page.claim(
@@ -344,17 +356,14 @@ page.figure("erased", figure)
 # %%
 METHODS = ("SDD", "ESD", "negative prompt", "strong safe guidance", "max safe guidance")
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-for axes, rates, title in zip(
-    panels, (sevens, others), ("sevens", "other odd digits"), strict=True
-):
+both = zip(panels, (sevens, others), ("sevens", "other odd digits"), strict=True)
+for axes, rates, title in both:
     means = {name: sum(row.values()) / len(row) for name, row in rates.items()}
     for shift, what, color in ((-0.2, "word", YELLOW), (0.2, "token", BLUE)):
-        heights = [means[f"{method}, {what}"] for method in METHODS]
-        positions = [number + shift for number in range(len(METHODS))]
-        axes.bar(positions, heights, 0.36, color=color, label=f"with the {what}")
+        heights = {n + shift: means[f"{method}, {what}"] for n, method in enumerate(METHODS)}
+        axes.bar(heights.keys(), heights.values(), 0.36, color=color, label=f"with the {what}")
     axes.axhline(means["the model"], color=GRAY, linestyle=":", label="the model")
-    labels = [method.replace(" ", "\n") for method in METHODS]
-    axes.set_xticks(range(len(METHODS)), labels, fontsize=8)
+    axes.set_xticks(range(len(METHODS)), [m.replace(" ", "\n") for m in METHODS], fontsize=8)
     axes.set_title(title, fontsize=10)
 panels[0].set(ylabel='fraction of images for "odd"', ylim=(0, 1))
 panels[0].legend(frameon=False, fontsize=8)
@@ -363,12 +372,10 @@ page.figure("methods", figure, despine=True)
 # %% [markdown]
 # ## What rewards have to do with it
 #
-# A token that is trained on all images alike does not stay at its word: it drifts to some of the
-# digits. So that it asks for sevens says little without other people. For each seed here is one who
-# objects to another digit, in the same images.
-#
-# The last layer of the reward has a posterior, so that each reward has a standard deviation. The
-# figure shows both for all images that were judged, and the images that the token was trained on.
+# A token that is trained on all images alike drifts to some of the digits, so that one which asks
+# for sevens says little by itself. For each seed, another person objects to another digit in the
+# same images. The figure shows the posterior mean and standard deviation of each reward, and the
+# images that the token was trained on.
 
 
 # %%
@@ -416,10 +423,9 @@ page.figure("rewards", figure)
 # %% [markdown]
 # ## Rankings
 #
-# What nobody could say yes or no to can still be ranked. The person orders lists of five of the 300
-# images by how boldly they are drawn: by their mean ink. Another one orders them by how near they
-# are to real sevens. Rewards are fitted by the Bradley-Terry model of pairs; a fifth of the lists
-# is held out. For the first seed a token is trained by each of the two rewards.
+# What nobody could say yes or no to can still be ranked. The person orders lists of five images by
+# how boldly they are drawn, that is, by their mean ink; another person by how near they are to real
+# sevens. A fifth of the lists is held out. For the first seed each reward trains a token.
 
 
 # %%
@@ -449,9 +455,8 @@ for name, measure in (("<bold>", ink), ("<like>", likeness)):
         fit = reward.fit_ranking(found.images, lists, seed=seed, progress=False)
         pair_accuracy[seed] = min(pair_accuracy[seed], fit.accuracy)
         if seed == SEEDS[0]:
-            chosen = reward_weights(reward(found.images), NUM_KEPT)
+            chosen, amounts = reward_weights(reward(found.images), NUM_KEPT), measure(found.images)
             source = trained_token(chosen, found.images, name, seed)
-            amounts = measure(found.images)
             lead = (amounts[chosen.indices].mean() - amounts.mean()) / amounts.std()
             print(f"images that {name} is trained on are {lead:.2f} deviations above the mean")
     of_rankings[name] = {seed: draw(source, name, seed) for seed in SEEDS}
@@ -471,13 +476,11 @@ page.claim(
     source="as the first claim, preregistered",
 )
 amounts = ink(first.odd["the model"])
+bold = {seed: ink(images).mean() - amounts.mean() for seed, images in of_rankings["<bold>"].items()}
 page.claim(
     'The token of bold images asks for bold images (mean ink above that of images for "odd", in '
     "standard deviations of theirs).",
-    {
-        seed: float((ink(images).mean() - amounts.mean()) / amounts.std())
-        for seed, images in of_rankings["<bold>"].items()
-    },
+    {seed: float(lead / amounts.std()) for seed, lead in bold.items()},
     ">=",
     1.0,
     source="Kim et al. (2024), rankings for style; measure and bound preregistered",
@@ -491,9 +494,6 @@ grid(panels[0], first.odd["the model"][:36], 'the model: "odd"')
 for axes, (name, by_seed) in zip(panels[1:], of_rankings.items(), strict=True):
     grid(axes, by_seed[SEEDS[0]][:36], f'the model: "{name}"')
 page.figure("rankings", figure, dpi=200)
-
-# %% [markdown]
-# ## The claims
 
 # %%
 page.finish({"images judged": NUM_RATED, "images kept": NUM_KEPT, "images drawn": NUM_DRAWN})
