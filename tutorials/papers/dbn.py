@@ -9,8 +9,8 @@
 # learn a bridge from the logits of one network to those of the ensemble: a small network, which
 # sees the early layer, takes noisy logits from the start to the end in a few steps.
 #
-# Everything here is digits: 2,500 images of MNIST to train on and 2,500 for tests, and networks
-# with two hidden layers of 100 units, so that five of them and all rivals take seconds.
+# Here networks with two hidden layers of 100 units learn from 2,500 images of MNIST; 2,500 are for
+# tests.
 #
 # `pyro-ext reproduce dbn` runs the page, and so does `python tutorials/papers/dbn.py`. Both print a
 # table of claims and save it with the figures in `figures/dbn`.
@@ -19,10 +19,14 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
+from statistics import fmean
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro.infer import Predictive
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -36,6 +40,7 @@ from pyro_ext.diagnostics.metrics import (
     nll,
     temperature_scale,
 )
+from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.inference.averaging import BezierPath
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.ensembles import (
@@ -51,6 +56,7 @@ from pyro_ext.models.ensembles import (
     distillation,
 )
 from pyro_ext.nn import MLP
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -62,11 +68,44 @@ SEEDS = page.seeds
 BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#588157"
 
 # %% [markdown]
+# ## A bridge as a Pyro program
+#
+# A bridge is a Markov chain from a start to an end, and `BridgeSchedule` has its steps. Here the
+# end has a prior around the start. The chain is observed after four of its five steps, and NUTS
+# infers the rest of it and the end.
+
+# %%
+SCHEDULE = BridgeSchedule(0.5, 0.5, num_steps=5)
+
+
+def chain(start: Tensor) -> None:
+    """Bridges to unknown ends. **Shape of the start:** ``(num_bridges, 3)``."""
+    with pyro.plate("bridges", len(start)):
+        here, end = start, pyro.sample("end", dist.Normal(0.7 * start, 0.5).to_event(1))
+        for n in pyro.markov(range(5, 1, -1)):
+            here = pyro.sample(f"l_{n - 1}", SCHEDULE.posterior(n, end, here))
+
+
+with seeded(0):
+    start = 2.0 * torch.randn(20, 3)
+    drawn = {name: draws[0] for name, draws in Predictive(chain, num_samples=1)(start).items()}
+seen = pyro.condition(chain, {"l_1": drawn["l_1"]})
+nuts = MCMC(NUTS(seen), page.length(600, smoke=5), num_chains=4, seed=0, progress=False)
+inferred = nuts.run(start).get_samples()["end"].mean(0)
+guesses = {"prior": 0.7 * start, "observed point": drawn["l_1"], "posterior": inferred}
+for name, guess in guesses.items():
+    error = (guess - drawn["end"]).square().mean().sqrt()
+    print(f"root mean square error of the end by the {name}: {error:.3f}")
+
+# %% [markdown]
+# The posterior mean of the end is nearest: of all functions of what is observed, it has the least
+# squared error, which is what `fit` below minimizes for a network. Its output replaces the end in
+# the chain, so that `DiffusionBridgeNetwork` is a Pyro program from which `Predictive` draws.
+#
 # ## The networks
 #
-# Each seed has five networks, another split of the images and other shifts of them. The learning
-# rate is constant: where it decays, the members of an ensemble agree more, and there is less to
-# gain. The first network is the source of all bridges.
+# Each seed has five networks, another split of the images and other shifts of them. The first is
+# the source of all bridges. The learning rate is constant; if it decays, the members agree more.
 #
 # An ensemble of $m$ networks is measured by the mean over all those that the source belongs to. The
 # deep ensemble equivalent (DEE) of a method is the size of an ensemble with its negative log
@@ -74,12 +113,8 @@ BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#5
 
 # %%
 NUM_NETWORKS = 5
-data = {
-    seed: base_networks(
-        NUM_NETWORKS, seed=seed, num_epochs=page.length(50, smoke=1), progress=False
-    )
-    for seed in SEEDS
-}
+epochs = page.length(50, smoke=1)
+data = {s: base_networks(NUM_NETWORKS, seed=s, num_epochs=epochs, progress=False) for s in SEEDS}
 shifted = partial(random_shifts, max_shift=3)
 
 
@@ -96,8 +131,7 @@ def mean_over_ensembles(
     means = []
     for size in range(NUM_NETWORKS):
         others = list(combinations(range(1, NUM_NETWORKS), size))
-        values = [metric(probs[[0, *chosen]], labels) for chosen in others]
-        means.append(sum(values) / len(values))
+        means.append(fmean(metric(probs[[0, *chosen]], labels) for chosen in others))
     return means
 
 
@@ -112,10 +146,9 @@ reference = {
 # A bridge stands for three networks, of which the source is one. Its score network sees the first
 # hidden layer of the source, and has two hidden layers of 64 units, so that a step costs 0.15 of a
 # forward pass of the source, as in the paper. It learns from images that are shifted and mixed in
-# pairs, without labels, for 60 epochs; then a bridge of one step learns from that of five steps
-# and from the ensemble. Two bridges, of the source and two other networks each, stand for five.
-#
-# The noise has the variance 0.01 at time one.
+# pairs, without labels, for 60 epochs; then a bridge of one step learns from that of five steps and
+# from the ensemble. Two bridges, of the source and two other networks each, stand for five. The
+# noise has the variance 0.01 at time one.
 
 # %%
 NUM_STEPS = page.length(1200, smoke=2)
@@ -154,15 +187,18 @@ distilled = {
     seed: [one_step(seed, pair[0]), one_step(seed, pair[1], (3, 4))]
     for seed, pair in bridges.items()
 }
+with seeded(0):
+    drawn = Predictive(bridges[SEEDS[0]][0], num_samples=20)(data[SEEDS[0]].test_inputs[:100])
+spread = {name: float(drawn[name].std(0).mean()) for name in sorted(drawn) if name != "obs"}
+print("deviation of logits over draws:", {name: round(value, 3) for name, value in spread.items()})
 
 # %% [markdown]
 # ## Rivals
 #
-# Students have the size of the source and learn from the same three networks, by the recipe that
-# these were trained by, with shifted images: by ensemble distillation (ED), which asks for the mean
-# prediction, and by Proxy-END2, which asks for a Dirichlet distribution that the members'
-# predictions might be drawn from. Bridge networks of type I stand for the networks between the
-# source and its two partners on curves of low loss, and are averaged with the source.
+# Students have the size of the source and learn from the same three networks by the same recipe:
+# ensemble distillation (ED) asks for the mean prediction, and Proxy-END2 for a Dirichlet
+# distribution of the members' predictions. Bridge networks of type I stand for the networks between
+# the source and its two partners on curves of low loss, and are averaged with the source.
 
 
 # %%
@@ -269,23 +305,15 @@ def result(name: str, seed: int) -> Result:
 
 results = {name: {seed: result(name, seed) for seed in SEEDS} for name in METHODS}
 rows = {
-    f"ensemble of {size}": {
-        measure: sum(
-            mean_over_ensembles(metric, members[s], data[s].test_targets)[size - 1] for s in SEEDS
-        )
-        / len(SEEDS)
-        for measure, metric in (("accuracy", accuracy), ("nll", nll), ("ece", ece))
-    }
-    | {"dee": float(size), "cost": float(size)}
-    for size in (2, 3, 5)
-}
-rows = {
-    name: {
-        field: sum(getattr(r, field) for r in by_seed.values()) / len(by_seed)
-        for field in Result._fields
-    }
+    name: {field: fmean(getattr(r, field) for r in by_seed.values()) for field in Result._fields}
     for name, by_seed in results.items()
-} | rows
+}
+for size in (2, 3, 5):
+    means = [
+        fmean(mean_over_ensembles(f, members[s], data[s].test_targets)[size - 1] for s in SEEDS)
+        for f in (accuracy, nll, ece)
+    ]
+    rows[f"ensemble of {size}"] = dict(zip(Result._fields, [*means, size, size], strict=True))
 page.table(rows, title="mean of seeds")
 for name, by_seed in results.items():
     texts = (f"{r.nll:.4f} ({r.dee:.2f})" for r in by_seed.values())
@@ -293,33 +321,24 @@ for name, by_seed in results.items():
 
 
 # %% [markdown]
-# A bridge might only make up for the overconfidence of the source, which needs no ensemble. The
-# source at its best temperature, chosen by the labels of the test images themselves, says how far
-# that goes; and how much of the ensemble's probabilities on test images is explained says whether
-# the bridge has learned from the ensemble.
+# A bridge might only correct the overconfidence of the source. The source at its best temperature,
+# chosen by the labels of the test images themselves, says how far that goes; the R2 of the
+# ensemble's probabilities says whether the bridge has learned from the ensemble.
 
 
 # %%
 def unexplained(probs: Tensor, target: Tensor) -> float:
     """Fraction of the variance of the ensemble's probabilities that is left."""
-    rest = (probs - target).square().sum() / (target - target.mean(0)).square().sum()
-    return float(rest)
+    return float((probs - target).square().sum() / (target - target.mean(0)).square().sum())
 
 
-of_bridge = {seed: METHODS["bridge, 5 steps"](seed, data[seed].test_inputs) for seed in SEEDS}
-tempered = {}
+tempered, explained = {}, {}
 for seed in SEEDS:
     own, labels = members[seed][0], data[seed].test_targets
     tempered[seed] = nll(temperature_scale(own, labels)(own), labels)
-explained = {
-    seed: {
-        name: 1.0 - unexplained(probs, members[seed][:3].mean(0))
-        for name, probs in (("source", members[seed][0]), ("bridge", of_bridge[seed]))
-    }
-    for seed in SEEDS
-}
-for seed in SEEDS:
-    own_r2, bridge_r2 = explained[seed].values()
+    of_bridge, target = METHODS["bridge, 5 steps"](seed, data[seed].test_inputs), members[seed][:3]
+    own_r2, bridge_r2 = (1.0 - unexplained(probs, target.mean(0)) for probs in (own, of_bridge))
+    explained[seed] = {"source": own_r2, "bridge": bridge_r2}
     print(
         f"seed {seed}: source at its best temperature NLL {tempered[seed]:.4f}; "
         f"R2 of source {own_r2:.4f}, bridge {bridge_r2:.4f}"
@@ -328,10 +347,8 @@ for seed in SEEDS:
 
 def gap(first: str, second: str, measure: str = "nll") -> dict[int, float]:
     """A measure of one method minus that of another."""
-    return {
-        seed: getattr(results[first][seed], measure) - getattr(results[second][seed], measure)
-        for seed in SEEDS
-    }
+    mine, its = ({s: getattr(r, measure) for s, r in results[n].items()} for n in (first, second))
+    return {seed: mine[seed] - its[seed] for seed in SEEDS}
 
 
 page.claim(
@@ -380,20 +397,14 @@ page.claim(
 page.claim(
     "Distilled to one step a bridge is worth more networks than it costs (deep ensemble equivalent "
     "minus relative cost).",
-    {
-        seed: results["bridge, 1 step"][seed].dee - results["bridge, 1 step"][seed].cost
-        for seed in SEEDS
-    },
+    {seed: r.dee - r.cost for seed, r in results["bridge, 1 step"].items()},
     ">",
     0.0,
     source="Kim et al. (2024), results on CIFAR-10: worth 2.4 networks for the cost of 1.2",
 )
 page.claim(
     "Distilled to one step it keeps half of the gain over the source at least (ratio of gains).",
-    {
-        seed: value / gap("source", "bridge, 5 steps")[seed]
-        for seed, value in gap("source", "bridge, 1 step").items()
-    },
+    {s: gap("source", "bridge, 1 step")[s] / gap("source", "bridge, 5 steps")[s] for s in SEEDS},
     ">=",
     0.5,
     source="Kim et al. (2024): step distillation; bound set after trials with two seeds",
@@ -433,9 +444,9 @@ page.claim(
 )
 
 # %% [markdown]
-# What goes the other way: five steps cost more than the ensemble that is as good, so that a bridge
-# pays once it is distilled; and a student, which costs nothing more, is worth more than a bridge on
-# two of the seeds. Two of the three students by Proxy-END2 are below the panel.
+# Five steps cost more than an equally good ensemble, so a bridge pays only once distilled. A
+# student costs no more than the source, and is worth more than a bridge on two of the seeds. Two of
+# the three students by Proxy-END2 are below the panel.
 
 # %%
 COLORS = {"source": GRAY, "ED": RED, "Proxy-END2": YELLOW, "2 of type I": "black"}
@@ -454,9 +465,9 @@ page.figure("cost", figure, despine=True)
 # %% [markdown]
 # ## Steps and draws
 #
-# At this scale a bridge is nearly a regression: bridges of 1, 2 and 5 steps, each trained with so
-# many, are as good as each other, one that is trained with one step is as good as one that is
-# distilled to it, and neither several draws nor ten times the noise change much.
+# At this scale a bridge is nearly a regression: bridges of 1, 2 and 5 steps are equally good, one
+# step is as good when trained as when distilled, and neither more draws nor ten times the noise
+# change much.
 
 # %%
 STEPS, DRAWS = (1, 2, 5), (1, 2, 4, 8, 16)
@@ -469,21 +480,15 @@ by_noise = {0.01: by_steps[5], 0.1: {seed: bridge(seed, noise=0.1) for seed in S
 
 def mean_nll(of_seed: dict[int, DiffusionBridgeNetwork], num_draws: int = 1) -> float:
     """Over seeds."""
-    values = [
+    return fmean(
         nll(one.probs(data[seed].test_inputs, num_draws, seed=seed), data[seed].test_targets)
         for seed, one in of_seed.items()
-    ]
-    return sum(values) / len(values)
+    )
 
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True, layout="constrained")
-left.plot(
-    STEPS,
-    [mean_nll(by_steps[num]) for num in STEPS],
-    "o-",
-    color=BLUE,
-    label="trained with so many",
-)
+line = [mean_nll(by_steps[num]) for num in STEPS]
+left.plot(STEPS, line, "o-", color=BLUE, label="trained with so many")
 left.plot([1], [rows["bridge, 1 step"]["nll"]], "D", color=GREEN, label="distilled from 5")
 for noise, color in ((0.01, BLUE), (0.1, RED)):
     line = [mean_nll(by_noise[noise], num) for num in DRAWS]
@@ -494,10 +499,9 @@ for axes, label in ((left, "steps"), (right, "draws of 5 steps")):
     axes.set(xlabel=label, xscale="log")
     axes.set_xticks(STEPS if axes is left else DRAWS, STEPS if axes is left else DRAWS)
     axes.minorticks_off()
+    axes.legend(frameon=False, fontsize=7)
 left.set_ylabel("NLL, mean of seeds")
 left.set_ylim(top=left.get_ylim()[1] + page.length(0.02, smoke=0.0))
-left.legend(frameon=False, fontsize=7)
-right.legend(frameon=False, fontsize=7)
 page.figure("steps", figure, despine=True)
 
 # %% [markdown]
@@ -508,13 +512,8 @@ page.figure("steps", figure, despine=True)
 
 # %%
 ANGLES = (0, 15, 30, 45, 60)
-SHOWN = {
-    "source": GRAY,
-    "bridge, 5 steps": BLUE,
-    "2 bridges, 5 steps": GREEN,
-    "ED": RED,
-    "ensemble of 3": "black",
-}
+SHOWN = {"source": GRAY, "bridge, 5 steps": BLUE, "2 bridges, 5 steps": GREEN, "ED": RED}
+SHOWN["ensemble of 3"] = "black"
 
 
 def turned(x: Tensor, degrees: float) -> Tensor:
@@ -537,8 +536,7 @@ images = {a: {seed: turned(data[seed].test_inputs, a) for seed in SEEDS} for a i
 for name, color in SHOWN.items():
     for panel, metric in zip(panels, (nll, ece), strict=True):
         means = [
-            sum(metric(predicted(name, s, images[a][s]), data[s].test_targets) for s in SEEDS)
-            / len(SEEDS)
+            fmean(metric(predicted(name, s, images[a][s]), data[s].test_targets) for s in SEEDS)
             for a in ANGLES
         ]
         panel.plot(ANGLES, means, "o-", ms=3, color=color, label=name)
