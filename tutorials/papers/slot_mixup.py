@@ -148,8 +148,8 @@ print(f"a half has neither shifted instance with probability {comb(38, 20) / com
 
 # %% [markdown]
 # With whole bags the network learns the labels by heart. Random halves prevent that, although some
-# halves of positive bags keep their label without a shifted instance. The experiment below does
-# the same with digits: `submix_loss` is minus this ELBO per bag, and it can also mix bags.
+# halves of positive bags keep their label without a shifted instance. In the experiment below,
+# `submix_loss` is minus this ELBO per bag; it draws a half for each bag, and can also mix bags.
 #
 # ## What is compared
 #
