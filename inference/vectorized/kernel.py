@@ -518,12 +518,8 @@ class VectorizedKernel(MCMCKernel):
         :returns: by site. **Shape:** ``(num_rows, *event)`` each.
         """
         potential = self.potential
-        samples = potential.layout.unflatten(positions)
-        if isinstance(potential, Potential):
-            samples, sites = potential.constrain(samples), potential.deterministic_sites
-            whole = potential.deterministic(samples).items()
-            samples |= {k: v for k, v in whole if not sites[k].is_subsampled}
-        return samples
+        params = potential.layout.unflatten(positions)
+        return potential.samples(params) if isinstance(potential, Potential) else params
 
     # One chain at a time, as Pyro's driver asks ------------------------------------------------
 

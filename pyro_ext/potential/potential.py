@@ -343,6 +343,18 @@ class Potential(ModelAtValues):
         """
         return self.sweep(self._functions["constrain"], self.layout, params, self.sites)
 
+    def samples(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map unconstrained values to what samplers keep: latent and deterministic sites.
+
+        Deterministic sites in a plate that subsamples are left out: a draw sees a part of them.
+
+        :param Mapping params: **Shape:** ``(*leading, *event)`` each.
+        :returns: **Shape:** ``(*leading, *event)`` each, over all of the data.
+        """
+        samples, sites = self.constrain(params), self.deterministic_sites
+        found = self.deterministic(samples).items()
+        return samples | {name: value for name, value in found if not sites[name].is_subsampled}
+
     def unconstrain(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map values from the supports of their sites to unconstrained space.
 

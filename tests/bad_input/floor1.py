@@ -448,6 +448,7 @@ def potential() -> dict[str, Call]:
         "Potential.full": of(made, params=params),
         "Potential.init": of(made, num_chains=2, seed=0),
         "Potential.constrain": of(made, params=params),
+        "Potential.samples": of(made, params=params),
         "Potential.unconstrain": of(made, samples=params),
         "Potential.log_likelihood": of(made, samples=params),
         "Potential.predictive": of(made, samples=params, seed=0),

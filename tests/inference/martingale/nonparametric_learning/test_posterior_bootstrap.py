@@ -46,6 +46,24 @@ def regression(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x @ slope, 1.0), obs=y)
 
 
+def test_draws_have_deterministic_sites():
+    """As those of MCMC have; ArviZ gets them once."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        pyro.deterministic("twice", 2.0 * slope)
+        with pyro.plate("data", len(x)):
+            line = pyro.deterministic("line", slope * x)
+            pyro.sample("y", dist.Normal(line, 1.0), obs=y)
+
+    x = torch.linspace(-1.0, 1.0, 20)
+    bootstrap = PosteriorBootstrap(model, 30, seed=0, progress=False).run(x, 3.0 * x + x.cos())
+    draws = bootstrap.get_samples()
+    torch.testing.assert_close(draws["twice"], 2.0 * draws["slope"])
+    torch.testing.assert_close(draws["line"], draws["slope"][:, None] * x)
+    assert to_arviz(bootstrap).posterior["line"].shape == (1, 30, 20)
+
+
 def of_squares(num_samples: int, *args: Any, **options: Any) -> PosteriorBootstrap:
     start = {"mean": torch.tensor(0.0)}
     options = {"seed": 0, "progress": False, **options}
