@@ -14,9 +14,9 @@
 # drawn among those that are left.
 #
 # This page trains small networks of both kinds on mixtures of at most 4 Gaussians and has them
-# cluster up to 12; then an anchored one on images of handwritten digits. It stands beside k-means,
-# which is told the number of clusters, and beside a variational mixture of Gaussians, which like
-# the network is not.
+# cluster up to 12; then an anchored one on images of handwritten digits. Of its rivals, k-means
+# gets the number of clusters, and a variational mixture of Gaussians gets two components more than
+# that; the network gets neither.
 #
 # `pyro-ext reproduce dac` runs the page, and so does `python tutorials/papers/dac.py`. Both print a
 # table of claims and save it with the figures in `figures/dac`.
@@ -94,8 +94,9 @@ clusterers = {kind: {seed: trained(kind, seed) for seed in SEEDS} for kind in KI
 #
 # A mixture as a Pyro user would write it. NUTS sums the labels out, but from random starts each
 # chain has the clusters in an order of its own, and averages over chains mean nothing. The network
-# says in a tenth of a second how many clusters there are and where, and chains that start there
-# agree.
+# says at once how many clusters there are and where. Each chain below starts at these clusters,
+# with centers moved by as much as their points are spread, so that R-hat still tests convergence.
+# Starts are values of the sites, on their supports, for each chain.
 
 
 # %%
@@ -121,6 +122,9 @@ start = {
 }
 NUM_DRAWS = page.length(300, smoke=10)
 starts = {name: value.expand(4, *value.shape) for name, value in start.items()}
+with seeded(12):
+    moved = starts["scale"][..., None] * torch.randn(starts["loc"].shape)
+    starts["loc"] = starts["loc"] + moved
 print(f"{len(truth.unique())} clusters in truth, the network finds {len(members)}")
 for name, initial_params in (("at random", None), ("at the network's clusters", starts)):
     with warnings.catch_warnings():

@@ -4,10 +4,11 @@
 # # Diffusion bridge networks
 #
 # A deep ensemble of three networks predicts better than one, and costs three times as much. Its
-# members agree on most inputs, and where they do not, an early layer of one of them knows more than
-# its logits say. H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with diffusion Schrödinger bridge,
-# learn a bridge from the logits of one network to those of the ensemble: a small network, which
-# sees the early layer, takes noisy logits from the start to the end in a few steps.
+# members agree on most inputs, and where they do not, a hidden layer of one of them predicts the
+# ensemble better than its logits alone. H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with
+# diffusion Schrödinger bridge, learn a bridge, a random path whose start and end are given, from
+# the logits of one network to those of the ensemble: a small network, which sees the hidden layer,
+# takes noisy logits from the start to the end in a few steps.
 #
 # Here networks with two hidden layers of 100 units learn from 2,500 images of MNIST; 2,500 are for
 # tests.
@@ -99,8 +100,8 @@ for name, guess in guesses.items():
 
 # %% [markdown]
 # The posterior mean of the end is nearest: of all functions of what is observed, it has the least
-# squared error, which is what `fit` below minimizes for a network. Its output replaces the end in
-# the chain, so that `DiffusionBridgeNetwork` is a Pyro program from which `Predictive` draws.
+# squared error. `fit` below minimizes that error for a network, whose output then stands for the
+# end in the chain. `DiffusionBridgeNetwork` is this Pyro program, and `Predictive` draws from it.
 #
 # ## The networks
 #
@@ -108,8 +109,8 @@ for name, guess in guesses.items():
 # the source of all bridges. The learning rate is constant; if it decays, the members agree more.
 #
 # An ensemble of $m$ networks is measured by the mean over all those that the source belongs to. The
-# deep ensemble equivalent (DEE) of a method is the size of an ensemble with its negative log
-# likelihood, interpolated linearly.
+# deep ensemble equivalent (DEE) of a method is the size of the ensemble with the same negative log
+# likelihood, interpolated linearly, and below one extrapolated.
 
 # %%
 NUM_NETWORKS = 5
@@ -444,7 +445,7 @@ page.claim(
 )
 
 # %% [markdown]
-# Five steps cost more than an equally good ensemble, so a bridge pays only once distilled. A
+# Five steps cost more than an equally good ensemble; one step pays, trained or distilled. A
 # student costs no more than the source, and is worth more than a bridge on two of the seeds. Two of
 # the three students by Proxy-END2 are below the panel.
 

@@ -3,14 +3,15 @@
 # %% [markdown]
 # # SetVAE
 #
-# A set has no order and no fixed size, and neither may what generates it. J. Kim, J. Yoo, J. Lee,
-# S. Hong (2021), SetVAE: learning hierarchical composition for generative modeling of
-# set-structured data, let the elements of a set look at a few inducing points and those at the
-# elements, and put latent variables between. One after the other, scales with more and more
-# inducing points compose a set of parts of parts.
+# What generates sets must ignore the order of elements and allow any number of them. J. Kim,
+# J. Yoo, J. Lee, S. Hong (2021), SetVAE: learning hierarchical composition for generative modeling
+# of set-structured data, let all elements attend to a few learned vectors, the inducing points, and
+# these attend to the elements. Latent variables stand between, at several scales, each with more
+# inducing points than the one before: a set is composed of parts, and these of smaller parts.
 #
-# Here sets are the dark pixels of handwritten digits. Its rivals are a network with a single scale,
-# and a variational autoencoder that pools a set by its mean and makes each point of that and noise.
+# Here sets are the dark pixels of handwritten digits. Rivals are a network with a single scale, and
+# a variational autoencoder that averages the embeddings of points, and decodes each point from that
+# one latent vector and noise of its own.
 #
 # `pyro-ext reproduce setvae` runs the page; claims and figures are saved in `figures/setvae`.
 
@@ -48,8 +49,10 @@ BLUE, GRAY, YELLOW = "#2a6f97", "#8d99ae", "#e09f3e"
 # ## SetVAE as a Pyro program
 #
 # `SetVAE.model` and `SetVAE.guide` are parts for programs of your own. They take the sizes of sets
-# as given; this program adds a distribution of sizes, whose rate is learned. Its data are sticks:
-# points on a line through the middle of the unit square, at a random angle.
+# as given, by a mask in which the points of a set come first; this program adds a distribution of
+# sizes, whose rate is learned. Its data are sticks: points on a line through the middle of the unit
+# square, at a random angle. The log density of the site `x` is minus a Chamfer distance, the mean
+# distance to the nearest point of the other set, so that the bound is a loss and no likelihood.
 
 
 # %%
@@ -59,7 +62,7 @@ def sized_sets(x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     with pyro.plate("sizes", 40):
         known = None if mask is None else mask.sum(1) - 1.0
         more = pyro.sample("more", dist.Poisson(rate), obs=known)
-    return vae.model(x, torch.arange(int(more.max()) + 1) <= more[:, None])
+    return vae.model(x, torch.arange(20 if x is None else x.shape[1]) <= more[:, None])
 
 
 pyro.clear_param_store()
@@ -72,23 +75,24 @@ with seeded(0):
     optimizer = PyroOptim(torch.optim.Adam, {"lr": 0.02})
     svi = SVI(sized_sets, vae.guide, optimizer, TraceMeanField_ELBO())
     losses = [svi.step(sticks, there) / 40 for _ in range(page.length(150, smoke=3))]
-    new = Predictive(sized_sets, num_samples=1)(None, torch.ones(40, 10, dtype=torch.bool))
-    for name, x in {"new sets": new["x"][0], "uniform points": torch.rand(40, 10, 2)}.items():
-        axes = torch.linalg.svdvals(x - x.mean(1, keepdim=True)).mean(0)
+    drawn = {name: value[0] for name, value in Predictive(sized_sets, num_samples=1)().items()}
+    new = [x[: int(n) + 1] for x, n in zip(drawn["x"], drawn["more"], strict=True) if n > 1]
+    for name, sets in {"new sets": new, "uniform points": map(torch.rand_like, new)}.items():
+        axes = torch.stack([torch.linalg.svdvals(x - x.mean(0)) for x in sets]).mean(0)
         print(f"{name}: second principal axis {float(axes[1] / axes[0]):.2f} of the first")
 print(f"loss of a set: {losses[0]:.2f} at first, {losses[-1]:.2f} at last")
-print(f"rate: {pyro.param('rate').item():.2f}, by maximum likelihood {float(more.mean()):.2f}")
+print(f"points beyond the first: {more.mean():.2f}, in new sets {drawn['more'].mean():.2f}")
 
 # %% [markdown]
-# New sets of ten points, drawn from the prior, are nearly as thin as sticks, although nobody said
-# what a stick is. Below, `SetVAE.terms` computes the loss that `TraceMeanField_ELBO` has here, but
-# passes the decoder once, not twice.
+# New sets, drawn from the prior with sizes of their own, are nearly as thin as the sticks. Below,
+# `SetVAE.terms` computes the loss that `TraceMeanField_ELBO` has here, but passes the decoder once,
+# not twice.
 #
 # ## Digits as sets
 #
 # The pixels of an 8 x 8 image with more than 6 of 16 levels of gray, each moved by a random part of
-# a pixel: 22 points on average, at most 32. What the random part adds nobody can know, so that no
-# distance to a reconstruction can be near zero.
+# a pixel: 22 points on average, at most 32. The random part cannot be predicted, so no distance to
+# a reconstruction reaches zero.
 
 
 # %%
