@@ -9,22 +9,25 @@
 # applied along each, and aggregated. Such a network commutes with permutations of the axes, and has
 # as many parameters for volumes as for images.
 #
-# There are two experiments here, both with exact truth: networks that are trained on images tell
-# kernels of Gaussian processes apart in volumes, and solvers of two equations in two dimensions are
-# tuned on a few solutions in three.
+# Two experiments have exact truth: networks that are trained on images tell kernels of Gaussian
+# processes apart in volumes, and solvers of two equations in 2-D are tuned on a few in 3-D.
 #
-# `pyro-ext reproduce axial-networks` runs the page, and so does
-# `python tutorials/papers/axial_networks.py`. Both print a table of claims and save it with the
-# figures in `figures/axial-networks`.
+# `pyro-ext reproduce axial-networks` runs the page; claims and figures are saved in
+# `figures/axial-networks`.
 
 # %%
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -32,6 +35,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.symmetry import XMPP, XCViT, kernel_fields, transport_fields
 from pyro_ext.nn.axial import GXCNN, SXCNN, check_axis_equivariance
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 from pyro_ext.tutorials.papers._axial_rivals import ConvNetwork, ConvSolver, inflated
 
@@ -44,21 +48,67 @@ SEEDS = page.seeds
 BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#588157"
 
 # %% [markdown]
+# ## An axial network as a guide
+#
+# A network for fields of any rank can be the guide of a model of such fields. Here these are draws
+# of a Gaussian process, and only a noisy sign of each cell is seen. The guide maps these signs to
+# means and scales, and is trained on images; `AutoNormal` is trained on the volumes themselves.
+
+
+# %%
+def signs(num_axes: int, num_fields: int, y: Tensor | None = None) -> None:
+    """Draw smooth fields with any number of axes, and noisy signs of their cells."""
+    root = reduce(torch.kron, [line] * num_axes)
+    with pyro.plate("fields", num_fields):
+        z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(len(root)), scale_tril=root))
+        pyro.sample("y", dist.Bernoulli(logits=4 * z).to_event(1), obs=y)
+
+
+def guide(num_axes: int, num_fields: int, y: Tensor) -> None:
+    """Draw fields given the signs, by one network for any number of axes."""
+    pyro.module("encoder", encoder)
+    outputs = encoder(y.reshape(num_fields, *[6] * num_axes, 1))
+    loc, log_scale = outputs.flatten(1, -2).unbind(-1)
+    with pyro.plate("fields", num_fields):
+        pyro.sample("z", dist.Normal(loc, (log_scale - 1).exp()).to_event(1))
+
+
+pyro.clear_param_store()
+with seeded(0):
+    lag = torch.arange(6.0) - torch.arange(6.0)[:, None]
+    line = torch.linalg.cholesky((-lag.square() / 2).exp() + 0.1 * torch.eye(6))
+    encoder = nn.Sequential(GXCNN(1, channels=16, num_layers=3, agg="mean"), nn.Linear(16, 2))
+    images_by_20 = Predictive(signs, num_samples=1)(2, 200)["y"][0].split(20)
+    drawn = Predictive(signs, num_samples=1)(3, 10)
+    truth, volumes = drawn["z"][0], drawn["y"][0]
+    print(f"error of the prior mean in volumes: {float(truth.square().mean().sqrt()):.2f}")
+    for name, one, num_axes, batches, num_steps in (
+        ("GXCNN", guide, 2, images_by_20, page.length(250, smoke=2)),
+        ("AutoNormal", AutoNormal(signs, init_scale=0.3), 3, [volumes], page.length(1000, smoke=2)),
+    ):
+        svi = SVI(signs, one, PyroOptim(torch.optim.Adam, {"lr": 0.02}), Trace_ELBO())
+        for step in range(num_steps):
+            y = batches[step % len(batches)]
+            svi.step(num_axes, len(y), y)
+        z = Predictive(signs, guide=one, num_samples=200)(3, 10, volumes)["z"]
+        distance = float((z.mean(0) - truth).square().mean().sqrt())
+        bound = -svi.evaluate_loss(3, 10, volumes) / volumes.numel()
+        print(f"{name}: error of posterior means {distance:.2f}, bound of a cell {bound:.2f}")
+
+# %% [markdown]
+# The network has seen no volume, and recovers these nearly as well as `AutoNormal`, which learns a
+# mean and a scale for each of their cells. Below, such networks tell kernels apart and solve
+# equations: they are trained on images and used on volumes, with a loss in place of the bound.
+#
 # ## Kernels of Gaussian processes
 #
 # 600 fields of $16 \times 16$ are draws of a Gaussian process with an RBF kernel or with a periodic
-# one, standardized. No volume is seen in training. The networks are smaller than the paper's: 24
-# channels in 4 layers of SXCNN, and 16 in a lift and 2 layers of GXCNN. Their rival is the paper's
-# 3-D CNN of 3 layers with 32 channels, which sees an image as the first slice of a cube that is
-# zero elsewhere, as in the public code.
+# one, standardized. The axial networks are smaller than the paper's. Their rival is the paper's 3-D
+# CNN, which sees an image as the first slice of a cube of zeros, as in the public code.
 
 # %%
 NUM_TRAIN, NUM_EPOCHS = page.length(600, smoke=64), page.length(8, smoke=1)
-NUM_TEST = {
-    1: page.length(200, smoke=8),
-    2: page.length(300, smoke=8),
-    3: page.length(200, smoke=8),
-}
+NUM_TEST = dict(enumerate(page.length((200, 300, 200), smoke=(8, 8, 8)), 1))  # by axes
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "SXCNN": lambda: SXCNN(1, 1, channels=24, num_layers=4),
     "GXCNN": lambda: GXCNN(1, 1, channels=16, num_layers=3),
@@ -71,12 +121,12 @@ def classifier(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     network = NETWORKS[name]()
     batches = ShuffledBatches(*kernel_fields(NUM_TRAIN, 2, seed=seed), batch_size=32)
-    Trainer(network, partial(torch.optim.Adam, lr=2e-3), seed=seed).run(
-        lambda x, y: binary_cross_entropy_with_logits(network(x)[:, 0], y.float()),
-        NUM_EPOCHS * len(batches),
-        batches,
-        progress=False,
-    )
+    trainer = Trainer(network, partial(torch.optim.Adam, lr=2e-3), seed=seed)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(network(x)[:, 0], y.float())
+
+    trainer.run(loss, NUM_EPOCHS * len(batches), batches, progress=False)
     return network
 
 
@@ -88,19 +138,18 @@ def accuracy(network: nn.Module, num_axes: int, seed: int) -> float:
     return float(((logits > 0) == labels.bool()).float().mean())
 
 
-accuracies: dict[str, dict[int, dict[int, float]]] = {}
-equivariance: dict[int, float] = {}
+Seeds = dict[int, float]
+accuracies: dict[str, dict[int, Seeds]] = {name: {k: {} for k in NUM_TEST} for name in NETWORKS}
+equivariance: Seeds = {}
 for name in NETWORKS:
-    accuracies[name] = {num_axes: {} for num_axes in NUM_TEST}
     for seed in SEEDS:
         network = classifier(name, seed)
         for num_axes in NUM_TEST:
             if name != "CNN, padded" or num_axes > 1:
                 accuracies[name][num_axes][seed] = accuracy(network, num_axes, seed)
         if isinstance(network, GXCNN):
-            equivariance[seed] = check_axis_equivariance(
-                network.backbone, (2, 4, 5, 6, 1), tolerance=1.0
-            )
+            sizes = (2, 4, 5, 6, 1)
+            equivariance[seed] = check_axis_equivariance(network.backbone, sizes, tolerance=1.0)
 page.table(
     {
         f"{name}, {num_axes}-D": {f"seed {seed}": value for seed, value in by_seed.items()}
@@ -112,20 +161,17 @@ page.table(
 )
 
 # %% [markdown]
-# Fields of one axis are in the table, too, and not in the claims: for these GXCNN repeats the field
-# along a new axis, which is unlike anything in an image, and has to be tuned.
+# Fields of one axis are not in the claims: for these GXCNN repeats the field along a new axis,
+# which is unlike anything in an image, and has to be tuned.
 
 # %%
-volumes, kernels = kernel_fields(2, 3, seed=0)
-images, _ = kernel_fields(2, 2, seed=0)
+images, volumes = (kernel_fields(2, num_axes, seed=0)[0] for num_axes in (2, 3))
 figure, axes = plt.subplots(2, 5, figsize=(10, 4.2), layout="constrained")
 for row, kernel in enumerate(("RBF", "periodic")):
-    volume = volumes[row, ..., 0]
-    cuts = [volume[8], volume[:, 8], volume[:, :, 4], volume[:, :, 12]]
-    names = ["first axis", "second axis", "third axis", "third axis"]
-    for ax, cut, title in zip(
-        axes[row], [images[row, ..., 0], *cuts], ["image", *names], strict=True
-    ):
+    x = volumes[row, ..., 0]
+    cuts = [images[row, ..., 0], x[8], x[:, 8], x[:, :, 4], x[:, :, 12]]
+    titles = ["image", "first axis", "second axis", "third axis", "third axis"]
+    for ax, cut, title in zip(axes[row], cuts, titles, strict=True):
         ax.imshow(cut.numpy(), cmap="viridis", vmin=-2.5, vmax=2.5)
         ax.set(xticks=[], yticks=[], title=title if row == 0 else "")
     axes[row, 0].set_ylabel(kernel)
@@ -149,20 +195,18 @@ page.figure("accuracy", figure, despine=True)
 # The heat equation, each field with its own diffusivity, and the advection equation, each with its
 # own speed, are solved exactly by Fourier multipliers on a torus with 8 positions along each axis.
 # From two states a network predicts the third, measured by the relative error
-# $\|\hat x - x\| / \|x\|$. One X-MPP, with 16 channels in one block, learns both equations in two
-# dimensions, and X-CViT, which is asked at random points, learns the heat equation. Then they are
-# tuned on 32 solutions in three dimensions, and the same networks start from scratch there, with as
-# many steps of the same size.
+# $\|\hat x - x\| / \|x\|$. One X-MPP learns both equations in 2-D, and X-CViT, which is asked at
+# random points, learns the heat equation. Then they are tuned on 32 solutions in 3-D, and the same
+# networks start from scratch there, with as many steps of the same size.
 #
-# The rival is a CNN of 3 layers in two dimensions with kernels that are inflated: repeated along a
-# new axis and divided by their size. In two dimensions it is better than X-MPP after as many steps,
-# and on the heat equation it is at one seed better from scratch in three dimensions than anything
-# that was tuned: these equations are linear and local. What the paper claims, and what is claimed
-# here, is that an axial network gains from another number of dimensions.
+# The rival is a CNN in 2-D with kernels that are inflated: repeated along a new axis and divided by
+# their size. In 2-D it is better than X-MPP after as many steps, and on the heat equation it is at
+# one seed better from scratch in 3-D than anything that was tuned: these equations are linear and
+# local. What is claimed is that an axial network gains from another number of dimensions.
 
 # %%
 SIZE, NUM_STEPS = 8, 2
-NUM_PRETRAIN, NUM_TUNE = page.length(150, smoke=2), page.length(32, smoke=2)
+NUM_PRETRAIN, NUM_TUNE, NUM_SOLUTIONS, NUM_TESTS = page.length((150, 32, 256, 32), (2, 2, 8, 4))
 EQUATIONS = ("heat", "advection")
 
 
@@ -190,37 +234,28 @@ def points_of(field: Tensor, number: int | None = None) -> tuple[Tensor, Tensor]
 
 def error(network: nn.Module, data: Solutions, num_points: int | None = None) -> Tensor:
     """Relative error of each field, for X-CViT at cells."""
-    size = data.following.flatten(1).square().mean(1).sqrt()
     if isinstance(network, XCViT):
         points, cells = points_of(data.following, num_points)
         places: tuple[Any, ...] = (slice(None), *cells.unbind(1))
         difference = network(data.history, points) - data.following[places]
     else:
         difference = network(data.history) - data.following
-    found: Tensor = difference.flatten(1).square().mean(1).sqrt() / size
-    return found
+    above, below = (x.flatten(1).square().mean(1).sqrt() for x in (difference, data.following))
+    return above / below
 
 
 def train(network: nn.Module, every: list[Solutions], num_steps: int, seed: int) -> None:
-    """Minimize squared relative errors, of a minibatch of each equation in each step.
-
-    It has 8 fields of two axes, or 4 of three.
-    """
+    """Minimize squared relative errors of a few fields of each equation in each step."""
     size = 8 if every[0].following.dim() == 4 else 4
     batches = [ShuffledBatches(*data, batch_size=size) for data in every]
-    Trainer(
-        network,
-        partial(torch.optim.Adam, lr=3e-3),
-        scheduler=partial(CosineAnnealingLR, T_max=num_steps),
-        max_norm=1.0,
-        seed=seed,
-    ).run(
-        lambda some: torch.stack(
-            [error(network, Solutions(*one), 64).square().mean() for one in some]
-        ).sum(),
-        num_steps,
-        lambda drawn: [one.batch(0, drawn) for one in batches],
-        progress=False,
+
+    def loss(some: list[tuple[Tensor, ...]]) -> Tensor:
+        return torch.stack([error(network, Solutions(*x), 64).square().mean() for x in some]).sum()
+
+    optimizer = partial(torch.optim.Adam, lr=3e-3)
+    decay = partial(CosineAnnealingLR, T_max=num_steps)
+    Trainer(network, optimizer, scheduler=decay, max_norm=1.0, seed=seed).run(
+        loss, num_steps, lambda drawn: [x.batch(0, drawn) for x in batches], progress=False
     )
 
 
@@ -229,13 +264,10 @@ SOLVERS: dict[str, tuple[Callable[[int], nn.Module], tuple[str, ...]]] = {
     "X-CViT": (lambda _: XCViT(channels=16, padding_mode="circular"), ("heat",)),
     "CNN": (lambda num_axes: ConvSolver(num_axes, NUM_STEPS), EQUATIONS),
 }
-NUM_SOLUTIONS = {"train": page.length(256, smoke=8), "test": page.length(32, smoke=4)}
 tuned: dict[tuple[str, str], nn.Module] = {}
 errors: dict[tuple[str, str, str], dict[int, float]] = {}
 tests: dict[tuple[str, int, int], Solutions] = {
-    (equation, num_axes, seed): solutions(
-        NUM_SOLUTIONS["test"], num_axes, equation, 10_000 * num_axes + seed
-    )
+    (equation, num_axes, seed): solutions(NUM_TESTS, num_axes, equation, 10_000 * num_axes + seed)
     for equation in EQUATIONS
     for num_axes in (2, 3)
     for seed in SEEDS
@@ -252,7 +284,7 @@ for name, (make, equations) in SOLVERS.items():
     for seed in SEEDS:
         torch.manual_seed(seed)
         flat = make(2)
-        data = [solutions(NUM_SOLUTIONS["train"], 2, equation, seed) for equation in equations]
+        data = [solutions(NUM_SOLUTIONS, 2, equation, seed) for equation in equations]
         train(flat, data, NUM_PRETRAIN, seed)
         for equation in equations:
             record((name, equation, "2-D"), flat, 2, seed)
@@ -265,8 +297,7 @@ for name, (make, equations) in SOLVERS.items():
             scratch = make(3)
             train(scratch, [few], NUM_TUNE, seed)
             record((name, equation, "3-D, from scratch"), scratch, 3, seed)
-            if seed == SEEDS[0]:
-                tuned[name, equation] = started
+            tuned.setdefault((name, equation), started)
 page.table(
     {
         f"{name}, {equation}, {kind}": {f"seed {seed}": value for seed, value in by_seed.items()}
@@ -300,15 +331,9 @@ for ax, equation in zip(axes, EQUATIONS, strict=True):
     names = [name for name, (_, equations) in SOLVERS.items() if equation in equations]
     for shift, (kind, color) in enumerate(kinds.items()):
         for place, name in enumerate(names):
-            values = list(errors[name, equation, kind].values())
-            label = kind if place == 0 else None
-            ax.bar(
-                place + 0.25 * (shift - 1),
-                sum(values) / len(values),
-                0.22,
-                color=color,
-                label=label,
-            )
+            values = errors[name, equation, kind].values()
+            height, at = sum(values) / len(values), place + 0.25 * (shift - 1)
+            ax.bar(at, height, 0.22, color=color, label=kind if place == 0 else None)
     ax.set(xticks=range(len(names)), xticklabels=names, title=equation)
 axes[0].set_ylabel("relative error")
 axes[0].legend()
@@ -325,49 +350,40 @@ def gain(name: str) -> dict[int, float]:
     return {seed: value - rival[seed] for seed, value in accuracies[name][3].items()}
 
 
-def ratio(
-    name: str, equation: str, other: str = "", kind: str = "3-D, from scratch"
-) -> dict[int, float]:
-    """Error in 3-D after tuning, divided by another one."""
-    below = errors[other or name, equation, kind]
-    return {
-        seed: value / below[seed] for seed, value in errors[name, equation, "3-D, tuned"].items()
-    }
+def ratio(name: str, equation: str, other: tuple[str, str]) -> dict[int, float]:
+    """Error in 3-D after tuning, divided by that of a network of some kind."""
+    above, below = errors[name, equation, "3-D, tuned"], errors[other[0], equation, other[1]]
+    return {seed: value / below[seed] for seed, value in above.items()}
 
 
-PADDED = (
-    "padded as in the public code, the CNN does better on volumes than in the trial that the bound "
-    "comes from, where its accuracy was 0.735"
-)
+at_least: dict[str, Any] = {"comparison": ">=", "bound": 0.80}
+at_least["source"] = "Kim et al. (2025), Gaussian process experiment; bound preregistered"
 page.claim(
     "SXCNN, trained on images, tells kernels apart in volumes (accuracy).",
     accuracies["SXCNN"][3],
-    ">=",
-    0.80,
-    source="Kim et al. (2025), Gaussian process experiment; bound preregistered",
+    **at_least,
 )
 page.claim(
     "GXCNN, trained on images, tells kernels apart in volumes (accuracy).",
     accuracies["GXCNN"][3],
-    ">=",
-    0.80,
-    source="Kim et al. (2025), Gaussian process experiment; bound preregistered",
+    **at_least,
 )
+at_least = {
+    "comparison": ">=",
+    "bound": 0.08,
+    "source": "Kim et al. (2025): 0.81 and 0.67 in 3-D; bound preregistered",
+    "reason": "padded as in the public code, the CNN does better on volumes than in the trial that "
+    "the bound comes from, where its accuracy was 0.735",
+}
 page.claim(
     "SXCNN does so better than the padded CNN (difference of accuracies).",
     gain("SXCNN"),
-    ">=",
-    0.08,
-    source="Kim et al. (2025): 0.81 and 0.67 in 3-D; bound preregistered",
-    reason=PADDED,
+    **at_least,
 )
 page.claim(
     "GXCNN does so better than the padded CNN (difference of accuracies).",
     gain("GXCNN"),
-    ">=",
-    0.08,
-    source="Kim et al. (2025): 0.81 and 0.67 in 3-D; bound preregistered",
-    reason=PADDED,
+    **at_least,
 )
 page.claim(
     "After training GXCNN commutes with permutations of axes (largest difference of outputs).",
@@ -376,51 +392,35 @@ page.claim(
     1e-4,
     source="Kim et al. (2025), equivariance; float32, outputs of some units",
 )
+less: dict[str, Any] = {"comparison": "<", "bound": 1.0}
+less["source"] = "Kim et al. (2025), fine-tuning on unseen dimensions; bound preregistered"
 page.claim(
     "X-MPP learns the heat equation in 3-D better after 2-D than from scratch (ratio of errors).",
-    ratio("X-MPP", "heat"),
-    "<",
-    1.0,
-    source="Kim et al. (2025), fine-tuning on unseen dimensions; bound preregistered",
+    ratio("X-MPP", "heat", ("X-MPP", "3-D, from scratch")),
+    **less,
 )
 page.claim(
     "X-MPP learns advection in 3-D better after 2-D than from scratch (ratio of errors).",
-    ratio("X-MPP", "advection"),
-    "<",
-    1.0,
-    source="Kim et al. (2025), fine-tuning on unseen dimensions; bound preregistered",
+    ratio("X-MPP", "advection", ("X-MPP", "3-D, from scratch")),
+    **less,
 )
 page.claim(
     "X-CViT learns the heat equation in 3-D better after 2-D than from scratch (ratio of errors).",
-    ratio("X-CViT", "heat"),
-    "<",
-    1.0,
-    source="Kim et al. (2025), fine-tuning on unseen dimensions; bound preregistered",
+    ratio("X-CViT", "heat", ("X-CViT", "3-D, from scratch")),
+    **less,
 )
+less |= {"source": "Kim et al. (2025), fine-tuning against inflated kernels", "across": "mean"}
 page.claim(
     "X-MPP is better than a CNN with inflated kernels on the heat equation (ratio of errors).",
-    ratio("X-MPP", "heat", "CNN", "3-D, tuned"),
-    "<",
-    1.0,
-    across="mean",
-    source="Kim et al. (2025), fine-tuning against inflated kernels",
+    ratio("X-MPP", "heat", ("CNN", "3-D, tuned")),
+    **less,
 )
 page.claim(
     "X-MPP is better than a CNN with inflated kernels on the advection equation (ratio of errors).",
-    ratio("X-MPP", "advection", "CNN", "3-D, tuned"),
-    "<",
-    1.0,
-    across="mean",
-    source="Kim et al. (2025), fine-tuning against inflated kernels",
+    ratio("X-MPP", "advection", ("CNN", "3-D, tuned")),
+    **less,
     reason="X-MPP sees patches of two positions, and in so few steps learns a shift by less than "
     "one position worse than the CNN does, in two dimensions already",
 )
-page.finish(
-    {
-        "num_train": NUM_TRAIN,
-        "num_epochs": NUM_EPOCHS,
-        "size": SIZE,
-        "num_pretrain": NUM_PRETRAIN,
-        "num_tune": NUM_TUNE,
-    }
-)
+settings = {"num_train": NUM_TRAIN, "num_epochs": NUM_EPOCHS, "size": SIZE}
+page.finish(settings | {"num_pretrain": NUM_PRETRAIN, "num_tune": NUM_TUNE})
