@@ -1,6 +1,7 @@
 """Pages on workflows run: shortly, where no tests of their own do, and in full to their ends."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,19 @@ from tests.tutorials.papers.test_claims import FAILED
 
 WORKFLOWS = [page for page in pages() if page.path.parent != PAPERS]
 FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
+WITHOUT_A_PROGRAM = {
+    "asymmetric-scaling",
+    "bayesian-e3-potential",
+    "bomf",
+    "bridge-network",
+    "early-exit-diffusion",
+    "fedsvd",
+    "latent-be",
+    "modular-lora",
+    "rbhc",
+    "sdd",
+    "swamp",
+}
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 
 
@@ -44,6 +58,14 @@ def test_full_run_meets_its_claims(full_run):
     """What a page without claims checks by itself it checks in full runs only."""
     assert full_run.returncode == (full_run.page.slug in FAILING)
     assert list((REPORTS / full_run.page.slug).glob("*.png"))
+
+
+def test_papers_are_pyro_programs():
+    """Each page shows its paper's method by sites and Pyro's machinery, but for those that wait."""
+    program = re.compile(r"pyro\.sample\(|\b(SVI|MCMC|Predictive)\(")
+    papers = set(pages()) - set(WORKFLOWS)
+    without = {page.slug for page in papers if not program.search(page.path.read_text("utf-8"))}
+    assert without == WITHOUT_A_PROGRAM
 
 
 def test_every_paper_has_a_test_that_reads_its_report():
