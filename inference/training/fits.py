@@ -30,7 +30,9 @@ def check_fits(
                 outputs = network(inputs[:1])
             if not targets or not isinstance(outputs, Tensor):
                 return
-            with checks.named_in_errors(argument, targets[0]):
+            # Losses such as Pyro's TraceEnum_ELBO want outputs that have a gradient.
+            outputs = outputs.clone().requires_grad_(outputs.is_floating_point())
+            with torch.enable_grad(), checks.named_in_errors(argument, targets[0]):
                 loss(outputs.expand(len(inputs), *outputs.shape[1:]), *targets)
     finally:
         for module, mode in zip(modules, modes, strict=True):

@@ -19,7 +19,6 @@ WITHOUT_A_PROGRAM = {
     "bomf",
     "bridge-network",
     "early-exit-diffusion",
-    "fedsvd",
     "latent-be",
     "modular-lora",
     "rbhc",

@@ -2,8 +2,11 @@
 
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -46,6 +49,28 @@ def least_cosine(A, B):
 def mean_loss(one, clients):
     with torch.no_grad():
         return float(sum(cross_entropy(one.module(x), y) for x, y in clients if len(x)))
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceEnum_ELBO])
+def test_the_bound_of_a_pyro_model_is_a_loss(elbo):
+    """Its steps are those of the cross entropy that it is."""
+
+    def model(logits, y):
+        with pyro.plate("data", len(y)):
+            if elbo is TraceEnum_ELBO:
+                pyro.sample("coin", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    def bound(logits, y):
+        loss = elbo(max_plate_nesting=1).differentiable_loss(model, lambda *_: None, logits, y)
+        return loss / len(y)
+
+    clients = clients_of(20, 12)
+    found, expected = (server(loss=loss) for loss in (bound, cross_entropy))
+    for one in (found, expected):
+        one.run(clients, 2, progress=False)
+    for name, value in deltas(expected).items():
+        torch.testing.assert_close(deltas(found)[name], value)
 
 
 # Aggregation
