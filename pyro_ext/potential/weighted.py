@@ -275,8 +275,8 @@ class WeightedPotential(WeightedLoss):
         return self.layout.flatten(values)
 
     def constrain(self, flat: Tensor) -> dict[str, Tensor]:
-        """Values of the latent and deterministic sites from unconstrained ones."""
-        return self.potential.samples(self.layout.unflatten(flat))
+        """Values of the latent sites from unconstrained ones."""
+        return self.potential.constrain(self.layout.unflatten(flat))
 
     def _value(self, flat: Tensor, weights: Tensor, *rest: Tensor) -> Tensor:
         rows = list(rest)

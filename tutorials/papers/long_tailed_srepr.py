@@ -317,7 +317,7 @@ page.table(table, title="method")
 
 
 def gain(column: str, first: str, second: str) -> dict[int, float]:
-    """How much larger a score is for one method than for another."""
+    """Subtract the score of one method from that of another."""
     return {seed: by_seed[seed][first][column] - by_seed[seed][second][column] for seed in SEEDS}
 
 

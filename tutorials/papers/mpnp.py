@@ -118,9 +118,9 @@ for make in (partial(MPNP, num_pseudo=5), CNP):
             print(f"  {known} points known: {spread}, and err by {float(error):.2f}")
 
 # %% [markdown]
-# Draws of MPNP are whole functions. Their means spread about as much as they err, and less if more
-# points are known. Means of CNP have one spread: its errors at points are independent. Below, `fit`
-# has the same bound as its main term, and adds those of the context and of pseudo points alone.
+# Draws of MPNP are whole functions, whose means spread less where more points are known. Means of
+# CNP have one spread: its errors at points are independent. Below, `fit` has the same bound as its
+# main term, and adds those of the context and of pseudo points alone.
 #
 # ## Functions of Gaussian processes
 #

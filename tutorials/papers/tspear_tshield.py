@@ -174,7 +174,7 @@ def mrr(setting: str, name: str) -> dict[int, float]:
 
 
 def auc(result: Result) -> float:
-    """How well probabilities of the last epoch tell real events from fake ones."""
+    """Score how well the last epoch tells real events from fake ones."""
     return float(roc_auc_score(~result.train.fake.numpy(), result.fit.probabilities[-1].numpy()))
 
 

@@ -79,7 +79,7 @@ EXACT_DRAWS = exact.sample(page.length(4000, smoke=50), seed=0)
 
 
 def log_potential(sequences: Tensor) -> Tensor:
-    """Whether there are two rare letters, times 8."""
+    """Return 8 for words with two rare letters, and 0 for others."""
     return exact.log_potential(sequences).to(torch.get_default_dtype())
 
 

@@ -245,7 +245,7 @@ class PosteriorBootstrap(IndependentDraws):
             if folder is not None:
                 self._describe(folder, known, own, seed, fits)
                 folder.open()
-            self._draw(fits, seed, folder)
+            self._draw(own, fits, seed, folder)
         finally:
             if folder is not None:
                 folder.close()
@@ -333,7 +333,9 @@ class PosteriorBootstrap(IndependentDraws):
 
     # How a run goes ------------------------------------------------------------------------------
 
-    def _draw(self, fits: WeightedFits, seed: int, folder: DrawFolder | None) -> None:
+    def _draw(
+        self, own: WeightedLoss, fits: WeightedFits, seed: int, folder: DrawFolder | None
+    ) -> None:
         size, total = fits.batch_size, self.num_samples
         batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
         found: dict[range, dict[str, Tensor]] = {}
@@ -369,17 +371,20 @@ class PosteriorBootstrap(IndependentDraws):
             except KeyboardInterrupt:
                 self.interrupted = True
             except ExecutorError:
-                self._keep(fits.loss, found)
+                self._keep(own, found)
                 raise
-        self._keep(fits.loss, found)
+        self._keep(own, found)
         self._warn_of_left_out("the fit", "see whether the loss is finite where it starts")
         if self._fits and (num_open := int((~self._fits["converged"]).sum())):
             number = len(self._fits["converged"])
             message = f"{num_open} of {number} fits have not converged: give the optimizer more"
             warnings.warn(f"{message} steps", RuntimeWarning, stacklevel=3)
 
-    def _keep(self, loss: WeightedLoss, found: Mapping[range, dict[str, Tensor]]) -> None:
-        """Take the draws of some batches for samples, in the order of their numbers."""
+    def _keep(self, own: WeightedLoss, found: Mapping[range, dict[str, Tensor]]) -> None:
+        """Take the draws of some batches for samples, in the order of their numbers.
+
+        Deterministic sites are those of the observations alone, without the atoms of a draw.
+        """
         parts = sorted(found.items(), key=lambda item: item[0].start)
         if not parts:
             return
@@ -389,7 +394,11 @@ class PosteriorBootstrap(IndependentDraws):
         self._left_out = [number for number, kept in zip(numbers, finite, strict=True) if not kept]
         self._fits = {name: whole[name][finite] for name in _FIELDS}
         if bool(finite.any()):
-            self._samples = loss.constrain(whole["position"][finite])
+            position = whole["position"][finite]
+            if isinstance(own, WeightedPotential):
+                self._samples = own.potential.samples(own.layout.unflatten(position))
+            else:
+                self._samples = own.constrain(position)
 
     def _describe(
         self,

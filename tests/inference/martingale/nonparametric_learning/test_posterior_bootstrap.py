@@ -46,8 +46,9 @@ def regression(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x @ slope, 1.0), obs=y)
 
 
-def test_draws_have_deterministic_sites():
-    """As those of MCMC have; ArviZ gets them once."""
+@pytest.mark.parametrize("concentration", [0.0, 5.0])
+def test_draws_have_deterministic_sites(concentration):
+    """As those of MCMC have, over the observations and not the atoms; ArviZ gets them once."""
 
     def model(x: Tensor, y: Tensor) -> None:
         slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
@@ -57,7 +58,9 @@ def test_draws_have_deterministic_sites():
             pyro.sample("y", dist.Normal(line, 1.0), obs=y)
 
     x = torch.linspace(-1.0, 1.0, 20)
-    bootstrap = PosteriorBootstrap(model, 30, seed=0, progress=False).run(x, 3.0 * x + x.cos())
+    base = None if concentration == 0.0 else lambda m: (torch.rand(m), torch.rand(m))
+    options = {"base_measure": base, "seed": 0, "progress": False}
+    bootstrap = PosteriorBootstrap(model, 30, concentration, **options).run(x, 3.0 * x + x.cos())
     draws = bootstrap.get_samples()
     torch.testing.assert_close(draws["twice"], 2.0 * draws["slope"])
     torch.testing.assert_close(draws["line"], draws["slope"][:, None] * x)
