@@ -4,7 +4,7 @@ Each side imports, compiles and samples four chains in a process of its own, and
 in a first one, whose cache of machine code is empty, and in a second one; NumPyro compiles in each.
 Seconds are CPU time, that of compilers in child processes included, and by the clock. Posteriors
 are eight schools, a regression (434 rows), an autoregression of order five (200 steps), a hierarchy
-of 85 groups (919 rows) and, with ``--full``, a network (digits, 985 parameters).
+of 85 groups (919 rows) and a network (digits, 985 parameters).
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _common import OURS, Case, Options, Timings, main
 
-POSTERIORS = ("eight schools", "regression", "autoregression", "hierarchy")
+POSTERIORS = ("eight schools", "regression", "autoregression", "hierarchy", "network")
 REPORT = "import os; print(sum(os.times()[:4]))"
 
 
@@ -43,8 +43,7 @@ def measured(side: str, name: str, cache: str) -> tuple[float, float]:
 
 def cases(options: Options) -> Iterator[Case]:
     """Each posterior in a first and in a second process."""
-    names = (*POSTERIORS, "network") if options.full else POSTERIORS
-    for name in names[:1] if options.smoke else names:
+    for name in POSTERIORS[:1] if options.smoke else POSTERIORS:
         rounds: dict[str, list[tuple[float, float]]] = {"first": [], "second": [], "numpyro": []}
         missing = {}
         for _ in range(options.rounds):

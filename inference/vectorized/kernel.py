@@ -110,7 +110,6 @@ class VectorizedKernel(MCMCKernel):
     """Whether chains have to run one after the other."""
     takes_minibatches: ClassVar[bool] = False
     """Whether a model may subsample its plates; without it a model must see all of its data."""
-    _evaluations_per_step: ClassVar[int] = 1
     _operations_per_evaluation: ClassVar[int] = 30
 
     def __init__(
@@ -322,12 +321,16 @@ class VectorizedKernel(MCMCKernel):
         backend, self.note = chosen_backend(
             self.backend,
             self._function(),
-            num_steps * self._evaluations_per_step,
+            num_steps * self._evaluations_per_step(),
             self._operations_per_evaluation,
             self.potential.layout.device,
             known,
         )
         return backend
+
+    def _evaluations_per_step(self) -> int:
+        """Estimate how often a step evaluates the potential."""
+        return 1
 
     def _make_loop(self) -> Any:
         """Make what runs many steps, with the attribute ``errors`` of :class:`StepLoop`."""

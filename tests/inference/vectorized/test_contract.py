@@ -102,6 +102,10 @@ def test_it_compiles_where_that_pays(tmp_path, monkeypatch):
     assert [kernel.choose_backend(steps) for steps in (100, 10**6)] == ["trace", "compile"]
     assert kernel.note.startswith("compiling, some")
     assert kernel.choose_backend(10**6, "trace") == "trace" and not kernel.note
+    # Trajectories are longer where there are more unknowns.
+    wide = NUTS(lambda: pyro.sample("x", dist.Normal(torch.zeros(1_000), 1.0).to_event(1)))
+    wide.setup(100)
+    assert wide.choose_backend(100) == "compile"
     for backend in ("eager", "trace", "compile"):
         own = SGLD(model, backend=backend)
         own.setup(0)
