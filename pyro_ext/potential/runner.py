@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +36,7 @@ from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.model_checks import missed_gradients
 from pyro_ext.potential.structure import Block, Plate, Site, assemble, blocks, structure_of
 
+_MOST_COARSE = 10
 _NOT_FINITE = (
     "the log density of site(s) {sites}, or its gradient, is not finite; observations must be in "
     "the support and no NaN, not even where they are masked"
@@ -289,21 +291,34 @@ class ModelRunner:
         return whole
 
     def initial(self, strategy: InitStrategy) -> Tensor:
-        """A flat unconstrained vector at which the density and its gradient are finite."""
+        """A flat unconstrained vector at which the density and its gradient are finite.
+
+        Of some that are so unlikely that their density is rounded to whole numbers, the likeliest.
+        """
         reason = ""
+        coarse: list[tuple[float, Tensor]] = []
         for _ in range(NUM_TRIES):
             try:
                 with threads_for(self.unconstrained.size):
                     with torch.no_grad():
                         flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
-                    at_fault = self._at_fault(flat, self.random_indices())
+                    density, at_fault = self._density_or_faults(flat, self.random_indices())
             except factorization_errors() as error:
                 reason = str(error)
                 continue
-            if not at_fault:
+            if at_fault:
+                reason = _NOT_FINITE.format(sites=at_fault)
+                self._check_observed(flat)
+                continue
+            if abs(density) * torch.finfo(flat.dtype).eps < 1.0:
                 return flat
-            reason = _NOT_FINITE.format(sites=at_fault)
-            self._check_observed(flat)
+            # There acceptance probabilities are 0 or 1, by chance: trajectories go nowhere.
+            is_again = bool(coarse) and torch.equal(flat, coarse[-1][1])
+            coarse.append((density, flat))
+            if is_again or len(coarse) == _MOST_COARSE:
+                break
+        if coarse:
+            return max(coarse, key=itemgetter(0))[1]
         raise ValueError(
             f"none of {NUM_TRIES} initial points will do: at the last one {reason}. If the data "
             "are right, look at the scale of the prior and at the initialization (init_strategy "
@@ -328,7 +343,8 @@ class ModelRunner:
                 self._validate(flat, by_plate)
             if whole:
                 for block in self.blocks():
-                    if sites := self._at_fault(flat, list(block.indices.values())):
+                    _, sites = self._density_or_faults(flat, list(block.indices.values()))
+                    if sites:
                         raise ValueError(_NOT_FINITE.format(sites=sites))
 
     def _check_observed(self, flat: Tensor) -> None:
@@ -400,8 +416,10 @@ class ModelRunner:
     def _run_from_prior(self, indices: Mapping[str, Tensor] | None = None) -> Evaluation:
         return run_from_prior(self.model, self.args, self.kwargs, indices)
 
-    def _at_fault(self, flat: Tensor, indices: Sequence[Tensor]) -> list[str]:
-        """Sites whose log density or its gradient is not finite."""
+    def _density_or_faults(
+        self, flat: Tensor, indices: Sequence[Tensor]
+    ) -> tuple[float, list[str]]:
+        """Log density, and the sites where it or its gradient is not finite."""
         with torch.enable_grad():
             leaf = flat.clone().requires_grad_()
             records = self._run_unconstrained(leaf, indices)
@@ -414,8 +432,8 @@ class ModelRunner:
             total = log_density(records)
             (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
             if bool(torch.isfinite(total)) and bool(torch.isfinite(gradient).all()):
-                return []
-            return non_finite_sites(records, leaf) or list(self.structure.latents)
+                return float(total), []
+            return float(total), non_finite_sites(records, leaf) or list(self.structure.latents)
 
     def _run_unconstrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
         by_plate = self.by_plate(indices)

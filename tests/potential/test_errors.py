@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.autoguide.initialization import init_to_uniform, init_to_value
 from torch import Tensor, nn
 from torch.distributions.transforms import ExpTransform
 
@@ -236,6 +236,29 @@ def test_values_are_checked_once() -> None:
     with pyro.validation_enabled(False):
         potential = Potential(model, backend="eager")
     assert torch.isfinite(potential(potential.init(1, seed=0))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_starts_have_a_density_of_which_changes_are_seen(dtype: torch.dtype) -> None:
+    """Where the density is rounded to whole numbers, no trajectory goes anywhere."""
+    most = 1.0 / torch.finfo(dtype).eps
+
+    def starts(energy: Callable[[Tensor], Tensor], strategy: Any) -> tuple[Tensor, Tensor]:
+        def model() -> None:
+            x = pyro.sample("x", dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+            pyro.factor("energy", -energy(x))
+
+        potential = Potential(model)
+        params = potential.init(20, seed=0, init_strategy=strategy)
+        return params["x"], potential(params)
+
+    points, values = starts(lambda x: (0.5 * most) ** x.abs(), init_to_uniform)
+    assert values.max() < most and points.abs().max() > 0.5
+    points, values = starts(lambda x: most * (10.0 + x.abs()), init_to_uniform)
+    assert values.min() > most and points.abs().mean() < 0.5, "not the likeliest of some tries"
+    values_of = {"x": torch.ones((), dtype=dtype)}
+    points, _ = starts(lambda x: most * (10.0 + x.abs()), init_to_value(values=values_of))
+    assert (points == 1.0).all()
 
 
 def test_invalid_parameter() -> None:
