@@ -432,8 +432,8 @@ class ModelRunner:
             total = log_density(records)
             (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
             if bool(torch.isfinite(total)) and bool(torch.isfinite(gradient).all()):
-                return float(total), []
-            return float(total), non_finite_sites(records, leaf) or list(self.structure.latents)
+                return float(total.detach()), []
+            return float(total.detach()), non_finite_sites(records, leaf) or list(self.structure.latents)
 
     def _run_unconstrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
         by_plate = self.by_plate(indices)
