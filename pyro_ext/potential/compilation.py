@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_ext._lib.cache import CodeFolder, cache_path
+from pyro_ext._lib.garbage import collection_paused
 from pyro_ext._version import __version__
 
 TensorFunction = Callable[..., Any]
@@ -38,6 +39,7 @@ _OPTIONS = {
     "cpp_cache_precompile_headers": False,  # which takes longer than several graphs without it
     # What calls the kernels: a third faster to compile than with -O1, and as fast.
     "aot_inductor.compile_wrapper_opt_level": "Og",
+    "aot_inductor.enable_line_tables": False,  # for debuggers
     # With new layouts of images, the compiler miscompiles convolutions of several networks at once.
     "layout_optimization": False,
 }
@@ -278,24 +280,28 @@ def _digest_of(content: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(content).encode()).hexdigest()
 
 
+@collection_paused()
 @_deprecations_ignored()
 def _make_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
     """Compile a graph, and return the path of its library in the compiler's own folder."""
+    from torch._inductor import cpu_vec_isa
     from torch._inductor.exc import CppCompileError
 
     try:
-        # Else two programs are compiled to see whether the compiler knows the processor.
-        return _compiled_library(graph, arguments, {"cpp.vec_isa_ok": True})
+        # Else up to five programs are compiled to see whether the compiler knows the processor.
+        with mock.patch.object(cpu_vec_isa.VecISA, "check_build", return_value=True):
+            return _compiled_library(graph, arguments)
     except Exception as error:
         if not isinstance(getattr(error, "inner_exception", error), CppCompileError):
             raise
-        return _compiled_library(graph, arguments, {})  # it may not know all instructions
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+        for kind in map(type, cpu_vec_isa.supported_vec_isa_list):
+            getattr(kind.__bool__, "cache_clear", lambda: None)()
+        return _compiled_library(graph, arguments)  # it may not know all instructions
 
 
-def _compiled_library(
-    graph: GraphModule, arguments: Sequence[Tensor], options: Mapping[str, Any]
-) -> Path:
-    """Compile a graph with further options of PyTorch's compiler."""
+def _compiled_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
+    """Compile a graph with PyTorch's compiler."""
     # Imported here: the compiler is slow to import, and most processes find their code made.
     from torch._inductor import codecache, config
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
@@ -304,13 +310,15 @@ def _compiled_library(
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fake = [mode.from_tensor(argument) for argument in arguments]
-    options = {**_OPTIONS, **(_SMALL if _is_small(graph, arguments) else {}), **options}
+    is_small = _is_small(graph, arguments)
+    options = {**_OPTIONS, **(_SMALL if is_small else {})}
     build = partial(_built_side_by_side, codecache._worker_compile_cpp)
     side_by_side = mock.patch.object(codecache, "_worker_compile_cpp", build)
     with torch.no_grad(), config.patch(options), side_by_side, tracing(TracingContext(mode)):
         with mode:
             record = make_fx(lambda *x: graph(*x), decomposition_table=select_decomp_table())(*fake)
-        _recursive_joint_graph_passes(record)
+        if not is_small:
+            _recursive_joint_graph_passes(record)
         compiled: Any = compile_fx_inner(record, fake, cpp_wrapper=True, is_inference=True)
     return Path(compiled.current_callable.__globals__["inductor_entry"].__self__.__file__)
 

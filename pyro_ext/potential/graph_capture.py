@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_ext._lib.garbage import collection_paused
 from pyro_ext.potential._graph_passes import (
     data_behind,
     drop_identities,
@@ -72,6 +73,7 @@ class CaptureError(RuntimeError):
     """A function could not be recorded as a graph."""
 
 
+@collection_paused()
 def capture(function: TensorFunction, *example: Tensor, series: bool = False) -> GraphModule:
     """Record a function of tensors as a graph of tensor operations.
 
@@ -218,6 +220,7 @@ def _record_pure(function: TensorFunction, *example: Tensor) -> GraphModule:
     return graph
 
 
+@collection_paused()
 def capture_abstract(function: TensorFunction, *example: Tensor) -> GraphModule:
     """Record a function on the shapes and types of its arguments, as one with a loop has to be.
 

@@ -431,9 +431,10 @@ class ModelRunner:
                     )
             total = log_density(records)
             (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
-            if bool(torch.isfinite(total)) and bool(torch.isfinite(gradient).all()):
-                return float(total.detach()), []
-            return float(total.detach()), non_finite_sites(records, leaf) or list(self.structure.latents)
+            density = float(total.detach())
+            if math.isfinite(density) and bool(torch.isfinite(gradient).all()):
+                return density, []
+            return density, non_finite_sites(records, leaf) or list(self.structure.latents)
 
     def _run_unconstrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
         by_plate = self.by_plate(indices)

@@ -1,5 +1,6 @@
 """Machine code: made without the data, kept between processes, and replaced where it is damaged."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,7 +13,13 @@ import torch
 
 from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.inference.hmc import loop
-from pyro_ext.potential import capture, capture_abstract, compilation, compile_graph
+from pyro_ext.potential import (
+    CaptureError,
+    capture,
+    capture_abstract,
+    compilation,
+    compile_graph,
+)
 from pyro_ext.potential.compilation import lift_constants
 
 while_loop = torch.ops.higher_order.while_loop
@@ -201,3 +208,35 @@ def test_a_second_process_records_no_transitions(folder, monkeypatch):
     monkeypatch.setattr(loop, "_sources", lambda: "of another version")
     with pytest.warns(UserWarning, match="recorded"):
         run(1)
+
+
+def test_a_compiler_that_refuses_instructions_is_asked_which_it_knows(folder, monkeypatch):
+    from torch._inductor import cpu_vec_isa
+    from torch._inductor.exc import CppCompileError
+
+    compiled, known = compilation._compiled_library, []
+
+    def refuse_once(graph, arguments):
+        known.append(cpu_vec_isa.valid_vec_isa_list())
+        if len(known) == 1:
+            raise CppCompileError(["g++"], "unrecognized command-line option")
+        return compiled(graph, arguments)
+
+    monkeypatch.setattr(compilation, "_compiled_library", refuse_once)
+    assert compile_graph(weighted(torch.ones(3)), torch.ones(3))(torch.ones(3))["sum"] == 3.0
+    assert known[0] is not known[1], "what was believed of the compiler is believed still"
+
+
+def test_cycles_are_collected_again_after_a_failure(monkeypatch):
+    def fails(x):
+        assert not gc.isenabled()
+        raise ValueError("no")
+
+    with pytest.raises(CaptureError, match="no"):
+        capture(fails, torch.ones(3))
+    assert gc.isenabled()
+    monkeypatch.setattr(gc, "isenabled", lambda: False)
+    capture(lambda x: x, torch.ones(3))
+    monkeypatch.undo()
+    assert not gc.isenabled()
+    gc.enable()
