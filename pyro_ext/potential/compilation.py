@@ -295,7 +295,8 @@ def _make_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
         if not isinstance(getattr(error, "inner_exception", error), CppCompileError):
             raise
         cpu_vec_isa.valid_vec_isa_list.cache_clear()
-        for kind in map(type, cpu_vec_isa.supported_vec_isa_list):
+        kinds: list[Any] = [type(each) for each in cpu_vec_isa.supported_vec_isa_list]
+        for kind in kinds:
             getattr(kind.__bool__, "cache_clear", lambda: None)()
         return _compiled_library(graph, arguments)  # it may not know all instructions
 
