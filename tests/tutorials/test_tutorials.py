@@ -16,7 +16,6 @@ FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
 WITHOUT_A_PROGRAM = {
     "asymmetric-scaling",
     "bayesian-e3-potential",
-    "bomf",
     "bridge-network",
     "early-exit-diffusion",
     "latent-be",
