@@ -18,7 +18,6 @@ WITHOUT_A_PROGRAM = {
     "bayesian-e3-potential",
     "bridge-network",
     "early-exit-diffusion",
-    "latent-be",
     "modular-lora",
     "rbhc",
     "sdd",

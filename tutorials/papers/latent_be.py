@@ -24,8 +24,13 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, init_to_mean
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -45,7 +50,8 @@ from pyro_ext.models.ensembles import (
     distillation,
     diversify,
 )
-from pyro_ext.nn import MLP
+from pyro_ext.nn import MLP, BatchEnsemble
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -55,6 +61,52 @@ page = Page(
 )
 SEEDS = page.seeds
 NUM_TEACHERS, TAU, WEIGHT_DECAY = 4, 4.0, 5e-4
+
+# %% [markdown]
+# ## A latent batch ensemble as a Pyro program
+#
+# Weights are parameters that all members share. Each member's rank-one factors are sites with a
+# prior around one, which SVI with an `AutoDelta` guide fits to labels drawn by that member's own
+# teacher. `Predictive` takes the factors as they are, for a prediction of all members, or their
+# average, for one network. The four teachers know 60 points each, whose labels are noisy.
+
+
+# %%
+def latent_model(student: BatchEnsemble, x: Tensor, labels: Tensor | None = None) -> None:
+    """Labels of each member, given by its teacher."""
+    pyro.module("student", student)
+    factors = {}
+    for name, start in student.factors().items():
+        prior = dist.Normal(torch.ones_like(start), 0.1).to_event(2)
+        factors[f"network.{name}"] = pyro.sample(name, prior)
+    logits = pyro.deterministic("logits", functional_call(student, factors, (x,)), event_dim=3)
+    with pyro.plate("members", len(logits), dim=-2), pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("label", dist.Categorical(logits=logits), obs=labels)
+
+
+pyro.clear_param_store()
+with seeded(0):
+    x = torch.randn(1240, 2)
+    y = dist.Bernoulli(logits=4.0 * (x[:, 0] * x[:, 1])).sample().long()
+    own_teachers = [MLP(2, [32], 2) for _ in range(NUM_TEACHERS)]
+    for one, rows in zip(own_teachers, torch.arange(240).split(60), strict=True):
+        fit = Trainer(one, partial(torch.optim.Adam, lr=0.02), seed=0).run
+        fit(lambda t=one, i=rows: cross_entropy(t(x[i]), y[i]), 150, progress=False)
+    with torch.no_grad():
+        said = torch.stack([one(x) for one in own_teachers])
+    own_student = BatchEnsemble(MLP(2, [32], 2), NUM_TEACHERS)
+    guide = AutoDelta(latent_model, init_loc_fn=init_to_mean)
+    svi = SVI(latent_model, guide, pyro.optim.ClippedAdam({"lr": 0.02}), Trace_ELBO())
+    for _ in range(page.length(600, smoke=3)):
+        svi.step(own_student, x[:240], dist.Categorical(logits=said[:, :240]).sample())
+    own = {name: value.detach()[None] for name, value in guide.median().items()}
+    merged = {name: value.mean(1, keepdim=True).expand_as(value) for name, value in own.items()}
+    predicted = {"a teacher": said[:1, 240:], "four teachers": said[:, 240:]}
+    for name, draw in {"members": own, "merged": merged}.items():
+        new = Predictive(latent_model, draw)(own_student, x[240:])
+        predicted[name] = new["logits"].flatten(0, 3)
+    for name, output in predicted.items():
+        print(f"{name}, new points: NLL {nll(output.detach().softmax(-1), y[240:]):.3f}")
 
 # %% [markdown]
 # ## Teachers and students
