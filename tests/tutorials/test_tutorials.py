@@ -21,7 +21,6 @@ WITHOUT_A_PROGRAM = {
     "modular-lora",
     "rbhc",
     "sdd",
-    "swamp",
 }
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 

@@ -23,7 +23,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro.infer import Predictive
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -41,7 +44,8 @@ from pyro_ext.inference.averaging import (
     synflow_scores,
 )
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.nn import MLP
+from pyro_ext.nn import MLP, BayesianModule
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -60,6 +64,42 @@ NOISE = (
 )
 SPARSE = range(NUM_CYCLES // 2, NUM_CYCLES)  # the cycles that claims are about
 
+
+# %% [markdown]
+# ## SWAMP as a Pyro program
+#
+# The weights of a network are sites of a model of labels. `SparseWeightAveraging` trains and prunes
+# that network: `particles` are the copies of its last cycle, with the mask applied, and the last
+# of `run` is their average. `Predictive` takes either as draws of the sites: four draws for an
+# ensemble of the particles, and a single one for the sparse average.
+
+
+# %%
+own = MLP(4, [64], 2)
+prior = BayesianModule(own)
+
+
+def sparse_model(x: Tensor, y: Tensor | None = None) -> None:
+    """Labels by a network whose weights have a prior."""
+    logits = pyro.deterministic("logits", prior(x), event_dim=2)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+
+with seeded(0):
+    toy_x = torch.randn(1300, 4)
+    toy_y = dist.Bernoulli(logits=4.0 * toy_x[:, 0] * toy_x[:, 1]).sample().long()
+    toy = ShuffledBatches(toy_x[:300], toy_y[:300], batch_size=30)
+    pruner = MagnitudePruner(0.5)
+    own_swamp = SparseWeightAveraging(own, cycle_epochs=20, pruner=pruner, seed=0)
+    sparse = own_swamp.run(toy, 4, progress=False)[-1]
+    ticket = own_swamp.ticket(toy, progress=False)
+    four = own_swamp.particles(toy, ticket, sparse.masks, 3, progress=False)
+    average = {name: value[None] for name, value in sparse.state.items()}
+    for name, draws in {"four particles": four, "their average": average}.items():
+        new = Predictive(sparse_model, draws)(toy_x[300:])["logits"].reshape(-1, 1000, 2)
+        loss = metrics.nll(new.softmax(-1), toy_y[300:])
+        print(f"{name}, {1.0 - sparse.sparsity:.0%} of the weights: NLL {loss:.3f}")
 
 # %% [markdown]
 # ## Data and methods
