@@ -20,7 +20,6 @@ WITHOUT_A_PROGRAM = {
     "early-exit-diffusion",
     "modular-lora",
     "rbhc",
-    "sdd",
 }
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 

@@ -11,24 +11,26 @@
 #
 # Here a small Stable Diffusion draws digits of 8 x 8 pixels from words, and "seven" is erased. The
 # rivals are a negative prompt and safe latent guidance, which change how images are drawn and not
-# the model, and ESD, which trains as well but pushes predictions away from the concept.
+# the model, and ESD, which trains as well but pushes predictions away from the concept. What is
+# erased is the word; what it meant may still come under other words. None of this makes a model
+# safe to publish.
 #
-# What is erased is the word. Whether what it meant still comes under other words is measured below:
-# it does, less often. None of this makes a model safe to publish.
-#
-# `pyro-ext reproduce sdd` runs the page, and so does `python tutorials/papers/sdd.py`. Both print a
-# table of claims and save it with the figures in `figures/sdd`. The model is trained once on a
-# machine, which takes some minutes more.
+# `pyro-ext reproduce sdd` runs the page. The model is trained once, which takes some minutes more.
 
 # %%
 from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import torch
+from diffusers import DDIMScheduler
+from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from pyro_ext.inference.diffusion import (
+    DiffusionSampler,
     SafeLatentGuidance,
     denoise,
     encode_prompts,
@@ -37,7 +39,6 @@ from pyro_ext.inference.diffusion import (
 from pyro_ext.models.diffusion import (
     ESD,
     WORDS,
-    ConceptErasure,
     SafeSelfDistillation,
     digit_images,
     digit_judge,
@@ -52,26 +53,78 @@ page = Page(
     "self-distillation of internet-scale text-to-image diffusion models, arXiv 2307.05977",
 )
 SEEDS = page.seeds
-BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"
 SPEC = "Kim et al. (2023), abstract; experiment and bound preregistered for digits"
 
 # %% [markdown]
+# ## Erasing as a Pyro program
+#
+# `DiffusionSampler` makes a diffusion model a site: one that can be drawn, but has no density. In
+# this program, users type words, and a detector looks for cats in what they get. So that nothing
+# need be trained first, an "image" is a point, and cats, dogs and trees are three clusters. The
+# network knows the noise exactly; its only weights say for which clusters a prompt asks.
+
+# %%
+PETS = ("cat", "dog", "tree", "pet", "")
+ASKED = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]])[:, None]
+CENTERS = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
+small = DDIMScheduler(1000, clip_sample=False, set_alpha_to_one=False)
+
+
+class Clusters(nn.Module):
+    """The expected noise of points in three clusters."""
+
+    config = {"cross_attention_dim": 3, "sample_size": 1, "in_channels": 2}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(6.0 * torch.eye(3))
+
+    def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        """What a network of diffusers returns."""
+        kept = small.alphas_cumprod[t].reshape(-1, 1)
+        away, variance = z.flatten(1)[:, None] - kept.sqrt()[..., None] * CENTERS, 1 - 0.96 * kept
+        logits = encoder_hidden_states[:, 0] @ self.weight - away.square().sum(-1) / (2 * variance)
+        mean = (logits.softmax(-1)[..., None] * away).sum(1)
+        return (((1 - kept).sqrt() / variance * mean).reshape(z.shape),)
+
+
+def service(network: nn.Module) -> None:
+    """A thousand users ask for images, and a detector looks for cats."""
+    with pyro.plate("users", 1000):
+        word = pyro.sample("word", dist.Categorical(torch.ones(4)))
+        points = DiffusionSampler(network, small, ASKED[word], ASKED[-1], guidance_scale=3.0)
+        image = pyro.sample("image", points)
+        pyro.sample("flag", dist.Bernoulli(logits=10 * (image[:, 0, 0, 0] - 1)))
+
+
+setting: dict[str, Any] = {"params": "full", "ema": 0.9, "batch_size": 32, "seed": 0}
+setting |= {"num_inference_steps": 10, "optimizer": partial(torch.optim.Adam, lr=0.3)}
+setting["encode"] = lambda words: ASKED[[PETS.index(word) for word in words]]
+cat = SafeSelfDistillation(Clusters(), small, concepts=["cat"], **setting)
+cat.run(page.length(100, smoke=2), progress=False)
+for title, network in {"original": Clusters(), "erased": cat.erased}.items():
+    with seeded(0):
+        drawn = {k: x[0] for k, x in Predictive(service, num_samples=1)(network).items()}
+    rates = {w: drawn["flag"][drawn["word"] == i].mean() for i, w in enumerate(PETS) if w}
+    print(f"cats, {title}:", ", ".join(f'{rate:.2f} for "{w}"' for w, rate in rates.items()))
+
+# %% [markdown]
+# The word "cat" now asks for nothing in particular, and what it still draws comes by chance, as
+# without a prompt. Nobody erased "pet", but it shares a weight with "cat".
+#
 # ## The model and the judge
 #
 # Each of ten words asks for its digit; "odd" and "even" stand for five each. A support vector
-# machine says which digit an image shows. All methods draw with 15 steps and a guidance scale of 3,
-# 48 images for each of "seven", "four" and "odd" and 16 for each of the other words.
+# machine says which digit an image shows. All methods draw with the same noise and guidance.
 
 # %%
 pipeline = digit_pipeline(num_steps=page.length(1000, smoke=0))
 judge = digit_judge()
-GUIDANCE = 3.0
-NUM_DRAW_STEPS = page.length(15, smoke=2)
+GUIDANCE, NUM_DRAW_STEPS = 3.0, page.length(15, smoke=2)
 PROMPTS = (*WORDS, "odd")
 COUNTS = [page.length(48 if word in ("seven", "four", "odd") else 16, smoke=2) for word in PROMPTS]
 with torch.no_grad():
-    encode = partial(encode_prompts, pipeline.tokenizer, pipeline.text_encoder)
-    states = encode([*PROMPTS, "even", ""])
+    states = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, [*PROMPTS, "even", ""])
 of_prompt = dict(zip([*PROMPTS, "even", ""], states, strict=True))
 
 
@@ -90,17 +143,12 @@ class Drawn(NamedTuple):
 
 def draw(unet: nn.Module, seed: int, rival: str = "") -> Drawn:
     """Images for all prompts, the same noise for each method."""
-    wanted = torch.cat(
-        [of_prompt[word].expand(num, -1, -1) for word, num in zip(PROMPTS, COUNTS, strict=True)]
-    )
+    wanted = states[: len(PROMPTS)].repeat_interleave(torch.tensor(COUNTS), 0)
     empty, seven = of_prompt[""][None], of_prompt["seven"][None]
-    if rival == "negative prompt":
-        predict = guided_prediction(unet, wanted, seven, GUIDANCE)
-    elif rival == "safe guidance":
+    predict = guided_prediction(unet, wanted, seven if "negative" in rival else empty, GUIDANCE)
+    if rival == "safe guidance":
         safe = SafeLatentGuidance("max", GUIDANCE)
         predict = guided_prediction(unet, wanted, empty, safe, seven)
-    else:
-        predict = guided_prediction(unet, wanted, empty, GUIDANCE)
     with seeded(1000 + seed):
         noise = torch.randn(len(wanted), 1, 8, 8)
     found = denoise(predict, pipeline.scheduler, noise, NUM_DRAW_STEPS).split(COUNTS)
@@ -117,80 +165,47 @@ def rate_of(images: Tensor, digit: int) -> float:
 # %% [markdown]
 # ## Erasing
 #
-# The cross-attention is trained for 120 steps, with a batch of 12 latents, a learning rate of 0.001
-# and 10 steps from noise to an image. The paper's learning rate is a hundred times smaller, for
-# 1,500 steps; the average forgets over some 30 steps here (0.97) and over 1,000 there. Results are
-# looked at after half of the steps, too. Two concepts, "seven" and "four", take 200 steps by turns.
+# The cross-attention is trained for 120 steps, with a learning rate a hundred times that of the
+# paper, which takes 1,500. Two concepts, "seven" and "four", take 200 steps by turns.
 
 # %%
-NUM_STEPS = page.length(120, smoke=2)
-NUM_STEPS_FOR_TWO = page.length(200, smoke=2)
-OPTIONS: dict[str, Any] = {
-    "batch_size": 12,
-    "num_inference_steps": page.length(10, smoke=2),
-    "optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-4),
-}
-HALF, ALL = f"{NUM_STEPS // 2} steps", f"{NUM_STEPS} steps"
+NUM_STEPS, NUM_STEPS_FOR_TWO = page.length((120, 200), smoke=(2, 2))
+OPTIONS: dict[str, Any] = {"batch_size": 12, "num_inference_steps": page.length(10, smoke=2)}
+OPTIONS["optimizer"] = partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-4)
 
 
-def sdd(concepts: list[str], seed: int) -> ConceptErasure:
-    """Safe self-distillation."""
-    return SafeSelfDistillation.from_pipeline(pipeline, concepts, ema=0.97, seed=seed, **OPTIONS)
-
-
-class Run(NamedTuple):
-    """What a seed gave."""
-
-    distilled: ConceptErasure
-    pushed: ConceptErasure
-    drawn: dict[str, Drawn]
-
-
-def run(seed: int) -> Run:
-    """All methods."""
+def run(seed: int) -> tuple[nn.Module, dict[str, Drawn]]:
+    """The network without the word, and what all methods draw."""
     drawn = {"the model": draw(pipeline.unet, seed)}
     for rival in ("negative prompt", "safe guidance"):
         drawn[rival] = draw(pipeline.unet, seed, rival)
-    pushed = ESD.from_pipeline(pipeline, ["seven"], seed=seed, **OPTIONS)
-    erasures = {"ESD": pushed, "SDD": sdd(["seven"], seed)}
+    options = OPTIONS | {"seed": seed}
+    distill: Any = partial(SafeSelfDistillation.from_pipeline, pipeline, ema=0.97, **options)
+    pushed = ESD.from_pipeline(pipeline, ["seven"], **options)
+    erasures = {"ESD": pushed, "SDD": distill(["seven"])}
     for name, erasure in erasures.items():
-        for steps, num_steps in ((HALF, NUM_STEPS // 2), (ALL, NUM_STEPS)):
-            erasure.run(num_steps, progress=False)
-            drawn[f"{name}, {steps}"] = draw(erasure.erased, seed)
-    both = sdd(["seven", "four"], seed).run(NUM_STEPS_FOR_TWO, progress=False)
+        drawn[name] = draw(erasure.run(NUM_STEPS, progress=False).erased, seed)
+    both = distill(["seven", "four"]).run(NUM_STEPS_FOR_TWO, progress=False)
     drawn["SDD of two"] = draw(both.erased, seed)
-    return Run(erasures["SDD"], erasures["ESD"], drawn)
+    return erasures["SDD"].erased, drawn
 
 
 runs = {seed: run(seed) for seed in SEEDS}
-for seed, found in runs.items():
-    page.table(
-        {
-            name: {
-                "seven": one.rates["seven"],
-                "four": one.rates["four"],
-                "others": one.others("seven", "four"),
-                "worst other": min(
-                    rate for word, rate in one.rates.items() if word not in ("seven", "four")
-                ),
-                'sevens in "odd"': one.sevens_in_odd,
-            }
-            for name, one in found.drawn.items()
-        },
-        title=f"seed {seed}",
-        number_format=".2f",
-    )
-    print()
+for seed, (_, drawn_by) in runs.items():
+    rows: dict[str, dict[str, float]] = {name: {} for name in drawn_by}
+    for name, one in drawn_by.items():
+        rows[name] |= {"seven": one.rates["seven"], "others": one.others("seven")}
+        rows[name]['sevens in "odd"'] = one.sevens_in_odd
+    page.table(rows, title=f"seed {seed}", number_format=".2f")
 
 # %% [markdown]
-# Where the prompt is the concept itself, both kinds of guidance have nothing to hold on to. A
-# negative prompt that equals the prompt cancels the guidance, and what is left is the model without
-# it; safe latent guidance acts where the two predictions differ, which is nowhere. They do change
-# what "odd" gives.
+# Where the prompt is the concept itself, guidance has nothing to hold on to. A negative prompt that
+# equals the prompt cancels it, and what is left is the model without guidance; safe latent guidance
+# acts where the two predictions differ, which is nowhere. They do change what "odd" gives.
 
 # %%
-erased = {seed: found.drawn[f"SDD, {ALL}"] for seed, found in runs.items()}
-for_two = {seed: found.drawn["SDD of two"] for seed, found in runs.items()}
+erased = {seed: drawn["SDD"] for seed, (_, drawn) in runs.items()}
+for_two = {seed: drawn["SDD of two"] for seed, (_, drawn) in runs.items()}
 page.claim(
     'SDD takes away what the word asks for (fraction of sevens for "seven").',
     {seed: one.rates["seven"] for seed, one in erased.items()},
@@ -210,8 +225,8 @@ page.claim(
     'one of fractions of sevens for "seven").',
     {
         seed: erased[seed].rates["seven"]
-        - min(found.drawn[name].rates["seven"] for name in ("negative prompt", "safe guidance"))
-        for seed, found in runs.items()
+        - min(drawn[name].rates["seven"] for name in ("negative prompt", "safe guidance"))
+        for seed, (_, drawn) in runs.items()
     },
     "<",
     0.0,
@@ -221,8 +236,8 @@ page.claim(
     "After as many steps ESD has hurt the other words more than SDD (difference, ESD less SDD, of "
     "mean fractions).",
     {
-        seed: found.drawn[f"ESD, {ALL}"].others("seven") - erased[seed].others("seven")
-        for seed, found in runs.items()
+        seed: drawn["ESD"].others("seven") - erased[seed].others("seven")
+        for seed, (_, drawn) in runs.items()
     },
     "<",
     0.0,
@@ -244,30 +259,26 @@ page.claim(
 )
 
 # %%
-first = runs[SEEDS[0]]
+_, first = runs[SEEDS[0]]
 SHOWN = ("seven", "four", "three", "nine", "odd")
-figure, panels = plt.subplots(len(first.drawn), len(SHOWN), figsize=(10, 5.2), layout="constrained")
-for row, (name, one) in zip(panels, first.drawn.items(), strict=True):
+figure, panels = plt.subplots(len(first), len(SHOWN), figsize=(10, 5.2), layout="constrained")
+for row, (name, one) in zip(panels, first.items(), strict=True):
     for axes, word in zip(row, SHOWN, strict=True):
         some = one.images[word][:16, 0]
         lines = [torch.cat([*line], 1) for line in some.split(max(len(some) // 2, 1))]
         axes.imshow(torch.cat(lines).numpy(), cmap="gray_r", vmin=-1.0, vmax=1.0)
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], title=f'"{word}"' if row is panels[0] else "")
     row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
-for axes, word in zip(panels[0], SHOWN, strict=True):
-    axes.set_title(f'"{word}"', fontsize=9)
 page.figure("images", figure)
 
 # %% [markdown]
 # ## What else has changed
 #
-# How far the prediction of noise has moved, for one prompt after the other, at real digits with
-# noise of timesteps from 100 to 900: mean squared differences between the erased network and the
-# original.
+# How far SDD has moved the prediction of noise, for one prompt after the other: mean squared
+# differences at real digits with noise of timesteps from 100 to 900.
 
 # %%
-real, _ = digit_images()
-WATCHED = ("seven", "three", "one", "odd", "even", "")
+real, WATCHED = digit_images()[0], ("seven", "three", "one", "odd", "even", "")
 
 
 @torch.no_grad()
@@ -282,74 +293,28 @@ def predictions(unet: nn.Module, prompt: str) -> Tensor:
     return output
 
 
-def squared(difference: Tensor) -> float:
-    """Mean of squares."""
-    return float(difference.square().mean())
-
-
 original = {word: predictions(pipeline.unet, word) for word in WATCHED}
-moved: dict[str, dict[int, dict[str, float]]] = {}
-gaps = {}
-for seed, found in runs.items():
-    for name, network in (("SDD", found.distilled.erased), ("ESD", found.pushed.erased)):
-        after = {word: predictions(network, word) for word in WATCHED}
-        moved.setdefault(name, {})[seed] = {
-            word: squared(after[word] - original[word]) for word in WATCHED
-        }
-        if name == "SDD":
-            gaps[seed] = squared(after["seven"] - after[""])
-before = squared(original["seven"] - original[""])
-page.table(
-    {
-        f"{name}, seed {seed}": {f'"{word}"': value for word, value in row.items()}
-        for name, by_seed in moved.items()
-        for seed, row in by_seed.items()
-    },
-    title="moved by",
-    number_format=".4f",
-)
-print(
-    f'gap of "seven" and "": {before:.4f} before, after SDD', *map("{:.5f}".format, gaps.values())
-)
+moved = {
+    seed: {w: float((predictions(unet, w) - original[w]).square().mean()) for w in WATCHED}
+    for seed, (unet, _) in runs.items()
+}
 page.claim(
     'SDD moves the prediction for "seven" and hardly that of other prompts (mean squared change '
     "over the largest of five other prompts).",
     {
         seed: row["seven"] / max(value for word, value in row.items() if word != "seven")
-        for seed, row in moved["SDD"].items()
+        for seed, row in moved.items()
     },
     ">=",
     5.0,
     source="Kim et al. (2023), abstract: other content is kept; measure and bound preregistered",
 )
-page.claim(
-    'After SDD the prediction for "seven" is that of the empty prompt (mean squared difference of '
-    "the two over that before).",
-    {seed: gap / max(before, 1e-12) for seed, gap in gaps.items()},
-    "<=",
-    0.05,
-    source="Kim et al. (2023), the loss; bound preregistered",
-)
-
-# %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-for shift, (name, color) in enumerate((("SDD", BLUE), ("ESD", RED))):
-    for seed, row in moved[name].items():
-        heights = [row[word] for word in WATCHED]
-        positions = [number + 0.2 * (shift - 0.5) for number in range(len(WATCHED))]
-        label = name if seed == SEEDS[0] else None
-        left.plot(positions, heights, "o", color=color, ms=4, label=label)
-left.set_xticks(range(len(WATCHED)), [f'"{word}"' for word in WATCHED])
-left.set(yscale="log", ylabel="squared change of the prediction")
-left.legend(frameon=False)
-for erasure, color, name in ((first.distilled, BLUE, "SDD"), (first.pushed, RED, "ESD")):
-    right.plot(range(1, len(erasure.losses) + 1), erasure.losses, color=color, lw=1, label=name)
-right.set(xlabel="step", ylabel="loss", yscale="log")
-right.legend(frameon=False)
-page.figure("changes", figure, despine=True)
-
 # %% [markdown]
-# ## The claims
+# ## In use
+#
+# Train a model by `SafeSelfDistillation` until the word gives no more than the empty prompt does.
+# Then ask for the concept by other words, like "odd" here: they are not erased. With `ESD`, watch
+# other words. Guidance needs no training, but helps only where the prompt isn't the concept itself.
 
 # %%
-page.finish({"steps": NUM_STEPS, "steps for two": NUM_STEPS_FOR_TWO, "gap before": before})
+page.finish({"steps": NUM_STEPS, "steps for two": NUM_STEPS_FOR_TWO})

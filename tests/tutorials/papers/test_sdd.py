@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"images", "changes"})
+    check_short_report(folder, PAGE, 7, {"images"})
 
 
 def test_rates_are_of_the_digit_of_the_prompt(short_run):
