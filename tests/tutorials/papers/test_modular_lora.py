@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 11, {"draws", "rates"})
+    check_short_report(folder, PAGE, 9, {"draws"})
 
 
 def test_images_are_harmless(short_run):
@@ -31,7 +31,7 @@ def test_images_are_harmless(short_run):
 
 
 def test_rivals_start_alike_on_the_same_layers(short_run):
-    """Safety adapters of rank 4 and tasks of rank 8, on the cross-attention alone."""
+    """Safety adapters of rank 4 and tasks of rank 16, on the cross-attention alone."""
     names, _ = short_run
     lora = names["lora"]
     assert list(lora.layers) == ["SDD", "ESD", "task", "after_SDD", "after_ESD"]
@@ -55,7 +55,5 @@ def test_networks_are_those_that_their_names_say(short_run):
     for name, expected in {
         "SDD + task": weight + safe + task,
         "SDD, then task": weight + safe + after,
-        "SDD - then task": weight + safe - after,
-        "original - SDD": weight - safe,
     }.items():
         torch.testing.assert_close(networks[name].get_submodule(layer).weight.detach(), expected)
