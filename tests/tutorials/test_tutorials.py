@@ -18,7 +18,6 @@ WITHOUT_A_PROGRAM = {
     "bayesian-e3-potential",
     "bridge-network",
     "early-exit-diffusion",
-    "rbhc",
 }
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.short_page
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"linkages", "wines", "cluster-costs"})
+    check_short_report(folder, PAGE, 8, {"wines"})
 
 
 def test_rows_are_those_of_the_source(short_run):
