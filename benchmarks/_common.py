@@ -118,12 +118,14 @@ class Case:
         it and a comma; a peer's name may go on with a comma and how it is used.
     :param Mapping first_call: CPU seconds of the first call of each side, compilation included.
     :param Mapping quality: by side, numbers that say how good its draws are.
+    :param str unit: of the medians, where it is not that of the benchmark.
     """
 
     name: str
     timings: Timings
     first_call: Mapping[str, float] = field(default_factory=dict)
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unit: str = ""
 
     def as_json(self) -> dict[str, object]:
         """The case in numbers of four digits."""
@@ -136,6 +138,7 @@ class Case:
         }
         return {
             "case": self.name,
+            **({"unit": self.unit} if self.unit else {}),
             **{key: _rounded(part) for key, part in parts.items() if part},
             **({"missing": self.timings.missing} if self.timings.missing else {}),
         }

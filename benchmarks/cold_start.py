@@ -55,11 +55,12 @@ def cases(options: Options) -> Iterator[Case]:
                 except RuntimeError as error:
                     missing["NumPyro"] = str(error)[:200]
         for which in ("first", "second"):
-            for index, words in enumerate(("", ", by the clock")):
+            for index, unit in enumerate(("CPU s", "s by the clock")):
                 sides = {OURS: [pair[index] for pair in rounds[which]]}
                 if not missing:
                     sides["NumPyro"] = [pair[index] for pair in rounds["numpyro"]]
-                yield Case(f"{name}, {which} process{words}", Timings(sides, missing))
+                case = f"NUTS, {name}, {which} process"
+                yield Case(case, Timings(sides, missing), unit=unit)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_ext._lib.cache import CodeFolder, cache_path
-from pyro_ext._lib.garbage import collection_paused
 from pyro_ext._version import __version__
+from pyro_ext.potential.graph_capture import collection_paused
 
 TensorFunction = Callable[..., Any]
 
@@ -290,19 +290,18 @@ def _make_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
     try:
         # Else up to five programs are compiled to see whether the compiler knows the processor.
         with mock.patch.object(cpu_vec_isa.VecISA, "check_build", return_value=True):
-            return _compiled_library(graph, arguments)
+            return _compiled_library(graph, arguments, {})
     except Exception as error:
         if not isinstance(getattr(error, "inner_exception", error), CppCompileError):
             raise
-        cpu_vec_isa.valid_vec_isa_list.cache_clear()
-        kinds: list[Any] = [type(each) for each in cpu_vec_isa.supported_vec_isa_list]
-        for kind in kinds:
-            getattr(kind.__bool__, "cache_clear", lambda: None)()
-        return _compiled_library(graph, arguments)  # it may not know all instructions
+        # It may not know all instructions; what it was thought to know is cached.
+        return _compiled_library(graph, arguments, {"cpp.simdlen": 1})
 
 
-def _compiled_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
-    """Compile a graph with PyTorch's compiler."""
+def _compiled_library(
+    graph: GraphModule, arguments: Sequence[Tensor], options: Mapping[str, Any]
+) -> Path:
+    """Compile a graph with further options of PyTorch's compiler."""
     # Imported here: the compiler is slow to import, and most processes find their code made.
     from torch._inductor import codecache, config
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
@@ -312,7 +311,7 @@ def _compiled_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fake = [mode.from_tensor(argument) for argument in arguments]
     is_small = _is_small(graph, arguments)
-    options = {**_OPTIONS, **(_SMALL if is_small else {})}
+    options = {**_OPTIONS, **(_SMALL if is_small else {}), **options}
     build = partial(_built_side_by_side, codecache._worker_compile_cpp)
     side_by_side = mock.patch.object(codecache, "_worker_compile_cpp", build)
     with torch.no_grad(), config.patch(options), side_by_side, tracing(TracingContext(mode)):

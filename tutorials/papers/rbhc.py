@@ -65,7 +65,7 @@ def process() -> DirichletProcess:
 
 
 def component() -> KnownVarianceGaussianCluster:
-    """What a cluster is: a normal distribution about an unknown mean."""
+    """Normal distribution about an unknown mean, for a cluster."""
     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
     return KnownVarianceGaussianCluster(torch.zeros(2, dtype=torch.float64), 5.0, scale)
 

@@ -80,7 +80,7 @@ class Clusters(nn.Module):
         self.weight = nn.Parameter(6.0 * torch.eye(3))
 
     def forward(self, z: Tensor, t: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        """What a network of diffusers returns."""
+        """Predict noise, as a network of diffusers does."""
         kept = small.alphas_cumprod[t].reshape(-1, 1)
         away, variance = z.flatten(1)[:, None] - kept.sqrt()[..., None] * CENTERS, 1 - 0.96 * kept
         logits = encoder_hidden_states[:, 0] @ self.weight - away.square().sum(-1) / (2 * variance)
