@@ -21,11 +21,11 @@ from cold_start import POSTERIORS
 IMPORTS, REST = "importing", "the rest"
 STAGES = {
     "pyro_ext.inference.vectorized.kernel.VectorizedKernel.setup": "recording the density",
-    "pyro_ext.inference.hmc.loop.capture_abstract": "recording the transitions",
-    "pyro_ext.inference.hmc.loop.compile_graph": "compiling, in Python",
+    "pyro_ext.inference.vectorized.compiled_loop.capture_abstract": "recording the transitions",
+    "pyro_ext.inference.vectorized.compiled_loop.compile_graph": "compiling, in Python",
     "pyro_ext.potential.compilation._built_side_by_side": "compiling, in C++",
     "pyro_ext.inference.hmc.loop.TransitionLoop._agrees": "comparing with the graph",
-    "pyro_ext.inference.hmc.loop._call": "warm-up and draws, compiled",
+    "pyro_ext.inference.vectorized.compiled_loop.CompiledLoop.__call__": "drawing, compiled",
     "pyro_ext.inference.hmc.masses.Masses.estimated": "mass matrices",
     "pyro_ext.inference.driver.driver.Driver._advance": "warm-up and draws, in Python",
 }

@@ -55,7 +55,7 @@ def updated(search: DualAveraging, acceptance_rate: Tensor, target: float) -> Du
     log_step = log_step.clamp(max=_MOST_LOG_STEP)
     weight = number.pow(-_FORGETTING)
     log_average = weight * log_step + (1.0 - weight) * search.log_average
-    return DualAveraging(log_step, log_average, error, number, search.center.clone())
+    return DualAveraging(log_step, log_average, error, number, search.center)
 
 
 def averaged(search: DualAveraging) -> DualAveraging:

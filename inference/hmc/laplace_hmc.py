@@ -213,8 +213,8 @@ class LaplaceHMC(VectorizedKernel):
             num_steps=made.num_steps,
         )
         is_taken = after.is_taken.to(noise.dtype)
-        keys = state.keys.clone()  # a compiled loop wants no state that is the one before
-        return HMCState(after.position, keys, state.num_transitions + 1, is_taken), Info(value)
+        number = state.num_transitions + 1
+        return HMCState(after.position, state.keys, number, is_taken), Info(value)
 
     def _statistics(self, state: HMCState) -> dict[str, Tensor]:
         length = self.trajectory_length / self._preparation.num_steps

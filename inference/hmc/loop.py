@@ -15,19 +15,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from pyro_ext._lib.files import read_bytes
 from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
 from pyro_ext.inference.hmc.trajectories import Outcome, ValueAndGradient, where
+from pyro_ext.inference.vectorized.compiled_loop import (
+    CompiledLoop,
+    arguments_of,
+    compiled_loop,
+)
 from pyro_ext.potential import (
     BatchedFunction,
     CompiledGraph,
     agree_but_for_rounding,
-    capture_abstract,
-    compile_graph,
     constants_of,
-    warn_fallback,
 )
 from pyro_ext.potential.compilation import keep_as, kept_as
 from pyro_ext.random import uniform_each
@@ -89,16 +90,6 @@ class Inputs(NamedTuple):
     limit: Tensor
     given: Sequence[Tensor] = ()
 
-    def flat(self) -> list[Tensor]:
-        """Its tensors, in order."""
-        return [*self[:-1], *self.given]
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> "Inputs":
-        """Put tensors back in their order."""
-        number = len(cls._fields) - 1
-        return cls._make((*tensors[:number], tensors[number:]))
-
 
 class Drawn(NamedTuple):
     """Recorded fields of the :class:`Outcome` of transitions."""
@@ -159,7 +150,7 @@ class TransitionLoop:
         self._trajectories = trajectories
         self._gradient = gradient
         self._target = target
-        self._compiled: dict[Any, Callable[..., Any] | None] = {}
+        self._compiled: dict[Any, CompiledLoop[Carried, Inputs] | None] = {}
         self._compiled_of: Callable[..., Any] | None = None
 
     @staticmethod
@@ -302,7 +293,7 @@ class TransitionLoop:
             if key not in self._compiled:
                 self._compiled[key] = self._made(graph, carried, inputs)
             if (compiled := self._compiled[key]) is not None:
-                return partial(_call, compiled)
+                return compiled
         return partial(self._run, graph)
 
     def _run(self, function: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:
@@ -321,56 +312,54 @@ class TransitionLoop:
 
     def _made(
         self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
-    ) -> Callable[..., Any] | None:
+    ) -> CompiledLoop[Carried, Inputs] | None:
         """Machine code, which another loop may have made where only frozen numbers differ."""
         if not isinstance(graph, GraphModule) or any(True for _ in graph.children()):
             return self._compile(graph, carried, inputs)
-        shapes = [(each.shape, each.dtype) for each in (*_flat(carried), *inputs.flat())]
+        shapes = [(each.shape, each.dtype) for each in arguments_of(carried, inputs)]
         settings = type(self._trajectories), vars(self._trajectories), self._target
         key = repr((settings, shapes, *_form(graph)))
         constants = constants_of(graph)
         if key in _kept:
-            before, code = _kept[key]
+            before, known = _kept[key]
             pairs = zip(before, constants, strict=True)
-            renewed = code.with_constants({id(old): new for old, new in pairs})
+            renewed = known.with_constants({id(old): new for old, new in pairs})
             if renewed is not None:
                 _kept.move_to_end(key)
-                return renewed
+                return CompiledLoop(renewed, carried)
         name = repr((key, torch.get_default_dtype(), _sources()))
-        found = kept_as(name, constants, shapes)
-        is_known = found is not None and self._is_right(graph, found, carried, inputs)
-        compiled = found if is_known else self._compile(graph, carried, inputs)
-        if isinstance(compiled, CompiledGraph):
-            if not is_known:
-                keep_as(name, compiled, constants)
-            _kept[key] = constants, compiled
-            if len(_kept) > _MOST_KEPT:
-                _kept.popitem(last=False)
-        return compiled
+        code = kept_as(name, constants, shapes)
+        if code is None or not self._is_right(graph, CompiledLoop(code, carried), carried, inputs):
+            compiled = self._compile(graph, carried, inputs)
+            if compiled is None or not isinstance(compiled.code, CompiledGraph):
+                return compiled
+            code = compiled.code
+            keep_as(name, code, constants)
+        _kept[key] = constants, code
+        if len(_kept) > _MOST_KEPT:
+            _kept.popitem(last=False)
+        return CompiledLoop(code, carried)
 
     def _compile(
         self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
-    ) -> Callable[..., Any] | None:
-        arguments = [*_flat(carried), *inputs.flat()]
-        try:
-            loop = compile_graph(
-                capture_abstract(self._while_loop(graph, carried), *arguments), *arguments
-            )
-            agrees = self._is_right(graph, loop, carried, inputs)
-        except Exception as error:  # whatever a compiler may raise
-            warn_fallback(
-                "the transitions cannot be compiled", "running them through the graph", error
-            )
-            return None
-        if not agrees:
-            warn_fallback("the compiled transitions disagree", "using the graph", "other numbers")
-            return None
-        return loop
+    ) -> CompiledLoop[Carried, Inputs] | None:
+        def body(carried: Carried, inputs: Inputs) -> Carried:
+            carried, outcome = self._extended(graph, self._begun(carried, inputs), inputs)
+            return self._ended(carried, outcome, inputs)
+
+        return compiled_loop(
+            "transitions",
+            lambda carried, inputs: (carried.num_left > 0) & (carried.iteration < inputs.limit),
+            body,
+            carried,
+            inputs,
+            lambda loop: self._is_right(graph, loop, carried, inputs),
+        )
 
     def _is_right(
         self,
         graph: Callable[..., Any],
-        loop: Callable[..., Any],
+        loop: CompiledLoop[Carried, Inputs],
         carried: Carried,
         inputs: Inputs,
     ) -> bool:
@@ -384,7 +373,7 @@ class TransitionLoop:
     def _agrees(
         self,
         graph: Callable[..., Any],
-        loop: Callable[..., Any],
+        loop: CompiledLoop[Carried, Inputs],
         carried: Carried,
         inputs: Inputs,
         number: int,
@@ -400,33 +389,8 @@ class TransitionLoop:
             num_transitions=torch.full_like(inputs.num_transitions, len(inputs.noise)),
         )
         expected = partial(self._run, graph, begun, limited)
-        verdict = agree_but_for_rounding(
-            lambda: _flat(expected()),
-            _flat(_call(loop, begun, limited)),
-            _flat(expected()),
-            num_perturbed,
-        )
+        verdict = agree_but_for_rounding(expected, loop(begun, limited), expected(), num_perturbed)
         return verdict is not False
-
-    def _while_loop(self, graph: Callable[..., Any], like: Carried) -> Callable[..., Any]:
-        num_carried = len(_flat(like))
-        limit = num_carried + Inputs._fields.index("limit")
-
-        def run(*arguments: Tensor) -> Any:
-            def proceed(*others: Tensor) -> Tensor:
-                return (others[1] > 0) & (others[0] < others[limit])
-
-            def body(*others: Tensor) -> tuple[Tensor, ...]:
-                carried = _unflat(others[:num_carried], like)
-                inputs = Inputs.of(others[num_carried:])
-                carried, outcome = self._extended(graph, self._begun(carried, inputs), inputs)
-                return _separate(self._ended(carried, outcome, inputs), others)
-
-            # The function of the same name in torch would trace all once more.
-            loop = torch.ops.higher_order.while_loop
-            return loop(proceed, body, arguments[:num_carried], arguments[num_carried:])
-
-        return run
 
 
 @cache
@@ -434,7 +398,8 @@ def _sources() -> str:
     """Digest of what the transitions are recorded from, which may change without a new version."""
     folder = Path(__file__).parent
     package = folder.parents[1]
-    files = [*folder.glob("*.py"), *(package / "potential").glob("*.py"), package / "random.py"]
+    folders = (folder, folder.parent / "vectorized", package / "potential")
+    files = [package / "random.py", *(file for each in folders for file in each.glob("*.py"))]
     return hashlib.sha256(b"".join(map(read_bytes, sorted(files)))).hexdigest()
 
 
@@ -442,32 +407,3 @@ def _form(graph: GraphModule) -> tuple[Any, ...]:
     """Describe all of a graph but the numbers that it has frozen."""
     constants = [(each.shape, each.dtype, each.stride()) for each in constants_of(graph)]
     return graph.code, constants
-
-
-def _call(compiled: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:
-    """Iterations inside the compiled graph."""
-    return _unflat(compiled(*_flat(carried), *inputs.flat()), carried)
-
-
-def _flat(carried: Carried) -> list[Tensor]:
-    """Copies of its tensors: compiled, none may be another's memory, nor have its own strides."""
-    leaves = pytree.tree_leaves(carried)
-    return [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves]
-
-
-def _separate(carried: Carried, before: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors of what is carried, copied only where they are the memory of others."""
-    used = {tensor.untyped_storage()._cdata for tensor in before}
-    results = []
-    for leaf in pytree.tree_leaves(carried):
-        memory = leaf.untyped_storage()._cdata
-        is_own = memory not in used and leaf.is_contiguous()
-        used.add(memory)
-        results.append(leaf if is_own else leaf.clone(memory_format=torch.contiguous_format))
-    return tuple(results)
-
-
-def _unflat(leaves: Sequence[Tensor], like: Carried) -> Carried:
-    """Put tensors back in their order."""
-    carried: Carried = pytree.tree_unflatten(leaves, pytree.tree_structure(like))
-    return carried

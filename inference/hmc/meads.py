@@ -152,7 +152,7 @@ class MEADS(VectorizedKernel):
                 height * torch.exp(-torch.where(taken, log_ratio, 0.0)),
                 torch.where(rejected, height, state.slice),
             ),
-            state.keys.clone(),  # a compiled loop wants no state that is the one before
+            state.keys,
             state.num_transitions + 1,
             torch.where(is_moving, is_taken.to(noise.dtype), state.is_taken),
             step_size,

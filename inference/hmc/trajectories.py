@@ -352,7 +352,7 @@ def extend_tree(
         momentum_sum,
         half_sum,
         checkpoints,
-        tree.origin_energy.clone(),  # a compiled loop wants none that is the one before
+        tree.origin_energy,
         torch.where(is_valid, torch.logaddexp(tree.log_weight, half_log_weight), tree.log_weight),
         half_log_weight,
         sum_acceptance,

@@ -490,7 +490,7 @@ class VectorizedKernel(MCMCKernel):
             torch.from_numpy(temperatures).to(position),
             torch.from_numpy(np.searchsorted(targets, steps, side="right")).to(position.device),
             [index.to(position.device) for index in self._batches(chains, len(steps))],
-            chains.anchor,
+            chains.anchor or (),
             [value.expand(len(position), *value.shape[1:]) for value in self._function().given],
         )
 

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference.vectorized.chains import Info
-from pyro_ext.potential import (
-    BatchedFunction,
-    agree_but_for_rounding,
-    capture_abstract,
-    compile_graph,
-    warn_fallback,
-)
+from pyro_ext.inference.vectorized.compiled_loop import CompiledLoop, compiled_loop
+from pyro_ext.potential import BatchedFunction, agree_but_for_rounding
 from pyro_ext.potential.control_variates import Anchor, control
 from pyro_ext.random import normal
 
@@ -27,7 +22,6 @@ _INDICES_PER_CALL = 1 << 21
 _MAX_COMPILED_STEPS = 256
 _MAX_COMPILED_ROWS = 32
 _ROWS_TIMES_COPIES = 1 << 19
-_NUM_PER_CALL = 6  # arguments of a compiled call before the state
 
 
 class Plan(NamedTuple):
@@ -41,7 +35,7 @@ class Plan(NamedTuple):
         leads to it makes it. **Shape:** ``(num_steps,)``.
     :param Sequence indices: a tensor for each subsampled plate.
         **Shape:** ``(num_steps, num_chains, subsample_size)``.
-    :param Anchor anchor: anchor of the control variates, ``None`` without them.
+    :param Anchor anchor: anchor of the control variates, empty without them.
     :param Sequence given: what the gradient takes besides positions and minibatches.
     """
 
@@ -51,7 +45,7 @@ class Plan(NamedTuple):
     temperatures: Tensor
     rows: Tensor
     indices: Sequence[Tensor]
-    anchor: Anchor | None = None
+    anchor: Anchor | tuple[()] = ()  # ``None`` would be a leaf of the inputs of a compiled loop
     given: Sequence[Tensor] = ()
 
     @property
@@ -59,14 +53,13 @@ class Plan(NamedTuple):
         """Number of draws that the steps lead to."""
         return int(self.rows[-1]) + 1
 
-    def first(self, num_steps: int) -> "Plan":
-        """Plan of the first steps."""
-        return self._replace(
-            steps=self.steps[:num_steps],
-            step_sizes=self.step_sizes[:num_steps],
-            temperatures=self.temperatures[:num_steps],
-            rows=self.rows[:num_steps],
-            indices=[index[:num_steps] for index in self.indices],
+    def map_steps(self, function: Callable[[Tensor], Tensor]) -> "Plan":
+        """Apply a function to each tensor whose first dimension is that of the steps."""
+        tensors = (self.steps, self.step_sizes, self.temperatures, self.rows)
+        steps, step_sizes, temperatures, rows = map(function, tensors)
+        indices = [function(index) for index in self.indices]
+        return Plan(
+            self.keys, steps, step_sizes, temperatures, rows, indices, self.anchor, self.given
         )
 
 
@@ -82,6 +75,14 @@ class Run(NamedTuple, Generic[State]):
     state: State
     draws: State
     potential_energy: Tensor
+
+
+class _Carried(NamedTuple, Generic[State]):
+    """State that a compiled step receives and returns, and the draws of its call."""
+
+    number: Tensor
+    state: State
+    draws: tuple[Tensor, ...]
 
 
 class StepLoop(Generic[State]):
@@ -107,7 +108,7 @@ class StepLoop(Generic[State]):
         self._step = step
         self._gradient = gradient
         self._batch_elements = batch_elements
-        self._compiled: tuple[Callable[..., Any], Callable[..., Any] | None] | None = None
+        self._compiled: tuple[Any, CompiledLoop[Any, Any] | None] | None = None
         self._drawn: tuple[Tensor, int, Tensor] | None = None
 
     def max_steps(self, num_chains: int, num_parameters: int) -> int:
@@ -167,7 +168,7 @@ class StepLoop(Generic[State]):
             self._drawn = known = (keys, step, block)
         return known[2][step - known[1]]
 
-    def _compiled_loop(self, state: State, plan: Plan) -> Callable[..., Any] | None:
+    def _compiled_loop(self, state: State, plan: Plan) -> CompiledLoop[Any, Any] | None:
         # Asking for the graph first also notices changed data, which makes it anew.
         graph = self._gradient.graph(_num_points(state, plan))
         if graph is None:
@@ -178,111 +179,74 @@ class StepLoop(Generic[State]):
 
     def _compile(
         self, graph: Callable[..., Any], state: State, plan: Plan
-    ) -> Callable[..., Any] | None:
-        arguments = self._flatten(state, plan)
-        try:
-            loop = compile_graph(
-                capture_abstract(self._while_loop(graph, state, plan), *arguments), *arguments
+    ) -> CompiledLoop[Any, Any] | None:
+        def body(carried: _Carried[State], inputs: tuple[Tensor, Plan]) -> _Carried[State]:
+            pick, plan = carried.number.reshape(1), inputs[1]
+            step, step_size, temperature = (
+                each.index_select(0, pick)[0]
+                for each in (plan.steps, plan.step_sizes, plan.temperatures)
             )
-            check = plan.first(2)
+            position: Tensor = carried.state[0]
+            state, info = self._step(
+                carried.state,
+                _at(
+                    graph,
+                    [*(each.index_select(0, pick)[0] for each in plan.indices), *plan.given],
+                    plan.anchor,
+                ),
+                normal(plan.keys, step, position.shape[-1], dtype=position.dtype),
+                step_size=step_size,
+                temperature=temperature,
+            )
+            row = plan.rows.index_select(0, pick)
+            draws = tuple(
+                draw.index_copy(0, row, part[None])
+                for draw, part in zip(carried.draws, (*state, info.potential_energy), strict=True)
+            )
+            return _Carried(carried.number + 1, state, draws)
+
+        def is_right(loop: CompiledLoop[Any, Any]) -> bool:
+            check = plan.map_steps(lambda each: each[:2])
             compiled = self._call_compiled(loop, state, check)
             # The noise that it draws ahead serves the runs after it, which are of the same steps.
             stepped = self._run(state, check, num_ahead=len(check.steps))
             verdict = agree_but_for_rounding(lambda: self._run(state, check), compiled, stepped)
-        except Exception as error:  # whatever a compiler may raise
-            warn_fallback("the steps cannot be compiled", "running them through the graph", error)
-            return None
-        if verdict is False:
-            warn_fallback("the compiled steps disagree", "using the graph", "other numbers")
-            return None
-        return loop
+            return verdict is not False
 
-    def _while_loop(
-        self, graph: Callable[..., Any], state: State, plan: Plan
-    ) -> Callable[..., Any]:
-        make_state, num_leaves = type(state), len(state)
-        num_constants = num_leaves + len(plan.anchor or ())
-        num_indices = num_constants + len(plan.indices)
-        num_rows = self.max_rows(*state[0].shape)
+        return compiled_loop(
+            "steps",
+            lambda carried, inputs: carried.number < inputs[0],
+            body,
+            *self._padded(state, plan),
+            is_right,
+        )
 
-        def run(*arguments: Tensor) -> Any:
-            num_arguments = len(arguments)
+    def _call_compiled(self, loop: CompiledLoop[Any, Any], state: State, plan: Plan) -> Run[State]:
+        after = loop(*self._padded(state, plan))
+        *draws, energy = (part[: plan.num_rows] for part in after.draws)
+        return Run(after.state, type(state)(*draws), energy)
 
-            def proceed(number: Tensor, *others: Tensor) -> Tensor:
-                return number < others[-num_arguments]
-
-            def body(number: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-                carried = others[:-num_arguments]
-                _, keys, steps, step_sizes, temperatures, rows, *rest = others[-num_arguments:]
-                anchor = Anchor(*rest[num_leaves:num_constants]) if plan.anchor else None
-                pick = number.reshape(1)
-                indices = rest[num_constants:num_indices]
-                batch = [index.index_select(0, pick)[0] for index in indices]
-                position, draws = carried[0], carried[num_leaves:]
-                noise = normal(
-                    keys, steps.index_select(0, pick)[0], position.shape[-1], dtype=position.dtype
-                )
-                after, info = self._step(
-                    make_state(*carried[:num_leaves]),
-                    _at(graph, [*batch, *rest[num_indices:]], anchor),
-                    noise,
-                    step_size=step_sizes.index_select(0, pick)[0],
-                    temperature=temperatures.index_select(0, pick)[0],
-                )
-                row = rows.index_select(0, pick)
-                made = (*after, info.potential_energy)
-                return (
-                    number + 1,
-                    *after,
-                    *(
-                        draw.index_copy(0, row, part[None])
-                        for draw, part in zip(draws, made, strict=True)
-                    ),
-                )
-
-            leaves = arguments[_NUM_PER_CALL : _NUM_PER_CALL + num_leaves]
-            recorded = (*leaves, leaves[0][:, 0])  # the last one stands for the potential
-            draws = [leaf.new_zeros(num_rows, *leaf.shape) for leaf in recorded]
-            start = torch.zeros_like(arguments[0])
-            # The function of the same name in torch would trace all once more.
-            loop = torch.ops.higher_order.while_loop
-            return loop(proceed, body, (start, *leaves, *draws), arguments)[1:]
-
-        return run
-
-    def _call_compiled(self, loop: Callable[..., Any], state: State, plan: Plan) -> Run[State]:
-        make_state, num_leaves = type(state), len(state)
-        with torch.no_grad():
-            results = loop(*self._flatten(state, plan))
-        *draws, energy = (part[: plan.num_rows] for part in results[num_leaves:])
-        return Run(make_state(*results[:num_leaves]), make_state(*draws), energy)
-
-    def _flatten(self, state: State, plan: Plan) -> list[Tensor]:
+    def _padded(self, state: State, plan: Plan) -> tuple[_Carried[State], tuple[Tensor, Plan]]:
         """Arguments of the compiled loop; per-step tensors are padded to a fixed number."""
         capacity = self.max_steps(*state[0].shape)
-        per_step = (plan.steps, plan.step_sizes, plan.temperatures, plan.rows)
-        return [
-            torch.tensor(len(plan.steps), device=plan.keys.device),
-            plan.keys,
-            *(_pad(part, capacity) for part in per_step),
-            # The loop's body has to return the strides it got, those of one chain's column too.
-            *(leaf.clone(memory_format=torch.contiguous_format) for leaf in state),
-            *(plan.anchor or ()),
-            *(_pad(index, capacity) for index in plan.indices),
-            *plan.given,
-        ]
+        num_rows = self.max_rows(*state[0].shape)
+        number = torch.tensor(len(plan.steps), device=plan.keys.device)
+        recorded = (*state, state[0][:, 0])  # the last one stands for the potential
+        draws = tuple(leaf.new_zeros(num_rows, *leaf.shape) for leaf in recorded)
+        padded = plan.map_steps(lambda each: _pad(each, capacity))
+        return _Carried(torch.zeros_like(number), state, draws), (number, padded)
 
 
 def _num_points(state: tuple[Tensor, ...], plan: Plan) -> int:
     """Number of points at which a step takes the gradient."""
-    return len(state[0]) * (1 if plan.anchor is None else 2)
+    return len(state[0]) * (2 if plan.anchor else 1)
 
 
 def _at(
-    function: Callable[..., Any], others: Sequence[Tensor], anchor: Anchor | None
+    function: Callable[..., Any], others: Sequence[Tensor], anchor: Anchor | tuple[()]
 ) -> Callable[[Tensor], Any]:
     """Bind minibatches to what a step calls, as a function of the position."""
-    controlled = function if anchor is None else control(function, anchor)
+    controlled = control(function, anchor) if anchor else function
     return lambda position: controlled(position, *others)
 
 

@@ -25,7 +25,7 @@ from pyro_ext.inference import (
 )
 from pyro_ext.inference.driver import tuning
 from pyro_ext.inference.driver.pilot_scores import common_scale, discrepancy, scores
-from pyro_ext.inference.vectorized import loop
+from pyro_ext.inference.vectorized import compiled_loop
 
 pytestmark = [
     # Searches of few steps find that these are few.
@@ -356,7 +356,7 @@ def test_backends_agree_and_the_kernel_is_left_alone(x, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("pilot runs do not compile")
 
-    monkeypatch.setattr(loop, "compile_graph", refuse)
+    monkeypatch.setattr(compiled_loop, "compile_graph", refuse)
     kernels = {name: SGLD(model, backend=name) for name in ("eager", "trace", "compile")}
     grid = {"step_size": [1e-4, 3e-4, 1e-3, 1e-1]}
     results = {name: short(kernel, x, grid=grid) for name, kernel in kernels.items()}

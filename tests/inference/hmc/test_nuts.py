@@ -23,6 +23,7 @@ from pyro_ext.inference.hmc.adaptation import (
     stan_windows,
     updated,
 )
+from pyro_ext.inference.vectorized import compiled_loop
 from pyro_ext.inference.vectorized.chains import saved
 from pyro_ext.potential import Backend, compile_graph
 from pyro_ext.random import chain_keys, normal, uniform
@@ -399,7 +400,7 @@ def test_machine_code_is_used_again(monkeypatch: Any) -> None:
         made.append(1)
         return compile_graph(*args)
 
-    monkeypatch.setattr(loop, "compile_graph", counting)
+    monkeypatch.setattr(compiled_loop, "compile_graph", counting)
     monkeypatch.setattr(loop, "kept_as", lambda *_: None)  # what another process left
     loop._kept.clear()
     kernel = NUTS(regression, backend="compile", max_tree_depth=4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_ext.inference import MCMC, SGHMC
-from pyro_ext.inference.vectorized import loop
+from pyro_ext.inference.vectorized import compiled_loop
 
 
 def potential_fn(z: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_a_compiler_that_fails_gives_one_warning_and_the_same_draws(fault, monke
             raise RuntimeError("no compiler")
         return lambda *arguments: [leaf + 1.0 for leaf in graph(*arguments)]
 
-    monkeypatch.setattr(loop, "compile_graph", broken)
+    monkeypatch.setattr(compiled_loop, "compile_graph", broken)
     expected = draws("trace")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
