@@ -42,8 +42,9 @@ class MCMC(Driver):
         constrained space, **Shape:** ``(num_chains, *event)`` each, where a single chain may go
         without its dimension; a guide, from which a value is
         drawn for each chain; ``"laplace"``, for draws around a mode of the posterior with twice the
-        standard deviations of its Laplace approximation; or an earlier run or the folder of its
-        checkpoint, from whose last draws the chains go on.
+        standard deviations of its Laplace approximation; ``"pathfinder"``, for draws of
+        :func:`~pyro_ext.posterior.pathfinder`; or an earlier run or the folder of its checkpoint,
+        from whose last draws the chains go on.
     :param chain_method: ``"vectorized"`` takes each step for all chains at once, ``"sequential"``
         runs one chain after the other, and an :class:`~concurrent.futures.Executor` (a pool of
         processes, that of a Dask cluster or of MPI) runs groups of chains in its workers.

@@ -389,7 +389,7 @@ class VectorizedKernel(MCMCKernel):
     ) -> dict[str, Tensor]:
         """Unconstrained initial parameters from what a user gives, as of ``initial_params``.
 
-        :param start: values by site, a run, a guide, ``"laplace"``, or a folder.
+        :param start: values by site, a run, a guide, ``"laplace"``, ``"pathfinder"``, or a folder.
         :param int num_chains: number of chains.
         :param int seed: of draws from a guide or around a mode.
         :returns: **Shape:** ``(num_chains, *event)`` each.

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
     from pyro_ext.diagnostics.graphs import graph_mmd
+    from pyro_ext.diagnostics.importance import GuideWeights, psis
     from pyro_ext.diagnostics.recalibration import IsotonicRecalibrator
 
 __all__ = [
+    "GuideWeights",
     "IsotonicRecalibrator",
     "SBCResult",
     "diversity",
@@ -39,6 +41,7 @@ __all__ = [
     "metrics",
     "partitions",
     "plots",
+    "psis",
     "ranking",
     "sbc",
     "sets",
@@ -47,9 +50,11 @@ __all__ = [
 
 # Where a name lives that is not a module itself.
 _HOMES = {
+    "GuideWeights": "importance",
     "IsotonicRecalibrator": "recalibration",
     "SBCResult": "calibration",
     "graph_mmd": "graphs",
+    "psis": "importance",
     "sbc": "calibration",
     "to_arviz": "arviz_conversion",
 }

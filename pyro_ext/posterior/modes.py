@@ -134,6 +134,45 @@ def minimum(
     return torch.from_numpy(result.x).to(start)
 
 
+def follow(
+    potential: Potential,
+    start: Tensor,
+    max_iterations: int,
+    history: int,
+    take: Callable[[Vector, Vector], bool],
+) -> None:
+    """Go towards a minimum, and show each point with its gradient, until told to stop.
+
+    Shapes: start (size,).
+    """
+    from scipy.optimize import minimize  # slow to import
+
+    objective = _Objective(potential)
+    last: list[Vector] = []
+
+    def function(vector: Vector) -> tuple[float, Vector]:
+        value, gradient = objective(vector)
+        if not last:
+            take(vector.copy(), gradient)
+        last[:] = vector.copy(), gradient
+        return value, gradient
+
+    def accepted(vector: Vector) -> None:
+        # The search accepts the last point that it has looked at.
+        if np.array_equal(last[0], vector) and take(*last):
+            raise StopIteration
+
+    eps = torch.finfo(start.dtype).eps
+    minimize(
+        function,
+        start.double().cpu().numpy(),
+        method="L-BFGS-B",
+        jac=True,
+        callback=accepted,
+        options={"maxiter": max_iterations, "maxcor": history, "ftol": _ROUNDING * eps},
+    )
+
+
 class _Objective:
     """Potential and gradient over all of the data, in double precision.
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.posterior.draws import Context, Sampler, draws_of
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, laplace_at
+from pyro_ext.posterior.paths import NUM_SAMPLES, find_paths
 from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, bijection
 
 Start: TypeAlias = Mapping[str, Tensor] | Sampler | Callable[..., Any] | str | Path
-"""Values by site, a run that has draws, a guide, ``"laplace"``, or the folder of a checkpoint."""
+"""Values by site, a run with draws, a guide, ``"laplace"``, ``"pathfinder"``, or a folder."""
 
-_LAPLACE = "initial_params='laplace'"
+_APPROXIMATIONS = ("laplace", "pathfinder")
 
 
 def check_start(start: Start | None, num_chains: int) -> None:
@@ -53,7 +54,7 @@ def first_values(start: Start | None) -> dict[str, Tensor] | None:
 
     Shapes: returns (*event) each.
     """
-    if isinstance(start, str | Path) and start != "laplace":
+    if isinstance(start, str | Path) and start not in _APPROXIMATIONS:
         start = Checkpoint(start)
     if isinstance(start, Sampler):
         start = _last_draws(start.get_samples(group_by_chain=True), 1)
@@ -107,8 +108,8 @@ def constrained_start(
     """
     if isinstance(start, Mapping):
         return dict(start)
-    if start == "laplace":
-        return _around_the_mode(potential, find_laplace, context, num_chains, seed)
+    if start in _APPROXIMATIONS:
+        return _approximate(str(start), potential, find_laplace, context, num_chains, seed)
     if isinstance(start, str | Path):
         start = Checkpoint(start)
     if isinstance(start, Sampler):
@@ -154,27 +155,34 @@ def unconstrained_start(
     return params
 
 
-def _around_the_mode(
+def _approximate(
+    name: str,
     potential: Potential | None,
     find_laplace: Callable[[str], Laplace] | None,
     context: Context,
     num_chains: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Draws of a Laplace approximation with twice its standard deviations."""
-    if find_laplace is not None and potential is not None:
-        laplace = find_laplace(_LAPLACE)
-    elif context.model is not None:
+    """Draws of a Laplace approximation with twice its standard deviations, or along paths."""
+    argument = f"initial_params={name!r}"
+    if find_laplace is None or potential is None:
+        if context.model is None:
+            raise ValueError(
+                f"{argument} takes a kernel with a model whose latent sites are all continuous, "
+                "got one without a model: give values by site instead"
+            )
         potential = Potential(context.model, *context.args, **context.kwargs)
-        values = potential.init_chains(range(1), 0)
-        laplace = laplace_at(potential, potential.layout.flatten(values)[0], _LAPLACE)
-    else:
-        raise ValueError(
-            f"{_LAPLACE} takes a kernel with a model whose latent sites are all continuous, got "
-            "one without a model: give values by site instead"
+    if name == "pathfinder":
+        paths = find_paths(potential, seed, num_samples=max(NUM_SAMPLES, num_chains))
+        return potential.constrain(
+            potential.layout.unflatten(paths.without_replacement(num_chains, seed))
         )
-    starts = dispersed_starts(potential, laplace, range(num_chains), seed)
-    return potential.constrain(starts)
+    if find_laplace is not None:
+        laplace = find_laplace(argument)
+    else:
+        values = potential.init_chains(range(1), 0)
+        laplace = laplace_at(potential, potential.layout.flatten(values)[0], argument)
+    return potential.constrain(dispersed_starts(potential, laplace, range(num_chains), seed))
 
 
 def _last_draws(samples: Mapping[str, Tensor], num_chains: int) -> dict[str, Tensor]:

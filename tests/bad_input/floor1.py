@@ -69,6 +69,9 @@ def diagnostics() -> dict[str, Call]:
     def run_inference(model, x):
         return {"loc": torch.randn(9)}
 
+    def normal_guide(x):
+        pyro.sample("loc", dist.Normal(0.0, 1.0))
+
     paths = [networkx.path_graph(3), networkx.path_graph(4)]
     return {
         "graph_mmd": call(reference=paths, generated=paths, kind="degree"),
@@ -84,6 +87,9 @@ def diagnostics() -> dict[str, Call]:
             num_draws=9,
             seed=0,
             progress=False,
+        ),
+        "psis": call(
+            {"x": torch.randn(5)}, guide=normal_guide, model=model, num_samples=20, seed=0
         ),
         "to_arviz": call(
             {"x": torch.randn(5)},

@@ -546,6 +546,22 @@ def sgmcmc() -> dict[str, Call]:
     }
 
 
+def posterior() -> dict[str, Call]:
+    return {
+        "pathfinder": call(
+            {"x": X},
+            model=model,
+            num_samples=200,
+            num_paths=1,
+            history=5,
+            num_elbo_draws=5,
+            max_iterations=20,
+            seed=0,
+        ),
+        "smoothed_weights": call(log_weights=X),
+    }
+
+
 # Where a module has several parts, a word says which.
 def training() -> dict[str, Call]:
     x = torch.ones(2, requires_grad=True)
@@ -584,5 +600,6 @@ TABLES = {
     "pyro_ext.tutorials.papers": published,
     "pyro_ext.inference.pseudocoresets": pseudocoresets,
     "pyro_ext.inference.sgmcmc": sgmcmc,
+    "pyro_ext.posterior": posterior,
     "pyro_ext.inference.training": training,
 }
