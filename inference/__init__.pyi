@@ -79,7 +79,7 @@ from .sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
-from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC, TwistedSMCFilter
+from .smc import MarkovSMC, SelfDistilledTwistedSMC, TemperedSMC, TwistedSMC, TwistedSMCFilter
 from .training import Trainer
 from .vectorized import VectorizedKernel
 
@@ -149,6 +149,7 @@ __all__ = [
     "SplitMerge",
     "StreamingMCMC",
     "Task",
+    "TemperedSMC",
     "Trainer",
     "TrajectorySnapshots",
     "TrajectorySurrogate",

@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo over autoregressive models, guided by learned twists."""
+"""Sequential Monte Carlo: over steps of a model, over sequences, and from prior to posterior."""
 
 from pyro_ext.inference.smc.autoregressive import IncrementalModel, sequence_log_prob
 from pyro_ext.inference.smc.distillation import EffectivePotential, SelfDistilledTwistedSMC
@@ -17,6 +17,7 @@ from pyro_ext.inference.smc.markov import MarkovTwist, exact_markov_twist
 from pyro_ext.inference.smc.particles import effective_sample_size
 from pyro_ext.inference.smc.pyro_models import MarkovSMC
 from pyro_ext.inference.smc.tabular import TabularTwist
+from pyro_ext.inference.smc.tempered import TemperedSMC, TemperingSchedule
 from pyro_ext.inference.smc.twisted import (
     BidirectionalBounds,
     ProposalDraws,
@@ -41,6 +42,8 @@ __all__ = [
     "SelfDistilledTwistedSMC",
     "SoftQLoss",
     "TabularTwist",
+    "TemperedSMC",
+    "TemperingSchedule",
     "TwistLoss",
     "TwistedSMC",
     "TwistedSMCFilter",

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,9 @@ def drawn_over_rows(draw: Draw, rows: Tensor, chunk_size: int) -> dict[str, Tens
     :returns: what is drawn, with a leading dimension of rows.
     :raises Exception: where the function cannot be vectorized.
     """
-    with _NewMemory():
+    with _NewMemory(), warnings.catch_warnings():
+        # Gammas clamp what they have drawn, row by row, which takes little.
+        warnings.filterwarnings("ignore", "There is a performance drop")
         over_rows = torch.func.vmap(draw, randomness="different", chunk_size=chunk_size)
         result: dict[str, Tensor] = over_rows(rows)
     return result

@@ -407,6 +407,11 @@ def _is_close(value: Tensor, expected: Tensor) -> bool:
     return not is_larger and torch.allclose(value, wide, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
+def is_without_density(fn: Any) -> bool:
+    """Tell whether the density of a site is part of the factor of discrete ones."""
+    return isinstance(fn, _WithoutDensity)
+
+
 class _WithoutDensity(TorchDistribution):
     """Shape and support of a continuous site, whose density is part of the factor.
 

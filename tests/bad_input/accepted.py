@@ -398,6 +398,7 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.inference.pseudocoresets.CoresetScores",
             "pyro_ext.inference.pseudocoresets.ModelFunction",
             "pyro_ext.inference.smc.MarkovTwist",
+            "pyro_ext.inference.smc.TemperingSchedule",
             "pyro_ext.inference.sgmcmc.Chains",
             "pyro_ext.inference.sgmcmc.Draws",
             "pyro_ext.inference.vectorized.Chains",

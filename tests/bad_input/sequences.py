@@ -11,6 +11,7 @@ from pyro_ext.inference.smc import (
     PolicyLoss,
     SelfDistilledTwistedSMC,
     TabularTwist,
+    TemperedSMC,
     TwistedSMC,
     exact_markov_twist,
 )
@@ -48,6 +49,12 @@ def walk(y):
         pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=y[t])
 
 
+def location(y):
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
 def smc() -> dict[str, Call]:
     coins, heads = Coins(), torch.ones(2, 3, dtype=torch.int64)
     sampler = TwistedSMC(coins, table_twist(), number_of_heads, 4, 3)
@@ -65,6 +72,10 @@ def smc() -> dict[str, Call]:
     )
     exact = exact_markov_twist(**markov)
     return {
+        "TemperedSMC": call(model=location, num_particles=10, seed=0, progress=False),
+        "TemperedSMC.run": of(
+            TemperedSMC(location, 10, seed=0, progress=False), {"y": torch.zeros(3)}
+        ),
         "TwistedSMC": call(
             base=coins,
             twist=table_twist(),

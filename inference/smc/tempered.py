@@ -1,0 +1,445 @@
+"""Evidence and draws of a posterior by particles that go from the prior to it.
+
+[1] P. Del Moral, A. Doucet, A. Jasra (2006), Sequential Monte Carlo samplers.
+
+[2] H.-D. Dau, N. Chopin (2022), Waste-free sequential Monte Carlo.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from pyro_ext._lib import checks
+from pyro_ext._lib.progress import progress_bar
+from pyro_ext.inference.hmc.transitions import hamiltonian_transition
+from pyro_ext.inference.smc.particles import draw_index, effective_sample_size
+from pyro_ext.inference.vectorized.backends import chosen_backend
+from pyro_ext.posterior.convergence import ConvergenceWarning, print_summary, rank_diagnostics
+from pyro_ext.potential import BatchedFunction, Potential, sum_out
+from pyro_ext.potential.batched import Backend, KernelBackend
+from pyro_ext.potential.enumeration import is_without_density
+from pyro_ext.potential.evaluation import Evaluation, factorization_errors, from_unconstrained
+from pyro_ext.potential.graph_capture import Gradient
+from pyro_ext.potential.model_at_values import DRAWS_PER_CALL
+from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+_HALVINGS = 60
+_MOST_LEAPFROGS = 7
+_TARGET = 0.8
+_GAIN = 0.3
+_EXPECTED_STAGES = 20
+_OPERATIONS_PER_STEP = 30
+_MOST_R_HAT = 1.05
+_MOST_SPREAD = 1.0
+_MOST_STAGES = 10_000
+
+
+class TemperingSchedule(NamedTuple):
+    """Temperatures of a run, and how particles move at each.
+
+    :param Tensor temperatures: powers of the likelihood, the last is one. **Shape:** ``(n,)``.
+    :param Tensor step_sizes: of leapfrog steps in units of the factors. **Shape:** ``(n,)``.
+    :param Tensor factors: of covariances. **Shape:** ``(n, size, size)``.
+    """
+
+    temperatures: Tensor
+    step_sizes: Tensor
+    factors: Tensor
+
+
+class TemperedPotential(Potential):
+    r"""Negative log density :math:`U_b(z) = -\log p(z) - b \log L(z)` of a Pyro model.
+
+    The prior :math:`p` is of the latent sites, in unconstrained space; the likelihood :math:`L` of
+    the observed sites and of each ``pyro.factor``.
+
+    :param model: a Pyro model of continuous sites with proper priors, which sees all of its data.
+    :param args: its arguments.
+    :param str backend: as of :class:`Potential`.
+    :param kwargs: its keyword arguments.
+    :raises ValueError: for a plate that subsamples, or a latent site whose density is not known
+        apart from the likelihood, since a discrete one is summed out of it.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
+    ) -> None:
+        super().__init__(model, *args, backend=backend, **kwargs)
+        if self.subsampled_plates:
+            names = [plate.name for plate in self.subsampled_plates]
+            raise ValueError(f"model must see all of its data, but it subsamples in {names}")
+        records = self._records(self._start)
+        if mixed := [name for name in self.sites if is_without_density(records[name].fn)]:
+            raise ValueError(
+                f"model must have a prior of {mixed} that does not depend on the discrete sites "
+                "that are summed out: take the distribution with these summed out, such as "
+                "MixtureSameFamily"
+            )
+        self.tempered = BatchedFunction(
+            Gradient(self._tempered), self._tempered_example, backend, self._data, self._fallback
+        )
+        """Potential and gradient at positions, with a power for each chain."""
+        self._log_likelihood = self.batched(self._likelihood, self._example)
+        self._from_constrained = self.batched(self._runner.unconstrain, self._constrained_example)
+
+    def likelihoods(self, flat: Tensor) -> Tensor:
+        """Log likelihood, zero density for NaN. **Shape:** ``(n, size)`` to ``(n,)``."""
+        values: Tensor = self._log_likelihood.over_any(flat, chunk_size=DRAWS_PER_CALL)
+        return torch.where(values.isnan(), -torch.inf, values)
+
+    def prior_draws(self, number: int, seed: int) -> Tensor:
+        """Draws from the prior, unconstrained. **Shape:** ``(number, size)``."""
+        values = self.values_layout.flatten(self.prior(number, seed, sites=()))
+        flat: Tensor = self._from_constrained.over_any(values, chunk_size=DRAWS_PER_CALL)
+        return flat
+
+    def _records(self, flat: Tensor) -> dict[str, Any]:
+        indices = dict(self._runner.whole_indices)
+        choice = from_unconstrained(self.layout.unflatten(flat), indices)
+        return Evaluation(choice, indices).run(self.model, self.args, self.kwargs)
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior and log likelihood of one chain, of one run of the model."""
+        prior = likelihood = flat.new_zeros(())
+        try:
+            for name, record in self._records(flat).items():
+                if name in self.sites:
+                    prior = prior + record.unconstrained_log_prob()
+                elif record.has_density:
+                    likelihood = likelihood + record.scaled_log_prob().sum()
+        except factorization_errors():
+            return prior, torch.nan * flat.sum()
+        return prior, likelihood
+
+    def _likelihood(self, flat: Tensor) -> Tensor:
+        return self._split(flat)[1]
+
+    def _tempered(self, flat: Tensor, temperature: Tensor) -> Tensor:
+        prior, likelihood = self._split(flat)
+        return -prior - temperature * likelihood
+
+    def _tempered_example(self) -> list[Tensor]:
+        (flat,) = self._example()
+        return [flat, torch.rand((), generator=self._points.generator).to(flat)]
+
+    def _constrained_example(self) -> list[Tensor]:
+        return [self._constrained(*self._example())]
+
+
+class TemperedSMC:
+    r"""Estimates the evidence of a Pyro model, and draws from its posterior, modes and all [1].
+
+    Particles begin as draws of the prior and pass through densities
+    :math:`p(\theta) L(\theta)^b` with powers :math:`b` that rise from zero to one. At each they are
+    weighted, resampled, and moved by Hamiltonian Monte Carlo in units of their covariance; all
+    states of these chains are particles of the next power [2]. One run chooses powers, step sizes
+    and covariances; runs that are independent of it and of each other then use them unchanged, so
+    that their estimates of the evidence have no bias, and their spread is its error. What chooses
+    its powers as it goes estimates an evidence that is too high where particles move slowly.
+
+    It needs priors that can be drawn from. In many dimensions, or where the prior is far wider than
+    the posterior, it takes many powers: give more particles, or longer chains. A mode that no
+    particle is near at small powers is lost, which shows where runs disagree.
+
+    :param model: a Pyro model of continuous sites that sees all of its data; discrete sites are
+        summed out where the priors of other sites do not depend on them.
+    :param int num_particles: of each run.
+    :param int chain_length: states of each chain, one at least two; a run has
+        ``num_particles / chain_length`` chains at each power.
+    :param int num_runs: independent runs for the estimate, at least two.
+    :param float ess_threshold: fraction of effective particles that a new power leaves.
+    :param str backend: as of :class:`~pyro_ext.inference.NUTS`.
+    :param int seed: of all random numbers; ``None`` takes one from PyTorch's generator.
+    :param bool progress: whether to show a progress bar.
+    :ivar float log_evidence: logarithm of the estimated evidence, as is ``log_evidence_error``, its
+        standard error.
+    :ivar Tensor log_evidences: those of the runs. **Shape:** ``(num_runs,)``.
+    :ivar TemperingSchedule schedule: what the runs used; another run takes it.
+    :raises ValueError: for numbers out of range.
+
+    Example::
+
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> x = torch.tensor([1.0, 2.0])
+        >>> smc = TemperedSMC(model, 500, seed=0, progress=False).run(x)
+        >>> exact = dist.MultivariateNormal(torch.zeros(2), torch.eye(2) + 1.0).log_prob(x)
+        >>> abs(smc.log_evidence - float(exact)) < 0.1
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_particles: int = 1000,
+        *,
+        chain_length: int = 10,
+        num_runs: int = 5,
+        ess_threshold: float = 0.5,
+        backend: KernelBackend = "auto",
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        checks.function("model", model, "a Pyro model")
+        checks.choice("backend", backend, ("auto", "eager", "trace", "compile"))
+        self.model, self.backend = model, backend
+        self.num_particles = checks.integer("num_particles", num_particles, 2)
+        self.chain_length = checks.integer("chain_length", chain_length, 2)
+        self.num_runs = checks.integer("num_runs", num_runs, 2)
+        self.ess_threshold = checks.number("ess_threshold", ess_threshold, above=0, below=1)
+        if num_particles % chain_length:
+            raise ValueError(
+                f"num_particles must be a multiple of chain_length = {chain_length}, got "
+                f"{num_particles}"
+            )
+        self.seed = checks.optional(checks.integer, "seed", seed, 0)
+        self.progress = checks.boolean("progress", progress)
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.potential: TemperedPotential | None = None
+        self.schedule: TemperingSchedule | None = None
+        self.log_evidences = torch.zeros(0)
+        self.log_evidence = self.log_evidence_error = math.nan
+        self._samples: dict[str, Tensor] = {}
+
+    def run(self, *args: Any, schedule: TemperingSchedule | None = None, **kwargs: Any) -> Self:
+        """Choose powers, and run at them.
+
+        :param args: arguments of the model.
+        :param TemperingSchedule schedule: that of another run, in place of choosing one.
+        :param kwargs: keyword arguments of the model.
+        """
+        if schedule is not None:
+            checks.instance("schedule", schedule, TemperingSchedule, "a TemperingSchedule")
+        seed = fresh_seed(self.seed)
+        self.args, self.kwargs = args, kwargs
+        summed = sum_out(self.model, *args, **kwargs)
+        self.potential = potential = TemperedPotential(
+            summed, *args, backend="eager" if self.backend == "eager" else "trace", **kwargs
+        )
+        size = potential.layout.size
+        if schedule is not None and schedule.factors.shape[1:] != (size, size):
+            raise ValueError(
+                f"schedule must have factors of the shape (n, {size}, {size}), got "
+                f"{tuple(schedule.factors.shape)}"
+            )
+        moves = (self.chain_length - 1) * (_MOST_LEAPFROGS + 1) // 2
+        chosen_backend(
+            self.backend,
+            potential.tempered,
+            2 * _EXPECTED_STAGES * moves,
+            _OPERATIONS_PER_STEP,
+            potential.layout.device,
+            None,
+        )
+        number = self.num_runs * self.num_particles
+        with progress_bar(desc="TemperedSMC", unit="move", disable=not self.progress) as bar:
+            if schedule is None:
+                flat = potential.prior_draws(number, spawn_seed(seed, 0, 0))
+                with seeded(spawn_seed(seed, 0, 1)):
+                    schedule = self._chosen(potential, flat, bar)
+            flat = potential.prior_draws(number, spawn_seed(seed, 1, 0))
+            with seeded(spawn_seed(seed, 1, 1)):
+                particles = flat.reshape(self.num_runs, self.num_particles, -1)
+                particles, log_evidences = self._estimated(potential, particles, schedule, bar)
+        self.schedule, self.log_evidences = schedule, log_evidences
+        total = log_evidences.logsumexp(0) - math.log(self.num_runs)
+        self.log_evidence = float(total)
+        ratios = (log_evidences - total).exp()
+        self.log_evidence_error = float(ratios.std()) / math.sqrt(self.num_runs)
+        self._samples = potential.samples(potential.layout.unflatten(particles))
+        self._warn(particles)
+        return self
+
+    @property
+    def temperatures(self) -> Tensor:
+        """Powers of the likelihood at which particles have moved. **Shape:** ``(n,)``."""
+        if self.schedule is None:
+            raise RuntimeError("there are no temperatures yet: call run(...) first")
+        return self.schedule.temperatures
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """The particles at the end, with a chain for each run.
+
+        :param bool group_by_chain: whether to keep runs apart.
+        :returns: by name. **Shape:** ``(num_runs * num_particles, *event)`` each, or
+            ``(num_runs, num_particles, *event)``.
+        :raises RuntimeError: before a run.
+        """
+        if not self._samples:
+            raise RuntimeError("there are no draws yet: call run(...) first")
+        if group_by_chain:
+            return dict(self._samples)
+        return {name: value.flatten(0, 1) for name, value in self._samples.items()}
+
+    def summary(self, prob: float = 0.9) -> None:
+        """Print the evidence, and mean, standard deviation, interval and R-hat over runs.
+
+        :param float prob: probability mass of the interval.
+        :raises RuntimeError: before a run.
+        """
+        print_summary(self.get_samples(group_by_chain=True), prob=prob)
+        print(f"log evidence {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}")
+
+    def _chosen(self, potential: TemperedPotential, flat: Tensor, bar: Any) -> TemperingSchedule:
+        """Choose powers by a run of all particles together, with step sizes that adapt."""
+        temperature, log_step = 0.0, 0.0
+        chosen: list[tuple[float, float, Tensor]] = []
+        while temperature < 1.0:
+            likelihoods = potential.likelihoods(flat).double()
+            if not bool((likelihoods > -torch.inf).any()):
+                raise ValueError(
+                    f"the likelihood is zero at all of {len(flat)} particles of power "
+                    f"{temperature:.3g}: is the prior where the data are?"
+                )
+            before, temperature = temperature, self._next(likelihoods, temperature)
+            if len(chosen) == _MOST_STAGES or temperature == before:
+                raise ValueError(
+                    f"powers do not rise above {before:.3g}: the likelihood differs by more than "
+                    "numbers can hold from one particle to the next; look at the scales of prior "
+                    "and data"
+                )
+            log_weights = (temperature - before) * likelihoods
+            factor = _factor(flat, log_weights)
+            index = _resampled(log_weights[None], len(flat) // self.chain_length)[0]
+            flat, log_step = self._moved(potential, flat[index], temperature, log_step, factor, bar)
+            chosen.append((temperature, math.exp(log_step), factor))
+        temperatures, step_sizes, factors = zip(*chosen, strict=True)
+        return TemperingSchedule(
+            torch.tensor(temperatures, dtype=torch.float64),
+            torch.tensor(step_sizes, dtype=torch.float64),
+            torch.stack(factors),
+        )
+
+    def _estimated(
+        self, potential: TemperedPotential, particles: Tensor, schedule: TemperingSchedule, bar: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Run at given powers, all runs side by side.
+
+        Shapes: particles (num_runs, num_particles, size); returns them, and (num_runs,).
+        """
+        num_runs, number, size = particles.shape
+        log_evidences = torch.zeros(num_runs, dtype=torch.float64, device=particles.device)
+        before = 0.0
+        for temperature, step_size, factor in zip(
+            schedule.temperatures.tolist(),
+            schedule.step_sizes.tolist(),
+            schedule.factors,
+            strict=True,
+        ):
+            likelihoods = potential.likelihoods(particles.flatten(0, 1)).double()
+            log_weights = (temperature - before) * likelihoods.reshape(num_runs, number)
+            log_evidences += log_weights.logsumexp(-1) - math.log(number)
+            index = _resampled(log_weights, number // self.chain_length)
+            chains = particles.gather(1, index[..., None].expand(-1, -1, size)).flatten(0, 1)
+            moved, _ = self._moved(
+                potential, chains, temperature, math.log(step_size), factor, bar, adapts=False
+            )
+            particles = moved.reshape(num_runs, number, size)
+            before = temperature
+        return particles, log_evidences
+
+    def _next(self, likelihoods: Tensor, temperature: float) -> float:
+        """Return the power up to which weights leave enough effective particles."""
+        wanted = self.ess_threshold * len(likelihoods)
+
+        def size(power: float) -> float:
+            return float(effective_sample_size((power - temperature) * likelihoods))
+
+        if size(1.0) >= wanted:
+            return 1.0
+        low, high = temperature, 1.0
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if size(middle) >= wanted else (low, middle)
+        return low
+
+    def _moved(
+        self,
+        potential: TemperedPotential,
+        position: Tensor,
+        temperature: float,
+        log_step: float,
+        factor: Tensor,
+        bar: Any,
+        adapts: bool = True,
+    ) -> tuple[Tensor, float]:
+        """Move chains, and return all of their states, chain by chain.
+
+        Shapes: position (num_chains, size); returns (num_chains * chain_length, size).
+        """
+        powers = position.new_full((len(position),), temperature)
+
+        def function(flat: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = potential.tempered(flat, powers)
+            return value, gradient
+
+        factor = factor.to(position)
+        value, gradient = function(position)
+        states = [position]
+        for _ in range(self.chain_length - 1):
+            jitter = 0.8 + 0.4 * torch.rand(len(position), 1).to(position)
+            position, value, gradient, is_taken = hamiltonian_transition(
+                position,
+                value,
+                gradient,
+                torch.randn(position.shape).to(position),
+                torch.rand(len(position)).log().to(position),
+                function,
+                factor,
+                step_size=math.exp(log_step) * jitter,
+                num_steps=int(torch.randint(1, _MOST_LEAPFROGS + 1, ())),
+            )
+            if adapts:
+                log_step += _GAIN * (float(is_taken.double().mean()) - _TARGET)
+            states.append(position)
+            bar.update()
+        return torch.stack(states, 1).flatten(0, 1), log_step
+
+    def _warn(self, particles: Tensor) -> None:
+        """Say where runs do not agree."""
+        spread = float(self.log_evidences.std())
+        if not spread <= _MOST_SPREAD:
+            warnings.warn(
+                f"log evidences of the runs spread by {spread:.2g}, where at most {_MOST_SPREAD:g} "
+                "is right: take more particles (num_particles) or longer chains (chain_length)",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        r_hat = float(rank_diagnostics(particles).r_hat.max())
+        if not r_hat <= _MOST_R_HAT:
+            warnings.warn(
+                f"the runs do not agree: R-hat over runs is {r_hat:.3g}, where at most "
+                f"{_MOST_R_HAT} is right; some have lost a mode, or particles move too slowly: "
+                "take more particles (num_particles) or longer chains (chain_length)",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+
+def _factor(flat: Tensor, log_weights: Tensor) -> Tensor:
+    """Factor of the covariance of weighted particles. **Shape:** ``(size, size)``."""
+    weights = log_weights.softmax(0)
+    points = flat.double()
+    centered = points - weights @ points
+    covariance = (weights[:, None] * centered).mT @ centered
+    # Shrunk as in Stan, by how many particles there are in effect.
+    number = float(effective_sample_size(log_weights))
+    variance = covariance.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
+    covariance = (number * covariance + 5.0 * variance.diag()) / (number + 5.0)
+    scale = variance.sqrt()
+    factor: Tensor = torch.linalg.cholesky(covariance / scale[:, None] / scale)
+    return scale[:, None] * factor
+
+
+def _resampled(log_weights: Tensor, number: int) -> Tensor:
+    """Draw particles systematically. **Shape:** ``(num_runs, n)`` to ``(num_runs, number)``."""
+    start = torch.rand(len(log_weights), 1).to(log_weights)
+    uniforms = (torch.arange(number).to(log_weights) + start) / number
+    return draw_index(log_weights, uniforms)
