@@ -42,6 +42,7 @@ from pyro_ext.distributions.graphs import BernoulliExponentialGraph, LogitGraph
 from pyro_ext.distributions.sequence_gp import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.distributions.soft_equivariant import SoftEquivariantNormal
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
+from pyro_ext.distributions.truncated_normal import TruncatedNormal
 
 __all__ = [
     "BFRY",
@@ -71,5 +72,6 @@ __all__ = [
     "TiltedBFRY",
     "TiltedStable",
     "TruncatedBFRY",
+    "TruncatedNormal",
     "bar_borders",
 ]

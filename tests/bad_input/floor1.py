@@ -269,6 +269,7 @@ def distributions() -> dict[str, Call]:
         "TiltedBFRY.cdf": of(tilted, value=torch.tensor([0.5, 2.0])),
         "TiltedStable": call(mass=1.0, stability=0.5, tilt=1.0),
         "TruncatedBFRY": call(discount=0.5, high=3.0),
+        "TruncatedNormal": call(loc=0.0, scale=1.0, low=-1.0, high=3.0),
     }
 
 

@@ -1,0 +1,185 @@
+"""The normal distribution on an interval, accurate however far out in a tail the interval is."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.special import log_ndtr, ndtri
+
+from pyro_ext.distributions.bases import UnivariateDistribution
+from pyro_ext.special import log1mexp
+
+_LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_FARTHEST = 1e4  # in standard deviations: no number is beyond an infinite end
+_FROM_THE_TAIL = -2.0
+_NUM_STEPS = 6
+
+
+class TruncatedNormal(UnivariateDistribution):
+    r"""Normal distribution cut off at one or both ends.
+
+    .. math:: f(x) = \frac{\varphi((x - \mu) / \sigma)}{\sigma\,(\Phi(b) - \Phi(a))} , \quad
+              a = \frac{l - \mu}{\sigma} , \; b = \frac{h - \mu}{\sigma}
+
+    Densities and draws are accurate in the tails, too, where the normal distribution itself has no
+    probability that a number could hold. Draws have gradients in all parameters.
+
+    :param loc: :math:`\mu` of the normal distribution.
+    :param scale: :math:`\sigma > 0` of the normal distribution.
+    :param low: :math:`l`, the lower end; ``None`` where there is none.
+    :param high: :math:`h > l`, the upper end; likewise.
+
+    Example::
+
+        >>> TruncatedNormal(0.0, 1.0, low=40.0).mean
+        tensor(40.0250)
+    """
+
+    arg_constraints = {
+        "loc": constraints.real,
+        "scale": constraints.positive,
+        "low": constraints.dependent,
+        "high": constraints.dependent,
+    }
+
+    loc: Tensor
+    scale: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    def __init__(
+        self,
+        loc: Any,
+        scale: Any,
+        low: Any = None,
+        high: Any = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        ends = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
+        super().__init__({"loc": loc, "scale": scale, **ends}, validate_args)
+        if self.low is not None and self.high is not None:
+            self._check_parameter("high", self.high > self.low, "> low")
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """The interval, or the half line."""
+        if self.low is not None and self.high is not None:
+            return constraints.interval(self.low, self.high)
+        if self.low is not None:
+            return constraints.greater_than(self.low)
+        return constraints.real if self.high is None else constraints.less_than(self.high)
+
+    # In double precision: in the tails, density and mass are both exponentials of large numbers.
+
+    def _standard(self, value: Tensor) -> Tensor:
+        return (value.double() - self.loc.double()) / self.scale.double()
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """Ends in standard deviations, far ones where there are none."""
+        low, high = (
+            torch.full_like(self.loc, far, dtype=torch.float64)
+            if end is None
+            else self._standard(end)
+            for end, far in ((self.low, -_FARTHEST), (self.high, _FARTHEST))
+        )
+        return low, high
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        z, (low, high) = self._standard(value), self._ends()
+        density = _log_density(z) - _log_between(low, high) - self.scale.double().log()
+        return torch.where((z >= low) & (z <= high), density, -torch.inf).to(self.loc)
+
+    def _cdf(self, value: Tensor) -> Tensor:
+        low, high = self._ends()
+        z = self._standard(value).clamp(low, high)
+        return (_log_between(low, z) - _log_between(low, high)).exp().to(self.loc)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles."""
+        low, high = self._ends()
+        # In the tail that most of the interval lies in, where logarithms of probabilities differ.
+        is_upper = low + high > 0
+        near, far = torch.where(is_upper, -high, low), torch.where(is_upper, -low, high)
+        rank = torch.where(is_upper, 1.0 - value, value).double()
+        log_p = torch.logaddexp(torch.log1p(-rank) + log_ndtr(near), rank.log() + log_ndtr(far))
+        z = _log_quantile(log_p)
+        z = torch.where(is_upper, -z, z)
+        quantile = (self.loc.double() + self.scale.double() * z).to(self.loc)
+        # Rounding may lead out of the interval.
+        if self.low is not None:
+            above = torch.nextafter(self.low.detach(), torch.full_like(self.low, math.inf))
+            quantile = torch.maximum(quantile, above)
+        if self.high is not None:
+            below = torch.nextafter(self.high.detach(), torch.full_like(self.high, -math.inf))
+            quantile = torch.minimum(quantile, below)
+        return quantile
+
+    def _rsample(self, shape: torch.Size) -> Tensor:
+        uniforms = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
+        return self.icdf(uniforms.clamp(min=torch.finfo(torch.float64).tiny))
+
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        """Densities at the ends over the mass between them."""
+        low, high = self._ends()
+        log_mass = _log_between(low, high)
+        return (_log_density(low) - log_mass).exp(), (_log_density(high) - log_mass).exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        at_low, at_high = self._slopes()
+        return (self.loc + self.scale * (at_low - at_high)).to(self.loc)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        (low, high), (at_low, at_high) = self._ends(), self._slopes()
+        ratio = 1.0 + low * at_low - high * at_high - (at_low - at_high).square()
+        return (self.scale.square() * ratio).to(self.loc)
+
+    def entropy(self) -> Tensor:
+        """Entropy."""
+        (low, high), (at_low, at_high) = self._ends(), self._slopes()
+        volume = _log_between(low, high) + self.scale.double().log() + _LOG_ROOT_TWO_PI + 0.5
+        return (volume + 0.5 * (low * at_low - high * at_high)).to(self.loc)
+
+
+def _log_density(z: Tensor) -> Tensor:
+    """Log density of a standard normal number."""
+    return -0.5 * z.square() - _LOG_ROOT_TWO_PI
+
+
+def _log_between(low: Tensor, high: Tensor) -> Tensor:
+    """Logarithm of the probability between two ends, of a standard normal number."""
+    is_upper = low + high > 0
+    near, far = torch.where(is_upper, -high, low), torch.where(is_upper, -low, high)
+    larger = log_ndtr(far)
+    difference = larger - log_ndtr(near)
+    is_empty = difference <= 0
+    log_mass = larger + log1mexp(torch.where(is_empty, 1.0, difference))
+    return torch.where(is_empty, -torch.inf, log_mass)
+
+
+def _log_quantile(log_p: Tensor) -> Tensor:
+    """Quantiles of a standard normal number at logarithms of probabilities, by Newton steps."""
+    with torch.no_grad():
+        is_tail = log_p < _FROM_THE_TAIL
+        middle = torch.where(is_tail, -1.0, log_p)
+        square = -2.0 * torch.where(is_tail, log_p, -4.0)
+        start = -(square - math.log(2.0 * math.pi) - square.log()).clamp(min=1.0).sqrt()
+        z = torch.where(is_tail, start, ndtri(middle.exp()))
+        for _ in range(_NUM_STEPS):
+            z = torch.where(is_tail, z - (log_ndtr(z) - log_p) / _hazard(z), z)
+        slope = _hazard(z)
+    # A last step, whose derivative is that of the inverse.
+    quantile: Tensor = z - (log_ndtr(z) - log_p) / slope
+    return quantile
+
+
+def _hazard(z: Tensor) -> Tensor:
+    """Derivative of the logarithm of the standard normal distribution function."""
+    slope: Tensor = (_log_density(z) - log_ndtr(z)).exp()
+    return slope
