@@ -158,9 +158,7 @@ def metrics() -> dict[str, Call]:
 def partitions() -> dict[str, Call]:
     draws = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]])
     pair = dict(first=draws, second=draws.flip(0))
-    loss = "binder"
     return {
-        "binder_loss": call(**pair),
         "variation_of_information": call(**pair),
         "canonical_labels": call(labels=draws),
         "cluster_sizes": call(labels=draws),
@@ -168,16 +166,9 @@ def partitions() -> dict[str, Call]:
         "num_clusters": call(labels=draws),
         "num_clusters_distribution": call(labels=draws),
         "partition_quantities": call(labels=draws),
-        "credible_ball": call(labels=draws, center=draws[0], level=0.9, loss=loss),
-        "expected_loss": call(candidate=draws[0], labels=draws, loss=loss),
-        "point_estimate": call(
-            labels=draws,
-            loss=loss,
-            candidates=draws,
-            max_num_clusters=3,
-            seed=0,
-            num_restarts=2,
-        ),
+        "credible_ball": call(labels=draws, center=draws[0], level=0.9),
+        "expected_loss": call(candidate=draws[0], labels=draws),
+        "point_estimate": call(labels=draws, seed=0),
     }
 
 

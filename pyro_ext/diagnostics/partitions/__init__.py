@@ -20,17 +20,13 @@ from pyro_ext.diagnostics.partitions.labels import (
     partition_quantities,
 )
 from pyro_ext.diagnostics.partitions.losses import (
-    Loss,
-    binder_loss,
     expected_loss,
     variation_of_information,
 )
 
 __all__ = [
     "CredibleBall",
-    "Loss",
     "PartitionEstimate",
-    "binder_loss",
     "canonical_labels",
     "cluster_sizes",
     "co_clustering",
