@@ -35,7 +35,6 @@ HEAVY = (
     "tblite",
     "torch._dynamo",
     "torch._inductor",
-    "torchdiffeq",
     "xarray",
 )
 

@@ -281,7 +281,6 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.right", "[]", "no factors on this side"),
     ("*.learnable", "[]", "weights alone are learned"),
     ("*.partitions", "[]", "no partitions"),
-    ("*.model_kwargs", "[]", "no arguments"),
     ("*.settings", "[]", "no settings"),
     ("*.extra_fields", "[], ['abc']", "whether the kernel has a field shows as it runs"),
     ("*.args", "[], [[]None], [[]'abc'], [[]nan]", "a model may take anything"),

@@ -82,7 +82,7 @@ def test_log_likelihood_is_that_computed_by_hand(subsample_size: int | None) -> 
 def test_nested_plates(sizes: tuple[int | None, int | None]) -> None:
     y = count_data()
     draws = count_draws(20)
-    data = to_arviz(draws, y, model=counts, model_kwargs={"sizes": sizes})
+    data = to_arviz(draws, model=Potential(counts, y, sizes=sizes))
     assert data["posterior"]["log_rate"].dims == ("chain", "draw", "site", "log_rate_dim_0")
     assert data["log_likelihood"]["count"].dims == ("chain", "draw", "site", "year")
     assert data["observed_data"]["count"].dims == ("site", "year")

@@ -45,7 +45,6 @@ def test_sampler_with_a_potential() -> None:
     np.testing.assert_allclose(values(data, "log_likelihood", "y"), expected, rtol=1e-4)
     np.testing.assert_array_equal(values(data, "sample_stats", "lp"), statistics["lp"].numpy())
     assert values(data, "sample_stats", "diverging").dtype == bool
-    assert "sample_stats" not in groups_of(to_arviz(sampler, sample_stats=False))
 
 
 def test_sampler_on_other_data() -> None:
