@@ -235,7 +235,6 @@ def distributions() -> dict[str, Call]:
         "GaussianCluster.hyperprior": call(x=POINTS),
         "GaussianCluster.log_marginal": of(cluster, x=POINTS, mask=LABELS == 0),
         "GaussianCluster.posterior": of(cluster, x=POINTS),
-        "GaussianCluster.predictive": of(cluster, x=POINTS),
         "GaussianCluster.log_prob": of(cluster, value=POINTS),
         "GaussianCluster.block": of(cluster, num_points=3),
         "GeneralizedBFRY": call(discount=two, tail_index=1.5, level=2.0, scale=1.0),

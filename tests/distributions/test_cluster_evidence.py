@@ -198,7 +198,7 @@ def test_log_prob_against_scipy_and_as_a_block_of_one(make):
 @everything
 def test_log_marginal_is_the_chain_of_predictives(make):
     cluster, x = cluster_and_data(make)
-    terms = [cluster.predictive(x[:size]).log_prob(x[size]) for size in range(len(x))]
+    terms = [cluster.posterior(x[:size]).log_prob(x[size]) for size in range(len(x))]
     torch.testing.assert_close(cluster.log_marginal(x), sum(terms))
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(cluster.log_marginal(x[order]), cluster.log_marginal(x))
@@ -264,19 +264,6 @@ def test_layout_of_statistics(make):
     }.get(make, x[:, :0])
     exact = np.concatenate([zeros[:, None] + 1, base[:, None], x, more], -1)
     np.testing.assert_allclose(cluster.statistics(data), exact, rtol=1e-14, atol=1e-14)
-    assert cluster.num_statistics == exact.shape[-1]
-
-
-@everything
-def test_sums_of_statistics_tell_the_evidence(make):
-    cluster, x = cluster_and_data(make)
-    statistics = cluster.statistics(x)
-    for block in ([], [0], [1, 3], [0, 1, 2, 3]):
-        total = statistics[block].sum(0)
-        value = cluster.log_marginal(x[block])
-        torch.testing.assert_close(cluster.log_marginal_of(total), value)
-    wide = statistics.expand(2, 3, 4, -1).sum(-2)
-    assert cluster.log_marginal_of(wide).shape == (2, 3)
 
 
 @everything
@@ -366,21 +353,14 @@ def test_ratios_of_gamma_functions():
 def test_gradients(make):
     parameters = [value.requires_grad_() for value in tensors(make)]
     x = torch.tensor(DATA[make], requires_grad=make in GAUSSIAN)
-    statistics = make(*parameters).statistics(x).sum(0).detach().requires_grad_(make in GAUSSIAN)
 
     def evidence(x, *values, method="log_marginal"):
         if make is GaussianCluster:  # finite differences would leave the symmetric matrices
             values = (*values[:-1], (values[-1] + values[-1].mT) / 2)
         return getattr(make(*values, validate_args=False), method)(x)
 
-    def of_statistics(total, *values):
-        if make is GaussianCluster:  # likewise
-            total = (total + total[[0, 1, 2, 3, 4, 6, 5, 7]]) / 2
-        return evidence(total, *values, method="log_marginal_of")
-
     def of_points(x, *values):
         return evidence(x, *values, method="log_prob")
 
     assert torch.autograd.gradcheck(evidence, (x, *parameters))
     assert torch.autograd.gradcheck(of_points, (x, *parameters))
-    assert torch.autograd.gradcheck(of_statistics, (statistics, *parameters))

@@ -218,10 +218,6 @@ def test_points_that_do_not_fit(make):
         cluster.log_prob(torch.tensor([torch.nan, 0.0]))
     with pytest.raises(ValueError, match=r"mask must have the shape \(\*batch, 4\), got \(3,\)"):
         cluster.log_marginal(x, torch.ones(3, dtype=torch.bool))
-    with pytest.raises(
-        ValueError, match=r"statistics must have shape \(\*batch, \d+\), got \(3,\)"
-    ):
-        cluster.log_marginal_of(torch.zeros(3))
     if make not in GAUSSIAN:
         with pytest.raises(ValueError, match=r"x must be .*support .*, got \d\.5"):
             cluster.log_marginal(x + 0.5)
@@ -238,13 +234,13 @@ def test_blocks_in_a_model(make):
     def model():
         with pyro.plate("clusters", 2):
             pyro.sample("x", cluster.block(4), obs=x.expand(2, 4, 2))
-        return pyro.sample("next", cluster.predictive(x))
+        return pyro.sample("next", cluster.posterior(x))
 
     trace = pyro.poutine.trace(model).get_trace()
     value = trace.nodes["x"]["fn"].log_prob(trace.nodes["x"]["value"])
     torch.testing.assert_close(value, cluster.log_marginal(x).expand(2))
     point = trace.nodes["next"]["value"]
-    exact = 2 * cluster.log_marginal(x) + cluster.predictive(x).log_prob(point)
+    exact = 2 * cluster.log_marginal(x) + cluster.posterior(x).log_prob(point)
     torch.testing.assert_close(trace.log_prob_sum(), exact)
 
 

@@ -92,15 +92,11 @@ def borders(distribution):
     return distribution.borders
 
 
-def five_bars(logit, **options):
+def five_bars(logit):
     logits = torch.stack(
         [0.3 - logit, logit, logit.sin(), 0.8 * logit, torch.zeros_like(logit)], -1
     )
-    return BarDistribution(logits, torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4]), **options)
-
-
-def five_bars_between(logit):
-    return five_bars(logit, full_support=False)
+    return BarDistribution(logits, torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4]))
 
 
 def pair_of_counts(concentration):
@@ -188,7 +184,6 @@ MULTIVARIATE = [
         {"points": graphs(3, (0, 1, 2))},
     ),
     Row(five_bars, {"logit": 0.7}, {"jumps": borders}),
-    Row(five_bars_between, {"logit": 0.7}, {"jumps": borders}),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
     Row(soft_matrix, {"strengths": (0.7, 0.4), "base_scale": 1.3}),

@@ -89,7 +89,8 @@ def paired_distances(first: Integers, second: Integers) -> Floats:
     from pyro_ext.diagnostics.partitions import _loops
 
     num_points = first.shape[-1]
-    return _loops.paired_distances(first, second, increments(num_points)) / num_points
+    totals: Floats = _loops.paired_distances(first, second, increments(num_points))
+    return totals / num_points
 
 
 def mean_distances(candidates: Integers, draws: Integers) -> Floats:
@@ -98,4 +99,5 @@ def mean_distances(candidates: Integers, draws: Integers) -> Floats:
 
     num_points = draws.shape[-1]
     rows, others = np.ascontiguousarray(candidates), np.ascontiguousarray(draws)
-    return _loops.mean_distances(rows, others, increments(num_points)) / num_points
+    totals: Floats = _loops.mean_distances(rows, others, increments(num_points))
+    return totals / num_points
