@@ -89,8 +89,8 @@ def paired_distances(first: Integers, second: Integers) -> Floats:
     from pyro_ext.diagnostics.partitions import _loops
 
     num_points = first.shape[-1]
-    totals: Floats = _loops.paired_distances(first, second, increments(num_points))
-    return totals / num_points
+    totals = _loops.paired_distances(first, second, increments(num_points))
+    return np.asarray(totals / num_points)
 
 
 def mean_distances(candidates: Integers, draws: Integers) -> Floats:
@@ -99,5 +99,5 @@ def mean_distances(candidates: Integers, draws: Integers) -> Floats:
 
     num_points = draws.shape[-1]
     rows, others = np.ascontiguousarray(candidates), np.ascontiguousarray(draws)
-    totals: Floats = _loops.mean_distances(rows, others, increments(num_points))
-    return totals / num_points
+    totals = _loops.mean_distances(rows, others, increments(num_points))
+    return np.asarray(totals / num_points)
