@@ -49,7 +49,7 @@ from pyro_ext.random_measures.probability_measures import (
     PitmanYor,
 )
 from pyro_ext.random_measures.stable_beta import StableBetaProcess
-from pyro_ext.random_measures.total_mass import ApproximateTotalMass, InvertedTotalMass, TotalMass
+from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
 
 __all__ = [
     "ApproximateTotalMass",
@@ -66,7 +66,6 @@ __all__ = [
     "GeneralizedBFRYProcess",
     "GeneralizedGammaProcess",
     "InverseGammaArrivals",
-    "InvertedTotalMass",
     "JumpDistribution",
     "LevyDensityProcess",
     "LomaxArrivals",

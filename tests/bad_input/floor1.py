@@ -288,7 +288,6 @@ def random_measures() -> dict[str, Call]:
         ),
         "GeneralizedGammaProcess": call(mass=2.0, discount=0.4, tilt=1.5),
         "InverseGammaArrivals": call(concentration=1.0),
-        "InvertedTotalMass": call(measure=prime),
         "JumpDistribution": call(measure=measure, order=1.0, tilt=0.5),
         "LevyDensityProcess": call(
             log_levy_density=log_density, parameters={"mass": 2.0}, corners=(1.0,), high=math.inf
@@ -331,14 +330,12 @@ def random_measures() -> dict[str, Call]:
         "TruncatedSeries": call(num_atoms=5, method="size_biased"),
         "DeterministicArrivals": call(),
         "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
-        "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=math.inf),
+        "kolmogorov_smirnov": call(observed=table, predicted=other),
         "log_num_partitions": call(table=table),
         "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0), truncation=5),
         "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
         "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
-        "reweighted_kolmogorov_smirnov": call(
-            observed=table, predicted=other, least=1.0, most=math.inf
-        ),
+        "reweighted_kolmogorov_smirnov": call(observed=table, predicted=other),
         "split_frequencies": call(table=table, num_samples=4, seed=0),
     }
 
