@@ -52,12 +52,10 @@ def datasets() -> dict[str, Call]:
         "load_digits": call(**options),
         "load_frequencies": call(name="news_words"),
         "load_graph": call(name="new_testament_names"),
-        "load_hare_lynx": call(num_train=10, num_test=5),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
         "load_words": call(num_words=100, min_length=4),
         "names": call(),
         "random_shifts": call(images=torch.rand(3, 4, 4), max_shift=1, generator=torch.Generator()),
-        "records": call(),
     }
 
 
