@@ -172,10 +172,7 @@ def test_a_missing_peer_and_one_that_fails_have_their_reasons():
     assert Case("case", timings).as_json() == {
         "case": "case",
         "median": {"pyro_ext": 1.0},
-        "missing": {
-            "absent": "no_such_peer is not installed",
-            "failing": "ValueError: no step",
-        },
+        "missing": {"absent": "no_such_peer is not installed", "failing": "ValueError: no step"},
     }
     with pytest.raises(ModuleNotFoundError):
         available({"pyro_ext": absent})

@@ -154,8 +154,7 @@ def test_split_sizes(subtests):
 
 
 @pytest.mark.parametrize(
-    ("options", "sizes"),
-    [({"test_fraction": 0.2}, (1438, 359)), ({"num_test": 97}, (1700, 97))],
+    ("options", "sizes"), [({"test_fraction": 0.2}, (1438, 359)), ({"num_test": 97}, (1700, 97))]
 )
 def test_arguments_replace_the_default_counts_of_digits(options, sizes):
     data = load("digits", **options)
@@ -187,10 +186,7 @@ def test_arguments_are_checked_by_every_loader(subtests):
         ({"test_fraction": 0.2, "num_train": 10}, r"test_fraction cannot be combined .*=10"),
         ({"num_test": -1}, r"num_test must be an integer >= 1, got -1"),
         ({"num_test": True}, r"num_test must be an integer >= 1, got True"),
-        (
-            {"num_train": 10**6},
-            r"num_train and num_test .* at most \d+, got num_train=1000000",
-        ),
+        ({"num_train": 10**6}, r"num_train and num_test .* at most \d+, got num_train=1000000"),
         ({"num_train": 100, "num_test": 10**6}, r"at most \d+, .*num_test=1000000"),
         ({"split_seed": -1}, r"split_seed must be .*, got -1"),
         ({"split_seed": 2**32}, r"split_seed must be .*, got 4294967296"),

@@ -128,10 +128,7 @@ def test_files_of_something_else(folder, tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"rank": 8}, ValueError, "at least 8 images"),
-    ],
+    ("options", "error", "words"), [({"rank": 8}, ValueError, "at least 8 images")]
 )
 def test_bad_questions(folder, options, error, words):
     with pytest.raises(error, match=words):

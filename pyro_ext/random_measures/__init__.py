@@ -31,10 +31,7 @@ from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.levy_density import LevyDensityProcess
 from pyro_ext.random_measures.levy_measure import ArrivalFamily
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposition
-from pyro_ext.random_measures.mixed_tilts import (
-    BetaPrimeProcess,
-    GeneralizedBFRYProcess,
-)
+from pyro_ext.random_measures.mixed_tilts import BetaPrimeProcess, GeneralizedBFRYProcess
 from pyro_ext.random_measures.pareto import ParetoMixtureProcess, ParetoProcess
 from pyro_ext.random_measures.partition import RandomPartition
 from pyro_ext.random_measures.primitive import (

@@ -156,13 +156,7 @@ def test_own_mcmc() -> None:
     x, y = linear_data()
     kernel = SGLD(linear, step_size=1e-3)
     mcmc = MCMC(
-        kernel,
-        num_samples=30,
-        warmup_steps=400,
-        num_chains=2,
-        thinning=60,
-        seed=0,
-        progress=False,
+        kernel, num_samples=30, warmup_steps=400, num_chains=2, thinning=60, seed=0, progress=False
     ).run(x, y, 5)
     data = to_arviz(mcmc, posterior_predictive=True)
     draws = mcmc.get_samples(group_by_chain=True)

@@ -106,9 +106,7 @@ def test_it_follows_the_scale_of_the_coordinates(float64):
 
 @pytest.mark.parametrize(
     ("samples", "gradients", "options", "message"),
-    [
-        (torch.zeros(3, 2), torch.zeros(3, 1), {}, r"got \(3, 2\) and \(3, 1\)"),
-    ],
+    [(torch.zeros(3, 2), torch.zeros(3, 1), {}, r"got \(3, 2\) and \(3, 1\)")],
 )
 def test_errors_name_the_argument(samples, gradients, options, message):
     with pytest.raises(ValueError, match=message):

@@ -29,8 +29,7 @@ def integrate(density, high, discount, power=0):
     lengths = [0, 1, 2, 4, 8, 16, 32, 64]
     panels = [end - length for length in lengths] + [end - 80 / (1 - mpmath.mpf(discount))]
     return mpmath.quad(
-        lambda point: density(mpmath.exp(point)) * mpmath.exp((1 + power) * point),
-        sorted(panels),
+        lambda point: density(mpmath.exp(point)) * mpmath.exp((1 + power) * point), sorted(panels)
     )
 
 

@@ -124,9 +124,7 @@ UNIVARIATE = [
     Row(BFRY, {"discount": 0.4}),
     Row(BetaPrimeBFRY, {"discount": 0.4, "tail_index": 2.3, "level": 5.0, "rate": 2.0}),
     Row(
-        GeneralizedBFRY,
-        {"discount": 0.4, "tail_index": 2.3, "level": 5.0, "scale": 2.0},
-        slow=True,
+        GeneralizedBFRY, {"discount": 0.4, "tail_index": 2.3, "level": 5.0, "scale": 2.0}, slow=True
     ),
     Row(PositiveStable, {"stability": 0.6}, slow=True),
     Row(
@@ -163,11 +161,7 @@ MULTIVARIATE = [
         {"concentration1": (0.5, 1.7), "concentration0": (1.2, 0.4)},
         {"points": pairs(2)},
     ),
-    Row(
-        PoissonCluster,
-        {"concentration": (0.5, 1.7), "rate": (1.8, 1.3)},
-        {"points": pairs(60)},
-    ),
+    Row(PoissonCluster, {"concentration": (0.5, 1.7), "rate": (1.8, 1.3)}, {"points": pairs(60)}),
     Row(
         BernoulliExponentialGraph,
         {"rates": ((0.3, 0.8), (1.2, 0.1), (0.4, 0.9))},

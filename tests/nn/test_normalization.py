@@ -15,10 +15,7 @@ def test_values_by_hand():
         norm.bias.copy_(torch.tensor([0.25, 3.0]))
     x = torch.tensor([[[1.0, 3.0], [2.0, -2.0]]])
     first, second = math.sqrt((1 + 9) / 2 + 0.5), math.sqrt(4 + 0.5)
-    wanted = [
-        [0.25 + 2 * 1 / first, 0.25 + 2 * 3 / first],
-        [3 - 2 / second, 3 + 2 / second],
-    ]
+    wanted = [[0.25 + 2 * 1 / first, 0.25 + 2 * 3 / first], [3 - 2 / second, 3 + 2 / second]]
     torch.testing.assert_close(norm(x), torch.tensor([wanted]))
 
 

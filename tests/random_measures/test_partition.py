@@ -5,11 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_ext.random_measures import (
-    DirichletProcess,
-    GeneralizedGammaProcess,
-    PitmanYor,
-)
+from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
 from pyro_ext.random_measures.partition import InverseExponent
 from tests.random_measures.references import GAMMA, NOTED, beta_prime, gamma
 

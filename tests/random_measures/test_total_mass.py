@@ -6,10 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_ext.random_measures import (
-    ApproximateTotalMass,
-    TotalMass,
-)
+from pyro_ext.random_measures import ApproximateTotalMass, TotalMass
 from tests.random_measures.references import (
     GAMMA,
     PARETO_MIXTURE,

@@ -19,10 +19,7 @@ from pyro_ext.diagnostics.partitions.labels import (
     num_clusters_distribution,
     partition_quantities,
 )
-from pyro_ext.diagnostics.partitions.losses import (
-    expected_loss,
-    variation_of_information,
-)
+from pyro_ext.diagnostics.partitions.losses import expected_loss, variation_of_information
 
 __all__ = [
     "CredibleBall",

@@ -15,11 +15,7 @@ from pyro_ext.diagnostics.partitions.labels import (
     check_partition,
     co_clustering,
 )
-from pyro_ext.diagnostics.partitions.losses import (
-    increments,
-    mean_distances,
-    paired_distances,
-)
+from pyro_ext.diagnostics.partitions.losses import increments, mean_distances, paired_distances
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import cluster_counts
 
