@@ -33,11 +33,6 @@ def test_help_and_version():
     assert "num-samples" in runner.invoke(app, ["demo", "--help"]).output
 
 
-def test_bad_arguments():
-    result = runner.invoke(app, ["demo", "--num-samples", "0"])
-    assert result.exit_code == 2 and "num-samples" in result.output
-
-
 @pytest.mark.parametrize("command", [["demo"], ["reproduce", "--all"]])
 def test_an_output_that_cannot_be_made(command, tmp_path, monkeypatch):
     """Known before work begins, which would take minutes."""

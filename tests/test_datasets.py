@@ -178,21 +178,11 @@ def test_dtype_and_device():
 
 def test_arguments_are_checked_by_every_loader(subtests):
     for options, message in [
-        ({"test_fraction": 0.0}, r"test_fraction must be a .* number > 0.* and < 1.*, got 0\.0"),
-        ({"test_fraction": 1}, r"test_fraction must be a .* number > 0.* and < 1.*, got 1"),
-        ({"test_fraction": float("nan")}, r"test_fraction must be .*, got nan"),
-        ({"test_fraction": "0.2"}, r"test_fraction must be .*, got '0\.2'"),
-        ({"test_fraction": True}, r"test_fraction must be .*, got True"),
         ({"test_fraction": 0.2, "num_train": 10}, r"test_fraction cannot be combined .*=10"),
-        ({"num_test": -1}, r"num_test must be an integer >= 1, got -1"),
-        ({"num_test": True}, r"num_test must be an integer >= 1, got True"),
         ({"num_train": 10**6}, r"num_train and num_test .* at most \d+, got num_train=1000000"),
         ({"num_train": 100, "num_test": 10**6}, r"at most \d+, .*num_test=1000000"),
-        ({"split_seed": -1}, r"split_seed must be .*, got -1"),
         ({"split_seed": 2**32}, r"split_seed must be .*, got 4294967296"),
-        ({"split_seed": None}, r"split_seed must be .*, got None"),
         ({"device": "gramophone"}, r"device must be .*, got 'gramophone'"),
-        ({"device": 1.5}, r"device must be .*, got 1\.5"),
     ]:
         for name in sorted(EXPECTED):
             with subtests.test(name=name, options=options):

@@ -138,15 +138,6 @@ def test_observed_sites_of_a_dict_are_predictive() -> None:
     assert groups_of(only) == {"posterior_predictive", "observed_data"}
 
 
-def test_model_may_be_a_potential() -> None:
-    x, y = linear_data()
-    draws = linear_draws(5)
-    potential = Potential(linear, x, y, backend="eager")
-    data = to_arviz(draws, model=potential)
-    expected = linear_log_likelihood(draws, x, y)
-    np.testing.assert_allclose(values(data, "log_likelihood", "y")[0], expected, rtol=1e-4)
-
-
 def test_half_precision_and_integers() -> None:
     data = to_arviz(
         {

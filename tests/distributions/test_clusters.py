@@ -193,16 +193,6 @@ def test_hyperparameters_out_of_range():
 
 
 @everything
-def test_arguments_of_the_wrong_sign(make):
-    for number, name in enumerate(make.arg_constraints):
-        if name != "loc":
-            values = list(tensors(make))
-            values[number] = -values[number]
-            with pytest.raises(ValueError, match=f"parameter {name} "):
-                make(*values)
-
-
-@everything
 def test_points_that_do_not_fit(make):
     cluster, x = cluster_and_data(make)
     for method in (cluster.log_marginal, cluster.posterior, cluster.statistics):
@@ -322,19 +312,6 @@ def test_moments_are_those_of_single_points():
     fn = PartitionedBlock(cluster(), LABELS)
     torch.testing.assert_close(fn.mean, torch.full((3, 4, 1), 0.5))
     torch.testing.assert_close(fn.variance, torch.full((3, 4, 1), 4.49))
-
-
-@pytest.mark.parametrize(
-    ("given", "labels", "error", "message"),
-    [
-        (cluster, LABELS, TypeError, "cluster must be a conjugate cluster, got <function"),
-        (None, LABELS.double(), TypeError, "labels must be .* of integers .*, got a torch.float"),
-        (None, torch.tensor(1), ValueError, r"labels must have the shape \(\*batch, n\), got \(\)"),
-    ],
-)
-def test_errors(given, labels, error, message):
-    with pytest.raises(error, match=message):
-        PartitionedBlock(given or cluster(), labels)
 
 
 def test_a_batch_of_clusters_is_refused():

@@ -19,24 +19,6 @@ from pyro_ext.testing.distributions import check_divergence
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def test_known_values():
-    """Of the specification, computed independently."""
-    for stability, point, density in [
-        (0.3, 1.0, 0.117157002566),
-        (0.3, 0.01, 2.60376387179),
-        (0.7, 1.0, 0.387395010147),
-        (0.7, 20.0, 0.00158166708431),
-    ]:
-        value = PositiveStable(stability).log_prob(torch.tensor(point)).exp()
-        assert value.item() == pytest.approx(density, rel=1e-11)
-    for parameters, point, log_density in [
-        ((2.0, 0.3, 1.5), 0.5, -0.317850291599),
-        ((5.0, 0.7, 1.0), 4.0, -1.3097381303),
-    ]:
-        value = TiltedStable(*parameters).log_prob(torch.tensor(point))
-        assert value.item() == pytest.approx(log_density, abs=1e-10)
-
-
 def test_levy_law():
     points = torch.logspace(-12, 12, 49)
     fn = PositiveStable(0.5)

@@ -2,8 +2,6 @@
 
 import pickle
 
-import pyro
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -130,19 +128,6 @@ def test_compiled_convolutions_of_one_chain():
         torch.testing.assert_close(gradient[name], expected, rtol=0, atol=1e-3 * scale)
 
 
-@pytest.mark.slow
-def test_compiled_residual_network():
-    classifier = BayesianClassifier(BayesianModule(resnet(), 0.5), batch_size=5)
-    traced, compiled = (
-        Potential(classifier, IMAGES, Y, backend=name) for name in ("trace", "compile")
-    )
-    params, subsample = traced.init(2, seed=0), {"data": torch.arange(5)}
-    wanted = traced.value_and_grad(params, subsample)
-    torch.testing.assert_close(
-        compiled.value_and_grad(params, subsample), wanted, rtol=1e-3, atol=1e-3
-    )
-
-
 @each_recorded_network
 def test_chains(make, x):
     classifier = BayesianClassifier(make(), batch_size=6)
@@ -201,13 +186,6 @@ def test_factors_do_in_the_place_of_parameters(make):
     )
 
 
-def test_log_likelihood_is_that_of_the_model():
-    classifier = BayesianClassifier(BayesianModule(mlp(), 0.5))
-    samples = prior_draws(classifier, X, 4)
-    wanted = Potential(classifier, X, Y).log_likelihood(samples)["label"]
-    torch.testing.assert_close(classifier.log_likelihood(samples, X, Y), wanted)
-
-
 @each_network
 def test_labels_are_drawn(make, x):
     classifier = BayesianClassifier(make())
@@ -233,18 +211,6 @@ def test_drawn_labels_follow_the_probabilities(float64):
     found = torch.nn.functional.one_hot(labels, 3).double().mean(0)
     error = (wanted * (1 - wanted) / num_draws).sqrt()
     assert ((found - wanted).abs() < 4.5 * error).all()
-
-
-def test_in_a_model_of_the_user():
-    network = BayesianModule(mlp(), 0.5)
-
-    def model(x, y):
-        precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
-        logits = network(x) * precision
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
-
-    assert set(Potential(model, X, Y).sites) == {"precision", *network.prior_scales}
 
 
 def test_pickle():

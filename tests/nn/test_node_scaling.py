@@ -96,20 +96,6 @@ def test_variances_have_a_uniform_and_an_unequal_part(share):
     torch.testing.assert_close(variances[0], expected)
 
 
-def test_variances_must_be_a_vector_of_nonnegative_numbers(subtests):
-    for values in [
-        torch.ones(2, 2),
-        torch.tensor([1.0, -0.1]),
-        torch.tensor([torch.nan]),
-        torch.ones(0),
-    ]:
-        with subtests.test(values=values):
-            with pytest.raises(
-                ValueError, match="variances must be a vector of finite numbers >= 0"
-            ):
-                NodeScale(values)
-
-
 def test_bad_arguments_are_named(subtests):
     for call, message in [
         (lambda: largest_nodes(torch.ones(3), 1.0), "fraction must be .* >= 0 and < 1, got 1.0"),

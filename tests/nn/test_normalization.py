@@ -46,9 +46,3 @@ def test_zeros_have_a_value_and_a_gradient():
 
 def test_repr():
     assert repr(FilterResponseNorm(3, 1e-3)) == "FilterResponseNorm(3, epsilon=0.001)"
-
-
-def test_what_users_may_get_wrong():
-    for shape in ((4, 2), (4, 3, 5)):
-        with pytest.raises(ValueError, match="inputs must have the shape \\(batch, 2, \\*spatial"):
-            FilterResponseNorm(2)(torch.zeros(shape))
