@@ -382,7 +382,6 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.datasets.TimeSeriesData",
             "pyro_ext.datasets.ScalingData",
             "pyro_ext.models.scaling_laws.Extrapolation",
-            "pyro_ext.datasets.Record",
             "pyro_ext.datasets.WordData",
             "pyro_ext.diagnostics.metrics.CalibrationBins",
             "pyro_ext.inference.Trial",

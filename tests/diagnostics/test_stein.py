@@ -104,10 +104,6 @@ def test_it_follows_the_scale_of_the_coordinates(float64):
     assert kernel_stein_discrepancy(noise, noise * np.nan).isnan()
 
 
-@pytest.mark.parametrize(
-    ("samples", "gradients", "options", "message"),
-    [(torch.zeros(3, 2), torch.zeros(3, 1), {}, r"got \(3, 2\) and \(3, 1\)")],
-)
-def test_errors_name_the_argument(samples, gradients, options, message):
-    with pytest.raises(ValueError, match=message):
-        kernel_stein_discrepancy(samples, gradients, **options)
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 1\)"):
+        kernel_stein_discrepancy(torch.zeros(3, 2), torch.zeros(3, 1))

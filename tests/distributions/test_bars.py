@@ -102,18 +102,6 @@ def test_borders_of_many_draws_leave_moments_as_they_are():
     assert 0.0 < float(excess.mean()) < 0.02
 
 
-def test_gradients_of_draws_are_those_of_quantiles():
-    """By finite differences of all logits, with the same uniform numbers."""
-    borders = torch.tensor([-0.7, -0.2, 0.1, 0.15, 0.9, 1.4])
-
-    def draws(logits):
-        torch.manual_seed(3)
-        return BarDistribution(logits, borders).rsample((40,))
-
-    logits = torch.tensor([0.2, -0.5, 0.9, 0.1, -0.3], requires_grad=True)
-    assert torch.autograd.gradcheck(draws, (logits,), eps=1e-7, atol=1e-5)
-
-
 def test_wrong_borders():
     for borders in ([0.0, 1.0, 1.0], [0.0, 2.0, 1.0], [0.0, float("nan"), 1.0], [0.0, 1.0]):
         with pytest.raises(ValueError, match="borders"):

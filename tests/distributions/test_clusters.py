@@ -149,8 +149,6 @@ def test_hyperprior_knows_no_units():
     ("x", "message"),
     [
         (torch.zeros(1, 2), "x must have at least two rows, got 1"),
-        (torch.zeros(5), r"x must have the shape \(n, d\)"),
-        (torch.tensor([[0.0, 1.0], [1.0, torch.nan]]), "x must be finite, got nan in row 1"),
         (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]), r"constant ones: \[1\]"),
     ],
 )
@@ -163,12 +161,10 @@ def test_data_that_give_no_hyperprior(x, message):
     ("x", "message"),
     [
         (torch.zeros(2, 2), r"x must have the shape \(n, d\) with more points.*got \(2, 2\)"),
-        (torch.zeros(5), r"x must have the shape \(n, d\)"),
         (torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]]), "subspace, got 3 points"),
         (torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), "covariance is singular"),
         (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]).double(), "covariance is singular"),
         (torch.arange(21.0).view(7, 3) ** 2 @ torch.ones(3, 3), "covariance is singular"),
-        (torch.tensor([[0.0, 1.0], [1.0, torch.nan], [2.0, 1.0]]), "x must be finite, got nan"),
     ],
 )
 def test_data_that_give_no_prior(x, message):
@@ -188,8 +184,6 @@ def test_hyperparameters_out_of_range():
         GaussianCluster(zeros, 1.0, 3.0, 1.0)
     with pytest.raises(ValueError, match="hyperparameters of GaussianCluster do not broadcast"):
         GaussianCluster(zeros.expand(3, 2), torch.ones(2), 3.0, eye)
-    with pytest.raises(ValueError, match="loc of GaussianCluster must be finite, got inf"):
-        GaussianCluster(zeros + torch.inf, 1.0, 3.0, eye)
 
 
 @everything

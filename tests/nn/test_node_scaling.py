@@ -98,14 +98,9 @@ def test_variances_have_a_uniform_and_an_unequal_part(share):
 
 def test_bad_arguments_are_named(subtests):
     for call, message in [
-        (lambda: largest_nodes(torch.ones(3), 1.0), "fraction must be .* >= 0 and < 1, got 1.0"),
-        (lambda: largest_nodes(torch.tensor([1.0, torch.nan]), 0.5), "importance must hold no NaN"),
-        (lambda: zipf_weights(3, 1.0), "index must be .* > 0 and < 1, got 1.0"),
-        (lambda: asymmetric_variances(torch.ones(3), 1.1), "symmetric_fraction must be"),
         (lambda: asymmetric_variances(torch.tensor([1.0, -1.0]), 0.5), "weights must be finite"),
         (lambda: asymmetric_variances(torch.zeros(3), 0.5), "weights must not all be zero"),
         (lambda: init_unit_variance_(nn.ReLU()), "layer must have a weight, got ReLU"),
-        (lambda: init_unit_variance_(nn.Linear(3, 2), 0.0), "weight_scale must be .* > 0"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             call()

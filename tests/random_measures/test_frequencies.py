@@ -75,10 +75,9 @@ def test_tables_count_sizes():
     assert table.tolist() == [[1, 3], [3, 2], [5, 1], [0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize(("counts", "match"), [([0, 0], "counts must hold a positive number")])
-def test_what_are_no_counts_is_refused(counts, match):
-    with pytest.raises(ValueError, match=match):
-        frequency_table(torch.tensor(counts))
+def test_what_are_no_counts_is_refused():
+    with pytest.raises(ValueError, match="counts must hold a positive number"):
+        frequency_table(torch.tensor([0, 0]))
 
 
 def test_too_few_rows_are_refused():

@@ -1,7 +1,5 @@
 """The plots show the numbers that they say they show."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -89,10 +87,3 @@ def test_draws_where_it_is_told():
     _, axes = pyplot.subplots()
     assert plot_cluster_sizes(LABELS, ax=axes) is axes
     assert plot_tail(MEASURE, ax=axes) is axes
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"plot_tail needs matplotlib.*pyro-ext\[plots\]"):
-        plot_tail(MEASURE)
