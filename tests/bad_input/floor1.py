@@ -345,17 +345,15 @@ def measure_plots() -> dict[str, Call]:
     observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
     return {
         "plot_cluster_sizes": call(labels=labels, ax=ax),
-        "plot_num_clusters": call(labels=labels, ax=ax, num_points=5),
+        "plot_num_clusters": call(labels=labels, ax=ax),
         "plot_rank_sizes": call(
             observed=observed,
             predicted={"same": [observed, observed]},
             ax=ax,
             colors={"same": "C0"},
-            prob=0.8,
-            num_points=5,
         ),
         "plot_ranked_weights": call(weights=torch.rand(9), ax=ax),
-        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax, num_points=5),
+        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax),
     }
 
 
@@ -394,14 +392,11 @@ def nn() -> dict[str, Call]:
         "BayesianModule": call(module=MLP(4, [3], 3), prior_scale=0.5),
         "FilterResponseNorm": call(num_channels=3, epsilon=1e-6),
         "InducedSetAttention": call(in_features=3, inducing_features=2, **attention),
-        "NodeScale": call(variances=torch.rand(3), dim=-1),
+        "NodeScale": call(variances=torch.rand(3)),
         "NodeScale.prune": of(NodeScale(torch.rand(3)), fraction=0.5),
         "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4), num_blocks=1),
         "asymmetric_variances": call(weights=torch.rand(3), symmetric_fraction=0.5),
         "init_to_module": call(module=MLP(4, [3], 3)),
-        "init_unit_variance_": call(
-            layer=torch.nn.Linear(3, 2), weight_scale=1.0, generator=torch.Generator()
-        ),
         "largest_nodes": call(importance=torch.rand(4), fraction=0.5),
         "zipf_weights": call(num_nodes=4, index=0.5),
     }

@@ -180,10 +180,6 @@ MODULES = {
     "LoRALinear": (lora_linear, (torch.randn(6, 4),)),
     "LoRALinear of rows": (lambda: lora_linear(train_A=False), (torch.randn(6, 5, 4),)),
     "NodeScale": (lambda: NodeScale(torch.rand(4), learnable=True), (torch.randn(6, 4),)),
-    "NodeScale of images": (
-        lambda: NodeScale(torch.rand(4), learnable=True, dim=1),
-        (torch.randn(6, 4, 2, 3),),
-    ),
     "BatchEnsemble": (lambda: AllMembers(BatchEnsemble(MLP(4, [5], 3), 3)), (torch.randn(6, 4),)),
     "BatchEnsembleLinear": (
         lambda: AllMembers(BatchEnsembleLinear(4, 3, num_members=3)),

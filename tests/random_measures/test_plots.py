@@ -23,7 +23,7 @@ LABELS = torch.tensor([[0, 0, 1, 0, 2], [0, 1, 2, 1, 3]])
 
 def test_tail():
     series = MEASURE.series(50, "inverse_levy", seed=0)
-    axes = plot_tail(MEASURE, series.weights, num_points=9)
+    axes = plot_tail(MEASURE, series.weights)
     line, points = axes.lines
     levels = torch.as_tensor(line.get_xdata())
     np.testing.assert_allclose(line.get_ydata(), MEASURE.tail(levels), rtol=1e-5)
