@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyro_ext.diagnostics.partitions import (
     canonical_labels,
-    co_clustering,
     expected_loss,
     point_estimate,
 )
@@ -96,18 +95,6 @@ def test_dissolving_a_cluster_leaves_a_local_minimum() -> None:
     assert not search.labels.any()
     search.dissolve_clusters()
     assert search.labels.tolist() == draws[0].tolist()
-
-
-def test_expected_information_is_not_its_bound() -> None:
-    """The bound of Wade and Ghahramani needs co-clustering only, and lies below."""
-    draws = random_draws(1, 50, 6, 3)
-    shares = co_clustering(draws)
-    labels = draws[0]
-    together = (labels[:, None] == labels).double()
-    bound = (
-        together.sum(1).log() + shares.sum(1).log() - 2.0 * (together * shares).sum(1).log()
-    ).mean()
-    assert float(bound) < float(expected_loss(labels, draws)) - 1e-3
 
 
 def test_draws_are_thinned_where_there_are_many() -> None:
