@@ -3,10 +3,9 @@
 import math
 
 import mpmath
-import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import stats
 
 from pyro_ext.random_measures import (
     DeterministicArrivals,
@@ -22,37 +21,23 @@ from tests.random_measures.references import (
     GENERALIZED_BFRY,
     PARETO_MIXTURE,
     STABLE_BETA,
-    exp,
     gamma,
     generalized_bfry,
-    log_1m_exp,
     pareto,
     stable_beta,
 )
-from tests.random_measures.series_methods import CLOSED, FEWER, SEARCHED, identify
+from tests.random_measures.series_methods import (
+    CLOSED,
+    FEWER,
+    SEARCHED,
+    gamma_law,
+    identify,
+    lomax_law,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 NUM_ERRORS = 5.0
-
-
-def gamma_law(concentration):
-    """Logarithms of distribution function and survival."""
-
-    def log_cdf(v):
-        first = concentration * v - special.gammaln(concentration + 1)
-        inside = np.log(np.maximum(special.gammainc(concentration, exp(v)), 1e-300))
-        return np.where(v < -30, first, inside)
-
-    return log_cdf, lambda v: np.log(np.maximum(special.gammaincc(concentration, exp(v)), 1e-300))
-
-
-def lomax_law(concentration):
-    """Logarithms of distribution function and survival."""
-    return (
-        lambda v: log_1m_exp(np.log(concentration) + np.log(np.logaddexp(v, 0.0) + 1e-300)),
-        lambda v: -concentration * np.logaddexp(v, 0.0),
-    )
 
 
 def check_mean(draws, expected, unit=1.0):
