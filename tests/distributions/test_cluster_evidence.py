@@ -198,15 +198,16 @@ def exact_gaussian_evidence(x, loc, r, nu, scale):
         return float(value)
 
 
+FAR = (0.3, -0.5), 0.6, 6.5, SQUARE
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (1e6, 1e6), (1e6, -3e5)])
 def test_points_far_from_the_prior(shift, dtype):
     """The error is that of the data's own rounding; sums of squares would have lost all digits."""
-    parameters = ((0.3, -0.5), 0.6, 6.5, SQUARE)
     x = (torch.tensor(X4) + torch.tensor(shift)).to(dtype)
-    exact = exact_gaussian_evidence(x.tolist(), *parameters)
-    loc, r, nu, scale = parameters
-    cluster = GaussianCluster(torch.tensor(loc), r, nu, torch.tensor(scale))
+    exact = exact_gaussian_evidence(x.tolist(), *FAR)
+    cluster = GaussianCluster(*map(torch.tensor, FAR))
     assert cluster.log_marginal(x.double()).item() == pytest.approx(exact, abs=1e-8)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-10
     assert cluster.log_marginal(x).item() == pytest.approx(exact, rel=tolerance)
@@ -215,11 +216,9 @@ def test_points_far_from_the_prior(shift, dtype):
 @pytest.mark.parametrize("far", [(1e6, 2e6), (-1e5, 1e-3), (1e7, 1e7)])
 def test_one_point_far_from_the_others(far):
     """Its square would hide those of the others, and with them the determinant."""
-    parameters = ((0.3, -0.5), 0.6, 6.5, SQUARE)
     x = torch.cat([torch.tensor(X4), torch.tensor([far])]).double()
-    exact = exact_gaussian_evidence(x.tolist(), *parameters)
-    loc, r, nu, scale = parameters
-    cluster = GaussianCluster(torch.tensor(loc), r, nu, torch.tensor(scale).double())
+    cluster = GaussianCluster(*map(torch.tensor, FAR))
+    exact = exact_gaussian_evidence(x.tolist(), *FAR)
     assert cluster.log_marginal(x).item() == pytest.approx(exact, abs=1e-7)
     one = cluster.log_marginal(x[:1]).item()
     mask = torch.tensor([True, False, False, False, False])

@@ -167,17 +167,6 @@ def test_draws_of_parameters_looked_at_together(key):
     assert result.weights.shape == (3, 7) and result.lost_mass.shape == (3,)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the draws of")  # short runs
-def test_sghmc_over_minibatches():
-    data = word_counts()[0].float().log()
-    kernel = SGHMC(mixture_model, step_size=0.002, friction=20.0)
-    mcmc = MCMC(kernel, num_samples=20, warmup_steps=200, num_chains=2, thinning=5, seed=0)
-    draws = mcmc.run(TruncatedSeries(10), data).get_samples()
-    assert draws["discount"].shape == (40,) and draws["G_jumps"].isfinite().all()
-    assert ((draws["discount"] > 0) & (draws["discount"] < 1)).all()
-
-
 def eppf_model(make, sizes, multiplicity):
     """Counts as clusters of samples of a normalized measure."""
     mass = pyro.sample("mass", dist.LogNormal(4.0, 1.0))
