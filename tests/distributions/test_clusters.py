@@ -20,7 +20,7 @@ from pyro_ext.distributions import (
     PartitionedBlock,
     PoissonCluster,
 )
-from pyro_ext.potential import Potential
+from pyro_ext.testing.potential import check_potential
 from tests.distributions.clusters import DATA, GAUSSIAN, X4, cluster_and_data, everything, tensors
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -242,14 +242,7 @@ def test_a_latent_hyperparameter(make):
         size = pyro.sample("size", dist.Gamma(2.0, 1.0))
         pyro.sample("x", fn(size).block(4), obs=x)
 
-    eager, traced = Potential(model, backend="eager"), Potential(model)
-    values = eager.init(num_chains=3, seed=0)
-    torch.testing.assert_close(traced(values), eager(values))
-    position = values["size"]
-    size = position.exp()
-    joint = dist.Gamma(2.0, 1.0).log_prob(size) + position + fn(size).log_marginal(x)
-    torch.testing.assert_close(eager(values), -joint)
-
+    check_potential(model)
     guide = AutoDelta(model, init_loc_fn=pyro.infer.autoguide.init_to_median)
     svi = SVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO())
     for _ in range(200):

@@ -11,6 +11,7 @@ from pyro_ext.inference import MCMC, SGHMC
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, ResNet, bayesian
 from pyro_ext.potential import Potential
 from pyro_ext.reparam import expand_module
+from pyro_ext.testing.potential import check_potential
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -94,20 +95,7 @@ def test_all_of_the_data(batch_size):
 @each_recorded_network
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_backends(make, x, batch_size):
-    classifier = BayesianClassifier(make(), batch_size)
-    eager, traced = (Potential(classifier, x, Y, backend=name) for name in ("eager", "trace"))
-    params = eager.init(3, seed=0)
-    subsample = {"data": torch.arange(5)} if batch_size else {}
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    for one, other in zip(
-        eager.value_and_grad(params, subsample),
-        traced.value_and_grad(params, subsample),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, **close)
-    torch.testing.assert_close(eager.full(params), traced.full(params), **close)
-    whole = BayesianClassifier(classifier.network)
-    torch.testing.assert_close(Potential(whole, x, Y)(params), traced.full(params), **close)
+    check_potential(BayesianClassifier(make(), batch_size), x, Y)
 
 
 @pytest.mark.slow

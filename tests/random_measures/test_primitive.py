@@ -14,7 +14,6 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
 from pyro_ext.inference import MCMC, SGHMC
-from pyro_ext.potential import Potential
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
     DirichletProcess,
@@ -28,6 +27,7 @@ from pyro_ext.random_measures import (
     TruncatedSeries,
     random_measure,
 )
+from pyro_ext.testing.potential import check_potential
 
 GAMMA = GeneralizedGammaProcess(2.0, 0.4, 1.5)
 
@@ -133,13 +133,7 @@ def mixture_model(truncation, data):
 @pytest.mark.parametrize("truncation", [10, TruncatedSeries(10)], ids=["finite", "series"])
 def test_a_recorded_potential_agrees_with_pyro(truncation):
     """Without a warning, so that it is really recorded."""
-    data = word_counts()[0].float().log()
-    eager = Potential(mixture_model, truncation, data, backend="eager")
-    traced = Potential(mixture_model, truncation, data)
-    values = eager.init(num_chains=2, seed=0)
-    torch.testing.assert_close(traced.full(values), eager.full(values))
-    _, first = eager.value_and_grad(values)
-    assert all(gradient.isfinite().all() for gradient in first.values())
+    check_potential(mixture_model, truncation, word_counts()[0].float().log())
 
 
 def test_svi_and_predictive():
@@ -197,13 +191,7 @@ LAWS = {
 
 @pytest.mark.parametrize("key", LAWS)
 def test_partitions_with_latent_parameters_are_recorded(key):
-    sizes, multiplicity = word_counts()
-    eager = Potential(eppf_model, LAWS[key], sizes, multiplicity, backend="eager")
-    traced = Potential(eppf_model, LAWS[key], sizes, multiplicity)
-    values = eager.init(num_chains=2, seed=0)
-    first, second = eager.value_and_grad(values), traced.value_and_grad(values)
-    torch.testing.assert_close(first[0], second[0])
-    torch.testing.assert_close(first[1], second[1], rtol=1e-3, atol=1e-3)
+    check_potential(eppf_model, LAWS[key], *word_counts())
 
 
 @pytest.mark.slow
