@@ -1,15 +1,10 @@
 """Axial blocks: exact values, and what the checker of equivariance finds."""
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.nn.functional import conv2d, layer_norm, multi_head_attention_forward
 
-from pyro_ext.nn import BayesianModule
 from pyro_ext.nn.axial import (
     GXCNN,
     SXCNN,
@@ -202,30 +197,6 @@ def test_the_checker_refuses_nan_and_other_outputs():
     assert seen[0] == "meta"
     with pytest.raises(AssertionError, match="does not count"):
         check_axial_block(Blind, 3)
-
-
-def test_a_network_is_a_bayesian_one_and_the_encoder_of_a_guide():
-    """Of volumes and of images alike."""
-    pyro.clear_param_store()
-    model = BayesianModule(SXCNN(1, 2, 4, 2))
-    assert model(torch.randn(3, 4, 5, 6, 1)).shape == (3, 2)
-    encoder = GXCNN(1, 2, 4, 2)
-
-    def observe(field):
-        with pyro.plate("fields", len(field)):
-            level = pyro.sample("level", dist.Normal(0.0, 1.0))
-            levels = level[(...,) + (None,) * (field.dim() - 1)].expand_as(field)
-            pyro.sample("field", dist.Normal(levels, 1.0).to_event(field.dim() - 1), obs=field)
-
-    def amortized(field):
-        pyro.module("encoder", encoder)
-        loc, scale = encoder(field).unbind(-1)
-        with pyro.plate("fields", len(field)):
-            pyro.sample("level", dist.Normal(loc, scale.exp()))
-
-    svi = SVI(observe, amortized, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
-    assert svi.step(torch.randn(3, 4, 5, 1)) > 0 and svi.step(torch.randn(3, 3, 4, 5, 1)) > 0
-    assert AutoNormal(model)(torch.randn(2, 4, 5, 1))
 
 
 def test_wrong_fields_are_refused():

@@ -13,7 +13,6 @@ from pyro.infer import NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
-from pyro_ext.inference import MCMC, SGHMC
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
     DirichletProcess,
@@ -246,32 +245,3 @@ def test_a_measure_in_a_plate_is_refused():
 def test_bad_arguments(measure, base, truncation, message):
     with pytest.raises(ValueError, match=message):
         random_measure("G", measure, base, truncation)
-
-
-def count_model(counts):
-    """Counts of words that are Poisson given the weights of a finite approximation."""
-    mass = pyro.sample("mass", dist.Gamma(2.0, 0.2))
-    discount = pyro.sample("discount", dist.Beta(2.0, 2.0))
-    measure = GeneralizedGammaProcess(mass, discount, 0.1)
-    words = random_measure("G", measure, dist.Normal(0.0, 1.0), len(counts))
-    with pyro.plate("words", len(counts)):
-        pyro.sample("count", dist.Poisson(1000.0 * words.weights), obs=counts)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["NUTS", "SGHMC"])
-@pytest.mark.filterwarnings("ignore:the draws of")  # short runs
-def test_kernels_on_the_weights_of_words(kind):
-    """The weights follow the counts, which are large and say nearly all."""
-    sizes, _ = word_counts()
-    counts = sizes.flip(0)[:12].float()
-    if kind == "NUTS":
-        kernel = NUTS(count_model, max_tree_depth=5)
-        mcmc = MCMC(kernel, num_samples=40, warmup_steps=60, seed=0)
-    else:
-        kernel = SGHMC(count_model, step_size=0.003, friction=10.0)
-        mcmc = MCMC(kernel, num_samples=40, warmup_steps=1000, thinning=10, seed=0)
-    draws = mcmc.run(counts).get_samples()
-    ratio = draws["G_jumps"].mean(0) * 1000.0 / counts
-    assert ((ratio > 0.85) & (ratio < 1.15)).all()
-    assert draws["discount"].std() > 0 and draws["mass"].isfinite().all()
