@@ -39,18 +39,6 @@ def test_the_sum_of_the_stein_kernel(exponent, float64):
     torch.testing.assert_close(actual, expected)
 
 
-def test_two_points_by_hand():
-    """In one dimension with exponent -1/2: k0(x, x) = 1 + s(x)^2, and the mixed term by hand."""
-    x, y, s, t = 0.0, 1.0, 0.3, -0.7
-    base = 1 + (x - y) ** 2
-    mixed = base**-1.5 - 3 * (x - y) ** 2 * base**-2.5
-    slope = -(x - y) * base**-1.5
-    cross = mixed + slope * t - slope * s + base**-0.5 * s * t
-    expected = math.sqrt((1 + s**2 + 1 + t**2 + 2 * cross) / 4)
-    actual = kernel_stein_discrepancy(torch.tensor([[x], [y]]), torch.tensor([[s], [t]]))
-    assert actual.item() == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1.5)])
 def test_quantiles_approach_the_double_integral(shift, spread):
     """Draws at quantiles of N(shift, spread^2) against its discrepancy from N(0, 1)."""
