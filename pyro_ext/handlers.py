@@ -1,7 +1,7 @@
 """Handlers: what changes the way a Pyro model runs, from outside the model."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -226,15 +226,32 @@ def subsample_instances(
     return _SubsampleInstances(plate, rate, generator)
 
 
-class _SeesSubsamples(Messenger):
-    """Knows which elements the plates of a model look at, as it runs."""
+class _NamesParts(Messenger):
+    """Is about sites or plates of some names, all of which the model has to have."""
 
-    def __init__(self) -> None:
+    _missing: str  # the error, of the list of names
+
+    def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
-        self._indices: dict[str, Any] = {}
+        self.names = frozenset(names)
+        self._met: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._indices = {}
+        self._met = set()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None and (missing := sorted(self.names - self._met)):
+            raise ValueError(self._missing.format(missing))
+
+
+class _SeesSubsamples(_NamesParts):
+    """Knows which elements the plates of a model look at, as it runs."""
+
+    def __enter__(self) -> Self:
+        self._indices: dict[str, Any] = {}
         super().__enter__()
         return self
 
@@ -255,28 +272,19 @@ class _SeesSubsamples(Messenger):
 class _DataWeights(_SeesSubsamples):
     """Scales observed sites of a plate, element by element."""
 
+    _missing = "the model has no observed site in a plate named {0[0]!r}"
+
     def __init__(self, plate: str, weights: Tensor) -> None:
-        super().__init__()
+        super().__init__([plate])
         self.plate = plate
         self.weights = weights
-        self._is_met = False
-
-    def __enter__(self) -> Self:
-        self._is_met = False
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        if exception[0] is None and not self._is_met:
-            raise ValueError(f"the model has no observed site in a plate named {self.plate!r}")
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] or msg["infer"].get("_deterministic", False):
             return
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate:
-                self._is_met = True
+                self._met.add(self.plate)
                 msg["scale"] = msg["scale"] * self._seen_weights(frame)
 
     def _seen_weights(self, frame: Any) -> Tensor:
@@ -296,27 +304,14 @@ class _DataWeights(_SeesSubsamples):
         return weights.reshape((-1,) + (1,) * (-frame.dim - 1))
 
 
-class _ChangesObserved(Messenger):
+class _ChangesObserved(_NamesParts):
     """Gives observed sites and inputs of some names other values."""
 
-    def __init__(self, sites: Sequence[str]) -> None:
-        super().__init__()
-        self.sites = frozenset(sites)
-        self._met: set[str] = set()
-
-    def __enter__(self) -> Self:
-        self._met = set()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        if exception[0] is None and (unknown := sorted(self.sites - self._met)):
-            raise ValueError(f"sites names {unknown}, which are no sample sites of the model")
+    _missing = "sites names {}, which are no sample sites of the model"
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
-        if name not in self.sites or site_is_subsample(msg):
+        if name not in self.names or site_is_subsample(msg):
             return
         if not msg["is_observed"]:
             raise ValueError(f"sites names {name!r}, which is a latent site of the model")
@@ -396,36 +391,25 @@ class _Purify(_ChangesObserved):
         return changed
 
 
-class _SubsampleInstances(Messenger):
+class _SubsampleInstances(_NamesParts):
     """Picks elements of a plate, and takes back the scale that it gives its sites for that."""
 
+    _missing = "the model makes no plate named {0[0]!r} with a size as it runs"
+
     def __init__(self, plate: str, rate: float, generator: torch.Generator | None) -> None:
-        super().__init__()
+        super().__init__([plate])
         self.plate = plate
         self.rate = rate
         self.generator = generator
-        self._is_met = False
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         # An automatic guide runs its model within itself, and Pyro installs no handler twice.
         handled: Callable[..., Any] = Messenger.__call__(copy.copy(self), fn)
         return handled
 
-    def __enter__(self) -> Self:
-        self._is_met = False
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        if exception[0] is None and not self._is_met:
-            raise ValueError(
-                f"the model makes no plate named {self.plate!r} with a size as it runs"
-            )
-
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["name"] == self.plate:
-            self._is_met = True
+            self._met.add(self.plate)
             msg["value"] = self._subset(msg)
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate:
@@ -451,21 +435,16 @@ class _SubsampleInstances(Messenger):
 class _ReplaceObservations(_SeesSubsamples):
     """Gives observed sites the values of the elements that their plates look at."""
 
+    _missing = "data names {}, which are no sample sites of the model"
+
     def __init__(self, data: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__(data)
         self.data = dict(data)
-        self._given_plates: set[str] = set()
-        self._met: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._given_plates, self._met = set(), set()
+        self._given_plates: set[str] = set()
         super().__enter__()
         return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        if exception[0] is None and (unknown := sorted(set(self.data) - self._met)):
-            raise ValueError(f"data names {unknown}, which are no sample sites of the model")
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]

@@ -40,7 +40,6 @@ HEAVY = (
     "sklearn.datasets",
     "tblite.ase",
     "torch._dynamo",
-    "torchdiffeq",
 )
 
 

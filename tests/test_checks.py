@@ -72,39 +72,6 @@ def test_shapes_are_read_as_they_are_written(wanted, shape, fits):
     assert str(caught.value) == f"x must have the shape {wanted}, got {shape}"
 
 
-REFUSED = [
-    (lambda: checks.as_tensor("x", None), TypeError, "x must be a tensor, a NumPy array or a list"),
-    (lambda: checks.as_tensor("x", "abc"), TypeError, "got 'abc'"),
-    (
-        lambda: checks.as_tensor("x", torch.zeros(2, dtype=torch.cfloat)),
-        TypeError,
-        "complex64 tensor",
-    ),
-    (lambda: checks.as_tensor("x", [0.5], kind="integers"), TypeError, "a list of integers"),
-    (
-        lambda: checks.as_tensor("x", torch.ones(2), kind="integers"),
-        TypeError,
-        "torch.float32 tensor",
-    ),
-    (lambda: checks.as_tensor("x", [1, 0], kind="booleans"), TypeError, "a list of booleans"),
-    (lambda: checks.as_tensor("x", []), ValueError, r"x must not be empty, got the shape \(0,\)"),
-    (lambda: checks.as_tensor("x", math.nan, finite=True), ValueError, "x must be finite, got nan"),
-    (lambda: checks.instance("x", int, int, "an integer"), TypeError, "got the class int"),
-    (lambda: checks.function("f", int, or_class=False), TypeError, "f must be a function"),
-    (lambda: checks.sequence("x", [1, "a"], "numbers", 1, int), TypeError, "got 'a'"),
-    (lambda: checks.sequence("x", torch.tensor(1.0), "numbers"), TypeError, "x must be numbers"),
-    (lambda: checks.tensors("x", []), TypeError, "x must be a dict of tensors by name"),
-    (lambda: checks.tensors("x", {"a": None}), TypeError, r"x\['a'\] must be a tensor"),
-    (lambda: checks.as_parameters("Law", {"a": torch.ones(2), "b": "c"}), TypeError, "b must be"),
-]
-
-
-@pytest.mark.parametrize(("attempt", "error", "message"), REFUSED)
-def test_messages_name_the_argument(attempt, error, message):
-    with pytest.raises(error, match=message):
-        attempt()
-
-
 def test_rows_that_are_not_finite_are_named():
     x = torch.zeros(9, 2)
     checks.all_finite("x", x)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -31,11 +30,6 @@ def test_help_and_version():
     assert result.exit_code == 0 and "demo" in result.output
     assert runner.invoke(app, ["--version"]).output.strip() == __version__
     assert "num-samples" in runner.invoke(app, ["demo", "--help"]).output
-
-
-def test_bad_arguments():
-    result = runner.invoke(app, ["demo", "--num-samples", "0"])
-    assert result.exit_code == 2 and "num-samples" in result.output
 
 
 @pytest.mark.parametrize("command", [["demo"], ["reproduce", "--all"]])
@@ -97,15 +91,6 @@ def test_list_knows_the_real_pages(monkeypatch):
 def test_every_real_page_says_what_it_claims():
     for page in commands._pages():
         assert page.statements and page.title != page.path.stem, page.path
-
-
-def test_list_loads_no_torch():
-    code = (
-        "import sys; from typer.testing import CliRunner; from pyro_ext.cli.commands import app; "
-        "result = CliRunner().invoke(app, ['list']); "
-        "sys.exit(result.exit_code or 2 * ('torch' in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_reproduce_one(pages, tmp_path):

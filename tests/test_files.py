@@ -29,13 +29,7 @@ from torch import Tensor, nn
 from pyro_ext._lib.files import UNFINISHED
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.datasets import _records
-from pyro_ext.inference import (
-    MCMC,
-    SGLD,
-    PriorDataFittedNetwork,
-    PriorFittedTransformer,
-    Trainer,
-)
+from pyro_ext.inference import MCMC, SGLD, PriorDataFittedNetwork, PriorFittedTransformer, Trainer
 from pyro_ext.inference.averaging import ModelFusion
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ExpertBuffer
 from pyro_ext.inference.sgmcmc import ResidualKinetics

@@ -13,10 +13,6 @@ EXPECTED = {  # nodes, edges, the two largest degrees, nodes with one edge
 }
 
 
-def test_names_are_the_expected_ones():
-    assert _shipped._names(_shipped._GRAPHS) == tuple(sorted(EXPECTED))
-
-
 @pytest.mark.parametrize("name", EXPECTED)
 def test_graphs_are_those_that_are_known(name):
     data = load_graph(name)

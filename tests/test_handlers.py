@@ -315,20 +315,6 @@ def test_weights_of_a_sequential_plate():
     torch.testing.assert_close(trace.log_prob_sum(), wanted)
 
 
-def test_weights_serve_svi_and_nuts():
-    """A weight of zero leaves an outlier out."""
-    x = torch.cat([torch.randn(20), torch.tensor([1000.0])])
-    weighted = data_weights("data", (x < 100).float())(plain)
-    mcmc = MCMC(NUTS(weighted), 50, 20, seed=0, progress=False).run(x)
-    assert float(mcmc.get_samples()["loc"].abs().max()) < 3
-    pyro.set_rng_seed(0)
-    guide = AutoNormal(weighted)
-    svi = SVI(weighted, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    for _ in range(200):
-        svi.step(x)
-    assert abs(float(guide.median()["loc"])) < 1
-
-
 def test_bad_weights():
     x = torch.randn(4)
     with pytest.raises(ValueError, match="weights must hold 4 numbers.*'data', got 3"):

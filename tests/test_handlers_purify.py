@@ -5,12 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Predictive
 from torch import Tensor
 
 from pyro_ext.handlers import purify
-from pyro_ext.models.diffusion import AdaptiveScorePurifier
-from pyro_ext.nn import MLP
 
 
 def halved(x: Tensor) -> Tensor:
@@ -105,25 +102,6 @@ def test_sequential_plates_and_inputs_without_plates_need_event_dim():
         assert torch.equal(found, x / 2)
     with pytest.raises(ValueError, match="event_dim must be at most"):
         purify(halved, ["x"], event_dim=3)(model)(x)
-
-
-def test_a_bayesian_network_predicts_from_purified_inputs():
-    """By draws of its weights, each with noise of its own."""
-    torch.manual_seed(0)
-    network = MLP(3, [4], 2)
-    mean = torch.full((3,), 0.5)
-    purifier = AdaptiveScorePurifier(lambda x: (mean - x) / 0.2, noise=0.1, max_iter=1)
-
-    def model(x: Tensor) -> Tensor:
-        with pyro.plate("data", len(x)):
-            x = pyro.deterministic("x", x, event_dim=1)
-            return pyro.sample("label", dist.Categorical(logits=network(x)))
-
-    x = torch.rand(5, 3)
-    draws = Predictive(purify(purifier, ["x"])(model), num_samples=6)(x)
-    assert draws["x"].shape == (6, 5, 3) and draws["label"].shape == (6, 5)
-    assert not torch.equal(draws["x"][0], draws["x"][1])
-    assert purify(purifier, ["x"])(model)(x).shape == (5,)
 
 
 def test_errors_name_the_site():

@@ -32,30 +32,14 @@ def words(*values: int) -> Any:
     return tuple(torch.tensor(value, dtype=torch.int64) for value in values)
 
 
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
-def test_known_answers(
-    counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
-    assert tuple(int(word) for word in philox(words(*key), words(*counter))) == expected
-
-
-def test_words_broadcast() -> None:
-    """Many keys and counters at once give what each gives alone."""
+def test_known_answers() -> None:
+    """Of many keys and counters at once."""
     counters, keys, expected = zip(*KNOWN_ANSWERS, strict=True)
     result = philox(
         tuple(torch.tensor(column) for column in zip(*keys, strict=True)),  # type: ignore[arg-type]
         tuple(torch.tensor(column) for column in zip(*counters, strict=True)),  # type: ignore[arg-type]
     )
     assert torch.stack(result, -1).tolist() == [list(row) for row in expected]
-
-
-def test_words_are_32_bits_and_differ() -> None:
-    """A bijection of the counter: no word tuple comes twice."""
-    count = torch.arange(20_000)
-    zero = torch.zeros_like(count)
-    table = torch.stack(philox(words(1, 2), (count, zero, zero, zero)), -1)
-    assert int(table.min()) >= 0 and int(table.max()) <= ONES
-    assert len(table.unique(dim=0)) == len(count)
 
 
 def test_against_another_implementation() -> None:
@@ -112,16 +96,6 @@ def test_double_precision() -> None:
     double = draw(3, 4, 5, dtype=torch.float64)
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), draw(3, 4, 5), rtol=1e-4, atol=1e-5)
-
-
-def test_extreme_words() -> None:
-    """Neither an empty nor a full word gives a number that is not finite."""
-
-    def from_words(radial: int) -> Tensor:
-        return torch.sqrt(-2 * torch.log((torch.tensor(radial, dtype=torch.float32) + 0.5) / 2**32))
-
-    assert 6.7 < from_words(0) < 6.8
-    assert from_words(ONES) == 0
 
 
 @pytest.mark.statistical
@@ -210,15 +184,6 @@ def test_fresh_seed() -> None:
     assert first != second and 0 <= first < 2**31
     torch.manual_seed(3)
     assert fresh_seed(None) == first
-
-
-def test_wrong_seed(subtests: pytest.Subtests) -> None:
-    for seed in [-1, 1.0, "1", True, [1], torch.tensor(1)]:
-        with subtests.test(seed=seed):
-            with pytest.raises(
-                ValueError, match="seed must be a non-negative integer or None, got"
-            ):
-                fresh_seed(seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

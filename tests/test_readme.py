@@ -200,10 +200,7 @@ READER = {
         lambda: {"pipeline": digit_transformer_pipeline(num_steps=0)},
         lambda wrapped: wrapped(torch.randn(1, 1, 8, 8), torch.tensor([500]), LABELS[:1]),
     ),
-    'DiffusionSampler.from_pipeline(pipeline, "seven")': (
-        pipeline,
-        lambda d: d.sample(),
-    ),
+    'DiffusionSampler.from_pipeline(pipeline, "seven")': (pipeline, lambda d: d.sample()),
     'SafeSelfDistillation.from_pipeline(pipeline, ["seven"])': (pipeline, lambda e: e.step()),
     'SGHMC(model, mass="laplace")': ({"model": regression}, lambda k: run(k, X, Y)),
     "sbc(model, run_inference)": (
@@ -244,10 +241,7 @@ READER = {
         {"weights": torch.ones(40)},
         lambda weighted: weighted(line)(X, Y),
     ),
-    "bald(means, variances)": (
-        {"means": torch.randn(3, 5), "variances": torch.rand(3, 5)},
-        None,
-    ),
+    "bald(means, variances)": ({"means": torch.randn(3, 5), "variances": torch.rand(3, 5)}, None),
     "BatchEnsembleDistiller(network, teachers)": (
         {"network": NETWORK, "teachers": [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]},
         lambda distiller: distiller.loss(X, LABELS),
@@ -294,12 +288,7 @@ READER = {
     "PosteriorPredictive(model, kernel)": ({"model": location, "kernel": NUTS(location)}, None),
     "PosteriorBootstrap(model).run(x, y)": ({"model": line, "x": X, "y": Y}, None),
     "NPTL(backbone, head).run(x, y)": (
-        {
-            "backbone": torch.nn.Linear(2, 4),
-            "head": torch.nn.Linear(4, 2),
-            "x": X,
-            "y": LABELS,
-        },
+        {"backbone": torch.nn.Linear(2, 4), "head": torch.nn.Linear(4, 2), "x": X, "y": LABELS},
         None,
     ),
     'ModelFusion(network, checkpoints, evaluate, {"f1": "maximize", "loss": "minimize"}).run(20)': (
@@ -322,10 +311,7 @@ READER = {
         lambda model: model.loss(X, LABELS),
     ),
     "SparseWeightAveraging(network).run(batches)": (
-        {
-            "network": torch.nn.Linear(2, 2),
-            "batches": ShuffledBatches(X, LABELS, batch_size=20),
-        },
+        {"network": torch.nn.Linear(2, 2), "batches": ShuffledBatches(X, LABELS, batch_size=20)},
         None,
     ),
     "PriorAugmentedELBO(PseudoInputGenerator(2), prior)": (
@@ -340,10 +326,7 @@ READER = {
         {"images": torch.rand(2, 1, 28, 28)},
         lambda teacher: teacher.features(torch.rand(3, 1, 28, 28)),
     ),
-    "MeanTeacher(network)": (
-        {"network": torch.nn.Linear(9, 2)},
-        lambda teacher: teacher.update(),
-    ),
+    "MeanTeacher(network)": ({"network": torch.nn.Linear(9, 2)}, lambda teacher: teacher.update()),
     "SlotMIL(64, 2)": ({}, lambda network: network(torch.randn(3, 5, 64))),
     "AmortizedClusterer(FilteringNetwork(2))": ({}, lambda clusterer: clusterer.cluster(X)),
     "TreeGuided(..., init=labels)": (

@@ -14,10 +14,6 @@ TRAIN, TEST = (
 )
 
 
-def test_names_are_the_expected_ones():
-    assert _shipped._names(_shipped._TIME_SERIES) == ("japanese_vowels",)
-
-
 def test_series_are_those_that_are_known():
     """Sizes are those that the source tells, numbers the first and last of its lines."""
     data = load_time_series("japanese_vowels")

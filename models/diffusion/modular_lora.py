@@ -12,7 +12,6 @@ of suppressed concepts in fine-tuned text-to-image diffusion models, arXiv 2412.
 import copy
 import json
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from pyro_ext.checkpoint.files import (
     write_bytes,
 )
 from pyro_ext.nn.lora import replace_layers
-from pyro_ext.nn.lora_files import alpha_of_layer, check_kind, paired_factors
+from pyro_ext.nn.lora_files import alpha_of_layer, check_kind, paired_factors, settings_of
 from pyro_ext.random import seeded
 
 _ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -321,7 +320,7 @@ class ModularLoRA:
         check_folder_of(folder)
         folder.mkdir(exist_ok=True)
         sizes = {layer: (one.r[name], one.lora_alpha[name]) for layer, one in adapted.items()}
-        settings = {f"{component}.{key}": value for key, value in _settings(sizes).items()}
+        settings = {f"{component}.{key}": value for key, value in settings_of(sizes).items()}
         tensors = {
             f"{component}.{layer}.lora_{factor}.weight": getattr(one, f"lora_{factor}")[name]
             .weight.detach()
@@ -374,7 +373,7 @@ class ModularLoRA:
 
     def _inject(self, name: str, sizes: Mapping[str, tuple[int, float]], seed: int | None) -> None:
         peft = _peft()
-        config = peft.LoraConfig(**_settings(sizes))
+        config = peft.LoraConfig(**settings_of(sizes))
         with seeded(seed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the first one
             peft.inject_adapter_in_model(config, self.module, name)
@@ -509,18 +508,6 @@ def _adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
         and getattr(layer, "groups", 1) == 1
         and id(layer) not in read
         and names[id(layer)] == 1
-    }
-
-
-def _settings(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """Settings of peft that name layers in full, since a name would stand for all that end so."""
-    rank, alpha = next(iter(sizes.values()))
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": "|".join(map(re.escape, sizes)),
-        "rank_pattern": {"^" + re.escape(name): r for name, (r, _) in sizes.items() if r != rank},
-        "alpha_pattern": {"^" + re.escape(name): a for name, (_, a) in sizes.items() if a != alpha},
     }
 
 

@@ -287,7 +287,7 @@ def _log_memberships(
     number = int(labels.max()) + 1
     # No point has the last label, which leaves the prior for a new cluster.
     mask = labels == torch.arange(number + 1, device=labels.device).unsqueeze(-1)
-    predictive = cluster.predictive(x.expand(number + 1, *x.shape), mask)
+    predictive = cluster.posterior(x.expand(number + 1, *x.shape), mask)
     own = torch.cat([log_weights[:number], log_weights[-1:]])
     joint: Tensor = own + predictive.log_prob(x_new.unsqueeze(-2))
     return joint

@@ -18,7 +18,7 @@ from pyro_ext._lib import checks
 from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
-from pyro_ext.nn import BayesianModule, NodeScale, init_unit_variance_
+from pyro_ext.nn import BayesianModule, NodeScale
 from pyro_ext.random import fresh_seed
 
 
@@ -125,7 +125,9 @@ class _StandardLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the weights, and set biases to zero."""
-        init_unit_variance_(self)
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class AsymmetricNetwork(nn.Module):

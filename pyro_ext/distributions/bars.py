@@ -17,17 +17,15 @@ _HALF_NORMAL_MEAN = math.sqrt(2.0 / math.pi)
 class BarDistribution(ParametricDistribution, ScalarDistribution):
     r"""A number that falls into bar :math:`k` with probability :math:`\mathrm{softmax}(l)_k` [1].
 
-    Inside a bar the density is uniform, between its borders :math:`b_k` and :math:`b_{k+1}`. With
-    full support the first and the last bar are half-normal distributions in its place: one goes
-    down from :math:`b_1`, the other up from :math:`b_{K-1}`, each with half of its probability
-    within the outermost border, so that their scales are :math:`(b_1 - b_0) / 0.67449` and
+    Inside a bar the density is uniform, between its borders :math:`b_k` and :math:`b_{k+1}`. The
+    first and the last bar are half-normal distributions in its place: one goes down from
+    :math:`b_1`, the other up from :math:`b_{K-1}`, each with half of its probability within the
+    outermost border, so that their scales are :math:`(b_1 - b_0) / 0.67449` and
     :math:`(b_K - b_{K-1}) / 0.67449`. Quantiles are exact, those of the tails, too.
 
     :param Tensor logits: log probabilities of the bars, up to a constant. **Shape:**
         ``(*batch, num_bars)``.
     :param Tensor borders: of the bars, rising. **Shape:** ``(num_bars + 1,)``.
-    :param bool full_support: whether the support is all real numbers, which takes two bars at
-        least; otherwise it is the interval from the first border to the last.
     :raises ValueError: for borders that do not rise, or are not one more than the logits.
 
     [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
@@ -43,42 +41,29 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}
+    support = constraints.real
 
     logits: Tensor
     borders: Tensor
 
-    def __init__(
-        self,
-        logits: Any,
-        borders: Any,
-        full_support: bool = True,
-        validate_args: bool | None = None,
-    ) -> None:
+    def __init__(self, logits: Any, borders: Any, validate_args: bool | None = None) -> None:
         logits = checks.as_tensor("logits", logits, "(*batch, num_bars)")
         if not logits.is_floating_point():
             logits = logits.to(torch.get_default_dtype())
         borders = checks.as_tensor("borders", borders, "(num_bars + 1,)", like=logits).to(
             logits.dtype
         )
-        self.full_support = checks.boolean("full_support", full_support)
-        num_bars, least = logits.shape[-1], 2 if full_support else 1
-        if num_bars < least or len(borders) != num_bars + 1:
+        num_bars = logits.shape[-1]
+        if num_bars < 2 or len(borders) != num_bars + 1:
             raise ValueError(
-                f"borders must be one more than the bars of logits, of which there are {least} at "
-                f"least, got {checks.shown(borders)} for {num_bars} bars"
+                "borders must be one more than the bars of logits, of which there are 2 at least, "
+                f"got {checks.shown(borders)} for {num_bars} bars"
             )
         check_borders("borders", borders)
         self.borders = borders
         super().__init__(
             {"logits": logits}, {"logits": 1}, logits.shape[:-1], torch.Size(), validate_args
         )
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> constraints.Constraint:
-        """All real numbers, or the interval between the outermost borders."""
-        if self.full_support:
-            return constraints.real
-        return constraints.interval(self.borders[0], self.borders[-1])
 
     @property
     def num_bars(self) -> int:
@@ -104,11 +89,9 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 
     def entropy(self) -> Tensor:
         """Differential entropy."""
-        inner = self.borders.diff().log()
-        if self.full_support:
-            low, high = self._scales()
-            tail = 0.5 + 0.5 * math.log(math.pi / 2.0)
-            inner = torch.cat([(low.log() + tail)[None], inner[1:-1], (high.log() + tail)[None]])
+        inner, (low, high) = self.borders.diff().log(), self._scales()
+        tail = 0.5 + 0.5 * math.log(math.pi / 2.0)
+        inner = torch.cat([(low.log() + tail)[None], inner[1:-1], (high.log() + tail)[None]])
         log_probs = self.logits.log_softmax(-1)
         return (log_probs.exp() * (inner - log_probs)).sum(-1)
 
@@ -127,8 +110,6 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         left = self._chosen(below, number) - prob
         low, width = self.borders[number], self.borders.diff()[number]
         inside = low + width * ((value - left) / prob).clamp(0.0, 1.0)
-        if not self.full_support:
-            return inside
         first, last = self._scales()
         tiny = torch.finfo(probs.dtype).tiny
         is_first, is_last = number == 0, number == self.num_bars - 1
@@ -148,9 +129,6 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         number = self._number_of(value)
         log_prob = self._chosen(self.logits.log_softmax(-1), number)
         inside = log_prob - self.borders.diff().log()[number]
-        if not self.full_support:
-            is_inside = (value >= self.borders[0]) & (value <= self.borders[-1])
-            return torch.where(is_inside, inside, -torch.inf)
         first, last = self._scales()
         down = ((self.borders[1] - value) / first).clamp(min=0.0)
         up = ((value - self.borders[-2]) / last).clamp(min=0.0)
@@ -167,8 +145,6 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         left = self._chosen(probs.cumsum(-1), number) - prob
         low, width = self.borders[number], self.borders.diff()[number]
         inside = left + prob * ((value - low) / width).clamp(0.0, 1.0)
-        if not self.full_support:
-            return inside
         first, last = self._scales()
         down = ((self.borders[1] - value) / first).clamp(min=0.0) * math.sqrt(0.5)
         up = ((value - self.borders[-2]) / last).clamp(min=0.0) * math.sqrt(0.5)
@@ -180,18 +156,13 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         """Means and variances inside each bar."""
         width = self.borders.diff()
         means, variances = self.borders[:-1] + 0.5 * width, width.square() / 12.0
-        if self.full_support:
-            first, last = self._scales()
-            ends = torch.stack(
-                [
-                    self.borders[1] - _HALF_NORMAL_MEAN * first,
-                    self.borders[-2] + _HALF_NORMAL_MEAN * last,
-                ]
-            )
-            spread = (1.0 - 2.0 / math.pi) * torch.stack([first, last]).square()
-            means = torch.cat([ends[:1], means[1:-1], ends[1:]])
-            variances = torch.cat([spread[:1], variances[1:-1], spread[1:]])
-        return means, variances
+        scales = torch.stack(self._scales())
+        low, high = (
+            self.borders[[1, -2]] + scales.new_tensor([-1.0, 1.0]) * _HALF_NORMAL_MEAN * scales
+        )
+        first, last = (1.0 - 2.0 / math.pi) * scales.square()
+        means = torch.cat([low[None], means[1:-1], high[None]])
+        return means, torch.cat([first[None], variances[1:-1], last[None]])
 
     def _scales(self) -> tuple[Tensor, Tensor]:
         """Scales of the two half-normal distributions."""
@@ -218,7 +189,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 @register_kl(BarDistribution, BarDistribution)  # type: ignore[untyped-decorator]
 def _kl_bars(p: BarDistribution, q: BarDistribution) -> Tensor:
     """That of the bars, which have to be the same."""
-    if p.full_support != q.full_support or not torch.equal(p.borders, q.borders):
+    if not torch.equal(p.borders, q.borders):
         raise NotImplementedError("the divergence is known of distributions with the same bars")
     bars: tuple[Any, ...] = tuple(Categorical(logits=each.logits) for each in (p, q))
     divergence: Tensor = kl_divergence(*bars)
@@ -226,7 +197,7 @@ def _kl_bars(p: BarDistribution, q: BarDistribution) -> Tensor:
 
 
 def bar_borders(values: Any, num_bars: int) -> Tensor:
-    """Borders between which equally many of some values lie, for full support.
+    """Borders between which equally many of some values lie.
 
     They are in the middle of two neighboring values. The outermost ones are the medians of the
     values beyond those next to them, since that is where the tails of :class:`BarDistribution` have

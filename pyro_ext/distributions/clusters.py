@@ -152,8 +152,8 @@ class ConjugateCluster(ParametricDistribution):
 
     It is the base of the distributions of clusters and not made itself. Each also knows those of
     blocks of points: :meth:`log_marginal` and :meth:`block` for all points at once,
-    :meth:`posterior` for what some say about others, and :meth:`statistics` with
-    :meth:`log_marginal_of` for samplers that move points from block to block.
+    :meth:`posterior` for what some say about others, and :meth:`statistics` for samplers that move
+    points from block to block.
 
     Example::
 
@@ -174,11 +174,6 @@ class ConjugateCluster(ParametricDistribution):
         event_dims = event_dims or dict.fromkeys(parameters, 1)
         tensors, batch_shape, size = _broadcast(type(self).__name__, parameters, event_dims)
         super().__init__(tensors, event_dims, batch_shape, torch.Size((size,)), validate_args)
-
-    @property
-    def num_statistics(self) -> int:
-        """Length of the sufficient statistics of a point."""
-        return 2 + self._num_moments
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, or log probability, of one point.
@@ -211,25 +206,8 @@ class ConjugateCluster(ParametricDistribution):
         points, _ = self._block_of(x, None)
         return self._statistics(points)
 
-    def log_marginal_of(self, statistics: Tensor) -> Tensor:
-        """Log density, or log probability, of a block of points of which the sums are known.
-
-        Sums of squares of points far from zero have lost precision that :meth:`log_marginal` keeps,
-        and may be of no positive definite matrix, which is an error of PyTorch; center the data.
-
-        :param Tensor statistics: sums of :meth:`statistics`. **Shape:**
-            ``(*batch, num_statistics)``.
-        :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
-        """
-        if statistics.dim() == 0 or statistics.shape[-1] != self.num_statistics:
-            raise ValueError(
-                f"statistics must have shape (*batch, {self.num_statistics}), "
-                f"got {tuple(statistics.shape)}"
-            )
-        return self._log_marginal(self._summary_of(statistics))
-
     def posterior(self: Cluster, x: Tensor, mask: Tensor | None = None) -> Cluster:
-        """Distribution of one point with the hyperparameters updated by a block of other points.
+        """Distribution of the next point given a block: with the hyperparameters updated by it.
 
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
@@ -237,10 +215,6 @@ class ConjugateCluster(ParametricDistribution):
         """
         updated = self._posterior(self._summary(*self._block_of(x, mask)))
         return type(self)(**updated, validate_args=self._validate_args)
-
-    def predictive(self: Cluster, x: Tensor, mask: Tensor | None = None) -> Cluster:
-        """Distribution of the next point given a block, another name of :meth:`posterior`."""
-        return self.posterior(x, mask)
 
     def block(self, num_points: int) -> ClusterBlock:
         """Joint distribution of several points of the cluster.
@@ -323,17 +297,7 @@ class ConjugateCluster(ParametricDistribution):
         """The part of the log density of a point that no parameter enters."""
         return x.new_zeros(x.shape[:-1])
 
-    def _summary(self, x: Tensor, present: Tensor) -> Summary:
-        return self._summary_of((self._statistics(x) * present.unsqueeze(-1)).sum(-2))
-
-    def _summary_of_point(self, value: Tensor) -> Summary:
-        return self._summary_of(self._statistics(value))
-
     # Interface of a family. A summary holds all that its evidence and its posterior depend on.
-
-    @property
-    def _num_moments(self) -> int:
-        raise NotImplementedError
 
     @property
     def _point_distribution(self) -> Any:
@@ -343,7 +307,10 @@ class ConjugateCluster(ParametricDistribution):
     def _moments(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _summary_of(self, statistics: Tensor) -> Summary:
+    def _summary(self, x: Tensor, present: Tensor) -> Summary:
+        raise NotImplementedError
+
+    def _summary_of_point(self, value: Tensor) -> Summary:
         raise NotImplementedError
 
     def _log_marginal(self, summary: Summary) -> Tensor:

@@ -20,14 +20,15 @@ class _CountCluster(ConjugateCluster):
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    @property
-    def _num_moments(self) -> int:
-        return self.event_shape[0]
-
     def _moments(self, x: Tensor) -> Tensor:
         return x
 
-    def _summary_of(self, statistics: Tensor) -> Summary:
+    def _summary(self, x: Tensor, present: Tensor) -> Summary:
+        total = (self._statistics(x) * present.unsqueeze(-1)).sum(-2)
+        return total[..., 0], total[..., 1], total[..., 2:]
+
+    def _summary_of_point(self, value: Tensor) -> Summary:
+        statistics = self._statistics(value)
         return statistics[..., 0], statistics[..., 1], statistics[..., 2:]
 
 

@@ -38,10 +38,6 @@ class LocatedCluster(ConjugateCluster):
     def _scatter_shape(self) -> tuple[int, ...]:
         return tuple(self.event_shape)
 
-    @property
-    def _num_moments(self) -> int:
-        return self.event_shape[0] + math.prod(self._scatter_shape)
-
     def _moments(self, x: Tensor) -> Tensor:
         squares = self._scatter(x.unsqueeze(-2))
         return torch.cat([x, squares.flatten(x.dim() - 1)], -1)
@@ -55,14 +51,6 @@ class LocatedCluster(ConjugateCluster):
         count = present.sum(-1).to(x.dtype)
         mean = x.sum(-2) / count.clamp(min=1.0).unsqueeze(-1)
         return count, mean, torch.where(present.unsqueeze(-1), x - mean.unsqueeze(-2), 0.0)
-
-    def _summary_of(self, statistics: Tensor) -> Summary:
-        size = self.event_shape[0]
-        count, total = statistics[..., 0], statistics[..., 2 : 2 + size]
-        squares = statistics[..., 2 + size :].unflatten(-1, self._scatter_shape)
-        root = count.clamp(min=1.0).sqrt().unsqueeze(-1)
-        between = self._scatter((total / root).unsqueeze(-2))
-        return count, total / root.square(), squares - between
 
     def _summary_of_point(self, value: Tensor) -> Summary:
         return value.new_ones(()), value, value.new_zeros(self._scatter_shape)

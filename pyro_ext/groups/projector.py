@@ -80,10 +80,7 @@ class WeightBlocks:
     """
 
     def __init__(
-        self,
-        rep_in: TensorRep | None,
-        rep_out: TensorRep,
-        groups: Sequence[Group],
+        self, rep_in: TensorRep | None, rep_out: TensorRep, groups: Sequence[Group]
     ) -> None:
         reps = [rep_out] if rep_in is None else [rep_out, rep_in]
         self.event_shape = torch.Size([rep.size(groups[0].dim) for rep in reps])
@@ -157,10 +154,7 @@ class WeightBlocks:
 
 
 def _check_representations(
-    rep_in: TensorRep | None,
-    rep_out: TensorRep,
-    groups: Sequence[Group],
-    names: Sequence[str],
+    rep_in: TensorRep | None, rep_out: TensorRep, groups: Sequence[Group], names: Sequence[str]
 ) -> None:
     """Check that all groups act on two representations."""
     checks.optional(checks.instance, "rep_in", rep_in, TensorRep, "a TensorRep or None")
@@ -193,10 +187,7 @@ def check_groups(groups: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
 
 
 def weight_blocks(
-    rep_in: TensorRep | None,
-    rep_out: TensorRep,
-    groups: tuple[Group, ...],
-    names: tuple[str, ...],
+    rep_in: TensorRep | None, rep_out: TensorRep, groups: tuple[Group, ...], names: tuple[str, ...]
 ) -> WeightBlocks:
     """The same blocks for the same representations and groups."""
     _check_representations(rep_in, rep_out, groups, names)

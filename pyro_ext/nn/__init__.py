@@ -32,7 +32,6 @@ from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
 from pyro_ext.nn.node_scaling import (
     NodeScale,
     asymmetric_variances,
-    init_unit_variance_,
     largest_nodes,
     zipf_weights,
 )
@@ -72,7 +71,6 @@ __all__ = [
     "flow",
     "image_grid",
     "init_to_module",
-    "init_unit_variance_",
     "inner_products",
     "largest_nodes",
     "load_lora",

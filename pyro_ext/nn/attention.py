@@ -267,11 +267,7 @@ class SAB(nn.Module):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        width: int,
-        num_heads: int = 8,
-        **options: Unpack[AttentionOptions],
+        self, in_features: int, width: int, num_heads: int = 8, **options: Unpack[AttentionOptions]
     ) -> None:
         super().__init__()
         checks.integer("in_features", in_features, 1)

@@ -6,7 +6,7 @@ data.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -18,23 +18,11 @@ from torch.func import jvp
 from torch.nn import functional
 
 from pyro_ext._lib import checks
-from pyro_ext._lib.optional import optional_module
 from pyro_ext.nn.generators import Field, VectorField, hold, image_grid, is_given
 
-_FIXED = ("midpoint", "euler")
-_METHODS = ("rk4", *_FIXED, "dopri5", "dopri8", "bosh3")
 
-
-def flow(
-    field: Field,
-    z: Tensor,
-    s: float | Tensor = 1.0,
-    *,
-    method: str = "rk4",
-    num_steps: int = 20,
-    tolerance: float = 1e-6,
-) -> Tensor:
-    r"""Move points along a vector field.
+def flow(field: Field, z: Tensor, s: float | Tensor = 1.0, *, num_steps: int = 20) -> Tensor:
+    r"""Move points along a vector field, by equal steps of Runge and Kutta's method.
 
     .. math:: \frac{d}{ds} \phi_s(z) = V(\phi_s(z)), \qquad \phi_0(z) = z
 
@@ -46,15 +34,10 @@ def flow(
         :class:`VectorField` with one field that one is taken.
     :param Tensor z: points. **Shape:** ``(*batch, dim)``.
     :param s: times, a number or a tensor that broadcasts against ``(*batch)``.
-    :param str method: ``"rk4"``, Runge and Kutta's method with equal steps, which works under
-        :func:`torch.vmap`; or a solver of ``torchdiffeq``: ``"midpoint"`` or ``"euler"`` with equal
-        steps, ``"dopri5"``, ``"dopri8"`` or ``"bosh3"`` with steps that adapt.
-    :param int num_steps: number of equal steps.
-    :param float tolerance: of a solver whose steps adapt, absolute and relative.
+    :param int num_steps: number of steps.
     :returns: points. **Shape:** as ``z``, broadcast against the times.
     :raises ValueError: for a field whose velocities have another shape than its points, or that
         takes points to infinity.
-    :raises ImportError: for a solver of ``torchdiffeq`` without it; the extra is ``series``.
 
     Example::
 
@@ -65,8 +48,8 @@ def flow(
     _check_field(field)
     z = checks.as_tensor("z", z, allow_empty=True, finite=True)
     z, s = _start(z, _times(s, finite=True))
-    _check_solver(method, num_steps, tolerance)
-    moved: Tensor = _integrate(lambda y: s * _velocity(field, y), z, method, num_steps, tolerance)
+    checks.integer("num_steps", num_steps, 1)
+    moved: Tensor = _integrate(lambda y: s * _velocity(field, y), z, num_steps)
     checks.all_finite("points along field", moved)
     return moved
 
@@ -83,7 +66,7 @@ class FlowTransform(TransformModule):
         parameters are those of the transform. Of a :class:`VectorField` with one field that one is
         taken, of another take ``field.combination(weights)``.
     :param s: the time, a number, a tensor of one for each element of the batch, or a parameter.
-    :param str method: as of :func:`flow`, as are ``num_steps`` and ``tolerance``.
+    :param int num_steps: as of :func:`flow`.
 
     Example::
 
@@ -101,22 +84,12 @@ class FlowTransform(TransformModule):
     bijective = True
     s: float | Tensor
 
-    def __init__(
-        self,
-        field: Field,
-        s: float | Tensor = 1.0,
-        *,
-        method: str = "rk4",
-        num_steps: int = 20,
-        tolerance: float = 1e-6,
-    ) -> None:
+    def __init__(self, field: Field, s: float | Tensor = 1.0, *, num_steps: int = 20) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         _check_field(field)
         s = _times(s, finite=not isinstance(s, Tensor) or is_given(s))
         hold(self, "s", s)
-        _check_solver(method, num_steps, tolerance)
-        self.field = field
-        self.method, self.num_steps, self.tolerance = method, num_steps, tolerance
+        self.field, self.num_steps = field, checks.integer("num_steps", num_steps, 1)
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Shape of moved points, broadcast against the times."""
@@ -134,9 +107,7 @@ class FlowTransform(TransformModule):
     def _flow(self, z: Tensor, s: float | Tensor) -> Tensor:
         # Values may be infinite in a sampler, which then refuses the step: no check here.
         z, s = _start(z, s)
-        moved: Tensor = _integrate(
-            lambda y: s * _velocity(self.field, y), z, self.method, self.num_steps, self.tolerance
-        )
+        moved: Tensor = _integrate(lambda y: s * _velocity(self.field, y), z, self.num_steps)
         return moved
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -159,21 +130,19 @@ class FlowTransform(TransformModule):
 
         x = x.contiguous()  # forward derivatives want no expanded memory
         begin = (x, torch.zeros_like(x[..., 0]))
-        end = _integrate(slope, begin, self.method, self.num_steps, self.tolerance)
-        result: Tensor = end[1]
-        return result
+        log_determinant: Tensor = _integrate(slope, begin, self.num_steps)[1]
+        return log_determinant
 
 
 class OneParameterGroupAugmentation(nn.Module):
-    r"""Random transformations along fields, as a stochastic function [1].
+    r"""Random transformations of images along fields, as a stochastic function [1].
 
     A call draws :math:`u_j \sim \mathrm{Uniform}(-c_j, c_j)` at a site of Pyro and follows the
-    field :math:`\sum_j u_j V_j` for a time of one.
+    field :math:`\sum_j u_j V_j` for a time of one, with the sampling coordinates of the images,
+    those of :func:`image_grid`.
 
-    :param VectorField field: the fields, mostly normalized.
+    :param VectorField field: the fields, of two dimensions, mostly normalized.
     :param scale: :math:`c > 0`, a number or one for each field. **Shape:** ``(n,)``.
-    :param str acts_on: ``"images"``, whose sampling coordinates are moved, in [-1, 1] as those of
-        :func:`image_grid`; or ``"points"``, which move themselves.
     :param str name: of the site.
     :param bool shared: whether the elements of a batch have one transformation in common, which is
         faster, instead of one each, in a plate.
@@ -201,7 +170,6 @@ class OneParameterGroupAugmentation(nn.Module):
         field: VectorField,
         scale: float | Tensor = 0.1,
         *,
-        acts_on: Literal["images", "points"] = "images",
         name: str = "s",
         shared: bool = False,
         num_steps: int = 8,
@@ -211,13 +179,12 @@ class OneParameterGroupAugmentation(nn.Module):
         scale = checks.as_tensor("scale", scale, finite=True)
         if scale.shape not in ((), (field.n,)) or not bool((scale > 0).all()):
             raise ValueError(f"scale must be numbers > 0, one or {field.n}, got {scale!r:.80}")
-        checks.choice("acts_on", acts_on, ("images", "points"))
-        if acts_on == "images" and field.dim != 2:
+        if field.dim != 2:
             raise ValueError(f"field must have dim = 2 to act on images, got {field.dim}")
         checks.instance("name", name, str, "a name")
         if not name:
             raise ValueError("name must not be empty, got ''")
-        self.field, self.name, self.acts_on = field, name, acts_on
+        self.field, self.name = field, name
         self.register_buffer("scale", scale.expand(field.n).clone())
         self.shared = checks.boolean("shared", shared)
         self.num_steps = checks.integer("num_steps", num_steps, 1)
@@ -225,23 +192,14 @@ class OneParameterGroupAugmentation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform at random.
 
-        :param Tensor x: images ``(batch, channels, height, width)``, or points ``(batch, *grid,
-            dim)``.
+        :param Tensor x: images. **Shape:** ``(batch, channels, height, width)``.
         :returns: **Shape:** as ``x``, after the dimensions of other plates around the call.
         """
-        is_image = self.acts_on == "images"
-        shape = "(batch, channels, height, width)" if is_image else "(batch, ...)"
-        x = checks.as_tensor("x", x, shape, finite=True)
+        x = checks.as_tensor("x", x, "(batch, channels, height, width)", finite=True)
         if not x.is_floating_point():
             raise TypeError(f"x must be floating-point numbers, got {checks.shown(x)}")
-        points = x
-        if is_image:
-            grid = image_grid(*x.shape[-2:], dtype=x.dtype, device=x.device)
-            points = grid.expand(1 if self.shared else len(x), *grid.shape)
-        elif x.dim() < 2 or x.shape[-1] != self.field.dim:
-            raise ValueError(
-                f"x must have the shape (batch, *grid, {self.field.dim}), got {tuple(x.shape)}"
-            )
+        points = image_grid(*x.shape[-2:], dtype=x.dtype, device=x.device)
+        points = points.expand(1 if self.shared else len(x), *points.shape)
         scale = self.scale.to(x)
         law = dist.Uniform(-scale, scale).to_event(1)
         if self.shared:
@@ -255,37 +213,24 @@ class OneParameterGroupAugmentation(nn.Module):
         weights = weights.reshape(*weights.shape[:-1], *[1] * (points.dim() - 2), self.field.n)
         points = points.expand(*outer, *points.shape)
         moved = flow(self.field.combination(weights), points, num_steps=self.num_steps)
-        if not is_image:
-            return moved
         images = x.expand(*outer, *x.shape)
         moved = moved.expand(*images.shape[:-3], *moved.shape[-3:]).flatten(0, -4)
         found = functional.grid_sample(images.flatten(0, -4), moved, align_corners=True)
         return found.view_as(images)
 
 
-def _integrate(
-    slope: Callable[[Any], Any], begin: Any, method: str, num_steps: int, tolerance: float
-) -> Any:
+def _integrate(slope: Callable[[Any], Any], begin: Any, num_steps: int) -> Any:
     """State at time one, of a tensor or a tuple of tensors."""
-    if method == "rk4":
-        # Not by torchdiffeq, which writes into tensors of its own: torch.vmap over chains can't.
-        h, state = 1.0 / num_steps, begin
-        for _ in range(num_steps):
-            first = slope(state)
-            second = slope(_ahead(state, first, h / 2))
-            third = slope(_ahead(state, second, h / 2))
-            last = slope(_ahead(state, third, h))
-            for part, weight in ((first, 1), (second, 2), (third, 2), (last, 1)):
-                state = _ahead(state, part, weight * h / 6)
-        return state
-    solver = optional_module("torchdiffeq", "flow", "torchdiffeq", "series")
-    is_fixed = method in _FIXED
-    x = begin if isinstance(begin, Tensor) else begin[0]
-    number = num_steps + 1 if is_fixed else 2
-    times = torch.linspace(0.0, 1.0, number, dtype=x.dtype, device=x.device)
-    options = {} if is_fixed else {"rtol": tolerance, "atol": tolerance}
-    path = solver.odeint(lambda _, state: slope(state), begin, times, method=method, **options)
-    return path[-1] if isinstance(path, Tensor) else tuple(part[-1] for part in path)
+    # Not by torchdiffeq, which writes into tensors of its own: torch.vmap over chains can't.
+    h, state = 1.0 / num_steps, begin
+    for _ in range(num_steps):
+        first = slope(state)
+        second = slope(_ahead(state, first, h / 2))
+        third = slope(_ahead(state, second, h / 2))
+        last = slope(_ahead(state, third, h))
+        for part, weight in ((first, 1), (second, 2), (third, 2), (last, 1)):
+            state = _ahead(state, part, weight * h / 6)
+    return state
 
 
 def _ahead(state: Any, slope: Any, h: float) -> Any:
@@ -335,9 +280,3 @@ def _check_field(field: Field) -> None:
             f"field must have n = 1 here, got {field.n}: take field.combination(weights), or "
             "field.each"
         )
-
-
-def _check_solver(method: str, num_steps: int, tolerance: float) -> None:
-    checks.choice("method", method, _METHODS)
-    checks.integer("num_steps", num_steps, 1)
-    checks.number("tolerance", tolerance, above=0)

@@ -369,11 +369,7 @@ def hold(module: nn.Module, name: str, value: float | Tensor) -> None:
 
 
 def image_grid(
-    height: int,
-    width: int,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
+    height: int, width: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Tensor:
     """Coordinates ``(x, y)`` of the pixels of an image, from -1 at one edge to 1 at the other.
 

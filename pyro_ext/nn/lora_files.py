@@ -72,29 +72,28 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     check_folder_of(folder)
     folder.mkdir(exist_ok=True)
-    first, *_ = layers.values()
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": max(layer.dropout for layer in layers.values()),
-        "bias": "none",
-        # Patterns, since a name would stand for all layers that end with it.
-        "target_modules": "|".join(re.escape(name) for name in layers),
-        "rank_pattern": {"^" + re.escape(name): layer.rank for name, layer in layers.items()},
-        "alpha_pattern": {"^" + re.escape(name): layer.alpha for name, layer in layers.items()},
-    }
+    dropout = max(layer.dropout for layer in layers.values())
+    config = {"peft_type": "LORA", "inference_mode": True, "lora_dropout": dropout}
+    config |= settings_of({name: (layer.rank, layer.alpha) for name, layer in layers.items()})
     tensors = {
-        f"base_model.model.{name}.lora_{factor}.weight": getattr(layer, factor).detach().cpu()
+        f"{_PREFIX}{name}.lora_{factor}.weight": getattr(layer, factor).detach().cpu().contiguous()
         for name, layer in layers.items()
         for factor in "AB"
     }
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_bytes(folder / _WEIGHTS, save(plain, {"format": "pt"}))
+    write_bytes(folder / _WEIGHTS, save(tensors, {"format": "pt"}))
     write_json(folder / _CONFIG, config)
+
+
+def settings_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """Settings of peft that name layers in full, since a name would stand for all that end so."""
+    rank, alpha = next(iter(sizes.values()))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": "|".join(map(re.escape, sizes)),
+        "rank_pattern": {"^" + re.escape(name): r for name, (r, _) in sizes.items() if r != rank},
+        "alpha_pattern": {"^" + re.escape(name): a for name, (_, a) in sizes.items() if a != alpha},
+    }
 
 
 def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:

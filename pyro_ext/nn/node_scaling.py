@@ -17,14 +17,13 @@ class NodeScale(nn.Module):
     r"""Multiply each node by a number of its own, :math:`h_j \mapsto \sqrt{\lambda_j} h_j` [1, 2].
 
     Placed behind the activation of a hidden layer, it gives the weights that leave node :math:`j`
-    the variance :math:`\lambda_j`, in common, where the next layer's own have variance one:
-    :func:`init_unit_variance_` starts that layer. Placed in front of the first layer, with all
+    the variance :math:`\lambda_j`, in common, where the next layer's own have variance one: it
+    starts by :func:`torch.nn.init.normal_`. Placed in front of the first layer, with all
     :math:`\lambda_j` one over the number of inputs, it makes the neural tangent parameterization.
 
     :param Tensor variances: :math:`\lambda_j \geq 0`. **Shape:** ``(num_nodes,)``.
     :param bool learnable: whether the variances are a parameter; otherwise they are a buffer, and
         are neither trained nor given a prior.
-    :param int dim: dimension of the nodes; 1 for the channels of images.
     :raises ValueError: unless the variances are a vector of finite, nonnegative numbers.
 
     Example::
@@ -40,9 +39,8 @@ class NodeScale(nn.Module):
 
     variances: Tensor
 
-    def __init__(self, variances: Tensor, *, learnable: bool = False, dim: int = -1) -> None:
+    def __init__(self, variances: Tensor, *, learnable: bool = False) -> None:
         super().__init__()
-        self.dim = checks.integer("dim", dim, -10)
         variances = checks.as_tensor("variances", variances, allow_empty=True)
         is_valid = (variances.isfinite() & (variances >= 0)).all()
         if variances.dim() != 1 or not len(variances) or not bool(is_valid):
@@ -58,15 +56,13 @@ class NodeScale(nn.Module):
     def forward(self, nodes: Tensor) -> Tensor:
         """Scale nodes.
 
-        :param Tensor nodes: **Shape:** any with ``num_nodes`` at the dimension of the nodes.
+        :param Tensor nodes: **Shape:** ``(*batch, num_nodes)``.
         :returns: **Shape:** that of ``nodes``.
         """
-        shape = [1] * nodes.dim()
-        shape[self.dim] = -1
         # The root has no slope at zero, where a node that is pruned is to stay.
         is_pruned = self.variances == 0
         root = torch.where(is_pruned, 1.0, self.variances).sqrt()
-        return nodes * torch.where(is_pruned, 0.0, root).view(shape)
+        return nodes * torch.where(is_pruned, 0.0, root)
 
     @torch.no_grad()
     def prune(self, fraction: float) -> None:
@@ -155,32 +151,3 @@ def asymmetric_variances(weights: Tensor, symmetric_fraction: float) -> Tensor:
         raise ValueError("weights must not all be zero")
     unequal = (1.0 - symmetric_fraction) * weights / total
     return symmetric_fraction / weights.shape[-1] + unequal
-
-
-@torch.no_grad()
-def init_unit_variance_(
-    layer: nn.Module, weight_scale: float = 1.0, generator: torch.Generator | None = None
-) -> nn.Module:
-    """Start a layer behind a :class:`NodeScale` at normal weights, with biases at zero.
-
-    :param torch.nn.Module layer: linear or convolutional; changed in place.
-    :param float weight_scale: standard deviation of the weights.
-    :param torch.Generator generator: of the weights; by default PyTorch's own.
-    :returns: the layer.
-    :raises ValueError: for a module without a weight, or a scale that is not positive.
-
-    Example::
-
-        >>> layer = init_unit_variance_(torch.nn.Linear(500, 400))
-        >>> 0.98 < float(layer.weight.detach().std()) < 1.02, bool(layer.bias.any())
-        (True, False)
-    """
-    checks.instance("layer", layer, nn.Module, "a torch.nn.Module")
-    checks.number("weight_scale", weight_scale, above=0.0)
-    parameters = dict(layer.named_parameters(recurse=False))
-    if "weight" not in parameters:
-        raise ValueError(f"layer must have a weight, got {layer!r:.80}")
-    parameters["weight"].normal_(std=weight_scale, generator=generator)
-    if "bias" in parameters:
-        parameters["bias"].zero_()
-    return layer

@@ -87,27 +87,23 @@ def check_names(argument: str, value: Any) -> list[str]:
 
 
 def context_of(
-    posterior: object,
-    model: Callable[..., Any] | Potential | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None,
+    posterior: object, model: Callable[..., Any] | Potential | None, args: tuple[Any, ...]
 ) -> Context:
     """The model and its arguments: those that are given, else those the posterior remembers."""
     own = _remembered(posterior)
-    if model is None and not args and kwargs is None:
+    if model is None and not args:
         return own
     if isinstance(model, Potential):
-        if args or kwargs:
+        if args:
             raise ValueError("model is a Potential, which has its arguments; got others besides")
         return Context(model.model, model.args, model.kwargs, model)
     if model is not None and not callable(model):
         raise TypeError(f"model must be callable or a Potential, got {model!r:.80}")
-    if not args and kwargs is None:
-        args, kwargs = own.args, own.kwargs
+    kwargs, args = {} if args else own.kwargs, args or own.args
     model = model if model is not None else own.model
     if model is None and (isinstance(posterior, Mapping | Sampler)):
         raise ValueError("arguments of a model were given, but no model: give it as model=...")
-    return Context(model, args, kwargs or {})
+    return Context(model, args, kwargs)
 
 
 def draws_of(

@@ -31,10 +31,7 @@ from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.levy_density import LevyDensityProcess
 from pyro_ext.random_measures.levy_measure import ArrivalFamily
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposition
-from pyro_ext.random_measures.mixed_tilts import (
-    BetaPrimeProcess,
-    GeneralizedBFRYProcess,
-)
+from pyro_ext.random_measures.mixed_tilts import BetaPrimeProcess, GeneralizedBFRYProcess
 from pyro_ext.random_measures.pareto import ParetoMixtureProcess, ParetoProcess
 from pyro_ext.random_measures.partition import RandomPartition
 from pyro_ext.random_measures.primitive import (
@@ -49,7 +46,7 @@ from pyro_ext.random_measures.probability_measures import (
     PitmanYor,
 )
 from pyro_ext.random_measures.stable_beta import StableBetaProcess
-from pyro_ext.random_measures.total_mass import ApproximateTotalMass, InvertedTotalMass, TotalMass
+from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
 
 __all__ = [
     "ApproximateTotalMass",
@@ -66,7 +63,6 @@ __all__ = [
     "GeneralizedBFRYProcess",
     "GeneralizedGammaProcess",
     "InverseGammaArrivals",
-    "InvertedTotalMass",
     "JumpDistribution",
     "LevyDensityProcess",
     "LomaxArrivals",

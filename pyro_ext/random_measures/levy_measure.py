@@ -467,10 +467,6 @@ class LevyMeasure(ABC):
             an approximation.
         """
 
-    def _log_inverse_transform(self, log_value: Tensor, pole: Tensor) -> Tensor:
-        """Log density of the total mass, or with a pole log probability, by a contour integral."""
-        raise NotImplementedError
-
     def _sample_total_mass(self) -> Tensor:
         """A draw of the total mass."""
         return self.total_mass().sample().double()

@@ -27,11 +27,10 @@ from pyro_ext.random_measures._tilt_integrals import (
     log_moment_integral,
     sample_log_tilt,
 )
-from pyro_ext.random_measures._tilt_integrals import log_inverse as invert_tilts
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.levy_measure import SeriesMethod
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure
-from pyro_ext.random_measures.total_mass import InvertedTotalMass, compound_poisson
+from pyro_ext.random_measures.total_mass import TotalMass, compound_poisson
 from pyro_ext.special import log1mexp, log_exprel, log_lower_gamma_at_log
 
 _LARGEST_POWER = 1e9  # beyond it nodes of quadrature do not resolve a density at a sharp end
@@ -101,8 +100,8 @@ class MixedTilts(CompletelyRandomMeasure):
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
     def total_mass(self) -> TorchDistribution:
-        """Total mass, with exact draws and a density by inversion."""
-        return InvertedTotalMass(self, validate_args=self._validate)
+        """Total mass, with exact draws."""
+        return TotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
         log_tilt, is_tilted = log_if_positive(self._double.tilt)
@@ -145,20 +144,6 @@ class MixedTilts(CompletelyRandomMeasure):
         integral = log_moment_integral(mixing, power, self._log_relative_tilt(log_tilt), damping)
         scale = self._log_scale() + (own.tail_index - order) * self._log_end()
         return scale + power.lgamma() + integral + correction
-
-    def _log_inverse_transform(self, log_value: Tensor, pole: Tensor) -> Tensor:
-        """Logarithm of the density of the total mass, or of its distribution function."""
-        own, end = self._double, self._log_end()
-        log_inverse = invert_tilts(
-            log_value + end,
-            own.mass.log() + own.tail_index * end,
-            self._power,
-            own.discount,
-            own.tilt * (-end).exp(),
-            pole,
-            self._damping,
-        )
-        return log_inverse + torch.where(pole > 0, 0.0, end)
 
     def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         power, relative, mixing, damping = torch.broadcast_tensors(

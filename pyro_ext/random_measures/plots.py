@@ -30,13 +30,13 @@ _LINE, _POINTS = "#2a6f97", "#d1495b"
 _SIZE = (4.8, 3.6)
 _QUANTILES = (0.05, 0.5, 0.95)
 _INK = "#333333"
+_NUM_RANKS = 60  # or sizes of samples, at most
 
 
 def plot_tail(
     measure: CompletelyRandomMeasure,
     weights: Tensor | None = None,
     ax: "Axes | None" = None,
-    num_points: int = 100,
 ) -> "Axes":
     """Draw the tail of a Lévy density, and beside it how many sampled weights are above each level.
 
@@ -46,7 +46,6 @@ def plot_tail(
     :param Tensor weights: some of its weights, such as those of a series. The range is theirs, or
         that of 0.01 to 1,000 weights on average.
     :param ax: where to draw; a new figure without it.
-    :param int num_points: at which the tail is computed.
     :returns: the axes.
 
     Example::
@@ -59,7 +58,6 @@ def plot_tail(
     """
     ax = axes_of("plot_tail", ax, _SIZE)
     check_measure("measure", measure)
-    checks.integer("num_points", num_points, 2)
     if weights is None:
         ends = measure.inverse_tail(torch.tensor([1e3, 1e-2]))
     else:
@@ -68,7 +66,7 @@ def plot_tail(
             raise ValueError(f"weights must hold a positive number, got {weights.tolist()!r:.80}")
         weights = weights[weights > 0].flatten().sort(descending=True).values
         ends = torch.stack([weights.min(), weights.max()])
-    levels = torch.logspace(float(ends[0].log10()), float(ends[1].log10()), num_points)
+    levels = torch.logspace(float(ends[0].log10()), float(ends[1].log10()), 100)
     ax.plot(levels, measure.tail(levels), color=_LINE, label="mean number above")
     if weights is not None:
         ranks = np.arange(1, len(weights) + 1)
@@ -103,9 +101,7 @@ def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None
     return _finished(ax)
 
 
-def plot_num_clusters(
-    labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None, num_points: int = 60
-) -> "Axes":
+def plot_num_clusters(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
     """Draw the number of clusters among the first n samples against n.
 
     With an index at zero of s it grows as n to the power s.
@@ -113,7 +109,6 @@ def plot_num_clusters(
     :param labels: canonical ones of one or more partitions, or of several of them by name.
         **Shape:** ``(*draws, n)``.
     :param ax: where to draw; a new figure without it.
-    :param int num_points: numbers of samples at which clusters are counted.
     :returns: the axes.
 
     Example::
@@ -123,10 +118,9 @@ def plot_num_clusters(
         'clusters'
     """
     ax = axes_of("plot_num_clusters", ax, _SIZE)
-    checks.integer("num_points", num_points, 2)
     for name, values in _by_name("labels", labels, "integers").items():
         rows = values.reshape(-1, values.shape[-1])
-        sizes = np.unique(np.geomspace(1, rows.shape[-1], num_points).astype(int))
+        sizes = np.unique(np.geomspace(1, rows.shape[-1], _NUM_RANKS).astype(int))
         numbers = rows.cummax(-1).values[:, sizes - 1] + 1
         _draw_spread(ax, sizes, numbers.double(), name)
     ax.set(xscale="log", yscale="log", xlabel="samples", ylabel="clusters")
@@ -187,17 +181,13 @@ def plot_rank_sizes(
     ax: "Axes | None" = None,
     *,
     colors: Mapping[str, str] | None = None,
-    prob: float = 0.9,
-    num_points: int = 60,
 ) -> "Axes":
-    """Draw sizes of clusters against their ranks, with credible bands of predicted ones.
+    """Draw sizes of clusters against their ranks, with 90 % bands of predicted ones.
 
     :param Tensor observed: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
     :param predicted: tables of the draws of each model, by its name.
     :param ax: where to draw; a new figure without it.
     :param colors: of the models, by their names.
-    :param float prob: probability mass of the bands at each rank.
-    :param int num_points: number of ranks at which the sizes are looked at.
     :returns: the axes.
 
     Example::
@@ -207,7 +197,6 @@ def plot_rank_sizes(
         >>> ax.get_xlabel(), ax.get_ylabel()
         ('rank', 'size')
     """
-    checks.integer("num_points", num_points, 2)
     ax = axes_of("plot_rank_sizes", ax, _SIZE)
     observed = checks.as_tensor("observed", as_table("observed", observed), "(num_rows, 2)")
     checks.optional(checks.mapping, "predicted", predicted, "a dict of lists of tables by name")
@@ -225,13 +214,12 @@ def plot_rank_sizes(
 
         if wrong := [color for color in colors.values() if not is_color_like(color)]:
             raise ValueError(f"colors must be colors of Matplotlib, got {wrong[0]!r:.80}")
-    checks.number("prob", prob, above=0, below=1)
     every = [observed, *(table for tables in predicted.values() for table in tables)]
     most = max(int(table[:, 1].sum()) for table in every)
-    ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), num_points)
+    ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), _NUM_RANKS)
     ranks = ranks.round().long().clamp(max=most).unique()
     for name, tables in predicted.items():
-        band = rank_size_band(tables, ranks, prob)
+        band = rank_size_band(tables, ranks)
         (line,) = ax.plot(ranks, band.median.clamp(min=0.5), label=name)
         color = line.get_color() if colors is None else colors[name]
         line.set_color(color)

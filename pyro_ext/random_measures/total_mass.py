@@ -8,9 +8,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._lib import checks
-from pyro_ext.distributions.bases import ScalarDistribution, attach_gradient, clamp_positive
-from pyro_ext.distributions.supports import positive
-from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.finite import MeasureDistribution
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, LevyMeasure, check_measure
 from pyro_ext.random_measures.series import poisson_points, series_method
@@ -24,7 +21,7 @@ class TotalMass(MeasureDistribution):
     .. math:: E\, e^{-tS} = e^{-\psi(t)} , \quad E S = \kappa(1, 0) , \quad
               \operatorname{Var} S = \kappa(2, 0) .
 
-    It has no density here, which :class:`InvertedTotalMass` has. Draws have no gradients.
+    It has no density, and draws have no gradients.
 
     :param measure: one that ``total_mass()`` returns this distribution for.
     """
@@ -33,22 +30,13 @@ class TotalMass(MeasureDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, without gradients."""
-        return self._sample(self._extended_shape(torch.Size(sample_shape)))
-
-    def _sample(self, shape: torch.Size) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             total = self._draw(self.measure.expand(shape)).to(self.measure.dtype)
         return total.clamp(max=torch.finfo(total.dtype).max)
 
     def _draw(self, measure: LevyMeasure) -> Tensor:
         return measure._sample_total_mass()
-
-    def laplace_exponent(self, value: Any) -> Tensor:
-        r""":math:`-\log E\, e^{-tS}`.
-
-        :param Tensor value: :math:`t \geq 0`.
-        """
-        return self.measure.laplace_exponent(value)
 
     @property
     def mean(self) -> Tensor:
@@ -59,41 +47,6 @@ class TotalMass(MeasureDistribution):
     def variance(self) -> Tensor:
         """Variance."""
         return self.measure.variance
-
-
-class InvertedTotalMass(TotalMass, ScalarDistribution):
-    r"""Distribution of the total mass of a measure whose Laplace transform can be inverted.
-
-    Density and distribution function are contour integrals of relative precision about 1e-12, the
-    density also where it is tiny, with gradients in values and parameters. A value takes about a
-    tenth of a second. Draws are exact, with gradients by implicit differentiation.
-
-    :param measure: one that ``total_mass()`` returns this distribution for.
-
-    Example::
-
-        >>> from pyro_ext.random_measures import BetaPrimeProcess
-        >>> distribution = BetaPrimeProcess(1.5, 0.4, 2.3).total_mass()
-        >>> distribution.log_prob(torch.tensor([0.3, 3.0, 300.0]))
-        tensor([ -1.1086,  -2.9509, -18.8456])
-    """
-
-    support = positive
-
-    def _log_prob(self, value: Tensor) -> Tensor:
-        return self._log_inverse(value, 0.0)
-
-    def _cdf(self, value: Tensor) -> Tensor:
-        return self._log_inverse(value, 1.0).exp().clamp(max=1.0)
-
-    def _rsample(self, shape: torch.Size) -> Tensor:
-        draw = clamp_positive(self._sample(shape))
-        return attach_gradient(draw, self.measure._parameters().values(), self.cdf, self.log_prob)
-
-    def _log_inverse(self, value: Tensor, pole: float) -> Tensor:
-        x = self.measure._expanded(as_double(value).log())
-        log_inverse = self.measure._log_inverse_transform(x, torch.full_like(x, pole))
-        return self.measure._result(log_inverse, value)
 
 
 class ApproximateTotalMass(TotalMass):

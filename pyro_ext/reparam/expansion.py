@@ -58,10 +58,7 @@ class ExpansionReparam(Reparam):
     """
 
     def __init__(
-        self,
-        left: int = 1,
-        right: int = 1,
-        strength: float | Literal["width"] = "width",
+        self, left: int = 1, right: int = 1, strength: float | Literal["width"] = "width"
     ) -> None:
         self.left = checks.integer("left", left, 0)
         self.right = checks.integer("right", right, 0)

@@ -418,12 +418,7 @@ class Page:
     """
 
     def __init__(
-        self,
-        slug: str,
-        *,
-        paper: str = "",
-        num_threads: int | None = 1,
-        reconstruction: str = "",
+        self, slug: str, *, paper: str = "", num_threads: int | None = 1, reconstruction: str = ""
     ) -> None:
         _check_slug("slug", slug)
         import torch  # listing pages needs this module, and no PyTorch

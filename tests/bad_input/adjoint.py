@@ -9,12 +9,7 @@ import torch
 
 from pyro_ext.distributions import DirichletOU
 from pyro_ext.inference import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler
-from pyro_ext.inference.adjoint import (
-    ConstantNoise,
-    ControlNetwork,
-    DoubleWell1D,
-    OnsagerMachlup,
-)
+from pyro_ext.inference.adjoint import ConstantNoise, ControlNetwork, DoubleWell1D, OnsagerMachlup
 from tests.bad_input.walk import Call, call, of
 
 X = torch.linspace(-1.0, 1.0, 8)

@@ -64,7 +64,4 @@ def symmetry() -> dict[str, Call]:
     }
 
 
-TABLES = {
-    "pyro_ext.nn.axial": blocks,
-    "pyro_ext.models.symmetry (axial networks)": symmetry,
-}
+TABLES = {"pyro_ext.nn.axial": blocks, "pyro_ext.models.symmetry (axial networks)": symmetry}

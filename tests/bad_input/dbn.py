@@ -4,12 +4,7 @@ from typing import Any
 
 import torch
 
-from pyro_ext.models.ensembles import (
-    BridgeSchedule,
-    BridgeSource,
-    DiffusionBridgeNetwork,
-    ScoreMLP,
-)
+from pyro_ext.models.ensembles import BridgeSchedule, BridgeSource, DiffusionBridgeNetwork, ScoreMLP
 from pyro_ext.nn import MLP
 from tests.bad_input.walk import Call, call, of
 
@@ -32,10 +27,7 @@ def bridges() -> dict[str, Call]:
         "ScoreMLP": call(num_classes=3, num_features=8, hidden_features=(4,)),
         "ScoreConvNet": call(num_classes=3, in_channels=2, channels=(4, 4), expansion=1),
         "DiffusionBridgeNetwork": call(
-            source=source,
-            schedule=schedule,
-            score=ScoreMLP(3, 8),
-            annealing=(2.0, 0.4, 1.0, 5.0),
+            source=source, schedule=schedule, score=ScoreMLP(3, 8), annealing=(2.0, 0.4, 1.0, 5.0)
         ),
         "DiffusionBridgeNetwork.forward": of(bridge, x=x, y=torch.zeros(6, dtype=torch.int64)),
         "DiffusionBridgeNetwork.sample": of(bridge, x=x, num_samples=2, seed=0),

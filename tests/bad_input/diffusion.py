@@ -64,7 +64,4 @@ def digits() -> dict[str, Call]:
     }
 
 
-TABLES = {
-    "pyro_ext.inference.diffusion": shared,
-    "pyro_ext.models.diffusion (digits)": digits,
-}
+TABLES = {"pyro_ext.inference.diffusion": shared, "pyro_ext.models.diffusion (digits)": digits}

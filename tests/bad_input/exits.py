@@ -8,10 +8,7 @@ import torch
 from torch import nn
 
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.models.diffusion import (
-    AdaptiveScoreFineTuner,
-    ExitSchedule,
-)
+from pyro_ext.models.diffusion import AdaptiveScoreFineTuner, ExitSchedule
 from tests.bad_input.walk import Call, call, of
 
 

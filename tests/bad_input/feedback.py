@@ -79,11 +79,7 @@ def inversion() -> dict[str, Call]:
             **settings,
         ),
         "RewardWeightedInversion.loss": of(
-            made,
-            x=settings["latents"],
-            timesteps=timesteps,
-            noise=noise,
-            weights=torch.ones(3),
+            made, x=settings["latents"], timesteps=timesteps, noise=noise, weights=torch.ones(3)
         ),
         "RewardWeightedInversion.run": of(made, num_steps=1, save_every=1, progress=False),
         "HumanFeedbackInversion": call(

@@ -52,12 +52,10 @@ def datasets() -> dict[str, Call]:
         "load_digits": call(**options),
         "load_frequencies": call(name="news_words"),
         "load_graph": call(name="new_testament_names"),
-        "load_hare_lynx": call(num_train=10, num_test=5),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
         "load_words": call(num_words=100, min_length=4),
         "names": call(),
         "random_shifts": call(images=torch.rand(3, 4, 4), max_shift=1, generator=torch.Generator()),
-        "records": call(),
     }
 
 
@@ -164,9 +162,7 @@ def metrics() -> dict[str, Call]:
 def partitions() -> dict[str, Call]:
     draws = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]])
     pair = dict(first=draws, second=draws.flip(0))
-    loss = "binder"
     return {
-        "binder_loss": call(**pair),
         "variation_of_information": call(**pair),
         "canonical_labels": call(labels=draws),
         "cluster_sizes": call(labels=draws),
@@ -174,16 +170,9 @@ def partitions() -> dict[str, Call]:
         "num_clusters": call(labels=draws),
         "num_clusters_distribution": call(labels=draws),
         "partition_quantities": call(labels=draws),
-        "credible_ball": call(labels=draws, center=draws[0], level=0.9, loss=loss),
-        "expected_loss": call(candidate=draws[0], labels=draws, loss=loss),
-        "point_estimate": call(
-            labels=draws,
-            loss=loss,
-            candidates=draws,
-            max_num_clusters=3,
-            seed=0,
-            num_restarts=2,
-        ),
+        "credible_ball": call(labels=draws, center=draws[0], level=0.9),
+        "expected_loss": call(candidate=draws[0], labels=draws),
+        "point_estimate": call(labels=draws, seed=0),
     }
 
 
@@ -250,7 +239,6 @@ def distributions() -> dict[str, Call]:
         "GaussianCluster.hyperprior": call(x=POINTS),
         "GaussianCluster.log_marginal": of(cluster, x=POINTS, mask=LABELS == 0),
         "GaussianCluster.posterior": of(cluster, x=POINTS),
-        "GaussianCluster.predictive": of(cluster, x=POINTS),
         "GaussianCluster.log_prob": of(cluster, value=POINTS),
         "GaussianCluster.block": of(cluster, num_points=3),
         "GeneralizedBFRY": call(discount=two, tail_index=1.5, level=2.0, scale=1.0),
@@ -305,7 +293,6 @@ def random_measures() -> dict[str, Call]:
         ),
         "GeneralizedGammaProcess": call(mass=2.0, discount=0.4, tilt=1.5),
         "InverseGammaArrivals": call(concentration=1.0),
-        "InvertedTotalMass": call(measure=prime),
         "JumpDistribution": call(measure=measure, order=1.0, tilt=0.5),
         "LevyDensityProcess": call(
             log_levy_density=log_density, parameters={"mass": 2.0}, corners=(1.0,), high=math.inf
@@ -348,14 +335,12 @@ def random_measures() -> dict[str, Call]:
         "TruncatedSeries": call(num_atoms=5, method="size_biased"),
         "DeterministicArrivals": call(),
         "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
-        "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=math.inf),
+        "kolmogorov_smirnov": call(observed=table, predicted=other),
         "log_num_partitions": call(table=table),
         "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0), truncation=5),
         "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
         "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
-        "reweighted_kolmogorov_smirnov": call(
-            observed=table, predicted=other, least=1.0, most=math.inf
-        ),
+        "reweighted_kolmogorov_smirnov": call(observed=table, predicted=other),
         "split_frequencies": call(table=table, num_samples=4, seed=0),
     }
 
@@ -367,17 +352,15 @@ def measure_plots() -> dict[str, Call]:
     observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
     return {
         "plot_cluster_sizes": call(labels=labels, ax=ax),
-        "plot_num_clusters": call(labels=labels, ax=ax, num_points=5),
+        "plot_num_clusters": call(labels=labels, ax=ax),
         "plot_rank_sizes": call(
             observed=observed,
             predicted={"same": [observed, observed]},
             ax=ax,
             colors={"same": "C0"},
-            prob=0.8,
-            num_points=5,
         ),
         "plot_ranked_weights": call(weights=torch.rand(9), ax=ax),
-        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax, num_points=5),
+        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax),
     }
 
 
@@ -416,14 +399,11 @@ def nn() -> dict[str, Call]:
         "BayesianModule": call(module=MLP(4, [3], 3), prior_scale=0.5),
         "FilterResponseNorm": call(num_channels=3, epsilon=1e-6),
         "InducedSetAttention": call(in_features=3, inducing_features=2, **attention),
-        "NodeScale": call(variances=torch.rand(3), dim=-1),
+        "NodeScale": call(variances=torch.rand(3)),
         "NodeScale.prune": of(NodeScale(torch.rand(3)), fraction=0.5),
         "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4), num_blocks=1),
         "asymmetric_variances": call(weights=torch.rand(3), symmetric_fraction=0.5),
         "init_to_module": call(module=MLP(4, [3], 3)),
-        "init_unit_variance_": call(
-            layer=torch.nn.Linear(3, 2), weight_scale=1.0, generator=torch.Generator()
-        ),
         "largest_nodes": call(importance=torch.rand(4), fraction=0.5),
         "zipf_weights": call(num_nodes=4, index=0.5),
     }

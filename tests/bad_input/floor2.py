@@ -233,22 +233,13 @@ def clustering() -> dict[str, Call]:
         "SliceSampler": call(prior=prior, cluster=cluster, init="one"),
         "SplitMerge": call(**both, num_proposals=1, num_scans=2, init="one"),
         "TreeGuided": call(
-            **both,
-            mode="exact",
-            num_global_moves=1,
-            local_fraction=0.5,
-            init="one",
+            **both, mode="exact", num_global_moves=1, local_fraction=0.5, init="one"
         ),
         "MCMC.run": of(marginal, {"x": POINTS}),
         "MCMC.run of a model": of(auxiliary, {"x": X}),
         "bhc": call(x=POINTS, cluster=cluster, concentration=1.0),
         "ibhc": call(x=POINTS, cluster=cluster, prior=prior, noisy=False, seed=0),
-        "rbhc": call(
-            x=POINTS,
-            family="gaussian",
-            num_clusters=2,
-            method="greedy",
-        ),
+        "rbhc": call(x=POINTS, family="gaussian", num_clusters=2, method="greedy"),
     }
 
 
@@ -262,7 +253,7 @@ def published() -> dict[str, Call]:
             local_fraction=0.5,
             depth=1,
             init="one",
-        ),
+        )
     }
 
 
@@ -289,8 +280,7 @@ def predictions() -> dict[str, Call]:
         "MartingalePosterior": call(predictive=rule, functional=Mean(), name="theta", **posterior),
         "MartingalePosterior.run": of(MartingalePosterior(rule, Mean(), **options), {"data": X}),
         "MartingalePosterior.run of a model": of(
-            MartingalePosterior(PosteriorPredictive(model, draws), Mean(), **options),
-            {"data": X},
+            MartingalePosterior(PosteriorPredictive(model, draws), Mean(), **options), {"data": X}
         ),
         "PosteriorBootstrap": call(model=model, plate="data", **bootstrap),
         "PosteriorBootstrap of a loss": call(

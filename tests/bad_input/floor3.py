@@ -9,11 +9,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_ext.distributions import GaussianCluster
-from pyro_ext.models.graphs import (
-    EquivariantSplineFlow,
-    GraphEmbeddingVAE,
-    pad_graphs,
-)
+from pyro_ext.models.graphs import EquivariantSplineFlow, GraphEmbeddingVAE, pad_graphs
 from pyro_ext.models.language import BigramModel
 from pyro_ext.models.neural_processes import (
     CNP,
@@ -321,13 +317,7 @@ def bags() -> dict[str, Call]:
             slots=torch.randn(3, 2, 4), labels=labels, alpha=1.0, generator=generator
         ),
         "submix_loss": call(
-            network=network,
-            x=x,
-            labels=labels,
-            mask=mask,
-            rate=0.5,
-            alpha=1.0,
-            generator=generator,
+            network=network, x=x, labels=labels, mask=mask, rate=0.5, alpha=1.0, generator=generator
         ),
         "subsample_bags": call(x=x, mask=mask, rate=0.5, generator=generator),
     }
@@ -367,9 +357,7 @@ def wide_networks() -> dict[str, Call]:
         "beta_variances": call(mass=1.0, concentration=0.5),
         "equal_variances": call(),
         "condition_mixture": call(
-            covariances=torch.eye(3).expand(2, 3, 3),
-            targets=torch.randn(2, 1),
-            noise_scale=0.5,
+            covariances=torch.eye(3).expand(2, 3, 3), targets=torch.randn(2, 1), noise_scale=0.5
         ),
         "horseshoe_variances": call(scale=1.0),
         "input_covariance": call(inputs=inputs, **scales),
@@ -382,10 +370,7 @@ def wide_networks() -> dict[str, Call]:
         "network_covariance": call(inputs=inputs, num_hidden=1, **scales),
         "network_kernel": call(num_hidden=1, **scales),
         "pruning_error": call(
-            variances=horseshoe,
-            threshold=torch.tensor([0.01]),
-            second_moment=0.5,
-            weight_scale=1.0,
+            variances=horseshoe, threshold=torch.tensor([0.01]), second_moment=0.5, weight_scale=1.0
         ),
         "regularized_horseshoe_variances": call(scale=1.0, slab=1.0),
         "relu_covariance": call(cross=one, left=one, right=one),

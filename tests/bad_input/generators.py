@@ -50,11 +50,11 @@ def fields() -> dict[str, Call]:
         "FunctionField": call(function=fields_of, dim=2, n=1),
         "ScaledField": call(field=field, scale=torch.randn(3)),
         "inner_products": call(values=torch.randn(3, 8, 8, 2), weights=WEIGHTS),
-        "flow": call(field=still, z=Z, s=0.5, method="rk4", num_steps=2, tolerance=1e-3),
-        "FlowTransform": call(field=still, s=0.5, method="rk4", num_steps=2, tolerance=1e-3),
+        "flow": call(field=still, z=Z, s=0.5, num_steps=2),
+        "FlowTransform": call(field=still, s=0.5, num_steps=2),
         "FlowTransform.log_abs_det_jacobian": of(transform, x=Z, y=Z),
         "OneParameterGroupAugmentation": call(
-            field=AffineField(2), scale=0.1, acts_on="images", name="s", num_steps=2
+            field=AffineField(2), scale=0.1, name="s", num_steps=2
         ),
         "OneParameterGroupAugmentation.forward": of(augment, x=IMAGES),
         "image_grid": call(height=8, width=8),

@@ -84,9 +84,7 @@ def molecules() -> dict[str, Call]:
 
 
 def distributions() -> dict[str, Call]:
-    return {
-        "ForceNormal": call(loc=torch.zeros(2, 3), l6=torch.zeros(2, 6), eps=1e-3),
-    }
+    return {"ForceNormal": call(loc=torch.zeros(2, 3), l6=torch.zeros(2, 6), eps=1e-3)}
 
 
 def inference() -> dict[str, Call]:

@@ -32,11 +32,7 @@ def averaging() -> dict[str, Call]:
             loss=lambda w: w["x"].pow(4).sum(), weights=weights, num_probes=3, seed=0
         ),
         "path_losses": call(
-            path=path,
-            loss=half,
-            positions=torch.tensor([0.2, 0.5]),
-            batches=[X],
-            progress=False,
+            path=path, loss=half, positions=torch.tensor([0.2, 0.5]), batches=[X], progress=False
         ),
         "plane_losses": call(
             **two,

@@ -102,9 +102,7 @@ def scaling_laws() -> dict[str, Call]:
 
 
 def datasets() -> dict[str, Call]:
-    return {
-        "load_scaling_curves": call(name="translation"),
-    }
+    return {"load_scaling_curves": call(name="translation")}
 
 
 TABLES = {

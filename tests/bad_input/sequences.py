@@ -127,11 +127,7 @@ def smc() -> dict[str, Call]:
         "FUDGELoss": call(num_particles=4),
         "DPGLoss": call(num_particles=4),
         "MarkovSMC": call(
-            model=walk,
-            num_particles=4,
-            max_plate_nesting=0,
-            ess_threshold=0.5,
-            seed=0,
+            model=walk, num_particles=4, max_plate_nesting=0, ess_threshold=0.5, seed=0
         ),
         "TwistedSMCFilter": call(
             model=RandomWalk(), num_particles=4, max_plate_nesting=0, ess_threshold=0.5

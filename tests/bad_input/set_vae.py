@@ -56,7 +56,4 @@ def autoencoder() -> dict[str, Call]:
     }
 
 
-TABLES = {
-    "pyro_ext.diagnostics.sets": distances,
-    "pyro_ext.models.sets (SetVAE)": autoencoder,
-}
+TABLES = {"pyro_ext.diagnostics.sets": distances, "pyro_ext.models.sets (SetVAE)": autoencoder}

@@ -43,7 +43,7 @@ def prior() -> dict[str, Call]:
             groups=[O(3), EmbeddedO2(0, 1)],
             strengths=torch.tensor([0.0, 1.0]),
             base_scale=0.5,
-        ),
+        )
     }
 
 

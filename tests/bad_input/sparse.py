@@ -72,12 +72,7 @@ def ensembles() -> dict[str, Call]:
         "PseudoInputGenerator.forward": of(generator, inputs=X, noise=torch.randn(6, 4)),
         "prior_weight": call(pseudo_inputs=X, inputs=X, lengthscale=0.5),
         "PriorAugmentedELBO": call(
-            generator=generator,
-            prior=prior,
-            **options,
-            **numbers,
-            lengthscale=0.5,
-            reference=X,
+            generator=generator, prior=prior, **options, **numbers, lengthscale=0.5, reference=X
         ),
         "PriorAugmentedELBO.pseudo_inputs": of(elbo, inputs=X),
     }

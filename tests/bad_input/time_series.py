@@ -5,12 +5,7 @@ from collections.abc import Callable
 import torch
 
 from pyro_ext.distributions import CauchyGP as Prior
-from pyro_ext.models.time_series import (
-    GRUD,
-    DecayImputer,
-    FilledClassifier,
-    SupervisedNotMIWAE,
-)
+from pyro_ext.models.time_series import GRUD, DecayImputer, FilledClassifier, SupervisedNotMIWAE
 from tests.bad_input.walk import Call, call, of
 
 X = torch.randn(4, 5, 2)
@@ -79,12 +74,7 @@ def time_series() -> dict[str, Call]:
             model, y=Y, **given, num_latents=2, num_draws=2, dropout_rate=0.2
         ),
         "SupervisedNotMIWAE.predict": of(
-            model,
-            **given,
-            num_latents=2,
-            num_draws=2,
-            batch_size=2,
-            seed=0,
+            model, **given, num_latents=2, num_draws=2, batch_size=2, seed=0
         ),
         "SupervisedNotMIWAE.impute": of(model, **given),
         "SupervisedNotMIWAE.fit": of(model, y=Y, **given, num_latents=2, num_draws=1, **FIT),

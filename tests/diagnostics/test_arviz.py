@@ -82,7 +82,7 @@ def test_log_likelihood_is_that_computed_by_hand(subsample_size: int | None) -> 
 def test_nested_plates(sizes: tuple[int | None, int | None]) -> None:
     y = count_data()
     draws = count_draws(20)
-    data = to_arviz(draws, y, model=counts, model_kwargs={"sizes": sizes})
+    data = to_arviz(draws, model=Potential(counts, y, sizes=sizes))
     assert data["posterior"]["log_rate"].dims == ("chain", "draw", "site", "log_rate_dim_0")
     assert data["log_likelihood"]["count"].dims == ("chain", "draw", "site", "year")
     assert data["observed_data"]["count"].dims == ("site", "year")
@@ -136,15 +136,6 @@ def test_observed_sites_of_a_dict_are_predictive() -> None:
     np.testing.assert_array_equal(values(again, "posterior_predictive", "y")[0], drawn["y"].numpy())
     only = to_arviz({"y": drawn["y"]}, x, y, model=linear, log_likelihood=False)
     assert groups_of(only) == {"posterior_predictive", "observed_data"}
-
-
-def test_model_may_be_a_potential() -> None:
-    x, y = linear_data()
-    draws = linear_draws(5)
-    potential = Potential(linear, x, y, backend="eager")
-    data = to_arviz(draws, model=potential)
-    expected = linear_log_likelihood(draws, x, y)
-    np.testing.assert_allclose(values(data, "log_likelihood", "y")[0], expected, rtol=1e-4)
 
 
 def test_half_precision_and_integers() -> None:

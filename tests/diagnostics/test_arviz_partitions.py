@@ -56,11 +56,6 @@ def test_a_sampler_over_partitions_says_which_variables_are_labels(tmp_path: Pat
     assert whole["posterior"]["assignment"].shape == (2, 8, 30)
 
 
-def test_labels_are_left_out_with_the_statistics() -> None:
-    data = to_arviz(draws(), group_by_chain=True, partitions=["assignment"], sample_stats=False)
-    assert groups_of(data) == {"posterior"} and "assignment" not in data["posterior"].data_vars
-
-
 def test_other_variables_stay_as_they_are() -> None:
     data = to_arviz(draws(), group_by_chain=True)
     assert set(data["posterior"].data_vars) == {"assignment", "scale"}

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import HMC, MCMC, NUTS, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -32,20 +32,6 @@ from tests.diagnostics.arviz_models import (
 )
 
 # Samplers -----------------------------------------------------------------------------------------
-
-
-def test_sampler_with_a_potential() -> None:
-    x, y = linear_data()
-    draws = linear_draws(2, 10)
-    statistics = {"lp": torch.randn(2, 10), "diverging": torch.zeros(2, 10, dtype=torch.bool)}
-    sampler = FakeSampler(draws, linear, x, y, 5, statistics=statistics)
-    data = to_arviz(sampler)
-    assert groups_of(data) == {"posterior", "sample_stats", "log_likelihood", "observed_data"}
-    expected = linear_log_likelihood(draws, x, y)
-    np.testing.assert_allclose(values(data, "log_likelihood", "y"), expected, rtol=1e-4)
-    np.testing.assert_array_equal(values(data, "sample_stats", "lp"), statistics["lp"].numpy())
-    assert values(data, "sample_stats", "diverging").dtype == bool
-    assert "sample_stats" not in groups_of(to_arviz(sampler, sample_stats=False))
 
 
 def test_sampler_on_other_data() -> None:
@@ -157,13 +143,7 @@ def test_own_mcmc() -> None:
     x, y = linear_data()
     kernel = SGLD(linear, step_size=1e-3)
     mcmc = MCMC(
-        kernel,
-        num_samples=30,
-        warmup_steps=400,
-        num_chains=2,
-        thinning=60,
-        seed=0,
-        progress=False,
+        kernel, num_samples=30, warmup_steps=400, num_chains=2, thinning=60, seed=0, progress=False
     ).run(x, y, 5)
     data = to_arviz(mcmc, posterior_predictive=True)
     draws = mcmc.get_samples(group_by_chain=True)
@@ -253,14 +233,6 @@ def test_automatic_guide(kind: Any) -> None:
         assert (draws["weight"] == median).all()
     else:  # a standard deviation of 0.1, so a standard error of 0.007
         assert (draws["weight"].mean((0, 1)) - median).abs().max() < 0.04
-
-
-def test_messenger_guide() -> None:
-    x, y = linear_data()
-    guide = AutoNormalMessenger(linear)
-    train(linear, guide, x, y)
-    data = to_arviz(guide, x, y, num_samples=5)
-    assert values(data, "posterior", "weight").shape == (1, 5, 2)
 
 
 def test_guide_over_subsampled_plates() -> None:

@@ -87,10 +87,7 @@ _structured = _guide(lambda model: AutoStructured(model, conditionals="normal"))
 REPARAMS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
     "LocScale": (_normal, lambda model, y: LocScaleReparam(0.3)),
     "Transform": (_lognormal, lambda model, y: TransformReparam()),
-    "DiscreteCosine": (
-        lambda: _normal().to_event(1),
-        lambda model, y: DiscreteCosineReparam(),
-    ),
+    "DiscreteCosine": (lambda: _normal().to_event(1), lambda model, y: DiscreteCosineReparam()),
     "DiscreteCosine of a batch": (
         _normal,
         lambda model, y: DiscreteCosineReparam(dim=-1, experimental_allow_batch=True),

@@ -135,16 +135,8 @@ def test_what_users_may_get_wrong():
         for wrong in (good[0], good[:, :3], good[: least - 1]):
             with pytest.raises(ValueError, match=f"probabilities must have .* {least} chain"):
                 function(wrong)
-        with pytest.raises(ValueError, match=r"probabilities\[0\] must not be empty"):
-            function(good[:, :, :0])
-        with pytest.raises(ValueError, match=r"probabilities\[0\] must sum to one"):
-            function(2.0 * good)
         broken = good.clone()
         broken[2, 5, 1, 0] = math.nan
         with pytest.raises(ValueError, match=r"\[2\] must be .* got nan at \(5, 1, 0\)"):
             function(broken)
-        with pytest.raises(TypeError, match="probabilities must be"):
-            function("abc")
     assert predictive_ess(good[:1]).isfinite().all()
-    with pytest.raises(ValueError, match="r_hat must not be empty"):
-        fractions_below(torch.zeros(0))

@@ -1,7 +1,5 @@
 """The reliability diagram shows the numbers of the calibration bins."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -86,9 +84,3 @@ def test_wrong_arguments_leave_no_figure(ensemble):
     with pytest.raises(ValueError, match="num_bins"):
         plot_reliability(*ensemble, num_bins=0)
     assert pyplot.get_fignums() == []
-
-
-def test_missing_matplotlib_names_the_extra(ensemble, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install 'pyro-ext\[plots\]'"):
-        plot_reliability(*ensemble)

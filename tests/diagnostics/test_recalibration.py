@@ -51,10 +51,3 @@ def test_values_that_are_rounded_to_the_ends_are_counted():
     IsotonicRecalibrator(torch.cat([values, torch.tensor([1.0])]))
     with pytest.warns(RuntimeWarning, match="3 of 102 cdf_values are exactly 0 or 1"):
         IsotonicRecalibrator(torch.cat([values, torch.tensor([0.0, 1.0, 1.0])]))
-
-
-def test_wrong_values():
-    with pytest.raises(ValueError, match="cdf_values must lie between 0 and 1"):
-        IsotonicRecalibrator(torch.tensor([0.5, 1.2]))
-    with pytest.raises(ValueError, match="probabilities must lie between 0 and 1"):
-        IsotonicRecalibrator(torch.tensor([0.5])).inverse(torch.tensor([2.0]))

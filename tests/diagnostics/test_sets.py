@@ -136,7 +136,6 @@ def test_occupancy(float64):
 def test_wrong_sets_are_named(subtests):
     a, mask = ragged(3, 5, 1, filling=0.0)
     cases = {
-        "a must not be empty": lambda: chamfer_distance(a[:, :0], a),
         "mask_a must be a tensor.* of booleans": lambda: chamfer_distance(a, a, mask.float()),
         r"mask_b must have the shape \(3, 5\)": lambda: chamfer_distance(a, a, mask, mask[:, :4]),
         r"mask_a must be true .*got none at \(1,\)": lambda: chamfer_distance(
@@ -146,9 +145,6 @@ def test_wrong_sets_are_named(subtests):
             a, a[..., :1]
         ),
         "b must have leading dimensions that broadcast": lambda: chamfer_distance(a, a[:2]),
-        "b must be finite, got nan in row 0, nan in row 2": lambda: chamfer_distance(
-            a, ragged(1, 2, 1)[0]
-        ),
         "b must have as many points as a in each set, 3, got 1": lambda: earth_mover_distance(
             a, a, mask, mask.flip(0)
         ),

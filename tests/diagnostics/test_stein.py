@@ -39,18 +39,6 @@ def test_the_sum_of_the_stein_kernel(exponent, float64):
     torch.testing.assert_close(actual, expected)
 
 
-def test_two_points_by_hand():
-    """In one dimension with exponent -1/2: k0(x, x) = 1 + s(x)^2, and the mixed term by hand."""
-    x, y, s, t = 0.0, 1.0, 0.3, -0.7
-    base = 1 + (x - y) ** 2
-    mixed = base**-1.5 - 3 * (x - y) ** 2 * base**-2.5
-    slope = -(x - y) * base**-1.5
-    cross = mixed + slope * t - slope * s + base**-0.5 * s * t
-    expected = math.sqrt((1 + s**2 + 1 + t**2 + 2 * cross) / 4)
-    actual = kernel_stein_discrepancy(torch.tensor([[x], [y]]), torch.tensor([[s], [t]]))
-    assert actual.item() == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1.5)])
 def test_quantiles_approach_the_double_integral(shift, spread):
     """Draws at quantiles of N(shift, spread^2) against its discrepancy from N(0, 1)."""
@@ -104,12 +92,6 @@ def test_it_follows_the_scale_of_the_coordinates(float64):
     assert kernel_stein_discrepancy(noise, noise * np.nan).isnan()
 
 
-@pytest.mark.parametrize(
-    ("samples", "gradients", "options", "message"),
-    [
-        (torch.zeros(3, 2), torch.zeros(3, 1), {}, r"got \(3, 2\) and \(3, 1\)"),
-    ],
-)
-def test_errors_name_the_argument(samples, gradients, options, message):
-    with pytest.raises(ValueError, match=message):
-        kernel_stein_discrepancy(samples, gradients, **options)
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 1\)"):
+        kernel_stein_discrepancy(torch.zeros(3, 2), torch.zeros(3, 1))

@@ -105,11 +105,6 @@ def test_small_p_values_are_bounds():
     assert ecdf_p_value(1.0, 1, 1) == 1.0
 
 
-def test_holm():
-    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
-    np.testing.assert_allclose(holm(np.array([0.6, 0.9])), [1.0, 1.0])
-
-
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6))
 def test_holm_is_bonferroni_closed(p_values):
     """A hypothesis is rejected where Bonferroni rejects each set that it belongs to."""

@@ -91,13 +91,6 @@ def test_rectified_gamma_has_no_path_gradient_at_the_atom():
     assert torch.equal(in_high, at_atom.double())
 
 
-def test_moments_of_a_stable_beta_atom():
-    """Of the specification: the number of atoms times the mean."""
-    for level, num_atoms, mass in ((24.744151, 20, 1.561350), (4025.1699, 200, 1.977134)):
-        fn = StableBetaBFRY(0.4, 1.5, level)
-        assert num_atoms * fn.mean.item() == pytest.approx(mass, abs=2e-6)
-
-
 def test_huge_levels():
     """Far above the knee, levels change a density by a constant."""
     point = torch.tensor([1e-3, 0.1, 0.7])
@@ -108,11 +101,6 @@ def test_huge_levels():
         limit = make(0.0, *others, log_level=600.0).log_prob(point)
         near = make(1e-9, *others, log_level=600.0).log_prob(point)
         torch.testing.assert_close(near, limit, rtol=0, atol=2e-6)
-
-
-def test_bad_parameters_are_named():
-    with pytest.raises(ValueError, match="tail_index of BetaPrimeBFRY must be > discount"):
-        BetaPrimeBFRY(0.5, 0.4, 1.0)
 
 
 def test_left_tails_are_powers_down_to_the_least_number(float64, subtests):

@@ -5,8 +5,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
 
 from pyro_ext.distributions import BernoulliExponentialGraph, LogitGraph
 from pyro_ext.inference import MCMC, NUTS
@@ -161,14 +159,3 @@ def test_nuts_draws_rates():
     draws = mcmc.run(adjacency).get_samples()["rate"]
     error = 4.4 * draws.std(0) / 300**0.5
     assert bool(((draws.mean(0) - torch.tensor(exact_means(adjacency))).abs() < error).all())
-
-
-@pytest.mark.slow
-def test_svi_finds_rates():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    adjacency, guide = planted(), AutoNormal(block_model)
-    svi = SVI(block_model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(num_particles=2))
-    for _ in range(300):
-        svi.step(adjacency)
-    assert guide.median()["rate"].tolist() == pytest.approx(exact_means(adjacency), abs=0.15)

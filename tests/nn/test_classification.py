@@ -2,8 +2,6 @@
 
 import pickle
 
-import pyro
-import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
@@ -13,6 +11,7 @@ from pyro_ext.inference import MCMC, SGHMC
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, ResNet, bayesian
 from pyro_ext.potential import Potential
 from pyro_ext.reparam import expand_module
+from pyro_ext.testing.potential import check_potential
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -96,20 +95,7 @@ def test_all_of_the_data(batch_size):
 @each_recorded_network
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_backends(make, x, batch_size):
-    classifier = BayesianClassifier(make(), batch_size)
-    eager, traced = (Potential(classifier, x, Y, backend=name) for name in ("eager", "trace"))
-    params = eager.init(3, seed=0)
-    subsample = {"data": torch.arange(5)} if batch_size else {}
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    for one, other in zip(
-        eager.value_and_grad(params, subsample),
-        traced.value_and_grad(params, subsample),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, **close)
-    torch.testing.assert_close(eager.full(params), traced.full(params), **close)
-    whole = BayesianClassifier(classifier.network)
-    torch.testing.assert_close(Potential(whole, x, Y)(params), traced.full(params), **close)
+    check_potential(BayesianClassifier(make(), batch_size), x, Y)
 
 
 @pytest.mark.slow
@@ -128,19 +114,6 @@ def test_compiled_convolutions_of_one_chain():
     for name, expected in slope.items():
         scale = float(expected.abs().max())
         torch.testing.assert_close(gradient[name], expected, rtol=0, atol=1e-3 * scale)
-
-
-@pytest.mark.slow
-def test_compiled_residual_network():
-    classifier = BayesianClassifier(BayesianModule(resnet(), 0.5), batch_size=5)
-    traced, compiled = (
-        Potential(classifier, IMAGES, Y, backend=name) for name in ("trace", "compile")
-    )
-    params, subsample = traced.init(2, seed=0), {"data": torch.arange(5)}
-    wanted = traced.value_and_grad(params, subsample)
-    torch.testing.assert_close(
-        compiled.value_and_grad(params, subsample), wanted, rtol=1e-3, atol=1e-3
-    )
 
 
 @each_recorded_network
@@ -201,13 +174,6 @@ def test_factors_do_in_the_place_of_parameters(make):
     )
 
 
-def test_log_likelihood_is_that_of_the_model():
-    classifier = BayesianClassifier(BayesianModule(mlp(), 0.5))
-    samples = prior_draws(classifier, X, 4)
-    wanted = Potential(classifier, X, Y).log_likelihood(samples)["label"]
-    torch.testing.assert_close(classifier.log_likelihood(samples, X, Y), wanted)
-
-
 @each_network
 def test_labels_are_drawn(make, x):
     classifier = BayesianClassifier(make())
@@ -217,34 +183,6 @@ def test_labels_are_drawn(make, x):
     samples = {name: draws[name] for name in Potential(classifier, x, Y).sites}
     drawn = Predictive(classifier, samples)(x)["label"]
     assert drawn.shape == (4, 12) and set(drawn.flatten().tolist()) <= {0, 1, 2}
-
-
-@pytest.mark.statistical
-def test_drawn_labels_follow_the_probabilities(float64):
-    """Each of 36 frequencies within 4.5 standard errors: a false alarm in 4,000 seeds."""
-    classifier = BayesianClassifier(BayesianModule(mlp(), 0.5).double())
-    x = X.double()
-    samples = prior_draws(classifier, x, 1)
-    num_draws = 2000
-    wanted = classifier.probabilities(samples, x)[0]
-    fixed = {name: value[0] for name, value in samples.items() if name != "label"}
-    with poutine.condition(data=fixed):
-        labels = torch.stack([classifier(x) for _ in range(num_draws)])
-    found = torch.nn.functional.one_hot(labels, 3).double().mean(0)
-    error = (wanted * (1 - wanted) / num_draws).sqrt()
-    assert ((found - wanted).abs() < 4.5 * error).all()
-
-
-def test_in_a_model_of_the_user():
-    network = BayesianModule(mlp(), 0.5)
-
-    def model(x, y):
-        precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
-        logits = network(x) * precision
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
-
-    assert set(Potential(model, X, Y).sites) == {"precision", *network.prior_scales}
 
 
 def test_pickle():

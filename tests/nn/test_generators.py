@@ -23,8 +23,6 @@ from pyro_ext.nn import (
     inner_products,
 )
 
-torchdiffeq = pytest.importorskip("torchdiffeq")
-
 
 def rotation(z):
     return torch.stack([-z[..., 1], z[..., 0]], -1)
@@ -36,19 +34,12 @@ def turned(z, s):
     return torch.stack([s.cos() * x - s.sin() * y, s.sin() * x + s.cos() * y], -1)
 
 
-@pytest.mark.parametrize("method", ["rk4", "dopri5", "midpoint"])
-def test_flow_of_the_rotation_field_is_a_rotation(float64, method):
-    z = torch.randn(4, 5, 2)
-    s = torch.linspace(-1.0, 1.0, 5)
-    num_steps = 1000 if method == "midpoint" else 40
-    moved = flow(rotation, z, s, method=method, num_steps=num_steps, tolerance=1e-9)
-    torch.testing.assert_close(moved, turned(z, s), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flow_of_the_rotation_field_is_a_rotation(dtype):
+    z = torch.randn(4, 5, 2, dtype=dtype)
+    s = torch.linspace(-1.0, 1.0, 5, dtype=dtype)
+    torch.testing.assert_close(flow(rotation, z, s), turned(z, s), atol=1e-6, rtol=0)
     torch.testing.assert_close(flow(rotation, z, 0.0), z, atol=0, rtol=0)
-
-
-def test_flow_in_single_precision():
-    z = torch.randn(5, 2)
-    torch.testing.assert_close(flow(rotation, z, 1.0), turned(z, 1.0), atol=1e-6, rtol=0)
 
 
 def test_flows_are_a_group(float64):
@@ -302,23 +293,11 @@ def test_augmentation_of_images(float64):
     assert trace.nodes["_RETURN"]["value"].shape == images.shape
 
 
-def test_augmentation_of_points(float64):
-    fields = FunctionField(lambda z: torch.ones_like(z)[..., None, :], 3, 1)
-    augment = OneParameterGroupAugmentation(fields, torch.tensor([0.1]), acts_on="points")
-    points = torch.randn(2, 4, 5, 3)
-    moved = pyro.condition(augment, {"s": torch.tensor([[0.05], [-0.1]])})(points)
-    shift = torch.tensor([0.05, -0.1])[:, None, None, None].expand_as(points)
-    torch.testing.assert_close(moved - points, shift)
-    with pytest.raises(ValueError, match=r"x must have the shape \(batch, \*grid, 3\)"):
-        augment(points[..., :2])
-
-
-@pytest.mark.parametrize("acts_on", ["images", "points"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_augmentation_in_other_plates(shared, acts_on):
+def test_augmentation_in_other_plates(shared):
     """Each element of a plate around it, or draw of many, has transformations of its own."""
-    x = torch.rand(4, 2, 5, 5) if acts_on == "images" else torch.randn(4, 3, 2)
-    augment = OneParameterGroupAugmentation(AffineField(2), shared=shared, acts_on=acts_on)
+    x = torch.rand(4, 2, 5, 5)
+    augment = OneParameterGroupAugmentation(AffineField(2), shared=shared)
 
     def outer():
         with pyro.plate("outer", 3):
@@ -356,9 +335,3 @@ def test_types_of_points_and_weights():
     torch.testing.assert_close(inner_products(whole[None]), torch.tensor([[55 / 3]]))
     with pytest.raises(ValueError, match=r"points must have the shape \(\*grid, 2\)"):
         field.normalized(z[0])
-
-
-def test_a_missing_solver_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchdiffeq", None)
-    with pytest.raises(ImportError, match=r"pip install 'pyro-ext\[series\]'"):
-        flow(rotation, torch.zeros(1, 2), method="dopri5")

@@ -135,11 +135,6 @@ def test_only_the_ends_of_an_expanded_network_lack_factors():
     assert not {"stem.Q1", "head.P1"} & set(names)
 
 
-def test_what_users_may_get_wrong():
-    with pytest.raises(ValueError, match="images must have the shape \\(batch, 1, height, width"):
-        ResNet(1, 10)(torch.zeros(5, 64))
-
-
 def test_norms_follow_every_convolution():
     parts = [type(part) for part in ResNet(1, 10).modules()]
     assert parts.count(FilterResponseNorm) == parts.count(nn.Conv2d)

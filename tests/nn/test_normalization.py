@@ -15,10 +15,7 @@ def test_values_by_hand():
         norm.bias.copy_(torch.tensor([0.25, 3.0]))
     x = torch.tensor([[[1.0, 3.0], [2.0, -2.0]]])
     first, second = math.sqrt((1 + 9) / 2 + 0.5), math.sqrt(4 + 0.5)
-    wanted = [
-        [0.25 + 2 * 1 / first, 0.25 + 2 * 3 / first],
-        [3 - 2 / second, 3 + 2 / second],
-    ]
+    wanted = [[0.25 + 2 * 1 / first, 0.25 + 2 * 3 / first], [3 - 2 / second, 3 + 2 / second]]
     torch.testing.assert_close(norm(x), torch.tensor([wanted]))
 
 
@@ -49,9 +46,3 @@ def test_zeros_have_a_value_and_a_gradient():
 
 def test_repr():
     assert repr(FilterResponseNorm(3, 1e-3)) == "FilterResponseNorm(3, epsilon=0.001)"
-
-
-def test_what_users_may_get_wrong():
-    for shape in ((4, 2), (4, 3, 5)):
-        with pytest.raises(ValueError, match="inputs must have the shape \\(batch, 2, \\*spatial"):
-            FilterResponseNorm(2)(torch.zeros(shape))

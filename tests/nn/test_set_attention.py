@@ -109,34 +109,6 @@ def test_parameters_are_those_of_the_paper():
     assert number_of_parameters(normalized) == 4544 + 4 * 64
 
 
-def test_attention_without_queries_is_the_mean(float64):
-    block = PMA(3, WIDTH, 1, HEADS, bias=True, layer_norm=False).double()
-    with torch.no_grad():
-        block.block.query.weight.zero_()
-        block.block.query.bias.zero_()
-    x = torch.randn(4, 5, 3)
-    mean = block.block.value(x).mean(1, keepdim=True)
-    torch.testing.assert_close(block(x), mean + torch.relu(block.block.feedforward[0](mean)))
-
-
-def test_attention_is_that_of_torch(float64):
-    """Torch has an output projection, here the identity, and scales by the width of a head."""
-    block = MAB(WIDTH, WIDTH, WIDTH, HEADS, scaling="head", layer_norm=False)
-    peer = nn.MultiheadAttention(WIDTH, HEADS, bias=False, batch_first=True)
-    with torch.no_grad():
-        peer.in_proj_weight.copy_(
-            torch.cat([block.query.weight, block.key.weight, block.value.weight])
-        )
-        peer.out_proj.weight.copy_(torch.eye(WIDTH))
-        block.feedforward[0].weight.zero_()
-        block.feedforward[0].bias.zero_()
-    queries, keys = torch.randn(4, 5, WIDTH), torch.randn(4, 6, WIDTH)
-    mask = torch.ones(4, 6, dtype=torch.bool)
-    mask[:, 4:] = False
-    attended, _ = peer(queries, keys, keys, key_padding_mask=~mask)
-    torch.testing.assert_close(block(queries, keys, key_mask=mask), block.query(queries) + attended)
-
-
 def test_induced_attention_is_two_blocks():
     block = InducedSetAttention(3, 2, WIDTH, HEADS)
     x, points = torch.randn(5, 6, 3), torch.randn(5, 4, 2)

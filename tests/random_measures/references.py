@@ -202,13 +202,7 @@ def beta_prime(
     return Reference(
         f"beta_prime({mass},{discount},{tail_index},{rate},{tilt})",
         BetaPrimeProcess,
-        {
-            "mass": mass,
-            "discount": discount,
-            "tail_index": tail_index,
-            "rate": rate,
-            "tilt": tilt,
-        },
+        {"mass": mass, "discount": discount, "tail_index": tail_index, "rate": rate, "tilt": tilt},
         lambda v: constant - discount * v - power * np.logaddexp(v, math.log(rate)) - tilt * exp(v),
         discount,
         math.inf if tilt else tail_index,

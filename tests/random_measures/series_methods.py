@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import special
 
 from pyro_ext.random_measures import GammaArrivals, LomaxArrivals
 from tests.random_measures.references import (
@@ -13,9 +15,11 @@ from tests.random_measures.references import (
     PARETO_MIXTURE,
     STABLE_BETA,
     beta_prime,
+    exp,
     gamma,
     generalized_bfry,
     levy_density,
+    log_1m_exp,
     stable_beta,
 )
 
@@ -39,6 +43,25 @@ class WeibullArrivals:
 
     def log_survival(self, log_value):
         return -(2.0 * log_value).clamp(max=700.0).exp()
+
+
+def gamma_law(concentration):
+    """Logarithms of distribution function and survival."""
+
+    def log_cdf(v):
+        first = concentration * v - special.gammaln(concentration + 1)
+        inside = np.log(np.maximum(special.gammainc(concentration, exp(v)), 1e-300))
+        return np.where(v < -30, first, inside)
+
+    return log_cdf, lambda v: np.log(np.maximum(special.gammaincc(concentration, exp(v)), 1e-300))
+
+
+def lomax_law(concentration):
+    """Logarithms of distribution function and survival."""
+    return (
+        lambda v: log_1m_exp(np.log(concentration) + np.log(np.logaddexp(v, 0.0) + 1e-300)),
+        lambda v: -concentration * np.logaddexp(v, 0.0),
+    )
 
 
 # Where each draw takes integrals.

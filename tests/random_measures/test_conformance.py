@@ -80,8 +80,7 @@ LAWS = {
 # The others take quadrature inside of quadrature, or draw by it.
 QUICK = (str(GAMMA), "Dirichlet", "Pitman-Yor", "Pitman-Yor, negative")
 EVERY_LAW = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LAWS],
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LAWS]
 )
 
 

@@ -1,7 +1,5 @@
 """The plots show the numbers that they say they show."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -25,7 +23,7 @@ LABELS = torch.tensor([[0, 0, 1, 0, 2], [0, 1, 2, 1, 3]])
 
 def test_tail():
     series = MEASURE.series(50, "inverse_levy", seed=0)
-    axes = plot_tail(MEASURE, series.weights, num_points=9)
+    axes = plot_tail(MEASURE, series.weights)
     line, points = axes.lines
     levels = torch.as_tensor(line.get_xdata())
     np.testing.assert_allclose(line.get_ydata(), MEASURE.tail(levels), rtol=1e-5)
@@ -89,10 +87,3 @@ def test_draws_where_it_is_told():
     _, axes = pyplot.subplots()
     assert plot_cluster_sizes(LABELS, ax=axes) is axes
     assert plot_tail(MEASURE, ax=axes) is axes
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"plot_tail needs matplotlib.*pyro-ext\[plots\]"):
-        plot_tail(MEASURE)

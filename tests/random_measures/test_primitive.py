@@ -13,8 +13,6 @@ from pyro.infer import NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
-from pyro_ext.inference import MCMC, SGHMC
-from pyro_ext.potential import Potential
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
     DirichletProcess,
@@ -28,6 +26,7 @@ from pyro_ext.random_measures import (
     TruncatedSeries,
     random_measure,
 )
+from pyro_ext.testing.potential import check_potential
 
 GAMMA = GeneralizedGammaProcess(2.0, 0.4, 1.5)
 
@@ -133,13 +132,7 @@ def mixture_model(truncation, data):
 @pytest.mark.parametrize("truncation", [10, TruncatedSeries(10)], ids=["finite", "series"])
 def test_a_recorded_potential_agrees_with_pyro(truncation):
     """Without a warning, so that it is really recorded."""
-    data = word_counts()[0].float().log()
-    eager = Potential(mixture_model, truncation, data, backend="eager")
-    traced = Potential(mixture_model, truncation, data)
-    values = eager.init(num_chains=2, seed=0)
-    torch.testing.assert_close(traced.full(values), eager.full(values))
-    _, first = eager.value_and_grad(values)
-    assert all(gradient.isfinite().all() for gradient in first.values())
+    check_potential(mixture_model, truncation, word_counts()[0].float().log())
 
 
 def test_svi_and_predictive():
@@ -165,17 +158,6 @@ def test_draws_of_parameters_looked_at_together(key):
         measure = PitmanYor(discount, 1.3)
     result = random_measure("G", measure, dist.Normal(0.0, 1.0), truncation)
     assert result.weights.shape == (3, 7) and result.lost_mass.shape == (3,)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the draws of")  # short runs
-def test_sghmc_over_minibatches():
-    data = word_counts()[0].float().log()
-    kernel = SGHMC(mixture_model, step_size=0.002, friction=20.0)
-    mcmc = MCMC(kernel, num_samples=20, warmup_steps=200, num_chains=2, thinning=5, seed=0)
-    draws = mcmc.run(TruncatedSeries(10), data).get_samples()
-    assert draws["discount"].shape == (40,) and draws["G_jumps"].isfinite().all()
-    assert ((draws["discount"] > 0) & (draws["discount"] < 1)).all()
 
 
 def eppf_model(make, sizes, multiplicity):
@@ -208,13 +190,7 @@ LAWS = {
 
 @pytest.mark.parametrize("key", LAWS)
 def test_partitions_with_latent_parameters_are_recorded(key):
-    sizes, multiplicity = word_counts()
-    eager = Potential(eppf_model, LAWS[key], sizes, multiplicity, backend="eager")
-    traced = Potential(eppf_model, LAWS[key], sizes, multiplicity)
-    values = eager.init(num_chains=2, seed=0)
-    first, second = eager.value_and_grad(values), traced.value_and_grad(values)
-    torch.testing.assert_close(first[0], second[0])
-    torch.testing.assert_close(first[1], second[1], rtol=1e-3, atol=1e-3)
+    check_potential(eppf_model, LAWS[key], *word_counts())
 
 
 @pytest.mark.slow
@@ -269,32 +245,3 @@ def test_a_measure_in_a_plate_is_refused():
 def test_bad_arguments(measure, base, truncation, message):
     with pytest.raises(ValueError, match=message):
         random_measure("G", measure, base, truncation)
-
-
-def count_model(counts):
-    """Counts of words that are Poisson given the weights of a finite approximation."""
-    mass = pyro.sample("mass", dist.Gamma(2.0, 0.2))
-    discount = pyro.sample("discount", dist.Beta(2.0, 2.0))
-    measure = GeneralizedGammaProcess(mass, discount, 0.1)
-    words = random_measure("G", measure, dist.Normal(0.0, 1.0), len(counts))
-    with pyro.plate("words", len(counts)):
-        pyro.sample("count", dist.Poisson(1000.0 * words.weights), obs=counts)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["NUTS", "SGHMC"])
-@pytest.mark.filterwarnings("ignore:the draws of")  # short runs
-def test_kernels_on_the_weights_of_words(kind):
-    """The weights follow the counts, which are large and say nearly all."""
-    sizes, _ = word_counts()
-    counts = sizes.flip(0)[:12].float()
-    if kind == "NUTS":
-        kernel = NUTS(count_model, max_tree_depth=5)
-        mcmc = MCMC(kernel, num_samples=40, warmup_steps=60, seed=0)
-    else:
-        kernel = SGHMC(count_model, step_size=0.003, friction=10.0)
-        mcmc = MCMC(kernel, num_samples=40, warmup_steps=1000, thinning=10, seed=0)
-    draws = mcmc.run(counts).get_samples()
-    ratio = draws["G_jumps"].mean(0) * 1000.0 / counts
-    assert ((ratio > 0.85) & (ratio < 1.15)).all()
-    assert draws["discount"].std() > 0 and draws["mass"].isfinite().all()

@@ -97,18 +97,6 @@ def test_pitman_yor_in_closed_form(counts):
     )
 
 
-def test_pitman_yor_is_a_mixture():
-    r"""Over :math:`V \sim \text{Gamma}(\theta / \sigma)`, the mass :math:`\sigma V`."""
-    sigma, theta = 0.4, 1.3
-    point = torch.linspace(-25.0, 6.0, 1500)
-    fn = GeneralizedGammaProcess(sigma * point.exp(), sigma, 1.0).normalize()
-    weight = theta / sigma * point - point.exp() - math.lgamma(theta / sigma)
-    for counts in ([2, 1], [3, 3, 1]):
-        value = torch.trapezoid((weight + fn.log_eppf(counts)).exp(), point)
-        expected = math.exp(pitman_yor_eppf(counts, sigma, theta))
-        assert value.item() == pytest.approx(expected, rel=1e-9)
-
-
 @EVERY_REFERENCE
 def test_predictive_given_the_tilt(reference):
     fn = reference.measure().normalize()

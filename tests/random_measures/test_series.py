@@ -3,10 +3,9 @@
 import math
 
 import mpmath
-import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import stats
 
 from pyro_ext.random_measures import (
     DeterministicArrivals,
@@ -22,37 +21,23 @@ from tests.random_measures.references import (
     GENERALIZED_BFRY,
     PARETO_MIXTURE,
     STABLE_BETA,
-    exp,
     gamma,
     generalized_bfry,
-    log_1m_exp,
     pareto,
     stable_beta,
 )
-from tests.random_measures.series_methods import CLOSED, FEWER, SEARCHED, identify
+from tests.random_measures.series_methods import (
+    CLOSED,
+    FEWER,
+    SEARCHED,
+    gamma_law,
+    identify,
+    lomax_law,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 NUM_ERRORS = 5.0
-
-
-def gamma_law(concentration):
-    """Logarithms of distribution function and survival."""
-
-    def log_cdf(v):
-        first = concentration * v - special.gammaln(concentration + 1)
-        inside = np.log(np.maximum(special.gammainc(concentration, exp(v)), 1e-300))
-        return np.where(v < -30, first, inside)
-
-    return log_cdf, lambda v: np.log(np.maximum(special.gammaincc(concentration, exp(v)), 1e-300))
-
-
-def lomax_law(concentration):
-    """Logarithms of distribution function and survival."""
-    return (
-        lambda v: log_1m_exp(np.log(concentration) + np.log(np.logaddexp(v, 0.0) + 1e-300)),
-        lambda v: -concentration * np.logaddexp(v, 0.0),
-    )
 
 
 def check_mean(draws, expected, unit=1.0):
@@ -289,41 +274,29 @@ def test_gradients(reference, method, names):
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA, PARETO_MIXTURE], ids=identify)
-def test_jumps_above(reference):
-    """Poisson counts and weights' distribution; any of six tests fails in one seed in 160,000."""
-    measure, level = reference.measure(), 0.3
-    weights, mask = measure.jumps_above(level, seed=0, sample_shape=(300,))
+@pytest.mark.parametrize(
+    "reference, level, number, options",
+    [(reference, 0.3, 300, {}) for reference in (GAMMA, STABLE_BETA, PARETO_MIXTURE)]
+    + [
+        (reference, 0.05, 500, {"method": "thinning"})
+        for reference in (GAMMA, gamma(2.0, 0.0, 1.5), gamma(1.0, 0.7, 3.0))
+    ],
+    ids=identify,
+)
+def test_jumps_above(reference, level, number, options):
+    """Poisson counts and weights' distribution; any of 18 tests fails for one seed in 50,000."""
+    measure = reference.measure()
+    weights, mask = measure.jumps_above(level, seed=0, sample_shape=(number,), **options)
     assert weights.shape == mask.shape and mask.dtype == torch.bool
-    assert mask.any(0).all() and (weights[~mask] == 0).all()
+    assert ((weights > 0) == mask).all() and (options or mask.any(0).all())
     drawn = weights[mask]
     assert (drawn >= level).all() and measure.support.check(drawn).all()
-    assert ((weights.diff(dim=-1) <= 0) | ~mask[:, 1:]).all()
-    mean = math.exp(reference.log_tail(level))
-    counts = mask.sum(-1)
-    assert stats.poisson(300 * mean).cdf(int(counts.sum())) > 1e-6
-    assert stats.poisson(300 * mean).sf(int(counts.sum()) - 1) > 1e-6
-    spread = counts.double().var().item() / mean * 299
-    assert 1e-6 < stats.chi2(299).cdf(spread) < 1 - 1e-6
-    levels = [math.exp(reference.log_tail(float(w))) / mean for w in drawn[:200]]
-    assert stats.kstest(levels, "uniform").pvalue > 1e-6
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-@pytest.mark.parametrize("reference", [GAMMA, gamma(2.0, 0.0, 1.5), gamma(1.0, 0.7, 3.0)], ids=str)
-def test_jumps_above_by_thinning(reference):
-    """As above; any of nine tests fails for one seed in 67,000."""
-    measure, level = reference.measure(), 0.05
-    weights, mask = measure.jumps_above(level, seed=0, method="thinning", sample_shape=(500,))
-    assert ((weights > 0) == mask).all() and (weights[mask] >= level).all()
     assert (weights.diff(dim=-1) <= 0).all()
     mean, counts = math.exp(reference.log_tail(level)), mask.sum(-1)
-    assert 1e-6 < stats.poisson(500 * mean).cdf(int(counts.sum())) < 1 - 1e-6
-    spread = counts.double().var().item() / mean * 499
-    assert 1e-6 < stats.chi2(499).cdf(spread) < 1 - 1e-6
-    drawn = weights[:40][mask[:40]]
-    levels = [math.exp(reference.log_tail(float(w))) / mean for w in drawn]
+    assert 1e-6 < stats.poisson(number * mean).cdf(int(counts.sum())) < 1 - 1e-6
+    spread = counts.double().var().item() / mean * (number - 1)
+    assert 1e-6 < stats.chi2(number - 1).cdf(spread) < 1 - 1e-6
+    levels = [math.exp(reference.log_tail(float(w))) / mean for w in drawn[:200]]
     assert stats.kstest(levels, "uniform").pvalue > 1e-6
 
 

@@ -2,19 +2,11 @@
 
 import math
 
-import mpmath
-import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from pyro_ext.random_measures import (
-    ApproximateTotalMass,
-    BetaPrimeProcess,
-    GeneralizedBFRYProcess,
-    InvertedTotalMass,
-    TotalMass,
-)
+from pyro_ext.random_measures import ApproximateTotalMass, TotalMass
 from tests.random_measures.references import (
     GAMMA,
     PARETO_MIXTURE,
@@ -145,163 +137,6 @@ def test_approximation_for_a_density_of_a_user():
     check_moments(ApproximateTotalMass(measure, 2), 300)
 
 
-INVERTED = [
-    beta_prime(1.5, 0.4, 2.3, 1.0),
-    beta_prime(1.5, 0.0, 0.7, 2.0),
-    beta_prime(1.5, 0.4, 2.3, 2.0, 0.8),
-    generalized_bfry(1.5, 0.4, 2.3, 1.2),
-    generalized_bfry(1.5, 0.0, 0.7, 2.0),
-    generalized_bfry(1.5, 0.4, 2.3, 1.2, 0.8),
-]
-# Laws so narrow that the other inversion takes long.
-NARROW = [
-    pytest.param(reference, marks=pytest.mark.slow)
-    for reference in (beta_prime(0.3, 0.9, 4.0, 0.5), generalized_bfry(20.0, 0.6, 3.0, 1.0))
-]
-
-
-def exponent_in_closed_form(measure, s):
-    """Laplace exponent at a complex number without tilt, by hypergeometric functions."""
-    mass, sigma, tau = (
-        mpmath.mpf(float(getattr(measure, name))) for name in ("mass", "discount", "tail_index")
-    )
-    power, least = tau - sigma, mpmath.mpf("1e-25")
-    sigma = max(sigma, least)
-    if isinstance(measure, BetaPrimeProcess):
-        rate = mpmath.mpf(float(measure.rate))
-        inner = mpmath.gamma(power) * s ** (power + sigma)
-        inner = inner * mpmath.hyperu(power, power + sigma + 1, rate * s)
-        value = inner - mpmath.gamma(power + sigma) * rate ** -(power + sigma)
-    else:
-        cutoff = mpmath.mpf(float(measure.cutoff))
-        value = s**sigma * mpmath.hyp2f1(-sigma, power, power + 1, -cutoff / s) / power
-        value = cutoff**power * (value - cutoff**sigma / (power + sigma))
-    return mass * value / sigma
-
-
-@pytest.mark.parametrize(
-    "reference",
-    [
-        *(pytest.param(reference, marks=pytest.mark.slow) for reference in INVERTED[:3]),
-        *INVERTED[3:],
-        *NARROW,
-    ],
-    ids=str,
-)
-def test_density_and_distribution_function(reference):
-    """Against another inversion, of transforms in closed form, in many more digits."""
-    measure = reference.measure()
-    tilt = mpmath.mpf(float(measure.tilt))
-    spread = (measure.variance.sqrt() / measure.mean).nan_to_num(1.0, 1.0).clamp(max=1.0).item()
-    middle = min(measure.mean.item(), 1e4) if spread < 1.0 else 1.0
-    values = [middle * math.exp(steps * spread) for steps in (-1.2, 0.0, 4.0)]
-    with mpmath.workdps(60):
-        start = exponent_in_closed_form(measure, tilt) if tilt else mpmath.mpf(0)
-
-        def invert(value, divide):
-            def transform(s):
-                moved = s + tilt if divide else s
-                log_transform = -exponent_in_closed_form(measure, moved)
-                return mpmath.exp(log_transform + start) / (s if divide else 1)
-
-            inverse = mpmath.invertlaplace(transform, value, method="talbot", degree=80)
-            return inverse * (1 if divide else mpmath.exp(-tilt * value))
-
-        densities = [float(mpmath.log(invert(value, False))) for value in values]
-        probabilities = [float(invert(value, True)) for value in values]
-    fn = measure.total_mass()
-    assert isinstance(fn, InvertedTotalMass)
-    close(fn.log_prob(torch.tensor(values)), torch.tensor(densities), 1e-11, 1e-11)
-    close(fn.cdf(torch.tensor(values)), torch.tensor(probabilities), 1e-11, 1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("reference", [INVERTED[1], INVERTED[2], INVERTED[3]], ids=str)
-def test_density_has_the_transform(reference):
-    """Mass and Laplace transform of the density by quadrature over its logarithms."""
-    torch.manual_seed(0)
-    fn = reference.measure().total_mass()
-    middle = fn.sample((2001,)).median().item()
-    low, high = (-25, 12) if reference.measure().discount == 0 else (-9, 9)
-    nodes, weights = np.polynomial.legendre.leggauss(8)
-    starts = np.arange(low, high, 0.5)
-    points = (starts[:, None] + 0.25 * (nodes + 1.0)).ravel()
-    lengths = torch.tensor(np.tile(0.25 * weights, len(starts)))
-    values = middle * torch.tensor(points).exp()
-    masses = lengths * values * fn.log_prob(values).exp()
-    ends = fn.cdf(middle * torch.tensor([float(low), float(high)]).exp())
-    close(masses.sum(), ends[1] - ends[0], 1e-9, 1e-9)
-    for t in (0.3 / middle, 3.0 / middle):
-        transform = (masses * (-t * values).exp()).sum() + ends[0]
-        close(transform, torch.tensor(math.exp(-reference.exponent(t))), 1e-7, 1e-9)
-
-
-def test_draws_follow_the_distribution_function():
-    """Chi-squared over eight classes of 20,000 draws; fails for one seed in a million."""
-    torch.manual_seed(0)
-    fn = generalized_bfry(1.5, 0.4, 2.3, 1.2).measure().total_mass()
-    levels = torch.tensor([0.2, 0.4, 0.7, 1.0, 1.5, 3.0, 8.0])
-    below = torch.cat([torch.zeros(1), fn.cdf(levels), torch.ones(1)])
-    classes = torch.bucketize(fn.sample((20_000,)), levels)
-    counts = torch.bincount(classes, minlength=8).numpy()
-    assert stats.chisquare(counts, 20_000 * below.diff().numpy()).pvalue > SMALLEST_P
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("reference", [INVERTED[2], INVERTED[3]], ids=str)
-def test_gradients_of_density_and_draws(reference):
-    """Against central differences, of the distribution function for the draws."""
-    measure = reference.measure()
-    parameters = {name: value.clone() for name, value in measure._parameters().items()}
-
-    def fn(**changes):
-        return type(measure)(**{**parameters, **changes}).total_mass()
-
-    value, step = torch.tensor([0.4, 5.0]), 1e-5
-    for name, parameter in parameters.items():
-        variable = parameter.clone().requires_grad_()
-        moved = fn(**{name: variable})
-        (gradient,) = torch.autograd.grad(moved.log_prob(value).sum(), variable)
-        up, down = (fn(**{name: parameter + sign * step}) for sign in (1.0, -1.0))
-        numeric = (up.log_prob(value) - down.log_prob(value)).sum() / (2.0 * step)
-        close(gradient, numeric, 1e-6, 1e-7)
-        torch.manual_seed(0)
-        draw = moved.rsample()
-        (gradient,) = torch.autograd.grad(draw, variable)
-        draw = draw.detach()
-        numeric = -(up.cdf(draw) - down.cdf(draw)) / (2.0 * step) / fn().log_prob(draw).exp()
-        close(gradient, numeric, 1e-6, 1e-7)
-    point = value.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(fn().cdf(point).sum(), point)
-    close(slope, fn().log_prob(value).exp(), 1e-9, 1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tilt", [0.0, 1e-3, 1e4])
-@pytest.mark.parametrize("gap", [0.02, 1.0, 15.0])
-@pytest.mark.parametrize("discount", [0.0, 0.5, 0.99])
-def test_densities_are_numbers_everywhere(discount, gap, tilt):
-    for process in (BetaPrimeProcess, GeneralizedBFRYProcess):
-        mass = torch.tensor([1e-3, 1e4])
-        fn = process(mass, discount, discount + gap, 2.0, tilt=tilt).total_mass()
-        value = torch.tensor([[1e-12], [1.0], [1e9]])
-        assert fn.log_prob(value).isfinite().all()
-        probability = fn.cdf(value)
-        assert ((probability >= 0) & (probability <= 1)).all()
-        assert (probability.diff(dim=0) > -1e-6).all()
-
-
-@pytest.mark.slow
-def test_quantiles():
-    fn = beta_prime(1.5, 0.4, 2.3, 1.0).measure().total_mass()
-    probability = torch.tensor([1e-3, 0.5])
-    close(fn.cdf(fn.icdf(probability)), probability, 1e-10, 0.0)
-
-
-def close(actual, expected, rtol, atol):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
-
-
 def test_interface():
     measure = generalized_bfry(1.5, 0.4, 2.3, 1.2).measure().expand((3,))
     fn = measure.total_mass()
@@ -309,39 +144,13 @@ def test_interface():
     assert fn.sample((2,)).shape == (2, 3)
     wide = fn.expand((4, 3))
     assert wide.sample().shape == (4, 3) and wide.mean.shape == (4, 3)
-    torch.testing.assert_close(fn.laplace_exponent(0.5)[0].item(), 0.585653917818)
     draws = fn.sample((5,))
     assert fn.support.check(draws).all() and not draws.requires_grad
-    with pytest.raises(ValueError, match="within the support"):
-        fn.log_prob(-draws)
-    assert wide.log_prob(draws[:1]).shape == (4, 3)
     with pytest.raises(NotImplementedError):
-        pareto(3.0, 2.0, 1.5).measure().total_mass().log_prob(draws)
+        fn.log_prob(draws)
 
 
 def test_too_many_weights_are_refused():
     measure = generalized_bfry(1e9, 0.4, 2.3, 1.2).measure()
     with pytest.raises(ValueError, match="at most 100000000 are drawn at once"):
         measure.total_mass().sample()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("discount", [0.0, 0.4])
-@pytest.mark.parametrize("process", [BetaPrimeProcess, GeneralizedBFRYProcess])
-def test_densities_far_out_are_asymptotic(process, discount):
-    """Powers of the value in the tail, and near zero of its power, where saddle points end."""
-    fn = process(1.5, discount, 2.3).total_mass()
-    log_value = torch.tensor([190.0, 210.0, 250.0, 700.0])
-    slope = fn.log_prob(log_value.exp()).diff() / log_value.diff()
-    torch.testing.assert_close(slope, torch.full_like(slope, -3.3), rtol=1e-6, atol=0.0)
-    log_value = torch.tensor([-30.0, -40.0, -90.0, -110.0, -200.0, -300.0])
-    density = fn.log_prob(log_value.exp())
-    if discount:
-        steps = density.neg().log().diff() / log_value.diff()
-        expected = -discount / (1.0 - discount)
-        torch.testing.assert_close(steps, torch.full_like(steps, expected), rtol=1e-3, atol=0.0)
-    else:
-        steps = torch.stack([density, fn.cdf(log_value.exp()).log()]).diff() / log_value.diff()
-        power = steps[1, 0].item()
-        expected = torch.tensor([[power - 1.0], [power]]).expand(2, 5)
-        torch.testing.assert_close(steps, expected, rtol=1e-6, atol=0.0)

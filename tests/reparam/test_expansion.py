@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_value
 from scipy import integrate
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import MCMC, SGHMC, SGLD
+from pyro_ext.inference import MCMC, SGHMC
 from pyro_ext.posterior.modes import find_map
 from pyro_ext.potential import Potential
 from pyro_ext.reparam import ExpansionReparam, merge_factors
@@ -154,13 +154,6 @@ def exact_scalar_moments():
     return first / norm, second / norm - (first / norm) ** 2
 
 
-def test_moments_of_the_scalar_target():
-    """As they were worked out by hand."""
-    mean, variance = exact_scalar_moments()
-    assert mean == pytest.approx(0.242207, abs=1e-6)
-    assert variance == pytest.approx(0.129304, abs=1e-6)
-
-
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.usefixtures("float64")
@@ -212,15 +205,6 @@ def test_draws_have_the_shape_of_the_site():
     assert draws["weight"].shape == (2, 6, 3, 2)
     torch.testing.assert_close(draws["weight"], product(draws, 1, 1))
     assert to_arviz(mcmc).posterior["weight"].shape == (2, 6, 3, 2)
-
-
-@pytest.mark.parametrize("backend", ["eager", "trace"])
-def test_backends_agree(backend):
-    kernel = SGLD(expanded(), step_size=1e-3, backend=backend)
-    draws = MCMC(kernel, 5, num_chains=2, seed=0, progress=False).run(X, Y).get_samples()
-    other = SGLD(expanded(), step_size=1e-3)
-    wanted = MCMC(other, 5, num_chains=2, seed=0, progress=False).run(X, Y).get_samples()
-    torch.testing.assert_close(draws["weight"], wanted["weight"], rtol=1e-3, atol=1e-4)
 
 
 def test_guides_and_predictions():

@@ -5,8 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer import Predictive
 from torch import nn
 
 from pyro_ext.inference import MCMC, SGHMC
@@ -158,16 +157,6 @@ def test_chains(backend):
     draws = run.get_samples()
     torch.testing.assert_close(draws["3.weight"], expanded.merge(draws)["3.weight"])
     assert draws["0.weight"].shape == (6, 8, 4)
-
-
-def test_guides():
-    expanded = expand_module(network(), prior_scale=0.3)
-    model = classifier(expanded)
-    guide = AutoNormal(model)
-    inference = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
-    losses = [inference.step(X, Y) for _ in range(80)]
-    assert sum(losses[-10:]) < sum(losses[:10])
-    assert not [name for name in pyro.get_param_store() if name.startswith("module")]
 
 
 def test_what_users_may_get_wrong():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy import special, stats
+from scipy import special
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ext.special import (
@@ -109,18 +109,7 @@ def test_gradients():
     assert slope.item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.statistical
-@pytest.mark.parametrize("shape", [0.05, 1.0, 1000.0])
-def test_draws(shape):
-    """Kolmogorov-Smirnov tests of 20,000 draws; any of three fails for one seed in 300,000."""
-    torch.manual_seed(0)
-    low, high = torch.tensor(-60.0 / min(shape, 1.0)), torch.tensor(math.log(shape + 200.0) + 3.0)
-    edges = panel_edges(gamma(shape), low, high, torch.zeros(1))
-    draws = sample_from_panels(gamma(shape), edges.expand(20_000, -1))
-    assert stats.kstest(draws.exp().numpy(), stats.gamma(shape).cdf).pvalue > 1e-6
-
-
-@pytest.mark.parametrize("shape", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("shape", [0.05, 1.0, 30.0, 1000.0])
 def test_draws_are_quantiles(shape):
     """Exactly, at the uniform numbers that come from the seed."""
     low, high = torch.tensor(-60.0 / min(shape, 1.0)), torch.tensor(math.log(shape + 200.0) + 3.0)

@@ -114,9 +114,7 @@ def hmm_model_0() -> Example:
             state: Any = 0
             for t in pyro.markov(range(lengths[i])):
                 state = pyro.sample(
-                    f"state_{i}_{t}",
-                    dist.Categorical(move[state]),
-                    infer={"enumerate": "parallel"},
+                    f"state_{i}_{t}", dist.Categorical(move[state]), infer={"enumerate": "parallel"}
                 )
                 with tones:
                     chance = play[state.squeeze(-1)]

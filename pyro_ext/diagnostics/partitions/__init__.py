@@ -19,18 +19,11 @@ from pyro_ext.diagnostics.partitions.labels import (
     num_clusters_distribution,
     partition_quantities,
 )
-from pyro_ext.diagnostics.partitions.losses import (
-    Loss,
-    binder_loss,
-    expected_loss,
-    variation_of_information,
-)
+from pyro_ext.diagnostics.partitions.losses import expected_loss, variation_of_information
 
 __all__ = [
     "CredibleBall",
-    "Loss",
     "PartitionEstimate",
-    "binder_loss",
     "canonical_labels",
     "cluster_sizes",
     "co_clustering",

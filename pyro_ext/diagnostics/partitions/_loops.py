@@ -77,7 +77,7 @@ def mean_distances(candidates: Integers, draws: Integers, table: Floats) -> Floa
 
 
 @compiled
-def _costs_by_sizes(
+def _costs(
     costs: Floats,
     columns: Integers,
     own: int,
@@ -101,17 +101,6 @@ def _costs_by_sizes(
 
 
 @compiled
-def _costs_by_pairs(
-    costs: Floats, probabilities: Floats, point: int, number: int, labels: Integers
-) -> None:
-    """Likewise for pairs that are wrongly joined or separated, each counted once."""
-    costs[: number + 1] = 0.0
-    for other in range(labels.size):
-        if labels[other] >= 0 and other != point:
-            costs[labels[other]] += 1.0 - 2.0 * probabilities[other]
-
-
-@compiled
 def _count_in(counts: Counts, columns: Integers, cluster: int) -> Counts:
     """Count a point into a cluster, in a table that has room for it afterwards."""
     if cluster >= counts.shape[1]:
@@ -126,27 +115,17 @@ def _count_in(counts: Counts, columns: Integers, cluster: int) -> Counts:
 
 
 @compiled
-def descend(
-    labels: Integers,
-    columns: Integers,
-    table: Floats,
-    probabilities: Floats,
-    max_num_clusters: int,
-    seed: int,
-) -> None:
+def descend(labels: Integers, columns: Integers, table: Floats, seed: int) -> None:
     """Move single points where the mean distance falls most, until no move lowers it.
 
     Sweeps visit the points in random orders. Labels are changed in place. They are numbers from
     zero without gaps, or -1 for a point that is in no cluster yet, which joins the best one when
-    it is visited. The distance is that of the table, for which the columns, of shape
-    ``(n, num_draws)``, number the clusters of all draws; or without columns, that of pairs, for
-    which the probabilities are the co-clustering matrix.
+    it is visited. The columns, of shape ``(n, num_draws)``, number the clusters of all draws.
     """
     np.random.seed(seed)
     num_points = labels.size
-    has_table = columns.shape[1] > 0
     number = labels.max() + 1
-    counts = np.zeros((columns.max() + 1 if has_table else 0, max(2 * number, 8)), np.int32)
+    counts = np.zeros((columns.max() + 1, max(2 * number, 8)), np.int32)
     sizes = np.zeros(num_points + 1, np.int64)
     costs = np.empty(num_points + 1)
     for point in range(num_points):
@@ -158,11 +137,8 @@ def descend(
         has_moved = False
         for point in np.random.permutation(num_points):
             own = labels[point]
-            if has_table:
-                _costs_by_sizes(costs, columns[point], own, number, counts, sizes, table)
-            else:
-                _costs_by_pairs(costs, probabilities[point], point, number, labels)
-            may_be_new = number < max_num_clusters and (own < 0 or sizes[own] > 1)
+            _costs(costs, columns[point], own, number, counts, sizes, table)
+            may_be_new = own < 0 or sizes[own] > 1
             chosen = int(np.argmin(costs[: number + 1 if may_be_new else number]))
             if chosen == own or (own >= 0 and costs[chosen] > costs[own] - _LEAST_GAIN):
                 continue

@@ -1,7 +1,7 @@
 """Point estimates of a partition, and credible balls around them."""
 
 import math
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +12,16 @@ from pyro_ext._lib import checks
 from pyro_ext.diagnostics.partitions.labels import (
     Labels,
     check_draws,
-    check_labels,
     check_partition,
     co_clustering,
 )
-from pyro_ext.diagnostics.partitions.losses import Loss, distances_to, increments, mean_distances
+from pyro_ext.diagnostics.partitions.losses import increments, mean_distances, paired_distances
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import cluster_counts
 
 _MOST_DRAWS_TRIED = 1000
 _STARTS_FROM_CANDIDATES = 4
+_STARTS_FROM_NOTHING = 16
 _LEAST_GAIN = 1e-12
 
 Integers = npt.NDArray[np.int64]
@@ -38,35 +38,22 @@ class PartitionEstimate(NamedTuple):
     expected_loss: float
 
 
-def point_estimate(
-    labels: Labels,
-    loss: Loss = "variation_of_information",
-    candidates: Labels | None = None,
-    max_num_clusters: int | None = None,
-    seed: int | None = None,
-    num_restarts: int = 16,
-) -> PartitionEstimate:
-    """Search the partition whose loss, averaged over the draws, is least.
+def point_estimate(labels: Labels, seed: int | None = None) -> PartitionEstimate:
+    """Search the partition whose variation of information, averaged over the draws, is least.
 
     Candidates are the draws (1,000 of them where there are more, at equal distances) and the cuts
     of two trees, of average and complete linkage, on one minus :func:`co_clustering` [1]. From the
-    best of them, and from partitions built up point by point in random orders [2], single points
+    best of them, and from 16 partitions built up point by point in random orders [2], single points
     move to other or new clusters for as long as that lowers the expected loss. Finally, each
     cluster of the best partition is dissolved and its points reassigned, if that is better. The
     loss is the average over the draws itself, not the bound that [1] minimizes.
 
     No search short of all partitions is certain to find the least loss: compare seeds. A sweep over
-    the points takes time in proportion to draws, points and clusters (for the Binder loss, to the
-    square of the number of points).
+    the points takes time in proportion to draws, points and clusters.
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
-    :param str loss: ``"variation_of_information"`` or ``"binder"``.
-    :param candidates: label vectors in place of the draws and the cuts. **Shape:**
-        ``(num_candidates, n)``.
-    :param int max_num_clusters: the most clusters that the estimate may have; any number without.
     :param int seed: of the search; ``None`` takes one from PyTorch's generator.
-    :param int num_restarts: how many partitions are built up in random orders.
     :returns: the partition and its expected loss.
     :raises TypeError: if labels are not integers.
 
@@ -79,30 +66,18 @@ def point_estimate(
     Example::
 
         >>> draws = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [1, 0, 2, 2]])
-        >>> point_estimate(draws, "binder", seed=0)
-        PartitionEstimate(labels=tensor([0, 0, 1, 1]), expected_loss=0.125)
+        >>> point_estimate(draws, seed=0).labels
+        tensor([0, 0, 1, 1])
     """
-    checks.choice("loss", loss, get_args(Loss))
     draws = check_draws("labels", labels).flatten(0, -2)
-    num_points = draws.shape[-1]
-    checks.optional(checks.integer, "max_num_clusters", max_num_clusters, 1)
-    checks.integer("num_restarts", num_restarts, 0)
-    probabilities = co_clustering(draws).numpy()
-    if candidates is None:
-        tried = torch.cat([_some_draws(draws), _cuts(draws, probabilities)])
-    else:
-        wanted = f"(num_candidates, {num_points})"
-        tried = checks.as_tensor("candidates", check_labels("candidates", candidates), wanted)
-    most = min(max_num_clusters or num_points, num_points)
-    # One cluster is always allowed, so there is something to start from.
-    tried = torch.cat([tried[tried.amax(-1) < most], torch.zeros_like(tried[:1])]).unique(dim=0)
-    search = _Search(draws.numpy(), probabilities, loss, most, fresh_seed(seed))
-    starts = tried.numpy()
-    best = starts[mean_distances(starts, draws.numpy(), loss).argsort(kind="stable")]
+    tried = torch.cat([_some_draws(draws), _cuts(draws), torch.zeros_like(draws[:1])])
+    search = _Search(draws.numpy(), fresh_seed(seed))
+    starts = tried.unique(dim=0).numpy()
+    best = starts[mean_distances(starts, draws.numpy()).argsort(kind="stable")]
     for start in best[:_STARTS_FROM_CANDIDATES]:
         search.start_from(start)
-    for _ in range(num_restarts):
-        search.start_from(np.full(num_points, -1))
+    for _ in range(_STARTS_FROM_NOTHING):
+        search.start_from(np.full(draws.shape[-1], -1))
     search.dissolve_clusters()
     return PartitionEstimate(torch.from_numpy(search.labels), search.expected_loss)
 
@@ -110,26 +85,12 @@ def point_estimate(
 class _Search:
     """The best partition so far, and how to look for a better one."""
 
-    def __init__(
-        self,
-        draws: Integers,
-        probabilities: npt.NDArray[np.float64],
-        loss: Loss,
-        max_num_clusters: int,
-        seed: int,
-    ) -> None:
-        self._draws, self._loss = draws, loss
-        self._max_num_clusters, self._generator = max_num_clusters, np.random.default_rng(seed)
-        self._increments = increments(loss, draws.shape[1])
-        if loss == "binder":
-            # Pairs are all that it takes, and faster than tables of clusters.
-            self._columns = np.empty((draws.shape[1], 0), np.int64)
-            self._probabilities = probabilities
-        else:
-            # Each cluster of each draw has a number of its own.
-            offsets = np.concatenate([[0], (draws.max(1) + 1).cumsum()[:-1]])
-            self._columns = np.ascontiguousarray((draws + offsets[:, None]).T)
-            self._probabilities = np.empty((draws.shape[1], 0))
+    def __init__(self, draws: Integers, seed: int) -> None:
+        self._draws, self._generator = draws, np.random.default_rng(seed)
+        self._increments = increments(draws.shape[1])
+        # Each cluster of each draw has a number of its own.
+        offsets = np.concatenate([[0], (draws.max(1) + 1).cumsum()[:-1]])
+        self._columns = np.ascontiguousarray((draws + offsets[:, None]).T)
         self.labels: Integers = np.zeros(draws.shape[1], np.int64)
         self.expected_loss = np.inf
 
@@ -138,16 +99,9 @@ class _Search:
         from pyro_ext.diagnostics.partitions import _loops
 
         labels, seed = start.copy(), int(self._generator.integers(2**31))
-        _loops.descend(
-            labels,
-            self._columns,
-            self._increments,
-            self._probabilities,
-            self._max_num_clusters,
-            seed,
-        )
+        _loops.descend(labels, self._columns, self._increments, seed)
         labels = cluster_counts.canonical_labels(torch.from_numpy(labels)).numpy()
-        expected = float(mean_distances(labels[None], self._draws, self._loss)[0])
+        expected = float(mean_distances(labels[None], self._draws)[0])
         is_better = expected < self.expected_loss - _LEAST_GAIN
         if is_better:
             self.labels, self.expected_loss = labels, expected
@@ -174,7 +128,7 @@ def _some_draws(draws: Tensor) -> Tensor:
     return draws[torch.linspace(0, len(draws) - 1, _MOST_DRAWS_TRIED).long()]
 
 
-def _cuts(draws: Tensor, probabilities: npt.NDArray[np.float64]) -> Tensor:
+def _cuts(draws: Tensor) -> Tensor:
     """Cuts of trees, into no more clusters than a draw has. **Shape:** ``(num_cuts, n)``."""
     from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
@@ -182,7 +136,7 @@ def _cuts(draws: Tensor, probabilities: npt.NDArray[np.float64]) -> Tensor:
     num_points = draws.shape[-1]
     if num_points == 1:
         return draws[:1]
-    distances = squareform(1.0 - probabilities, checks=False)
+    distances = squareform(1.0 - co_clustering(draws).numpy(), checks=False)
     numbers = np.arange(1, int(draws.max()) + 2)
     cuts = [cut_tree(linkage(distances, method), numbers).T for method in ("average", "complete")]
     return cluster_counts.canonical_labels(torch.from_numpy(np.concatenate(cuts)).long())
@@ -212,16 +166,15 @@ class CredibleBall(NamedTuple):
     horizontal: Tensor
 
 
-def credible_ball(
-    labels: Labels, center: Labels, level: float = 0.95, loss: Loss = "variation_of_information"
-) -> CredibleBall:
+def credible_ball(labels: Labels, center: Labels, level: float = 0.95) -> CredibleBall:
     """Find the smallest ball around a partition that holds a fraction of the posterior [1].
+
+    Distances are variations of information.
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
     :param center: a partition, such as :func:`point_estimate` finds. **Shape:** ``(n,)``.
     :param float level: the fraction, above 0 and at most 1.
-    :param str loss: the distance, ``"variation_of_information"`` or ``"binder"``.
     :returns: the radius and the bounds.
     :raises TypeError: if labels are not integers.
 
@@ -231,15 +184,15 @@ def credible_ball(
     Example::
 
         >>> draws = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 2, 3]])
-        >>> ball = credible_ball(draws, draws[0], level=0.9, loss="binder")
-        >>> ball.radius, ball.vertical_upper.tolist(), ball.vertical_lower.tolist()
-        (0.5, [[0, 0, 0, 0]], [[0, 1, 2, 3]])
+        >>> ball = credible_ball(draws, draws[0], level=0.9)
+        >>> round(ball.radius, 4), ball.vertical_upper.tolist(), ball.vertical_lower.tolist()
+        (0.6931, [[0, 0, 0, 0]], [[0, 1, 2, 3]])
     """
-    checks.choice("loss", loss, get_args(Loss))
     level = checks.number("level", level, above=0.0, most=1.0)
     draws = check_draws("labels", labels).flatten(0, -2)
     middle = check_partition("center", center, draws.shape[-1])
-    distances = torch.from_numpy(distances_to(middle.numpy(), draws.numpy(), loss))
+    centers = middle.expand_as(draws).contiguous()
+    distances = torch.from_numpy(paired_distances(centers.numpy(), draws.numpy()))
     # Rounding up 0.07 * 100 would give 8.
     num_inside = max(math.ceil(level * len(draws) - _ROUNDING), 1)
     radius = float(distances.kthvalue(num_inside).values)

@@ -7,25 +7,21 @@ import pytest
 import torch
 
 from pyro_ext.diagnostics.partitions import (
-    Loss,
-    binder_loss,
     canonical_labels,
     credible_ball,
     point_estimate,
     variation_of_information,
 )
-from tests.diagnostics.partitions.test_point_estimate import LOSSES, random_draws
+from tests.diagnostics.partitions.test_point_estimate import random_draws
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("level", [0.07, 0.5, 0.95, 1.0])
-def test_smallest_ball_that_holds_the_level(loss: Loss, level: float):
-    distance = variation_of_information if loss == "variation_of_information" else binder_loss
+def test_smallest_ball_that_holds_the_level(level: float):
     for seed in range(10):
         draws = random_draws(seed, 100, 7, 4)
-        center = point_estimate(draws, loss, seed=0).labels
-        ball = credible_ball(draws.reshape(4, 25, 7), center, level, loss)
-        distances = distance(draws, center)
+        center = point_estimate(draws, seed=0).labels
+        ball = credible_ball(draws.reshape(4, 25, 7), center, level)
+        distances = variation_of_information(draws, center)
         inside = distances <= ball.radius + 1e-9
         assert ball.probability == float(inside.double().mean()) >= level
         assert float((distances < ball.radius - 1e-9).double().mean()) < level
@@ -44,17 +40,19 @@ def test_smallest_ball_that_holds_the_level(loss: Loss, level: float):
 
 def test_bounds_by_hand():
     pair, joined, apart = [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 2, 3]
-    draws = torch.tensor([pair] * 6 + [joined, joined] + [apart] + [[0, 1, 0, 1]])
-    assert binder_loss(draws, torch.tensor(pair)).tolist() == [0.0] * 6 + [0.5] * 2 + [0.25, 0.5]
-    small = credible_ball(draws, torch.tensor(pair), 0.6, "binder")
+    draws = torch.tensor([pair] * 6 + [[0, 0, 1, 2]] + [joined, joined, apart])
+    half = 0.5 * math.log(2.0)  # of a cluster of two that is parted; two are twice as much
+    small = credible_ball(draws, torch.tensor(pair), 0.6)
     assert small[:2] == (0.0, 0.6) and small.horizontal.tolist() == [pair]
-    middle = credible_ball(draws, torch.tensor(pair), 0.65, "binder")
-    assert middle[:2] == (0.25, 0.7) and middle.vertical_lower.tolist() == [apart]
+    middle = credible_ball(draws, torch.tensor(pair), 0.65)
+    assert middle[:2] == (pytest.approx(half), 0.7)
+    assert middle.vertical_lower.tolist() == [[0, 0, 1, 2]]
     assert middle.vertical_upper.tolist() == [pair]
     # Ties in the distance are inside, though eight of ten would do.
-    large = credible_ball(draws, torch.tensor(pair), 0.8, "binder")
-    assert large[:2] == (0.5, 1.0) and large.vertical_upper.tolist() == [joined]
-    assert sorted(large.horizontal.tolist()) == [joined, [0, 1, 0, 1]]
+    large = credible_ball(draws, torch.tensor(pair), 0.8)
+    assert large[:2] == (pytest.approx(2.0 * half), 1.0)
+    assert large.vertical_upper.tolist() == [joined]
+    assert large.horizontal.tolist() == [joined, apart]
 
 
 def test_equal_draws_have_no_spread():

@@ -89,7 +89,7 @@ def test_marginals(name):
 def test_predictive_densities(name):
     block = Block(name)
     for rows, row in (([], 0), ([], 1), ([0], 1), ([0, 2, 3], 1), ([1, 2, 3, 4], 7)):
-        process = block.cluster.predictive(block.x[rows])
+        process = block.cluster.posterior(block.x[rows])
         expected = float(process.log_prob(block.x[row])) - block.base[row]
         value = block.log_predictive(block.record(rows), len(rows), row)
         assert math.isclose(value, expected, rel_tol=1e-11, abs_tol=1e-11)

@@ -18,8 +18,6 @@ from pyro_ext.models.symmetry import (
     validity_pde,
 )
 
-pytest.importorskip("torchdiffeq")
-
 
 def graph(function, num_t=7, num_x=9, noise=0.0, length=4.0):
     x = torch.linspace(0.0, length, num_x + 1)[:-1].expand(num_t, num_x)

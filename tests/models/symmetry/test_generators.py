@@ -27,8 +27,6 @@ from pyro_ext.models.symmetry import (
     warp_images,
 )
 
-pytest.importorskip("torchdiffeq")
-
 
 def flat(x):
     return x.flatten(1)
