@@ -98,7 +98,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("inference (prior-data fitted).PriorDataFittedNetwork.prior", "None", "one that predicts"),
     ("inference (prior-data fitted).PriorDataFittedNetwork.site", "'abc'", "a name"),
     ("inference (prior-data fitted).PriorDataFittedNetwork.fit.num_steps", "0", "nothing to do"),
-    ("inference (prior-data fitted).PriorDataFittedNetwork.warm_up", "0", "no warm-up"),
+    ("inference (prior-data fitted).PriorDataFittedNetwork.fit.warm_up", "0", "no warm-up"),
     ("inference (prior-data fitted).PriorDataFittedNetwork.*.path", "'abc'", "a file"),
     ("*.deep_ensemble_equivalent.value", "0, -1", "any number that a metric may have"),
     (
@@ -262,7 +262,6 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.low", "0, -1", "any real number"),
     ("*.high", "0, -1, inf", "any number above the low one; no end"),
     ("*.bound", "0, -1", "any real number"),
-    ("*.worst_loss", "0, -1", "any real number"),
     ("*.cut_height", "0, -1", "any real number"),
     ("*.log_concentration", "-1", "any real number"),
     ("*.dim", "0, -1", "counts from either end"),

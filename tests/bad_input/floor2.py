@@ -179,8 +179,6 @@ def optimization() -> dict[str, Call]:
         num_pairs=1,
         scale=0.1,
         learning_rate=0.1,
-        max_norm=1.0,
-        worst_loss=20.0,
         seed=0,
     )
 
