@@ -270,9 +270,6 @@ def predictions() -> dict[str, Call]:
     posterior: dict[str, Any] = dict(**options, batch_size=2, num_checks=2, tolerance=0.1)
     bootstrap: dict[str, Any] = dict(
         num_samples=2,
-        concentration=0.0,
-        base_measure=None,
-        truncation=2,
         backend="eager",
         batch_size=2,
         num_restarts=0,
@@ -423,6 +420,13 @@ def martingale() -> dict[str, Call]:
     posterior = MartingalePosterior(PolyaUrn(), Mean(), 9, 20, progress=False, seed=0).run(X)
     wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
     return {
+        "BootstrapWeights": call(
+            concentration=0.0,
+            base_measure=None,
+            truncation=2,
+            num_blocks=2,
+            block_concentration="unit",
+        ),
         "DirichletWeights": call(
             num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2, block_concentration="unit"
         ),
