@@ -145,7 +145,6 @@ def test_errors(subtests):
     for make, message in [
         (lambda: begin(StudentTPredictive(), 1, torch.ones(1)), "n >= 2, got"),
         (lambda: begin(StudentTPredictive(), 1, torch.ones(3)), "data must vary"),
-        (lambda: begin(PlugInNormal(), 1, torch.tensor([0.0, math.nan])), "got nan in row 1"),
         (lambda: begin(PlugInNormal(), 1, torch.tensor(1.0)), r"shape \(n, \*event\)"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
