@@ -224,7 +224,6 @@ def clustering() -> dict[str, Call]:
             cluster=latent,
             shared=(),
             num_auxiliary=2,
-            num_updates=1,
             backend="eager",
             init="one",
         ),
@@ -232,7 +231,6 @@ def clustering() -> dict[str, Call]:
         "SplitMerge": call(**both, num_proposals=1, num_scans=2, init="one"),
         "TreeGuided": call(
             **both,
-            mode="exact",
             num_global_moves=1,
             local_fraction=0.5,
             init="one",

@@ -86,16 +86,6 @@ def test_marginals(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_predictive_densities(name):
-    block = Block(name)
-    for rows, row in (([], 0), ([], 1), ([0], 1), ([0, 2, 3], 1), ([1, 2, 3, 4], 7)):
-        process = block.cluster.predictive(block.x[rows])
-        expected = float(process.log_prob(block.x[row])) - block.base[row]
-        value = block.log_predictive(block.record(rows), len(rows), row)
-        assert math.isclose(value, expected, rel_tol=1e-11, abs_tol=1e-11)
-
-
-@pytest.mark.parametrize("name", CASES)
 def test_points_come_and_go(name):
     """A record after many updates is that of the points that are left."""
     block = Block(name)
