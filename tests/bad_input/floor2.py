@@ -369,7 +369,6 @@ def coresets() -> dict[str, Call]:
             num_particles=2,
             backend="eager",
         ),
-        "GaussianSurrogate": call(minimizer=BatchLBFGS()),
         "MCMCSurrogate": call(
             kernel=NUTS, num_samples=2, warmup_steps=1, batch_size=4, data_samples=None
         ),
@@ -406,7 +405,7 @@ def transfer_ensembles() -> dict[str, Call]:
         "FineTunedEnsemble.probabilities": of(
             FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs
         ),
-        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0, least_variance=1e-3),
+        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0),
         "soft_cross_entropy": call(logits=torch.zeros(3), targets=torch.tensor([0.5, 0.5, 0.0])),
     }
 

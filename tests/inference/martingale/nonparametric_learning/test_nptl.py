@@ -251,7 +251,7 @@ def test_the_l2sp_prior(parts: Any) -> None:
 def test_the_swag_prior() -> None:
     """Against the dense normal density, with deviations from the mean as it was at that time."""
     path = [{"weight": torch.randn(2, 2), "bias": torch.randn(2)} for _ in range(5)]
-    prior = SWAGPrior(path, scale=3.0, head_scale=2.0, least_variance=1e-3)
+    prior = SWAGPrior(path, scale=3.0, head_scale=2.0)
     rows = torch.stack([torch.cat([row["weight"].reshape(-1), row["bias"]]) for row in path])
     deviations = rows - rows.cumsum(0) / torch.arange(1.0, 6.0)[:, None]
     variance = 0.5 * rows.var(0, correction=0) + 1e-3
@@ -267,7 +267,7 @@ def test_the_swag_prior() -> None:
     swag = SWAG(max_rank=5)
     for row in path:
         swag.collect(row)
-    same = SWAGPrior(swag, scale=3.0, head_scale=2.0, least_variance=1e-3)
+    same = SWAGPrior(swag, scale=3.0, head_scale=2.0)
     torch.testing.assert_close(same(params), prior(params))
 
 
