@@ -369,6 +369,7 @@ def coresets() -> dict[str, Call]:
             num_particles=2,
             backend="eager",
         ),
+        "GaussianSurrogate": call(),
         "MCMCSurrogate": call(
             kernel=NUTS, num_samples=2, warmup_steps=1, batch_size=4, data_samples=None
         ),
