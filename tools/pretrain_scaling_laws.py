@@ -51,14 +51,18 @@ def pretrain_scaling_laws(
         inputs=partial(scaling_grid, spacing="mixed"),
         sampler=sample_scaling_curves,
         num_points=(10, 60),
-        warm_up=0.1,
         regress_context=True,
         seed=seed,
     )
     for number, (num_steps, learning_rate) in enumerate(stages):
-        network.learning_rate = learning_rate
         state = path.with_name(f"{path.name}.{number}") if resume else None
-        network.fit(num_steps, checkpoint=state, progress=progress)
+        network.fit(
+            num_steps,
+            learning_rate=learning_rate,
+            warm_up=0.1,
+            checkpoint=state,
+            progress=progress,
+        )
         network.save(path, prior="scaling_curve_prior", spacing="mixed", seed=seed)
     return network
 

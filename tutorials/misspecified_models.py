@@ -29,7 +29,7 @@ from torch.autograd.functional import hessian
 
 from pyro_ext.datasets import Dataset, load_breast_cancer
 from pyro_ext.inference import MCMC, NUTS, BatchLBFGS, PosteriorBootstrap
-from pyro_ext.inference.martingale import DirichletWeights
+from pyro_ext.inference.martingale import BootstrapWeights, DirichletWeights
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -431,7 +431,7 @@ def fair_coins(number: int) -> tuple[Tensor, Tensor]:
 
 print(f"\n{'coins worth':12}{'log score':>11}{'median width':>14}")
 for concentration in (2.0,) if page.smoke else (1.0, 5.0, 25.0, 100.0):
-    done = bootstrap(logistic, DRAWS, concentration, base_measure=fair_coins, **options)
+    done = bootstrap(logistic, DRAWS, BootstrapWeights(concentration, fair_coins), **options)
     found = done.run(x, y_half).get_samples()
     print(
         f"{concentration:<12g}{log_score(found, *test):11.4f}"

@@ -35,7 +35,7 @@ from torch import Tensor
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.handlers import data_weights
 from pyro_ext.inference import MCMC, NUTS, BatchOptimizer, PosteriorBootstrap
-from pyro_ext.inference.martingale import EmpiricalBase
+from pyro_ext.inference.martingale import BootstrapWeights, EmpiricalBase
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -106,7 +106,7 @@ for concentration in (0.0, 2.0, 20.0, 200.0):
     means[concentration] = {}
     for seed in SEEDS if concentration <= 2.0 else SEEDS[:1]:
         done = bootstrap(
-            normal, MANY, concentration, base_measure=GUESS, truncation=ATOMS, seed=seed
+            normal, MANY, BootstrapWeights(concentration, GUESS, ATOMS), seed=seed
         ).run(y)
         means[concentration][seed] = done.get_samples()["mean"]
     draws, exact = means[concentration][FIRST], exact_moments(concentration)
@@ -151,7 +151,8 @@ page.figure("a-mean", figure)
 
 # %%
 earlier = EmpiricalBase(torch.tensor([0.5, 1.5, 2.5]))
-shrunk = bootstrap(normal, MANY, 4.0, base_measure=earlier, seed=FIRST).run(y).get_samples()["mean"]
+shrunk = bootstrap(normal, MANY, BootstrapWeights(4.0, earlier), seed=FIRST)
+shrunk = shrunk.run(y).get_samples()["mean"]
 print(f"three earlier values, worth four: {shrunk.mean():.3f} (exactly {(15 + 4 * 1.5) / 8:.3f})")
 
 # %% [markdown]
@@ -292,8 +293,8 @@ long = 3.75 + torch.randn(2000)
 descent = BatchOptimizer(partial(torch.optim.SGD, lr=0.05), 20 if page.smoke else 400)
 WAYS: dict[str, dict[str, Any]] = {
     "all at once": {},
-    "blocks, unit": {"num_blocks": 100, "block_concentration": "unit"},
-    "blocks, aggregate": {"num_blocks": 100},
+    "blocks, unit": {"weights": BootstrapWeights(num_blocks=100, block_concentration="unit")},
+    "blocks, aggregate": {"weights": BootstrapWeights(num_blocks=100)},
     "minibatches": {"optimizer": descent, "num_seen": 100},
 }
 spreads = {

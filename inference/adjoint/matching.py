@@ -92,10 +92,8 @@ class AdjointMatching(ABC):
         biases what is learned; ``clipped_fraction`` is how often it happens.
     :param optimizer: as of :class:`~pyro_ext.inference.Trainer`, by default Adam with the learning
         rate 0.003.
-    :param Callable scheduler: likewise.
-    :param float max_norm: likewise, for the gradient of the parameters.
-    :param float ema_decay: likewise; draws are then taken with the average of the weights.
-    :param int seed: of the training.
+    :param trainer: ``scheduler``, ``max_norm``, ``ema_decay`` and ``seed``, likewise; with a decay,
+        draws are taken with the average of the weights.
     """
 
     def __init__(
@@ -111,11 +109,10 @@ class AdjointMatching(ABC):
         num_rounds_kept: int = 8,
         clip_norm: float | None = None,
         optimizer: Optimizer = _ADAM,
-        scheduler: Callable[[Any], Any] | None = None,
-        max_norm: float | None = None,
-        ema_decay: float | None = None,
-        seed: int | None = None,
+        **trainer: Any,
     ) -> None:
+        if unknown := trainer.keys() - MatchingOptions.__annotations__.keys():
+            raise TypeError(f"options must be those of MatchingOptions, got {sorted(unknown)}")
         wanted = "a module or a function of times and states"
         checks.function("control", control, wanted, or_class=False)
         self.control = control
@@ -134,9 +131,6 @@ class AdjointMatching(ABC):
             self._trainer = Trainer(
                 control,
                 optimizer,
-                scheduler=scheduler,
-                max_norm=max_norm,
-                ema_decay=ema_decay,
                 stateful=[self._buffer],
                 identity={
                     **settings,
@@ -147,7 +141,7 @@ class AdjointMatching(ABC):
                     "num_rounds_kept": num_rounds_kept,
                     "clip_norm": clip_norm,
                 },
-                seed=seed,
+                **trainer,
             )
 
     # What a subclass says ------------------------------------------------------------------------

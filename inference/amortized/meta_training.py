@@ -28,6 +28,9 @@ from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.checkpoints import seed_of
 
+_MAX_NORM = 1.0  # of the estimated gradient
+_WORST_LOSS = 20.0
+
 
 class MetaTrainer:
     r"""Trains the networks inside a sampler by antithetic evolution strategies [1].
@@ -53,10 +56,9 @@ class MetaTrainer:
     :param int num_pairs: pairs in each iteration.
     :param float scale: standard deviation of the perturbations.
     :param float learning_rate: of Adam.
-    :param float max_norm: to which the estimated gradient is clipped.
     :param Callable loss: maps log likelihoods ``(num_chains, num_draws, n)`` to the loss of each
-        chain, such as :func:`ensemble_loss` and :func:`single_draw_loss`.
-    :param float worst_loss: what losses are cut at, and that of a chain that diverges.
+        chain, such as :func:`ensemble_loss` and :func:`single_draw_loss`. It is cut at 20,
+        which is also that of a chain that diverges.
     :param checkpoint: a file in which the training is saved after every iteration, and from which
         it goes on where the file exists.
     :param int seed: of everything that is random; ``None`` takes that of the checkpoint where it
@@ -97,9 +99,7 @@ class MetaTrainer:
         num_pairs: int = 6,
         scale: float = 0.02,
         learning_rate: float = 0.02,
-        max_norm: float = 1.0,
         loss: Callable[[Tensor], Tensor] = ensemble_loss,
-        worst_loss: float = 20.0,
         checkpoint: str | Path | None = None,
         seed: int | None = None,
     ) -> None:
@@ -116,23 +116,22 @@ class MetaTrainer:
         self.thinning = thinning
         self.num_pairs = checks.integer("num_pairs", num_pairs, 1)
         self.scale = checks.number("scale", scale, above=0)
-        self.max_norm = checks.number("max_norm", max_norm, above=0)
         self.loss = loss
-        self.worst_loss = checks.number("worst_loss", worst_loss)
         self.seed = seed_of(seed, checkpoint)
         self._make_kernel = kernel
         self._kernels: dict[int, SGMCMCKernel] = {}
         self._shapes = [parameter.shape for parameter in module.parameters()]
         self._parameters = parameters_to_vector(module.parameters()).detach().clone()
         checks.number("learning_rate", learning_rate, above=0)
-        names = ("num_steps", "num_samples", "thinning", "num_pairs", "scale", "worst_loss")
+        names = ("num_steps", "num_samples", "thinning", "num_pairs", "scale")
         self._trainer = Trainer(
             {type(module).__name__: self._parameters},
             partial(torch.optim.Adam, lr=learning_rate),
-            max_norm=self.max_norm,
+            max_norm=_MAX_NORM,
             identity={
                 "tasks": [task.name for task in self.tasks],
                 **{name: getattr(self, name) for name in names},
+                "worst_loss": _WORST_LOSS,
             },
             seed=self.seed,
         )
@@ -193,7 +192,7 @@ class MetaTrainer:
         :returns: **Shape:** ``(num_chains,)``.
         """
         kernel = self._set_up(task)
-        return self._cut(self._run(kernel, task, range(num_chains), seed))
+        return _cut(self._run(kernel, task, range(num_chains), seed))
 
     # One set of chains ---------------------------------------------------------------------------
 
@@ -210,7 +209,7 @@ class MetaTrainer:
             num_pairs=self.num_pairs,
             generator=torch.Generator().manual_seed(noise_seed),
         )
-        return self._cut(losses).mean(), [gradient]
+        return _cut(losses).mean(), [gradient]
 
     def _losses(self, number: int, points: Tensor, numbers: Sequence[int], seed: int) -> Tensor:
         if number not in self._kernels:
@@ -232,9 +231,6 @@ class MetaTrainer:
         steps = last_steps(self.num_steps, self.num_samples, self.thinning)
         return self.loss(held_out_log_likelihood(task, kernel, numbers, seed, steps))
 
-    def _cut(self, losses: Tensor) -> Tensor:
-        return losses.nan_to_num(self.worst_loss, posinf=self.worst_loss).clamp(max=self.worst_loss)
-
     def _assign(self, points: Tensor) -> None:
         """Give the module's parameters values, with the leading dimensions of the points."""
         pieces = points.split([math.prod(shape) for shape in self._shapes], -1)
@@ -242,3 +238,7 @@ class MetaTrainer:
             self.module.parameters(), self._shapes, pieces, strict=True
         ):
             parameter.data = piece.reshape(*points.shape[:-1], *shape)
+
+
+def _cut(losses: Tensor) -> Tensor:
+    return losses.nan_to_num(_WORST_LOSS, posinf=_WORST_LOSS).clamp(max=_WORST_LOSS)

@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 from pyro_ext._lib import checks
 
 _ROLES = ("weights", "locs", "scales")
+_LEAST_SCALE = 1e-3  # what is added to the softplus
 _LEAST_COUNT = 1e-6  # of points of a component; one with fewer stays as it is in a step of EM
 
 
@@ -57,7 +58,6 @@ class AmortizedMixtureGuide(AutoGuide):
     :param str locs: name of the site of locations, **Shape:** ``(K, *event)``. By default it is the
         one that can be negative.
     :param str scales: name of the site of scales, likewise. By default it is the one that cannot.
-    :param float least_scale: what is added to the softplus.
     :raises TypeError: for a model that can't be called, or a network that is not a module.
     :raises ValueError: at the first call, for a model without such sites or with more of them, and
         for a network whose outputs do not fit.
@@ -96,17 +96,14 @@ class AmortizedMixtureGuide(AutoGuide):
         weights: str | None = None,
         locs: str | None = None,
         scales: str | None = None,
-        least_scale: float = 1e-3,
     ) -> None:
         checks.function("model", model, "a Pyro model")
         checks.instance("network", network, nn.Module, "a module")
         names = dict(zip(_ROLES, (weights, locs, scales), strict=True))
         for role, name in names.items():
             checks.optional(checks.instance, role, name, str, "the name of a site")
-        checks.number("least_scale", least_scale, least=0)
         super().__init__(model)  # type: ignore[no-untyped-call]
         self.network = network
-        self.least_scale = least_scale
         self._given = names
         self._sites: dict[str, Any] = {}
 
@@ -234,7 +231,7 @@ class AmortizedMixtureGuide(AutoGuide):
             variance = variance.mean(-1, keepdim=True)
         is_empty = counts[..., None] < _LEAST_COUNT
         mean = torch.where(is_empty, old_mean, mean)
-        scale = torch.where(is_empty, old_scale, variance.sqrt().clamp(min=self.least_scale))
+        scale = torch.where(is_empty, old_scale, variance.sqrt().clamp(min=_LEAST_SCALE))
         total = counts.sum(-1, keepdim=True)
         weights = torch.where(total > 0, counts / total, weights)
         found = weights, mean.reshape(locs.shape), scale.reshape(scales.shape)
@@ -320,7 +317,7 @@ class AmortizedMixtureGuide(AutoGuide):
             if name == next(iter(self._sites)):
                 values[name] = raw.softmax(-1)
             elif _is_positive(support):
-                values[name] = softplus(raw) + self.least_scale
+                values[name] = softplus(raw) + _LEAST_SCALE
             else:
                 values[name] = biject_to(support)(raw)
         return values

@@ -29,6 +29,7 @@ from pyro_ext.inference.training.options import TrainingOptions
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 _NUM_BARS = 200
+_LEAST_CONTEXT = 2
 _FORMAT = "pyro_ext prior-data fitted network"
 
 
@@ -64,7 +65,8 @@ class PriorDataFittedNetwork:
         the number of context points. It makes many draws at once by :func:`torch.vmap` where that
         works, otherwise one by one. ``None`` for a network that predicts only.
     :param torch.nn.Module net: maps ``(xc, yc, xq)`` to logits as :class:`PriorFittedTransformer`,
-        which is the default.
+        which is the default, for inputs of one feature. Another network has as many as its
+        attribute ``num_features`` says, or one.
     :param Tensor borders: of the bars of the predictions, as of
         :class:`~pyro_ext.distributions.BarDistribution`; by default those of equal probability
         under the prior, found when training begins, with the units of the default network.
@@ -74,17 +76,12 @@ class PriorDataFittedNetwork:
         extrapolate, others how to interpolate. By default they are uniform on (0, 1).
     :param Callable sampler: draws values of many data sets at once, given inputs and
         ``num_context=...``: the distribution of the prior, only faster.
-    :param str site: name of the values in the prior.
     :param int num_bars: number of bars; by default that of ``net`` or ``borders``, or 200.
-    :param int num_features: number of features of an input, without ``net``.
     :param tuple num_points: the least and the greatest number of points, uniform on a logarithmic
         scale.
-    :param tuple context: the least and the greatest fraction of them that is given.
-    :param int least_context: least number of points that are given.
+    :param tuple context: the least and the greatest fraction of them that is given, but at least
+        two points.
     :param int batch_size: number of data sets in a step.
-    :param float learning_rate: the largest, of AdamW. It rises at first, and then falls to zero
-        with the cosine.
-    :param float warm_up: fraction of the steps in which it rises.
     :param bool regress_context: whether given points are asked for, too; see above.
     :param int num_for_borders: number of data sets that borders are found from.
     :param int seed: of the weights, the draws and the training.
@@ -118,34 +115,24 @@ class PriorDataFittedNetwork:
         *,
         inputs: Callable[[int, int], Tensor] | None = None,
         sampler: Callable[..., Tensor] | None = None,
-        site: str = "y",
         num_bars: int | None = None,
-        num_features: int = 1,
         num_points: Sequence[int] = (24, 60),
         context: Sequence[float] = (0.1, 0.9),
-        least_context: int = 2,
         batch_size: int = 32,
-        learning_rate: float = 1e-3,
-        warm_up: float = 0.25,
         regress_context: bool = False,
         num_for_borders: int = 5_000,
         seed: int | None = None,
     ) -> None:
         if prior is not None:
             checks.function("prior", prior, "a Pyro model or None")
-        self.prior, self.site = prior, site
-        checks.instance("site", site, str, "the name of a site")
-        if not site:
-            raise ValueError(f"site must be the name of a site, got {site!r}")
+        self.prior = prior
         checks.optional(checks.function, "inputs", inputs, "a function of two numbers")
         checks.optional(checks.function, "sampler", sampler, "a function of inputs")
         self.inputs, self.sampler = inputs, sampler
-        self.num_features = checks.integer("num_features", num_features, 1)
         low, high = (checks.integer("num_points", n, 2) for n in _pair("num_points", num_points))
-        self.least_context = checks.integer("least_context", least_context, 1)
-        if not self.least_context < low <= high:
+        if not _LEAST_CONTEXT < low <= high:
             raise ValueError(
-                f"num_points must rise and be more than least_context={least_context}, got "
+                f"num_points must rise and be more than {_LEAST_CONTEXT}, got "
                 f"{checks.shown(num_points)}"
             )
         self.num_points = low, high
@@ -156,8 +143,6 @@ class PriorDataFittedNetwork:
             raise ValueError(f"context must rise, got {checks.shown(context)}")
         self.context = least, most
         self.batch_size = checks.integer("batch_size", batch_size, 1)
-        self.learning_rate = checks.number("learning_rate", learning_rate, above=0)
-        self.warm_up = checks.number("warm_up", warm_up, least=0, below=1)
         self.regress_context = checks.boolean("regress_context", regress_context)
         self.num_for_borders = checks.integer("num_for_borders", num_for_borders, 1)
         self.seed = fresh_seed(seed)
@@ -181,8 +166,9 @@ class PriorDataFittedNetwork:
         self.num_bars: int = next(iter(given.values()), _NUM_BARS)
         if net is None:
             with seeded(self.seed):
-                net = PriorFittedTransformer(self.num_bars, num_features)
+                net = PriorFittedTransformer(self.num_bars)
         self.net: nn.Module = net
+        self.num_features: int = getattr(net, "num_features", 1)
         self.input_range: Tensor | None = None
         """Least and greatest inputs of the training. **Shape:** ``(2, num_features)``."""
         self._is_vectorized: bool | None = None
@@ -218,33 +204,47 @@ class PriorDataFittedNetwork:
         if tuple(y.shape) != (num_sets, num_points) or not bool(y.isfinite().all()):
             what = "sampler" if self.sampler is not None else "prior"
             raise ValueError(
-                f"{what} must draw finite values of the shape {(num_points,)} at {self.site!r}, "
+                f"{what} must draw finite values of the shape {(num_points,)} at 'y', "
                 f"one for each input, got {checks.shown(y)} for {num_sets} data sets"
             )
         return x, y
 
-    def fit(self, num_steps: int, **training: Unpack[TrainingOptions]) -> Self:
+    def fit(
+        self,
+        num_steps: int,
+        *,
+        learning_rate: float = 1e-3,
+        warm_up: float = 0.25,
+        **training: Unpack[TrainingOptions],
+    ) -> Self:
         """Train the network on draws of the prior, each of which is seen once.
 
         Another call goes on from the weights with a new schedule.
 
         :param int num_steps: number of steps.
+        :param float learning_rate: the largest, of AdamW. It rises at first, and then falls to zero
+            with the cosine.
+        :param float warm_up: fraction of the steps in which it rises.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the network itself.
         :raises TrainingDiverged: where the loss or a gradient is not finite.
         """
         num_steps = checks.integer("num_steps", num_steps, 0)
+        checks.number("learning_rate", learning_rate, above=0)
+        checks.number("warm_up", warm_up, least=0, below=1)
         if self.borders is None:
             self._find_borders()
         self.input_range = self._find_input_range()
         seed = spawn_seed(self.seed, 1, len(self.losses))
-        rate = partial(_rise_and_fall, num_steps=num_steps, warm_up=self.warm_up)
+        rate = partial(_rise_and_fall, num_steps=num_steps, warm_up=warm_up)
         trainer = Trainer(
             self.net,
-            partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=0.0),
+            partial(torch.optim.AdamW, lr=learning_rate, weight_decay=0.0),
             scheduler=partial(LambdaLR, lr_lambda=rate),
             max_norm=1.0,
-            identity=None if training.get("checkpoint") is None else self._identity(num_steps),
+            identity=None
+            if training.get("checkpoint") is None
+            else self._identity(num_steps) | {"warm_up": warm_up},
             seed=seed,
         )
         self.net.train()
@@ -263,12 +263,13 @@ class PriorDataFittedNetwork:
 
     def _identity(self, num_steps: int) -> dict[str, Any]:
         """Describe what a checkpoint is compared by: settings and rounded draws from the prior."""
-        names = ("warm_up", "num_points", "context", "least_context", "regress_context")
+        names = ("num_points", "context", "regress_context")
         curves = self._curves(spawn_seed(self.seed, 3), 2)
         drawn = {"borders": self._known_borders(curves.y), "inputs": curves.x, "values": curves.y}
         return {
             "num_steps": num_steps,
             "batch_size": self.batch_size,
+            "least_context": _LEAST_CONTEXT,
             **{name: getattr(self, name) for name in names},
             **{name: [f"{v:.3g}" for v in part.flatten().tolist()] for name, part in drawn.items()},
         }
@@ -290,7 +291,7 @@ class PriorDataFittedNetwork:
             num_points = round(math.exp(low + (high - low) * float(torch.rand(()))))
             least, most = (int(part * num_points) for part in self.context)
             num_context = least + int(torch.randint(most - least + 1, ()))
-            num_context = min(max(num_context, self.least_context), num_points - 1)
+            num_context = min(max(num_context, _LEAST_CONTEXT), num_points - 1)
             x, y = self.draw(num_sets or self.batch_size, num_points, num_context)
         weights = next(self.net.parameters())
         return _Curves(self._with_features(x).to(weights), y.to(weights), num_context)
@@ -349,10 +350,10 @@ class PriorDataFittedNetwork:
         with poutine.block(hide_all=True), OwnMemory(x):
             tracer: Any = poutine.trace(self.prior)
             trace = tracer.get_trace(x, **told)
-        if self.site not in trace.nodes:
+        if "y" not in trace.nodes:
             names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
-            raise ValueError(f"prior must have the site {self.site!r}, got the sites {names}")
-        values: Tensor = trace.nodes[self.site]["value"]
+            raise ValueError(f"prior must have the site 'y', got the sites {names}")
+        values: Tensor = trace.nodes["y"]["value"]
         return values
 
     # Prediction ----------------------------------------------------------------------------------
@@ -395,7 +396,7 @@ class PriorDataFittedNetwork:
         if self.input_range is None:  # not trained
             return
         least, most = int(self.context[0] * self.num_points[0]), self.num_points[1]
-        numbers = max(least, self.least_context), min(int(self.context[1] * most), most - 1)
+        numbers = max(least, _LEAST_CONTEXT), min(int(self.context[1] * most), most - 1)
         inputs, number = self.input_range.to(given), given.new_tensor(given.shape[-2])
         warn_outside("the number of points in xc", number, given.new_tensor(numbers))
         warn_outside("xc", given, inputs)
@@ -445,11 +446,8 @@ class PriorDataFittedNetwork:
         content = {
             "format": _FORMAT,
             "net": settings,
-            "site": self.site,
-            "num_features": self.num_features,
             "num_points": list(self.num_points),
             "context": list(self.context),
-            "least_context": self.least_context,
             "num_steps": len(self.losses),
             "facts": facts,
         }
@@ -488,8 +486,7 @@ class PriorDataFittedNetwork:
             net.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"{path} is of another network: {error}") from error
-        names = ("site", "num_features", "num_points", "context", "least_context")
-        settings = {name: content[name] for name in names}
+        settings = {name: content[name] for name in ("num_points", "context")}
         pfn = cls(prior, net.eval(), tensors["borders"], **{**settings, **options})
         pfn.input_range = tensors.get("input_range")
         return pfn

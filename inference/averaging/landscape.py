@@ -17,6 +17,7 @@ from pyro_ext.inference.averaging.bezier_path import (
 from pyro_ext.random import fresh_seed
 
 _NUMBERS_PER_CALL = 2**22
+_MARGIN = 0.2  # of the grid around the networks, as a fraction of their extent
 
 
 def path_losses(
@@ -74,7 +75,6 @@ def plane_losses(
     module_c: nn.Module,
     loss: Callable[[nn.Module], Tensor | float],
     num_points: int = 21,
-    margin: float = 0.2,
     batches: Iterable[Any] | None = None,
     *,
     progress: bool = False,
@@ -88,7 +88,6 @@ def plane_losses(
     :param torch.nn.Module module_c: likewise, not on the line through the others.
     :param Callable loss: of a network in evaluation mode, a scalar.
     :param int num_points: of the grid in each direction.
-    :param float margin: of the grid around the networks, as a fraction of their extent.
     :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
         through at each point.
     :param bool progress: whether to show a progress bar.
@@ -109,7 +108,6 @@ def plane_losses(
     check_same_parameters(module_a, module_b, "module_b")
     check_same_parameters(module_a, module_c, "module_c")
     num_points = checks.integer("num_points", num_points, 2)
-    margin = checks.number("margin", margin, least=0)
     origin, *others = (
         {name: parameter.detach() for name, parameter in module.named_parameters()}
         for module in (module_a, module_b, module_c)
@@ -122,7 +120,7 @@ def plane_losses(
         raise ValueError("module_c must not lie on the line through module_a and module_b")
     corners = torch.tensor([[0.0, 0.0], [length, 0.0], [along, height]])
     low, high = corners.amin(0), corners.amax(0)
-    low, high = low - margin * (high - low), high + margin * (high - low)
+    low, high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
     x, y = (torch.linspace(float(a), float(b), num_points) for a, b in zip(low, high, strict=True))
 
     def weights(u: float, v: float) -> dict[str, Tensor]:

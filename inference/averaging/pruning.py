@@ -1,7 +1,7 @@
 """Pruning: which weights of a network stay, by their size or by other scores."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,18 +11,20 @@ from torch.nn.utils import prune
 
 from pyro_ext._lib import checks
 
+_EXCLUDED = ("bias", "norm")
+
 
 class MagnitudePruner:
     r"""Removes the smallest of the weights that are left, round by round [1].
 
     Each round removes ``floor(rate * remaining)`` weights, so that after :math:`c` rounds a
-    fraction :math:`(1 - \text{rate})^c` of them is left. Weights that were removed stay so.
+    fraction :math:`(1 - \text{rate})^c` of them is left. Weights that were removed stay so. Tensors
+    are never pruned that have "bias" or "norm" in their name or, in a module, in the name of their
+    layer's class, as BatchNorm2d has.
 
     :param float rate: fraction of the remaining weights that a round removes, between 0 and 1.
     :param str scope: whether a fraction of all weights together is removed, ``"global"``, or of
         each tensor, ``"layer"``.
-    :param Sequence exclude: words; tensors are never pruned that have one in their name or, in a
-        module, in the name of their layer's class, as BatchNorm2d has "norm".
     :ivar dict masks: by name, which weights are present; empty before the first round.
     :raises ValueError: for a rate out of range or an unknown scope.
 
@@ -42,16 +44,14 @@ class MagnitudePruner:
         self,
         rate: float = 0.2,
         scope: str = "global",
-        exclude: Sequence[str] = ("bias", "norm"),
     ) -> None:
         self.rate = checks.number("rate", rate, above=0, below=1)
         checks.choice("scope", scope, ("global", "layer"))
         self.scope = scope
-        self.exclude = tuple(checks.sequence("exclude", exclude, "a list of words", 0, str))
         self.masks: dict[str, Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"MagnitudePruner(rate={self.rate}, scope={self.scope!r}, exclude={self.exclude})"
+        return f"MagnitudePruner(rate={self.rate}, scope={self.scope!r})"
 
     def step(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Remove the smallest of the remaining weights.
@@ -65,7 +65,7 @@ class MagnitudePruner:
         chosen = self._prunable(weights)
         if not chosen:
             raise ValueError(
-                f"weights must have a tensor without {self.exclude} in its name, got none"
+                f"weights must have a tensor without {_EXCLUDED} in its name, got none"
             )
         masks = self.masks or {n: torch.ones_like(w, dtype=torch.bool) for n, w in chosen.items()}
         for name, mask in masks.items():
@@ -130,7 +130,7 @@ class MagnitudePruner:
         return {
             name: tensor.detach()
             for name, tensor in named.items()
-            if not any(word in f"{name} {kinds[name]}".lower() for word in self.exclude)
+            if not any(word in f"{name} {kinds[name]}".lower() for word in _EXCLUDED)
         }
 
 

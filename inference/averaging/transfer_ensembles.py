@@ -22,6 +22,7 @@ from pyro_ext.random import chain_keys, fresh_seed, spawn_seed
 
 _BACKBONE = "backbone."
 _HEAD = "head."
+_LEAST_VARIANCE = 1e-3  # since steps of a descent have to be smaller than any variance
 
 
 class L2SP:
@@ -77,8 +78,8 @@ class SWAGPrior:
     .. math:: \phi \sim N\bigl(m, \; s \, (\tfrac12 \operatorname{diag}(v + 2 \epsilon)
               + \tfrac1{2 (R - 1)} D D^\top)\bigr) , \quad W \sim N(0, s'^2)
 
-    with moments and deviations as of :class:`~pyro_ext.inference.averaging.SWAG`. It is called like
-    :class:`L2SP`.
+    with :math:`\epsilon = 0.001`, and moments and deviations as of
+    :class:`~pyro_ext.inference.averaging.SWAG`. It is called like :class:`L2SP`.
 
     :param snapshots: what collected the parameters of the backbone along its training, a
         :class:`~pyro_ext.inference.averaging.SWAG`; or parameters by name at several times of it,
@@ -86,8 +87,6 @@ class SWAGPrior:
         for :math:`D`.
     :param float scale: :math:`s`, by which the covariance is larger than that of the path.
     :param float head_scale: :math:`s'`.
-    :param float least_variance: :math:`\epsilon`, since steps of a descent have to be smaller than
-        any variance.
 
     Example::
 
@@ -102,11 +101,9 @@ class SWAGPrior:
         snapshots: SWAG | Sequence[Mapping[str, Tensor]],
         scale: float = 1.0,
         head_scale: float = 1.0,
-        least_variance: float = 1e-3,
     ) -> None:
         checks.number("scale", scale, above=0)
         self.head_scale = checks.number("head_scale", head_scale, above=0)
-        checks.number("least_variance", least_variance, above=0)
         if isinstance(snapshots, SWAG):
             swag = snapshots
         else:
@@ -116,7 +113,7 @@ class SWAGPrior:
             for part in path:
                 swag.collect({name: part[name] for name in path[0]})
         self._names = list(swag.weights())
-        variance = swag.variance + 2 * least_variance
+        variance = swag.variance + 2 * _LEAST_VARIANCE
         self.distribution = swag_distribution(swag.mean, variance, swag.deviations, scale)
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:

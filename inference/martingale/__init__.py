@@ -23,6 +23,7 @@ from pyro_ext.inference.martingale.gaussian import (
 )
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior, plot_drift
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
+    BootstrapWeights,
     DirichletWeights,
     EmpiricalBase,
 )
@@ -31,6 +32,7 @@ from pyro_ext.inference.martingale.nonparametric_learning.nptl import (
     linear_probe,
 )
 from pyro_ext.inference.martingale.nonparametric_learning.posterior_bootstrap import (
+    LossOptions,
     PosteriorBootstrap,
 )
 from pyro_ext.inference.martingale.polya_urn import PolyaUrn
@@ -46,6 +48,7 @@ from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 __all__ = [
     "NPTL",
     "BestFit",
+    "BootstrapWeights",
     "ConditionalCopula",
     "CopulaClassifier",
     "CopulaDensity",
@@ -55,6 +58,7 @@ __all__ = [
     "EmpiricalBase",
     "Expectation",
     "KnowsLimit",
+    "LossOptions",
     "MEstimator",
     "MartingalePosterior",
     "Mean",

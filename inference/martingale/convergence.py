@@ -1,10 +1,9 @@
 """Convergence of a functional to its limit, as a population grows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
@@ -25,16 +24,6 @@ class Drift(NamedTuple):
     sizes: Tensor
     from_data: dict[str, Tensor]
     to_end: dict[str, Tensor]
-
-
-class Moves(NamedTuple):
-    """Moves of a functional in some draws."""
-
-    from_data: Tensor  # mean absolute distance over elements (num_checks + 1, num_draws)
-    to_end: Tensor  # that to the last value
-    number: Tensor  # of finite moves over the last doubling (*event)
-    total: Tensor  # their sum
-    squares: Tensor  # sum of their squares
 
 
 def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int], int]:
@@ -59,43 +48,33 @@ def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int
     return sorted({number for number in [*spaced, size] if number > num_observed}), half
 
 
-def moves(values: Sequence[Tensor], half: int) -> Moves:
-    """Measure moves from the data to each check, and from the check numbered ``half`` on."""
-    path = torch.stack([value.double() for value in values])
-    doubled = path[-1] - path[half]
-    finite = doubled.isfinite()
-    doubled = doubled.where(finite, 0.0)
-    from_data, to_end = ((path - path[i]).abs()[..., None].flatten(2) for i in (0, -1))
-    return Moves(
-        from_data.mean(2),
-        to_end.mean(2),
-        finite.double().sum(0),
-        doubled.sum(0),
-        (doubled**2).sum(0),
-    )
+def distances(path: Tensor, to: int) -> Tensor:
+    """Mean absolute distance over draws and elements, of each check from one of them.
+
+    Draws that are not finite on the way do not count. **Shape** of a path: ``(num_checks + 1,
+    num_draws, *event)``.
+    """
+    return (path - path[to]).abs()[..., None].flatten(2).mean(2).nanmean(1)
 
 
-def joined(parts: Sequence[Moves]) -> Moves:
-    """Moves of several batches of draws together."""
-    from_data, to_end, *sums = zip(*parts, strict=True)
-    return Moves(
-        torch.cat(from_data, 1), torch.cat(to_end, 1), *(torch.stack(part).sum(0) for part in sums)
-    )
-
-
-def remaining_fractions(values: Tensor, moved: Moves, half: int, size: int) -> Tensor:
+def remaining_fractions(path: Tensor, half: int, from_size: int, size: int) -> Tensor:
     r"""Fraction of the variance in the limit that a population of some size lacks, by element.
 
     Increments of a martingale are uncorrelated. Where their variance falls as that of a mean does,
     with the inverse square of the size, what is still to come after the size :math:`N` is
-    :math:`C / N`, and what came from :math:`M` on :math:`C / M - C / N`, from which :math:`C`
-    follows.
+    :math:`C / N`, and what came from :math:`M` on, at the check numbered ``half``,
+    :math:`C / M - C / N`, from which :math:`C` follows.
     """
-    if len(values) < 2:
-        return values.new_full(values.shape[1:], math.nan, dtype=torch.float64)
-    spread = moved.squares - moved.total**2 / moved.number
-    remaining = spread / (moved.number - 1.0) * (half / (size - half))
-    return remaining / (remaining + values.double().var(0))
+    last = path[-1]
+    if len(last) < 2:
+        return last.new_full(last.shape[1:], math.nan)
+    moves = last - path[half]
+    is_finite = moves.isfinite()
+    number = is_finite.double().sum(0)
+    moves = moves.where(is_finite, 0.0)
+    spread = (moves**2).sum(0) - moves.sum(0) ** 2 / number
+    remaining = spread / (number - 1.0) * (from_size / (size - from_size))
+    return remaining / (remaining + last.var(0))
 
 
 def surely_above(fraction: float, tolerance: float, num_draws: int) -> bool:

@@ -183,24 +183,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         assert best is not None
         return bandwidth, best
 
-    def leading(self, number: int) -> "CopulaDensity":
-        """The distribution of the first coordinates of vectors.
-
-        :param int number: how many.
-        """
-        dimension = len(self._bandwidths)
-        if not self.event_shape or checks.integer("number", number, 1) > dimension:
-            raise ValueError(
-                f"number must be at most the dimension of vectors, got {number} for the event "
-                f"shape {tuple(self.event_shape)}"
-            )
-        new = copy.copy(self)
-        new._seen, new._bandwidths = self._seen[..., :number], self._bandwidths[:number]
-        new._loc, new._scale = self._loc[:number], self._scale[:number]
-        new._event_shape = torch.Size((number,))
-        new._points = {}
-        return new
-
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> "CopulaDensity":
         """The distribution fitted to data, itself where it has been.
 

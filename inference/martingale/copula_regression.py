@@ -129,7 +129,6 @@ class CopulaRegression(CovariateRule):
         have.
     :param Tensor queries: covariates at which populations are wanted, ``None`` for the observed.
         **Shape:** ``(num_queries,)`` or ``(num_queries, num_covariates)``.
-    :param bool shared_bandwidth: whether a fitted bandwidth is the same for all covariates.
     :param bool standardize: whether covariates and response are standardized first.
     :param int seed: of the orders.
 

@@ -97,7 +97,6 @@ def _joint_bandwidths(
     bandwidth: Tensor | None,
     covariate_bandwidth: Tensor | None,
     num_covariates: int,
-    is_shared: bool,
 ) -> tuple[Tensor, Tensor]:
     """Base and directions: ``base + free @ directions`` are the bandwidths, the response first."""
     base = torch.zeros(1 + num_covariates, dtype=torch.float64)
@@ -109,8 +108,6 @@ def _joint_bandwidths(
         base[0] = spread("bandwidth", bandwidth, 1)[0]
     if covariate_bandwidth is not None:
         base[1:] = spread("covariate_bandwidth", covariate_bandwidth, num_covariates)
-    elif is_shared:
-        rows.append(unit[1:].sum(0))
     else:
         rows.extend(unit[1:])
     return base, torch.stack(rows) if rows else unit[:0]
@@ -159,7 +156,6 @@ class CovariateRule(PredictiveRule):
         num_permutations: int = 10,
         *,
         queries: Tensor | None = None,
-        shared_bandwidth: bool = False,
         standardize: bool = True,
         seed: int = 0,
     ) -> None:
@@ -169,7 +165,7 @@ class CovariateRule(PredictiveRule):
         )
         self.num_permutations = checks.integer("num_permutations", num_permutations, 0)
         self.queries = checks.optional(_check_queries, "queries", queries)
-        self.shared_bandwidth, self.standardize = bool(shared_bandwidth), bool(standardize)
+        self.standardize = bool(standardize)
         self.seed = fresh_seed(seed)
         self._fit: CovariateFit | None = None
 
@@ -206,7 +202,7 @@ class CovariateRule(PredictiveRule):
         covariates = Covariates((rows - loc) / scale, loc, scale)
         orders = observation_orders(len(y), self.num_permutations, self.seed)
         response, predict = self._response(x, y, covariates, orders)
-        base, directions = _joint_bandwidths(*self._wanted, rows.shape[1], self.shared_bandwidth)
+        base, directions = _joint_bandwidths(*self._wanted, rows.shape[1])
 
         def objective(free: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
             predicted = predict(base + free @ directions, wanted)

@@ -110,11 +110,6 @@ class KnownVarianceRule(GaussianRule):
         """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
         return dist.Normal(state.value.loc, float(self._moves(_sizes_before(state, 1))[0]))
 
-    def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation ``(num_draws, *event)`` into each population."""
-        gain, loc = float(self._moves(_sizes_before(state, 1))[1]), state.value.loc
-        return self._extended(state, observation[:, None], loc + gain * (observation - loc))
-
     def limit(self, state: Resampled) -> TorchDistributionMixin:
         """Normal distributions around draws of the limit of the locations."""
         scale = float(self._limit_scale(_sizes_before(state, 1)))
@@ -296,15 +291,6 @@ class StudentTPredictive(GaussianRule):
         degrees = 2.0 * concentration
         predictive: TorchDistributionMixin = dist.StudentT(degrees, state.value.loc, scale.sqrt())
         return predictive
-
-    def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population."""
-        old: GaussianState = state.value
-        _, precision = self._numbers_of(state)
-        shift = observation - old.loc
-        rate = old.rate + 0.5 * precision / (precision + 1.0) * shift**2
-        loc = old.loc + shift / (precision + 1.0)
-        return self._extended(state, observation[:, None], loc, rate)
 
     def limit(self, state: Resampled) -> TorchDistributionMixin:
         """Normal distributions with means and variances drawn from their posterior."""

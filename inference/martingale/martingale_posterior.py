@@ -13,11 +13,9 @@ from pyro_ext._lib.progress import progress_bar
 from pyro_ext._lib.pyplot import axes_of
 from pyro_ext.inference.martingale.convergence import (
     Drift,
-    Moves,
     check_sizes,
-    joined,
+    distances,
     largest_fraction,
-    moves,
     remaining_fractions,
     sufficient_size,
     surely_above,
@@ -42,7 +40,7 @@ class _Batch(NamedTuple):
     """Draws that are finite, how they came about, and the numbers of the others."""
 
     samples: Values
-    moves: dict[str, Moves]
+    paths: Values  # on the data and at each check (num_checks + 1, num_draws, *event)
     left_out: list[int]
 
 
@@ -133,7 +131,7 @@ class MartingalePosterior(IndependentDraws):
         self.interrupted = False
         self._samples = {}
         self._left_out = []
-        self._moves: dict[str, Moves] = {}
+        self._paths: Values = {}
         self._num_observed = 0
         self._sizes: list[int] = []
         self._half = 0
@@ -194,8 +192,10 @@ class MartingalePosterior(IndependentDraws):
             self._samples = {
                 name: torch.cat([batch.samples[name] for batch in batches]) for name in on_data
             }
-            names = batches[0].moves
-            self._moves = {name: joined([batch.moves[name] for batch in batches]) for name in names}
+            self._paths = {
+                name: torch.cat([batch.paths[name] for batch in batches], 1)
+                for name in batches[0].paths
+            }
             self._raise_or_warn()
         return self
 
@@ -224,14 +224,14 @@ class MartingalePosterior(IndependentDraws):
         :func:`~pyro_ext.inference.martingale.plot_drift` draws it.
         """
         self.get_samples()
-        if not self._moves:
+        if not self._paths:
             raise RuntimeError(
                 "there are no checks of convergence: run with num_checks >= 2 and a finite horizon"
             )
         return Drift(
             torch.tensor([self._num_observed, *self._sizes]),
-            {name: part.from_data.nanmean(1) for name, part in self._moves.items()},
-            {name: part.to_end.nanmean(1) for name, part in self._moves.items()},
+            {name: distances(path, 0) for name, path in self._paths.items()},
+            {name: distances(path, -1) for name, path in self._paths.items()},
         )
 
     def _batch(
@@ -261,11 +261,13 @@ class MartingalePosterior(IndependentDraws):
         flat = torch.cat([value.reshape(len(keys), -1) for value in last.values()], 1)
         finite = flat.isfinite().all(1)
         left_out = [members[number] for number in (~finite).nonzero()[:, 0].tolist()]
-        moved = {}
-        if len(self._sizes) and self.num_checks > 1:
-            half = [self._num_observed, *self._sizes].index(self._half)
-            moved = {name: moves([values[name][finite] for values in path], half) for name in last}
-        return _Batch({name: value[finite] for name, value in last.items()}, moved, left_out)
+        paths = {}
+        if self._sizes and self.num_checks > 1:
+            paths = {
+                name: torch.stack([values[name][finite].double() for values in path])
+                for name in last
+            }
+        return _Batch({name: value[finite] for name, value in last.items()}, paths, left_out)
 
     def _evaluate(self, population: Any, num_draws: int, like: Values | None) -> Values:
         # With gradients on: a functional may minimize a loss.
@@ -273,11 +275,11 @@ class MartingalePosterior(IndependentDraws):
 
     def _fractions(self) -> Values:
         """Fraction of the variance that is missing, by name and element."""
-        if self._moves:
-            half, size = self._half, self._sizes[-1]
+        if self._paths:
+            half = [self._num_observed, *self._sizes].index(self._half)
+            sizes = self._half, self._sizes[-1]
             return {
-                name: remaining_fractions(value, self._moves[name], half, size)
-                for name, value in self._samples.items()
+                name: remaining_fractions(path, half, *sizes) for name, path in self._paths.items()
             }
         unknown = 0.0 if self.horizon == math.inf else math.nan
         return {
@@ -290,7 +292,7 @@ class MartingalePosterior(IndependentDraws):
             "functional", "try it on the data, and see whether it exists for populations like them"
         )
         num_finite = len(next(iter(self._samples.values())))
-        if not self._moves:
+        if not self._paths:
             return
         name, fraction = largest_fraction(self._fractions())
         if surely_above(fraction, self.tolerance, num_finite):

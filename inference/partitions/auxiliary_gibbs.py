@@ -30,12 +30,9 @@ _QUARTILES_OF_NORMAL = 1.349  # their distance
 class ModelMixture(Mixture):
     """Prior over partitions, and clusters with the latent sites of a Pyro model."""
 
-    def __init__(
-        self, prior: Hyperparameters[Process], points: PointPotential, num_updates: int
-    ) -> None:
+    def __init__(self, prior: Hyperparameters[Process], points: PointPotential) -> None:
         super().__init__(prior, list(points.sites), points.num_points)
         self.points = points
-        self.num_updates = num_updates
         self.shared_names = [name for name in points.sites if name in points.shared]
         self.own_names = [name for name in points.sites if name not in points.shared]
         self._own_columns = [
@@ -87,14 +84,13 @@ class ModelMixture(Mixture):
             prior, shared, likelihood = self.densities(moved, labels)
             return or_nothing(float(prior.sum() + shared + likelihood.sum()))
 
-        for _ in range(self.num_updates):
-            coordinates = slice_sample_rows(of_clusters, coordinates, widths, self._own_columns)
-            for name in self.shared_names:
-                if name not in held:
-                    columns = list(self.points.layout.columns(name))
-                    start = torch.from_numpy(coordinates[0, columns])
-                    moved = slice_sample(partial(of_shared, columns), start)
-                    coordinates[:, columns] = moved.numpy()
+        coordinates = slice_sample_rows(of_clusters, coordinates, widths, self._own_columns)
+        for name in self.shared_names:
+            if name not in held:
+                columns = list(self.points.layout.columns(name))
+                start = torch.from_numpy(coordinates[0, columns])
+                moved = slice_sample(partial(of_shared, columns), start)
+                coordinates[:, columns] = moved.numpy()
         values = self.points.constrain(self._flat(coordinates[:1]))
         moved_shared = {name: values[name][0] for name in self.shared_names if name not in held}
         return self.own_values(coordinates, state["assignment"]) | moved_shared
@@ -189,7 +185,6 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     :param cluster: a Pyro model of the points of one cluster.
     :param shared: names of latent sites of ``cluster`` whose values all clusters share.
     :param int num_auxiliary: number of empty clusters that a point may take.
-    :param int num_updates: how often a step moves each parameter.
     :param str backend: of the potential of ``cluster``, see
         :class:`~pyro_ext.potential.PointPotential`.
     :param init: as of :class:`PartitionKernel`.
@@ -210,7 +205,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         {'assignment': (20, 40), 'loc': (20, 40), 'scale': (20, 40)}
     """
 
-    _setting_names = ("prior", "init", "cluster", "shared", "num_auxiliary", "num_updates")
+    _setting_names = ("prior", "init", "cluster", "shared", "num_auxiliary")
 
     def __init__(
         self,
@@ -219,7 +214,6 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         *,
         shared: Collection[str] = (),
         num_auxiliary: int = 3,
-        num_updates: int = 1,
         backend: Backend = "trace",
         init: FirstPartition = "prior",
     ) -> None:
@@ -233,7 +227,6 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         check_backend(backend)
         self.cluster, self.shared = cluster, tuple(shared)
         self.num_auxiliary = checks.integer("num_auxiliary", num_auxiliary, 1)
-        self.num_updates = checks.integer("num_updates", num_updates, 1)
         self.backend = backend
         super().__init__(prior, init=init)
 
@@ -242,7 +235,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         points = PointPotential(
             self.cluster, *args, shared=self.shared, backend=self.backend, **kwargs
         )
-        return ModelMixture(prior, points, self.num_updates)
+        return ModelMixture(prior, points)
 
     def _check_start(
         self, mixture: ModelMixture, params: Mapping[str, Tensor]

@@ -129,7 +129,6 @@ def ibhc(
     prior: Process | None = None,
     *,
     noisy: bool = False,
-    auxiliary: float | None = None,
     seed: int | None = None,
 ) -> ClusterForest:
     r"""Cluster points one after the other by Bayesian hierarchical clustering [1].
@@ -154,9 +153,8 @@ def ibhc(
         process of concentration one.
     :param bool noisy: join each point to a tree at its root and cut none, which is faster and gives
         worse partitions as a rule: bad starts, on which samplers are compared.
-    :param float auxiliary: the auxiliary variable :math:`u` of a normalized measure; by default a
-        draw given a single cluster.
-    :param int seed: of the order, and of the auxiliary variable; by default a draw of PyTorch's
+    :param int seed: of the order, and of the auxiliary variable of a normalized measure, which is
+        drawn given a single cluster; by default a draw of PyTorch's
         generator.
     :returns: the forest.
     :raises TypeError: if ``prior`` or ``cluster`` has another type.
@@ -177,18 +175,11 @@ def ibhc(
     """
     process = DirichletProcess(torch.ones((), dtype=torch.float64)) if prior is None else prior
     mixture = _known_mixture(x, cluster, process)
-    if auxiliary is not None:
-        auxiliary = checks.number("auxiliary", auxiliary, above=0.0)
-        if not isinstance(process, NormalizedRandomMeasure):
-            raise ValueError(
-                f"auxiliary must be None for a {type(process).__name__}, got {auxiliary}"
-            )
     seed = fresh_seed(seed)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         order = torch.randperm(mixture.num_points).numpy()
-        if auxiliary is None:
-            auxiliary = _drawn_auxiliary(process, mixture.num_points)
+        auxiliary = _drawn_auxiliary(process, mixture.num_points)
         forest, roots = _grow(mixture.compiled({})[0], process, auxiliary, order, noisy)
         pairs = sorted((_tree_of(forest, root) for root in roots), key=lambda pair: int(pair[1][0]))
         labels = torch.empty(mixture.num_points, dtype=torch.long)

@@ -326,18 +326,14 @@ def check_process(value: object) -> Process:
     return value
 
 
-def check_points(points: Any, name: str = "x") -> Tensor:
+def check_points(points: Any) -> Tensor:
     """Data as a matrix of numbers."""
-    values = checks.as_tensor(name, points, allow_empty=True)
+    values = checks.as_tensor("x", points, allow_empty=True)
     if values.dim() == 1:
         values = values[:, None]
     if values.dim() != 2 or not len(values):
         raise ValueError(
-            f"{name} must have shape (n, d) with at least one row, got {tuple(values.shape)}"
+            f"x must have shape (n, d) with at least one row, got {tuple(values.shape)}"
         )
-    values = values.to(torch.get_default_dtype()) if not values.is_floating_point() else values
-    is_bad = ~values.isfinite().all(-1)
-    if bool(is_bad.any()):
-        row = int(is_bad.nonzero()[0])
-        raise ValueError(f"{name} must be finite, got {values[row].tolist()!s:.80} in row {row}")
-    return values
+    checks.all_finite("x", values)
+    return values if values.is_floating_point() else values.to(torch.get_default_dtype())

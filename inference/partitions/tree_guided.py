@@ -3,8 +3,6 @@
 [1] J. Lee, S. Choi (2015), Tree-guided MCMC inference for normalized random measure mixture models.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,7 +49,6 @@ class TreeGuided(ConjugateKernel):
 
     :param prior: as of :class:`MarginalGibbs`.
     :param cluster: likewise.
-    :param str mode: ``"exact"``, the only one.
     :param int num_global_moves: proposals in a step, of a single round. By default those that take
         as long as moving all points singly, by the number of clusters in the warm-up, but at least
         5, and the number of rounds goes by that number too.
@@ -85,17 +82,11 @@ class TreeGuided(ConjugateKernel):
         prior: PriorSource,
         cluster: ClusterSource,
         *,
-        mode: Literal["exact"] = "exact",
         num_global_moves: int | None = None,
         local_fraction: float = 1.0,
         num_scans: int = 3,
         init: FirstPartition = "prior",
     ) -> None:
-        if mode != "exact":
-            raise ValueError(
-                "mode must be 'exact', since the published kernel is PublishedTreeGuided of "
-                f"pyro_ext.tutorials.papers now, got {mode!r}"
-            )
         self.num_global_moves = checks.optional(
             checks.integer, "num_global_moves", num_global_moves, 0
         )

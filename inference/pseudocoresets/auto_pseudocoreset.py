@@ -202,11 +202,6 @@ class AutoPseudocoreset(PyroModule):
         return None if self._label is None else self._label.values.clone()
 
     @property
-    def argument_names(self) -> tuple[str, ...]:
-        """Names of the model's row arguments, in the order of ``pseudodata``."""
-        return tuple(self._arguments.names)
-
-    @property
     def weights(self) -> Tensor:
         """Weights of the pseudo observations. **Shape:** ``(size,)``."""
         return self._own().weights.detach().clone()

@@ -201,7 +201,6 @@ def evaluate_coreset(
     kernel: Callable[[Callable[..., Any]], MCMCKernel] = LaplaceHMC,
     num_samples: int = 500,
     warmup_steps: int = 50,
-    site: str | None = None,
     options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> CoresetScores:
@@ -217,7 +216,6 @@ def evaluate_coreset(
         thousands of latent values or several modes.
     :param int num_samples: number of draws of each chain.
     :param int warmup_steps: steps before them.
-    :param str site: the observed site, where there are several.
     :param Mapping options: further arguments of :class:`~pyro_ext.inference.MCMC`, such as
         ``seed``.
     :param kwargs: keyword arguments of the model.
@@ -243,7 +241,7 @@ def evaluate_coreset(
     reference = checks.optional(checks.tensors, "reference", reference)
     checks.instance("coreset", coreset, CoresetModel, "a model that condition() gives")
     args, kwargs = as_tensors(coreset.model, args, kwargs)
-    _sites(coreset.model, site, args, kwargs)  # before the chains run
+    _sites(coreset.model, None, args, kwargs)  # before the chains run
     settings: dict[str, Any] = {"progress": False, **(options or {})}
     run = MCMC(kernel(coreset), num_samples, warmup_steps, **settings).run()
     return evaluate_draws(
@@ -252,7 +250,6 @@ def evaluate_coreset(
         *args,
         reference=reference,
         reference_model=reference_model,
-        site=site,
         **kwargs,
     )
 

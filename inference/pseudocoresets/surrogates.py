@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_ext._lib import checks
 from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
-from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
+from pyro_ext.inference.optimization import BatchLBFGS
 from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
 from pyro_ext.inference.pseudocoresets.gaussians import (
     Gaussian,
@@ -89,10 +89,6 @@ class GaussianSurrogate(Surrogate):
     single precision gradients lose precision where latent values are strongly correlated; at a
     condition number of 10,000 some are wrong by a twentieth.
 
-    :param Minimizer minimizer: searches the modes; :class:`~pyro_ext.inference.BatchLBFGS` without
-        one.
-    :raises TypeError: if ``minimizer`` has another type.
-
     Example::
 
         >>> from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, Wasserstein
@@ -105,15 +101,12 @@ class GaussianSurrogate(Surrogate):
         True
     """
 
-    def __init__(self, minimizer: Minimizer | None = None) -> None:
-        wanted = "a Minimizer such as BatchLBFGS"
-        checks.optional(checks.instance, "minimizer", minimizer, Minimizer, wanted)
-        self.minimizer = minimizer or BatchLBFGS()
+    def __init__(self) -> None:
         self._of_data: WeakKeyDictionary[Posteriors, Gaussian] = WeakKeyDictionary()
         self._modes: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        return f"GaussianSurrogate({self.minimizer!r})"
+        return "GaussianSurrogate()"
 
     def data_gaussian(self, guide: Posteriors) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior of the data, in unconstrained space.
@@ -123,7 +116,7 @@ class GaussianSurrogate(Surrogate):
         """
         if guide not in self._of_data:
             start = guide.posterior.layout.flatten(guide.posterior.potential.init(seed=0))[0]
-            self._of_data[guide] = data_gaussian(guide.data, start, self.minimizer)
+            self._of_data[guide] = data_gaussian(guide.data, start, BatchLBFGS())
         return self._of_data[guide]
 
     def coreset_gaussian(self, guide: Any, coreset: Coreset | None = None) -> tuple[Tensor, Tensor]:
@@ -137,7 +130,7 @@ class GaussianSurrogate(Surrogate):
         start = self._modes.get(guide)
         if start is None:
             start = self.data_gaussian(guide)[0]
-        mode, factor = coreset_mode(guide.posterior, coreset, start, self.minimizer)
+        mode, factor = coreset_mode(guide.posterior, coreset, start, BatchLBFGS())
         result = coreset_gaussian(guide.posterior, coreset, mode, factor)
         if bool(result.mean.isfinite().all()):
             self._modes[guide] = result.mean.detach()

@@ -80,12 +80,9 @@ class SelfDistilledTwistedSMC:
     adds what it learns to a fixed one, as
     :class:`~pyro_ext.models.language.ResidualLanguageModel`, keeps its support.
 
-    :param torch.nn.Module base: :math:`p_0`, as of :class:`~pyro_ext.inference.TwistedSMC`. It is
-        copied, and of its copies those parameters are trained that require a gradient.
-    :param Callable twist_factory: makes a twist, a module.
-    :param Callable log_potential: as of :class:`~pyro_ext.inference.TwistedSMC`.
-    :param int num_particles: number of particles of the sampler, and of draws for the twist's loss.
-    :param int length: number of tokens of a sequence.
+    :param TwistedSMC sampler: base model :math:`p_0` and twist, modules of which copies are
+        trained, and the potential. Of the base those parameters are trained that require a
+        gradient.
     :param TwistLoss loss: of twists, by default :class:`~pyro_ext.inference.smc.CTLLoss`.
     :param int num_twist_steps: gradient steps of the twist in each generation.
     :param int num_distillation_steps: gradient steps of the base model between two generations.
@@ -93,7 +90,6 @@ class SelfDistilledTwistedSMC:
     :param twist_optimizer: makes an optimizer of a list of parameters; by default that of
         :meth:`TwistedSMC.fit <pyro_ext.inference.TwistedSMC.fit>`, anew in each generation.
     :param base_optimizer: likewise; by default Adam with the learning rate 0.001.
-    :param float max_norm: to which the norms of gradients are clipped, or ``None``.
     :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
     :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
 
@@ -102,16 +98,16 @@ class SelfDistilledTwistedSMC:
 
     Example::
 
-        >>> from pyro_ext.inference.smc import TabularTwist
+        >>> from pyro_ext.inference.smc import TabularTwist, TwistedSMC
         >>> class Coins(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.logits = torch.nn.Parameter(torch.zeros(2))
         ...     def forward(self, prefix):
         ...         return self.logits.log_softmax(-1).expand(len(prefix), 2)
+        >>> smc = TwistedSMC(Coins(), TabularTwist(3, 2), lambda s: s.sum(-1).float(), length=3)
         >>> distilled = SelfDistilledTwistedSMC(
-        ...     Coins(), lambda: TabularTwist(3, 2), lambda s: s.sum(-1).float(), length=3,
-        ...     num_twist_steps=5, num_distillation_steps=5, seed=0)
+        ...     smc, num_twist_steps=5, num_distillation_steps=5, seed=0)
         >>> distilled.run(2, progress=False).generation
         1
         >>> distilled.sampler.run(seed=0).sequences.shape
@@ -120,11 +116,7 @@ class SelfDistilledTwistedSMC:
 
     def __init__(
         self,
-        base: nn.Module,
-        twist_factory: Callable[[], nn.Module],
-        log_potential: Callable[[Tensor], Tensor],
-        num_particles: int = 16,
-        length: int | None = None,
+        sampler: TwistedSMC,
         *,
         loss: TwistLoss | None = None,
         num_twist_steps: int = 200,
@@ -132,18 +124,19 @@ class SelfDistilledTwistedSMC:
         num_distillation_particles: int = 64,
         twist_optimizer: Optimizer | None = None,
         base_optimizer: Optimizer = _ADAM,
-        max_norm: float | None = 1.0,
         prompt: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        checks.instance("base", base, nn.Module, "a module")
-        checks.function("twist_factory", twist_factory, "a function that makes a module")
-        checks.function("log_potential", log_potential, "a function of sequences", or_class=False)
+        checks.instance("sampler", sampler, TwistedSMC, "a TwistedSMC")
+        base, twist = sampler.base, sampler.twist
+        if not (isinstance(base, nn.Module) and isinstance(twist, nn.Module)):
+            raise TypeError(
+                "sampler must have modules as base and twist, to be trained, got "
+                f"{checks.shown(base)} and {checks.shown(twist)}"
+            )
         if loss is not None:
             checks.instance("loss", loss, TwistLoss, "a TwistLoss or None")
         self.loss = CTLLoss() if loss is None else loss
-        twist = twist_factory()
-        checks.instance("twist_factory", twist, nn.Module, "a function that makes a module")
         self.num_twist_steps = checks.integer("num_twist_steps", num_twist_steps, 1)
         self.num_distillation_steps = checks.integer(
             "num_distillation_steps", num_distillation_steps, 1
@@ -154,23 +147,22 @@ class SelfDistilledTwistedSMC:
         wanted = "a function that makes an optimizer"
         checks.optional(checks.function, "twist_optimizer", twist_optimizer, wanted)
         checks.function("base_optimizer", base_optimizer, wanted)
-        self.max_norm = checks.optional(checks.number, "max_norm", max_norm, above=0)
-        self.length, self.prompt = checks.integer("length", length, 1), prompt
+        self.prompt = prompt
         self.twist_optimizer, self.base_optimizer = twist_optimizer, base_optimizer
-        self.log_potential = log_potential
+        self.log_potential = sampler.log_potential
         self._trained = {name for name, p in base.named_parameters() if p.requires_grad}
         if not self._trained:
             raise ValueError("base must have parameters that require a gradient, got none")
         self.original = _frozen(base)
         self.seed = fresh_seed(seed)
-        self.sampler = TwistedSMC(self.original, twist, log_potential, num_particles, length)
+        self.sampler = _changed(sampler, base=self.original, twist=copy.deepcopy(twist))
         """The present sampler: base model, twist and potential of the last generation."""
         self.sampler._prompt(prompt, 1)
         # What phases depend on besides their own settings, for checkpoints.
         self._identity = {
             "loss": type(self.loss).__name__,
-            "length": length,
-            "num_particles": num_particles,
+            "length": sampler.length,
+            "num_particles": sampler.num_particles,
             "num_twist_steps": num_twist_steps,
             "num_distillation_steps": num_distillation_steps,
             "num_distillation_particles": num_distillation_particles,
@@ -186,11 +178,6 @@ class SelfDistilledTwistedSMC:
     def generation(self) -> int:
         """Number of the last generation whose twists have been learned, from 0; -1 before."""
         return (self._num_phases + 1) // 2 - 1
-
-    @property
-    def effective_log_potential(self) -> Callable[[Tensor], Tensor]:
-        """The potential of the present base model, with which the target is the first one."""
-        return self.sampler.log_potential
 
     def step(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> bool:
         """Go on to the next generation: distil, but for the first one, and learn twists.
@@ -241,7 +228,7 @@ class SelfDistilledTwistedSMC:
                 for name, parameter in self._student.named_parameters():
                     parameter.requires_grad_(name in self._trained)
             options: dict[str, Any] = {
-                "max_norm": self.max_norm,
+                "max_norm": 1.0,
                 "identity": self._identity,
                 "seed": spawn_seed(self.seed, self._num_phases),
             }
@@ -270,10 +257,9 @@ class SelfDistilledTwistedSMC:
         self._num_phases += 1
         if not is_twist:
             base = _frozen(self._student)
-            potential = EffectivePotential(self.log_potential, self.original, base, self.length)
-            self.sampler = TwistedSMC(
-                base, self.sampler.twist, potential, self.sampler.num_particles, self.length
-            )
+            length = self.sampler.length
+            potential = EffectivePotential(self.log_potential, self.original, base, length)
+            self.sampler = _changed(self.sampler, base=base, log_potential=potential)
         return True
 
     def _twist_loss(self) -> Tensor:
@@ -281,10 +267,7 @@ class SelfDistilledTwistedSMC:
 
     def _distillation_loss(self) -> Tensor:
         """Cross-entropy of the student under weighted sequences of the present sampler."""
-        smc = self.sampler
-        sampler = TwistedSMC(
-            smc.base, smc.twist, smc.log_potential, self.num_distillation_particles, self.length
-        )
+        sampler = _changed(self.sampler, num_particles=self.num_distillation_particles)
         found = sampler.run(self.prompt)
         weights = found.log_weights.softmax(-1)
         return weighted_cross_entropy(self._student, found.sequences, weights, self.prompt)
@@ -301,3 +284,10 @@ def _frozen(module: nn.Module) -> nn.Module:
     """A copy that is not trained."""
     frozen = copy.deepcopy(module)
     return frozen.requires_grad_(False)
+
+
+def _changed(sampler: TwistedSMC, **parts: Any) -> TwistedSMC:
+    """A sampler with some other parts."""
+    changed = copy.copy(sampler)
+    vars(changed).update(parts)
+    return changed

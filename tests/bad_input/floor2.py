@@ -179,8 +179,6 @@ def optimization() -> dict[str, Call]:
         num_pairs=1,
         scale=0.1,
         learning_rate=0.1,
-        max_norm=1.0,
-        worst_loss=20.0,
         seed=0,
     )
 
@@ -226,14 +224,16 @@ def clustering() -> dict[str, Call]:
             cluster=latent,
             shared=(),
             num_auxiliary=2,
-            num_updates=1,
             backend="eager",
             init="one",
         ),
         "SliceSampler": call(prior=prior, cluster=cluster, init="one"),
         "SplitMerge": call(**both, num_proposals=1, num_scans=2, init="one"),
         "TreeGuided": call(
-            **both, mode="exact", num_global_moves=1, local_fraction=0.5, init="one"
+            **both,
+            num_global_moves=1,
+            local_fraction=0.5,
+            init="one",
         ),
         "MCMC.run": of(marginal, {"x": POINTS}),
         "MCMC.run of a model": of(auxiliary, {"x": X}),
@@ -263,9 +263,6 @@ def predictions() -> dict[str, Call]:
     posterior: dict[str, Any] = dict(**options, batch_size=2, num_checks=2, tolerance=0.1)
     bootstrap: dict[str, Any] = dict(
         num_samples=2,
-        concentration=0.0,
-        base_measure=None,
-        truncation=2,
         backend="eager",
         batch_size=2,
         num_restarts=0,
@@ -366,7 +363,7 @@ def coresets() -> dict[str, Call]:
             num_particles=2,
             backend="eager",
         ),
-        "GaussianSurrogate": call(minimizer=BatchLBFGS()),
+        "GaussianSurrogate": call(),
         "MCMCSurrogate": call(
             kernel=NUTS, num_samples=2, warmup_steps=1, batch_size=4, data_samples=None
         ),
@@ -403,7 +400,7 @@ def transfer_ensembles() -> dict[str, Call]:
         "FineTunedEnsemble.probabilities": of(
             FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs
         ),
-        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0, least_variance=1e-3),
+        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0),
         "soft_cross_entropy": call(logits=torch.zeros(3), targets=torch.tensor([0.5, 0.5, 0.0])),
     }
 
@@ -415,6 +412,13 @@ def martingale() -> dict[str, Call]:
     posterior = MartingalePosterior(PolyaUrn(), Mean(), 9, 20, progress=False, seed=0).run(X)
     wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
     return {
+        "BootstrapWeights": call(
+            concentration=0.0,
+            base_measure=None,
+            truncation=2,
+            num_blocks=2,
+            block_concentration="unit",
+        ),
         "DirichletWeights": call(
             num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2, block_concentration="unit"
         ),

@@ -38,7 +38,6 @@ def guides() -> dict[str, Call]:
             weights="weights",
             locs="locs",
             scales="scales",
-            least_scale=1e-3,
         ),
         "AmortizedMixtureGuide.median": of(guide, **some),
         "AmortizedMixtureGuide.likelihood_loss": of(guide, **some),

@@ -39,7 +39,6 @@ def averaging() -> dict[str, Call]:
             module_c=modules[2],
             loss=half,
             num_points=2,
-            margin=0.1,
             batches=[X],
             progress=False,
         ),

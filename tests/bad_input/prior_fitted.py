@@ -56,7 +56,6 @@ def inference() -> dict[str, Call]:
             borders=BORDERS,
             inputs=inputs,
             sampler=sampler,
-            site="y",
             num_points=(4, 6),
             context=(0.1, 0.9),
         ),

@@ -61,7 +61,7 @@ def smc() -> dict[str, Call]:
     prompted = TwistedSMC(coins, TabularTwist(3, 2, num_prompt=1), number_of_heads, 4, 3)
     prompt = torch.tensor([1])
     small: dict[str, Any] = dict(num_twist_steps=1, num_distillation_steps=1)
-    distilled = SelfDistilledTwistedSMC(coins, table_twist, number_of_heads, 4, 3, **small)
+    distilled = SelfDistilledTwistedSMC(sampler, **small)
     distilled.run(1, progress=False)
     markov: dict[str, Any] = dict(
         init=torch.tensor([0.5, 0.5]),
@@ -101,16 +101,11 @@ def smc() -> dict[str, Call]:
         ),
         "SMCResult.sample": of(sampler.run(seed=0), num_samples=2, seed=0),
         "SelfDistilledTwistedSMC": call(
-            base=coins,
-            twist_factory=table_twist,
-            log_potential=number_of_heads,
-            length=3,
-            num_particles=4,
+            sampler=sampler,
             loss=CTLLoss(),
             num_distillation_particles=4,
             twist_optimizer=torch.optim.Adam,
             base_optimizer=torch.optim.Adam,
-            max_norm=1.0,
             prompt=prompt,
             seed=0,
             **small,

@@ -31,7 +31,7 @@ def averaging() -> dict[str, Call]:
     swamp = SparseWeightAveraging(NETWORK, cycle_epochs=1, seed=0)
     masks = pruner.step(NETWORK)
     return {
-        "MagnitudePruner": call(rate=0.5, scope="layer", exclude=["bias"]),
+        "MagnitudePruner": call(rate=0.5, scope="layer"),
         "MagnitudePruner.step": of(MagnitudePruner(), weights=NETWORK),
         "MagnitudePruner.apply": of(MagnitudePruner(), module=NETWORK),
         "SparseWeightAveraging": call(

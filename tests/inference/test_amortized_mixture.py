@@ -277,6 +277,6 @@ def test_any_network_will_do():
         def forward(self, x, mask=None):
             return torch.zeros(*x.shape[:-2], 3, 5)
 
-    values = AmortizedMixtureGuide(mixture, Constant(), least_scale=0.5).median(torch.ones(4, 2))
+    values = AmortizedMixtureGuide(mixture, Constant()).median(torch.ones(4, 2))
     torch.testing.assert_close(values["weights"], torch.full((3,), 1 / 3))
-    torch.testing.assert_close(values["scales"], torch.full((3, 2), 2.0).log() + 0.5)
+    torch.testing.assert_close(values["scales"], torch.full((3, 2), 2.0).log() + 1e-3)

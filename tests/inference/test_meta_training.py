@@ -89,15 +89,6 @@ def test_an_iteration_compares_chains_with_the_same_numbers():
     assert torch.equal(one._parameters.detach(), before)
 
 
-def test_the_gradient_is_clipped():
-    norms = []
-    for max_norm in (1e6, 1e-3):
-        one = trainer(max_norm=max_norm)
-        one.step()
-        norms.append(float(one._parameters.grad.norm()))
-    assert norms[0] > 2e-3 and norms[1] == pytest.approx(1e-3, rel=1e-3)
-
-
 def test_chains_have_parameters_of_their_own():
     """Chains with perturbed parameters are those of kernels with these parameters."""
     one = trainer()
@@ -130,7 +121,7 @@ def test_the_draws_are_the_last_ones():
 
 
 def test_one_iteration_by_hand():
-    one, module = trainer(max_norm=100.0), ResidualKinetics((4,))
+    one, module = trainer(), ResidualKinetics((4,))
     before = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
     loss = one.step()
     after = torch.nn.utils.parameters_to_vector(one.module.parameters()).detach()
@@ -222,15 +213,13 @@ def test_a_chain_that_diverges_has_the_worst_loss():
         log[0] = torch.nan
         return log
 
-    one = trainer([Task(network, (X, Y), bad)], worst_loss=8.0)
-    assert one.evaluate(one.tasks[0], num_chains=2)[0] == 8.0
+    one = trainer([Task(network, (X, Y), bad)])
+    assert one.evaluate(one.tasks[0], num_chains=2)[0] == 20.0
     one.step()
     assert all(torch.isfinite(parameter).all() for parameter in one.module.parameters())
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="num_steps must exceed the 8 steps"):
-        trainer(num_steps=8)
     with pytest.raises(ValueError, match="got 'compile'"):
         trainer(kernel=lambda m, k: L2E(m, kinetics=k, backend="compile")).step()
     with pytest.raises(ValueError, match=r"log_likelihood of 'wrong'.*\(6, 3, n\); got \(6, 3\)"):

@@ -245,7 +245,7 @@ def test_several_features():
         weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(x @ weight, 0.1).to_event(1))
 
-    pfn = network(plane, num_features=2).fit(2, progress=False)
+    pfn = network(plane, net=PriorFittedTransformer(20, 2)).fit(2, progress=False)
     assert pfn.predictive(torch.rand(4, 2), torch.rand(4), torch.rand(7, 2)).batch_shape == (7,)
 
 
@@ -271,8 +271,8 @@ def test_what_is_unlike_the_training_is_warned_of(inputs, tmp_path):
 
 
 def test_wrong_priors():
-    with pytest.raises(ValueError, match="site 'z'"):
-        network(site="z").fit(1, progress=False)
+    with pytest.raises(ValueError, match=r"the site 'y', got the sites \['z'\]"):
+        network(lambda x: pyro.sample("z", dist.Normal(x, 1.0).to_event(1))).draw(2, 8, 3)
 
     def scalar(x):
         pyro.sample("y", dist.Normal(0.0, 1.0))

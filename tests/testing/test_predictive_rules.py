@@ -40,6 +40,7 @@ RULES = {
     "model of a fixed size": (PosteriorPredictive(fixed_size, DRAWS), TEN, 50),
     "model of subsamples": (PosteriorPredictive(subsampling, DRAWS), TEN, 50),
     "copula": (CopulaDensity(0.8), FEW, 200),
+    "copula of vectors": (CopulaDensity(0.8), ROWS, 20),
 }
 
 

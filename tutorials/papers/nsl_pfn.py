@@ -215,11 +215,10 @@ def trained(seed: int, family: str | None) -> PriorDataFittedNetwork:
         sampler=partial(sample_scaling_curves, family=family),
         num_points=(10, 40),
         num_for_borders=page.length(5_000, smoke=200),
-        learning_rate=2e-3,
         regress_context=True,
         seed=seed,
     )
-    return made.fit(NUM_STEPS, progress=False)
+    return made.fit(NUM_STEPS, learning_rate=2e-3, progress=False)
 
 
 ablation: dict[str, dict[int, float]] = {"full": {}, "down": {}}

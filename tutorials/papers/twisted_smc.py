@@ -229,11 +229,7 @@ def self_distilled(seed: int) -> Generations:
     """Take turns at twists and base models."""
     torch.manual_seed(seed)
     distilled = SelfDistilledTwistedSMC(
-        ResidualLanguageModel(fixed),
-        new_twist,
-        log_potential,
-        NUM_PARTICLES,
-        LENGTH,
+        TwistedSMC(ResidualLanguageModel(fixed), new_twist(), log_potential, NUM_PARTICLES, LENGTH),
         num_twist_steps=NUM_TWIST_STEPS,
         num_distillation_steps=NUM_BASE_STEPS,
         num_distillation_particles=4 * NUM_PARTICLES,

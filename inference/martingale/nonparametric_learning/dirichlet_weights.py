@@ -1,6 +1,7 @@
 """Weights of observations under a Dirichlet process, and the atoms of a prior guess."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -169,6 +170,55 @@ class EmpiricalBase:
 
     def __len__(self) -> int:
         return len(self.atoms[0])
+
+
+@dataclass(frozen=True)
+class BootstrapWeights:
+    r"""How a :class:`~pyro_ext.inference.PosteriorBootstrap` draws weights, and its prior guess.
+
+    :param float concentration: :math:`\alpha`, how many observations the prior guess is worth.
+    :param base_measure: the prior guess. A Pyro distribution, for data of one tensor; or a function
+        of a number of atoms that returns a tensor for each tensor of the data, drawn by PyTorch's
+        generator; or an :class:`~pyro_ext.inference.martingale.EmpiricalBase`, whose atoms all
+        draws share. Of a model, the data are those arguments that have a row for each observation.
+    :param int truncation: :math:`m`, the number of atoms that each draw has of its own.
+    :param int num_blocks: number of blocks of observations that share a weight, for many of them.
+    :param str block_concentration: ``"aggregate"`` or ``"unit"``; intervals take the latter. See
+        :class:`~pyro_ext.inference.martingale.DirichletWeights`.
+
+    Example::
+
+        >>> BootstrapWeights(3.0, EmpiricalBase(torch.zeros(4, 2), torch.ones(4))).concentration
+        3.0
+    """
+
+    concentration: float = 0.0
+    base_measure: Any = None
+    truncation: int = 100
+    num_blocks: int | None = None
+    block_concentration: BlockConcentration = "aggregate"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base_measure, EmpiricalBase):
+            wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
+            checks.optional(
+                checks.function, "base_measure", self.base_measure, wanted, or_class=False
+            )
+        if (
+            checks.number("concentration", self.concentration, least=0)
+            and self.base_measure is None
+        ):
+            raise ValueError(
+                f"concentration={self.concentration} needs a base_measure to put its weight on"
+            )
+        checks.integer("truncation", self.truncation, 1)
+        checks.optional(checks.integer, "num_blocks", self.num_blocks, 1)
+        checks.choice("block_concentration", self.block_concentration, get_args(BlockConcentration))
+
+    def of(self, num_observed: int, num_atoms: int) -> DirichletWeights:
+        """Return the distribution for so many observations and atoms."""
+        blocks = self.num_blocks, self.block_concentration
+        return DirichletWeights(num_observed, num_atoms, self.concentration, *blocks)
 
 
 def atoms_of_draws(

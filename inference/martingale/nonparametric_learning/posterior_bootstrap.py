@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from pyro_ext._lib.executors import ExecutorError, run_tasks
 from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.folder import DrawFolder
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
-    BlockConcentration,
-    DirichletWeights,
+    BootstrapWeights,
     EmpiricalBase,
 )
 from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import WeightedFits
@@ -42,14 +41,34 @@ from pyro_ext.potential import (
 from pyro_ext.random import fresh_seed
 
 _FIELDS = ("value", "gradient_norm", "converged", "num_steps")
-_SETTINGS = (
-    *("concentration", "truncation", "num_blocks", "block_concentration"),
-    *("include_prior", "num_restarts", "subsample_size"),
-)
+_EQUAL = BootstrapWeights()
 _FAILED = (
     "executor={} failed; draws made before are kept: get_samples() has them, and with "
     "checkpoint=... the same program continues from there"
 )
+
+
+class LossOptions(TypedDict, total=False):
+    r"""Options of the loss that a :class:`~pyro_ext.inference.PosteriorBootstrap` minimizes.
+
+    :param str plate: name of the plate of the observations, where a model has several.
+    :param bool include_prior: whether the log prior of the model counts, as one observation does,
+        :math:`g = - \log p(\theta) / n`.
+    :param regularizer: :math:`g`, a function of the parameters by name, for example of a
+        :math:`1 / n` th of a penalty.
+    :param init_strategy: draws starts: one of :mod:`pyro.infer.autoguide.initialization`, without
+        one that of :meth:`Potential.init() <pyro_ext.potential.Potential.init>`; for a ``loss_fn``
+        a function without arguments that returns parameters.
+    :param int subsample_size: number of observations in a minibatch of a ``loss_fn``.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    """
+
+    plate: str | None
+    include_prior: bool
+    regularizer: Regularizer | None
+    init_strategy: InitStrategy | None
+    subsample_size: int | None
+    backend: Backend
 
 
 class PosteriorBootstrap(IndependentDraws):
@@ -69,35 +88,18 @@ class PosteriorBootstrap(IndependentDraws):
     :param model: a Pyro model whose observations are the elements of a plate, with all latent sites
         outside of it; or ``None`` with a ``loss_fn``.
     :param int num_samples: number of draws.
-    :param float concentration: :math:`\alpha`, how many observations the prior guess is worth.
+    :param BootstrapWeights weights: how the weights are drawn, and the prior guess.
     :param loss_fn: a loss instead of a model: it maps parameters by name and the data to a loss for
         each observation, ``(n,)``.
-    :param base_measure: the prior guess. A Pyro distribution, for data of one tensor; or a function
-        of a number of atoms that returns a tensor for each tensor of the data, drawn by PyTorch's
-        generator; or an :class:`~pyro_ext.inference.martingale.EmpiricalBase`, whose atoms all
-        draws share. Of a model, the data are those arguments that have a row for each observation.
-    :param int truncation: :math:`m`, the number of atoms that each draw has of its own.
-    :param int num_blocks: number of blocks of observations that share a weight, for many of them.
-    :param str block_concentration: ``"aggregate"`` or ``"unit"``; intervals take the latter. See
-        :class:`~pyro_ext.inference.martingale.DirichletWeights`.
-    :param str plate: name of the plate of the observations, where a model has several.
-    :param bool include_prior: whether the log prior of the model counts, as one observation does,
-        :math:`g = - \log p(\theta) / n`.
-    :param regularizer: :math:`g`, a function of the parameters by name, for example of a
-        :math:`1 / n` th of a penalty.
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one. A model that
         subsamples takes a :class:`~pyro_ext.inference.BatchOptimizer`, with a minibatch for each
         draw at each step.
+    :param Mapping initial_params: where the fit with equal weights starts, in place of a drawn
+        point. Constrained. **Shape:** ``(*event)`` each. Of a ``loss_fn`` it has to be there, and
+        gives the shapes.
     :param int num_restarts: number of random starts of each draw, of which the lowest loss is kept,
         for losses with several minima. With none of them all draws start at one fit, that to the
         data with equal weights, in coordinates in which the loss has unit curvature there.
-    :param init_strategy: draws starts: one of :mod:`pyro.infer.autoguide.initialization`, without
-        one that of :meth:`Potential.init() <pyro_ext.potential.Potential.init>`; for a ``loss_fn``
-        a function without arguments that returns parameters.
-    :param Mapping initial_params: where the fit with equal weights starts instead. Constrained.
-        **Shape:** ``(*event)`` each. Of a ``loss_fn`` it has to be there, and gives the shapes.
-    :param int subsample_size: number of observations in a minibatch of a ``loss_fn``.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     :param int batch_size: number of draws that are fitted side by side, which memory bounds.
     :param Executor executor: where batches of draws are fitted: a pool of processes, or the
         executor of a Dask client or of MPI; by default here, one after the other. A batch that is
@@ -107,6 +109,7 @@ class PosteriorBootstrap(IndependentDraws):
     :param int seed: of all that is random; ``None`` takes one from PyTorch's generator, or that of
         the checkpoint. Draws depend on it and on ``batch_size``, and not on the executor.
     :param bool progress: whether to show a progress bar.
+    :param options: those of :class:`~pyro_ext.inference.martingale.LossOptions`.
 
     [1] E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal
     posteriors with the posterior bootstrap.
@@ -128,90 +131,75 @@ class PosteriorBootstrap(IndependentDraws):
         self,
         model: Callable[..., Any] | None = None,
         num_samples: int = 1000,
-        concentration: float = 0.0,
+        weights: BootstrapWeights = _EQUAL,
         *,
         loss_fn: Callable[..., Tensor] | None = None,
-        base_measure: Any = None,
-        truncation: int = 100,
-        num_blocks: int | None = None,
-        block_concentration: BlockConcentration = "aggregate",
-        plate: str | None = None,
-        include_prior: bool = False,
-        regularizer: Regularizer | None = None,
         optimizer: Minimizer | None = None,
-        init_strategy: InitStrategy | None = None,
         initial_params: Mapping[str, Tensor] | None = None,
         num_restarts: int = 0,
-        subsample_size: int | None = None,
-        backend: Backend = "trace",
         batch_size: int | None = None,
         executor: Executor | None = None,
         checkpoint: str | Path | None = None,
         seed: int | None = None,
         progress: bool = True,
+        **options: Unpack[LossOptions],
     ) -> None:
         super().__init__()
+        self.model = checks.optional(checks.function, "model", model, "a Pyro model")
+        self.loss_fn = checks.optional(checks.function, "loss_fn", loss_fn)
         if (model is None) == (loss_fn is None):
             raise ValueError("give either a model or a loss_fn, got both or none")
         if loss_fn is not None and initial_params is None:
             raise ValueError("initial_params must give the parameters of a loss_fn, got none")
-        if loss_fn is not None and (include_prior or plate is not None):
-            raise ValueError(
-                "include_prior and plate need a model, and a loss_fn was given, got "
-                f"include_prior={include_prior!r}, plate={plate!r:.80}"
-            )
-        if loss_fn is None and subsample_size is not None:
-            raise ValueError(
-                f"subsample_size must be None without a loss_fn, got {subsample_size!r:.80}; a "
-                "model subsamples by its plate"
-            )
-        check_backend(backend)
-        if seed is not None:
-            fresh_seed(seed)
-        checks.choice("block_concentration", block_concentration, get_args(BlockConcentration))
-        if not isinstance(base_measure, EmpiricalBase):
-            wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
-            checks.optional(checks.function, "base_measure", base_measure, wanted, or_class=False)
-        self.model = checks.optional(checks.function, "model", model, "a Pyro model")
-        self.loss_fn = checks.optional(checks.function, "loss_fn", loss_fn)
         self.num_samples = checks.integer("num_samples", num_samples, 1)
-        self.concentration = checks.number("concentration", concentration, least=0)
-        self.base_measure = base_measure
-        self.truncation = checks.integer("truncation", truncation, 1)
-        self.num_blocks = checks.optional(checks.integer, "num_blocks", num_blocks, 1)
-        self.block_concentration = block_concentration
-        self.plate = checks.optional(checks.instance, "plate", plate, str, "the name of a plate")
-        self.include_prior = include_prior
-        self.regularizer = checks.optional(checks.function, "regularizer", regularizer)
+        checks.instance("weights", weights, BootstrapWeights, "BootstrapWeights")
+        self.weights = weights
         wanted = "a BatchLBFGS or another Minimizer"
         checks.optional(checks.instance, "optimizer", optimizer, Minimizer, wanted)
         self.optimizer: Minimizer = optimizer or BatchLBFGS()
-        self.init_strategy = checks.optional(checks.function, "init_strategy", init_strategy)
         self.initial_params = checks.optional(
             checks.tensors, "initial_params", initial_params, finite=True
         )
         self.num_restarts = checks.integer("num_restarts", num_restarts, 0)
-        self.subsample_size = checks.optional(checks.integer, "subsample_size", subsample_size, 1)
-        self.backend: Backend = backend
         self.batch_size = checks.optional(checks.integer, "batch_size", batch_size, 1)
         wanted = "a concurrent.futures.Executor or None"
         self.executor = checks.optional(checks.instance, "executor", executor, Executor, wanted)
         self.checkpoint = checks.optional(
             checks.instance, "checkpoint", checkpoint, (str, Path), "a path or None"
         )
+        if seed is not None:
+            fresh_seed(seed)
         self.seed = seed
         self.progress = progress
-        if self.concentration > 0 and base_measure is None:
-            raise ValueError(
-                f"concentration={concentration} needs a base_measure to put its weight on"
-            )
-        if self.num_restarts and loss_fn is not None and init_strategy is None:
-            raise ValueError(
-                f"num_restarts={num_restarts} needs an init_strategy that draws parameters of the "
-                "loss_fn"
-            )
+        self.options = options
+        self._check_options()
         self._fits: dict[str, Tensor] = {}
         self._last: tuple[list[Any], WeightedLoss] | None = None
+
+    def _check_options(self) -> None:
+        """Check the options of the loss, and that they fit a model or a function."""
+        options = self.options
+        if unknown := options.keys() - LossOptions.__annotations__.keys():
+            raise TypeError(f"options must be those of LossOptions, got {sorted(unknown)}")
+        of_model = {name: options[name] for name in ("include_prior", "plate") if options.get(name)}
+        if self.loss_fn is not None and of_model:
+            raise ValueError(f"include_prior and plate need a model, got a loss_fn and {of_model}")
+        if self.loss_fn is None and options.get("subsample_size") is not None:
+            raise ValueError(
+                "subsample_size must be None without a loss_fn, got "
+                f"{options['subsample_size']!r:.80}; a model subsamples by its plate"
+            )
+        for name in ("regularizer", "init_strategy"):
+            checks.optional(checks.function, name, options.get(name))
+        wanted = "the name of a plate"
+        checks.optional(checks.instance, "plate", options.get("plate"), str, wanted)
+        checks.optional(checks.integer, "subsample_size", options.get("subsample_size"), 1)
+        check_backend(options.get("backend", "trace"))
+        if self.num_restarts and self.loss_fn is not None and not options.get("init_strategy"):
+            raise ValueError(
+                f"num_restarts={self.num_restarts} needs an init_strategy that draws parameters of "
+                "the loss_fn"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither an executor nor recorded graphs can be sent.
@@ -279,17 +267,19 @@ class PosteriorBootstrap(IndependentDraws):
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WeightedLoss:
         """The loss over the observations alone."""
         loss: WeightedLoss
-        options: Any = {"regularizer": self.regularizer, "backend": self.backend}
+        names = ("regularizer", "backend")
+        options: Any = {name: value for name, value in self.options.items() if name in names}
         if self.loss_fn is not None:
             if kwargs:
                 raise ValueError(f"kwargs must be empty for a loss_fn, got {sorted(kwargs)}")
-            options["subsample_size"] = self.subsample_size
+            options["subsample_size"] = self.options.get("subsample_size")
             loss = WeightedFunction(self.loss_fn, args, self.initial_params, **options)
         else:
-            if self.init_strategy is not None:
-                options["init_strategy"] = self.init_strategy
-            loss = WeightedPotential(self.model, args, kwargs, plate=self.plate, **options)
-            if self.include_prior:
+            if self.options.get("init_strategy") is not None:
+                options["init_strategy"] = self.options["init_strategy"]
+            plate = self.options.get("plate")
+            loss = WeightedPotential(self.model, args, kwargs, plate=plate, **options)
+            if self.options.get("include_prior"):
                 loss.prior_weight = 1.0 / loss.num_points
         if loss.subsample_size is not None:
             if not self.optimizer.takes_minibatches:
@@ -313,22 +303,16 @@ class PosteriorBootstrap(IndependentDraws):
                 values = loss.potential.unconstrain(values)
             initial = loss.layout.flatten(values)[0]
 
-        def make_weights(num_atoms: int) -> DirichletWeights:
-            blocks = self.num_blocks, self.block_concentration
-            return DirichletWeights(loss.num_points, num_atoms, self.concentration, *blocks)
-
         return WeightedFits(
             loss,
-            make_weights,
-            self.base_measure if self.concentration > 0 else None,
-            self.truncation,
+            self.weights,
             self.optimizer,
-            self.num_restarts,
-            self.init_strategy,
             initial,
             seed,
-            self.batch_size,
-            self.num_samples,
+            num_samples=self.num_samples,
+            num_restarts=self.num_restarts,
+            init_strategy=self.options.get("init_strategy"),
+            batch_size=self.batch_size,
         )
 
     # How a run goes ------------------------------------------------------------------------------
@@ -410,8 +394,11 @@ class PosteriorBootstrap(IndependentDraws):
     ) -> None:
         """Write what the run is of, or raise where the folder is of another run."""
         potential: Potential | None = getattr(loss, "potential", None)
-        base = self.base_measure
-        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings = {**vars(self.weights)}
+        base = settings.pop("base_measure")
+        settings["include_prior"] = self.options.get("include_prior", False)
+        settings["subsample_size"] = self.options.get("subsample_size")
+        settings["num_restarts"] = self.num_restarts
         settings |= {"batch_size": fits.batch_size, "optimizer": repr(self.optimizer)}
         data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
         data |= data_identity(self.initial_params or {}, "initial_params")

@@ -1,6 +1,5 @@
 """Fits of a loss to weighted data, many draws at a time, near the fit to mean weights."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
-    DirichletWeights,
+    BootstrapWeights,
     EmpiricalBase,
     atoms_of_draws,
     fitting_atoms,
@@ -31,25 +30,24 @@ _NUMBERS_PER_BATCH = 1 << 17  # what one operation works on should stay in the p
 class WeightedFits:
     """Draws of weights and atoms, and the fits to them, as :class:`PosteriorBootstrap` says.
 
-    :param make_weights: makes the distribution of the weights for a number of atoms.
     :param initial: where the fit with equal weights starts, instead of at a drawn point.
     """
 
     def __init__(
         self,
         loss: WeightedLoss,
-        make_weights: Callable[[int], DirichletWeights],
-        base_measure: Any,
-        truncation: int,
+        weights: BootstrapWeights,
         optimizer: Minimizer,
-        num_restarts: int,
-        init_strategy: Any,
         initial: Tensor | None,
         seed: int,
-        batch_size: int | None,
+        *,
         num_samples: int,
+        num_restarts: int,
+        init_strategy: Any,
+        batch_size: int | None,
     ) -> None:
         self._rows = loss.rows
+        base_measure = weights.base_measure if weights.concentration > 0 else None
         self._base_measure = base_measure
         self._has_own_atoms = not (base_measure is None or isinstance(base_measure, EmpiricalBase))
         self._seed = seed
@@ -60,7 +58,7 @@ class WeightedFits:
                     "base_measure needs a model whose data are arguments with a row for each "
                     "observation, but it has none"
                 )
-            num_atoms = truncation if self._has_own_atoms else len(base_measure)
+            num_atoms = weights.truncation if self._has_own_atoms else len(base_measure)
             if self._has_own_atoms:
                 drawn = atoms_of_draws(base_measure, num_atoms, loss.rows, range(1), seed)
                 atoms = [part[0] for part in drawn]
@@ -69,7 +67,7 @@ class WeightedFits:
             pairs = zip(loss.rows, atoms, strict=True)
             loss = loss.with_rows([torch.cat([one, other]) for one, other in pairs])
         self.loss = loss
-        self._weights = make_weights(num_atoms)
+        self._weights = weights.of(loss.num_points - num_atoms, num_atoms)
         self._num_atoms = num_atoms
         self._optimizer = optimizer
         self._num_restarts = num_restarts

@@ -88,15 +88,6 @@ def test_draws_are_normal_where_sites_are_free():
     assert len(loc) == len(scale) == 3
 
 
-def test_the_scale_multiplies_the_covariance():
-    guide, _ = trained(10)
-    guide.eval()
-    one = guide.get_posterior(X).covariance_matrix
-    guide.scale = 4.0
-    four = guide.get_posterior(X).covariance_matrix
-    torch.testing.assert_close(4.0 * one, four)
-
-
 def resumed(path, num_steps):
     torch.manual_seed(0)  # of where it starts
     pyro.clear_param_store()

@@ -40,15 +40,6 @@ def test_points(dtype):
         torch.testing.assert_close(value, 0.7 * a.get_parameter(name) + 0.3 * b.get_parameter(name))
 
 
-def test_many_points_at_once():
-    path = BezierPath(*networks(2))
-    positions = torch.rand(2, 3)
-    together = path.weights(positions)
-    assert together["0.weight"].shape == (2, 3, 6, 4)
-    alone = path.weights(positions[1, 2])
-    torch.testing.assert_close({n: w[1, 2] for n, w in together.items()}, alone)
-
-
 def test_gradient_of_the_control_point(float64):
     """It is 2 r (1 - r) times the gradient at the point, nothing at the ends."""
     a, b, c = networks(3, torch.float64)
@@ -161,16 +152,3 @@ def test_other_networks_are_refused():
         BezierPath(MLP(4, [6], 3), MLP(4, [7], 3))
     with pytest.raises(ValueError, match=r"module_b .* got '4.weight' of the shape \(3, 6\) in pl"):
         BezierPath(MLP(4, [6], 3), nn.Sequential(*MLP(4, [6], 3), nn.ReLU(), nn.Linear(6, 3)))
-
-
-def test_a_step_on_a_resnet():
-    models = pytest.importorskip("torchvision.models")
-    path = BezierPath(*(models.resnet18(num_classes=10) for _ in "ab"))
-    x, y = torch.randn(8, 3, 32, 32), torch.arange(8)
-    before = copy.deepcopy(path.control.state_dict())
-    Trainer(path, seed=0).run(lambda: cross_entropy(path(x, torch.rand(())), y), 1, progress=False)
-    after = path.control.state_dict()
-    assert all((after[n] != w).any() for n, w in before.items() if n.endswith("weight"))
-    middle = path.module_at(0.5, [x])
-    assert middle(x).shape == (8, 10)
-    assert (middle.bn1.running_var != path.control.bn1.running_var).all()

@@ -15,8 +15,6 @@ from pyro_ext.inference.averaging import (
     BayesianOptimizer,
     CheckpointCollector,
     ModelFusion,
-    greedy_soup,
-    learned_soup,
 )
 from pyro_ext.inference.training import ShuffledBatches
 
@@ -296,25 +294,6 @@ def test_ctrl_c_keeps_what_was_evaluated(trained):
     assert torch.equal(fusion.history.values, fusion_of(trained).run(2, progress=False).history[1])
 
 
-def test_soups_take_the_same_checkpoints(trained):
-    network, weights = trained
-    fusion = fusion_of(trained)
-    alone = max(fusion.evaluate(one)["accuracy"] for one in torch.eye(5))
-
-    def loss(values):
-        logits = torch.func.functional_call(network, values, (X,))
-        return -(logits.argmax(-1) == LABELS).float().mean()
-
-    assert -greedy_soup(weights, loss).loss >= alone
-    learned = learned_soup(
-        weights,
-        lambda values: cross_entropy(torch.func.functional_call(network, values, (X,)), LABELS),
-    )
-    torch.testing.assert_close(
-        fusion.evaluate(learned.coefficients)["loss"], learned.loss, rtol=1e-5, atol=0.0
-    )
-
-
 def test_what_is_wrong_is_named(trained):
     network, weights = trained
     first = {name: value[:1] for name, value in weights.items()}
@@ -343,28 +322,3 @@ def test_what_is_wrong_is_named(trained):
     with pytest.raises(RuntimeError, match="single checkpoints must be evaluated before"):
         _ = fusion.history
     assert isinstance(BayesianOptimizer([[0.0], [1.0]]).seed, int)
-
-
-@pytest.mark.slow
-def test_residual_network():
-    """A step of training and of fusion, of a network with batch normalization."""
-    models = pytest.importorskip("torchvision.models")
-    torch.manual_seed(0)
-    network = models.resnet18(num_classes=10)
-    images, labels = torch.rand(8, 3, 32, 32), torch.arange(8)
-    collector = CheckpointCollector(network, 2, num=2, start=0.0)
-    trainer = Trainer(network, lambda p: torch.optim.SGD(p, lr=0.01), stateful=[collector], seed=0)
-    collector.watch(trainer.optimizer)
-    trainer.run(lambda: cross_entropy(network(images), labels), 2, progress=False)
-
-    def scores(module):
-        logits = module(images)
-        right = logits.argmax(-1) == labels
-        return {"accuracy": right.float().mean(), "loss": cross_entropy(logits, labels)}
-
-    fusion = ModelFusion(network, collector.weights, scores, BOTH, batches=[images], seed=0)
-    history = fusion.run(1, progress=False).history
-    assert history.values.shape == (5, 2) and bool(history.values.isfinite().all())
-    fused = fusion.best()
-    hidden = fused.conv1(images)
-    torch.testing.assert_close(fused.bn1.running_mean, hidden.mean((0, 2, 3)))

@@ -139,8 +139,3 @@ def test_botorch_has_the_same_numbers():
     mean, sd = candidates[:, 0, :2], candidates[:, 0, 2:]
     ours = expected_hypervolume_improvement(mean, sd, points, reference)
     torch.testing.assert_close(ours, theirs(candidates))
-
-
-def test_no_points_have_no_volume():
-    assert hypervolume(torch.zeros(0, 2), torch.zeros(2)) == 0.0
-    assert hypervolume(torch.zeros(3, 0, 3), torch.zeros(3)).tolist() == [0.0] * 3

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from pyro_ext.inference.averaging import (
     BezierPath,
@@ -78,22 +77,3 @@ def test_trace_of_a_quadratic(float64):
     assert found == hutchinson_trace(loss, weights, 4000, seed=0)
     diagonal = hutchinson_trace(lambda w: w["b"].square().sum() / 2, weights, 2, seed=1)
     assert diagonal == (2.0, 0.0)
-
-
-def test_trace_of_a_network(float64):
-    network = MLP(3, [4], 2, nn.Tanh)
-    x, y = torch.randn(30, 3), torch.randn(30, 2)
-    weights = dict(network.named_parameters())
-    sizes = [w.numel() for w in weights.values()]
-
-    def of_vector(vector):
-        parts = zip(weights.items(), vector.split(sizes), strict=True)
-        values = {name: part.reshape(w.shape) for (name, w), part in parts}
-        return mse_loss(functional_call(network, values, (x,)), y)
-
-    vector = nn.utils.parameters_to_vector(network.parameters()).detach()
-    exact = torch.autograd.functional.hessian(of_vector, vector).trace()
-    found = hutchinson_trace(
-        lambda w: mse_loss(functional_call(network, w, (x,)), y), weights, 500, seed=0
-    )
-    assert abs(found.mean - float(exact)) < 4 * found.standard_error

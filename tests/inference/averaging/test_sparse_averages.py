@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.checkpoint.files import CheckpointError
@@ -148,20 +148,6 @@ def test_samples_are_those_at_ends_of_epochs():
     torch.testing.assert_close(cycle.state["0.weight"], (steps[12][0] + steps[16][0]).mean(0) / 2)
 
 
-def test_average_is_no_worse_where_the_loss_is_convex(float64):
-    x = torch.randn(60, 5)
-    data = ShuffledBatches(x, x @ torch.randn(5, 1) + torch.randn(60, 1), batch_size=4)
-    swamp = averaging(nn.Linear(5, 1), loss=mse_loss, swa_lr=0.1)
-    ticket = swamp.ticket(data, progress=False)
-    weights = swamp.particles(data, ticket, progress=False)
-
-    def loss(weight, bias):
-        return float(mse_loss(x @ weight.T + bias, data.rows[1]))
-
-    each = [loss(*pair) for pair in zip(weights["weight"], weights["bias"], strict=True)]
-    assert loss(weights["weight"].mean(0), weights["bias"].mean(0)) < sum(each) / 4
-
-
 def test_batch_norm_statistics_are_those_of_the_average():
     module = network(nn.BatchNorm1d(12))
     (cycle,) = averaging(module).run(batches(60), 1, progress=False)
@@ -274,16 +260,3 @@ def test_ctrl_c_ends_a_run(tmp_path):
     resumed = averaging(loss=loss).run(batches(), 3, checkpoint=tmp_path, progress=False)
     whole = averaging().run(batches(), 3, progress=False)
     assert torch.equal(values(resumed[-1].state), values(whole[-1].state))
-
-
-@pytest.mark.slow
-def test_resnet():
-    """A network that nobody here wrote."""
-    torchvision = pytest.importorskip("torchvision")
-    module = torchvision.models.resnet18(num_classes=10)
-    x, y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
-    swamp = averaging(module, num_particles=2, ticket_epochs=0, cycle_epochs=1)
-    cycles = swamp.run(ShuffledBatches(x, y, batch_size=2), 2, progress=False)
-    assert cycles[1].sparsity == pytest.approx(0.2, abs=1e-6) and len(cycles[1].masks) == 21
-    module.load_state_dict(cycles[1].state)
-    assert module.eval()(x).isfinite().all()

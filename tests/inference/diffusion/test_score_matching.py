@@ -102,10 +102,9 @@ class ExactNoise(nn.Module):
         super().__init__()
         self.remaining = remaining
 
-    def forward(self, x: Tensor, timestep: int, shift: Tensor | None = None) -> SimpleNamespace:
+    def forward(self, x: Tensor, timestep: int) -> SimpleNamespace:
         variance = self.remaining * VARIANCE + 1.0 - self.remaining
-        mean = 0.0 if shift is None else self.remaining**0.5 * shift
-        noise = (1.0 - self.remaining) ** 0.5 * (x - mean) / variance
+        noise = (1.0 - self.remaining) ** 0.5 * x / variance
         return SimpleNamespace(sample=torch.cat([noise, torch.ones_like(noise)], 1))
 
 
@@ -116,9 +115,6 @@ def test_a_diffusion_model_has_the_score_of_scaled_noisy_data(timestep):
     score = DiffusersScore(ExactNoise(remaining), scheduler(), timestep)
     wanted = -x / (VARIANCE + score.sigma**2)
     torch.testing.assert_close(remaining**0.5 * score(x), wanted)
-    shift = torch.full((1, 1, 1, 1), 0.3)
-    shifted = DiffusersScore(ExactNoise(remaining), scheduler(), timestep, {"shift": shift})
-    torch.testing.assert_close(shifted(x + 0.3), score(x), rtol=1e-4, atol=1e-6)
 
 
 def test_schedulers_without_what_is_needed_are_refused():

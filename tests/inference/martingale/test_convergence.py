@@ -11,13 +11,6 @@ import pytest
 import torch
 from scipy.special import polygamma
 
-from pyro_ext.inference.martingale.convergence import (
-    check_sizes,
-    moves,
-    remaining_fractions,
-    sufficient_size,
-    surely_above,
-)
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
 from pyro_ext.inference.martingale.gaussian import NormalPredictive, PlugInNormal
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior, plot_drift
@@ -33,18 +26,6 @@ def posterior(rule, num_samples: int, horizon: float, functional=None, **options
 
 def data(size: int = 10) -> torch.Tensor:
     return torch.linspace(-1.0, 2.0, size)
-
-
-def test_sizes():
-    assert check_sizes(10, 1000, 1) == ([1000], 10)
-    assert check_sizes(10, 1000, 2) == ([500, 1000], 500)
-    assert check_sizes(10, 11, 6) == ([11], 10)
-    sizes, half = check_sizes(7, 90_000, 6)
-    assert half == 45_000 and sizes[-2:] == [45_000, 90_000] and len(sizes) == 6
-    ratios = [b / a for a, b in zip([7, *sizes], sizes[:-1], strict=False)]
-    assert ratios == pytest.approx([ratios[0]] * 5, rel=0.05)
-    sizes, half = check_sizes(100, 150, 3)
-    assert half == 100 and sizes == [114, 131, 150]
 
 
 @pytest.mark.statistical
@@ -113,15 +94,6 @@ def test_the_share_is_that_of_each_element(float64):
     share = run.diagnostics()["theta"]["remaining_fraction"]
     assert 0.0 < float(share[0]) < 0.05
     assert math.isnan(float(share[1]))  # an element without variance asks for nothing
-
-
-def test_what_is_missing_by_hand():
-    values = torch.tensor([-1.0, 1.0])
-    moved = moves([torch.zeros(2), values], 0)
-    assert remaining_fractions(values, moved, 10, 100).item() == pytest.approx(0.1)
-    assert surely_above(0.1, 0.05, 1000) and not surely_above(0.1, 0.05, 10)
-    assert not surely_above(math.nan, 0.05, 1000) and surely_above(1.0, 0.05, 2)
-    assert sufficient_size(0.1, 0.05, 1234) == 2500
 
 
 def test_plot():

@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 import torch
 
-from pyro_ext.inference.martingale.convergence import density_drift
 from pyro_ext.inference.martingale.copula_density import CopulaDensity
 from pyro_ext.inference.martingale.functionals import Expectation, Mean, MEstimator, Quantile
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
@@ -56,9 +55,8 @@ def test_pairs_of_the_paper(float64):
     distribution, point = in_order(0.7, PAIRS), torch.tensor([0.1, 0.2])
     cdfs = distribution.conditional_cdfs(point)
     assert cdfs.tolist() == pytest.approx([0.4424012, 0.4677425], abs=1e-6)
-    assert distribution.leading(1).log_prob(point[:1]).exp().item() == pytest.approx(
-        0.5216832, abs=1e-6
-    )
+    first = in_order(0.7, PAIRS[:, :1])
+    assert first.log_prob(point[:1]).exp().item() == pytest.approx(0.5216832, abs=1e-6)
     assert distribution.log_prob(point).exp().item() == pytest.approx(0.3096808, abs=1e-6)
 
 
@@ -107,20 +105,11 @@ def test_density_of_pairs_is_one_in_all(float64):
     density = distribution.log_prob(points).exp().reshape(241, 241)
     first = torch.trapezoid(density, grid)
     assert torch.trapezoid(first, grid).item() == pytest.approx(1.0, abs=1e-4)
-    torch.testing.assert_close(
-        distribution.leading(1).log_prob(grid[:, None]).exp(), first, rtol=0, atol=1e-4
-    )
+    marginal = CopulaDensity(0.8, 3).fit(PAIRS[:, :1]).log_prob(grid[:, None]).exp()
+    torch.testing.assert_close(marginal, first, rtol=0, atol=1e-4)
     inner = torch.cumulative_trapezoid(density[130], grid) / first[130]
     at = torch.stack([grid[130].expand(240), grid[1:]], 1)
     torch.testing.assert_close(distribution.conditional_cdfs(at)[:, 1], inner, rtol=0, atol=2e-3)
-
-
-def test_leading_coordinates_of_populations_are_their_marginals(float64):
-    rule = CopulaDensity(0.8, 2).fit(PAIRS)
-    state = rule.advance(rule.begin((PAIRS,), chain_keys(0, range(3))), 20)
-    population, points = rule.population(state), torch.linspace(-2.0, 2.0, 10).reshape(5, 1, 2)
-    marginal = population.leading(1).conditional_cdfs(points[..., :1])[..., 0]
-    torch.testing.assert_close(marginal, population.conditional_cdfs(points)[..., 0])
 
 
 def test_mean_over_permutations_against_numpy(float64):
@@ -144,18 +133,6 @@ def test_mean_over_permutations_against_numpy(float64):
     )
 
 
-def test_estimate_depends_on_the_order_and_permutations_less(float64):
-    swapped, points = NUMBERS[[1, 0, 2]], torch.linspace(-2, 2, 9)
-    there = (in_order(0.8, NUMBERS).cdf(points) - in_order(0.8, swapped).cdf(points)).abs().max()
-    assert there > 0.01
-    gaps = []
-    for number in (1, 100):
-        one = CopulaDensity(0.8, number, seed=1, standardize=False).fit(NUMBERS)
-        other = CopulaDensity(0.8, number, seed=2, standardize=False).fit(NUMBERS)
-        gaps.append((one.cdf(points) - other.cdf(points)).abs().max().item())
-    assert gaps[1] < 0.3 * gaps[0]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_types_and_shapes(dtype):
     distribution = CopulaDensity(0.8).fit(two_groups(20, dtype))
@@ -175,22 +152,6 @@ def test_types_and_shapes(dtype):
     assert pairs.event_shape == (2,) and pairs.sample((5,)).shape == (5, 2)
     assert pairs.log_prob(pairs.sample((5,))).shape == (5,)
     assert pairs.expand((4,)).log_prob(torch.zeros(2, dtype=dtype)).shape == (4,)
-
-
-def test_both_types_give_the_same_law():
-    points = torch.linspace(0, 9, 7)
-    distributions = [
-        CopulaDensity().fit(two_groups(50, dtype)) for dtype in (torch.float32, torch.float64)
-    ]
-    torch.testing.assert_close(
-        distributions[0].bandwidth, distributions[1].bandwidth.float(), rtol=1e-3, atol=1e-3
-    )
-    torch.testing.assert_close(
-        distributions[0].log_prob(points),
-        distributions[1].log_prob(points.double()).float(),
-        rtol=1e-3,
-        atol=1e-3,
-    )
 
 
 def test_gradient_in_the_value(float64):
@@ -245,31 +206,6 @@ def test_a_bandwidth_for_each_dimension_fits_better(float64):
     assert own.prequential_log_prob > shared.prequential_log_prob
 
 
-@pytest.fixture(scope="module")
-def body_mass():
-    from sklearn.datasets import load_diabetes
-
-    values = torch.tensor(load_diabetes().data[:, 2])
-    return ((values - values.mean()) / values.std(correction=0))[:100]
-
-
-def test_fit_of_body_mass_predicts_better(body_mass, float64):
-    fitted = CopulaDensity(standardize=False).fit(body_mass).prequential_log_prob
-    half = CopulaDensity(0.5, standardize=False).fit(body_mass).prequential_log_prob
-    assert fitted > half
-    assert fitted > torch.distributions.Normal(0.0, 1.0).log_prob(body_mass).sum()
-
-
-def test_band_of_body_mass_contains_the_estimate(body_mass, float64):
-    distribution = CopulaDensity(standardize=False).fit(body_mass)
-    grid = torch.linspace(-3.0, 3.5, 40)
-    population = populations(distribution, body_mass, 300, 1000)
-    draws = population.log_prob(grid[:, None]).exp()
-    low, high = draws.quantile(0.025, 1), draws.quantile(0.975, 1)
-    density = distribution.log_prob(grid).exp()
-    assert bool(((low < density) & (density < high)).all())
-
-
 # Predictive resampling ----------------------------------------------------------------------------
 
 
@@ -312,24 +248,6 @@ def test_quantiles_and_moments_of_populations_against_their_density(float64):
     torch.testing.assert_close(reached, probability.expand(4, 4), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("dimension", [1, 2])
-def test_draws_are_the_same_alone_and_in_many_steps(dimension, float64):
-    data = two_groups(30) if dimension == 1 else torch.stack([two_groups(30)] * 2, 1)
-    rule, point = CopulaDensity(0.8), data[3]
-    together = populations(rule, data, 5, 90)
-    for other in (
-        populations(rule, data, 5, 1, 50, 0, 39),
-        populations(rule.fit(data), data, 2, 90, first=2),
-    ):
-        part = slice(2, 4) if other.batch_shape == (2,) else slice(None)
-        assert torch.equal(other.log_prob(point), together.log_prob(point)[part])
-        if dimension == 1:
-            assert torch.equal(other.mean, together.mean[part])
-            assert torch.equal(
-                other.icdf(torch.tensor(0.3)), together.icdf(torch.tensor(0.3))[part]
-            )
-
-
 @pytest.mark.statistical
 @pytest.mark.parametrize("dimension", [1, 2])
 def test_populations_are_a_martingale(dimension, float64):
@@ -347,21 +265,6 @@ def test_populations_are_a_martingale(dimension, float64):
         expected = torch.cat([expected, distribution.cdf(points)])
     error = values.std(1) / values.shape[1] ** 0.5
     assert bool(((values.mean(1) - expected).abs() < ALLOWED * error).all())
-
-
-def test_drift_grows_and_settles(float64):
-    data = two_groups(50)
-    distribution = CopulaDensity(0.8).fit(data)
-    points = torch.linspace(0.0, 10.0, 30)
-    drifts = [
-        density_drift(populations(distribution, data, 40, steps), distribution, points)
-        .mean()
-        .item()
-        for steps in (0, 50, 1000, 2000)
-    ]
-    assert drifts[0] == pytest.approx(0.0, abs=1e-12)
-    assert drifts[1] > 0.0
-    assert abs(drifts[3] - drifts[2]) < 0.3 * abs(drifts[2] - drifts[1])
 
 
 def test_shapes_of_populations(float64):
@@ -391,16 +294,6 @@ def test_posterior_of_functionals(float64):
     draws = posterior.get_samples()["theta"]
     assert draws.shape == (50,)
     assert torch.equal(draws, populations(CopulaDensity(0.8), data, 50, 200).mean)
-    quantiles = MartingalePosterior(
-        CopulaDensity(0.8),
-        Quantile((0.2, 0.8)),
-        10,
-        horizon=200,
-        seed=0,
-        progress=False,
-        tolerance=1.0,
-    )
-    assert quantiles.run(data).get_samples()["theta"].shape == (10, 2)
 
 
 def test_narrow_posterior_is_warned_of(float64):
@@ -415,16 +308,13 @@ def test_narrow_posterior_is_warned_of(float64):
 
 def test_errors_name_the_argument(subtests):
     for make, message in [
-        (lambda: CopulaDensity(seed=-1), "seed must be a non-negative integer"),
         (
             lambda: CopulaDensity().fit(torch.ones(5)),
             "data must hold at least two different values",
         ),
         (lambda: CopulaDensity().fit(torch.zeros(2, 2, 2)), r"\(n,\) or \(n, dimension\)"),
-        (lambda: CopulaDensity().fit(torch.tensor([0.0, torch.nan])), "must be finite"),
         (lambda: CopulaDensity(torch.tensor([0.5, 0.6])).fit(torch.randn(5, 3)), "a vector of 3"),
         (lambda: CopulaDensity().icdf(torch.tensor(1.0)), r"probabilities in \(0, 1\)"),
-        (lambda: CopulaDensity().leading(1), "number must be at most the dimension"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             make()

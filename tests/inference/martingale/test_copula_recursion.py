@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import ndtr, ndtri
-from scipy.stats import norm
 
 from pyro_ext.inference.martingale import copula_recursion as recursion
 from pyro_ext.inference.martingale.copula_distribution import ScoreMap, score_knots
@@ -43,11 +42,6 @@ def test_vector_arithmetic_is_that_of_the_normal_law():
     np.testing.assert_allclose(log, np.log(x), rtol=1e-14, atol=1e-15)
 
 
-def test_rates_of_the_paper():
-    assert recursion.rates(1, 3).tolist() == pytest.approx([1 / 2, 1 / 2, 5 / 12])
-    assert recursion.rates(7, 7).item() == pytest.approx(reference.alpha(7))
-
-
 def test_copula_is_that_of_scipy():
     u = torch.rand(50, generator=torch.Generator().manual_seed(0))
     v = torch.rand(50, generator=torch.Generator().manual_seed(1))
@@ -56,21 +50,6 @@ def test_copula_is_that_of_scipy():
     np.testing.assert_allclose(density, reference.copula_density(u.numpy(), v.numpy(), 0.7))
     cdf = recursion.copula_cdf(u, v, rho).numpy()
     np.testing.assert_allclose(cdf, reference.copula_cdf(u.numpy(), v.numpy(), 0.7))
-
-
-@pytest.mark.parametrize("rho", [0.3, 0.8, 0.95])
-def test_copula_is_a_martingale(rho):
-    """Over v uniform, by quadrature in its score: the mean of c is 1, and that of H is u."""
-    z = torch.linspace(-4.7, 4.7, 4001)
-    weight = torch.special.ndtr(z + 0.5 * (z[1] - z[0])) - torch.special.ndtr(
-        z - 0.5 * (z[1] - z[0])
-    )
-    v, bandwidth = torch.special.ndtr(z), torch.tensor(rho)
-    for u in (0.02, 0.4, 0.9):
-        density = recursion.log_copula_density(torch.tensor(u), v, bandwidth).exp()
-        assert (weight * density).sum().item() == pytest.approx(1.0, abs=1e-4)
-        cdf = recursion.copula_cdf(torch.tensor(u), v, bandwidth)
-        assert (weight * cdf).sum().item() == pytest.approx(u, abs=1e-4)
 
 
 def test_loops_agree_with_numpy_in_three_dimensions():
@@ -85,34 +64,6 @@ def test_loops_agree_with_numpy_in_three_dimensions():
         np.testing.assert_allclose(cdfs[distribution], expected[0], atol=1e-9)
         np.testing.assert_allclose(log_density[distribution, :, -1], np.log(expected[1]), atol=1e-8)
         np.testing.assert_allclose(found.log_density[distribution], expected[2], atol=1e-8)
-
-
-def test_loops_agree_with_numpy_given_covariates():
-    generator = torch.Generator().manual_seed(3)
-    y, x = torch.randn(40, 1, generator=generator), torch.randn(40, 2, generator=generator)
-    points, queries = (
-        torch.randn(50, 1, generator=generator),
-        torch.randn(50, 2, generator=generator),
-    )
-    rho, rho_x = torch.tensor([0.8]), torch.tensor([0.7, 0.9])
-    order = torch.arange(40)[None]
-    found = recursion.predict_in_turn(y, order, rho, covariates=x, covariate_bandwidth=rho_x)
-    kernel = recursion.log_covariate_kernel(queries, x[:, None], rho_x).sum(-1).exp()
-    cdfs, log_density = recursion.normal_start(points)
-    cdfs, log_density = recursion.follow(
-        cdfs.T[None],
-        log_density.T[None],
-        found.uniforms,
-        recursion.rates(1, 40),
-        rho,
-        rows=order,
-        kernel=kernel,
-    )
-    arrays = (value.numpy() for value in (y, points, rho, x, queries, rho_x))
-    expected = reference.recursion(*arrays)
-    np.testing.assert_allclose(cdfs[0, 0], expected[0][:, 0], atol=1e-9)
-    np.testing.assert_allclose(log_density[0, 0], np.log(expected[1]), atol=1e-8)
-    np.testing.assert_allclose(found.log_density[0], expected[2], atol=1e-8)
 
 
 def test_what_a_point_gets_does_not_depend_on_other_points():
@@ -135,13 +86,6 @@ def test_steps_with_gradients_are_those_of_the_loops():
     assert log_slow.requires_grad
     torch.testing.assert_close(cdfs, cdfs_slow.detach(), rtol=0, atol=1e-11)
     torch.testing.assert_close(log_density, log_slow.detach(), rtol=0, atol=1e-10)
-
-
-def test_small_bandwidth_leaves_the_density():
-    y, points = torch.linspace(-2, 2, 40)[:, None], torch.linspace(-3, 3, 9)[:, None]
-    cdfs, log_density = distributions(y, torch.arange(40)[None], torch.tensor([1e-7]), points)
-    np.testing.assert_allclose(cdfs[0], norm.cdf(points), atol=1e-5)
-    np.testing.assert_allclose(log_density[0], norm.logpdf(points), atol=1e-5)
 
 
 @pytest.mark.parametrize("dimension, num_covariates", [(1, 0), (3, 0), (1, 2)])
@@ -173,26 +117,6 @@ def test_gradient_of_the_prequential_likelihood(dimension, num_covariates):
         torch.testing.assert_close(
             gradient[:, position], (above - below) / (2 * step), rtol=1e-6, atol=1e-5
         )
-
-
-def test_orders_are_permutations_of_their_seed():
-    orders = recursion.observation_orders(6, 4, 3)
-    assert orders.sort(1).values.tolist() == [list(range(6))] * 4
-    assert torch.equal(orders, recursion.observation_orders(6, 4, 3))
-    assert not torch.equal(orders, recursion.observation_orders(6, 4, 4))
-    assert recursion.observation_orders(6, 0, 3).tolist() == [list(range(6))]
-
-
-def test_mean_over_orders_weighs_conditional_laws():
-    """The conditional distribution of a mixture of two normal pairs, against its definition."""
-    means, point = torch.tensor([[0.0, 0.0], [2.0, -1.0]]), torch.tensor([1.5, 0.3])
-    cdfs = torch.special.ndtr(point - means)
-    log_first = torch.distributions.Normal(means, 1.0).log_prob(point)
-    found, log_density = recursion.mean_over_orders(cdfs, log_first.cumsum(-1))
-    weight = log_first[:, 0].exp() / log_first[:, 0].exp().sum()
-    assert found[0].item() == pytest.approx(cdfs[:, 0].mean().item())
-    assert found[1].item() == pytest.approx((weight * cdfs[:, 1]).sum().item())
-    assert log_density[1].item() == pytest.approx(log_first.sum(1).exp().mean().log().item())
 
 
 def test_score_map_goes_there_and_back():

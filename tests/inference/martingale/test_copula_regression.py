@@ -109,23 +109,6 @@ def test_conditional_densities_are_laws(float64):
     torch.testing.assert_close(reached, probability.expand(3, 3), rtol=0, atol=1e-6)
 
 
-def test_regression_learns_a_curve(float64):
-    x, y = pairs(150)
-    rule = CopulaRegression().fit(x, y)
-    at = torch.stack([torch.linspace(-1.0, 1.0, 9), torch.zeros(9)], 1)
-    mean = rule.conditional(at).mean
-    assert (mean - (2 * at[:, 0]).sin()).abs().max() < 0.3
-    assert rule.covariate_bandwidth[0] > 0.8 > 0.5 > rule.covariate_bandwidth[1]
-
-
-def test_classifier_learns_a_boundary(float64):
-    x, _ = pairs(150)
-    rule = CopulaClassifier().fit(x, x[:, 0] > 0.0)
-    probability = rule.probabilities(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
-    assert probability[0] < 0.1 and probability[1] > 0.9
-    assert rule.prequential_log_prob > 150 * np.log(0.5)
-
-
 @pytest.mark.parametrize("make", [CopulaRegression, CopulaClassifier])
 def test_fitted_bandwidths_are_a_maximum(make, float64):
     data = pairs(60) if make is CopulaRegression else labelled(60)
@@ -179,16 +162,6 @@ def test_populations_are_a_martingale(name, float64):
     assert bool(((values.mean(0) - expected).abs() < ALLOWED * error).all())
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_draws_are_the_same_alone_and_in_many_steps(name, float64):
-    rule, make = RULES[name]
-    data = make(30)
-    together = populations(rule, data, 5, 90).mean
-    assert torch.equal(populations(rule, data, 5, 1, 50, 39).mean, together)
-    fitted = rule.fit(*data)
-    assert torch.equal(populations(fitted, data, 2, 90, first=2).mean, together[2:4])
-
-
 def test_regression_populations_against_numpy(float64):
     """The steps of each draw, repeated with its uniform numbers and rows."""
     x, y = pairs(25)
@@ -227,20 +200,6 @@ def test_future_covariates_are_a_polya_urn(float64):
     expected = 0.2 * 0.8 * (60 + 5) / (60 * 6)
     squares = (share - 0.2) ** 2
     assert bool(((squares.mean(0) - expected).abs() < ALLOWED * squares.std(0) / 4000**0.5).all())
-
-
-def test_population_of_regression_against_its_density(float64):
-    rule, _ = RULES["regression"]
-    population = populations(rule, pairs(40), 2, 200)
-    assert population.batch_shape == (2, 3)
-    grid = torch.linspace(-7.0, 7.0, 7001)[:, None, None]
-    density = population.log_prob(grid).exp()
-    mean = torch.trapezoid(density * grid, grid, dim=0)
-    torch.testing.assert_close(population.mean, mean, rtol=0, atol=5e-4)
-    probability = torch.tensor([0.05, 0.5, 0.9])[:, None, None]
-    reached = population.cdf(population.icdf(probability))
-    torch.testing.assert_close(reached, probability.expand(3, 2, 3), rtol=0, atol=5e-5)
-    assert population.sample((4,)).shape == (4, 2, 3)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -285,3 +244,27 @@ def test_errors_name_the_argument(make):
     ask = fitted.conditional if make is CopulaRegression else fitted.probabilities
     with pytest.raises(ValueError, match=r"x must have the shape \(num_queries, 2\)"):
         ask(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_draws_are_the_same_alone_and_in_many_steps(name, float64):
+    rule, make = RULES[name]
+    data = make(30)
+    together = populations(rule, data, 5, 90).mean
+    assert torch.equal(populations(rule, data, 5, 1, 50, 39).mean, together)
+    fitted = rule.fit(*data)
+    assert torch.equal(populations(fitted, data, 2, 90, first=2).mean, together[2:4])
+
+
+def test_population_of_regression_against_its_density(float64):
+    rule, _ = RULES["regression"]
+    population = populations(rule, pairs(40), 2, 200)
+    assert population.batch_shape == (2, 3)
+    grid = torch.linspace(-7.0, 7.0, 7001)[:, None, None]
+    density = population.log_prob(grid).exp()
+    mean = torch.trapezoid(density * grid, grid, dim=0)
+    torch.testing.assert_close(population.mean, mean, rtol=0, atol=5e-4)
+    probability = torch.tensor([0.05, 0.5, 0.9])[:, None, None]
+    reached = population.cdf(population.icdf(probability))
+    torch.testing.assert_close(reached, probability.expand(3, 2, 3), rtol=0, atol=5e-5)
+    assert population.sample((4,)).shape == (4, 2, 3)

@@ -1,7 +1,5 @@
 """Weighted samples and functionals against NumPy and closed forms."""
 
-import pickle
-
 import numpy as np
 import pyro.distributions as dist
 import pytest
@@ -88,11 +86,6 @@ def test_samples_follow_the_weights():
     assert torch.equal(first + 10, second)
     assert set(first[..., 0].flatten().tolist()) == {0.0, 2.0}
     assert set(first[..., 1].flatten().tolist()) == {1.0}
-
-
-def test_functionals_are_values():
-    for functional in (Mean(), Variance(), Quantile((0.1, 0.9)), Expectation(square)):
-        assert pickle.loads(pickle.dumps(functional)) == functional
 
 
 def test_errors(subtests):

@@ -117,17 +117,12 @@ def test_later_observations_have_the_law_of_the_next(rule, float64):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_updates_agree_with_resampling_and_with_larger_data(rule, float64):
-    start = begin(rule, 3, torch.randn(5, 2))
-    end = rule.advance(start, 7)
-    state = start
-    for point in range(5, 12):
-        state = rule.update(state, end.value.values[:, point])
+def test_resampled_populations_are_larger_data(rule, float64):
+    end = rule.advance(begin(rule, 3, torch.randn(5, 2)), 7)
     fresh = rule.begin((end.value.values[1],), chain_keys(0, range(1)))
-    assert state.size == end.size == fresh.size == 12
-    for one, other, third in zip(state.value, end.value, fresh.value, strict=True):
-        torch.testing.assert_close(one, other)
-        torch.testing.assert_close(one[1:2], third)
+    assert end.size == fresh.size == 12
+    for one, other in zip(end.value, fresh.value, strict=True):
+        torch.testing.assert_close(one[1:2], other)
 
 
 def test_laws():
@@ -145,7 +140,6 @@ def test_errors(subtests):
     for make, message in [
         (lambda: begin(StudentTPredictive(), 1, torch.ones(1)), "n >= 2, got"),
         (lambda: begin(StudentTPredictive(), 1, torch.ones(3)), "data must vary"),
-        (lambda: begin(PlugInNormal(), 1, torch.tensor([0.0, math.nan])), "got nan in row 1"),
         (lambda: begin(PlugInNormal(), 1, torch.tensor(1.0)), r"shape \(n, \*event\)"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):

@@ -41,14 +41,6 @@ def test_maximum_likelihood_of_a_normal_model(is_shared: bool) -> None:
     torch.testing.assert_close(found["scale"], population.variance.sqrt(), atol=1e-5, rtol=0)
 
 
-def test_least_squares() -> None:
-    x, y = torch.randn(20), torch.randn(20)
-    population = WeightedSample((x, y), torch.rand(6, 20).softmax(-1))
-    found = MEstimator(line, {"slope": torch.tensor(0.0)})(population)["slope"]
-    weights = population.weights
-    torch.testing.assert_close(found, (weights @ (x * y)) / (weights @ x**2), atol=1e-6, rtol=0)
-
-
 def test_a_law_of_numbers_is_taken_by_its_quantiles() -> None:
     distribution = dist.Normal(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.5]))
     found = WeightedMLE(model, num_points=2000)(distribution)

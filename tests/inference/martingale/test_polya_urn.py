@@ -129,14 +129,6 @@ def test_steps_and_draws_do_not_depend_on_their_company(float64):
     torch.testing.assert_close(means[0][2:3], means[2])
 
 
-def test_states_are_values():
-    rule = PolyaUrn()
-    start = begin(rule, torch.randn(3), 2)
-    first, second = rule.advance(start, 5), rule.advance(start, 5)
-    assert start.value.labels.shape == (2, 3)
-    assert torch.equal(first.value.labels, second.value.labels)
-
-
 def test_rows_of_several_tensors_stay_together():
     rule = PolyaUrn()
     x, y = torch.arange(5.0), torch.arange(5) * 2
@@ -147,7 +139,6 @@ def test_rows_of_several_tensors_stay_together():
 
 def test_errors(subtests):
     for make, error, message in [
-        (lambda: PolyaUrn("normal"), TypeError, "base_measure must be a Pyro distribution or None"),
         (lambda: PolyaUrn(concentration=1.0), ValueError, "must be 0 without a base_measure"),
         (
             lambda: begin(PolyaUrn(dist.Normal(0.0, 1.0), 1.0), torch.randn(3, 2), 1),

@@ -209,8 +209,6 @@ def test_models_and_draws_that_do_not_fit(subtests):
 
 def test_errors(subtests):
     for make, error, message in [
-        (lambda: PosteriorPredictive(3, {}), TypeError, "model must be a Pyro model, got 3"),
-        (lambda: PosteriorPredictive(model, 3), TypeError, "posterior must be a kernel, a sampler"),
         (
             lambda: PosteriorPredictive(model, {}, thinning=2),
             TypeError,

@@ -16,7 +16,7 @@ from pyro_ext.distributions import (
     MultinomialCluster,
     PoissonCluster,
 )
-from pyro_ext.inference.partitions import Dendrogram, bhc, rbhc
+from pyro_ext.inference.partitions import bhc, rbhc
 from tests.inference.partitions.enumeration import (
     COUNTS,
     POINTS,
@@ -119,21 +119,6 @@ def test_noted_numbers_of_four_points():
     exact = log_evidence_of_all(POINTS, gaussian_cluster(), 1.0)
     assert exact == pytest.approx(-10.1808347, abs=5e-8)
     assert tree.cut().tolist() == [0, 0, 1, 1] and tree.cut_height == 0.0
-
-
-@pytest.mark.parametrize(
-    "merges, bound",
-    [
-        ([[0, 1], [2, 3], [4, 5]], -10.4704150),
-        ([[0, 1], [2, 4], [3, 5]], -11.6841272),
-        ([[0, 2], [1, 3], [4, 5]], -11.7798176),
-    ],
-)
-def test_noted_bounds_of_trees(merges, bound):
-    """Of the sums over partitions below, which the trees of BHC are compared with."""
-    tree = Dendrogram(torch.tensor(merges), torch.zeros(3))
-    value = log_evidence(POINTS, gaussian_cluster(), 1.0, partitions_of(tree, 6))
-    assert value == pytest.approx(bound, abs=5e-8)
 
 
 @EACH_CLUSTER

@@ -70,15 +70,6 @@ def test_divergences_are_log_densities(generator, distribution):
     torch.testing.assert_close(trials * found, expected)
 
 
-def test_gamma_of_a_shape_is_a_multiple():
-    x, shape = torch.tensor([2.0]), 3.0
-    both = [dist.Gamma(shape, shape / mean) for mean in torch.tensor([0.5, 1.7])]
-    generator = ItakuraSaitoGenerator()
-    divergences = [generator.divergence(x, one.mean[None]) for one in both]
-    expected = both[0].log_prob(x) - both[1].log_prob(x)
-    torch.testing.assert_close(shape * (divergences[1] - divergences[0]), expected[0])
-
-
 def test_covariance_is_the_divergence_of_normals():
     generator = GaussianCovarianceGenerator(0.2)
     clusters = torch.randn(2, 7, 3) * torch.tensor([1.0, 2.0, 0.5]) + 1.0

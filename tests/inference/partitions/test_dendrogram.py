@@ -18,12 +18,6 @@ INVERTED = Dendrogram(MERGES, torch.tensor([3.5, 2.0, 3.0, 4.0]))
 STEEP = Dendrogram(MERGES, torch.tensor([1.0, 2.0, 6.0, 4.0]))
 
 
-def test_sizes_and_leaves():
-    assert PLAIN.num_leaves == 5
-    assert PLAIN.sizes.tolist() == [2, 2, 3, 5]
-    assert PLAIN.heights.dtype == torch.float64
-
-
 def test_cut_by_height(subtests):
     for tree, height, expected in [
         (PLAIN, 4.0, [0, 0, 0, 0, 0]),
@@ -66,8 +60,11 @@ def test_cut_by_the_tree_s_own_height():
     tree = Dendrogram(MERGES, PLAIN.heights, cut_height=2.5)
     assert torch.equal(tree.cut(), PLAIN.cut(height=2.5))
     assert torch.equal(tree.cut(height=3.9), PLAIN.cut(height=3.9))
+    assert repr(tree) == "Dendrogram(5 leaves, heights 1 to 4, 3 clusters at 2.5)"
     with pytest.raises(ValueError, match="num_clusters or height must be given"):
         PLAIN.cut()
+    with pytest.raises(ValueError, match="num_clusters must be at most 5"):
+        PLAIN.cut(6)
 
 
 @pytest.mark.parametrize("method", ["ward", "average", "single", "centroid"])
@@ -102,12 +99,6 @@ def test_one_point():
         tree.to_scipy_linkage()
 
 
-def test_repr():
-    assert repr(PLAIN) == "Dendrogram(5 leaves, heights 1 to 4)"
-    cut = Dendrogram(MERGES, PLAIN.heights, cut_height=2.5)
-    assert repr(cut) == "Dendrogram(5 leaves, heights 1 to 4, 3 clusters at 2.5)"
-
-
 def test_is_a_value():
     heights = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     tree = Dendrogram(MERGES, heights)
@@ -131,17 +122,6 @@ def test_bad_trees(subtests):
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             Dendrogram(**{"merges": torch.tensor([[0, 1]]), "heights": torch.ones(1)} | options)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"num_clusters": 6}, "num_clusters must be at most 5"),
-    ],
-)
-def test_bad_cuts(options, message):
-    with pytest.raises(ValueError, match=message):
-        PLAIN.cut(**options)
 
 
 def test_plot():

@@ -319,32 +319,6 @@ def test_row_without_counts():
         assert mcmc.run(x).sample_statistics()["lp"].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "x, message",
-    [
-        (torch.zeros(3, 4), "x has points of size 4"),
-    ],
-)
-def test_bad_data(x, message):
-    with pytest.raises(ValueError, match=message):
-        MCMC(MarginalGibbs(PROCESSES["Dirichlet"], gaussian_cluster()), 2, progress=False).run(x)
-
-
-def test_bad_counts():
-    x = torch.tensor([[1.0, 0.5, 0.0]])
-    with pytest.raises(ValueError, match="x must be inside the support of MultinomialCluster"):
-        MCMC(MarginalGibbs(PROCESSES["Dirichlet"], multinomial_cluster()), 2, progress=False).run(x)
-
-
-def test_fraction_of_points_that_move_singly():
-    kernel = TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster())
-    assert kernel.local_fraction == kernel.settings()["local_fraction"] == 1.0
-    assert (
-        TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster(), local_fraction=0.5).local_fraction
-        == 0.5
-    )
-
-
 def test_points_that_move_singly():
     """Without moves of clusters, no more points move from clusters of one than are asked for."""
     x = torch.zeros(20, 2)
@@ -462,32 +436,6 @@ def test_trees_leave_one_big_cluster():
     for kernel in (TreeGuided, PublishedTreeGuided):
         value, number = best(kernel(process, cluster, init="one"), 60)
         assert value - gibbs > 1000 and number >= 4, kernel
-
-
-def test_default_cluster_from_data():
-    cluster = GaussianCluster.from_data(FIVE)
-    mcmc = MCMC(MarginalGibbs(PROCESSES["Dirichlet"], cluster), 3, seed=0, progress=False).run(FIVE)
-    assert mcmc.get_samples()["assignment"].shape == (3, 5)
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_chains_agree_on_the_number_of_clusters_of_wine():
-    """With the warm-up and number of draws that the how-to has."""
-    from pyro.ops.stats import split_gelman_rubin
-    from sklearn.datasets import load_wine
-
-    features = torch.tensor(load_wine().data)
-    features = (features - features.mean(0)) / features.std(0)
-    x = features @ torch.linalg.svd(features, full_matrices=False)[2][:4].mT
-
-    def concentration():
-        return DirichletProcess(pyro.sample("concentration", dist.Gamma(torch.tensor(1.0), 1.0)))
-
-    kernel = TreeGuided(concentration, GaussianCluster.hyperprior(x))
-    mcmc = MCMC(kernel, 100, warmup_steps=50, num_chains=4, seed=0, progress=False).run(x)
-    numbers = mcmc.sample_statistics()["num_clusters"].double()
-    assert split_gelman_rubin(numbers, 0, 1) < 1.1
 
 
 @pytest.mark.slow

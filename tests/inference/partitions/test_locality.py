@@ -6,12 +6,6 @@ import pytest
 from pyro_ext.inference.partitions._locality import locality_order, neighbor_tree
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 1), (100, 3), (257, 2)])
-def test_it_is_a_permutation(shape):
-    points = np.random.default_rng(0).normal(size=shape)
-    assert sorted(locality_order(points)) == list(range(shape[0]))
-
-
 def test_halves_along_the_widest_axis():
     points = np.random.default_rng(1).normal(size=(64, 2)) * [1.0, 10.0]
     order = locality_order(points)

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.cluster.hierarchy import linkage
-from scipy.special import gammaln, xlogy
-from scipy.stats import multivariate_normal
 
 from pyro_ext.datasets import load_digits
 from pyro_ext.inference.partitions import Dendrogram, GaussianCovarianceGenerator, rbhc
@@ -110,13 +108,6 @@ def test_heights_add_up_to_all_divergences(family, method):
     assert (tree.heights >= 0).all()
 
 
-@EACH_METHOD
-def test_noted_numbers_of_digits(method):
-    tree = rbhc(digits(500), method=method)
-    assert float(tree.heights.sum()) == pytest.approx(294864.832, abs=5e-4)
-    assert float(tree.heights[-1]) == pytest.approx(29384.97668, abs=5e-6)
-
-
 @pytest.mark.parametrize("family", ["gaussian", "poisson", "multinomial"])
 def test_chain_and_greedy_agree_on_digits(family):
     """Though pixels make ties, and two of the families have inversions here."""
@@ -204,56 +195,6 @@ def test_chain_that_runs_into_itself():
     for number, expected in ((4, groups), (3, [0, 1, 2, 2]), (2, [0, 1, 0, 0])):
         labels = torch.as_tensor(expected)[groups] if number < 4 else groups
         assert torch.equal(tree.cut(number), labels)
-
-
-def test_chain_and_greedy_where_nothing_is_reducible():
-    """Trees are whole, and often the same."""
-    equal = 0
-    for seed in range(40):
-        points = positive_points(40, features=4, seed=seed) ** 4 + 1e-3
-        chain, greedy = (rbhc(points, "itakura_saito", method=method) for method in METHODS[::-1])
-        total = float(greedy.heights.sum())
-        assert float(chain.heights.sum()) == pytest.approx(total, rel=1e-9)
-        assert chain.sizes[-1] == 40
-        equal += torch.equal(chain.merges, greedy.merges)
-    assert 10 < equal < 40
-
-
-def test_limit_of_bayesian_hierarchical_clustering():
-    """Logarithms of dissimilarities over beta, also above the cut, where excess decides."""
-    points = torch.cat([X4, X4 + 3.0, X4[:1] - 4.0])
-    beta, cost, variance = 1e6, 0.3, 10.0
-    tree = rbhc(points, cluster_cost=cost, method="greedy")
-    blocks = [[index] for index in range(len(points))]
-
-    def log_h(block):
-        """Of a normal prior of the mean, with variances of 1 / beta about it."""
-        n, x = len(block), points[block].numpy()
-        log_p = multivariate_normal.logpdf(
-            x.mean(0), np.zeros(2), (variance + 1 / (n * beta)) * np.eye(2)
-        )
-        scatter = ((x - x.mean(0)) ** 2).sum()
-        log_p += (n - 1) * math.log(beta / (2 * math.pi)) - math.log(n) - 0.5 * beta * scatter
-        return -beta * cost + gammaln(n) + log_p
-
-    log_t = [log_h(block) for block in blocks]
-    for (left, right), height in zip(tree.merges.tolist(), tree.heights.tolist(), strict=True):
-        blocks.append(blocks[left] + blocks[right])
-        together, apart = log_h(blocks[-1]), log_t[left] + log_t[right]
-        log_t.append(np.logaddexp(together, apart))
-        assert (apart - together) / beta == pytest.approx(height - cost, abs=1e-4)
-    assert tree.heights[-1] > 1.1 * rbhc(points).heights[-1]  # there is an excess
-
-
-def test_limit_of_poisson_counts():
-    """A gamma prior, and the likelihood over that of means which fit each count."""
-    y = np.array([2.0, 1.0, 0.5, 3.0, 1.5])
-    expected = float(rbhc(y[:, None], "poisson").heights.sum())
-    assert expected == pytest.approx(1.1837263, abs=5e-8)
-    for beta, noted in ((1e2, 1.21457), (1e4, 1.184265), (1e6, 1.183734)):
-        shape, rate = 2.0 + beta * y.sum(), 1.0 + beta * len(y)
-        value = -(gammaln(shape) - shape * np.log(rate) - beta * (xlogy(y, y) - y).sum())
-        assert value / beta == pytest.approx(noted, abs=6e-6)
 
 
 @EACH_METHOD

@@ -44,7 +44,7 @@ def test_short_lists_stay_lists() -> None:
             pyro.sample("x", dist.Normal(loc.sum(), 1.0), obs=x)
 
     guide = AutoPseudocoreset(model, [2, 3], np.ones(9), ["a", "b"], size=3, seed=0)
-    assert guide.argument_names == ("x",)
+    assert guide.learnable == ("x",)
 
 
 def test_data_must_be_finite(subtests: pytest.Subtests) -> None:

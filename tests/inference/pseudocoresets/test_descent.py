@@ -87,15 +87,6 @@ def test_other_observations_are_no_part_of_it() -> None:
     torch.testing.assert_close(found, logs @ coreset.weights)
 
 
-@BOTH
-def test_starts_do_not_feel_each_other(method: Any) -> None:
-    guide = gamma_guide()
-    start = starts(4, 2)
-    together = method(guide.posterior, guide.coreset(), start, 5, 0.1)
-    alone = [method(guide.posterior, guide.coreset(), row[None], 5, 0.1)[0] for row in start]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-12, atol=1e-13)
-
-
 def test_snapshots_lie_on_the_way() -> None:
     guide = gamma_guide()
     posterior, coreset, start = guide.posterior, guide.coreset(), starts(2, 2)

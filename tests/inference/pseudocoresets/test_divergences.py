@@ -100,33 +100,6 @@ def test_zero_where_moments_agree(divergence: Any) -> None:
     torch.testing.assert_close(weights, torch.zeros(5), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("divergence", ALL)
-def test_variance_cannot_be_matched_without_weights(divergence: Any) -> None:
-    """Self-check 4: at equal means the gradient in the rows is zero, the divergence is not."""
-    x = points()
-    target = location_answers(x)[0] * 6.0 / 5.0
-    guide = AutoPseudocoreset(
-        location,
-        x,
-        size=5,
-        weights="uniform",
-        init=lambda size, rows: target.expand(5, 2).clone(),
-        seed=0,
-    )
-    value, (rows, _) = value_and_gradients(divergence(), guide)
-    assert value > 1e-2
-    torch.testing.assert_close(rows, torch.zeros(5, 2), rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("divergence", ALL)
-def test_zero_at_the_data(divergence: Any) -> None:
-    """Self-check 5 of the spec."""
-    x, guide = location_guide(size=50)
-    value, (rows, _) = value_and_gradients(divergence(), guide)
-    assert value == pytest.approx(0.0, abs=1e-10)
-    torch.testing.assert_close(rows, torch.zeros(50, 2), rtol=0, atol=1e-8)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("divergence", ALL)
 def test_learned_weights_reach_zero(divergence: Any) -> None:
@@ -357,13 +330,6 @@ def test_svi_takes_the_steps_of_fit() -> None:
     third = location_guide()[1]
     third.fit(ForwardKL(), 5, optimizer=pyro.optim.Adam({"lr": 0.05}), progress=False)
     assert losses == pytest.approx(third.losses)
-
-
-def test_loss_as_a_module() -> None:
-    _, guide = location_guide()
-    loss = ForwardKL().differentiable_loss(location, guide)
-    loss.backward()
-    assert guide.pseudo_x_unconstrained.grad is not None
 
 
 # Errors ------------------------------------------------------------------------------------------

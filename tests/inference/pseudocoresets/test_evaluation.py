@@ -45,14 +45,6 @@ def linear(x: Tensor, y: Tensor | None = None) -> Tensor:
         return pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
-def test_probabilities_by_hand() -> None:
-    x, y = labeled(20)
-    samples = draws()
-    found = predictive_probabilities(logistic, samples, x, y)
-    ones = (x @ samples["weight"].mT).sigmoid().mean(1)
-    torch.testing.assert_close(found, torch.stack([1 - ones, ones], 1))
-
-
 def test_probabilities_of_a_network() -> None:
     inputs, labels = points(12, 4), torch.arange(12) % 3
     classifier = BayesianClassifier(BayesianModule(MLP(4, [3], 3), 0.5))
@@ -85,14 +77,6 @@ def test_scores_of_classes() -> None:
     alone = evaluate_draws(logistic, samples, x, y)
     assert alone.nll == scores.nll
     assert alone.agreement is None and alone.scale_ratios is None
-
-
-def test_scores_of_equal_draws() -> None:
-    x, y = labeled(30)
-    scores = evaluate_draws(logistic, draws(), x, y, reference=draws())
-    assert scores.agreement == 1.0 and scores.total_variation == 0.0
-    assert standardized_mean_differences(draws(), draws())["weight"].abs().max() == 0.0
-    assert standard_deviation_ratios(draws(), draws())["weight"].tolist() == [1.0] * 3
 
 
 def test_density_of_continuous_observations() -> None:

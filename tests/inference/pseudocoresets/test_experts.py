@@ -188,16 +188,6 @@ def test_interrupt_keeps_finished_epochs(monkeypatch: pytest.MonkeyPatch, done: 
     assert torch.equal(buffer.losses, whole.losses[:, :2])
 
 
-def test_arguments_are_checked(subtests: pytest.Subtests) -> None:
-    for options, message in [
-        ({"batch_size": 51}, "batch_size must be at most the 50 observations"),
-        ({"plate": "other"}, "plate must name the plate of the observations"),
-        ({"seed": -1}, "seed must be a non-negative integer"),
-    ]:
-        with subtests.test(message), pytest.raises(ValueError, match=message):
-            collect(location, points(), **options)
-
-
 def test_observations_are_checked() -> None:
     x = points()
 
@@ -214,14 +204,6 @@ def test_observations_are_checked() -> None:
         collect(closed)
     with pytest.raises(ValueError, match=r"in the plate 'data',.*\['total'\] do not"):
         collect(two, x[:, 0], plate="data")
-
-
-def test_tensors_are_checked() -> None:
-    shapes = {"mean": (2,)}
-    good, losses = torch.zeros(3, 5, 2), torch.zeros(3, 4)
-    assert repr(ExpertBuffer(good, shapes, losses)) == (
-        "ExpertBuffer(3 experts, 5 checkpoints of 2 values)"
-    )
 
 
 def test_pieces_of_different_runs_are_no_expert(subtests: pytest.Subtests) -> None:

@@ -190,24 +190,6 @@ def test_density_by_hand() -> None:
     torch.testing.assert_close(kernel.potential_fn({"weight": weight}), -expected)
 
 
-@pytest.mark.slow
-def test_labels_help() -> None:
-    """Learned labels come nearer to the posterior than those that stay, both with learned inputs.
-
-    They begin elsewhere, and both are trained to the end.
-    """
-    x, y = labeled()
-    reached = {}
-    for learnable in (["x"], ["x", "y"]):
-        guide = AutoPseudocoreset(
-            logistic, x, y, size=4, weights="scaled", learnable=learnable, seed=0
-        )
-        optimizer = partial(torch.optim.Adam, lr=0.02)
-        guide.fit(ForwardKL(), 300, optimizer=optimizer, progress=False)
-        reached[len(learnable)] = guide.losses[-1]
-    assert reached[2] < 0.5 * reached[1]
-
-
 def test_three_classes() -> None:
     x, y = classes()
     guide = AutoPseudocoreset(softmax, x, y, size=6, weights="scaled", seed=0)
@@ -320,25 +302,6 @@ def test_default_steps_are_in_units_of_each_column(scale: float) -> None:
     torch.testing.assert_close(scaled / unit, plain, rtol=1e-5, atol=1e-6)
     moves = (plain - in_units(1.0).pseudodata[0]).abs()
     assert 0.02 < float(moves.max()) < 0.12  # twenty steps of up to 0.005
-
-
-def test_default_steps_on_incomes() -> None:
-    """Steps of a common size for both columns end at once where nothing is finite."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2000, 2, generator=generator)
-    y = (torch.rand(2000, generator=generator) < x.sum(-1).sigmoid()).to(x)
-    x[:, 0] = 50_000.0 + 20_000.0 * x[:, 0]
-
-    def model(x: Tensor, y: Tensor) -> None:
-        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 10.0).to_event(1))
-        intercept = pyro.sample("intercept", dist.Normal(0.0, 10.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Bernoulli(logits=x @ weight + intercept), obs=y)
-
-    guide = AutoPseudocoreset(model, x, y, size=12, weights="scaled", seed=0)
-    guide.fit(ForwardKL(), 60, progress=False)
-    assert len(guide.losses) == 60
-    assert guide.losses[-1] < 0.05 * guide.losses[0]
 
 
 def test_spreads_of_columns() -> None:

@@ -31,14 +31,12 @@ def distilled(**options):
         "base_optimizer": ADAM,
         "seed": 0,
     }
-    return SelfDistilledTwistedSMC(
-        base(),
-        lambda: TabularTwist(LENGTH, 3).double(),
-        EXACT.log_potential,
-        8,
-        LENGTH,
-        **settings | options,
-    )
+    return SelfDistilledTwistedSMC(of(base(), 8), **settings | options)
+
+
+def of(model, num_particles=16):
+    twist = TabularTwist(LENGTH, 3).double()
+    return TwistedSMC(model, twist, EXACT.log_potential, num_particles, LENGTH)
 
 
 def test_effective_potential_keeps_the_normalizing_constant():
@@ -54,10 +52,7 @@ def test_target_stays_and_nothing_of_the_user_changes():
     original = base()
     before = {name: value.clone() for name, value in original.state_dict().items()}
     self_distilled = SelfDistilledTwistedSMC(
-        original,
-        lambda: TabularTwist(LENGTH, 3).double(),
-        EXACT.log_potential,
-        length=LENGTH,
+        of(original),
         num_twist_steps=3,
         num_distillation_steps=5,
         base_optimizer=partial(torch.optim.Adam, lr=0.1),
@@ -70,7 +65,6 @@ def test_target_stays_and_nothing_of_the_user_changes():
         assert self_distilled.generation == number
         smc = self_distilled.sampler
         torch.testing.assert_close(smc.target_log_prob(SEQUENCES), expected, atol=1e-6, rtol=0)
-        assert self_distilled.effective_log_potential is smc.log_potential
         assert not any(parameter.requires_grad for parameter in smc.base.parameters())
     moved = sequence_log_prob(smc.base, SEQUENCES) - sequence_log_prob(EXACT.base, SEQUENCES)
     assert float(moved.abs().max()) > 0.1
@@ -85,15 +79,7 @@ def test_parameters_that_are_fixed_stay_so():
     original = base()
     original.recurrence.requires_grad_(False)
     smc = (
-        SelfDistilledTwistedSMC(
-            original,
-            lambda: TabularTwist(LENGTH, 3).double(),
-            EXACT.log_potential,
-            length=LENGTH,
-            num_twist_steps=1,
-            num_distillation_steps=2,
-            seed=0,
-        )
+        SelfDistilledTwistedSMC(of(original), num_twist_steps=1, num_distillation_steps=2, seed=0)
         .run(2, progress=False)
         .sampler
     )
@@ -102,9 +88,7 @@ def test_parameters_that_are_fixed_stay_so():
         assert is_same == name.startswith("recurrence") or name.startswith("embedding")
     original.requires_grad_(False)
     with pytest.raises(ValueError, match="base must have parameters that require a gradient"):
-        SelfDistilledTwistedSMC(
-            original, lambda: TabularTwist(4, 3), EXACT.log_potential, length=LENGTH
-        )
+        SelfDistilledTwistedSMC(of(original))
 
 
 @pytest.mark.statistical
@@ -121,10 +105,10 @@ def test_estimates_stay_unbiased():
 def test_student_does_not_move_the_target(monkeypatch):
     """The potential is that of a frozen copy while the next base model learns."""
     self_distilled = distilled().run(2, progress=False)
-    potential = self_distilled.effective_log_potential
+    potential = self_distilled.sampler.log_potential
     before = potential(SEQUENCES)
     self_distilled._phase(None, False)  # distils
-    assert self_distilled.effective_log_potential is not potential
+    assert self_distilled.sampler.log_potential is not potential
     assert torch.equal(potential(SEQUENCES), before)
 
 
@@ -196,17 +180,14 @@ def test_distillation_helps():
 
 
 def test_prompt():
+    prompt, twist = torch.tensor([1, 0]), TabularTwist(2, 3, num_prompt=2).double()
     self_distilled = SelfDistilledTwistedSMC(
-        base(),
-        lambda: TabularTwist(2, 3, num_prompt=2).double(),
-        lambda s: (s == 2).double().sum(-1),
-        length=2,
+        TwistedSMC(base(), twist, lambda s: (s == 2).double().sum(-1), length=2),
         num_twist_steps=2,
         num_distillation_steps=2,
-        prompt=torch.tensor([1, 0]),
+        prompt=prompt,
         seed=0,
     ).run(2, progress=False)
-    prompt = torch.tensor([1, 0])
     result = self_distilled.sampler.run(prompt, seed=0)
     assert result.sequences.shape == (16, 2)
     plain = TwistedSMC(EXACT.base, None, lambda s: (s == 2).double().sum(-1), length=2)

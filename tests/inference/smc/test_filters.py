@@ -7,7 +7,7 @@ import torch
 from pyro.infer.smcfilter import SMCFailed
 
 from pyro_ext.inference import TwistedSMCFilter
-from tests.inference.smc.test_pyro_models import INIT, LOCS, TRANS, Y, kalman, messages
+from tests.inference.smc.test_pyro_models import INIT, LOCS, TRANS, Y, messages
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -97,33 +97,6 @@ def test_best_guide_and_twist_have_no_variance():
     torch.testing.assert_close(smc.log_Z, forward[-1].logsumexp(-1), atol=1e-12, rtol=0)
     weights = smc.get_empirical()["x"].log_weights
     torch.testing.assert_close(weights, weights.mean().expand(6), atol=1e-12, rtol=0)
-
-
-class Linear:
-    def init(self, state, y):
-        self.t = -1
-        state["carried"] = torch.zeros(2000)
-        self.step(state, y)
-
-    def step(self, state, y):
-        self.t += 1
-        x = pyro.sample(f"x_{self.t}", dist.Normal(state["carried"], 0.5))
-        state["carried"] = 0.9 * x
-        pyro.sample(f"y_{self.t}", dist.Normal(x, 0.3), obs=y)
-
-
-@pytest.mark.statistical
-def test_long_linear_gaussian_series():
-    """Log evidence of 100 steps and last mean, of standard errors .4 and .007: rate 1e-5."""
-    torch.manual_seed(0)
-    x, y = torch.tensor(0.0), torch.empty(100)
-    for t in range(100):
-        x = 0.9 * x + 0.5 * torch.randn(())
-        y[t] = x + 0.3 * torch.randn(())
-    smc = filtered(TwistedSMCFilter(Linear(), num_particles=2000), y)
-    log_evidence, mean = kalman(y)
-    assert abs(float(smc.log_Z) - log_evidence) < 1.9
-    assert float(smc.get_empirical()["carried"].mean) == pytest.approx(0.9 * mean, abs=0.035)
 
 
 def test_errors():

@@ -280,21 +280,3 @@ def test_policy_with_a_prompt():
     loss = PolicyLoss(model).differentiable_loss(tuned, torch.tensor([0, 1]))
     (gradient,) = torch.autograd.grad(loss, shift)
     assert gradient[2] < 0
-
-
-@pytest.mark.slow
-def test_a_twist_is_learned_by_default():
-    """Of independent tokens, each with a weight: the table is exact, and far from its start."""
-    scores = torch.tensor([-1.5, 0.0, 1.5])
-
-    def tokens(prefix):
-        return torch.tensor([0.6, 0.3, 0.1]).log().expand(len(prefix), 3)
-
-    torch.manual_seed(0)
-    twist = TabularTwist(LENGTH, 3)
-    smc = TwistedSMC(tokens, twist, lambda s: scores[s].sum(-1), length=LENGTH)
-    smc.fit(CTLLoss(), 400, seed=0, progress=False)
-    target = smc.target_log_prob(SEQUENCES).log_softmax(0)
-    with torch.no_grad():
-        divergence = (target.exp() * (target - smc.proposal_log_prob(SEQUENCES))).sum()
-    assert float(divergence) < 0.03  # 2.6 at the start

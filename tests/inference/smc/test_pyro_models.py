@@ -41,13 +41,6 @@ def messages(y):
     return torch.stack(forward), torch.stack(backward[::-1])
 
 
-def test_data_of_the_test():
-    forward, backward = messages(torch.tensor(Y))
-    torch.testing.assert_close(
-        (forward + backward).logsumexp(-1), forward[-1].logsumexp(-1).expand(5)
-    )
-
-
 @pytest.mark.statistical
 @pytest.mark.parametrize("ess_threshold", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("with_guide", [False, True])
