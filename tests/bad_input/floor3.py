@@ -68,8 +68,6 @@ def ensembles() -> dict[str, Call]:
             num_training=6,
             hidden_features=(3,),
             prior_scale=1.0,
-            weight_decay=5e-4,
-            batch_size=3,
             name="task",
         ),
         "load_reference_posterior": call(name="digits"),
