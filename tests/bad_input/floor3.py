@@ -126,7 +126,6 @@ def language() -> dict[str, Call]:
 
 def neural_processes() -> dict[str, Call]:
     sizes: dict[str, Any] = dict(x_dim=1, y_dim=1, width=8)
-    latent: dict[str, Any] = dict(**sizes, latent_features=4)
     pseudo: dict[str, Any] = dict(**sizes, num_pseudo=2)
     torch.manual_seed(0)
     x, y = torch.randn(2, 6, 1), torch.randn(2, 6, 1)
@@ -152,12 +151,12 @@ def neural_processes() -> dict[str, Call]:
         return grid[torch.arange(2), chosen, 0]
 
     return {
-        "ANP": call(**latent),
+        "ANP": call(**sizes),
         "BANP": call(**sizes),
         "BNP": call(**sizes),
         "CANP": call(**sizes),
         "CNP": call(**sizes),
-        "NP": call(**latent),
+        "NP": call(**sizes),
         "MPANP": call(**pseudo),
         "MPNP": call(**pseudo),
         "CNP.predict": of(process, **context, num_samples=2, seed=0),
