@@ -340,7 +340,7 @@ READER = {
         lambda prior: prior.sample(),
     ),
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
-    "SupervisedNotMIWAE(12, 9)": ({}, lambda model: model.impute(torch.randn(2, 4, 12))),
+    "SupervisedNotMIWAE(12, 9)": ({}, lambda model: model.predict(torch.randn(2, 4, 12))),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "RACE([1, 6, 8])": ({}, lambda race: race(torch.randn(3, 3), [8, 1, 1])),
     "IVON(parameters, ess=1000)": ({"parameters": [torch.zeros(2, requires_grad=True)]}, None),

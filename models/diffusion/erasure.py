@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from inspect import signature
 from typing import Any, Self, Unpack
@@ -40,9 +41,32 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
     "noxattn": lambda name: not (_is_late(name) or "attn2" in name),
     "notime": lambda name: not _is_late(name),
 }
-_ORDERS = ("iterative", "random", "composite", "sequential")
-_GENERATED = ("composite", "single", "removed")
 _ADAMW = partial(torch.optim.AdamW, lr=1e-5, weight_decay=1e-4)
+
+
+@dataclass(frozen=True)
+class ConceptOrder:
+    """Which of several concepts a step removes, and by which prompt its latents are drawn.
+
+    :param str order: ``"iterative"``, the next concept; ``"random"``; ``"composite"``, all, as one
+        prompt with commas; ``"sequential"``, one after the other, each in an equal part of the
+        steps of :meth:`ConceptErasure.run`.
+    :param str generate_with: the prompt of latents, unless the order is ``"composite"``:
+        ``"composite"``, all concepts; ``"removed"``, that of the step; ``"single"``, that of the
+        step, and all concepts are removed.
+    """
+
+    order: str = "iterative"
+    generate_with: str = "composite"
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        orders = ("iterative", "random", "composite", "sequential")
+        checks.choice("order", self.order, orders)
+        checks.choice("generate_with", self.generate_with, ("composite", "single", "removed"))
+
+
+_IN_TURN = ConceptOrder()
 
 
 class ConceptErasure(ABC):
@@ -57,39 +81,35 @@ class ConceptErasure(ABC):
     No images are needed. The network of the user is copied, not changed.
 
     :param unet: a network of diffusers that takes ``encoder_hidden_states``, such as a
-        ``UNet2DConditionModel``, also with adapters of peft.
+        ``UNet2DConditionModel``, also with adapters of peft. Its ``config`` has the shape of
+        latents, as ``sample_size`` and ``in_channels``.
     :param scheduler: one of diffusers that takes latents as they are, such as a ``DDIMScheduler``.
     :param Callable encode: maps a list of prompts to their conditioning. **Shape:** ``(num_prompts,
         length, width)``.
     :param Sequence concepts: what is to be erased: prompts, or conditioning as ``encode`` returns
         it, of **shape** ``(length, width)``.
-    :param Sequence latent_shape: shape of one ``z``, by default what ``unet.config`` says.
     :param params: which parameters are trained: ``"xattn"``, those of the cross-attention;
         ``"selfattn"``; ``"full"``, all; ``"notime"``, all but those of the time embedding and of
         the last convolution; ``"noxattn"``, these without cross-attention; or a function of a
         parameter's name that returns whether it is trained.
     :param float guidance: scale of the guidance that latents are drawn with.
-    :param float ema: decay of the average of students that the teacher is; one leaves the teacher
-        as it was.
-    :param str order: which of several concepts is removed at a step: ``"iterative"``, the next one;
-        ``"random"``; ``"composite"``, all, as one prompt with commas; ``"sequential"``, one after
-        the other, each in an equal part of the steps of :meth:`run`.
-    :param str generate_with: the prompt that latents are drawn with, unless the order is
-        ``"composite"``: ``"composite"``, all concepts; ``"removed"``, that of the step;
-        ``"single"``, that of the step, and all concepts are removed.
+    :param ConceptOrder concept_order: which of several concepts is removed at a step.
     :param int num_inference_steps: of the scheduler, from noise to an image.
     :param torch.distributions.Distribution timesteps: of :math:`t` as a fraction of all training
         timesteps.
     :param int batch_size: number of latents at a step, which have one :math:`t`.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
-    :param float max_norm: the same.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`. Gradients are clipped to a norm of
+        one.
     :param int seed: the same.
     :ivar student: the network that is trained.
     :ivar teacher: the one that learns from it or that it learns from.
+    :ivar decay: of the average of students that the teacher is; None leaves it as it was.
     :raises TypeError: for arguments of a wrong type, such as a scheduler without the needed fields.
     :raises ValueError: for numbers out of range, where ``params`` chooses no parameter, as
         ``"xattn"`` does in a network without cross-attention, and for shapes that do not fit.
     """
+
+    decay: float | None = None
 
     def __init__(
         self,
@@ -98,17 +118,13 @@ class ConceptErasure(ABC):
         encode: Callable[[list[str]], Tensor],
         concepts: Sequence[str | Tensor],
         *,
-        latent_shape: Sequence[int] | None = None,
         params: str | Callable[[str], bool] = "xattn",
         guidance: float = 3.0,
-        ema: float = 0.999,
-        order: str = "iterative",
-        generate_with: str = "composite",
+        concept_order: ConceptOrder = _IN_TURN,
         num_inference_steps: int = 50,
         timesteps: Distribution | None = None,
         batch_size: int = 1,
         optimizer: Optimizer = _ADAMW,
-        max_norm: float | None = 1.0,
         seed: int | None = None,
     ) -> None:
         checks.instance("unet", unet, nn.Module, "a network of diffusers")
@@ -130,10 +146,8 @@ class ConceptErasure(ABC):
         chosen = checks.sequence("concepts", concepts, "prompts", kind=(str, Tensor))
         trained = _chosen(params, [name for name, _ in unet.named_parameters()])
         self.guidance = checks.number("guidance", guidance)
-        self.ema = checks.number("ema", ema, least=0, most=1)
-        checks.choice("order", order, _ORDERS)
-        checks.choice("generate_with", generate_with, _GENERATED)
-        self.order, self.generate_with = order, generate_with
+        checks.instance("concept_order", concept_order, ConceptOrder, "a ConceptOrder")
+        self.concept_order = concept_order
         self.num_inference_steps = checks.integer("num_inference_steps", num_inference_steps, 1)
         self._num_timesteps = int(scheduler.config.num_train_timesteps)
         if self.num_inference_steps > self._num_timesteps:
@@ -145,7 +159,7 @@ class ConceptErasure(ABC):
         checks.instance("timesteps", self.timesteps, Distribution, "a distribution")
         _check_fractions(self.timesteps)
         self.batch_size = checks.integer("batch_size", batch_size, 1)
-        self.latent_shape = _latent_shape(unet, latent_shape)
+        self.latent_shape = _latent_shape(unet)
         self.scheduler, self.concepts = scheduler, chosen
         if not trained:
             why = ", which has no cross-attention" if params == "xattn" else ""
@@ -164,8 +178,8 @@ class ConceptErasure(ABC):
         self._trainer = Trainer(
             {name: self.student.get_parameter(name) for name in trained},
             optimizer,
-            max_norm=max_norm,
-            ema_decay=None if self.ema == 1.0 else self.ema,
+            max_norm=1.0,
+            ema_decay=self.decay,
             identity=self._identity(),
             seed=seed,
         )
@@ -226,10 +240,10 @@ class ConceptErasure(ABC):
         :raises TrainingDiverged: where a loss or gradient is not finite.
         :raises ValueError: where the order is ``"sequential"``, which needs a number of steps.
         """
-        if self.order == "sequential":
+        if self.concept_order.order == "sequential":
             raise ValueError(
-                "order must be another than 'sequential' to take single steps: call run, which "
-                "divides its steps among the concepts"
+                "concept_order must be another than 'sequential' to take single steps: call run, "
+                "which divides its steps among the concepts"
             )
         return self._trainer.step(self._loss, 1)
 
@@ -332,25 +346,27 @@ class ConceptErasure(ABC):
     def _choose(self, num_steps: int) -> tuple[Tensor, Tensor]:
         """Conditioning that latents are drawn with, and that of what is removed."""
         number, step = len(self._singles), self._trainer.num_steps
-        if self.order == "composite":
+        order, generate_with = astuple(self.concept_order)
+        if order == "composite":
             return self._composite, self._composite
-        if self.order == "random":
+        if order == "random":
             index = int(torch.randint(number, ()))
-        elif self.order == "sequential":
+        elif order == "sequential":
             index = step * number // num_steps
         else:
             index = step % number
         single = self._singles[index]
-        if self.generate_with == "composite":
+        if generate_with == "composite":
             return self._composite, single
-        return single, (self._composite if self.generate_with == "single" else single)
+        return single, (self._composite if generate_with == "single" else single)
 
     @torch.no_grad()
     def _encode(self, encode: Callable[[list[str]], Tensor], like: Tensor) -> None:
         """Encode the empty prompt, each concept, and all concepts together."""
         prompts = [concept for concept in self.concepts if isinstance(concept, str)]
         is_single = len(self.concepts) == 1
-        needs_all = self.order == "composite" or self.generate_with != "removed"
+        order, generate_with = astuple(self.concept_order)
+        needs_all = order == "composite" or generate_with != "removed"
         if needs_all and not is_single and len(prompts) < len(self.concepts):
             raise ValueError(
                 "generate_with must be 'removed', and order none but 'composite', with several "
@@ -385,8 +401,7 @@ class ConceptErasure(ABC):
                 one if isinstance(one, str) else digest_of({"": one}) for one in self.concepts
             ],
             "guidance": self.guidance,
-            "order": self.order,
-            "generate_with": self.generate_with,
+            **asdict(self.concept_order),
             "num_inference_steps": self.num_inference_steps,
             "timesteps": repr(self.timesteps),
             "batch_size": self.batch_size,
@@ -406,7 +421,9 @@ class SafeSelfDistillation(ConceptErasure):
     learning rate that is too high makes all prompts alike. The content of a concept may remain
     under other words.
 
-    The arguments are those of :class:`ConceptErasure`.
+    The other arguments are those of :class:`ConceptErasure`.
+
+    :param float ema: decay of the average; one leaves the teacher as it was.
 
     [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2023), Towards safe self-distillation of
     internet-scale text-to-image diffusion models, arXiv 2307.05977.
@@ -422,6 +439,20 @@ class SafeSelfDistillation(ConceptErasure):
         >>> safe("seven", num_inference_steps=2, output_type="pt").images.shape
         torch.Size([1, 1, 8, 8])
     """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: Any,
+        encode: Callable[[list[str]], Tensor],
+        concepts: Sequence[str | Tensor],
+        *,
+        ema: float = 0.999,
+        **options: Any,
+    ) -> None:
+        self.ema = checks.number("ema", ema, least=0, most=1)
+        self.decay = None if ema == 1.0 else self.ema
+        super().__init__(unet, scheduler, encode, concepts, **options)
 
     @property
     def erased(self) -> nn.Module:
@@ -447,7 +478,7 @@ class ESD(ConceptErasure):
     was. Latents are drawn by the student, which is also the result. More steps erase more than the
     concept.
 
-    The other arguments are those of :class:`ConceptErasure`, without ``ema``. With ``"xattn"`` it
+    The other arguments are those of :class:`ConceptErasure`. With ``"xattn"`` it
     is the ESD-x of the paper, with ``"noxattn"`` ESD-u; the number of steps is 1,000 there.
 
     :param float negative_guidance: :math:`s_s`.
@@ -475,7 +506,7 @@ class ESD(ConceptErasure):
         **options: Any,
     ) -> None:
         self.negative_guidance = checks.number("negative_guidance", negative_guidance)
-        super().__init__(unet, scheduler, encode, concepts, ema=1.0, **options)
+        super().__init__(unet, scheduler, encode, concepts, **options)
 
     @property
     def erased(self) -> nn.Module:
@@ -529,17 +560,14 @@ def _check_fractions(timesteps: Distribution) -> None:
         )
 
 
-def _latent_shape(unet: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
+def _latent_shape(unet: nn.Module) -> tuple[int, ...]:
     """The shape of one of the latents."""
-    if shape is not None:
-        sizes = checks.sequence("latent_shape", shape, "a list of sizes")
-        return tuple(checks.integer("latent_shape", size, 1) for size in sizes)
     config = getattr(unet, "config", {})
     size, channels = config.get("sample_size"), config.get("in_channels")
     if size is None or channels is None:
         raise ValueError(
-            "latent_shape must be given where unet.config has no sample_size and in_channels, got "
-            "None"
+            "unet must have sample_size and in_channels in its config, got "
+            f"{type(unet).__name__} without"
         )
     height, width = (size, size) if isinstance(size, int) else size
     return channels, height, width

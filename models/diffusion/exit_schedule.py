@@ -43,15 +43,11 @@ class ExitSchedule:
         )
 
     @classmethod
-    def linear(
-        cls, num_blocks: int, least: int, *, num_bins: int = 10, num_train_timesteps: float = 1000
-    ) -> Self:
-        """From all blocks at data down to a few at noise, in steps as equal as integers can be.
+    def linear(cls, num_blocks: int, least: int) -> Self:
+        """From all blocks at data down to a few at noise, in ten steps as equal as integers can be.
 
         :param int num_blocks: in the first bin.
         :param int least: in the last bin.
-        :param int num_bins: number of bins.
-        :param float num_train_timesteps: as of the class.
 
         Example::
 
@@ -60,18 +56,16 @@ class ExitSchedule:
         """
         least = checks.integer("least", least, 1)
         num_blocks = checks.integer("num_blocks", num_blocks, least)
-        num_bins = checks.integer("num_bins", num_bins, 1)
-        depths = torch.linspace(num_blocks, least, num_bins, dtype=torch.float64).round()
-        return cls(depths.long().tolist(), num_train_timesteps)
+        depths = torch.linspace(num_blocks, least, 10, dtype=torch.float64).round()
+        return cls(depths.long().tolist())
 
     @classmethod
-    def uniform(cls, depth: int, *, num_train_timesteps: float = 1000) -> Self:
+    def uniform(cls, depth: int) -> Self:
         """The same number of blocks at all times.
 
         :param int depth: the number.
-        :param float num_train_timesteps: as of the class.
         """
-        return cls([checks.integer("depth", depth, 1)], num_train_timesteps)
+        return cls([checks.integer("depth", depth, 1)])
 
     @classmethod
     def dit_xl(cls) -> Self:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext.inference.diffusion import DiffusionSampler
-from pyro_ext.models.diffusion.erasure import ConceptErasure, SafeSelfDistillation
+from pyro_ext.models.diffusion.erasure import SafeSelfDistillation
 from pyro_ext.models.diffusion.reward_models import RewardFit, RewardModel, is_ranking
 from pyro_ext.models.diffusion.soft_tokens import (
     RewardWeightedInversion,
@@ -45,7 +45,7 @@ class HumanFeedbackInversion:
     2. ask for feedback, and fit a :class:`RewardModel`;
     3. train a :class:`SoftToken`, which starts as the concept, by :class:`RewardWeightedInversion`
        with :func:`reward_weights`;
-    4. erase the token by a :class:`ConceptErasure`, at timesteps :math:`t / T \sim
+    4. erase the token by :class:`SafeSelfDistillation`, at timesteps :math:`t / T \sim
        \text{Beta}(3, 3)`.
 
     The pipeline is not changed. Judge the result by something else than the reward, which the token
@@ -60,14 +60,12 @@ class HumanFeedbackInversion:
     :param RewardModel reward: learns from feedback. The default sees pixels, which is enough for
         small images only.
     :param str token: its name.
-    :param str prompt: in which the token is trained and erased, by default the token alone.
     :param int num_images: to ask about.
     :param int num_kept: images with the largest rewards, which the token stands for.
     :param float guidance_scale: of the images.
     :param int num_inference_steps: of the images.
-    :param eraser: a class of :class:`ConceptErasure`.
     :param Mapping inversion: options of :class:`RewardWeightedInversion`.
-    :param Mapping erasure: options of ``eraser``.
+    :param Mapping erasure: options of :class:`SafeSelfDistillation`.
     :param int seed: of all that is drawn.
     :ivar images: those that were asked about, once :meth:`draw_images` or :meth:`run` was called.
     :ivar reward_fit: how well the reward predicts feedback that was held out.
@@ -105,12 +103,10 @@ class HumanFeedbackInversion:
         reward: RewardModel | None = None,
         *,
         token: str = "<hfi>",
-        prompt: str | None = None,
         num_images: int = 400,
         num_kept: int = 40,
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
-        eraser: type[ConceptErasure] = SafeSelfDistillation,
         inversion: Mapping[str, Any] | None = None,
         erasure: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -120,8 +116,6 @@ class HumanFeedbackInversion:
         if reward is None:
             reward = RewardModel(_pixels)
         checks.instance("reward", reward, RewardModel, "a RewardModel or None")
-        if not (isinstance(eraser, type) and issubclass(eraser, ConceptErasure)):
-            raise TypeError(f"eraser must be a class of ConceptErasure, got {checks.shown(eraser)}")
         self.num_images = checks.integer("num_images", num_images, 4)
         if checks.integer("num_kept", num_kept, 1) > num_images:
             raise ValueError(f"num_kept must be at most num_images, {num_images}, got {num_kept}")
@@ -133,7 +127,7 @@ class HumanFeedbackInversion:
             checks.mapping(name, value, "a dict of options")
         self.pipeline, self.concept = pipeline, concept
         self.feedback, self.reward = feedback, reward
-        self.num_kept, self.eraser = num_kept, eraser
+        self.num_kept = num_kept
         self._sampler = DiffusionSampler.from_pipeline(
             pipeline,
             concept,
@@ -142,7 +136,6 @@ class HumanFeedbackInversion:
         )
         self.seed, self.token = fresh_seed(seed), token
         first = self._new_token()
-        self.prompt = first.prompt(prompt)
         # Options that will not do are not to be found when a person has judged the images.
         self._inversion(first, torch.zeros(1, *self._sampler.latent_shape).to(first.vector))
         self._erasure(first.pipeline(pipeline))
@@ -213,12 +206,12 @@ class HumanFeedbackInversion:
     ) -> RewardWeightedInversion:
         options = {"seed": spawn_seed(self.seed, 3), **self._options["inversion"]}
         parts = self.pipeline.unet, self.pipeline.scheduler, token, latents, weights
-        return RewardWeightedInversion(*parts, prompt=self.prompt, **options)
+        return RewardWeightedInversion(*parts, **options)
 
-    def _erasure(self, pipeline: Any) -> ConceptErasure:
+    def _erasure(self, pipeline: Any) -> SafeSelfDistillation:
         options = {"timesteps": Beta(3.0, 3.0), "seed": spawn_seed(self.seed, 4)}
         options |= self._options["erasure"]
-        return self.eraser.from_pipeline(pipeline, [self.prompt], **options)
+        return SafeSelfDistillation.from_pipeline(pipeline, [self.token], **options)
 
 
 def _as_index(feedback: Mapping[Any, Any], num_images: int) -> list[int]:

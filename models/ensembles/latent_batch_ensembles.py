@@ -14,10 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from pyro_ext._lib import checks
 from pyro_ext.models.ensembles.perturbations import (
-    Direction,
     check_bounds,
+    check_perturbation,
     diversify,
-    find_direction,
 )
 from pyro_ext.nn import BatchEnsemble
 
@@ -51,8 +50,8 @@ class BatchEnsembleDistiller:
     :param float tau: :math:`\tau`, the temperature of the distillation.
     :param float alpha: :math:`\alpha \in [0, 1]`; with one, labels are not used.
     :param float weight_decay: :math:`\lambda`.
-    :param perturbation: as of :func:`~pyro_ext.models.ensembles.diversify`; ``None`` for inputs as
-        they are.
+    :param str perturbation: as of :func:`~pyro_ext.models.ensembles.diversify`; ``None`` for inputs
+        as they are.
     :param float eta: root mean square of the perturbation, in units of the inputs.
     :param bounds: to which perturbed inputs are clipped, or ``None``, as of ``diversify``.
     :raises TypeError: for arguments of a wrong type.
@@ -83,7 +82,7 @@ class BatchEnsembleDistiller:
         tau: float = 4.0,
         alpha: float = 1.0,
         weight_decay: float = 5e-4,
-        perturbation: str | Direction | None = None,
+        perturbation: str | None = None,
         eta: float = 1 / 255,
         bounds: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
@@ -95,7 +94,7 @@ class BatchEnsembleDistiller:
         self.eta = checks.number("eta", eta, least=0.0)
         self.bounds = check_bounds(bounds)
         if perturbation is not None:
-            find_direction(perturbation, len(teachers))
+            check_perturbation(perturbation, len(teachers))
         self.perturbation = perturbation
         self.student = BatchEnsemble(network, len(teachers)).train()
         self.teachers = [deepcopy(one).eval().requires_grad_(False) for one in teachers]

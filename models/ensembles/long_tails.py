@@ -147,14 +147,13 @@ def tau_normalized(classifier: nn.Linear, tau: float = 1.0) -> nn.Linear:
     return new
 
 
-def logit_adjusted(classifier: nn.Linear, counts: Tensor, strength: float = 1.0) -> nn.Linear:
-    r"""A copy of a classifier with logits less :math:`t \log (n_k / n)` [3].
+def logit_adjusted(classifier: nn.Linear, counts: Tensor) -> nn.Linear:
+    r"""A copy of a classifier with logits less :math:`\log (n_k / n)` [3].
 
     In training, the same is to add the logarithm to the logits in the loss.
 
     :param torch.nn.Linear classifier: the last layer of a network.
     :param Tensor counts: numbers of training examples :math:`n_k`. **Shape:** ``(num_classes,)``.
-    :param float strength: :math:`t`.
 
     [3] A. K. Menon et al. (2021), Long-tail learning via logit adjustment.
 
@@ -166,29 +165,26 @@ def logit_adjusted(classifier: nn.Linear, counts: Tensor, strength: float = 1.0)
         tensor([0.7500, 0.2500])
     """
     new = _copied(classifier)
-    strength = checks.number("strength", strength, least=0)
     counts = _as_counts(counts)
     if len(counts) != new.out_features:
         raise ValueError(
             f"counts must be of the {new.out_features} classes, got {checks.shown(counts)}"
         )
-    step = strength * counts.log().log_softmax(0).to(new.weight)
+    step = counts.log().log_softmax(0).to(new.weight)
     bias = step.new_zeros(len(step)) if new.bias is None else new.bias.detach()
     new.bias = nn.Parameter(bias - step)
     return new
 
 
-def accuracy_by_count(
-    probabilities: Tensor, labels: Tensor, counts: Tensor, *, few: int = 20, many: int = 100
-) -> dict[str, float]:
+def accuracy_by_count(probabilities: Tensor, labels: Tensor, counts: Tensor) -> dict[str, float]:
     """Accuracy by how many training examples a class has, each class with the same weight.
 
     :param Tensor probabilities: of the test data, or logits. **Shape:** ``(n, num_classes)``.
     :param Tensor labels: their classes. **Shape:** ``(n,)``.
     :param Tensor counts: numbers of training examples. **Shape:** ``(num_classes,)``.
-    :param int few: classes with fewer examples are in the group ``"few"``.
-    :param int many: classes with more are in ``"many"``; the rest is ``"medium"``.
-    :returns: mean accuracies of ``"all"`` classes and of each group; NaN for one without test data.
+    :returns: mean accuracies of ``"all"`` classes, of those with ``"few"`` examples, fewer than 20,
+        with ``"many"``, more than 100, and of the rest, ``"medium"``; NaN for a group without test
+        data.
 
     Example::
 
@@ -202,16 +198,14 @@ def accuracy_by_count(
         "probabilities", probabilities, f"(n, {len(counts)})", finite=True
     )
     labels = _as_labels(labels, len(probabilities), len(counts))
-    few = checks.integer("few", few, 0)
-    many = checks.integer("many", many, few)
     is_right = (probabilities.argmax(-1) == labels).float()
     totals = labels.bincount(minlength=len(counts))
     of_class = labels.bincount(is_right, minlength=len(counts)) / totals
     groups = {
         "all": counts > 0,
-        "many": counts > many,
-        "medium": (counts >= few) & (counts <= many),
-        "few": counts < few,
+        "many": counts > 100,
+        "medium": (counts >= 20) & (counts <= 100),
+        "few": counts < 20,
     }
     found = {name: of_class[mask.to(totals.device) & (totals > 0)] for name, mask in groups.items()}
     return {name: float(values.mean()) for name, values in found.items()}

@@ -24,14 +24,13 @@ from pyro_ext.random import seeded
 
 Teachers = Sequence[nn.Module]
 Student = BatchEnsemble | None
-Direction = Callable[[Tensor, Teachers, Student], Tensor]
 
 
 def diversify(
     inputs: Tensor,
     teachers: Teachers,
     student: Student = None,
-    perturbation: str | Direction = "tdiv-sdiv",
+    perturbation: str = "tdiv-sdiv",
     *,
     eta: float = 1 / 255,
     bounds: tuple[float, float] | None = (0.0, 1.0),
@@ -39,8 +38,7 @@ def diversify(
 ) -> Tensor:
     r"""Move each input by one step, of root mean square :math:`\eta` over its numbers.
 
-    In place of a word, ``perturbation`` may be a function of inputs, teachers and student, which
-    returns directions in the shape of the inputs. The words are
+    The perturbations are
 
     - ``"gaussian"``: a normal direction;
     - ``"ods"``: the gradient of :math:`w^\top p(x)`, where :math:`p` are the probabilities of a
@@ -57,7 +55,7 @@ def diversify(
     :param Tensor inputs: **Shape:** ``(n, *event)``.
     :param teachers: modules that map inputs to logits, ``(n, classes)``.
     :param BatchEnsemble student: with a member for each teacher; ``"tdiv-sdiv"`` alone needs it.
-    :param perturbation: the direction.
+    :param str perturbation: the direction.
     :param float eta: :math:`\eta`, in units of the inputs.
     :param bounds: to which perturbed inputs are clipped, the valid range of a pixel; ``None`` for
         inputs without one, such as standardized features.
@@ -85,14 +83,14 @@ def diversify(
             f"from {float(inputs.min()):.4g} to {float(inputs.max()):.4g}: pass the bounds of your "
             "inputs, or None"
         )
-    direction = find_direction(perturbation, len(teachers))
+    check_perturbation(perturbation, len(teachers))
     if perturbation == "tdiv-sdiv" and getattr(student, "num_members", 0) != len(teachers):
         raise ValueError(
             f"student must be a BatchEnsemble with {len(teachers)} members, one for each teacher, "
             f"got {student!r:.80}"
         )
     with seeded(seed):
-        moved = inputs + eta * direction(inputs, teachers, student)
+        moved = inputs + eta * DIRECTIONS[perturbation](inputs, teachers, student)
     return moved if bounds is None else moved.clamp(*bounds)
 
 
@@ -105,19 +103,13 @@ def check_bounds(bounds: Any) -> tuple[float, float] | None:
     return low, checks.number("bounds[1]", high, above=low)
 
 
-def find_direction(perturbation: Any, num_teachers: int) -> Direction:
-    """The function that a word names, or the one that was given."""
-    if not isinstance(perturbation, str):
-        wanted = "a word or a function that makes directions"
-        checks.function("perturbation", perturbation, wanted, or_class=False)
-        direction: Direction = perturbation
-        return direction
+def check_perturbation(perturbation: str, num_teachers: int) -> None:
+    """Check that a word names a direction, and that there are teachers enough for it."""
     checks.choice("perturbation", perturbation, DIRECTIONS)
     if perturbation.startswith("tdiv") and num_teachers < 2:
         raise ValueError(
             f"teachers must be two at least for perturbation={perturbation!r}, got {num_teachers}"
         )
-    return DIRECTIONS[perturbation]
 
 
 def _gaussian(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
@@ -153,7 +145,7 @@ def _tdiv_sdiv(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
     return _unit_mean_square(_gradient(difference, inputs))
 
 
-DIRECTIONS: dict[str, Direction] = {
+DIRECTIONS: dict[str, Callable[[Tensor, Teachers, Student], Tensor]] = {
     "gaussian": _gaussian,
     "ods": _ods,
     "confods": _confods,

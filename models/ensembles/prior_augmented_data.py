@@ -30,7 +30,9 @@ class PseudoInputGenerator(nn.Module):
     :param event_shape: shape of an input, or the number of its features.
     :param int hidden_size: width of all layers, and size of the noise.
     :param bounds: the smallest and the largest value of an input, such as a pixel; ``None`` for
-        unbounded inputs.
+        unbounded inputs, for which the generator is trained with a penalty outside of a box.
+    :param float box: size of a feature from which on the penalty is paid.
+    :param float box_slope: its slope.
     :raises ValueError: for sizes or bounds out of range.
 
     Example::
@@ -44,6 +46,9 @@ class PseudoInputGenerator(nn.Module):
         event_shape: int | tuple[int, ...],
         hidden_size: int = 64,
         bounds: tuple[float, float] | None = None,
+        *,
+        box: float = 4.0,
+        box_slope: float = 1.0,
     ) -> None:
         super().__init__()
         if isinstance(event_shape, tuple | list):
@@ -58,6 +63,8 @@ class PseudoInputGenerator(nn.Module):
                 raise TypeError(f"bounds must be two numbers or None, got {checks.shown(bounds)}")
             checks.number("bounds", bounds[1], above=checks.number("bounds", bounds[0]))
         self.bounds = bounds
+        self.box = checks.number("box", box, least=0)
+        self.box_slope = checks.number("box_slope", box_slope, least=0)
         size = self.event_shape.numel()
         self.encoder = MLP(size, [hidden_size], hidden_size, nn.ReLU)
         self.decoder = MLP(2 * hidden_size, [hidden_size], size, nn.ReLU)
@@ -114,7 +121,7 @@ class PriorAugmentedELBO(ELBO):
 
     with :math:`\lambda` as of :func:`prior_weight`. Each loss with gradients first trains the
     generator by a step, on the mean entropy of the predictions, ``gamma`` times the mean of
-    :math:`1 - \lambda`, a penalty outside of a box, and ``repulsion`` times the nearness of
+    :math:`1 - \lambda`, its own penalty outside of a box, and ``repulsion`` times the nearness of
     pseudo-inputs to each other.
 
     Only the abstract and the first pages of the paper were available. From them are the generator,
@@ -142,9 +149,6 @@ class PriorAugmentedELBO(ELBO):
     :param float weight: :math:`w`.
     :param float gamma: what keeps the generator away from the data.
     :param float repulsion: what keeps pseudo-inputs away from each other; 0 for images.
-    :param float box: size of a feature from which on the penalty is paid, where the generator has
-        no bounds.
-    :param float box_slope: its slope.
     :param Tensor reference: inputs to measure distances from; without them the minibatch, which
         finds a pseudo-input far that is near to a row of another minibatch.
         **Shape:** ``(n, *event)``.
@@ -181,8 +185,6 @@ class PriorAugmentedELBO(ELBO):
         weight: float = 1.0,
         gamma: float = 1.0,
         repulsion: float = 5.0,
-        box: float = 4.0,
-        box_slope: float = 1.0,
         reference: Tensor | None = None,
         optimizer: Callable[[list[Any]], torch.optim.Optimizer] = _ADAM,
         seed: int | None = None,
@@ -199,8 +201,6 @@ class PriorAugmentedELBO(ELBO):
         self.weight = checks.number("weight", weight, least=0)
         self.gamma = checks.number("gamma", gamma, least=0)
         self.repulsion = checks.number("repulsion", repulsion, least=0)
-        self.box = checks.number("box", box, least=0)
-        self.box_slope = checks.number("box_slope", box_slope, least=0)
         if reference is not None:
             shape = ", ".join(map(str, generator.event_shape))
             reference = checks.as_tensor("reference", reference, f"(n, {shape})", finite=True)
@@ -284,7 +284,8 @@ class PriorAugmentedELBO(ELBO):
         near = _nearness(made, self._data(args[0]), self.lengthscale).amax(1)
         loss = prediction.entropy().mean() + self.gamma * near.mean()
         if self.generator.bounds is None:
-            loss = loss + self.box_slope * (made.abs() - self.box).relu().mean()
+            outside = (made.abs() - self.generator.box).relu().mean()
+            loss = loss + self.generator.box_slope * outside
         if self.repulsion and len(made) > 1:
             others = _nearness(made, made, self.lengthscale)
             pairs = others.numel() - len(made)

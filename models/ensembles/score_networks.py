@@ -58,8 +58,6 @@ class ScoreConvNet(nn.Module):
 
     :param int num_classes: number of logits.
     :param int in_channels: channels of the map.
-    :param Sequence channels: of each stage; each but the first begins with a stride of two.
-    :param int expansion: of the channels within a block.
 
     [1] H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with diffusion Schrödinger bridge.
 
@@ -73,29 +71,15 @@ class ScoreConvNet(nn.Module):
         torch.Size([5, 10])
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        in_channels: int,
-        channels: Sequence[int] = (32, 48, 64),
-        expansion: int = 2,
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
         checks.integer("num_classes", num_classes, 1)
         checks.integer("in_channels", in_channels, 1)
-        checks.integer("expansion", expansion, 1)
-        channels = checks.sequence("channels", channels, "a list of widths")
-        for number, width in enumerate(channels):
-            checks.integer(f"channels[{number}]", width, 1)
-        self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
-        self.embedding = nn.Linear(num_classes + _NUM_TIMES, channels[0])
-        self.blocks = nn.ModuleList(
-            _inverted(start, end, expansion, 1 if number == 0 else 2)
-            for number, (start, end) in enumerate(
-                zip([channels[0], *channels[:-1]], channels, strict=True)
-            )
-        )
-        self.head = nn.Linear(channels[-1] + num_classes, num_classes)
+        self.stem = nn.Conv2d(in_channels, 32, 3, padding=1, bias=False)
+        self.embedding = nn.Linear(num_classes + _NUM_TIMES, 32)
+        sizes = ((32, 32, 1), (32, 48, 2), (48, 64, 2))
+        self.blocks = nn.ModuleList(_inverted(*each) for each in sizes)
+        self.head = nn.Linear(64 + num_classes, num_classes)
 
     def forward(self, logits: Tensor, feature: Tensor, time: Tensor) -> Tensor:
         """Run the network; arguments and result are as of :class:`ScoreMLP`.
@@ -114,9 +98,9 @@ class ScoreConvNet(nn.Module):
         return outputs
 
 
-def _inverted(start: int, end: int, expansion: int, stride: int) -> nn.Sequential:
+def _inverted(start: int, end: int, stride: int) -> nn.Sequential:
     """Expand channels, convolve each by itself, and project."""
-    wide = start * expansion
+    wide = 2 * start
     return nn.Sequential(
         nn.Conv2d(start, wide, 1, bias=False),
         FilterResponseNorm(wide),

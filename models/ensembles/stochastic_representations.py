@@ -9,14 +9,14 @@ can be replaced.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, Unpack
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Dirichlet, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from pyro_ext._lib import checks
@@ -25,7 +25,6 @@ from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches, TrainingOptions
 from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.inference.training.trainer import Optimizer
-from pyro_ext.models.ensembles._dirichlet_proxy import dirichlet_proxy_loss
 from pyro_ext.random import fresh_seed
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 Variant = Literal["kd", "kd_weighted", "dirichlet", "none"]
-Distillation = Callable[[Tensor, Tensor, float], Tensor]
 _SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True)
 
 
@@ -101,8 +99,18 @@ def dirichlet_distillation(student: Tensor, teachers: Tensor, temperature: float
         torch.Size([2])
     """
     student, teachers = _as_logits(student, teachers, temperature)
-    logs = (teachers / temperature).log_softmax(-1)
-    return dirichlet_proxy_loss(student, logs, temperature)
+    log_probs = (teachers / temperature).log_softmax(-1)
+    mean = log_probs.exp().mean(0)
+    spread = (torch.xlogy(mean, mean) - mean * log_probs.mean(0)).sum(-1)
+    # Rounding takes it below zero where all members agree, whose precision is infinite.
+    spread = spread.clamp(min=torch.finfo(spread.dtype).eps)
+    num_classes = mean.shape[-1]
+    total = num_classes + 0.5 * (num_classes - 1) / spread
+    concentration = 1.0 + (student / temperature).exp()
+    expected_log = concentration.digamma() - concentration.sum(-1, keepdim=True).digamma()
+    flat = Dirichlet(torch.ones_like(concentration))
+    divergence = kl_divergence(Dirichlet(concentration), flat)
+    return divergence / total - (mean * expected_log).sum(-1)
 
 
 def _as_logits(student: Any, teachers: Any, temperature: float) -> tuple[Tensor, Tensor]:
@@ -118,7 +126,7 @@ def _as_logits(student: Any, teachers: Any, temperature: float) -> tuple[Tensor,
     return student, teachers
 
 
-_DISTILLATIONS: dict[Any, Distillation | None] = {
+_DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor] | None] = {
     "kd": distillation,
     "kd_weighted": weighted_distillation,
     "dirichlet": dirichlet_distillation,
@@ -152,8 +160,8 @@ class StochasticRepresentations(nn.Module):
     :param int num_samples: :math:`M`.
     :param float alpha: :math:`a`.
     :param float tau: temperature of teachers and student.
-    :param variant: ``"kd"`` for :func:`distillation`, ``"kd_weighted"``, ``"dirichlet"``, or a
-        function like these; ``"none"`` is without distillation, whatever ``alpha``.
+    :param str variant: ``"kd"`` for :func:`distillation`, ``"kd_weighted"`` or ``"dirichlet"``;
+        ``"none"`` is without distillation, whatever ``alpha``.
     :param float scale: of the draws, as of :class:`~pyro_ext.inference.averaging.SWAG`.
     :param batches: minibatches of inputs for statistics of batch normalization, of each draw; an
         extractor with batch normalization needs them.
@@ -188,7 +196,7 @@ class StochasticRepresentations(nn.Module):
         num_samples: int = 8,
         alpha: float = 0.5,
         tau: float = 2.0,
-        variant: Variant | Distillation = "kd",
+        variant: Variant = "kd",
         *,
         scale: float = 1.0,
         batches: Iterable[Any] | None = None,
@@ -206,12 +214,8 @@ class StochasticRepresentations(nn.Module):
         self.alpha = checks.number("alpha", alpha, least=0, most=1)
         self.tau = checks.number("tau", tau, above=0)
         checks.number("scale", scale, least=0)
-        self.distillation: Distillation | None
-        if callable(variant) and not inspect.isclass(variant):
-            self.distillation = variant
-        else:
-            checks.choice("variant", variant, get_args(Variant))
-            self.distillation = _DISTILLATIONS[variant]
+        checks.choice("variant", variant, _DISTILLATIONS)
+        self.distillation = _DISTILLATIONS[variant]
         if swag is None:
             extractors = [copy.deepcopy(extractor)]
         else:

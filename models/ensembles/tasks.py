@@ -10,6 +10,7 @@ from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 
 _SMALLEST_SCALE = 1e-6
 _LARGEST_INPUT = 3.0
+_WEIGHT_DECAY = 5e-4
 
 
 def classification_task(
@@ -19,23 +20,19 @@ def classification_task(
     *,
     hidden_features: Sequence[int] = (16,),
     prior_scale: float | None = None,
-    weight_decay: float = 5e-4,
-    batch_size: int | None = 64,
     name: str = "classification",
 ) -> Task:
     r"""Make a task of a Bayesian multilayer perceptron on labeled data.
 
     The first rows are there to learn from, the rest is held out. Features are standardized by the
-    former and cut at three standard deviations.
+    former and cut at three standard deviations. Minibatches are of 64 rows.
 
     :param Tensor inputs: **Shape:** ``(n, num_features)``.
     :param Tensor labels: classes from zero on. **Shape:** ``(n,)``.
     :param int num_training: number of rows :math:`N` to learn from.
     :param Sequence hidden_features: width of each hidden layer.
     :param float prior_scale: standard deviation of the weights; by default :math:`1 / \sqrt{N
-        \lambda}`, the one of a weight decay :math:`\lambda` on the mean loss.
-    :param float weight_decay: :math:`\lambda`.
-    :param int batch_size: size of the minibatches.
+        \lambda}`, the one of a weight decay :math:`\lambda = 5 \cdot 10^{-4}` on the mean loss.
     :param str name: what it is called in messages.
 
     Example::
@@ -58,7 +55,6 @@ def classification_task(
         raise ValueError(
             f"num_training must leave rows to hold out, got {num_training} of {len(inputs)}"
         )
-    checks.number("weight_decay", weight_decay, above=0)
     training, held_out = inputs[:num_training], inputs[num_training:]
     scale = training.std(0).clamp(min=_SMALLEST_SCALE)
 
@@ -67,8 +63,8 @@ def classification_task(
 
     network = MLP(inputs.shape[1], hidden_features, int(labels.max()) + 1)
     if prior_scale is None:
-        prior_scale = (num_training * weight_decay) ** -0.5
-    classifier = BayesianClassifier(BayesianModule(network, prior_scale), batch_size)
+        prior_scale = (num_training * _WEIGHT_DECAY) ** -0.5
+    classifier = BayesianClassifier(BayesianModule(network, prior_scale), 64)
     new_inputs, new_labels = standardized(held_out), labels[num_training:]
     return Task(
         classifier,

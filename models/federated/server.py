@@ -39,8 +39,6 @@ _SETTINGS = (
     "batch_size",
     "max_norm",
     "noise_multiplier",
-    "svd_period",
-    "svd_warmup",
     "seed",
 )
 _SGD = partial(torch.optim.SGD, lr=0.5)
@@ -88,13 +86,10 @@ class FederatedServer:
     clients are small, take a small ``batch_size``. Without, they take ordinary minibatches, with
     the norm of the gradient clipped. Clients without rows are skipped.
 
-    :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied with
-        adapters at its linear layers; where it has adapters, these are taken.
-    :param strategy: one of the table, or a :class:`Strategy`.
-    :param Sequence layers: names or patterns of the layers that get adapters, as of
-        :func:`pyro_ext.nn.add_lora`.
-    :param int rank: of the adapters.
-    :param float alpha: of the adapters, by default ``rank``.
+    :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied, with its
+        adapters; where it has none, with those of :func:`pyro_ext.nn.add_lora`.
+    :param strategy: one of the table, or a :class:`Strategy`, which also says when there are
+        decompositions.
     :param Callable loss: maps outputs and targets to a scalar.
     :param float fraction: fraction of the clients in a round, rounded up.
     :param int num_local_steps: steps of a client in a round.
@@ -106,9 +101,7 @@ class FederatedServer:
     :param float noise_multiplier: standard deviation of the noise over ``max_norm``; ``None`` for
         training without privacy.
     :param int chunk_size: as of :class:`~pyro_ext.inference.privacy.PrivateLoss`.
-    :param int svd_period: rounds from one decomposition to the next, for ``"fedsvd"``.
-    :param int svd_warmup: rounds before the first.
-    :param int seed: of adapters, clients and their steps.
+    :param int seed: of new adapters, clients and their steps.
     :raises ValueError: for numbers out of range, a network without linear layers, and with noise
         for one with batch norm in training mode, which has no gradients of single examples.
 
@@ -129,7 +122,7 @@ class FederatedServer:
         >>> from pyro_ext.nn import MLP
         >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
         >>> clients = [(x[rows], y[rows]) for rows in dirichlet_split(y, 3, seed=0)]
-        >>> server = FederatedServer(MLP(4, [8], 3), "fedsvd", rank=2, num_local_steps=2, seed=0,
+        >>> server = FederatedServer(MLP(4, [8], 3), "fedsvd", num_local_steps=2, seed=0,
         ...                          noise_multiplier=20.0, batch_size=10)
         >>> rounds = server.run(clients, num_rounds=3, progress=False)
         >>> rounds[0].clients, sum(rounds[0].weights), server.module(x).shape
@@ -143,9 +136,6 @@ class FederatedServer:
         module: nn.Module,
         strategy: str | Strategy = "fedsvd",
         *,
-        layers: Sequence[str] | None = None,
-        rank: int = 8,
-        alpha: float | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         fraction: float = 0.5,
         num_local_steps: int = 10,
@@ -154,8 +144,6 @@ class FederatedServer:
         max_norm: float = 1.0,
         noise_multiplier: float | None = None,
         chunk_size: int | None = None,
-        svd_period: int = 1,
-        svd_warmup: int = 0,
         seed: int | None = None,
     ) -> None:
         checks.instance("module", module, nn.Module, "a torch.nn.Module")
@@ -175,14 +163,12 @@ class FederatedServer:
             checks.number, "noise_multiplier", noise_multiplier, least=0.0
         )
         self.chunk_size = checks.optional(checks.integer, "chunk_size", chunk_size, 1)
-        self.svd_period = checks.integer("svd_period", svd_period, 1)
-        self.svd_warmup = checks.integer("svd_warmup", svd_warmup, 0)
         self.seed = fresh_seed(seed)
         if lora_layers(module):
             self.module = copy.deepcopy(module).requires_grad_(False)
         else:
             with seeded(self.seed):
-                self.module = add_lora(module, layers, rank, alpha)
+                self.module = add_lora(module)
         """The network with the present adapters."""
         for layer in self.adapters.values():
             if strategy.orthonormal_start:
@@ -389,9 +375,8 @@ class FederatedServer:
     def _aggregate(self, trained: list[dict[str, Tensor]], weights: Tensor) -> None:
         """Change adapters and buffers by those of clients."""
         number = len(self.rounds) + 1
-        refactorize = self.strategy.refactorize and (
-            number % self.svd_period == 0 and number > self.svd_warmup
-        )
+        period, warmup = self.strategy.svd_period, self.strategy.svd_warmup
+        refactorize = period is not None and number % period == 0 and number > warmup
         with seeded(spawn_seed(self.seed, 3, number)):
             for name, layer in self.adapters.items():
                 prefix = f"{name}." if name else ""

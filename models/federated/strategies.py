@@ -35,27 +35,31 @@ class Strategy:
         ``B`` **(k, out_features, rank)**, and their weights **(k,)**, which sum to one. Draws come
         from PyTorch's generator, which is seeded.
     :param bool orthonormal_start: whether ``A`` gets orthonormal rows before the first round.
-    :param bool refactorize: whether the factors become those of a singular value decomposition of
-        their product after rounds.
+    :param int svd_period: rounds from one time to the next that the factors become those of a
+        singular value decomposition of their product; ``None`` for never.
+    :param int svd_warmup: rounds before the first.
 
     Example::
 
         >>> def largest_client(layer, A, B, weights):
         ...     layer.B.copy_(B[weights.argmax()])
-        >>> Strategy(train_A=False, aggregate=largest_client).refactorize
+        >>> Strategy(train_A=False, aggregate=largest_client, svd_period=5).train_A
         False
     """
 
     train_A: bool
     aggregate: Aggregate
     orthonormal_start: bool = False
-    refactorize: bool = False
+    svd_period: int | None = None
+    svd_warmup: int = 0
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         checks.function("aggregate", self.aggregate, "a function that changes a layer")
-        for name in ("train_A", "orthonormal_start", "refactorize"):
+        for name in ("train_A", "orthonormal_start"):
             checks.boolean(name, getattr(self, name))
+        checks.optional(checks.integer, "svd_period", self.svd_period, 1)
+        checks.integer("svd_warmup", self.svd_warmup, 0)
 
 
 def average(layer: LoRALinear, A: Tensor, B: Tensor, weights: Tensor) -> None:
@@ -87,7 +91,7 @@ STRATEGIES = {
     "ffa": Strategy(train_A=False, aggregate=average_B),  # [2]
     "flora": Strategy(train_A=True, aggregate=add_products),
     "fedex": Strategy(train_A=True, aggregate=average_and_add_residual),
-    "fedsvd": Strategy(train_A=False, aggregate=average_B, refactorize=True),  # [1]
+    "fedsvd": Strategy(train_A=False, aggregate=average_B, svd_period=1),  # [1]
     "ffa_orth": Strategy(train_A=False, aggregate=average_B, orthonormal_start=True),
 }
 """Strategies of :class:`~pyro_ext.models.federated.FederatedServer` by name."""

@@ -124,8 +124,7 @@ class NP(LatentProcess):
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
-    :param int width: width of all layers.
-    :param int latent_features: size of the latent variable; by default ``width``.
+    :param int width: width of all layers, and size of the latent variable.
 
     Example::
 
@@ -135,24 +134,25 @@ class NP(LatentProcess):
         torch.Size([5, 4, 9, 1])
     """
 
-    def __init__(
-        self, x_dim: int = 1, y_dim: int = 1, width: int = 128, latent_features: int | None = None
-    ) -> None:
-        features = _latent_features(latent_features, width)
+    _has_attention = False
+
+    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
+        encoder = CrossAttentionEncoder if self._has_attention else PoolingEncoder
+        sizes = x_dim, y_dim, checks.integer("width", width, 1)
         super().__init__(
-            PoolingEncoder(x_dim, y_dim, width),
-            PoolingEncoder(x_dim, y_dim, width, out_features=2 * features),
+            encoder(*sizes),
+            PoolingEncoder(*sizes, out_features=2 * width, self_attention=self._has_attention),
             width,
         )
 
 
-class ANP(LatentProcess):
+class ANP(NP):
     """A neural process with a latent variable and attention [3].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
-    :param int latent_features: size of the latent variable; by default ``width``.
+    :param int width: width of all layers, a multiple of the 8 heads, and size of the latent
+        variable.
 
     Example::
 
@@ -162,19 +162,7 @@ class ANP(LatentProcess):
         torch.Size([5, 4, 9, 1])
     """
 
-    def __init__(
-        self, x_dim: int = 1, y_dim: int = 1, width: int = 128, latent_features: int | None = None
-    ) -> None:
-        features = _latent_features(latent_features, width)
-        super().__init__(
-            CrossAttentionEncoder(x_dim, y_dim, width),
-            PoolingEncoder(x_dim, y_dim, width, out_features=2 * features, self_attention=True),
-            width,
-        )
-
-
-def _latent_features(number: int | None, width: int) -> int:
-    return checks.integer("latent_features", width if number is None else number, 1)
+    _has_attention = True
 
 
 def _drawn(distribution: Normal, num_samples: int, generator: torch.Generator | None) -> Tensor:

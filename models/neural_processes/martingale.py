@@ -35,12 +35,12 @@ class RepresentationGenerator(nn.Module):
     .. math:: H = \mathrm{MAB}(R, E), \qquad R' = \mathrm{MAB}(E, H),
 
     which is :class:`~pyro_ext.nn.InducedSetAttention`. All features of a point come from the same
-    attention, so that keys and values of an encoder that attends go together.
+    attention, so that keys and values of an encoder that attends go together. Its blocks do not
+    normalize: at first normalized rows are large beside those of a context, and networks then learn
+    to ignore what they cannot rely on.
 
     :param SetEncoder encoder: whose features are generated.
     :param int num_heads: heads of the attention.
-    :param bool layer_norm: whether its blocks normalize. At first normalized rows are large beside
-        those of a context, and networks then learn to ignore what they cannot rely on.
 
     Example::
 
@@ -52,13 +52,11 @@ class RepresentationGenerator(nn.Module):
         torch.Size([5, 10, 16])
     """
 
-    def __init__(
-        self, encoder: SetEncoder, num_heads: int = 8, *, layer_norm: bool = False
-    ) -> None:
+    def __init__(self, encoder: SetEncoder, num_heads: int = 8) -> None:
         checks.instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__()
         size = encoder.num_features
-        self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=layer_norm)
+        self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=False)
 
     def forward(self, noise: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Generate.

@@ -118,13 +118,12 @@ class PoolingEncoder(SetEncoder):
 class CrossAttentionEncoder(SetEncoder):
     r"""Attention of targets to points: keys see inputs only, values see outputs too [3].
 
-    The features of a point are those of its key, then those of its value.
+    Values look at each other. The features of a point are those of its key, then those of its
+    value.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-    :param bool self_attention: whether values look at each other in place of the last two of
-        their network's four layers.
     :param int num_heads: heads of the attention.
 
     Example::
@@ -134,27 +133,17 @@ class CrossAttentionEncoder(SetEncoder):
         torch.Size([5, 9, 16])
     """
 
-    def __init__(
-        self,
-        x_dim: int,
-        y_dim: int,
-        width: int = 128,
-        *,
-        self_attention: bool = True,
-        num_heads: int = 8,
-    ) -> None:
+    def __init__(self, x_dim: int, y_dim: int, width: int = 128, *, num_heads: int = 8) -> None:
         checks.integer("width", width, 1)
         super().__init__(x_dim, y_dim, 2 * width, width)
-        self.values = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
-        self.self_attention = SAB(width, width, num_heads) if self_attention else None
+        self.values = _network(x_dim + y_dim, width, width, 2)
+        self.self_attention = SAB(width, width, num_heads)
         self.keys = _network(x_dim, width, width, 2)
         self.cross_attention = MAB(width, width, width, num_heads)
 
     def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Key and value of each point, as :meth:`SetEncoder.features`."""
-        values: Tensor = self.values(torch.cat([inputs, outputs], -1))
-        if self.self_attention is not None:
-            values = self.self_attention(values, mask)
+        values = self.self_attention(self.values(torch.cat([inputs, outputs], -1)), mask)
         return torch.cat([self.keys(inputs), values], -1)
 
     def summarize(

@@ -156,7 +156,6 @@ class NeuralProcess(PyroModule):
         num_samples: int = 50,
         *,
         context_mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> MixtureSameFamily:
         """The predictive distribution at each point: an equal mixture of :meth:`predict`'s.
@@ -172,7 +171,6 @@ class NeuralProcess(PyroModule):
             target_inputs,
             num_samples,
             context_mask=context_mask,
-            generator=generator,
             seed=seed,
         )
         mean, scale = (part.movedim(0, -2) for part in (prediction.mean, prediction.stddev))

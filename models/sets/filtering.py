@@ -220,7 +220,7 @@ class FilteringNetwork(nn.Module):
 
 
 def minimum_filtering_loss(
-    output: FilterOutput, labels: Tensor, mask: Tensor | None = None, density_weight: float = 1.0
+    output: FilterOutput, labels: Tensor, density_weight: float = 1.0
 ) -> Tensor:
     r"""Loss of the cluster that is nearest to what a network has found [1].
 
@@ -231,9 +231,8 @@ def minimum_filtering_loss(
 
     :param FilterOutput output: of the network.
     :param Tensor labels: integers >= 0. **Shape:** ``(*batch, n)``.
-    :param Tensor mask: bool, true for points that are there. **Shape:** ``(*batch, n)``.
     :param float density_weight: :math:`\lambda`.
-    :returns: the mean over sets of the least loss of a cluster, without sets that are empty.
+    :returns: the mean over sets of the least loss of a cluster.
     :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
@@ -242,25 +241,20 @@ def minimum_filtering_loss(
         >>> minimum_filtering_loss(output, torch.tensor([1, 1, 0])).item() < 1e-3
         True
     """
-    labels, present = _checked(output, labels, mask)
-    return _mean_of_least(output, functional.one_hot(labels), present, density_weight)
+    targets = functional.one_hot(_checked(output, labels))
+    return _mean_of_least(output, targets, density_weight)
 
 
 def anchored_filtering_loss(
-    output: FilterOutput,
-    labels: Tensor,
-    anchor: Tensor,
-    mask: Tensor | None = None,
-    density_weight: float = 1.0,
+    output: FilterOutput, labels: Tensor, anchor: Tensor, density_weight: float = 1.0
 ) -> Tensor:
     r"""Loss of the cluster of the anchor, :math:`\mathcal{L}_k` of :func:`minimum_filtering_loss`.
 
     :param FilterOutput output: of the network.
     :param Tensor labels: integers >= 0. **Shape:** ``(*batch, n)``.
     :param Tensor anchor: indices of the anchors. **Shape:** ``(*batch,)``.
-    :param Tensor mask: bool, true for points that are there. **Shape:** ``(*batch, n)``.
     :param float density_weight: :math:`\lambda`.
-    :returns: the mean over sets, without those whose anchor is not there.
+    :returns: the mean over sets.
     :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
@@ -269,31 +263,23 @@ def anchored_filtering_loss(
         >>> anchored_filtering_loss(output, torch.tensor([1, 1, 0]), torch.tensor(0)).item() < 1e-3
         True
     """
-    labels, present = _checked(output, labels, mask)
+    labels = _checked(output, labels)
     anchor = _anchor(anchor, labels.shape).to(labels.device)
     targets = labels == labels.gather(-1, anchor[..., None])
-    present = present & present.gather(-1, anchor[..., None])
-    return _mean_of_least(output, targets[..., None], present, density_weight)
+    return _mean_of_least(output, targets[..., None], density_weight)
 
 
-def _mean_of_least(
-    output: FilterOutput, targets: Tensor, present: Tensor, density_weight: float
-) -> Tensor:
+def _mean_of_least(output: FilterOutput, targets: Tensor, density_weight: float) -> Tensor:
     """Mean over sets of the least loss of a cluster; targets are of the shape (*batch, n, K)."""
     checks.number("density_weight", density_weight, least=0)
-    logits = output.logits.masked_fill(~present, 0.0)
-    targets = (targets.bool() & present[..., None]).to(logits)
-    sizes, members = present.sum(-1, keepdim=True), targets.sum(-2)
-    costs = functional.softplus(logits).masked_fill(~present, 0.0).sum(-1, keepdim=True)
-    losses = (costs - _total(targets, logits)) / sizes.clamp(min=1)
+    logits, targets = output.logits, targets.to(output.logits)
+    members = targets.sum(-2)
+    costs = functional.softplus(logits).sum(-1, keepdim=True)
+    losses = (costs - _total(targets, logits)) / logits.shape[-1]
     if output.log_prob is not None:
-        log_prob = output.log_prob.masked_fill(~present, 0.0)
-        losses = losses - density_weight * _total(targets, log_prob) / members.clamp(min=1)
-    least = losses.masked_fill(members == 0, torch.inf).min(-1).values
-    is_there = present.any(-1)
-    if not bool(is_there.any()):
-        raise ValueError("mask must leave a point that counts in at least one set, got none")
-    return least[is_there].mean()
+        log_prob = _total(targets, output.log_prob)
+        losses = losses - density_weight * log_prob / members.clamp(min=1)
+    return losses.masked_fill(members == 0, torch.inf).min(-1).values.mean()
 
 
 def _total(targets: Tensor, values: Tensor) -> Tensor:
@@ -301,17 +287,14 @@ def _total(targets: Tensor, values: Tensor) -> Tensor:
     return (targets.mT @ values[..., None]).squeeze(-1)
 
 
-def _checked(output: FilterOutput, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Labels that are zero for padding, and which points are there."""
+def _checked(output: FilterOutput, labels: Tensor) -> Tensor:
+    """Labels of all points."""
     checks.instance("output", output, FilterOutput, "what a FilteringNetwork returns")
     shape = str(tuple(output.logits.shape))
     labels = checks.as_tensor("labels", labels, shape, kind="integers").to(output.logits.device)
-    mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-    present = checks.as_tensor("mask", mask, shape, kind="booleans").to(labels.device)
-    labels = labels.long().masked_fill(~present, 0)
     if bool((labels < 0).any()):
         raise ValueError(f"labels must be integers >= 0, got {int(labels.min())}")
-    return labels, present
+    return labels.long()
 
 
 def _anchor(anchor: Tensor, shape: torch.Size) -> Tensor:

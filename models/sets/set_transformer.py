@@ -18,54 +18,7 @@ Pooling = Literal["mean", "sum", "max"]
 AnyPooling = Literal["pma", "mean", "sum", "max"]
 
 
-class _SetNetwork(nn.Module):
-    """Blocks that keep elements apart, a pooling, and a decoder of what was pooled."""
-
-    def __init__(
-        self,
-        input_size: int,
-        num_outputs: int,
-        output_size: int,
-        encoder: list[nn.Module],
-        pooling: nn.Module,
-        decoder: list[nn.Module],
-    ) -> None:
-        super().__init__()
-        self.input_size, self.num_outputs, self.output_size = input_size, num_outputs, output_size
-        self.encoder: Any = nn.ModuleList(encoder)
-        self.pooling = pooling
-        self.decoder = nn.Sequential(*decoder)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map sets to outputs.
-
-        :param Tensor x: the elements. **Shape:** ``(*batch, n, input_size)``.
-        :param Tensor mask: bool, true for elements that are there and false for padding, which has
-            no influence. **Shape:** ``(*batch, n)``.
-        :returns: **Shape:** ``(*batch, num_outputs, output_size)``.
-        :raises TypeError: for anything but a tensor, such as a list of sets of different sizes.
-        :raises ValueError: for tensors of another shape, and elements that are not finite.
-        """
-        own = next(self.parameters())
-        hidden = checks.as_tensor(
-            "x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own
-        )
-        if mask is not None:
-            mask = checks.as_tensor("mask", mask, kind="booleans", allow_empty=True).to(own.device)
-            if mask.shape != hidden.shape[:-1]:
-                raise ValueError(
-                    f"mask must have the shape {tuple(hidden.shape[:-1])} of the sets in x, got "
-                    f"{tuple(mask.shape)}"
-                )
-            hidden = hidden.masked_fill(~mask[..., None], 0)
-        checks.all_finite("x", hidden)
-        for block in self.encoder:
-            hidden = block(hidden, mask)
-        outputs: Tensor = self.decoder(self.pooling(hidden, mask))
-        return outputs.reshape(*hidden.shape[:-2], self.num_outputs, self.output_size)
-
-
-class SetTransformer(_SetNetwork):
+class SetTransformer(nn.Module):
     r"""Network from a set to one output or several, by attention between its elements [3].
 
     .. math:: \text{output} = W\, \mathrm{SAB}(\mathrm{SAB}(\mathrm{PMA}_k(
@@ -73,7 +26,7 @@ class SetTransformer(_SetNetwork):
 
     The order of elements does not matter, and an empty set has an output, too. Blocks are those of
     the code of [3]: with biases, without layer norms. ``encoder`` and ``pooling`` are also what [3]
-    compares with: with ``"rff"`` and ``"mean"`` it is a :class:`DeepSet` that may be less deep.
+    compares with: with ``"rff"`` and ``"mean"`` it is a :class:`DeepSet`.
 
     :param int input_size: number of features of an element.
     :param int num_outputs: number of outputs of a set, :math:`k`.
@@ -116,7 +69,11 @@ class SetTransformer(_SetNetwork):
         num_decoder_blocks: int | None = None,
         **options: Unpack[AttentionOptions],
     ) -> None:
-        _check_sizes(input_size, num_outputs, output_size, hidden_size)
+        super().__init__()
+        self.input_size = checks.integer("input_size", input_size, 1)
+        self.num_outputs = checks.integer("num_outputs", num_outputs, 1)
+        self.output_size = checks.integer("output_size", output_size, 1)
+        checks.integer("hidden_size", hidden_size, 1)
         checks.choice("encoder", encoder, get_args(Encoder))
         checks.choice("pooling", pooling, get_args(AnyPooling))
         check_heads("hidden_size", hidden_size, num_heads)
@@ -137,17 +94,46 @@ class SetTransformer(_SetNetwork):
         if pooling == "pma":
             if num_decoder_blocks is None:
                 num_decoder_blocks = 0 if num_outputs == 1 else 2
-            pool: nn.Module = PMA(hidden_size, hidden_size, num_outputs, num_heads, **options)
+            self.pooling: Any = PMA(hidden_size, hidden_size, num_outputs, num_heads, **options)
             decoder = [attend(hidden_size) for _ in range(num_decoder_blocks)]
             decoder.append(nn.Linear(hidden_size, output_size))
         else:
-            pool = _Pool(pooling)
+            self.pooling = _Pool(pooling)
             num_layers = 4 if num_decoder_blocks is None else max(2 * num_decoder_blocks, 1)
             decoder = [_layers(hidden_size, hidden_size, num_outputs * output_size, num_layers)]
-        super().__init__(input_size, num_outputs, output_size, blocks, pool, decoder)
+        self.encoder: Any = nn.ModuleList(blocks)
+        self.decoder = nn.Sequential(*decoder)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map sets to outputs.
+
+        :param Tensor x: the elements. **Shape:** ``(*batch, n, input_size)``.
+        :param Tensor mask: bool, true for elements that are there and false for padding, which has
+            no influence. **Shape:** ``(*batch, n)``.
+        :returns: **Shape:** ``(*batch, num_outputs, output_size)``.
+        :raises TypeError: for anything but a tensor, such as a list of sets of different sizes.
+        :raises ValueError: for tensors of another shape, and elements that are not finite.
+        """
+        own = next(self.parameters())
+        hidden = checks.as_tensor(
+            "x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own
+        )
+        if mask is not None:
+            mask = checks.as_tensor("mask", mask, kind="booleans", allow_empty=True).to(own.device)
+            if mask.shape != hidden.shape[:-1]:
+                raise ValueError(
+                    f"mask must have the shape {tuple(hidden.shape[:-1])} of the sets in x, got "
+                    f"{tuple(mask.shape)}"
+                )
+            hidden = hidden.masked_fill(~mask[..., None], 0)
+        checks.all_finite("x", hidden)
+        for block in self.encoder:
+            hidden = block(hidden, mask)
+        outputs: Tensor = self.decoder(self.pooling(hidden, mask))
+        return outputs.reshape(*hidden.shape[:-2], self.num_outputs, self.output_size)
 
 
-class DeepSet(_SetNetwork):
+class DeepSet(SetTransformer):
     r"""Network from a set to one output or several, by pooling of its elements [4].
 
     .. math:: \text{output} = \rho\Bigl(\textstyle\sum_{x \in X} \phi(x)\Bigr)
@@ -176,16 +162,9 @@ class DeepSet(_SetNetwork):
         hidden_size: int = 128,
         pooling: Pooling = "mean",
     ) -> None:
-        _check_sizes(input_size, num_outputs, output_size, hidden_size)
         checks.choice("pooling", pooling, get_args(Pooling))
-        super().__init__(
-            input_size,
-            num_outputs,
-            output_size,
-            [_Rows(input_size, hidden_size, 4)],
-            _Pool(pooling),
-            [_layers(hidden_size, hidden_size, num_outputs * output_size, 4)],
-        )
+        sizes = input_size, num_outputs, output_size, hidden_size
+        super().__init__(*sizes, num_heads=1, encoder="rff", pooling=pooling)
 
 
 class _Rows(nn.Module):
@@ -230,10 +209,3 @@ class _Pool(nn.Module):
 
 def _layers(in_features: int, width: int, out_features: int, num_layers: int) -> MLP:
     return MLP(in_features, [width] * (num_layers - 1), out_features, nn.ReLU)
-
-
-def _check_sizes(input_size: int, num_outputs: int, output_size: int, hidden_size: int) -> None:
-    checks.integer("input_size", input_size, 1)
-    checks.integer("num_outputs", num_outputs, 1)
-    checks.integer("output_size", output_size, 1)
-    checks.integer("hidden_size", hidden_size, 1)

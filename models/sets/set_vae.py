@@ -211,8 +211,6 @@ class SetVAE(PyroModule):
     :param int num_heads: number of heads.
     :param GaussianMixtureSet initial_set: what a decoder begins with; by default that of [1].
     :param bool unit_cube: whether coordinates are from zero to one; others are refused then.
-    :param Callable distance: of two sets and their masks, such as
-        :func:`~pyro_ext.diagnostics.sets.chamfer_distance`.
 
     [1] J. Kim, J. Yoo, J. Lee, S. Hong (2021), SetVAE: learning hierarchical composition for
     generative modeling of set-structured data.
@@ -238,7 +236,6 @@ class SetVAE(PyroModule):
         *,
         initial_set: GaussianMixtureSet | None = None,
         unit_cube: bool = False,
-        distance: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = chamfer_distance,
     ) -> None:
         super().__init__()
         self.input_size = checks.integer("input_size", input_size, 1)
@@ -249,8 +246,6 @@ class SetVAE(PyroModule):
         initial_set = GaussianMixtureSet() if initial_set is None else initial_set
         checks.instance("initial_set", initial_set, GaussianMixtureSet, "a GaussianMixtureSet")
         checks.boolean("unit_cube", unit_cube)
-        checks.function("distance", distance, or_class=False)
-        self.distance = distance
         self.network = _Network(
             input_size, self.scales, hidden_size, latent_size, num_heads, initial_set, unit_cube
         )
@@ -285,7 +280,7 @@ class SetVAE(PyroModule):
             points, _ = network.decode(
                 mask, _noise_sites(network, mask), lambda n, prior, _: _site(n, prior, beta)
             )
-            pyro.sample("x", _NearSets(points, mask, self.distance), obs=x)
+            pyro.sample("x", _NearSets(points, mask), obs=x)
         return points
 
     @pyro_method
@@ -314,7 +309,7 @@ class SetVAE(PyroModule):
         """
         x, mask = self._sets(self.network, x, mask)
         generated, kl = self._reconstructed(x, mask, generator)
-        return SetVAETerms(self.distance(x, generated.x, mask, mask), kl)
+        return SetVAETerms(chamfer_distance(x, generated.x, mask, mask), kl)
 
     @torch.no_grad()
     def reconstruct(self, x: Any, mask: Any = None, seed: int | None = None) -> GeneratedSets:
@@ -399,7 +394,7 @@ class SetVAE(PyroModule):
         """Weight of the divergence that goes with the distances of sets."""
         there = mask[..., None].to(x)
         middle = (x * there).sum(-2, keepdim=True) / there.sum(-2, keepdim=True)
-        apart = self.distance(x, middle.expand_as(x) * there, mask, mask).detach()
+        apart = chamfer_distance(x, middle.expand_as(x) * there, mask, mask).detach()
         return _PART_OF_DISTANCE * max(float(apart.mean()), torch.finfo(x.dtype).tiny)
 
     def _latents(self, latents: Sequence[Tensor], num_sets: int) -> list[Tensor]:
@@ -422,20 +417,20 @@ class _NearSets(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(self, points: Tensor, there: Tensor, distance: Callable[..., Tensor]) -> None:
-        self.points, self.there, self.distance = points, there, distance
+    def __init__(self, points: Tensor, there: Tensor) -> None:
+        self.points, self.there = points, there
         super().__init__(points.shape[:-2], points.shape[-2:], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_NearSets":
         points = self.points.expand(*batch_shape, *self.event_shape)
-        return _NearSets(points, self.there, self.distance)
+        return _NearSets(points, self.there)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.points.expand(*sample_shape, *self.points.shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         there = self.there.expand(self.points.shape[:-1])  # there may be plates of particles
-        return -self.distance(value, self.points, self.there, there)
+        return -chamfer_distance(value, self.points, self.there, there)
 
 
 def _normal(raw: Tensor) -> Normal:

@@ -10,6 +10,8 @@ from pyro_ext._lib import checks
 from pyro_ext.nn import PMA, SAB
 from pyro_ext.nn.attention import AttentionOptions, check_heads
 
+_ATTENTION_SIZE = 64  # of the rivals
+
 
 class SlotMIL(nn.Module):
     r"""Multiple-instance learning by way of slots, a fixed number for bags of any size [1].
@@ -120,12 +122,11 @@ class ABMIL(nn.Module):
         a_i \propto \exp\bigl(w^\top \tanh(V h_i)\bigr), \qquad
         \text{logits} = C \sum_i a_i h_i + c.
 
-    A bag without instances has the logits :math:`c`.
+    A bag without instances has the logits :math:`c`. :math:`V` has 64 rows.
 
     :param int input_size: number of features of an instance.
     :param int num_classes: number of classes.
     :param int hidden_size: number of features of :math:`h_i`.
-    :param int attention_size: number of rows of :math:`V`.
 
     [1] M. Ilse, J. M. Tomczak, M. Welling (2018), Attention-based deep multiple instance learning.
 
@@ -137,17 +138,14 @@ class ABMIL(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 20]))
     """
 
-    def __init__(
-        self, input_size: int, num_classes: int, hidden_size: int = 128, attention_size: int = 64
-    ) -> None:
+    def __init__(self, input_size: int, num_classes: int, hidden_size: int = 128) -> None:
         super().__init__()
         self.input_size = checks.integer("input_size", input_size, 1)
         checks.integer("num_classes", num_classes, 1)
         checks.integer("hidden_size", hidden_size, 1)
-        checks.integer("attention_size", attention_size, 1)
         self.encoder = nn.Sequential(nn.Linear(input_size, hidden_size), nn.ReLU())
-        self.projection = nn.Linear(hidden_size, attention_size)
-        self.score = nn.Linear(attention_size, 1, bias=False)
+        self.projection = nn.Linear(hidden_size, _ATTENTION_SIZE)
+        self.score = nn.Linear(_ATTENTION_SIZE, 1, bias=False)
         self.output = nn.Linear(hidden_size, num_classes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -194,11 +192,9 @@ class GatedABMIL(ABMIL):
         torch.Size([5, 2])
     """
 
-    def __init__(
-        self, input_size: int, num_classes: int, hidden_size: int = 128, attention_size: int = 64
-    ) -> None:
-        super().__init__(input_size, num_classes, hidden_size, attention_size)
-        self.gate = nn.Linear(hidden_size, attention_size)
+    def __init__(self, input_size: int, num_classes: int, hidden_size: int = 128) -> None:
+        super().__init__(input_size, num_classes, hidden_size)
+        self.gate = nn.Linear(hidden_size, _ATTENTION_SIZE)
 
     def _scores(self, hidden: Tensor) -> Tensor:
         gated = self.projection(hidden).tanh() * self.gate(hidden).sigmoid()
@@ -374,18 +370,15 @@ def submix_loss(
     return mixed.cross_entropy(logits)
 
 
-def attention_concentration(
-    weights: Tensor, mask: Tensor | None = None, fraction: float = 0.1
-) -> Tensor:
+def attention_concentration(weights: Tensor, mask: Tensor | None = None) -> Tensor:
     """Sum of the largest weights of a bag: how few instances attention looks at [1].
 
-    Of a bag of size ``n`` it counts ``max(1, round(fraction * n))`` weights. Even ones give that
-    fraction, and attention to so many instances at most gives one.
+    Of a bag of size ``n`` it counts ``max(1, round(n / 10))`` weights. Even ones give a tenth, and
+    attention to so many instances at most gives one.
 
     :param Tensor weights: of the instances of bags, which sum to one. **Shape:**
         ``(*batch, num_instances)``.
     :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, num_instances)``.
-    :param float fraction: of the instances whose weights are counted, in ``(0, 1]``.
     :returns: **Shape:** ``(*batch,)``.
     :raises ValueError: for weights that are not finite or shapes that do not fit.
 
@@ -398,10 +391,9 @@ def attention_concentration(
     """
     weights = checks.as_tensor("weights", weights, "(*batch, num_instances)")
     checks.all_finite("weights", weights)
-    fraction = checks.number("fraction", fraction, above=0.0, most=1.0)
     mask = _checked_mask(mask, weights.shape)
     mask = torch.ones_like(weights, dtype=torch.bool) if mask is None else mask
-    sizes = (fraction * mask.sum(-1, keepdim=True).double()).round().clamp(min=1)
+    sizes = (0.1 * mask.sum(-1, keepdim=True).double()).round().clamp(min=1)
     largest = weights.masked_fill(~mask, 0).sort(-1, descending=True).values
     counted = torch.arange(weights.shape[-1], device=weights.device) < sizes
     return (largest * counted).sum(-1)

@@ -10,6 +10,7 @@ from pyro_ext.models.symmetry.equations import (
     validity_pde,
 )
 from pyro_ext.models.symmetry.generators import (
+    GeneratorLoss,
     feature_weights,
     lipschitz_loss,
     ortho_loss,
@@ -43,6 +44,7 @@ __all__ = [
     "FlowTransform",
     "FunctionField",
     "GeneratorField",
+    "GeneratorLoss",
     "LieSymmetries",
     "OneParameterGroupAugmentation",
     "ScaledField",

@@ -356,26 +356,6 @@ def lie_generators(equation: str) -> FunctionField:
     return FunctionField(fields, 3, 3)
 
 
-def _basis(columns: Tensor, rounding: float) -> Tensor:
-    """An orthonormal basis of a span, of as many columns as are independent up to rounding."""
-    sizes = torch.linalg.vector_norm(columns, dim=0)
-    columns = columns[:, sizes > 0] / sizes[sizes > 0]
-    basis, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    chosen: Tensor = basis[:, values > rounding]
-    return chosen
-
-
-def _kernel(v: Tensor, num_points: int) -> Tensor:
-    """Dirichlet's kernel, unchecked."""
-    near = v - num_points * (v / num_points).round()  # in [-N/2, N/2]
-    is_zero = near.abs() < 1e-9
-    safe = torch.where(is_zero, torch.full_like(near, 0.5), near)
-    # The tangent is infinite half around, where the kernel is zero.
-    cotangent = (math.pi * safe / num_points).cos() / (math.pi * safe / num_points).sin()
-    kernel = (math.pi * safe).sin() * cotangent / num_points
-    return torch.where(is_zero, torch.ones_like(near), kernel)
-
-
 def _equation(equation: Equation | str) -> Equation:
     """The equation of a name."""
     if isinstance(equation, str):

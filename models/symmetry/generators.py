@@ -6,6 +6,7 @@ data.
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Unpack, cast
 
@@ -357,6 +358,39 @@ def _image_slopes(images: Tensor) -> tuple[Tensor, Tensor]:
 # Training ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class GeneratorLoss:
+    """The flows of :func:`train_generators`, and weights of what fields pay besides.
+
+    :param float sigma: the longest time of a flow.
+    :param int flow_steps: steps of the solver; with 0 the validity is given the normalized fields
+        at the points, in place of moved points, and there is no flow.
+    :param float ortho: weight of :func:`ortho_loss`.
+    :param float lipschitz: weight of :func:`lipschitz_loss`. Points next to each other along the
+        grid have to be near each other; scattered points need zero. For points of a minibatch
+        differences are divided by distances, and by the number of pairs.
+    :param float threshold: of :func:`lipschitz_loss`.
+    :param float sobolev: weight of :func:`sobolev_loss`, for grids whose last axis is periodic.
+    """
+
+    sigma: float = 0.4
+    flow_steps: int = 8
+    ortho: float = 10.0
+    lipschitz: float = 10.0
+    threshold: float = 0.5
+    sobolev: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        checks.number("sigma", self.sigma, above=0)
+        checks.integer("flow_steps", self.flow_steps, 0)
+        for name in ("ortho", "lipschitz", "threshold", "sobolev"):
+            checks.number(name, getattr(self, name), least=0)
+
+
+_LOSS = GeneratorLoss()
+
+
 def train_generators(
     field: VectorField,
     validity: Validity,
@@ -365,14 +399,7 @@ def train_generators(
     *,
     points: Tensor | None = None,
     weights: Tensor | None = None,
-    sigma: float = 0.4,
-    symmetry: float = 1.0,
-    ortho: float = 10.0,
-    lipschitz: float = 10.0,
-    threshold: float = 0.5,
-    per_distance: bool = False,
-    sobolev: float = 0.0,
-    flow_steps: int = 8,
+    loss: GeneratorLoss = _LOSS,
     optimizer: Optimizer = _ADAM,
     scheduler: Callable[[Any], Any] | None = None,
     max_norm: float | None = None,
@@ -381,8 +408,8 @@ def train_generators(
 ) -> list[float]:
     r"""Learn fields whose flows leave something as valid as it was [1].
 
-    .. math:: w_1 \sum_a S(\phi^a_s) + w_2 L_\text{ortho} + w_3 L_\text{Lipschitz}
-        + w_4 L_\text{Sobolev}
+    .. math:: \sum_a S(\phi^a_s) + w_1 L_\text{ortho} + w_2 L_\text{Lipschitz}
+        + w_3 L_\text{Sobolev}
 
     for a time :math:`s` whose size is drawn from :math:`\mathrm{Uniform}(0, \sigma)` at each
     step, with a sign for each field. Fields are normalized over the points first, once for all of a
@@ -398,19 +425,9 @@ def train_generators(
     :param int num_steps: number of steps of the optimizer.
     :param ShuffledBatches batches: what the validity is given besides.
     :param Tensor points: what is moved, such as :func:`~pyro_ext.nn.image_grid`; by default the
-        first tensor of a minibatch. Points next to each other along the grid have to be near each
-        other; scattered points need ``lipschitz=0``. **Shape:** ``(*grid, dim)``.
+        first tensor of a minibatch. **Shape:** ``(*grid, dim)``.
     :param Tensor weights: of the points, such as :func:`feature_weights`. **Shape:** ``(*grid)``.
-    :param float sigma: the longest time.
-    :param float symmetry: :math:`w_1`.
-    :param float ortho: :math:`w_2`.
-    :param float lipschitz: :math:`w_3`.
-    :param float threshold: of :func:`lipschitz_loss`.
-    :param bool per_distance: whether :func:`lipschitz_loss` divides by distances, and by the number
-        of pairs.
-    :param float sobolev: :math:`w_4`, for grids whose last axis is periodic.
-    :param int flow_steps: steps of the solver; with 0 the validity is given the normalized fields
-        at the points, in place of moved points, and there is no flow.
+    :param GeneratorLoss loss: :math:`\sigma` and :math:`w`.
     :param Callable optimizer: makes an optimizer of a list of parameters.
     :param Callable scheduler: as of :class:`~pyro_ext.inference.Trainer`.
     :param float max_norm: to which the norm of the gradient is clipped.
@@ -452,14 +469,8 @@ def train_generators(
                 f"weights must have the shape {tuple(points.shape[:-1])} of the points, got "
                 f"{tuple(weights.shape)}"
             )
-    checks.number("sigma", sigma, above=0)
-    for name, value in dict(
-        symmetry=symmetry, ortho=ortho, lipschitz=lipschitz, sobolev=sobolev
-    ).items():
-        checks.number(name, value, least=0)
-    checks.number("threshold", threshold, least=0)
-    checks.boolean("per_distance", per_distance)
-    checks.integer("flow_steps", flow_steps, 0)
+    checks.instance("loss", loss, GeneratorLoss, "a GeneratorLoss")
+    sigma, flow_steps = loss.sigma, loss.flow_steps
     data = {"points": points, "weights": weights}
     trainer = Trainer(
         field,
@@ -468,16 +479,14 @@ def train_generators(
         max_norm=max_norm,
         identity={
             "num_steps": num_steps,
-            "sigma": sigma,
-            "loss": [symmetry, ortho, lipschitz, threshold, per_distance, sobolev],
-            "flow_steps": flow_steps,
+            "loss": asdict(loss),
             "data": digest_of({k: v for k, v in data.items() if v is not None}),
             "validity": validity.identity() if hasattr(validity, "identity") else None,
         },
         seed=seed_of(seed, training.get("checkpoint")),
     )
 
-    def loss(*batch: Tensor) -> Tensor:
+    def of_batch(*batch: Tensor) -> Tensor:
         z = batch[0] if points is None else points
         values = field(z).movedim(-2, 0)
         scale = field._inverse_norms(z, weights).reshape(-1, *[1] * z.dim())
@@ -493,19 +502,16 @@ def train_generators(
             )
         else:
             moved = values
-        total = symmetry * _checked_scores(validity(moved, *batch), field.n).sum()
-        if ortho and field.n > 1:
-            total = total + ortho * ortho_loss(values, weights)
-        if lipschitz:
-            roughness = lipschitz_loss(
-                values,
-                threshold,
-                points=z if per_distance else None,
-                grid_dim=None if points is not None else max(z.dim() - 2, 1),
-            )
-            total = total + lipschitz * roughness
-        if sobolev:
-            total = total + sobolev * sobolev_loss(values)
+        total = _checked_scores(validity(moved, *batch), field.n).sum()
+        if loss.ortho and field.n > 1:
+            total = total + loss.ortho * ortho_loss(values, weights)
+        if loss.lipschitz:
+            between: dict[str, Any] = {}
+            if points is None:
+                between = {"points": z, "grid_dim": max(z.dim() - 2, 1)}
+            total = total + loss.lipschitz * lipschitz_loss(values, loss.threshold, **between)
+        if loss.sobolev:
+            total = total + loss.sobolev * sobolev_loss(values)
         return total
 
     batch = () if batches is None else batches.batch(0, 0)
@@ -514,10 +520,10 @@ def train_generators(
     score = partial(validity_scores, field, validity, z, *batch, **options)
     untrained = float(score().min()) if flow_steps and num_steps >= _LEAST_STEPS else None
     description = "Training generators"
-    losses = trainer.run(loss, num_steps, batches, description=description, **training)
+    losses = trainer.run(of_batch, num_steps, batches, description=description, **training)
     if untrained is not None and not trainer.interrupted:
         what, best = "the validity of the best field", float(score().min())
-        advice = "take lipschitz=0 for points off a grid"
+        advice = "take GeneratorLoss(lipschitz=0) for points off a grid"
         warn_of_validation(what, best, untrained, least=_LEAST_GAIN, advice=advice)
     return losses
 

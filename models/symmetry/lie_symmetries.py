@@ -16,7 +16,7 @@ from pyro_ext.inference.training import ShuffledBatches, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.symmetry.equations import EQUATIONS, Equation, _equation, validity_pde
-from pyro_ext.models.symmetry.generators import train_generators
+from pyro_ext.models.symmetry.generators import GeneratorLoss, train_generators
 from pyro_ext.nn.generators import GeneratorField
 from pyro_ext.random import seeded
 
@@ -141,12 +141,7 @@ def learn_lie_symmetries(
         validity,
         num_steps,
         batches,
-        sigma=sigma,
-        ortho=3.0,
-        lipschitz=1.0,
-        threshold=3.0,
-        per_distance=True,
-        flow_steps=flow_steps,
+        loss=GeneratorLoss(sigma, flow_steps, ortho=3.0, lipschitz=1.0, threshold=3.0),
         optimizer=optimizer,
         scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
         max_norm=1.0,

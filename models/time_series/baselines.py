@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from pyro_ext._lib import checks
 from pyro_ext.models.time_series.networks import (
+    NUM_HEADS,
     DecayImputer,
     SeriesTransformer,
     fade,
@@ -123,14 +124,7 @@ class _Classifier(nn.Module):
         def loss(part: Series, labels: Tensor, reduction: str = "mean") -> Tensor:
             return functional.cross_entropy(self._logits(part), labels, reduction=reduction)
 
-        return train(
-            self,
-            loss,
-            partial(loss, reduction="sum"),
-            series,
-            y,
-            **training,
-        )
+        return train(self, loss, partial(loss, reduction="sum"), series, y, **training)
 
     def _logits(self, series: Series) -> Tensor:
         """Logits of checked series."""
@@ -158,9 +152,8 @@ class FilledClassifier(_Classifier):
     :param str fill: as of :func:`fill_gaps`.
     :param bool see_mask: whether the mask is an input, too, as of a plain transformer of series
         with gaps.
-    :param int width: of the network, a multiple of ``num_heads``.
+    :param int width: of the network, an even number, since attention has two heads.
     :param int num_layers: of the transformer.
-    :param int num_heads: of its attention.
     :raises ValueError: for arguments out of range.
 
     Example::
@@ -179,15 +172,14 @@ class FilledClassifier(_Classifier):
         see_mask: bool = False,
         width: int = 32,
         num_layers: int = 2,
-        num_heads: int = 2,
     ) -> None:
         super().__init__(num_channels, num_classes, width)
         checks.choice("fill", fill, get_args(Fill))
         self.fill, self.see_mask = fill, checks.boolean("see_mask", see_mask)
         checks.integer("num_layers", num_layers, 1)
-        check_heads("width", width, num_heads)
+        check_heads("width", width, NUM_HEADS)
         self.network = SeriesTransformer(
-            num_channels * (2 if see_mask else 1), width, num_layers, num_heads, 3, causal=False
+            num_channels * (2 if see_mask else 1), width, num_layers, 3, causal=False
         )
 
     def _logits(self, series: Series) -> Tensor:

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from pyro_ext._lib import checks
 
+NUM_HEADS = 2  # of attention
 _LONGEST = 100.0
 
 
@@ -26,7 +27,6 @@ class SeriesTransformer(nn.Module):
         num_features: int,
         width: int,
         num_layers: int,
-        num_heads: int,
         kernel_size: int,
         *,
         causal: bool,
@@ -37,7 +37,7 @@ class SeriesTransformer(nn.Module):
         self.padding = (reach, 0) if causal else (reach // 2, reach - reach // 2)
         self.convolution = nn.Conv1d(num_features, width, kernel_size)
         layer = nn.TransformerEncoderLayer(
-            width, num_heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+            width, NUM_HEADS, 2 * width, dropout=0.0, batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(
             layer, num_layers, norm=nn.LayerNorm(width), enable_nested_tensor=False

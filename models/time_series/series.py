@@ -1,6 +1,5 @@
 """Time series with gaps, padded to one length, at times that need not be regular."""
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -36,12 +35,10 @@ class Series(NamedTuple):
         return Series(x, mask, times, self.lengths, self.static)
 
 
-def pad_series(series: Sequence[Tensor], padding: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Pad series of different lengths to the longest one.
+def pad_series(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad series of different lengths with zeros to the longest one.
 
     :param Sequence series: tensors with the steps first. **Shape:** ``(num_steps, *event)`` each.
-    :param float padding: what stands after the end of a series; any number that the type of the
-        series holds will do, since lengths say where that is.
     :returns: the padded series, **Shape:** ``(num_series, num_steps, *event)``, and their lengths,
         **Shape:** ``(num_series,)``.
 
@@ -60,13 +57,7 @@ def pad_series(series: Sequence[Tensor], padding: float = 0.0) -> tuple[Tensor, 
         raise ValueError(f"series must have the same channels each, got shapes {sorted(shapes)}")
     dtype = reduce(torch.promote_types, (one.dtype for one in tensors))
     tensors = [one.to(dtype) for one in tensors]
-    padding = float(checks.as_tensor("padding", padding, "()", dtype=torch.float64))
-    held = float(torch.tensor(padding, dtype=torch.float64).to(dtype))
-    if math.isfinite(held) != math.isfinite(padding) or not (
-        dtype.is_floating_point or held == padding
-    ):
-        raise ValueError(f"padding must be a number that {dtype} holds, got {padding:g}")
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
     return padded, torch.tensor([len(one) for one in tensors])
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pyro_ext._lib import checks
 from pyro_ext.distributions import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.handlers import obs_dropout
-from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, fade
+from pyro_ext.models.time_series.networks import NUM_HEADS, DecayImputer, SeriesTransformer, fade
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import SeriesTraining, train
 from pyro_ext.nn import MLP
@@ -69,9 +69,8 @@ class SupervisedNotMIWAE(PyroModule):
     :param int num_channels: number of channels.
     :param int num_classes: number of classes.
     :param int latent_size: channels of the latent series.
-    :param int width: of the networks, a multiple of ``num_heads``.
+    :param int width: of the networks, an even number, since attention has two heads.
     :param int num_layers: of each of the three transformers.
-    :param int num_heads: of their attention.
     :param prior: :class:`~pyro_ext.distributions.CauchyGP`, or whatever has a method ``covariance``
         of the number of steps; ``None`` for independent standard normal variables.
     :param bool missing_model: whether there is a model of the mask; without it this is the
@@ -111,7 +110,6 @@ class SupervisedNotMIWAE(PyroModule):
         latent_size: int = 8,
         width: int = 32,
         num_layers: int = 2,
-        num_heads: int = 2,
         prior: Any = CauchyGP(),  # noqa: B008
         missing_model: bool = True,
         decay: bool = True,
@@ -126,7 +124,7 @@ class SupervisedNotMIWAE(PyroModule):
         self.latent_size = checks.integer("latent_size", latent_size, 1)
         checks.integer("num_layers", num_layers, 1)
         checks.integer("width", width, 2)
-        check_heads("width", width, num_heads)
+        check_heads("width", width, NUM_HEADS)
         is_process = callable(getattr(prior, "covariance", None)) and not isinstance(prior, type)
         if prior is not None and not is_process:
             raise TypeError(
@@ -142,7 +140,7 @@ class SupervisedNotMIWAE(PyroModule):
                 "not known before its end, got None"
             )
         self.prior = prior
-        sizes = (width, num_layers, num_heads)
+        sizes = (width, num_layers)
         self.encoder = SeriesTransformer(2 * num_channels, *sizes, 8, causal=True)
         self.to_latent = nn.Linear(width, 2 * latent_size)
         with torch.no_grad():  # draws that are rough are far from the prior
@@ -354,30 +352,6 @@ class SupervisedNotMIWAE(PyroModule):
         probs, loc, scale = (torch.cat([part[i] for part in parts]) for i in range(3))
         weights, ess = torch.cat([p.weights for p in parts], 1), torch.cat([p.ess for p in parts])
         return SeriesPrediction(probs, loc, scale, weights, ess)
-
-    def impute(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        times: Tensor | None = None,
-        lengths: Tensor | None = None,
-        static: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Fill gaps with the means of :meth:`predict`, which has the arguments.
-
-        :param Tensor x: as of :meth:`model`, as are the next arguments.
-        :param Tensor mask: where values are observed.
-        :param Tensor times: of the steps.
-        :param Tensor lengths: of the series.
-        :param Tensor static: features of series.
-        :param options: further arguments of :meth:`predict`.
-        :returns: observed values as they are, zero at padding. **Shape:** as ``x``.
-        """
-        loc = self.predict(x, mask, times, lengths, static, **options).loc
-        series = self._series(x, mask, times, lengths, static)
-        filled = torch.where(series.mask, series.x, loc)
-        return torch.where(series.valid[..., None], filled, 0.0)
 
     def _predict(self, series: Series, num_latents: int, num_draws: int) -> SeriesPrediction:
         """Predictions for checked series."""

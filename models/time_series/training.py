@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.models.time_series.series import Series
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
@@ -38,8 +38,10 @@ class _Best:
         vars(self).update(state)
 
 
-class SeriesTraining(TypedDict, total=False):
+class SeriesTraining(TrainingOptions, total=False):
     """Options of a training on labeled series, by Adam along a cosine.
+
+    Those of :class:`~pyro_ext.inference.training.TrainingOptions` are among them.
 
     :param int num_epochs: passes through the series, at most; 60 by default.
     :param int batch_size: series of a step; 32 by default.
@@ -49,9 +51,6 @@ class SeriesTraining(TypedDict, total=False):
         in the end are those of the epoch that predicts their labels best; without any, the last.
     :param int patience: epochs without a better one, after which the training stops; 20 by default.
     :param int seed: of minibatches, series held out and draws.
-    :param checkpoint: a file as of :meth:`~pyro_ext.inference.Trainer.run`, of a training with
-        the same seed and data.
-    :param bool progress: whether to show a progress bar.
     """
 
     num_epochs: int
@@ -61,8 +60,6 @@ class SeriesTraining(TypedDict, total=False):
     validation_fraction: float
     patience: int
     seed: int | None
-    checkpoint: str | Path | None
-    progress: bool
 
 
 def train(
@@ -79,8 +76,7 @@ def train(
     validation_fraction: float = 0.1,
     patience: int = 20,
     seed: int | None = None,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
+    **training: Unpack[TrainingOptions],
 ) -> list[float]:
     """Train by Adam; where series are held out, the weights are those that are best on them.
 
@@ -93,7 +89,6 @@ def train(
     checks.optional(checks.number, "max_norm", max_norm, above=0)
     checks.number("validation_fraction", validation_fraction, least=0, below=1)
     checks.integer("patience", patience, 1)
-    checks.boolean("progress", progress)
     seed = fresh_seed(seed)
     num_series = len(y)
     order = torch.randperm(num_series, generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -126,10 +121,10 @@ def train(
         trainer.run,
         of_batch,
         batches=batches,
-        checkpoint=checkpoint,
-        progress=progress,
         description=type(module).__name__,
+        **training,
     )
+    checkpoint = training.get("checkpoint")
     if not num_held_out or not num_steps:
         return run(num_steps)
 

@@ -25,7 +25,7 @@ def bridges() -> dict[str, Call]:
         "BridgeSchedule.posterior": of(schedule, n=2, x0=points, xn=-points),
         "BridgeSource": call(network=members[0], x=x, feature="1"),
         "ScoreMLP": call(num_classes=3, num_features=8, hidden_features=(4,)),
-        "ScoreConvNet": call(num_classes=3, in_channels=2, channels=(4, 4), expansion=1),
+        "ScoreConvNet": call(num_classes=3, in_channels=2),
         "DiffusionBridgeNetwork": call(
             source=source, schedule=schedule, score=ScoreMLP(3, 8), annealing=(2.0, 0.4, 1.0, 5.0)
         ),

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Beta
 
 from pyro_ext.inference.diffusion import encode_prompts
-from pyro_ext.models.diffusion import SafeSelfDistillation, digit_pipeline
+from pyro_ext.models.diffusion import ConceptOrder, SafeSelfDistillation, digit_pipeline
 from tests.bad_input.walk import Call, call, of
 
 
@@ -25,17 +25,15 @@ def erasure() -> dict[str, Call]:
         "SafeSelfDistillation": call(
             **required,
             **few,
-            latent_shape=[1, 8, 8],
             params="full",
             guidance=3.0,
             ema=0.9,
-            order="random",
-            generate_with="single",
+            concept_order=ConceptOrder("random", "single"),
             timesteps=Beta(torch.tensor(3.0), torch.tensor(3.0)),
             batch_size=2,
             optimizer=partial(torch.optim.SGD, lr=0.1),
-            max_norm=1.0,
         ),
+        "ConceptOrder": call(order="random", generate_with="single"),
         "SafeSelfDistillation.from_pipeline": call(pipeline=pipeline, concepts=["seven"]),
         "SafeSelfDistillation.run": of(distilled, num_steps=1, save_every=1, progress=False),
         "SafeSelfDistillation.steps_before": of(distilled, timestep=3),

@@ -44,8 +44,8 @@ def exits() -> dict[str, Call]:
     return {
         "digit_transformer_pipeline": call(num_steps=0, seed=0, progress=False),
         "ExitSchedule": call(depths=[8, 6, 4], num_train_timesteps=1000.0),
-        "ExitSchedule.linear": call(num_blocks=8, least=4, num_bins=10, num_train_timesteps=1000.0),
-        "ExitSchedule.uniform": call(depth=6, num_train_timesteps=1000.0),
+        "ExitSchedule.linear": call(num_blocks=8, least=4),
+        "ExitSchedule.uniform": call(depth=6),
         "ExitSchedule.dit_xl": call(),
         "ExitSchedule.__call__": of(schedule, timesteps=torch.tensor([0.0, 500.0])),
         "ExitSchedule.mean_cost": of(schedule, timesteps=torch.tensor([0.0, 500.0])),

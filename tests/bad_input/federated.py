@@ -56,29 +56,26 @@ def privacy() -> dict[str, Call]:
 
 def federated() -> dict[str, Call]:
     network, clients = nn.Linear(3, 2), [(X[:5], Y[:5]), (X[5:], Y[5:])]
-    options: dict[str, Any] = dict(rank=2, alpha=2.0, num_local_steps=1, batch_size=4, seed=0)
+    options: dict[str, Any] = dict(num_local_steps=1, batch_size=4, seed=0)
     server = FederatedServer(network, **options)
     server.run(clients, 1, progress=False)
     return {
         "FederatedServer": call(
             module=network,
             strategy="fedsvd",
-            layers=["*"],
             loss=nn.functional.cross_entropy,
             fraction=0.5,
             optimizer=torch.optim.SGD,
             max_norm=1.0,
             noise_multiplier=1.0,
             chunk_size=2,
-            svd_period=1,
-            svd_warmup=1,
             **options,
         ),
         "FederatedServer.round": of(server, clients=clients),
         "FederatedServer.run": of(server, clients=clients, num_rounds=1, save_every=1),
         "FederatedServer.epsilon": of(server, delta=1e-5),
         "FederatedServer.sampling_rate": of(server, size=10),
-        "Strategy": call(train_A=True, aggregate=average),
+        "Strategy": call(train_A=True, aggregate=average, svd_period=1, svd_warmup=1),
         "dirichlet_split": call(labels=Y, num_clients=2, concentration=0.5, seed=0),
     }
 

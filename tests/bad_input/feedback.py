@@ -11,7 +11,6 @@ from pyro_ext.models.diffusion import (
     HumanFeedbackInversion,
     RewardModel,
     RewardWeightedInversion,
-    SafeSelfDistillation,
     SoftToken,
     digit_pipeline,
 )
@@ -85,8 +84,6 @@ def inversion() -> dict[str, Call]:
         "HumanFeedbackInversion": call(
             reward=reward,
             token="<new>",
-            prompt="odd <new>",
-            eraser=SafeSelfDistillation,
             inversion={"batch_size": 2},
             erasure={"batch_size": 2},
             seed=0,

@@ -64,8 +64,6 @@ def ensembles() -> dict[str, Call]:
             num_training=6,
             hidden_features=(3,),
             prior_scale=1.0,
-            weight_decay=5e-4,
-            batch_size=3,
             name="task",
         ),
         "load_reference_posterior": call(name="digits"),
@@ -124,7 +122,6 @@ def language() -> dict[str, Call]:
 
 def neural_processes() -> dict[str, Call]:
     sizes: dict[str, Any] = dict(x_dim=1, y_dim=1, width=8)
-    latent: dict[str, Any] = dict(**sizes, latent_features=4)
     pseudo: dict[str, Any] = dict(**sizes, num_pseudo=2)
     torch.manual_seed(0)
     x, y = torch.randn(2, 6, 1), torch.randn(2, 6, 1)
@@ -150,12 +147,12 @@ def neural_processes() -> dict[str, Call]:
         return grid[torch.arange(2), chosen, 0]
 
     return {
-        "ANP": call(**latent),
+        "ANP": call(**sizes),
         "BANP": call(**sizes),
         "BNP": call(**sizes),
         "CANP": call(**sizes),
         "CNP": call(**sizes),
-        "NP": call(**latent),
+        "NP": call(**sizes),
         "MPANP": call(**pseudo),
         "MPNP": call(**pseudo),
         "CNP.predict": of(process, **context, num_samples=2, seed=0),
@@ -303,16 +300,16 @@ def bags() -> dict[str, Call]:
     sizes: dict[str, Any] = dict(input_size=2, num_classes=2, hidden_size=4)
     generator = torch.Generator()
     return {
-        "ABMIL": call(**sizes, attention_size=3),
+        "ABMIL": call(**sizes),
         "ABMIL.forward": of(attention, x=x, mask=mask),
         "ABMIL.attention": of(attention, x=x, mask=mask),
-        "GatedABMIL": call(**sizes, attention_size=3),
+        "GatedABMIL": call(**sizes),
         "SlotMIL": call(**sizes, num_slots=3, num_heads=2, normalize="queries"),
         "SlotMIL.forward": of(network, x=x, mask=mask),
         "SlotMIL.slots": of(network, x=x, mask=mask),
         "SlotMIL.attention": of(network, x=x, mask=mask),
         "SlotMIL.classify": of(network, slots=torch.randn(3, 2, 4)),
-        "attention_concentration": call(weights=torch.rand(3, 5), mask=mask, fraction=0.2),
+        "attention_concentration": call(weights=torch.rand(3, 5), mask=mask),
         "slot_mixup": call(
             slots=torch.randn(3, 2, 4), labels=labels, alpha=1.0, generator=generator
         ),
@@ -431,7 +428,7 @@ def clustering() -> dict[str, Call]:
     labels = torch.arange(8) % 3
     partition = dict(num_sets=2, num_points=5, max_clusters=3, concentration=1.0)
     output = FilterOutput(torch.zeros(8), None, torch.zeros(8))
-    losses = dict(output=output, labels=labels, mask=mask, density_weight=1.0)
+    losses = dict(output=output, labels=labels, density_weight=1.0)
     return {
         "AmortizedClusterer": call(network=network, standardize=True),
         "AmortizedClusterer.cluster": of(clusterer, x=POINTS, mask=mask, max_passes=3, seed=0),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.models.symmetry import EQUATIONS, simulate
+from pyro_ext.models.symmetry import EQUATIONS, GeneratorLoss, simulate
 from pyro_ext.nn import (
     AffineField,
     FlowTransform,
@@ -85,16 +85,13 @@ def generators() -> dict[str, Call]:
             batches=ShuffledBatches(IMAGES, batch_size=2),
             points=GRID,
             weights=WEIGHTS,
-            sigma=0.4,
-            symmetry=1.0,
-            ortho=10.0,
-            lipschitz=10.0,
-            threshold=0.5,
-            sobolev=0.1,
-            flow_steps=1,
+            loss=GeneratorLoss(flow_steps=1),
             optimizer=ADAM,
             seed=0,
             progress=False,
+        ),
+        "GeneratorLoss": call(
+            sigma=0.4, flow_steps=1, ortho=10.0, lipschitz=10.0, threshold=0.5, sobolev=0.1
         ),
         "validity_scores": call(
             field=field,

@@ -66,9 +66,11 @@ def ensembles() -> dict[str, Call]:
     generator, prior = PseudoInputGenerator(2, 4), dist.Categorical(torch.ones(2))
     elbo = PriorAugmentedELBO(generator, prior, seed=0)
     options: dict[str, Any] = dict(elbo=Trace_ELBO(), site="obs", optimizer=SGD, seed=0)
-    numbers = dict(weight=1.0, gamma=1.0, repulsion=1.0, box=4.0, box_slope=1.0)
+    numbers = dict(weight=1.0, gamma=1.0, repulsion=1.0)
     return {
-        "PseudoInputGenerator": call(event_shape=2, hidden_size=4, bounds=(0.0, 1.0)),
+        "PseudoInputGenerator": call(
+            event_shape=2, hidden_size=4, bounds=(0.0, 1.0), box=4.0, box_slope=1.0
+        ),
         "PseudoInputGenerator.forward": of(generator, inputs=X, noise=torch.randn(6, 4)),
         "prior_weight": call(pseudo_inputs=X, inputs=X, lengthscale=0.5),
         "PriorAugmentedELBO": call(

@@ -46,7 +46,6 @@ def time_series() -> dict[str, Call]:
             see_mask=True,
             width=4,
             num_layers=1,
-            num_heads=2,
         ),
         "FilledClassifier.forward": of(network, **SERIES),
         "FilledClassifier.predict": of(network, **SERIES),
@@ -59,7 +58,6 @@ def time_series() -> dict[str, Call]:
             latent_size=2,
             width=4,
             num_layers=1,
-            num_heads=2,
             prior=Prior(),
             missing_model=True,
             decay=True,
@@ -76,10 +74,9 @@ def time_series() -> dict[str, Call]:
         "SupervisedNotMIWAE.predict": of(
             model, **given, num_latents=2, num_draws=2, batch_size=2, seed=0
         ),
-        "SupervisedNotMIWAE.impute": of(model, **given),
         "SupervisedNotMIWAE.fit": of(model, y=Y, **given, num_latents=2, num_draws=1, **FIT),
         "fill_gaps": call(x=X, mask=MASK, how="last"),
-        "pad_series": call(series=[torch.ones(2, 3), torch.ones(4, 3)], padding=1.0),
+        "pad_series": call(series=[torch.ones(2, 3), torch.ones(4, 3)]),
     }
 
 

@@ -71,10 +71,8 @@ def long_tails() -> dict[str, Call]:
         "BalancedBatches.batch": of(batches, step=1, seed=0),
         "LearnableScales": call(classifier=nn.Linear(4, 2)),
         "tau_normalized": call(classifier=nn.Linear(4, 2), tau=1.0),
-        "logit_adjusted": call(classifier=nn.Linear(4, 2), counts=counts, strength=1.0),
-        "accuracy_by_count": call(
-            probabilities=logits[0], labels=LABELS, counts=counts, few=2, many=5
-        ),
+        "logit_adjusted": call(classifier=nn.Linear(4, 2), counts=counts),
+        "accuracy_by_count": call(probabilities=logits[0], labels=LABELS, counts=counts),
         "StochasticRepresentations": call(
             **parts, num_samples=2, alpha=0.5, tau=2.0, variant="kd", scale=1.0, batches=[X], seed=0
         ),

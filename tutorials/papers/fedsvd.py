@@ -34,7 +34,7 @@ from pyro_ext.datasets import load_mnist_5k
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.federated import STRATEGIES, FederatedServer, dirichlet_split
-from pyro_ext.nn import MLP
+from pyro_ext.nn import MLP, add_lora
 from pyro_ext.random import seeded, spawn_seed
 from pyro_ext.reproduction import Page
 
@@ -79,7 +79,9 @@ with seeded(0):
     network = MLP(5, [32], 1)
     for name, rate in (("fedsvd", 0.4), ("ffa", 0.4), ("fedsvd", 1.0)):
         loss = partial(negative_bound, rate=rate)
-        trained = FederatedServer(network, name, rank=4, loss=loss, batch_size=50, seed=0)
+        with seeded(0):
+            adapted = add_lora(network, rank=4)
+        trained = FederatedServer(adapted, name, loss=loss, batch_size=50, seed=0)
         trained.run(hospitals, page.length(20, smoke=1), progress=False)
         logits = trained.module(patients).detach()
         right = float(((logits[2400:, 0] > 0) == is_ill[2400:]).double().mean())
@@ -149,10 +151,11 @@ def accuracy(network: nn.Module, test: tuple[Tensor, Tensor]) -> float:
 def server(name: str, sigma: float, rate: float, seed: int) -> FederatedServer:
     """A server of the task of a seed; without noise one without privacy."""
     privacy = {"noise_multiplier": sigma, "max_norm": 2.0} if sigma else {"max_norm": 1.0}
-    options: dict[str, Any] = {"layers": ["0", "2"], "rank": 8, "seed": seed, **privacy}
-    options |= {"num_local_steps": NUM_STEPS, "batch_size": BATCH_SIZE}
+    options: dict[str, Any] = {"num_local_steps": NUM_STEPS, "batch_size": BATCH_SIZE, **privacy}
     optimizer = partial(torch.optim.SGD, lr=rate)
-    return FederatedServer(task(seed).network, name, optimizer=optimizer, **options)
+    with seeded(seed):
+        adapted = add_lora(task(seed).network, ["0", "2"])
+    return FederatedServer(adapted, name, optimizer=optimizer, seed=seed, **options)
 
 
 class Run(NamedTuple):

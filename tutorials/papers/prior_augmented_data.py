@@ -139,10 +139,8 @@ for seed in SEEDS:
         loss: ELBO = Trace_ELBO()
         if name == "PAD":
             loss = PriorAugmentedELBO(
-                PseudoInputGenerator(1),
+                PseudoInputGenerator(1, box=6.0, box_slope=5.0),
                 STANDARD,
-                box=6.0,
-                box_slope=5.0,
                 optimizer=partial(torch.optim.Adam, lr=3e-3),
                 seed=seed,
             )

@@ -38,6 +38,7 @@ from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.symmetry import (
     AffineField,
     GeneratorField,
+    GeneratorLoss,
     OneParameterGroupAugmentation,
     VectorField,
     feature_weights,
@@ -114,7 +115,7 @@ def learn_level_sets(task: Callable[[Tensor], Tensor], seed: int) -> tuple[Gener
         lambda moved: (task(moved) - before).abs().mean((-1, -2)),
         page.length(300, smoke=3),
         points=grid,
-        flow_steps=4,
+        loss=GeneratorLoss(flow_steps=4),
         scheduler=partial(CosineAnnealingLR, T_max=page.length(300, smoke=3)),
         seed=seed,
         progress=False,
@@ -281,8 +282,7 @@ def learned(
         ShuffledBatches(data.images, batch_size=64),
         points=pixels,
         weights=weights,
-        sigma=SIGMA,
-        flow_steps=8 if with_flow else 0,
+        loss=GeneratorLoss(SIGMA, flow_steps=8 if with_flow else 0),
         seed=seed,
         progress=False,
     )

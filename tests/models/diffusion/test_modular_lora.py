@@ -239,14 +239,6 @@ def test_copy_from(lora):
         lora.copy_from("safety", lora.merge())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_is_that_of_the_layers(network, dtype):
-    lora = ModularLoRA(network.to(dtype))
-    lora.add("task")
-    assert {parameter.dtype for parameter in lora.module.parameters()} == {dtype}
-    assert {delta.dtype for delta in lora.deltas("task").values()} == {dtype}
-
-
 # Which layers
 
 

@@ -115,15 +115,6 @@ def test_logits_of_the_mean():
     assert float(found.sum(-1).abs().max()) < 1e-12
 
 
-def test_the_bridge_of_one_network_to_itself_is_the_identity():
-    x, (network,) = inputs_and_members(1)
-    target = ensemble_logits(network(x)[None].detach())
-    source = BridgeSource(network, x)
-    bridge = DiffusionBridgeNetwork(source, score=Towards(target), annealing=NOT_ANNEALED)
-    sites = Predictive(bridge, num_samples=1)(x)
-    torch.testing.assert_close(sites["l_5"][0].softmax(-1), sites["l_0"][0].softmax(-1))
-
-
 # Draws -------------------------------------------------------------------------------------------
 
 
@@ -298,20 +289,3 @@ def test_maps_of_features_and_double_precision():
     assert isinstance(bridge.score, ScoreConvNet) and bridge.source.feature == "1"
     bridge.fit(x, [network], 2, batch_size=3, progress=False)
     assert bridge.sample(x, 2).dtype == torch.float64
-
-
-def test_one_step_with_a_residual_network_with_batch_normalization():
-    resnet18 = pytest.importorskip("torchvision.models").resnet18
-    torch.manual_seed(0)
-    networks = [resnet18(num_classes=10) for _ in range(2)]
-    x = torch.rand(4, 3, 32, 32)
-    before = copy.deepcopy(networks[0].state_dict())
-    bridge = DiffusionBridgeNetwork(BridgeSource(networks[0], x)).train()
-    assert bridge.source.feature == "layer1.0" and not bridge.source.network.training
-    first = copy.deepcopy(bridge.score.state_dict())
-    (loss,) = bridge.fit(x, networks, 1, batch_size=4, seed=0, progress=False)
-    assert math.isfinite(loss)
-    assert not torch.equal(first["head.weight"], bridge.score.state_dict()["head.weight"])
-    for state in (networks[0].state_dict(), bridge.source.network.state_dict()):
-        assert all(torch.equal(value, before[name]) for name, value in state.items())
-    assert bridge.distill(x, networks, 1, batch_size=4, progress=False).probs(x).shape == (4, 10)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pickle
 import subprocess
 import sys
 import tomllib
@@ -16,9 +15,8 @@ from pyro.infer import NUTS
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors
 from pyro_ext.diagnostics.metrics import accuracy, agreement, nll, total_variation
 from pyro_ext.inference import MCMC, SGHMC
-from pyro_ext.models.ensembles import ReferencePosterior, load_reference_posterior
+from pyro_ext.models.ensembles import load_reference_posterior
 from pyro_ext.models.ensembles.reference_posterior import NAMES, path_of
-from pyro_ext.potential import Potential
 from tools.make_reference_posterior import make_reference_posterior
 
 SIZES = {"digits": (1197, 10, 64), "wine": (36, 3, 13)}
@@ -77,28 +75,11 @@ def test_files_are_installed(name):
     assert any(path.match(pattern) for pattern in patterns)
 
 
-def test_value_is_frozen_and_copies():
-    reference = load_reference_posterior("wine")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        reference.nll = 0.0
-    other = pickle.loads(pickle.dumps(reference))
-    assert isinstance(other, ReferencePosterior)
-    assert torch.equal(other.probabilities, reference.probabilities)
-
-
 def test_distance_of_chains_by_hand():
     reference = load_reference_posterior("wine")
     chains = torch.tensor([[[0.5, 0.5]], [[0.7, 0.3]], [[0.9, 0.1]]])
     made = dataclasses.replace(reference, chain_probabilities=chains)
     assert made.chain_total_variation == pytest.approx((0.3 + 0.0 + 0.3) / 3)
-
-
-def test_model_takes_minibatches():
-    reference = load_reference_posterior("wine")
-    data = reference.dataset
-    potential = Potential(reference.model(batch_size=20), data.train_inputs, data.train_targets)
-    (plate,) = potential.subsampled_plates
-    assert (plate.size, plate.subsample_size) == (142, 20)
 
 
 def short_run(folder, **options):

@@ -26,8 +26,8 @@ def test_features_are_standardized_by_what_there_is_to_learn_from():
 
 
 def test_the_prior_is_that_of_a_weight_decay():
-    network = classification_task(INPUTS, LABELS, 40, weight_decay=0.01).model.network
-    assert list(network.prior_scales.values()) == pytest.approx([0.4**-0.5] * 4)
+    network = classification_task(INPUTS, LABELS, 40).model.network
+    assert list(network.prior_scales.values()) == pytest.approx([0.02**-0.5] * 4)
     network = classification_task(INPUTS, LABELS, 40, prior_scale=0.3).model.network
     assert set(network.prior_scales.values()) == {0.3}
 

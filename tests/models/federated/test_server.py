@@ -1,5 +1,6 @@
 """Federated training: aggregation and its invariances, privacy, splits, checkpoints."""
 
+import dataclasses
 from functools import partial
 
 import pyro
@@ -15,6 +16,7 @@ from pyro_ext.inference.privacy import pld_epsilon
 from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.federated import STRATEGIES, FederatedServer, Strategy, dirichlet_split
 from pyro_ext.nn import MLP, LoRALinear, add_lora, lora_layers
+from pyro_ext.random import seeded
 
 RANK = 3
 
@@ -31,9 +33,13 @@ def clients_of(*sizes, dtype=None):
     return list(zip(x.split(sizes), y.split(sizes), strict=True))
 
 
-def server(strategy="fedsvd", module=None, **options):
-    options = {"rank": RANK, "num_local_steps": 2, "batch_size": 8, "seed": 0, **options}
-    return FederatedServer(network() if module is None else module, strategy, **options)
+def server(strategy="fedsvd", module=None, layers=None, **options):
+    options = {"num_local_steps": 2, "batch_size": 8, "seed": 0, **options}
+    module = network() if module is None else module
+    if not lora_layers(module):
+        with seeded(options["seed"]):
+            module = add_lora(module, layers, RANK)
+    return FederatedServer(module, strategy, **options)
 
 
 def deltas(one):
@@ -125,14 +131,6 @@ def test_rounds_of_every_strategy(strategy, noise_multiplier):
     assert not torch.equal(deltas(other)["0"], deltas(one)["0"]) or strategy == "flora"
 
 
-def test_training_lowers_the_loss():
-    clients = clients_of(40, 30)
-    one = server("fedavg", fraction=1.0)
-    before = mean_loss(one, clients)
-    one.run(clients, 15, progress=False)
-    assert mean_loss(one, clients) < 0.7 * before
-
-
 def test_one_client_is_plain_training(float64):
     """Of a client alone, whose minibatch is all of it: gradient descent on B."""
     clients = clients_of(12, dtype=torch.float64)
@@ -186,7 +184,8 @@ def test_optimizers_of_coordinates_see_the_rotation():
 
 def test_period_and_warmup():
     """Rows are orthonormal after the rounds that are said."""
-    one, clients = server(svd_period=2, svd_warmup=2), clients_of(20, 20)
+    later = dataclasses.replace(STRATEGIES["fedsvd"], svd_period=2, svd_warmup=2)
+    one, clients = server(later), clients_of(20, 20)
     found = []
     for _ in range(4):
         one.round(clients)
@@ -299,27 +298,6 @@ def test_batch_norm(subtests):
     private = server(module=module.eval(), fraction=1.0, noise_multiplier=1.0)
     private.round(clients)
     assert not bool(private.module[1].running_mean.any())
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_network_that_nobody_has_seen(strategy):
-    """An adapter on the last layer of ResNet-18, and what privacy lacks there."""
-    resnet18 = pytest.importorskip("torchvision.models").resnet18
-    torch.manual_seed(0)
-    module, images = resnet18(num_classes=10), torch.randn(8, 3, 32, 32)
-    clients = [(images[:4], torch.arange(4)), (images[4:], torch.arange(4))]
-    options = {"layers": ["fc"], "num_local_steps": 1, "fraction": 1.0}
-    one = server(strategy, module, **options)
-    one.round(clients)
-    assert list(one.adapters) == ["fc"] and bool(one.module.fc.weight.ne(module.fc.weight).any())
-    with pytest.raises(ValueError, match="batch norm 'bn1'"):
-        server(strategy, module, noise_multiplier=1.0, **options)
-    private = server(strategy, module.eval(), noise_multiplier=1.0, **options)
-    private.round(clients)
-    with pytest.raises(ValueError, match=r"layers .*'conv1', which names 'conv1' \(Conv2d\)"):
-        server(strategy, module, layers=["conv1"])
 
 
 def test_adapters_that_are_there_are_taken():

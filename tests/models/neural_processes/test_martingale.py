@@ -16,7 +16,7 @@ from pyro_ext.models.neural_processes import (
     PoolingEncoder,
     RepresentationGenerator,
 )
-from tests.models.neural_processes.helpers import make, padded, tasks
+from tests.models.neural_processes.helpers import make, tasks
 
 both = pytest.mark.parametrize("kind", [MPNP, MPANP])
 
@@ -68,30 +68,6 @@ def test_marginal_loss_is_a_bound_of_pyro(kind, float64):
     assert bound == pytest.approx(float(marginal) * batch.points.inputs[..., 0].numel())
 
 
-@both
-def test_joint_likelihood_not_that_of_points(kind):
-    """The mean over draws is taken of whole tasks, which is another number."""
-    process, batch = make("MPNP" if kind is MPNP else "MPANP"), tasks()
-    found, _, _ = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
-    noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
-    features = process.encoder.features(*batch.context[:2])
-    pseudo = process.generator(noise, features)
-    values = log_likelihoods(process, batch, pseudo, True)
-    by_point = -(values.logsumexp(0) - math.log(5)).mean()
-    assert abs((found - by_point).item()) > 1e-3
-
-
-@both
-def test_jensen(kind):
-    process, batch = make("MPNP" if kind is MPNP else "MPANP"), tasks()
-    marginal, _, _ = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
-    noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
-    features = process.encoder.features(*batch.context[:2])
-    pseudo = process.generator(noise, features)
-    mean = -log_likelihoods(process, batch, pseudo, True).mean()
-    assert marginal < mean
-
-
 @pytest.mark.parametrize(("kind", "plain"), [(MPNP, CNP), (MPANP, CANP)])
 def test_without_pseudo_points_it_is_the_conditional_process(kind, plain):
     process, expected = kind(2, 3, 16, num_pseudo=0), plain(2, 3, 16)
@@ -130,29 +106,6 @@ def test_order_of_noise_and_context(kind):
     moved = process.generator(noise, features[:, order])
     torch.testing.assert_close(moved, pseudo, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(pseudo[0], pseudo[1], atol=1e-2)
-
-
-@both
-def test_functions_differ_by_their_noise_alone(kind):
-    process = kind(2, 3, 16, num_pseudo=6)
-    batch = tasks()
-    noise = process._draw(batch.context, 2, None)
-    mean = process._condition(batch.context, batch.target_inputs, noise).mean
-    assert not torch.allclose(mean[0], mean[1], atol=1e-4)
-    same = noise[:1].expand_as(noise)
-    mean = process._condition(batch.context, batch.target_inputs, same).mean
-    torch.testing.assert_close(mean[0], mean[1])
-
-
-def test_generator_sees_no_padding():
-    process = MPANP(2, 3, 16, num_pseudo=6)
-    batch = tasks()
-    noise = process._draw(batch.context, 2, None)
-    found = []
-    for context in (batch.context, padded(batch).context):
-        features = process.encoder.features(*context)
-        found.append(process.generator(noise, features, context.mask))
-    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
 def test_features_of_a_generator_are_two_blocks_of_attention():

@@ -1,7 +1,5 @@
 """The Lotka-Volterra process: its events, its distribution over a short time, and the tasks."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -37,29 +35,6 @@ def test_course_ends_where_nothing_happens():
     waits, uniforms = np.ones(10), np.full(10, 0.999)
     times, populations = loops()(1, 0, np.array(RATES), waits, uniforms)
     assert len(times) == 1 and populations[-1].tolist() == [0, 0]
-
-
-@pytest.mark.statistical
-def test_first_event_has_the_law_of_the_rates():
-    """Shares and mean wait within 5 standard errors; one seed in 350,000 fails."""
-    generator = np.random.default_rng(0)
-    number = 20_000
-    waits, uniforms = generator.standard_exponential(number), generator.random(number)
-    simulate = loops()
-    first = np.array(
-        [
-            np.concatenate([times, populations[0]])
-            for times, populations in (
-                simulate(50, 100, np.array(RATES), waits[i : i + 1], uniforms[i : i + 1])
-                for i in range(number)
-            )
-        ]
-    )
-    assert abs(first[:, 0].mean() * 225 - 1) < 5 / math.sqrt(number)
-    for change, share in (((51, 100), 50), ((49, 100), 25), ((50, 101), 100), ((50, 99), 50)):
-        expected = share / 225
-        found = (first[:, 1:] == change).all(1).mean()
-        assert abs(found - expected) < 5 * math.sqrt(expected * (1 - expected) / number)
 
 
 def test_tasks_are_points_of_courses():

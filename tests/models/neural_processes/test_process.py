@@ -33,14 +33,15 @@ def moments(prediction):
 
 
 @every_process
-def test_predictions_have_shapes_and_scales_above_a_tenth(name):
-    process, batch = make(name), tasks()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_predictions_have_shapes_and_scales_above_a_tenth(name, dtype):
+    process, batch = make(name).to(dtype), tasks().to(dtype=dtype)
     prediction = process.predict(*batch.context[:2], batch.target_inputs, 6)
     assert prediction.mean.shape == prediction.sample().shape == (6, 4, 7, 3)
-    assert prediction.stddev.min() >= 0.1
+    assert prediction.stddev.min() >= 0.1 and prediction.mean.dtype == dtype
     mixture = process.posterior_predictive(*batch.context[:2], batch.target_inputs, 6)
     assert (mixture.batch_shape, mixture.event_shape) == ((4, 7), (3,))
-    assert process.loss(batch).shape == ()
+    assert process.loss(batch).shape == () and process.loss(batch).dtype == dtype
 
 
 @every_process
@@ -125,14 +126,6 @@ def test_context_of_padding_is_an_empty_context(name):
     mask = torch.zeros(4, 2, dtype=torch.bool)
     hidden = process.predict(*nothing, inputs, 3, context_mask=mask, seed=0)
     close(moments(hidden), moments(empty))
-
-
-@every_process
-def test_float64(name):
-    process, batch = make(name).double(), tasks().to(dtype=torch.float64)
-    prediction = process.predict(*batch.context[:2], batch.target_inputs, 3)
-    assert prediction.mean.dtype == torch.float64
-    assert process.loss(batch).dtype == torch.float64
 
 
 @every_process

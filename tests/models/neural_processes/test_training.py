@@ -117,11 +117,7 @@ def test_tasks_take_the_type_of_the_process(float64):
     process = CNP(width=16)
     losses = fit(process, waves, 2, seed=0, progress=False)
     assert len(losses) == 2 and next(process.parameters()).dtype == torch.float64
-
-
-def test_progress_is_shown(capsys):
-    fit(CNP(width=16), waves, 3, seed=0)
-    assert "CNP" in capsys.readouterr().err
+    assert math.isfinite(log_likelihoods(process, [waves(0)]).target)
 
 
 @pytest.mark.parametrize("name", ["CNP", "NP", "BNP", "MPNP"])
@@ -151,11 +147,6 @@ def test_each_task_counts_once():
     assert together == pytest.approx((apart[0] + 3 * apart[1]) / 4)
     values, mask = torch.tensor([[1.0, 0.0], [3.0, 5.0]]), torch.tensor([[True, False], [True] * 2])
     assert task_means(values, mask).tolist() == [1.0, 4.0]
-
-
-def test_evaluation_takes_the_type_of_the_process():
-    process = make("CNP").double()
-    assert math.isfinite(log_likelihoods(process, [tasks()]).target)
 
 
 def test_no_tasks_are_refused():

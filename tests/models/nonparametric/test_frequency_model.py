@@ -8,9 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal
-from pyro.infer.autoguide.initialization import init_to_value
 from scipy.integrate import quad
 
 from pyro_ext.datasets import load_frequencies
@@ -254,31 +251,6 @@ def test_samplers_agree_with_quadrature(kind):
             assert float(value.std()) == pytest.approx(deviation, rel=0.35)
 
 
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_variational_inference_finds_the_posterior():
-    """Means by a Gaussian guide within half a standard deviation of those of quadrature."""
-    prior_laws = {"mass": dist.LogNormal(1.0, 0.7), "discount": dist.Beta(2.0, 2.0)}
-    exact = reference(
-        prior_laws, lambda mass, discount: GeneralizedBFRYProcess(mass, discount, discount + 0.9)
-    )
-    model = FrequencyModel(fixed_excess(GeneralizedBFRYProcess, prior_laws))
-    start = values("mass", "discount", "tilt")
-    guide = AutoMultivariateNormal(
-        model.with_tilt, init_loc_fn=init_to_value(values=start), init_scale=0.3
-    )
-    svi = SVI(model.with_tilt, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=2))
-    for _ in range(300):
-        svi.step(table())
-    with torch.no_grad():
-        draws = [guide(table()) for _ in range(300)]
-    for name in ("mass", "discount"):
-        value = torch.stack([draw[name] for draw in draws])
-        value = value.log() if name == "mass" else value
-        mean, deviation = exact[name]
-        assert abs(float(value.mean()) - mean) < 0.5 * deviation, name
-
-
 def check_calibration(model, infer, num_simulations, num_samples, num_rows):
     """Simulation-based calibration at a level of 1e-3, with nine draws of each posterior.
 
@@ -291,34 +263,6 @@ def check_calibration(model, infer, num_simulations, num_samples, num_rows):
     assert result.is_calibrated(1e-3), result.uniformity()
     spread = result.uniformity()["spread"]
     assert bool((spread > 0.5).all()) and bool((spread < 1.5).all())
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_posterior_is_calibrated():
-    """Simulation-based calibration on partitions of 40 samples, at a level of 1e-3.
-
-    Spreads of 16 ranks have a standard deviation of about 0.13.
-    """
-    prior_laws = {"mass": dist.LogNormal(1.5, 0.5), "discount": dist.Beta(3.0, 3.0)}
-
-    def prior():
-        mass = pyro.sample("mass", prior_laws["mass"])
-        discount = pyro.sample("discount", prior_laws["discount"])
-        excess = pyro.sample("excess", dist.LogNormal(0.0, 0.3))
-        return GeneralizedBFRYProcess(mass, discount, discount + excess).normalize()
-
-    model = FrequencyModel(prior)
-
-    def infer(observing, *args, **options):
-        seen = poutine.trace(observing).get_trace(*args, **options).nodes["counts"]["value"]
-        seen = seen[seen[:, 1] > 0].long()
-        seed = int(torch.randint(2**31, ()))
-        potential = Potential(model.with_tilt, seen, backend="eager")
-        start = values("mass", "discount", "excess") | {"tilt": torch.tensor(10.0)}
-        return nuts_at_the_mode(potential, start, 36, warmup_steps=30, seed=seed)
-
-    check_calibration(model, infer, 16, 40, 8)
 
 
 @pytest.mark.slow
@@ -385,16 +329,6 @@ def test_scaled_tilts_have_the_density_of_tilts(name):
     unit = tilt / scaled
     number = table()[:, 1].sum()
     assert 0.7 < float(process.measure.laplace_exponent(unit)) / float(number) < 1.3
-
-
-def test_tables_of_samplers_are_those_of_the_model():
-    """A table of the model is one of the data that the other forms take."""
-    model = FrequencyModel(pitman_yor_prior(dist.Gamma(4.0, 1.0), dist.Beta(2.0, 2.0)))
-    drawn = model(num_samples=30)
-    potential = Potential(
-        model.with_tilt, frequency_table(drawn[:, 0].repeat_interleave(drawn[:, 1]))
-    )
-    assert bool(potential(potential.init(num_chains=1, seed=0)).isfinite().all())
 
 
 @pytest.mark.parametrize(

@@ -146,48 +146,6 @@ def test_minimum_loss_is_the_least_of_all_clusters_and_anchors(float64):
     assert float(minimum_filtering_loss(output, 40 - 7 * labels)) == pytest.approx(found)
 
 
-def test_single_cluster_has_one_loss(float64):
-    labels = torch.full((3, 8), 2)
-    output = some_output(labels)
-    anchored = anchored_filtering_loss(output, labels, torch.tensor([0, 3, 7]))
-    torch.testing.assert_close(minimum_filtering_loss(output, labels), anchored)
-
-
-def test_padding_and_empty_sets_are_left_out(float64):
-    torch.manual_seed(0)
-    labels, mask = torch.randint(3, (3, 9)), torch.rand(3, 9) < 0.7
-    mask[:2, 0], mask[2] = True, False
-    output = some_output(labels)
-    spoiled = FilterOutput(
-        output.logits.masked_fill(~mask, math.nan), None, output.log_prob.masked_fill(~mask, -1e9)
-    )
-    alone = [
-        minimum_filtering_loss(
-            FilterOutput(output.logits[i, mask[i]], None, output.log_prob[i, mask[i]]),
-            labels[i, mask[i]],
-        )
-        for i in range(2)
-    ]
-    expected = torch.stack(alone).mean()
-    torch.testing.assert_close(minimum_filtering_loss(spoiled, labels, mask), expected)
-    anchor = torch.zeros(3, dtype=torch.long)
-    assert bool(anchored_filtering_loss(spoiled, labels, anchor, mask).isfinite())
-    with pytest.raises(ValueError, match="mask must leave a point"):
-        minimum_filtering_loss(output, labels, torch.zeros(3, 9, dtype=torch.bool))
-
-
-def test_perfect_outputs_leave_the_log_likelihood_of_a_cluster(float64):
-    torch.manual_seed(0)
-    x, labels = (part[0] for part in gaussian_mixtures(1, 60))
-    target = labels == labels[0]
-    log_prob = torch.distributions.Normal(x[target].mean(0), 0.3).log_prob(x).sum(-1)
-    output = FilterOutput(40.0 * target - 20.0, None, log_prob)
-    found = anchored_filtering_loss(output, labels, torch.tensor(0))
-    cross_entropy = anchored_filtering_loss(output, labels, torch.tensor(0), density_weight=0.0)
-    assert float(cross_entropy) < 1e-8
-    torch.testing.assert_close(found, -log_prob[target].mean(), atol=1e-8, rtol=0)
-
-
 def test_gradient_goes_through_the_least_loss_alone(float64):
     logits = torch.tensor([3.0, 3.0, -3.0, -3.0], requires_grad=True)
     log_prob = torch.zeros(4, requires_grad=True)
@@ -224,20 +182,14 @@ def test_half_of_the_other_clusters_are_there():
 def test_sites_and_seeds_of_sets():
     from pyro import poutine
 
-    for model, names in (
-        (
-            lambda: gaussian_mixtures(3, (20, 30)),
-            {"weights", "kept", "labels", "loc", "scale", "x"},
-        ),
-    ):
-        torch.manual_seed(3)
-        trace = poutine.trace(model).get_trace()
-        assert names <= set(trace.nodes)
-        assert bool(torch.as_tensor(trace.log_prob_sum()).isfinite())
-        torch.manual_seed(3)
-        x, labels = model()
-        assert torch.equal(x, trace.nodes["_RETURN"]["value"][0])
-        assert x.shape == (*labels.shape, 2)
+    torch.manual_seed(3)
+    trace = poutine.trace(gaussian_mixtures).get_trace(3, (20, 30))
+    assert {"weights", "kept", "labels", "loc", "scale", "x"} <= set(trace.nodes)
+    assert bool(torch.as_tensor(trace.log_prob_sum()).isfinite())
+    torch.manual_seed(3)
+    x, labels = gaussian_mixtures(3, (20, 30))
+    assert torch.equal(x, trace.nodes["_RETURN"]["value"][0])
+    assert x.shape == (*labels.shape, 2)
     assert int(random_partitions(2, 9, max_clusters=1).max()) == 0
 
 

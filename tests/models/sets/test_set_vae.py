@@ -2,7 +2,6 @@
 
 import math
 import pickle
-from copy import deepcopy
 
 import pyro
 import pytest
@@ -11,9 +10,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
-from pyro_ext.diagnostics.sets import chamfer_distance, earth_mover_distance
-from pyro_ext.inference import Trainer
-from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.diagnostics.sets import chamfer_distance
 from pyro_ext.models.sets import GaussianMixtureSet, SetVAE
 from pyro_ext.models.sets.set_vae import _noise
 
@@ -158,27 +155,6 @@ def test_a_unit_cube_holds_what_is_in_it(sets):
             call(3.0 * x - 1.0, mask)
 
 
-def test_trainer_takes_pyros_loss_and_ours(sets):
-    for kind in ("Pyro's", "ours"):
-        torch.manual_seed(0)
-        vae = SetVAE(2, (2, 3), 16, 3, initial_set=GaussianMixtureSet(5, 3))
-        before = deepcopy(vae.state_dict())
-
-        def loss(x, mask, vae=vae, kind=kind):
-            if kind == "Pyro's":
-                elbo = TraceMeanField_ELBO()
-                return elbo.differentiable_loss(vae.model, vae.guide, x, mask, 1e-2)
-            terms = vae.terms(x, mask)
-            return (terms.distance + 1e-2 * terms.kl.sum(-1)).sum()
-
-        trainer = Trainer(vae, seed=0)
-        trainer.run(loss, 3, ShuffledBatches(*sets, batch_size=4), progress=False)
-        same = {
-            name for name, value in vae.state_dict().items() if torch.equal(value, before[name])
-        }
-        assert same == {f"network.initial_set.{n}" for n in ("logits", "loc", "log_scale")}
-
-
 def test_sites_and_weights_of_sites(sets):
     vae = make()
     trace = poutine.trace(vae.model).get_trace(*sets, beta=0.25)
@@ -199,14 +175,6 @@ def test_particles_in_a_plate(sets):
     assert elbo.differentiable_loss(vae.model, vae.guide, *sets, 0.1).isfinite()
     drawn = Predictive(vae.model, guide=vae.guide, num_samples=5, parallel=True)(*sets)
     assert drawn["z_3"].shape == (5, 4, 4, 3)
-
-
-def test_another_distance(float64):
-    vae, x = make(distance=earth_mover_distance), torch.rand(3, 4, 2)
-    terms = vae.terms(x, generator=torch.Generator().manual_seed(0))
-    vae.distance = lambda x, points, mask, _: earth_mover_distance(x, points, mask)
-    again = vae.terms(x, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(terms.distance, again.distance)
 
 
 # Sets ------------------------------------------------------------------------------------------

@@ -20,14 +20,13 @@ from pyro_ext.models.sets import (
     submix_loss,
     subsample_bags,
 )
-from pyro_ext.nn import BayesianModule
 from pyro_ext.testing.nn import check_module, check_set_block
 
 NETWORKS = {
     "SlotMIL": lambda: SlotMIL(3, 2, num_slots=4, hidden_size=12, num_heads=3),
     "SlotMIL with competition": lambda: SlotMIL(3, 2, 4, 12, 3, normalize="queries", bias=True),
-    "ABMIL": lambda: ABMIL(3, 2, hidden_size=12, attention_size=5),
-    "GatedABMIL": lambda: GatedABMIL(3, 2, hidden_size=12, attention_size=5),
+    "ABMIL": lambda: ABMIL(3, 2, hidden_size=12),
+    "GatedABMIL": lambda: GatedABMIL(3, 2, hidden_size=12),
 }
 POOLED = [name for name in NETWORKS if name != "SlotMIL with competition"]
 
@@ -81,18 +80,6 @@ def test_attention_of_bags(network):
     assert bool((entropy <= sizes.clamp(min=1).log()[:, None] + 1e-4).all())
     torch.testing.assert_close(network(x, mask)[1], network(x[1:2, :3])[0])
     assert network(x[:0]).shape == (0, 2) and network(x[0]).shape == (2,)
-
-
-def test_equal_queries_stay_equal():
-    """The symmetry that random seeds break."""
-    network = NETWORKS["SlotMIL"]()
-    with torch.no_grad():
-        network.encoder.seeds.copy_(network.encoder.seeds[:1].expand(4, -1))
-    x, labels = torch.randn(6, 5, 3), torch.arange(6) % 2
-    Trainer(network).run(lambda: submix_loss(network, x, labels), 5, progress=False)
-    seeds = network.encoder.seeds.detach()
-    torch.testing.assert_close(seeds, seeds[:1].expand(4, -1))
-    assert float(seeds.norm()) > 0.0
 
 
 def test_pooling_is_attention_written_out(float64):
@@ -163,16 +150,6 @@ def test_weights_of_zero_and_one_do_not_mix(float64):
     torch.testing.assert_close(gradients(network, found), gradients(network, wanted))
 
 
-def test_mixing_a_bag_with_itself_changes_nothing(float64):
-    network = NETWORKS["SlotMIL"]()
-    x, labels = torch.randn(1, 5, 3).expand(4, -1, -1), torch.ones(4, dtype=torch.int64)
-    found = submix_loss(network, x, labels, alpha=1.0, generator=generator())
-    wanted = submix_loss(network, x, labels)
-    torch.testing.assert_close(wanted, cross_entropy(network(x), labels))
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(gradients(network, found), gradients(network, wanted))
-
-
 # Subsampling ------------------------------------------------------------------------------------
 
 
@@ -217,7 +194,6 @@ def test_concentration_of_attention():
     mask = torch.arange(20) < torch.tensor([[20], [5]])
     weights = mask / mask.sum(-1, keepdim=True)
     torch.testing.assert_close(attention_concentration(weights, mask), torch.tensor([0.1, 0.2]))
-    assert float(attention_concentration(even, fraction=1.0)) == pytest.approx(1.0)
 
 
 # Training ---------------------------------------------------------------------------------------
@@ -249,21 +225,6 @@ def test_training_learns_and_repeats(name):
         )
     assert losses[0] == losses[1]
     assert float((network(x, mask).argmax(-1) == labels).float().mean()) > 0.9
-
-
-def test_network_is_a_likelihood():
-    """Under priors of its weights, as any network."""
-    x, labels, mask = bags(4)
-    network = BayesianModule(NETWORKS["SlotMIL"]())
-
-    def model():
-        logits = network(x, mask)
-        with pyro.plate("bags", 4):
-            pyro.sample("y", dist.Categorical(logits=logits), obs=labels)
-
-    trace = pyro.poutine.trace(model).get_trace()
-    assert trace.nodes["y"]["fn"].batch_shape == (4,)
-    assert any("seeds" in name for name in trace.stochastic_nodes)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])

@@ -124,12 +124,6 @@ def test_ctrl_c_stops_the_training(step, is_tuned):
     assert len(fit.losses) == step and (fit.strengths.tolist() != strengths) == is_tuned
 
 
-def test_whole_numbers_are_data():
-    network = SoftEMLP(IN, OUT, GROUPS, 20, num_blocks=1)
-    x, y = torch.arange(24).view(3, 8) % 5, torch.arange(27).view(3, 9) % 4
-    assert len(network.fit(x, y, num_steps=2, progress=False).losses) == 2
-
-
 def test_the_first_group_holds_the_others():
     """Or none of them is to be without a strength."""
     x, y = torch.randn(3, 8), torch.randn(3, 9)

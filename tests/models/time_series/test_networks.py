@@ -6,21 +6,13 @@ import pytest
 import torch
 
 from pyro_ext.models.time_series import GRUD, DecayImputer, FilledClassifier, fill_gaps
-from pyro_ext.models.time_series.networks import SeriesTransformer, last_observed, time_encoding
+from pyro_ext.models.time_series.networks import last_observed
 
 
 def test_decay_to_begin_with():
     imputer = DecayImputer(2)
     gamma = imputer.gamma(torch.tensor([[0.0, 0.3], [2.0, 100.0]]))
     torch.testing.assert_close(gamma, torch.full((2, 2), 0.951229))
-
-
-def test_decay_by_time():
-    imputer = DecayImputer(1, bias=0.0)
-    with torch.no_grad():
-        imputer.weight.fill_(1.0)
-    gamma = imputer.gamma(torch.tensor([[math.log(2.0)], [-1.0]]))
-    torch.testing.assert_close(gamma, torch.tensor([[0.5], [1.0]]))
 
 
 def test_series_are_filled():
@@ -37,15 +29,6 @@ def test_series_are_filled():
     expected = [10 * fresh[0], 2.0, *(2 * (1 - part) + 10 * part for part in fresh[2:])]
     torch.testing.assert_close(found[:, 0], torch.tensor(expected))
     torch.testing.assert_close(found[:, 1], 10 * (1 - (-2 * times[0]).exp()))
-
-
-def test_what_is_observed_stays():
-    imputer = DecayImputer(3)
-    x, times = torch.randn(4, 5, 3), torch.rand(4, 5).cumsum(1)
-    everything = torch.ones(4, 5, 3, dtype=torch.bool)
-    assert torch.equal(imputer(x, everything, torch.randn(2, 4, 5, 3), times), x.expand(2, 4, 5, 3))
-    nothing = imputer(x, ~everything, torch.ones(4, 5, 3), times)
-    torch.testing.assert_close(nothing, (1 - imputer.gamma(times[..., None].expand(4, 5, 3))))
 
 
 def test_values_that_are_not_used_have_no_gradient():
@@ -80,26 +63,6 @@ def test_gaps_are_filled():
         assert found.tolist() == [values, [0.0] * 4]
     with pytest.raises(ValueError, match="mask must have the shape of x"):
         fill_gaps(x, mask[:1])
-
-
-def test_times_are_encoded():
-    found = time_encoding(torch.tensor([0.3]), 3)[0]
-    expected = [math.sin(0.3), math.cos(0.03), math.sin(0.003)]
-    torch.testing.assert_close(found, torch.tensor(expected))
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_transformers_look_back_or_everywhere(causal):
-    torch.manual_seed(0)
-    network = SeriesTransformer(3, 8, 2, 2, 3, causal=causal)
-    x, times = torch.randn(2, 4, 6, 3), torch.arange(6.0).expand(4, 6) / 5
-    valid = torch.ones(4, 6, dtype=torch.bool)
-    found = network(x, times, valid)
-    changed = x.clone()
-    changed[..., 5, :] += 1.0
-    other = network(changed, times, valid)
-    assert found.shape == (2, 4, 6, 8) and not torch.allclose(found[..., 5, :], other[..., 5, :])
-    assert torch.allclose(found[..., :4, :], other[..., :4, :], atol=1e-5) == causal
 
 
 @pytest.mark.parametrize(
