@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from contextlib import closing
+from pathlib import Path
 
 import filelock
 import pytest
@@ -60,14 +62,11 @@ def write(folder, seed=0, num_files=4):
 
 def resume(folder):
     """Read all that a resumed run reads."""
-    writer = CheckpointWriter(folder)
-    try:
+    with closing(CheckpointWriter(folder)) as writer:
         if writer.description() is not None:
             writer.describe(description())
         for members in GROUPS:
             writer.state(members)
-    finally:
-        writer.close()
 
 
 @pytest.fixture
@@ -93,32 +92,46 @@ def flip(path):
     path.write_bytes(bytes(raw))
 
 
+def cut(path):
+    path.write_bytes(b"1234")
+
+
+def to_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def copy_of(number):
+    return lambda path: shutil.copy(path.parent / draws(number), path)
+
+
+# What happens, and to which file of a group.
 DAMAGES = {
-    "missing": lambda g: ((g / draws(1)).unlink(), draws(1))[1],
-    "last missing": lambda g: ((g / draws(3)).unlink(), draws(3))[1],
-    "all missing": lambda g: ([path.unlink() for path in g.glob("draws-*")], draws(0))[1],
-    "extra": lambda g: (shutil.copy(g / draws(1), g / draws(4)), draws(4))[1],
-    "extra of other name": lambda g: (shutil.copy(g / draws(1), g / "draws-copy"), "draws-copy")[1],
-    "not a file": lambda g: ((g / draws(2)).unlink(), (g / draws(2)).mkdir(), draws(2))[2],
-    "cut": lambda g: ((g / draws(2)).write_bytes(b"1234"), draws(2))[1],
-    "changed": lambda g: (flip(g / draws(2)), draws(2))[1],
-    "written anew": lambda g: (rewrite(g / draws(2)), draws(2))[1],
-    "swapped": lambda g: (shutil.copy(g / draws(1), g / draws(2)), draws(2))[1],
-    "state missing": lambda g: ((g / STATE).unlink(), STATE)[1],
-    "state cut": lambda g: ((g / STATE).write_bytes(b""), STATE)[1],
-    "state not a file": lambda g: ((g / STATE).unlink(), (g / STATE).mkdir(), STATE)[2],
-    "draws beside the groups": lambda g: (
-        shutil.copy(g / draws(1), g.parent / draws(0)),
-        draws(0),
-    )[1],
-    "another group": lambda g: (shutil.copytree(g, g.parent / "chains-00007"), "chains-00007")[1],
+    "missing": (Path.unlink, draws(1)),
+    "last missing": (Path.unlink, draws(3)),
+    "all missing": (lambda path: [p.unlink() for p in path.parent.glob("draws-*")], draws(0)),
+    "extra": (copy_of(1), draws(4)),
+    "extra of other name": (copy_of(1), "draws-copy"),
+    "not a file": (to_folder, draws(2)),
+    "cut": (cut, draws(2)),
+    "changed": (flip, draws(2)),
+    "written anew": (rewrite, draws(2)),
+    "swapped": (copy_of(1), draws(2)),
+    "state missing": (Path.unlink, STATE),
+    "state cut": (cut, STATE),
+    "state not a file": (to_folder, STATE),
+    "draws beside the groups": (cut, f"../{draws(0)}"),
+    "another group": (lambda path: shutil.copytree(path.parents[1], path), "../chains-00007"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_names_the_file(kind, tmp_path):
     writer = write(tmp_path)
-    name = DAMAGES[kind](tmp_path / "chains-00000")
+    damage, name = DAMAGES[kind]
+    group = tmp_path / "chains-00000"
+    damage(group / name)
+    name = name.removeprefix("../")
     for read in (resume, lambda folder: Checkpoint(folder).get_samples()):
         with pytest.raises(CheckpointError, match=name):
             read(tmp_path)
@@ -184,14 +197,15 @@ def test_a_link_that_appears_during_a_run(run, tmp_path):
     writer.state(GROUPS[0])
     target = tmp_path / "target"
     target.write_text("precious")
-    for name in (f"chains-00000/{STATE}{UNFINISHED}", f"run.json{UNFINISHED}"):
-        (run / name).symlink_to(target)
+    for name, act in (
+        (f"chains-00000/{STATE}", lambda: writer.append(GROUPS[0], None, {}, state(12, 2))),
+        ("run.json", lambda: writer.describe(description())),
+    ):
+        link = run / f"{name}{UNFINISHED}"
+        link.symlink_to(target)
         with pytest.raises(CheckpointError, match="symbolic link"):
-            if name.startswith("run"):
-                writer.describe(description())
-            else:
-                writer.append(GROUPS[0], None, {}, state(12, 2))
-        (run / name).unlink()
+            act()
+        link.unlink()
     shutil.move(run / "chains-00000", tmp_path / "moved")
     (run / "chains-00000").symlink_to(tmp_path / "moved")
     with pytest.raises(CheckpointError, match="chains-00000 is a symbolic link"):
@@ -242,53 +256,41 @@ def test_another_format_says_which_version_wrote_it(run):
 
 
 def test_kinds_of_runs(run, tmp_path):
-    folder = DrawFolder(tmp_path / "draws")
-    folder.describe({"identity": {"driver": "PosteriorBootstrap"}})
-    folder.open()
-    folder.close()
+    independent(tmp_path / "draws")
     for read in (resume, Checkpoint):
         with pytest.raises(CheckpointError, match="independent draws of a PosteriorBootstrap"):
             read(tmp_path / "draws")
-    other = DrawFolder(run)
     with pytest.raises(CheckpointError, match="chains of a MCMC, wanted independent draws"):
-        other.description()
-    other.close()
+        independent(run)
 
 
 def independent(folder, starts=(0, 2, 4)):
-    opened = DrawFolder(folder)
-    try:
+    with closing(DrawFolder(folder)) as opened:
+        opened.description()
         opened.describe({"identity": {"driver": "PosteriorBootstrap"}})
         opened.open()
         for start in starts:
             members = range(start, start + 2)
             if opened.load(members) is None:
                 opened.save(members, {"x": torch.arange(start, start + 2)})
-    finally:
-        opened.close()
 
 
-def test_independent_draws(tmp_path, subtests):
-    name = "draws-00000002-00000004.safetensors"
-    for kind, change in {
-        "missing": lambda path: path.unlink(),
-        "cut": lambda path: path.write_bytes(b"12"),
-        "changed": flip,
-        "written anew": lambda path: write_tensors(path, {"x": torch.ones(2)}, {}),
-        "extra": lambda path: shutil.copy(path.with_name(name.replace("2-", "0-", 1)), path),
-        "link": lambda path: (shutil.move(path, tmp_path / "away"), path.symlink_to("away")),
-    }.items():
-        with subtests.test(kind):
-            folder = tmp_path / kind
-            independent(folder)
-            independent(folder)
-            bad = "draws-copy" if kind == "extra" else name
-            if kind == "extra":
-                shutil.copy(folder / name, folder / bad)
-            else:
-                change(folder / name)
-            with pytest.raises(CheckpointError, match=bad):
-                independent(folder)
+def to_link(path):
+    shutil.move(path, path.parents[1] / "away")
+    path.symlink_to("away")
+
+
+@pytest.mark.parametrize("change", [Path.unlink, cut, flip, rewrite, to_link, None])
+def test_independent_draws(change, tmp_path):
+    name, folder = "draws-00000002-00000004.safetensors", tmp_path / "run"
+    for _ in range(2):
+        independent(folder)
+    if change is None:
+        shutil.copy(folder / name, folder / "draws-copy")
+    else:
+        change(folder / name)
+    with pytest.raises(CheckpointError, match=name if change else "draws-copy"):
+        independent(folder)
 
 
 def test_independent_draws_of_a_run_that_ended_between_draws_and_state(tmp_path):
@@ -296,11 +298,8 @@ def test_independent_draws_of_a_run_that_ended_between_draws_and_state(tmp_path)
     before, last = tmp_path / STATE, tmp_path / "draws-00000004-00000006.safetensors"
     states = [read_tensors(before), read_tensors(last)]
     last.unlink()
-    folder = DrawFolder(tmp_path)
-    folder.describe({"identity": {"driver": "PosteriorBootstrap"}})
     with pytest.raises(CheckpointError, match=last.name):
-        folder.open()
-    folder.close()
+        independent(tmp_path)
     shutil.rmtree(tmp_path)
     independent(tmp_path, [0, 2])
     early = before.read_bytes()

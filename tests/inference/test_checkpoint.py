@@ -2,14 +2,12 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import psutil
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import HMC, NUTS
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import nn
 
@@ -115,23 +113,6 @@ def test_a_crash_at_any_write_changes_no_draw(name, x, tmp_path, short_segments,
     assert number > 16
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [NUTS, lambda m: HMC(m, step_size=0.1, num_steps=3)])
-def test_pyros_kernels_go_on_after_any_step(make, x, tmp_path, short_segments, crash_after):
-    options = {"num_samples": 6, "warmup_steps": 30, "num_chains": 2, "thinning": 1}
-    expected = driver(make(whole), **options).run(x)
-    for number in (8, 40, 75, 110):
-        folder = tmp_path / str(number)
-        crash_after(number)
-        with pytest.raises(Crash):
-            driver(make(whole), folder, **options).run(x)
-        crash_after(-1)
-        again = driver(make(whole), folder, **options).run(x)
-        assert_same(expected, again)
-        for one, other in zip(expected._statuses(), again._statuses(), strict=True):
-            assert one.diagnostics == other.diagnostics
-
-
 def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_ext.inference.driver.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
 
@@ -235,29 +216,10 @@ def test_another_run_is_refused(subtests, x, tmp_path):
 NOT_OPTIONS = {"kernel", "model", "args", "kwargs"}
 
 
-def test_a_number_hidden_in_the_model_shows(x, tmp_path):
-    def make(width):
-        def hidden(x):
-            loc = pyro.sample("loc", dist.Normal(torch.zeros(2), width).to_event(1))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-        return hidden
-
-    driver(SGLD(make(1.0)), tmp_path).run(x)
-    with pytest.raises(CheckpointError, match="model: log density: loc at a fixed point is"):
-        driver(SGLD(make(1.02)), tmp_path).run(x)
-    driver(SGLD(make(1.0)), tmp_path).run(x)
-
-
 def test_another_version_is_refused(x, tmp_path, monkeypatch):
     driver(SGLD(model), tmp_path).run(x)
     monkeypatch.setattr("pyro_ext.posterior.identity.__version__", "9.9")
     with pytest.raises(CheckpointError, match=r"versions: pyro_ext is .* there and 9.9 here"):
-        driver(SGLD(model), tmp_path).run(x)
-    description = (tmp_path / "run.json").read_text()
-    (tmp_path / "run.json").write_text(description.replace('"format": 2', '"format": 99'))
-    with pytest.raises(CheckpointError, match="format 99"):
         driver(SGLD(model), tmp_path).run(x)
 
 
@@ -283,58 +245,21 @@ def test_a_folder_of_other_things_is_refused(x, tmp_path):
         driver(SGLD(model), tmp_path / "file").run(x)
 
 
-def damage(path, kind):
-    raw = bytearray(path.read_bytes())
-    if kind == "missing":
-        path.unlink()
-    elif kind == "cut":
-        path.write_bytes(bytes(raw[: len(raw) // 2]))
-    else:
-        raw[-3] ^= 4
-        path.write_bytes(bytes(raw))
-
-
-@pytest.mark.parametrize("kind", ["cut", "changed", "missing"])
-def test_damaged_draws(kind, x, tmp_path, short_segments):
+@pytest.mark.parametrize(("name", "number"), [("state", 12), ("draws-00000007", 7)])
+def test_what_can_be_read_until_damage(name, number, x, tmp_path, short_segments):
     mcmc = driver(SGLD(model), tmp_path).run(x)
     expected = mcmc.get_samples(True)["loc"]
-    draws = sorted(tmp_path.rglob("draws-*"))
-    assert len(draws) == 12
-    damage(draws[7], kind)
     mcmc._gathered = None
-    for read in (
-        lambda: driver(SGLD(model), tmp_path).run(x),
-        lambda: mcmc.get_samples(),
-        lambda: Checkpoint(tmp_path).get_samples(),
-    ):
-        with pytest.raises(CheckpointError, match="draws-00000007"):
+    path = tmp_path / "chains-00000" / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    for read in (lambda: driver(SGLD(model), tmp_path).run(x), mcmc.get_samples):
+        with pytest.raises(CheckpointError, match=name):
             read()
-    with pytest.raises(CheckpointError, match="draws-00000007.*until_damage"):
+    with pytest.raises(CheckpointError, match=f"{name}.*until_damage"):
         Checkpoint(tmp_path).get_samples()
     readable = Checkpoint(tmp_path, until_damage=True)
-    assert torch.equal(readable.get_samples(True)["loc"], expected[:, :7])
-    assert to_arviz(readable)["posterior"]["loc"].shape == (3, 7, 2)
-
-
-def test_draws_of_another_run_in_between(x, tmp_path, short_segments):
-    driver(SGLD(model), tmp_path / "a").run(x)
-    driver(SGLD(model), tmp_path / "b", seed=8).run(x)
-    name = Path("chains-00000") / "draws-00000005.safetensors"
-    shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
-    with pytest.raises(CheckpointError, match="draws-00000005.* was changed"):
-        Checkpoint(tmp_path / "a").get_samples()
-
-
-@pytest.mark.parametrize("kind", ["cut", "changed", "missing"])
-def test_a_damaged_state_is_refused_and_the_draws_are_readable(kind, x, tmp_path, short_segments):
-    expected = driver(SGLD(model), tmp_path).run(x).get_samples(True)["loc"]
-    damage(tmp_path / "chains-00000" / "state.safetensors", kind)
-    with pytest.raises(CheckpointError, match="state.safetensors"):
-        driver(SGLD(model), tmp_path).run(x)
-    with pytest.raises(CheckpointError, match="state.safetensors"):
-        Checkpoint(tmp_path).get_samples()
-    samples = Checkpoint(tmp_path, until_damage=True).get_samples(True)
-    assert torch.equal(samples["loc"], expected)
+    assert torch.equal(readable.get_samples(True)["loc"], expected[:, :number])
+    assert to_arviz(readable)["posterior"]["loc"].shape == (3, number, 2)
 
 
 def test_a_disk_that_fills_up(x, tmp_path, short_segments, monkeypatch):
@@ -386,31 +311,6 @@ def test_the_reader_and_arviz(x, tmp_path):
     assert "log_likelihood" not in data
     whole = to_arviz(str(tmp_path), x, model=model)
     assert whole["log_likelihood"]["x"].dims == ("chain", "draw", "data")
-
-
-def test_a_chain_that_turned_non_finite_is_left_out(tmp_path, short_segments):
-    def cliff(z):
-        slope = torch.where(z["x"] > 1.0, torch.nan, -0.1)
-        return (z["x"] * slope).sum()
-
-    start = {"x": torch.tensor([[-1e3], [-2.0], [-1e3]])}
-
-    def run():
-        kernel = SGLD(potential_fn=cliff, step_size=0.1)
-        options = {"initial_params": start, "num_samples": 20, "warmup_steps": 0, "seed": 0}
-        return driver(kernel, tmp_path, **options).run()
-
-    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3"):
-        first = run()
-    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3"):
-        second = run()
-    assert first.stopped_chains[1]["step"] == second.stopped_chains[1]["step"]
-    assert torch.equal(
-        first.stopped_chains[1]["samples"]["x"], second.stopped_chains[1]["samples"]["x"]
-    )
-    chains = Checkpoint(tmp_path).chains()
-    assert [chain.stopped_at is None for chain in chains] == [True, False, True]
-    assert Checkpoint(tmp_path).get_samples(True)["x"].shape == (2, 20, 1)
 
 
 def test_nothing_written_can_execute(x, tmp_path):

@@ -212,6 +212,7 @@ def test_divergences_are_reported(kernel: Any, capsys: pytest.CaptureFixture[str
         mcmc = run(kernel(), 10, num_chains=1)
     diverging = mcmc.sample_statistics()["diverging"][0].nonzero().flatten().tolist()
     assert diverging and mcmc.diagnostics()["divergences"] == {"chain 0": diverging}
+    assert (mcmc.get_samples()["x"] > 0.0).all()
     mcmc.summary()
     assert f"Number of divergences: {len(diverging)}\n" in capsys.readouterr().out
     pyro.set_rng_seed(1)

@@ -28,25 +28,26 @@ from pyro_ext.inference.partitions import MarginalGibbs
 from pyro_ext.potential import Potential
 from pyro_ext.potential.enumeration import full_conditional
 from pyro_ext.random_measures import PitmanYor
+from tests.inference.models import assert_same
 from tests.inference.partitions.enumeration import partitions
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-X = torch.tensor([-0.4, 1.1, 1.6], dtype=torch.float64)
-OFFSETS = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+X = torch.tensor([-0.4, 1.1, 1.6]).double()
+OFFSETS = torch.tensor([-1.0, 1.0]).double()
 
 
 def model(x):
     """A location, and a sign for each point by which it is off."""
-    loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
-        kind = pyro.sample("kind", dist.Bernoulli(0.3 * torch.ones((), dtype=x.dtype)))
+        kind = pyro.sample("kind", dist.Bernoulli(0.3))
         pyro.sample("x", dist.Normal(loc + OFFSETS[kind.long()], 0.7), obs=x)
 
 
 def exact():
     """Mean and standard deviation of the location, and probabilities of the signs."""
-    grid = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)
+    grid = torch.linspace(-6.0, 6.0, 4001)
     logs = dist.Normal(0.0, 1.0).log_prob(grid)
     points = grid[:, None, None] + OFFSETS
     terms = dist.Normal(points, 0.7).log_prob(X[:, None]) + torch.tensor([0.7, 0.3]).log()
@@ -60,7 +61,7 @@ def exact():
 def draw_logits(loc):
     """Log odds of the signs given the location, in closed form."""
     terms = dist.Normal(loc + OFFSETS[:, None], 0.7).log_prob(X)
-    terms = terms + torch.tensor([0.7, 0.3], dtype=torch.float64).log()[:, None]
+    terms = terms + torch.tensor([0.7, 0.3]).log()[:, None]
     return terms[1] - terms[0]
 
 
@@ -69,27 +70,29 @@ def draw_kinds(values):
     return {"kind": dist.Bernoulli(logits=draw_logits(values["loc"])).sample()}
 
 
+# What moves locations and signs; draws, and the effective ones that these are taken for.
 BLOCKS = {
-    "NUTS and enumeration": lambda: [(NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])],
-    "our NUTS": lambda: [(inference.NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])],
-    "HMC and a function": lambda: [
-        (HMC(model, step_size=0.5, num_steps=3), ["loc"]),
-        (draw_kinds, ["kind"]),
-    ],
-    "proposals from the prior": lambda: [(NUTS(model), ["loc"]), (PriorProposals(), ["kind"])],
-    "SGLD and a function": lambda: [
-        (SGLD(model, step_size=0.01, steps_per_sample=8), ["loc"]),
-        (draw_kinds, ["kind"]),
-    ],
+    "NUTS and enumeration": (NUTS, EnumeratedSites, 400, 40),
+    "our NUTS": (inference.NUTS, EnumeratedSites, 800, 40),
+    "HMC and a function": (
+        partial(HMC, step_size=0.5, num_steps=3),
+        lambda: draw_kinds,
+        1000,
+        100,
+    ),
+    "proposals from the prior": (NUTS, PriorProposals, 400, 20),
+    "SGLD and a function": (
+        partial(SGLD, step_size=0.01, steps_per_sample=8),
+        lambda: draw_kinds,
+        1500,
+        60,
+    ),
 }
-# Of each, draws and the effective ones that they are taken for, both below what was seen.
-LENGTHS = {
-    "NUTS and enumeration": (400, 40),
-    "our NUTS": (800, 40),
-    "HMC and a function": (1000, 100),
-    "proposals from the prior": (400, 20),
-    "SGLD and a function": (1500, 60),
-}
+
+
+def blocks(name):
+    kernel_type, update, *_ = BLOCKS[name]
+    return [(kernel_type(model), ["loc"]), (update(), ["kind"])]
 
 
 @pytest.mark.slow
@@ -98,9 +101,8 @@ LENGTHS = {
 def test_mixed_model(name):
     """Five standard errors each; one of five numbers fails for one seed in 300,000."""
     mean, deviation, kinds = exact()
-    number, effective = LENGTHS[name]
-    kernel = Gibbs(BLOCKS[name]())
-    mcmc = MCMC(kernel, number, warmup_steps=100, seed=0, progress=False).run(X)
+    *_, number, effective = BLOCKS[name]
+    mcmc = MCMC(Gibbs(blocks(name)), number, warmup_steps=100, seed=0, progress=False).run(X)
     samples = mcmc.get_samples()
     assert float(mcmc.diagnostics()["loc"]["n_eff"]) > effective
     error = effective**-0.5
@@ -110,21 +112,19 @@ def test_mixed_model(name):
     assert ((samples["kind"].mean(0) - kinds).abs() < 5.0 * spread * error).all()
 
 
-POINTS = torch.tensor([[-1.0], [-0.6], [1.4], [1.5]], dtype=torch.float64)
-LAW = PitmanYor(0.3, torch.tensor(0.6, dtype=torch.float64))
-SCALE = dist.LogNormal(torch.tensor(-0.5, dtype=torch.float64), 0.7)
+POINTS = torch.tensor([[-1.0], [-0.6], [1.4], [1.5]]).double()
+LAW = PitmanYor(0.3, torch.tensor(0.6).double())
+SCALE = dist.LogNormal(torch.tensor(-0.5).double(), 0.7)
 
 
 def cluster_of(scale):
-    one = torch.ones(1, dtype=torch.float64)
+    one = torch.ones(1)
     return KnownVarianceGaussianCluster(0.0 * one, 1.5 * one, scale * one)
 
 
 def log_blocks(scale, labels, x):
-    total = torch.zeros((), dtype=x.dtype)
-    for k in range(int(max(labels)) + 1):
-        total = total + cluster_of(scale).log_marginal(x[torch.as_tensor(labels) == k])
-    return total
+    labels = torch.as_tensor(labels)
+    return sum(cluster_of(scale).log_marginal(x[labels == k]) for k in labels.unique())
 
 
 def cluster():
@@ -146,7 +146,7 @@ def test_partitions_and_a_scale(moved_by):
     Total variation about 0.04 with a deviation of 0.012, which over eight seeds of a third of the
     length had 0.065 and 0.02; more than 0.1 for less than one seed in 100,000.
     """
-    grid = torch.linspace(-4.0, 3.0, 300, dtype=torch.float64).exp()
+    grid = torch.linspace(-4.0, 3.0, 300).exp()
     every = partitions(4)
     logs = torch.stack(
         [
@@ -156,44 +156,36 @@ def test_partitions_and_a_scale(moved_by):
         ]
     )
     logs = logs + SCALE.log_prob(grid) + grid.log()
-    joint = (logs - logs.max()).exp()
-    joint = joint / joint.sum()
+    joint = (logs - logs.logsumexp((0, 1))).exp()
     expected, mean = joint.sum(1), (joint.sum(0) * grid).sum()
     deviation = ((joint.sum(0) * grid.square()).sum() - mean.square()).sqrt()
     partition_kernel = MarginalGibbs(LAW, cluster)
     if moved_by == "NUTS":
-        blocks = [(NUTS(partition_model), ["scale"]), (partition_kernel, ["assignment"])]
+        moves = [(NUTS(partition_model), ["scale"]), (partition_kernel, ["assignment"])]
     else:
-        blocks = [(partition_kernel, ["scale", "assignment"])]
-    kernel = Gibbs(blocks, model=partition_model)
+        moves = [(partition_kernel, ["scale", "assignment"])]
+    kernel = Gibbs(moves, model=partition_model)
     mcmc = MCMC(kernel, 1500, warmup_steps=100, seed=0, progress=False).run(POINTS)
     samples = mcmc.get_samples()
-    shares = torch.zeros(len(every), dtype=torch.float64)
-    for row in samples["assignment"].tolist():
-        shares[every.index(tuple(row))] += 1.0 / 1500
+    rows = [every.index(tuple(row)) for row in samples["assignment"].tolist()]
+    shares = torch.tensor(rows).bincount(minlength=len(every)) / 1500
     assert 0.5 * (shares - expected).abs().sum() < 0.1
     assert float(mcmc.diagnostics()["scale"]["n_eff"]) > 60
     assert abs(samples["scale"].mean() - mean) < 5.0 * deviation * 60**-0.5
 
 
 def test_statistics_and_the_mcmc_of_pyro():
-    kernel = Gibbs(BLOCKS["NUTS and enumeration"]())
-    mcmc = MCMC(kernel, 3, warmup_steps=3, num_chains=2, seed=0, progress=False).run(X)
+    def run():
+        kernel = Gibbs(blocks("NUTS and enumeration"))
+        return MCMC(kernel, 3, 3, num_chains=2, seed=0, progress=False).run(X)
+
+    mcmc = run()
     samples, statistics = mcmc.get_samples(group_by_chain=True), mcmc.sample_statistics()
     values = {name: value[1, -1] for name, value in samples.items()}
     trace = pyro.poutine.trace(pyro.poutine.condition(model, values)).get_trace(X)
     torch.testing.assert_close(statistics["lp"][1, -1].double(), trace.log_prob_sum().double())
-    again = MCMC(
-        Gibbs(BLOCKS["NUTS and enumeration"]()),
-        3,
-        warmup_steps=3,
-        num_chains=2,
-        seed=0,
-        progress=False,
-    ).run(X)
-    for name, value in again.get_samples(group_by_chain=True).items():
-        assert torch.equal(value, samples[name])
-    kernel = Gibbs(BLOCKS["NUTS and enumeration"]())
+    assert_same(mcmc, run())
+    kernel = Gibbs(blocks("NUTS and enumeration"))
     pyro_mcmc = PyroMCMC(kernel, num_samples=3, warmup_steps=3, disable_progbar=True)
     pyro_mcmc.run(X)
     assert set(pyro_mcmc.get_samples()) == {"loc", "kind"}
@@ -201,10 +193,10 @@ def test_statistics_and_the_mcmc_of_pyro():
 
 @pytest.mark.parametrize("name", ["NUTS and enumeration", "SGLD and a function"])
 def test_kernels_of_the_caller_stay_as_they_are(name):
-    blocks = BLOCKS[name]()
-    kernel = blocks[0][0]
+    given = blocks(name)
+    kernel = given[0][0]
     before = dict(vars(kernel))
-    kernels = Gibbs(blocks)
+    kernels = Gibbs(given)
     kernels.setup(2, X)
     kernels.sample(kernels.initial_params)
     assert vars(kernel).keys() == before.keys()
@@ -213,7 +205,7 @@ def test_kernels_of_the_caller_stay_as_they_are(name):
 
 def test_start():
     start = {"loc": torch.tensor([0.3]), "kind": torch.tensor([[1.0, 0.0, 1.0]])}
-    kernel = Gibbs(BLOCKS["NUTS and enumeration"]())
+    kernel = Gibbs(blocks("NUTS and enumeration"))
     kernel.initial_params = {name: value[0] for name, value in start.items()}
     kernel.setup(0, X)
     assert torch.equal(kernel.initial_params["kind"], start["kind"][0])
@@ -228,21 +220,15 @@ def test_errors():
         Gibbs([(EnumeratedSites(), ["kind"])])
     with pytest.raises(ValueError, match=r"blocks have the sites \['loc'\], but the model has"):
         MCMC(Gibbs([(NUTS(model), ["loc"])]), 2, progress=False).run(X)
-    blocks = [(EnumeratedSites(), ["loc"]), (EnumeratedSites(), ["kind"])]
+    enumerated = Gibbs([(EnumeratedSites(), ["loc"]), (EnumeratedSites(), ["kind"])], model=model)
     with pytest.raises(ValueError, match="site 'loc' cannot be enumerated"):
-        MCMC(Gibbs(blocks, model=model), 2, progress=False).run(X)
+        MCMC(enumerated, 2, progress=False).run(X)
     wrong = partial(lambda values: {"other": values["loc"]})
     with pytest.raises(ValueError, match="returned .'other'."):
         MCMC(Gibbs([(NUTS(model), ["loc"]), (wrong, ["kind"])]), 2, progress=False).run(X)
-    inner = Gibbs(BLOCKS["NUTS and enumeration"]())
+    inner = Gibbs(blocks("NUTS and enumeration"))
     with pytest.raises(TypeError, match="a kernel of blocks must be HMC"):
         Gibbs([(inner, ["loc", "kind"])])
-
-
-def mixtures():
-    """Blocks of the model of partitions."""
-    kernel = MarginalGibbs(LAW, cluster)
-    return Gibbs([(NUTS(partition_model), ["scale"]), (kernel, ["assignment"])])
 
 
 @pytest.mark.parametrize("is_read", [False, True])
@@ -251,37 +237,21 @@ def test_values_that_a_mask_hides(is_read: bool) -> None:
     shown = torch.tensor([True, True, False])
 
     def masked(x):
-        loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
             with pyro.poutine.mask(mask=shown):
-                kind = pyro.sample("kind", dist.Bernoulli(0.3 * torch.ones((), dtype=x.dtype)))
+                kind = pyro.sample("kind", dist.Bernoulli(0.3))
             counts = torch.ones_like(shown) if is_read else shown
             with pyro.poutine.mask(mask=counts):
                 pyro.sample("x", dist.Normal(loc + OFFSETS[kind.long()], 0.7), obs=x)
 
-    blocks = [(RandomWalk(1.0), ["loc"]), (EnumeratedSites(), ["kind"])]
-    mcmc = MCMC(Gibbs(blocks, model=masked), num_samples=3, seed=0, progress=False)
+    kernel = Gibbs([(RandomWalk(1.0), ["loc"]), (EnumeratedSites(), ["kind"])], model=masked)
+    mcmc = MCMC(kernel, num_samples=3, seed=0, progress=False)
     if not is_read:
         mcmc.run(X)
         return
     with pytest.raises(ValueError, match="'kind' has values that a mask hides, .*torch.where"):
         mcmc.run(X)
-
-
-@pytest.mark.parametrize("name", [*BLOCKS, "partitions"])
-def test_runs_go_on_from_a_checkpoint(name, tmp_path):
-    """After some draws, in pieces of any length, and after Ctrl-C in the warm-up."""
-    make = mixtures if name == "partitions" else lambda: Gibbs(BLOCKS[name]())
-    data = POINTS if name == "partitions" else X
-    options = {"warmup_steps": 5, "num_chains": 2, "seed": 3, "progress": False}
-    expected = MCMC(make(), 9, **options).run(data).get_samples(group_by_chain=True)
-    for number in (4, 9):
-        mcmc = MCMC(make(), number, checkpoint=tmp_path / "run", **options).run(data)
-        for site, values in mcmc.get_samples(group_by_chain=True).items():
-            assert torch.equal(values, expected[site][:, :number])
-    with pytest.raises(CheckpointError, match="kernel"):
-        other = Gibbs([(NUTS(model, step_size=0.3), ["loc"]), (PriorProposals(), ["kind"])])
-        MCMC(other, 9, checkpoint=tmp_path / "run", **options).run(data)
 
 
 def test_runs_go_on_after_interruption_in_the_warm_up(tmp_path):
@@ -318,13 +288,13 @@ def test_updates_with_a_state_take_no_checkpoint(tmp_path):
 
 def funnel():
     """A scale, and a number below it: the support of one block depends on the other."""
-    scale = pyro.sample("scale", dist.LogNormal(torch.zeros((), dtype=torch.float64), 1.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
     pyro.sample("below", dist.Uniform(0.0 * scale, scale))
 
 
 def pair():
     """Two correlated normal numbers, of which each block sees the other's present value."""
-    first = pyro.sample("first", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    first = pyro.sample("first", dist.Normal(0.0, 1.0))
     pyro.sample("second", dist.Normal(first, 0.7))
 
 
@@ -410,16 +380,39 @@ def test_records_follow_the_other_blocks():
     assert own.potential.gradient.single() is graph
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_checkpoints_keep_what_a_kernel_found_at_its_start(name, tmp_path):
-    def run(number, **options):
-        kernel = Gibbs([(KERNELS[name](pair), ["second"]), (RandomWalk(0.9), ["first"])])
-        return MCMC(kernel, number, warmup_steps=3, seed=2, progress=False, **options).run()
+def mixtures():
+    """Blocks of the model of partitions."""
+    kernel = MarginalGibbs(LAW, cluster)
+    return Gibbs([(NUTS(partition_model), ["scale"]), (kernel, ["assignment"])])
 
-    expected = run(8).get_samples()
-    run(4, checkpoint=tmp_path / "run")
-    found = run(8, checkpoint=tmp_path / "run").get_samples()
-    assert all(torch.equal(found[site], expected[site]) for site in expected)
+
+RESUMED = {
+    **{name: (lambda name=name: Gibbs(blocks(name)), (X,)) for name in BLOCKS},
+    "partitions": (mixtures, (POINTS,)),
+    # Kernels that keep what they found at their start.
+    **{
+        name: (
+            lambda make=make: Gibbs([(make(pair), ["second"]), (RandomWalk(0.9), ["first"])]),
+            (),
+        )
+        for name, make in KERNELS.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_runs_go_on_from_a_checkpoint(name, tmp_path):
+    """After some draws, in pieces of any length."""
+    make, data = RESUMED[name]
+    options = {"warmup_steps": 5, "num_chains": 2, "seed": 3, "progress": False}
+    expected = MCMC(make(), 9, **options).run(*data).get_samples(group_by_chain=True)
+    for number in (4, 9):
+        mcmc = MCMC(make(), number, checkpoint=tmp_path / "run", **options).run(*data)
+        for site, values in mcmc.get_samples(group_by_chain=True).items():
+            assert torch.equal(values, expected[site][:, :number])
+    with pytest.raises(CheckpointError, match="kernel"):
+        other = Gibbs([(NUTS(model, step_size=0.3), ["loc"]), (PriorProposals(), ["kind"])])
+        MCMC(other, 9, checkpoint=tmp_path / "run", **options).run(X)
 
 
 class Slowing(RandomWalk):
@@ -453,7 +446,7 @@ def test_checkpoints_keep_the_state_and_settings_of_updates(tmp_path):
 
 def test_chains_are_the_same_alone_and_together():
     def run(group_size):
-        kernel = Gibbs(BLOCKS["our NUTS"]())
+        kernel = Gibbs(blocks("our NUTS"))
         options = {"num_chains": 3, "group_size": group_size, "seed": 4, "progress": False}
         return MCMC(kernel, 5, warmup_steps=5, **options).run(X).get_samples(group_by_chain=True)
 
@@ -465,14 +458,14 @@ def test_chains_are_the_same_alone_and_together():
 def coupled(x):
     """Signs in a ring that prefer to be like their neighbors, so that elements take turns."""
     with pyro.plate("data", len(x)):
-        kind = pyro.sample("kind", dist.Bernoulli(0.3 * torch.ones((), dtype=x.dtype)))
+        kind = pyro.sample("kind", dist.Bernoulli(0.3))
         pyro.sample("x", dist.Normal(OFFSETS[kind.long()], 1.5), obs=x)
     pyro.factor("ring", 0.8 * (2.0 * kind - 1.0) @ (2.0 * kind.roll(1) - 1.0))
 
 
 def in_steps(x):
     """A chain of signs, a site for each, which are elements of their own."""
-    kind = torch.zeros((), dtype=x.dtype)
+    kind = torch.zeros(())
     for step, value in enumerate(x):
         kind = pyro.sample(f"kind_{step}", dist.Bernoulli(0.3 + 0.5 * kind))
         pyro.sample(f"x_{step}", dist.Normal(OFFSETS[kind.long()], 1.5), obs=value)
@@ -484,7 +477,7 @@ def in_steps(x):
 )
 def test_signs_that_depend_on_each_other(whole, sites):
     """Shares of all eight settings; one of them is off by five errors once in 200,000 seeds."""
-    settings = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 3)
+    settings = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
     logs = []
     for row in settings:
         values = {"kind": row} if len(sites) == 1 else dict(zip(sites, row, strict=True))
@@ -494,14 +487,14 @@ def test_signs_that_depend_on_each_other(whole, sites):
     mcmc = MCMC(kernel, 30, warmup_steps=10, num_chains=200, seed=0, progress=False).run(X)
     samples = mcmc.get_samples()
     draws = samples["kind"] if len(sites) == 1 else torch.stack([samples[s] for s in sites], -1)
-    index = (draws @ torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)).long()
+    index = (draws @ torch.tensor([4.0, 2.0, 1.0])).long()
     shares = index.bincount(minlength=8) / len(index)
     # Of 6,000 draws of 200 chains a fifth counts.
     assert ((shares - expected).abs() < 5.0 * (expected / 1200.0).sqrt()).all()
 
 
 def test_full_conditionals_are_those_of_the_joint_density():
-    loc = torch.tensor(0.4, dtype=torch.float64)
+    loc = torch.tensor(0.4)
     conditional = pyro.condition(model, {"loc": loc})
     found = full_conditional(conditional, "kind", (X,), {})().softmax(0)
     expected = draw_logits(loc).sigmoid()

@@ -1,7 +1,5 @@
 """The driver: what runs, what is kept, and what happens when something goes wrong."""
 
-import math
-
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -11,7 +9,7 @@ from pyro.infer import HMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import LocScaleReparam
 
-from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule
+from pyro_ext.inference import MCMC, SGLD, CyclicalSchedule
 from pyro_ext.inference.driver.segments import KeptSteps, Plan
 from pyro_ext.potential import FunctionPotential, Potential
 from tests.inference.models import interrupting
@@ -101,79 +99,6 @@ def test_init_strategy(x):
 def test_samples_before_a_run():
     with pytest.raises(RuntimeError, match="run"):
         MCMC(kernel(), num_samples=5).get_samples()
-
-
-def cliff(z):
-    """Finite until a coordinate passes one, where the gradient turns into NaN."""
-    slope = torch.where(z["x"] > 1.0, math.nan, -0.1)
-    return (z["x"] * slope).sum()
-
-
-def test_a_chain_that_turns_non_finite_is_left_out_and_reported():
-    start = {"x": torch.tensor([[-1e3], [-2.0], [-1e3]])}
-    options = {"num_samples": 20, "num_chains": 3, "seed": 0, "progress": False}
-    mcmc = MCMC(
-        SGLD(potential_fn=cliff, step_size=0.1), initial_params=start, thinning=2, **options
-    )
-    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3"):
-        mcmc.run()
-    samples = mcmc.get_samples(group_by_chain=True)["x"]
-    assert samples.shape == (2, 20, 1) and torch.isfinite(samples).all()
-    stopped = mcmc.diagnostics()["stopped_chains"]
-    assert list(stopped) == [1] and "it diverged by step" in stopped[1]["reason"]
-    kept = mcmc.stopped_chains[1]["samples"]["x"]
-    assert len(kept) == (stopped[1]["step"] - 1) // 2 and torch.isfinite(kept).all()
-    assert mcmc.sample_statistics()["lp"].shape == (2, 20)
-
-    # The other chains are what they are without it.
-    pair = {"x": start["x"][[0, 2]]}
-    calm = MCMC(
-        SGLD(potential_fn=cliff, step_size=0.1),
-        initial_params={"x": torch.full((3, 1), -1e3)},
-        thinning=2,
-        **options,
-    )
-    expected = calm.run().get_samples(group_by_chain=True)["x"][[0, 2]]
-    assert pair["x"].shape == (2, 1)
-    torch.testing.assert_close(samples, expected)
-
-
-@pytest.mark.parametrize("group_size", [8, 3])
-def test_a_nan_in_one_of_8_chains_leaves_the_others_alone(group_size, x):
-    def run(loc):
-        start = {"loc": torch.zeros(8, 2), "scale": torch.ones(8)}
-        start["loc"][5] = loc
-        mcmc = MCMC(
-            SGHMC(model, step_size=0.02, friction=5.0),
-            num_samples=20,
-            num_chains=8,
-            group_size=group_size,
-            initial_params=start,
-            seed=1,
-            progress=False,
-        )
-        return mcmc.run(x)
-
-    others = [0, 1, 2, 3, 4, 6, 7]
-    expected = run(0.0).get_samples(group_by_chain=True)["loc"][others]
-    with pytest.warns(RuntimeWarning, match=r"chains \[5\] of 8"):
-        mcmc = run(1e25)
-    assert torch.equal(mcmc.get_samples(group_by_chain=True)["loc"], expected)
-    assert list(mcmc.stopped_chains) == [5]
-
-
-def test_all_chains_non_finite():
-    mcmc = MCMC(
-        SGLD(potential_fn=cliff, step_size=0.1),
-        num_samples=50,
-        num_chains=2,
-        initial_params={"x": torch.full((2, 1), 0.99)},
-        seed=0,
-        progress=False,
-    )
-    with pytest.raises(RuntimeError, match="all 2 chains stopped: chain 0 diverged.*step_size"):
-        mcmc.run()
-    assert len(mcmc.stopped_chains) == 2
 
 
 @pytest.fixture
@@ -275,32 +200,6 @@ def test_pyros_kernels_take_constrained_initial_params_and_leave_the_generators_
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
     torch.testing.assert_close(samples["scale"], start["scale"], rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_sghmc_agrees_with_nuts(x):
-    """Posterior mean and standard deviation, with what two runs of this length may differ by."""
-    options = {"num_samples": 300, "progress": False, "seed": 1}
-    exact = MCMC(NUTS(full_model), warmup_steps=100, **options).run(x).get_samples()
-    mcmc = MCMC(
-        SGHMC(full_model, step_size=0.02, friction=5.0),
-        warmup_steps=300,
-        num_chains=4,
-        thinning=15,
-        **options,
-    )
-    ours = mcmc.run(x).get_samples()
-    for name in ("loc", "scale"):
-        deviation = exact[name].std(0)
-        assert ((ours[name].mean(0) - exact[name].mean(0)).abs() < 0.35 * deviation).all()
-        assert (ours[name].std(0) / deviation - 1).abs().max() < 0.2
-
-
-def test_float64(float64):
-    data = torch.randn(30, 2)
-    samples = MCMC(kernel(), num_samples=2, num_chains=2, progress=False).run(data).get_samples()
-    assert samples["loc"].dtype == torch.float64
 
 
 def test_reparameterized_model_keeps_its_own_sites(x):

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import pytest
 import torch
 from pyro.infer import HMC, NUTS
 
+from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.inference import MCMC, SGLD, Gibbs, StreamingMCMC
 
 QUIET = {"seed": 0, "progress": False}
@@ -48,9 +50,9 @@ KERNELS = {
     "HMC": (lambda: hmc(trap), "raised OfTwoWords: a wall"),
 }
 METHODS = {
-    "vectorized": lambda: "vectorized",
-    "sequential": lambda: "sequential",
-    "executor": lambda: ThreadPoolExecutor(1),
+    "vectorized": lambda: {},
+    "sequential": lambda: {"chain_method": "sequential"},
+    "executor": lambda: {"chain_method": ThreadPoolExecutor(1)},
 }
 
 
@@ -65,11 +67,12 @@ def run(make, near, driver=MCMC, num_samples=12, **options):
     return driver(make(), num_samples, **settings)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("name", "method"), [*product(KERNELS, METHODS), ("SGLD, traced", "groups")]
+)
 def test_one_chain_dies_and_the_others_go_on(name, method):
     make, reason = KERNELS[name]
-    options = {"chain_method": METHODS[method]()}
+    options = METHODS[method]() if method in METHODS else {"group_size": 2}
     expected = run(make, -70.0, **options).run().get_samples(group_by_chain=True)["x"][[0, 2]]
     mcmc = run(make, 7.0, **options)
     with pytest.warns(RuntimeWarning, match=rf"chains \[1\] of 3 stopped .*: chain 1 {reason}"):
@@ -78,6 +81,7 @@ def test_one_chain_dies_and_the_others_go_on(name, method):
     (stopped,) = mcmc.stopped_chains.values()
     assert reason in stopped["reason"] and 1 < stopped["step"] < 12
     draws = stopped["samples"]["x"]
+    assert all(len(each[0]) == 12 for each in mcmc.sample_statistics().values())
     assert stopped["step"] - 2 <= len(draws) <= stopped["step"] and draws.isfinite().all()
     assert mcmc.diagnostics()["stopped_chains"][1]["reason"] == stopped["reason"]
 
@@ -86,7 +90,7 @@ def test_one_chain_dies_and_the_others_go_on(name, method):
 @pytest.mark.parametrize("name", KERNELS)
 def test_all_chains_die(name, method):
     make, reason = KERNELS[name]
-    mcmc = run(make, 7.0, all_near=True, chain_method=METHODS[method]())
+    mcmc = run(make, 7.0, all_near=True, **METHODS[method]())
     with pytest.raises(RuntimeError, match=rf"all 3 chains stopped: chain 0 {reason}.*draws from"):
         mcmc.run()
     assert all(len(chain["samples"]["x"]) > 0 for chain in mcmc.stopped_chains.values())
@@ -106,6 +110,9 @@ def test_a_dead_chain_stays_dead_in_a_checkpoint(name, tmp_path):
         whole = run(make, 7.0, num_samples=20).run()
     assert longer.num_draws == 20 and first.num_draws == 12
     assert torch.equal(longer.get_samples()["x"], whole.get_samples()["x"])
+    chains = Checkpoint(tmp_path).chains()
+    assert [chain.stopped_at is None for chain in chains] == [True, False, True]
+    assert torch.equal(Checkpoint(tmp_path).get_samples()["x"], whole.get_samples()["x"])
     for mcmc in (longer, whole):
         stopped = mcmc.stopped_chains[1]
         assert stopped["reason"] == first.stopped_chains[1]["reason"]
@@ -139,4 +146,4 @@ def test_a_chain_that_cannot_begin(make, subtests):
     assert mcmc.stopped_chains[1]["samples"] == {}
     for method in METHODS:
         with subtests.test(method), pytest.raises((TypeError, ValueError), match="positive"):
-            MCMC(make(positive), 4, 2, 3, chain_method=METHODS[method](), **QUIET).run()
+            MCMC(make(positive), 4, 2, 3, **METHODS[method](), **QUIET).run()

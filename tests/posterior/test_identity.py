@@ -95,75 +95,40 @@ def square(factor=1.0):
 OTHER = X.clone()
 OTHER[7] += 0.1
 
-# Kernels of two runs, their data, and what of them differs.
+PARTITION = partial(MarginalGibbs, cluster=CLUSTER)
+NORMAL = partial(MarginalGibbs, DirichletProcess(1.0))
+POINTS = partial(AuxiliaryGibbs, DirichletProcess(1.0))
+
+# What takes a model, models of two runs, their data, and what of them differs.
 DENSITIES = {
-    "prior of SGLD": (SGLD(normal()), SGLD(normal(scale=10.1)), X, "center"),
-    "prior under minibatches": (
-        SGHMC(normal(batch=5), momentum_decay=0.1),
-        SGHMC(normal(loc=0.1, batch=5), momentum_decay=0.1),
-        X,
-        "center",
-    ),
-    "noise of LaplaceHMC": (LaplaceHMC(normal()), LaplaceHMC(normal(noise=1.01)), X, "x"),
-    "prior of NUTS": (NUTS(normal()), NUTS(normal(scale=0.01)), X, "center"),
-    "location of a prior": (NUTS(normal()), NUTS(normal(loc=0.1)), X, "center"),
-    "hidden data": (NUTS(normal(data=X)), NUTS(normal(data=OTHER)), X, "x"),
-    "noise of HMC": (HMC(normal()), HMC(normal(noise=1.01)), X, "x"),
-    "rate of labels": (NUTS(labels()), NUTS(labels(rate=0.51)), X, "kind"),
-    "hyperprior": (
-        MarginalGibbs(measure(), CLUSTER),
-        MarginalGibbs(measure(shape=1.01), CLUSTER),
-        ROWS,
-        "sites of prior",
-    ),
+    "prior of SGLD": (SGLD, normal(), normal(scale=10.1), X, "center"),
+    "prior under minibatches": (SGHMC, normal(batch=5), normal(loc=0.1, batch=5), X, "center"),
+    "noise of LaplaceHMC": (LaplaceHMC, normal(), normal(noise=1.01), X, "x"),
+    "prior of NUTS": (NUTS, normal(), normal(scale=0.01), X, "center"),
+    "hidden data": (NUTS, normal(data=X), normal(data=OTHER), X, "x"),
+    "noise of HMC": (HMC, normal(), normal(noise=1.01), X, "x"),
+    "rate of labels": (NUTS, labels(), labels(rate=0.51), X, "kind"),
+    "hyperprior": (PARTITION, measure(), measure(shape=1.01), ROWS, "sites of prior"),
     "discount": (
-        TreeGuided(measure(), CLUSTER),
-        TreeGuided(measure(discount=0.301), CLUSTER),
+        partial(TreeGuided, cluster=CLUSTER),
+        measure(),
+        measure(discount=0.301),
         ROWS,
         "partition",
     ),
     "concentration": (
-        MarginalGibbs(DirichletProcess(1.0), CLUSTER),
-        MarginalGibbs(DirichletProcess(1.01), CLUSTER),
+        PARTITION,
+        DirichletProcess(1.0),
+        DirichletProcess(1.01),
         ROWS,
         "partition",
     ),
-    "kind of process": (
-        MarginalGibbs(DirichletProcess(1.0), CLUSTER),
-        MarginalGibbs(PitmanYor(0.01, 1.0), CLUSTER),
-        ROWS,
-        "partition",
-    ),
-    "hyperprior of clusters": (
-        MarginalGibbs(DirichletProcess(1.0), gaussian()),
-        MarginalGibbs(DirichletProcess(1.0), gaussian(1.01)),
-        ROWS,
-        "clusters and data",
-    ),
-    "clusters": (
-        AuxiliaryGibbs(DirichletProcess(1.0), points()),
-        AuxiliaryGibbs(DirichletProcess(1.0), points(scale=5.1)),
-        X,
-        "clusters and data",
-    ),
-    "noise of clusters": (
-        AuxiliaryGibbs(DirichletProcess(1.0), points()),
-        AuxiliaryGibbs(DirichletProcess(1.0), points(dof=5.1)),
-        X,
-        "clusters and data",
-    ),
-    "function of SGLD": (
-        SGLD(potential_fn=square()),
-        SGLD(potential_fn=square(1.001)),
-        None,
-        "potential_fn",
-    ),
-    "function of NUTS": (
-        NUTS(potential_fn=square()),
-        NUTS(potential_fn=square(1.001)),
-        None,
-        "potential_fn",
-    ),
+    "kind of process": (PARTITION, DirichletProcess(1.0), PitmanYor(0.01, 1.0), ROWS, "partition"),
+    "hyperprior of clusters": (NORMAL, gaussian(), gaussian(1.01), ROWS, "clusters and data"),
+    "clusters": (POINTS, points(), points(scale=5.1), X, "clusters and data"),
+    "noise of clusters": (POINTS, points(), points(dof=5.1), X, "clusters and data"),
+    "function of SGLD": (SGLD, square(), square(1.001), None, "potential_fn"),
+    "function of NUTS": (NUTS, square(), square(1.001), None, "potential_fn"),
 }
 
 
@@ -176,10 +141,15 @@ def densities(kernel, data):
 
 @pytest.mark.parametrize("name", DENSITIES)
 def test_another_density_is_told_apart(name):
-    before, after, data, part = DENSITIES[name]
-    first = densities(before, data)
-    assert first and differences(first, densities(before, data)) == []
-    found = differences(first, densities(after, data))
+    kernel_type, before, after, data, part = DENSITIES[name]
+
+    def of(given):
+        if data is None:
+            return densities(kernel_type(potential_fn=given), data)
+        return densities(kernel_type(given), data)
+
+    assert of(before) and differences(of(before), of(before)) == []
+    found = differences(of(before), of(after))
     assert any(text.startswith(f"{part} at a fixed point is ") for text in found), found
 
 
@@ -220,8 +190,8 @@ def test_another_quantity_of_the_same_name_is_told_apart(name):
 def network(x, y, off=0.0):
     """Observations are far from zero, so that their residuals have few digits."""
     hidden = x
-    for layer, (rows, columns) in enumerate([(8, 20), (20, 20), (20, 1)]):
-        prior = dist.Normal(x.new_zeros(rows, columns), 1.0).to_event(2)
+    for layer, shape in enumerate([(8, 20), (20, 20), (20, 1)]):
+        prior = dist.Normal(x.new_zeros(shape), 1.0).to_event(2)
         hidden = (hidden @ pyro.sample(f"weight{layer}", prior)).tanh()
     noise = pyro.sample("noise", dist.HalfCauchy(x.new_ones(())))
     with pyro.plate("data", len(x)):
@@ -254,34 +224,25 @@ def test_rounding_is_no_difference():
 
 
 def test_a_density_that_is_not_finite(subtests):
-    def half(level):
-        def model(x):
-            center = pyro.sample("center", dist.Normal(0.0, 1.0))
-            with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.Uniform(center, center + level), obs=x)
+    def half(x, level):
+        center = pyro.sample("center", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Uniform(center, center + level), obs=x)
 
-        return model
+    def failing(x, level):
+        center = pyro.sample("center", dist.Normal(0.0, level))
+        torch.linalg.cholesky(center * torch.eye(2))
 
-    def failing(level):
-        def model(x):
-            center = pyro.sample("center", dist.Normal(0.0, level))
-            torch.linalg.cholesky(center * torch.eye(2))
+    def nowhere(x, level):
+        center = pyro.sample("center", dist.Normal(0.0, level))
+        pyro.factor("f", center * math.nan)
 
-        return model
-
-    def nowhere(level):
-        def model(x):
-            center = pyro.sample("center", dist.Normal(0.0, level))
-            pyro.factor("f", center * math.nan)
-
-        return model
-
-    for make in (half, failing, nowhere):
-        with subtests.test(make.__name__):
-            one, other = densities(NUTS(make(1.0)), X), densities(NUTS(make(1.5)), X)
+    for model in (half, failing, nowhere):
+        with subtests.test(model.__name__):
+            one, other = (densities(NUTS(partial(model, level=k)), X) for k in (1.0, 1.5))
             assert one and not differences(one, one)
             assert differences(one, other)
-    json.loads(json.dumps(densities(NUTS(nowhere(1.0)), X), allow_nan=False))
+            json.dumps(one, allow_nan=False)
 
 
 def test_points_disturb_no_generator():

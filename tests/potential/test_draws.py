@@ -177,20 +177,6 @@ def test_masked_observations_count_for_nothing() -> None:
     assert (likelihood != 0).tolist() == [present.tolist()] * 2
 
 
-def test_constrained_values_beside_a_matrix_that_fails() -> None:
-    """Points at which a matrix cannot be factored do not stand in the way of others."""
-
-    def model(y: Tensor) -> None:
-        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
-        matrix = torch.eye(2) * (1.5 + shift)
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), matrix), obs=y)
-
-    potential = Potential(model, torch.ones(2))
-    samples = potential.constrain({"shift": torch.tensor([0.0, -2.0])})
-    assert samples["shift"].tolist() == [0.0, -2.0]
-    assert torch.isfinite(potential.log_likelihood(samples)["y"]).tolist() == [True, False]
-
-
 def many_kinds(x: Tensor) -> None:
     """Distributions whose draws fill memory, and some whose draws do not."""
     scale = pyro.sample("scale", dist.HalfCauchy(1.0))

@@ -1,6 +1,7 @@
 """Densities of a model point by point."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -101,50 +102,43 @@ def test_plates_beside_that_of_the_points():
     torch.testing.assert_close(likelihood, -0.5 * X.square().sum(1) - math.log(2 * math.pi))
 
 
-def test_points_that_depend_on_each_other():
-    def model(x):
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("points", len(x)):
-            pyro.sample("x", dist.Normal(loc + x.roll(1), 1.0), obs=x)
-
-    with pytest.raises(ValueError, match="each must depend on its own rows"):
-        PointPotential(model, Y)
+def dependent(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("points", len(x)):
+        pyro.sample("x", dist.Normal(loc + x.roll(1), 1.0), obs=x)
 
 
-def test_data_that_are_no_arguments():
-    def model(y):
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("points", 3):
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=y[:3])
-
-    with pytest.raises(ValueError, match="an argument that has as many rows"):
-        PointPotential(model, torch.ones(5))
+def no_argument(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("points", 2):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:2])
 
 
-def test_latent_values_of_single_points():
-    def model(x):
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("points", len(x)):
-            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(loc + shift, 1.0), obs=x)
-
-    with pytest.raises(ValueError, match="site 'shift' stands in the plate 'points'"):
-        PointPotential(model, Y)
+def local(x):
+    with pyro.plate("points", len(x)):
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(shift, 1.0), obs=x)
 
 
-def test_subsamples():
-    def model(x):
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("points", len(x), subsample_size=2) as index:
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
-
-    with pytest.raises(ValueError, match="must not subsample"):
-        PointPotential(model, Y)
+def subsampling(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("points", len(x), subsample_size=2) as index:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
 
 
-def test_unknown_shared_sites():
-    with pytest.raises(ValueError, match="shared names \\['wieght'\\]"):
-        PointPotential(regression, X, Y, shared=["wieght"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (dependent, "each must depend on its own rows"),
+        (no_argument, "an argument that has as many rows"),
+        (local, "site 'shift' stands in the plate 'points'"),
+        (subsampling, "must not subsample"),
+        (partial(regression, X), r"shared names \['wieght'\]"),
+    ],
+)
+def test_errors(model, message):
+    with pytest.raises(ValueError, match=message):
+        PointPotential(model, Y, shared=["wieght"] if "shared" in message else [])
 
 
 def test_the_same_arrays_are_the_same_arguments():

@@ -168,43 +168,23 @@ def fixed_size(x: Tensor) -> None:
 
 
 def test_bad_input(subtests: pytest.Subtests) -> None:
-    for make, message in [
-        (lambda: WeightedPotential(local, (torch.zeros(4),)), "'loc' stands in the plate 'data'"),
-        (
-            lambda: WeightedPotential(two_plates, (torch.zeros(3, 4),)),
-            r"one of \['columns', 'rows'\], got None",
-        ),
-        (
-            lambda: WeightedPotential(two_plates, (torch.zeros(3, 4),), plate="data"),
-            "got 'data'",
-        ),
-        (
-            lambda: WeightedPotential(outside, (torch.zeros(4),), plate="data"),
-            r"must stand in the plate 'data'.*\['z'\] do not",
-        ),
-        (
-            lambda: WeightedPotential(by_factor, (torch.zeros(4),), plate="points"),
-            r"one of \['data'\], got 'points'",
-        ),
-        (
-            lambda: WeightedPotential(fixed_size, (torch.zeros(4),)).with_rows([torch.zeros(6)]),
-            "with 6 rows the plate has 4 elements",
-        ),
-        (
-            lambda: WeightedFunction(
-                lambda p, x, y: x, (torch.zeros(4), torch.zeros(3)), {"a": torch.zeros(())}
-            ),
-            "as many rows each",
-        ),
-        (
-            lambda: WeightedFunction(
-                lambda p, x: x.sum(), (torch.zeros(4),), {"a": torch.zeros(())}
-            ),
-            r"loss_fn must return the shape \(4,\).*got \(\)",
-        ),
-    ]:
+    four, plate = (torch.zeros(4),), "data"
+    for model, data, options, message in (
+        (local, four, {}, "'loc' stands in the plate 'data'"),
+        (two_plates, (torch.zeros(3, 4),), {}, r"one of \['columns', 'rows'\], got None"),
+        (two_plates, (torch.zeros(3, 4),), {"plate": plate}, "got 'data'"),
+        (outside, four, {"plate": plate}, r"must stand in the plate 'data'.*\['z'\] do not"),
+        (by_factor, four, {"plate": "points"}, r"one of \['data'\], got 'points'"),
+    ):
         with subtests.test(message), pytest.raises(ValueError, match=message):
-            make()
+            WeightedPotential(model, data, **options)
+    with pytest.raises(ValueError, match="with 6 rows the plate has 4 elements"):
+        WeightedPotential(fixed_size, four).with_rows([torch.zeros(6)])
+    start = {"a": torch.zeros(())}
+    with pytest.raises(ValueError, match="as many rows each"):
+        WeightedFunction(lambda p, x, y: x, (torch.zeros(4), torch.zeros(3)), start)
+    with pytest.raises(ValueError, match=r"loss_fn must return the shape \(4,\).*got \(\)"):
+        WeightedFunction(lambda p, x: x.sum(), four, start)
 
 
 def test_the_plate_may_be_one_of_several() -> None:

@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo in Laplace coordinates: exactness at any step, starts, runs, errors."""
 
-import pickle
+import math
 import warnings
 from typing import Any
 
@@ -8,7 +8,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC as PyroMCMC
 from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
@@ -46,12 +45,12 @@ def test_moments(options: Any) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)  # some are long in the tail
         mcmc = run(skewed, 200, 200, **options)
     draws = mcmc.get_samples(group_by_chain=True)
-    pair = draws["pair"]
+    scale, pair = draws["scale"], draws["pair"]
     centred = pair - torch.tensor([1.0, -1.0])
     found = {
-        "scale": (draws["scale"], 1.6),
-        "square": (draws["scale"].square(), 0.8 * 1.8 / 0.25),
-        "log": (draws["scale"].log(), float(torch.digamma(torch.tensor(0.8))) + 0.6931471805599453),
+        "scale": (scale, 1.6),
+        "square": (scale.square(), 0.8 * 1.8 / 0.25),
+        "log": (scale.log(), float(torch.digamma(torch.tensor(0.8))) + math.log(2.0)),
         "first": (pair[..., 0], 1.0),
         "variance": (centred[..., 1].square(), 4.0),
         "covariance": (centred.prod(-1), 1.9),
@@ -130,27 +129,6 @@ def test_chains_start_at_the_mode() -> None:
     assert torch.equal(kernel.begin(range(2), 0, given).position, given["weight"])
 
 
-def test_same_draws_from_all_backends() -> None:
-    x, y = labeled(50)
-    kinds = [run(logistic, 5, 2, x, y, backend=b).get_samples() for b in ("eager", "trace")]
-    torch.testing.assert_close(kinds[0]["weight"], kinds[1]["weight"])
-
-
-@pytest.mark.slow
-def test_compiled_draws() -> None:
-    x, y = labeled(50)
-    kinds = [run(logistic, 50, 2, x, y, backend=b).get_samples() for b in ("trace", "compile")]
-    torch.testing.assert_close(kinds[0]["weight"], kinds[1]["weight"])
-
-
-def test_a_chain_alone_and_among_others() -> None:
-    x, y = labeled(50)
-    many = run(logistic, 10, 3, x, y).get_samples(group_by_chain=True)["weight"]
-    alone = run(logistic, 10, 1, x, y).get_samples(group_by_chain=True)["weight"]
-    torch.testing.assert_close(many[:1], alone)
-    assert not torch.equal(many[0], many[1])
-
-
 def test_kernel_of_a_guide() -> None:
     x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, weights="scaled", seed=0)
@@ -160,15 +138,6 @@ def test_kernel_of_a_guide() -> None:
     statistics = mcmc.sample_statistics()
     assert statistics["acceptance_rate"].shape == (3, 10)
     assert float(statistics["step_size"][0, 0]) == pytest.approx(0.5)
-    kernel = pickle.loads(pickle.dumps(mcmc.kernel)).replace(num_steps=5)
-    assert kernel.settings()["num_steps"] == 5
-
-
-def test_under_pyro() -> None:
-    x, y = labeled(50)
-    mcmc = PyroMCMC(LaplaceHMC(logistic), 10, warmup_steps=2, disable_progbar=True)
-    mcmc.run(x, y)
-    assert len(mcmc.get_samples()["weight"].unique(dim=0)) > 5
 
 
 def test_a_function() -> None:

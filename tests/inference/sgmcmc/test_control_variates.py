@@ -82,17 +82,12 @@ def test_the_mean_over_an_epoch_and_no_noise_at_the_anchor(float64):
     assert potential.gradient(anchor.position.expand(8, -1), *indices)[1].std() > 1.0
 
 
-def logistic_regression(x, y):
-    weight = pyro.sample("weight", dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1))
-    with pyro.plate("data", len(x), subsample_size=len(x) // 8) as index:
-        pyro.sample("y", dist.Bernoulli(logits=x[index] @ weight), obs=y[index])
-
-
 def test_noise_falls_with_the_square_of_the_distance(float64):
     """On real data, at a point drawn from about the posterior, and at nearer ones."""
     cancer = load_breast_cancer()
     x, y = cancer.train_inputs.double(), cancer.train_targets.double()
-    potential = Potential(logistic_regression, x, y)
+    one = {"scale": torch.tensor(1.0)}
+    potential = Potential(pyro.condition(logistic, one), x, y)
     mode = find_map(potential)["weight"]
     shares = torch.sigmoid(x @ mode)
     precision = (x.T * (shares * (1 - shares))) @ x + torch.eye(len(mode))
@@ -108,18 +103,6 @@ def test_noise_falls_with_the_square_of_the_distance(float64):
     assert noise(plain, 0.1) > 40 * noise(controlled, 0.1)
     assert noise(plain, 1.0) > 1.5 * noise(controlled, 1.0)
     assert noise(controlled, 0.1) / noise(controlled, 0.05) == pytest.approx(4.0, rel=0.2)
-
-
-def draws(kernel, *args, **options):
-    options = {"num_samples": 5, "warmup_steps": 3, "thinning": 4, "seed": 11} | options
-    mcmc = MCMC(kernel, progress=False, **options)
-    return mcmc.run(*args).get_samples(group_by_chain=True)
-
-
-def test_an_anchor_changes_the_draws(data):
-    anchor = {"weight": torch.tensor([1.0, 0.5, 0.0]), "scale": torch.tensor(0.8)}
-    one, plain = (draws(KERNELS["SGLD"](control_variate=given), *data) for given in (anchor, None))
-    assert (plain["weight"] - one["weight"]).abs().max() > 1e-3
 
 
 @pytest.mark.slow
@@ -139,13 +122,6 @@ def test_compiled_steps_draw_the_same_whatever_the_anchor(name, data):
         expected = graph.advance(chains, 20).position
         torch.testing.assert_close(results[-1], expected, rtol=1e-3, atol=1e-4)
     assert (results[0] - results[1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("kernel_type", ["SGLD", "SGHMC"])
-def test_a_chain_draws_the_same_alone_and_among_others(kernel_type, data):
-    many = draws(KERNELS[kernel_type](control_variate="map"), *data, num_chains=3)
-    alone = draws(KERNELS[kernel_type](control_variate="map"), *data, num_chains=1)
-    torch.testing.assert_close(many["weight"][:1], alone["weight"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -168,18 +144,12 @@ def test_the_variance_of_a_conjugate_posterior(float64):
     exact = 1 / (precision * (1 - step_size * precision / 2))
     allowed = 4 * exact * math.sqrt(2 / num_chains)
     start = {"loc": torch.full((num_chains,), x.mean().item())}
-    variances = [
-        draws(
-            SGLD(model, step_size=step_size, control_variate=anchor),
-            x,
-            num_samples=1,
-            warmup_steps=39,  # the epoch's first minibatch comes next
-            thinning=2,
-            num_chains=num_chains,
-            initial_params=start,
-        )["loc"].var()
-        for anchor in ({"loc": torch.tensor(0.2)}, None)
-    ]
+    variances = []
+    for anchor in ({"loc": torch.tensor(0.2)}, None):
+        kernel = SGLD(model, step_size=step_size, control_variate=anchor)
+        # After the warm-up comes the epoch's first minibatch.
+        mcmc = MCMC(kernel, 1, 39, num_chains, 2, initial_params=start, seed=11, progress=False)
+        variances.append(mcmc.run(x).get_samples()["loc"].var())
     assert abs(variances[0] - exact) < allowed
     assert variances[1] - exact > 5 * allowed
 
@@ -222,9 +192,7 @@ def test_what_cannot_be_controlled(data):
         SGLD(whole, control_variate="map").setup(0, torch.ones(3))
     with pytest.raises(ValueError, match="control_variate needs a model"):
         SGLD(potential_fn=lambda z: z["x"].sum(), control_variate="map")
-    with pytest.raises(
-        ValueError, match="control_variate must be None, 'map' or a mapping.*'mode'"
-    ):
+    with pytest.raises(ValueError, match="control_variate must be None, 'map' or a mapping"):
         SGLD(whole, control_variate="mode")
     for given, message in (
         ({"weight": torch.zeros(3)}, r"lacks the latent sites \['scale'\]"),

@@ -6,18 +6,19 @@ import torch
 from pyro_ext.inference import MCMC, SGHMC, MetaSGMCMC
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, meta_sgmcmc
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 def random_diffusion(seed=0, **options):
-    return LearnedDiffusion(output_scale=1.0, seed=seed, **options).double()
+    return LearnedDiffusion(output_scale=1.0, seed=seed, **options)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_derivatives(seed):
     """Those in closed form against automatic differentiation, through the mean energy too."""
     diffusion = random_diffusion(seed)
-    generator = torch.Generator().manual_seed(seed)
-    position = torch.randn(2, 7, generator=generator, dtype=torch.float64, requires_grad=True)
-    momentum = torch.randn(2, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(seed)
+    position, momentum = (torch.randn(2, 7, requires_grad=True) for _ in range(2))
     energy = (position**4).sum(-1, keepdim=True) / 10
     (slope,) = torch.autograd.grad(energy.sum(), position, create_graph=True)
     found = diffusion(energy, slope.detach(), momentum)
@@ -34,8 +35,8 @@ def test_derivatives(seed):
 
 def test_diffusion_is_cut_with_its_derivative():
     diffusion = random_diffusion(max_diffusion=1.0)
-    momentum = 4.0 * torch.randn(1, 500, dtype=torch.float64)
-    found = diffusion(torch.zeros(1, 1).double(), torch.zeros_like(momentum), momentum)
+    momentum = 4.0 * torch.randn(1, 500)
+    found = diffusion(torch.zeros(1, 1), torch.zeros_like(momentum), momentum)
     is_cut = (found.diffusion == 0.0) | (found.diffusion == 1.0)
     assert 0 < is_cut.sum() < 500 and (found.diffusion >= 0).all() and (found.diffusion <= 1).all()
     assert (found.diffusion_by_momentum[is_cut] == 0).all()
@@ -53,13 +54,9 @@ def test_constants_are_sghmc():
         return 0.5 * z["x"].square().sum() + torch.cos(z["x"].sum())
 
     draws = []
-    for kernel in (
-        MetaSGMCMC(
-            potential_fn=flat, diffusion=constants, step_size=0.1, friction=3.0, temperature=0
-        ),
-        SGHMC(potential_fn=flat, step_size=0.1, friction=3.0, temperature=0),
-    ):
-        start = {"x": torch.ones(2, 3)}
+    options = {"potential_fn": flat, "step_size": 0.1, "friction": 3.0, "temperature": 0}
+    start = {"x": torch.ones(2, 3)}
+    for kernel in (MetaSGMCMC(diffusion=constants, **options), SGHMC(**options)):
         mcmc = MCMC(kernel, 5, num_chains=2, thinning=3, initial_params=start, progress=False)
         draws.append(mcmc.run().get_samples()["x"])
     torch.testing.assert_close(*draws)
@@ -101,19 +98,14 @@ def moments(diffusion, step_size, time=18.0, num_chains=40_000):
     def value_and_gradient(x):
         return (x**4 / 4 + x**2 / 4).sum(-1), x**3 + x / 2
 
-    state = meta_sgmcmc.init(torch.zeros(num_chains, 2, dtype=torch.float64))
-    number = torch.tensor(step_size, dtype=torch.float64)
+    state = meta_sgmcmc.init(torch.zeros(num_chains, 2))
+    size = torch.tensor(step_size)
+    options = {"step_size": size, "temperature": torch.tensor(1.0), "momentum_decay": size}
     with torch.no_grad():
         for _ in range(round(time / step_size)):
-            noise = torch.randn(num_chains, 2, generator=generator, dtype=torch.float64)
+            noise = torch.randn(num_chains, 2, generator=generator)
             state, _ = meta_sgmcmc.step(
-                state,
-                value_and_gradient,
-                noise,
-                step_size=number,
-                temperature=number.new_tensor(1.0),
-                momentum_decay=number,
-                diffusion=diffusion,
+                state, value_and_gradient, noise, diffusion=diffusion, **options
             )
     x, p = state
     return torch.stack([value.mean() for value in (x, x**2, x**4, p, p**2, x * p)])
@@ -135,12 +127,16 @@ def strong(energy, slope, momentum):
 
 
 def exact_moments():
-    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    x = torch.linspace(-6, 6, 4001)
     density = torch.exp(-(x**4) / 4 - x**2 / 4)
     density /= density.sum()
     return torch.stack(
         [(density * x**k).sum() for k in (1, 2, 4)] + [x.new_tensor(v) for v in (0, 1, 0)]
     )
+
+
+# Of standard deviations of the moments over two elements of 40,000 chains, times sqrt(4 + 1).
+ALLOWED = 4 * torch.tensor([0.75, 0.76, 2.1, 1.0, 1.42, 0.75]) * (5.0 / 80_000) ** 0.5
 
 
 @pytest.mark.slow
@@ -149,9 +145,7 @@ def test_the_corrections_keep_the_posterior():
     """Moments by quadrature. The error of steps is linear in their size, so that two sizes give
     the limit; the bounds are four standard errors of it, a false-alarm rate of 4e-4."""
     limit = 2.0 * moments(strong, 0.02) - moments(strong, 0.04)
-    # Standard deviations of the moments over two elements of 40,000 chains, times sqrt(4 + 1).
-    scales = torch.tensor([0.75, 0.76, 2.1, 1.0, 1.42, 0.75]) * (5.0 / 80_000) ** 0.5
-    assert ((limit - exact_moments()).abs() < 4 * scales).all()
+    assert ((limit - exact_moments()).abs() < ALLOWED).all()
 
 
 @pytest.mark.slow
@@ -166,5 +160,4 @@ def test_each_correction_is_needed(left_out):
         return whole._replace(**{left_out: torch.zeros_like(whole.curl)})
 
     change = moments(without, 0.04) - moments(strong, 0.04)
-    allowed = 4 * torch.tensor([0.75, 0.76, 2.1, 1.0, 1.42, 0.75]) * (5.0 / 80_000) ** 0.5
-    assert (change.abs() > 1.2 * allowed).any()
+    assert (change.abs() > 1.2 * ALLOWED).any()
