@@ -49,10 +49,9 @@ FAILED: dict[str, tuple[set[int], set[int]]] = {
     "prior-augmented-data": (set(), set()),
     "pseudocoreset-divergences": (set(), set()),
     # The counts of modes, the ambiguities and the losses at equal step size are far from their
-    # bounds. The difference on digits is about -0.009 with a standard error of 0.002 at most: about
-    # two sets of three seeds in ten thousand would fail. The gain in loss, 0.026, and the
-    # difference of single draws, 0.017, have standard errors of about 0.005 and 0.007, and are four
-    # and more than three of these away: less than one set in a hundred would fail.
+    # bounds. The gain in loss, 0.026, and the difference of single draws, 0.017, have standard
+    # errors of about 0.005 and 0.007, and are four and more than three of these away: less than one
+    # set in a hundred would fail.
     "px-sgmcmc": (set(), set()),
     "rc-mae": (set(), set()),
     "sdd": (set(), set()),
