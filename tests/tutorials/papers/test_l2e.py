@@ -11,14 +11,14 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"training", "unseen-data"})
+    check_short_report(folder, PAGE, 6, {"unseen-data"})
 
 
 def test_samplers_that_are_compared_have_seen_mnist_alone(short_run):
     names, _ = short_run
     assert all(task.args[0].shape == (800, 49) for task in names["TASKS"])
     assert all(task.args[0].shape == (800, 64) for task in names["DIGITS"])
-    for trainer in (*names["trainers"].values(), names["single"], names["learned_diffusion"]):
+    for trainer in (*names["trainers"].values(), names["single"], names["meta"]):
         assert trainer.tasks == names["TASKS"]
 
 
@@ -32,28 +32,18 @@ def test_sghmc_has_the_learning_rate_that_it_says(short_run):
 
 def test_the_best_sghmc_is_that_of_the_least_mean_loss(short_run):
     names, _ = short_run
-    rows = {
-        "SGHMC 1": {0: (0.4, 0.1), 1: (0.6, 0.1)},
-        "SGHMC 2": {0: (0.1, 0.9), 1: (0.7, 0.9)},
-        "L2E": {0: (0.0, 0.0), 1: (0.0, 0.0)},
-    }
-    assert names["best_sghmc"](rows) == "SGHMC 2"
+    for task, best in names["best"].items():
+        losses = {n: x for n, x in names["means"][task].items() if "SGHMC" in n}
+        assert losses[best] == min(losses.values())
 
 
 def test_losses_are_means_over_chains(short_run):
     """Those of the page against the task's own log likelihoods."""
     names, _ = short_run
     task = names["EVALUATION_TASKS"][1]
-    average, alone = names["losses_on"](task, names["l2e"](), seed=2)
-    log_likelihood = task.evaluate(
-        names["l2e"]()(task.model, 90),
-        num_steps=names["NUM_STEPS"],
-        thinning=names["THINNING"],
-        num_samples=names["NUM_SAMPLES"],
-        num_chains=names["NUM_CHAINS"],
-        seed=names["EVALUATION_SEED"] + 2,
-    )
+    average = names["loss_on"](task, lambda model, _: names["l2e"](model), seed=2)
+    options = names["lengths"] | {"num_chains": names["NUM_CHAINS"], "seed": 1002}
+    log_likelihood = task.evaluate(names["l2e"](task.model), **options)
     expected = -log_likelihood.double().exp().mean(1).log().mean()
     assert average == pytest.approx(float(expected), rel=1e-4)
-    assert alone == pytest.approx(-float(log_likelihood.mean()), rel=1e-4)
-    assert average < alone and torch.isfinite(log_likelihood).all()
+    assert torch.isfinite(log_likelihood).all()

@@ -9,12 +9,12 @@ pytest.importorskip("sklearn")
 
 PAGE = "swamp"
 pytestmark = pytest.mark.slow
-HOLD = (3, 5, 6, 7)  # of claims of a full run, counted from 0; why the others fail the page says
+HOLD = (3, 5, 6)  # of claims of a full run, counted from 0; why the others fail the page says
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"sparsity", "between-particles"})
+    check_short_report(folder, PAGE, 7, {"sparsity"})
 
 
 def test_data_are_gray_levels_of_300_and_900_images(short_run):
@@ -29,17 +29,20 @@ def test_data_are_gray_levels_of_300_and_900_images(short_run):
 
 def test_sparsities(short_run):
     names, _ = short_run
-    assert names["LEVELS"] == pytest.approx([1 - 0.6**c for c in range(3)], abs=1e-4)
+    assert list(map(float, names["levels"])) == pytest.approx(
+        [1 - 0.6**c for c in range(3)], abs=1e-3
+    )
 
 
 def test_barriers(short_run):
-    """Of a loss that is known, and none from a network to itself."""
+    """None from a network to itself, and some to one with other weights."""
     names, _ = short_run
-    assert names["barrier"]([1.0, 4.0, 2.0]) == 2.5
-    task, state = names["tasks"][0], names["runs"]["SWAMP"][0][0].state
-    line = names["along"](task, state, state)
-    assert len(line) == 11 and names["barrier"](line) == pytest.approx(0.0, abs=1e-6)
-    assert line[0] == pytest.approx(names["score"](task, state)["nll"], rel=1e-5)
+    task, other = names["tasks"][0], names["tasks"][2].network.state_dict()
+    state = names["runs"]["SWAMP", 0][0].state
+    assert names["barrier"](task, state, state) == pytest.approx(0.0, abs=1e-6)
+    middle = {name: (value + other[name]) / 2 for name, value in state.items()}
+    ends = (names["score"](task, one)[1] for one in (state, other))
+    assert names["barrier"](task, state, other) >= names["score"](task, middle)[1] - sum(ends) / 2
 
 
 def test_scores_of_synflow_prune_to_the_density(short_run):
