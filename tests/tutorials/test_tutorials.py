@@ -15,7 +15,6 @@ WORKFLOWS = [page for page in pages() if page.path.parent != PAPERS]
 FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
 WITHOUT_A_PROGRAM = {
     "asymmetric-scaling",
-    "bayesian-e3-potential",
     "bridge-network",
     "early-exit-diffusion",
 }

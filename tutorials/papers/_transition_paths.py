@@ -1,4 +1,4 @@
-"""What transition paths are compared with: dynamics, shooting, a process without its last term."""
+"""What transition paths are compared with: an exact chain, dynamics and two-way shooting."""
 
 import math
 import warnings
@@ -102,16 +102,3 @@ def draw_contours(axes: Any, potential: PathPotential, levels: Tensor, limits: A
     mesh = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1)
     axes.contour(across, up, potential(mesh), levels=levels.tolist(), colors="0.75", linewidths=0.8)
     axes.set(xlim=limits[0], ylim=limits[1])
-
-
-class WithoutLastTerm(DirichletOU):
-    """A process that is taken to end in its invariant distribution."""
-
-    def log_rnd(self, z: Tensor) -> Tensor:
-        """Zero."""
-        return 0.0 * z.sum((-1, -2))
-
-
-def nothing(path: Tensor, grid: Tensor) -> Tensor:
-    """No energy."""
-    return 0.0 * path.sum((-1, -2))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 12, {"losses", "trajectory", "uncertainty"})
+    check_short_report(folder, PAGE, 9, {"uncertainty"})
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +75,9 @@ def test_draws_go_on_from_a_network(frames, draws):
         assert (every.mean(0) - network.embedding).abs().max() < 0.3
 
 
-def test_area_under_the_curve(short_run):
-    names, _ = short_run
-    assert names["auroc"](torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0])) == 0.75
-
-
 def test_errors_of_the_labels_themselves(short_run):
     names, _ = short_run
-    frames, network = names["data"][0].train, names["by_loss"]["mse"][0]
+    frames, network = names["train"][0], names["potentials"]["mse"][0][0]
     found = network(frames.positions, frames.species)
     exact = frames._replace(
         energies=found.energy.detach().double() + network.reference_energy(frames.species),
@@ -93,12 +88,12 @@ def test_errors_of_the_labels_themselves(short_run):
 
 def test_chosen_frames_are_of_the_pool_and_learned_from(short_run):
     names, _ = short_run
-    own = names["data"][0]
+    own, pool = names["train"][0], names["pools"][0]
     for chosen in names["choices"](0).values():
         assert len(set(chosen.tolist())) == names["NUM_CHOSEN"]
         more = names["with_chosen"](0, chosen)
-        assert torch.equal(more.energies[: len(own.train.energies)], own.train.energies)
-        assert torch.equal(more.forces[len(own.train.energies) :], own.pool.forces[chosen])
+        assert torch.equal(more.energies[: len(own.energies)], own.energies)
+        assert torch.equal(more.forces[len(own.energies) :], pool.forces[chosen])
 
 
 @pytest.mark.page
@@ -108,7 +103,7 @@ def test_full_run_meets_its_claims_but_those_that_have_a_reason(full_run):
     Of these the sign or the size is asked, with room for one seed of three to go otherwise.
     """
     claims = full_run.report.claims
-    forces, energies, of_squares, _, alone, *_, against_rivals, _, _, _ = claims
+    forces, energies, of_squares, _, alone, *_, against_rivals = claims
     for claim in claims:
         assert claim.holds or claim.reason or claim is of_squares, claim
     assert forces.measured < 0.9
