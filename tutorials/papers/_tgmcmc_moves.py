@@ -116,15 +116,6 @@ class PublishedTreeGuided(ConjugateKernel):
 
 
 @compiled
-def build(model: Model, forest: Forest, members: Integers) -> int:
-    """The tree of a block: its points put in one after the other."""
-    tree = members[0]
-    for index in range(1, members.size):
-        tree = insert(model, forest, tree, members[index], False)
-    return tree
-
-
-@compiled
 def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
     """Log probabilities of nodes to be chosen: their costs, raised by the largest."""
     logs = forest.log_cost[nodes]
@@ -140,10 +131,13 @@ def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
 
 @compiled
 def trees_of_labels(model: Model, forest: Forest, labels: Integers) -> Integers:
-    """Roots of the trees of all clusters."""
+    """Roots of the trees of all clusters, into which points are put one after the other."""
     trees = np.empty(labels.max() + 1, np.int64)
     for k in range(trees.size):
-        trees[k] = build(model, forest, np.nonzero(labels == k)[0])
+        members = np.nonzero(labels == k)[0]
+        trees[k] = members[0]
+        for member in members[1:]:
+            trees[k] = insert(model, forest, trees[k], member, False)
     return trees
 
 
@@ -215,17 +209,13 @@ def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integer
     if partners.size == 0:
         if forest.num_points[tree] == 1:
             return trees, 0, False, True
-        block_of = np.empty(model.points.shape[0], np.int64)
-        blocks = np.empty(forest.num_points[tree] + 1, np.int64)
-        room = capacity - start
-        number, log_path, has_room = draw_split(model, forest, tree, block_of, blocks, room)
-        if not has_room:
+        blocks, log_path = draw_split(model, forest, tree)
+        if blocks.size == 0:
             return trees, 0, False, False
-        blocks = blocks[:number]
         log_ratio = log_merge(model, forest, blocks, rest) - forest.log_potential[tree]
         for block in blocks:
             log_ratio += forest.log_potential[block]
-        log_ratio += model.log_number[rest.size + number] - model.log_number[rest.size + 1]
+        log_ratio += model.log_number[rest.size + blocks.size] - model.log_number[rest.size + 1]
         log_ratio -= log_path + log_no_merge(model, forest, tree, rest)
         if math.log(np.random.random()) < log_ratio:
             return np.append(rest, blocks), 0, True, True
@@ -385,66 +375,36 @@ def draw_partners(model: Model, forest: Forest, trees: Integers, chosen: int) ->
 
 
 @compiled
-def draw_split(
-    model: Model, forest: Forest, tree: int, block_of: Integers, trees: Integers, room: int
-) -> tuple[int, float, bool]:
-    """Split a tree at random.
+def draw_split(model: Model, forest: Forest, tree: int) -> tuple[Integers, float]:
+    """Split a tree at random: the children of a node, and what stands beside the way to it.
 
-    :param block_of: takes the block of each point of the tree.
-    :param trees: takes the trees of the blocks.
-    :returns: number of blocks, log probability of what was done, and whether there was room.
+    The children have a block each. Then each subtree beside the way joins one, or has its own.
+
+    :returns: roots of the blocks, none where there was no room, and log probability of the split.
     """
     nodes = nodes_below(forest, tree)
-    parents, inner = parents_of(forest, nodes), inner_indices(forest, nodes)
+    inner = np.nonzero(forest.left[nodes] >= 0)[0]
     log_weights = log_subtree_weights(forest, nodes[inner])
     index = index_from(log_weights)
-    way = way_up(forest, parents, nodes, inner[index])
-    block_at = np.empty(way.size, np.int64)
-    number, log_path, has_room = regroup(model, forest, way, block_at, trees, room)
-    for step in range(way.size):
-        for leaf in leaves_below(forest, way[step]):
-            block_of[leaf] = block_at[step]
-    return number, log_path + log_weights[index], has_room
-
-
-@compiled
-def regroup(
-    model: Model,
-    forest: Forest,
-    way: Integers,
-    block_at: Integers,
-    trees: Integers,
-    room: int,
-) -> tuple[int, float, bool]:
-    """Distribute subtrees over blocks at random, the first two each into its own.
-
-    :param way: roots of the subtrees.
-    :param block_at: takes the number of the block of each.
-    :param trees: takes the roots of the trees of the blocks.
-    :param int room: number of nodes that may be made.
-    :returns: number of blocks, log probability of what was done, and whether there was room.
-    """
-    trees[0], trees[1] = way[0], way[1]
-    block_at[0], block_at[1] = 0, 1
-    number, total, limit = 2, 0.0, forest.top[0] + room
-    logs = np.empty(way.size + 1)
-    for index in range(2, way.size):
+    way = way_up(forest, parents_of(forest, nodes), nodes, inner[index])
+    blocks, logs = way.copy(), np.empty(way.size + 1)
+    number, log_path = 2, 0.0
+    for subtree in way[2:]:
         norm = 0.0  # the logarithm of one, for a new block
         for block in range(number):
-            logs[block] = -log_dissimilarity(model, forest, way[index], trees[block])
+            logs[block] = -log_dissimilarity(model, forest, subtree, blocks[block])
             norm = np.logaddexp(norm, logs[block])
         logs[number] = 0.0
         choice = index_from(logs[: number + 1] - norm)
-        block_at[index] = choice
-        total += logs[choice] - norm
+        log_path += logs[choice] - norm
         if choice == number:
-            trees[number] = way[index]
+            blocks[number] = subtree
             number += 1
+        elif forest.top[0] + forest.num_points[blocks[choice]] + 1 > forest.left.size:
+            return blocks[:0], log_path
         else:
-            if forest.top[0] + forest.num_points[trees[choice]] + 1 > limit:
-                return number, total, False
-            trees[choice] = insert(model, forest, trees[choice], way[index], True)
-    return number, total, True
+            blocks[choice] = insert(model, forest, blocks[choice], subtree, True)
+    return blocks[:number], log_path + log_weights[index]
 
 
 @compiled
@@ -465,9 +425,3 @@ def way_up(forest: Forest, parents: Integers, nodes: Integers, index: int) -> In
         length += 1
         index = parents[index]
     return way[:length]
-
-
-@compiled
-def inner_indices(forest: Forest, nodes: Integers) -> Integers:
-    """Indices of the nodes that are no leaves."""
-    return np.nonzero(forest.left[nodes] >= 0)[0]
