@@ -18,7 +18,7 @@ from pyro_ext.inference.averaging.landscape import (
     plane_losses,
 )
 from pyro_ext.inference.averaging.pruning import MagnitudePruner, snip_scores, synflow_scores
-from pyro_ext.inference.averaging.soups import GreedySoup, greedy_soup
+from pyro_ext.inference.averaging.soups import GreedySoup, LearnedSoup, greedy_soup, learned_soup
 from pyro_ext.inference.averaging.sparse_averages import SparseAverage, SparseWeightAveraging
 from pyro_ext.inference.averaging.transfer_ensembles import (
     L2SP,
@@ -48,6 +48,7 @@ __all__ = [
     "FineTunedEnsemble",
     "FusionHistory",
     "GreedySoup",
+    "LearnedSoup",
     "MagnitudePruner",
     "ModelFusion",
     "PlaneLosses",
@@ -63,6 +64,7 @@ __all__ = [
     "greedy_soup",
     "hutchinson_trace",
     "hypervolume",
+    "learned_soup",
     "pareto_mask",
     "path_losses",
     "plane_losses",

@@ -1,14 +1,18 @@
 """Soups: one network whose weights are an average of several candidates."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks
+from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.trainer import Optimizer
 
 Candidates = Mapping[str, Tensor]
+_ADAM = partial(torch.optim.Adam, lr=0.1)
 
 
 class GreedySoup(NamedTuple):
@@ -21,6 +25,19 @@ class GreedySoup(NamedTuple):
 
     weights: dict[str, Tensor]
     members: list[int]
+    loss: float
+
+
+class LearnedSoup(NamedTuple):
+    """A weighted average of all candidates.
+
+    :param dict weights: tensors by name. **Shape:** ``(*event)`` each.
+    :param Tensor coefficients: positive numbers that sum to one. **Shape:** ``(K,)``.
+    :param float loss: the loss of the average.
+    """
+
+    weights: dict[str, Tensor]
+    coefficients: Tensor
     loss: float
 
 
@@ -61,6 +78,58 @@ def greedy_soup(candidates: Candidates, loss: Callable[[dict[str, Tensor]], Any]
             if found[1] <= best[1]:
                 members, best = [*members, one], found
     return GreedySoup(best[0], members, best[1])
+
+
+def learned_soup(
+    candidates: Candidates,
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    num_steps: int = 100,
+    *,
+    optimizer: Optimizer = _ADAM,
+    seed: int | None = None,
+    progress: bool = False,
+) -> LearnedSoup:
+    r"""Average candidates with the coefficients of least loss, :math:`\sum_k a_k w_k` [1].
+
+    The coefficients :math:`a = \operatorname{softmax}(b)` start at equal ones.
+
+    :param Mapping candidates: weights of all of them by name. **Shape:** ``(K, *event)`` each.
+    :param Callable loss: of weights by name, **Shape:** ``(*event)`` each: a scalar with a gradient
+        in them, on data that the candidates were not trained with.
+    :param int num_steps: number of steps of the optimizer.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+    :param int seed: of what the loss draws.
+    :param bool progress: whether to show a progress bar.
+    :raises ValueError: for candidates that are not finite.
+    :raises TrainingDiverged: where loss or gradient are not finite.
+
+    [1] as of :func:`greedy_soup`, appendix I, without a temperature.
+
+    Example::
+
+        >>> candidates = {"w": torch.tensor([3.0, -1.0])}
+        >>> soup = learned_soup(candidates, lambda weights: weights["w"].square(), 200)
+        >>> soup.coefficients.round(decimals=2), abs(soup.loss) < 1e-3
+        (tensor([0.2500, 0.7500]), True)
+    """
+    candidates, number = _checked(candidates)
+    checks.function("loss", loss)
+    checks.integer("num_steps", num_steps, 0)
+    first = next(iter(candidates.values()))
+    logits = first.new_zeros(number).requires_grad_()
+
+    def average() -> dict[str, Tensor]:
+        coefficients = logits.softmax(0)
+        return {
+            name: torch.tensordot(coefficients.to(part.dtype), part, 1)
+            for name, part in candidates.items()
+        }
+
+    trainer = Trainer({"logits": logits}, optimizer, seed=seed)
+    trainer.run(lambda: loss(average()), num_steps, progress=progress, description="learned soup")
+    with torch.no_grad():
+        weights = average()
+        return LearnedSoup(weights, logits.softmax(0), _number(loss(weights)))
 
 
 def _checked(candidates: Any) -> tuple[dict[str, Tensor], int]:

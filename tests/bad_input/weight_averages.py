@@ -52,6 +52,14 @@ def averages() -> dict[str, Call]:
         "update_batch_norm": call(module=nn.BatchNorm1d(3), batches=[X]),
         "AutoSWAG": call(model=model, max_rank=2, start=0, every=1, scale=1.0),
         "greedy_soup": call(candidates=candidates, loss=loss),
+        "learned_soup": call(
+            candidates=candidates,
+            loss=loss,
+            num_steps=1,
+            optimizer=partial(torch.optim.Adam, lr=0.1),
+            seed=0,
+            progress=False,
+        ),
     }
 
 

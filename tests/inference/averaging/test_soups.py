@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_ext.inference.averaging import greedy_soup
+from pyro_ext.inference.averaging import greedy_soup, learned_soup
 
 
 def distance(target):
@@ -44,6 +44,18 @@ def test_a_candidate_with_a_bad_loss_stays_out():
     assert greedy_soup({"w": torch.tensor([9.0, 1.0, 3.0])}, loss).members == [1]
 
 
+def test_coefficients_are_learned(float64):
+    """The point of a triangle's plane: barycentric coordinates (.5, .3, .2)."""
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    soup = learned_soup(
+        {"x": corners}, lambda w: (w["x"] - torch.tensor([0.3, 0.2])).square().sum(), 500
+    )
+    torch.testing.assert_close(soup.coefficients, torch.tensor([0.5, 0.3, 0.2]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(soup.weights["x"], soup.coefficients @ corners)
+    start = learned_soup({"x": corners}, distance(0.0), 0)
+    torch.testing.assert_close(start.weights["x"], corners.mean(0))
+
+
 def test_what_is_refused(subtests):
     one = {"w": torch.ones(2)}
     for call, error, message in [
@@ -59,7 +71,7 @@ def test_what_is_refused(subtests):
             ValueError,
             "loss must return a number",
         ),
-        (lambda: greedy_soup({"w": torch.ones(2).long()}, len), TypeError, "floating-point"),
+        (lambda: learned_soup({"w": torch.ones(2).long()}, len), TypeError, "floating-point"),
     ]:
         with subtests.test(message), pytest.raises(error, match=message):
             call()
