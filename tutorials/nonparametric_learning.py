@@ -151,8 +151,9 @@ page.figure("a-mean", figure)
 
 # %%
 earlier = EmpiricalBase(torch.tensor([0.5, 1.5, 2.5]))
-shrunk = bootstrap(normal, MANY, BootstrapWeights(4.0, earlier), seed=FIRST)
-shrunk = shrunk.run(y).get_samples()["mean"]
+shrunk = (
+    bootstrap(normal, MANY, BootstrapWeights(4.0, earlier), seed=FIRST).run(y).get_samples()["mean"]
+)
 print(f"three earlier values, worth four: {shrunk.mean():.3f} (exactly {(15 + 4 * 1.5) / 8:.3f})")
 
 # %% [markdown]

@@ -77,7 +77,7 @@ def psis(
     checks.function("guide", guide)
     checks.integer("num_samples", num_samples, 1)
     summed = sum_out(model, *args, **kwargs)
-    rows: list[dict[str, Tensor]] = []
+    rows: list[dict[str, Any]] = []
     log_weights = []
     with seeded(fresh_seed(seed)), torch.no_grad():
         for _ in range(num_samples):

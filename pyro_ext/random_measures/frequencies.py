@@ -108,13 +108,17 @@ class FrequencyCounts(SampleDistribution):
                 )
 
 
-def kolmogorov_smirnov(observed: Tensor, predicted: Tensor) -> Tensor:
+def kolmogorov_smirnov(
+    observed: Tensor, predicted: Tensor, least: float = 1.0, most: float = torch.inf
+) -> Tensor:
     """Largest difference of two distributions of sizes.
 
     :param Tensor observed: table of the sizes that were seen. **Shape:** ``(num_rows, 2)``.
     :param Tensor predicted: table of predicted sizes. **Shape:** ``(other_num_rows, 2)``.
-    :returns: a scalar.
-    :raises ValueError: for a table without clusters.
+    :param float least: the smallest size that is looked at.
+    :param float most: the largest.
+    :returns: a scalar, zero where there is no size in between.
+    :raises ValueError: for a table without clusters, and limits in the wrong order.
 
     Example::
 
@@ -124,11 +128,13 @@ def kolmogorov_smirnov(observed: Tensor, predicted: Tensor) -> Tensor:
     """
     observed, predicted = _single_table("observed", observed), _single_table("predicted", predicted)
     points = torch.cat([_sizes("observed", observed), _sizes("predicted", predicted)]).unique()
-    first, second = _fractions(observed, predicted, points)
-    return (first - second).abs().max()
+    first, second = _fractions(observed, predicted, _between(points, least, most))
+    return _largest((first - second).abs())
 
 
-def reweighted_kolmogorov_smirnov(observed: Tensor, predicted: Tensor) -> Tensor:
+def reweighted_kolmogorov_smirnov(
+    observed: Tensor, predicted: Tensor, least: float = 1.0, most: float = torch.inf
+) -> Tensor:
     r"""Largest difference of two distributions of sizes, as sensitive in tails as in the middle.
 
     It is :math:`\max_x |F(x) - P(x)| / \sqrt{P(x) (1 - P(x))}` for the predicted distribution
@@ -145,12 +151,11 @@ def reweighted_kolmogorov_smirnov(observed: Tensor, predicted: Tensor) -> Tensor
     seen, foretold = _sizes("observed", observed), _sizes("predicted", predicted)
     low, high = torch.maximum(seen.min(), foretold.min()), torch.minimum(seen.max(), foretold.max())
     points = torch.cat([seen, foretold]).unique()
-    points = points[(points >= low) & (points <= high)]
+    points = _between(points[(points >= low) & (points <= high)], least, most)
     first, second = _fractions(observed, predicted, points)
     variance = second * (1.0 - second)
     is_inside = variance > 0
-    distances = (first - second).abs()[is_inside] / variance[is_inside].sqrt()
-    return distances.max() if len(distances) else distances.new_zeros(())
+    return _largest((first - second).abs()[is_inside] / variance[is_inside].sqrt())
 
 
 def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
@@ -234,6 +239,15 @@ def _sizes(name: str, table: Tensor) -> Tensor:
     return sizes
 
 
+def _between(points: Tensor, least: float, most: float) -> Tensor:
+    for name, limit in (("least", least), ("most", most)):
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit):
+            raise TypeError(f"{name} must be a number, got {checks.shown(limit)}")
+    if not least <= most:
+        raise ValueError(f"least must be at most most, got least={least!r} and most={most!r}")
+    return points[(points >= least) & (points <= most)]
+
+
 def _fractions(observed: Tensor, predicted: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Fractions of clusters up to the points, by two tables."""
     dtype = torch.get_default_dtype()
@@ -246,3 +260,7 @@ def _fractions(observed: Tensor, predicted: Tensor, points: Tensor) -> tuple[Ten
         below = ends[torch.searchsorted(sizes.contiguous(), points, right=True)]
         fractions.append((below.double() / ends[-1]).to(dtype))
     return fractions[0], fractions[1]
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.max() if len(values) else values.new_zeros(())

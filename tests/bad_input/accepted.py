@@ -129,6 +129,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.TwistedSMC.twist", "None", "twists of one"),
     ("ratings.read_ratings.path", "'abc'", "a file that is not there: the error is of the file"),
     ("ratings.add_ratings.path", "'abc'", "a file that is not there: the error is of the file"),
+    ("*.least", "0, -1, inf", "a limit beyond all sizes"),
+    ("*.most", "inf", "a limit beyond all sizes"),
     ("*.SparseWeightAveraging.*", "0", "at the end of its range"),
     ("*.SparseWeightAveraging.particles.masks", "{}", "nothing is pruned"),
     ("*.synflow_scores.inputs", "with nan, with inf", "only their shape counts"),

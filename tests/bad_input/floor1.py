@@ -335,12 +335,12 @@ def random_measures() -> dict[str, Call]:
         "TruncatedSeries": call(num_atoms=5, method="size_biased"),
         "DeterministicArrivals": call(),
         "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
-        "kolmogorov_smirnov": call(observed=table, predicted=other),
+        "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=9.0),
         "log_num_partitions": call(table=table),
         "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0), truncation=5),
         "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
         "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
-        "reweighted_kolmogorov_smirnov": call(observed=table, predicted=other),
+        "reweighted_kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=9.0),
         "split_frequencies": call(table=table, num_samples=4, seed=0),
     }
 

@@ -75,9 +75,15 @@ def test_tables_count_sizes():
     assert table.tolist() == [[1, 3], [3, 2], [5, 1], [0, 0], [0, 0]]
 
 
-def test_what_are_no_counts_is_refused():
-    with pytest.raises(ValueError, match="counts must hold a positive number"):
-        frequency_table(torch.tensor([0, 0]))
+@pytest.mark.parametrize(
+    ("counts", "match"),
+    [
+        ([0, 0], "counts must hold a positive number"),
+    ],
+)
+def test_what_are_no_counts_is_refused(counts, match):
+    with pytest.raises(ValueError, match=match):
+        frequency_table(torch.tensor(counts))
 
 
 def test_too_few_rows_are_refused():
@@ -146,7 +152,8 @@ def test_batches_have_the_laws_of_their_elements():
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in MIXED else ()) for n in LAWS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in MIXED else ()) for n in LAWS],
 )
 def test_draws_have_their_probabilities(name):
     """A chi-squared test of 600 draws for each distribution, at a level of 1e-4."""
@@ -230,18 +237,37 @@ def samples(seed):
     return generator.zipf(1.8, 80).clip(max=500), generator.zipf(2.2, 60).clip(max=500)
 
 
+def differences(first, second):
+    """Distribution functions at all sizes, by comparing all pairs."""
+    points = np.unique(np.concatenate([first, second]))
+    shares = [(values[:, None] <= points).mean(0) for values in (first, second)]
+    return points, *shares
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_distances_are_those_of_all_pairs(seed):
+def test_distance_is_that_of_scipy(seed):
+    from scipy.stats import ks_2samp
+
+    first, second = samples(seed)
+    found = kolmogorov_smirnov(frequency_table(first), frequency_table(second))
+    assert float(found) == pytest.approx(ks_2samp(first, second).statistic, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("limits", [(1, np.inf), (1, 3), (4, np.inf)])
+def test_distances_within_limits_are_those_of_all_pairs(seed, limits):
     first, second = samples(seed)
     tables = frequency_table(first), frequency_table(second)
-    points = np.unique(np.concatenate([first, second]))
-    seen, foretold = ((values[:, None] <= points).mean(0) for values in (first, second))
+    points, seen, foretold = differences(first, second)
+    inside = (points >= limits[0]) & (points <= limits[1])
     gap = np.abs(seen - foretold)
-    assert float(kolmogorov_smirnov(*tables)) == pytest.approx(gap.max(), abs=1e-12)
-    inside = (points <= min(first.max(), second.max())) & (foretold > 0) & (foretold < 1)
+    plain = kolmogorov_smirnov(*tables, *limits)
+    assert float(plain) == pytest.approx(gap[inside].max(), abs=1e-12)
+    inside &= (points <= min(first.max(), second.max())) & (foretold > 0) & (foretold < 1)
     inside &= points >= max(first.min(), second.min())
     expected = (gap[inside] / np.sqrt(foretold[inside] * (1 - foretold[inside]))).max()
-    assert float(reweighted_kolmogorov_smirnov(*tables)) == pytest.approx(expected, abs=1e-12)
+    weighted = reweighted_kolmogorov_smirnov(*tables, *limits)
+    assert float(weighted) == pytest.approx(expected, abs=1e-12)
 
 
 def test_reweighting_is_by_the_prediction():
@@ -273,9 +299,14 @@ def test_without_common_sizes_the_distance_is_zero():
     one, other = frequency_table([1, 1]), frequency_table([5, 6])
     assert reweighted_kolmogorov_smirnov(one, other) == 0.0
     assert kolmogorov_smirnov(one, other) == 1.0
-    for distance in (kolmogorov_smirnov, reweighted_kolmogorov_smirnov):
-        with pytest.raises(ValueError, match="predicted must hold a cluster"):
-            distance(one, torch.zeros(2, 2, dtype=torch.long))
+    assert kolmogorov_smirnov(one, other, 7) == 0.0
+
+
+@pytest.mark.parametrize("distance", [kolmogorov_smirnov, reweighted_kolmogorov_smirnov])
+def test_wrong_arguments_are_refused(distance):
+    table = frequency_table([2, 1])
+    with pytest.raises(ValueError, match="predicted must hold a cluster"):
+        distance(table, torch.zeros(2, 2, dtype=torch.long))
 
 
 def test_ranks_are_those_of_sorted_sizes():
