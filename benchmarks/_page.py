@@ -126,7 +126,8 @@ def print_table(results: Results) -> None:
     if not console.is_terminal:
         console.width = 200  # in a log lines may be long
     smoke = ", tiny sizes that measure nothing" if results["smoke"] else ""
-    table = Table(*COLUMNS, title=f"{_where(results)}{smoke}", title_justify="left")
+    console.print(f"{_where(results)}{smoke}")
+    table = Table(*COLUMNS)
     for row in rows(results):
         table.add_row(*cells(row))
     if table.row_count:
