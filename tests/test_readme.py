@@ -159,6 +159,8 @@ READER = {
     "NUTS(model)": ({"model": line}, lambda k: run(k, X, Y)),
     "HMC(model)": ({"model": line}, lambda k: run(k, X, Y)),
     "MEADS(model)": ({"model": line}, lambda k: run(k, X, Y, num_chains=16)),
+    "pathfinder(model, *args)": ({"model": regression, "args": (X, Y)}, None),
+    "TemperedSMC(model).run(*args)": ({"model": line, "args": (X, Y)}, None),
     "MarkovSMC(model).run(y)": ({"model": random_walk, "y": Y[:5]}, None),
     "TwistedSMC(base, twist, log_potential, length=20).run()": (
         {
