@@ -16,7 +16,6 @@ FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
 WITHOUT_A_PROGRAM = {
     "asymmetric-scaling",
     "bridge-network",
-    "early-exit-diffusion",
 }
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 

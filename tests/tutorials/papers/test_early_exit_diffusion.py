@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"images", "distances", "excess-loss"})
+    check_short_report(folder, PAGE, 6, {"images", "excess-loss"})
 
 
 def test_schedules_of_one_cost(short_run):
