@@ -103,7 +103,7 @@ def asked_and_seen(network: Any) -> None:
     with pyro.plate("images", page.length(100, smoke=10)):
         asked = pyro.sample("asked", dist.Categorical(torch.ones(10)))
         prompt, none = asked[:, None, None].float(), torch.full((1, 1), float(NO_CLASS))
-        options = {"guidance_scale": 2.0, "num_steps": page.length(20, smoke=2)}
+        options: dict[str, Any] = {"guidance_scale": 2.0, "num_steps": page.length(20, smoke=2)}
         digits = DiffusionSampler(Labeled(network), pipeline.scheduler, prompt, none, **options)
         pyro.deterministic("seen", judge(pyro.sample("image", digits)))
 
