@@ -83,7 +83,8 @@ def fused(path: Path, while_training: Callable[[], Any] = lambda: None) -> None:
 
 def served(path: Path, while_training: Callable[[], Any] = lambda: None) -> None:
     torch.manual_seed(0)
-    server = FederatedServer(MLP(4, [4], 3), "fedavg", rank=2, num_local_steps=1, seed=0)
+    module = add_lora(MLP(4, [4], 3), rank=2)
+    server = FederatedServer(module, "fedavg", num_local_steps=1, seed=0)
     server.module.register_forward_hook(lambda net, *_: net.training and while_training() and None)
     server.run(CLIENTS, 1, checkpoint=path, progress=False)
 

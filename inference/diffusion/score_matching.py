@@ -1,6 +1,6 @@
 """Scores of noisy data: learned by denoising, or taken from a diffusion model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -113,6 +113,8 @@ class DiffusersScore:
     :param scheduler: its scheduler, with ``alphas_cumprod`` and ``prediction_type="epsilon"``; only
         read.
     :param int timestep: :math:`t`, below ``num_train_timesteps``.
+    :param Mapping conditioning: what else the model is called with, such as
+        ``encoder_hidden_states`` or ``class_labels``, for one image. **Shape:** ``(1, ...)`` each.
     :ivar float sigma: :math:`\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}`, on the scale of images.
     :raises TypeError: for a scheduler without ``alphas_cumprod``, as those of flow matching are.
     :raises ValueError: for a scheduler of another prediction type, a time it does not have, or a
@@ -134,6 +136,7 @@ class DiffusersScore:
         unet: Callable[..., Any],
         scheduler: Any,
         timestep: int,
+        conditioning: Mapping[str, Tensor] | None = None,
     ) -> None:
         checks.function("unet", unet, "a UNet of diffusers", or_class=False)
         _check_mode("unet", unet)
@@ -151,6 +154,11 @@ class DiffusersScore:
                 f"timestep must be below {len(remaining)}, the scheduler's num_train_timesteps, "
                 f"got {timestep}"
             )
+        self.conditioning = (
+            {}
+            if conditioning is None
+            else checks.tensors("conditioning", conditioning, finite=True)
+        )
         self.unet, self.timestep = unet, timestep
         self._alpha = float(remaining[timestep])
         self.sigma = ((1.0 - self._alpha) / self._alpha) ** 0.5
@@ -163,7 +171,11 @@ class DiffusersScore:
         :returns: **Shape:** as ``x``.
         """
         x = checks.as_tensor("x", _as_data(x), "(n, channels, height, width)")
-        noise = self.unet(self._alpha**0.5 * x, self.timestep).sample
+        each = {
+            name: value.to(x.device).expand(len(x), *value.shape[1:])
+            for name, value in self.conditioning.items()
+        }
+        noise = self.unet(self._alpha**0.5 * x, self.timestep, **each).sample
         # Some models predict variances, too, in more channels.
         found: Tensor = -noise[:, : x.shape[1]] / (1.0 - self._alpha) ** 0.5
         return found

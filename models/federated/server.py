@@ -119,10 +119,11 @@ class FederatedServer:
     Example::
 
         >>> from pyro_ext.models.federated import dirichlet_split
-        >>> from pyro_ext.nn import MLP
+        >>> from pyro_ext.nn import MLP, add_lora
         >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
         >>> clients = [(x[rows], y[rows]) for rows in dirichlet_split(y, 3, seed=0)]
-        >>> server = FederatedServer(MLP(4, [8], 3), "fedsvd", num_local_steps=2, seed=0,
+        >>> network = add_lora(MLP(4, [8], 3), rank=2)
+        >>> server = FederatedServer(network, "fedsvd", num_local_steps=2, seed=0,
         ...                          noise_multiplier=20.0, batch_size=10)
         >>> rounds = server.run(clients, num_rounds=3, progress=False)
         >>> rounds[0].clients, sum(rounds[0].weights), server.module(x).shape

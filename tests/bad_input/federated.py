@@ -55,7 +55,7 @@ def privacy() -> dict[str, Call]:
 
 
 def federated() -> dict[str, Call]:
-    network, clients = nn.Linear(3, 2), [(X[:5], Y[:5]), (X[5:], Y[5:])]
+    network, clients = add_lora(nn.Linear(3, 2), rank=2), [(X[:5], Y[:5]), (X[5:], Y[5:])]
     options: dict[str, Any] = dict(num_local_steps=1, batch_size=4, seed=0)
     server = FederatedServer(network, **options)
     server.run(clients, 1, progress=False)

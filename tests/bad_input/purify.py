@@ -19,8 +19,8 @@ def downhill(x):
     return 0.5 - x
 
 
-def unet(x, timestep):
-    return SimpleNamespace(sample=x)
+def unet(x, timestep, shift):
+    return SimpleNamespace(sample=x - shift)
 
 
 def logits(x):
@@ -29,7 +29,8 @@ def logits(x):
 
 def scores() -> dict[str, Call]:
     model = NoiseConditionalScore(nn.Linear(3, 3), num_levels=3)
-    diffusion: dict[str, Any] = dict(unet=unet, scheduler=SCHEDULER, timestep=3)
+    shift = {"shift": torch.zeros(1, 1, 1, 1)}
+    diffusion: dict[str, Any] = dict(unet=unet, scheduler=SCHEDULER, timestep=3, conditioning=shift)
     return {
         "NoiseConditionalScore": call(
             network=nn.Linear(3, 3), largest=1.0, smallest=0.1, num_levels=3

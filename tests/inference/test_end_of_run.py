@@ -28,6 +28,7 @@ from pyro_ext.posterior.convergence import (
     rank_diagnostics,
 )
 from pyro_ext.random_measures import DirichletProcess
+from tests.inference.hmc.posteriors import EFFECTS, ERRORS
 
 FAR = {"x": torch.tensor([[-9.0, 0.0], [9.0, 0.0]]), "y": torch.zeros(2)}
 
@@ -166,8 +167,7 @@ def funnel() -> None:
 
 
 def schools() -> None:
-    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-    errors = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    y, errors = torch.tensor(EFFECTS), torch.tensor(ERRORS)
     loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
     scale = pyro.sample("scale", dist.HalfCauchy(5.0))
     with pyro.plate("schools", 8):

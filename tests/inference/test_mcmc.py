@@ -12,7 +12,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro_ext.inference import MCMC, SGLD, CyclicalSchedule
 from pyro_ext.inference.driver.segments import KeptSteps, Plan
 from pyro_ext.potential import FunctionPotential, Potential
-from tests.inference.models import interrupting
+from tests.inference.models import interrupting, normal
 
 
 def model(x, subsample_size=20):
@@ -77,13 +77,8 @@ def test_kept_steps_of_a_cyclical_schedule():
 
 def test_initial_params_are_constrained(x):
     start = {"loc": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "scale": torch.tensor([0.5, 1.5])}
-    mcmc = MCMC(
-        kernel(step_size=1e-12, temperature=0.0),
-        num_samples=1,
-        num_chains=2,
-        initial_params=start,
-        progress=False,
-    ).run(x)
+    still = kernel(step_size=1e-12, temperature=0.0)
+    mcmc = MCMC(still, 1, num_chains=2, initial_params=start, progress=False).run(x)
     samples = mcmc.get_samples(group_by_chain=True)
     for name, value in start.items():
         torch.testing.assert_close(samples[name][:, 0], value, rtol=1e-4, atol=1e-4)
@@ -107,30 +102,24 @@ def step_by_step(monkeypatch):
     monkeypatch.setattr("pyro_ext.inference.driver.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
 
 
+def interrupted(count, num_samples, method, start):
+    """A run that is interrupted after so many steps of chains."""
+    # The potential is called twice at the start, then once per chain and step.
+    kernel = SGLD(potential_fn=interrupting(2 + count), step_size=0.1, backend="eager")
+    options = {"initial_params": {"x": start}, "chain_method": method, "progress": False}
+    mcmc = MCMC(kernel, num_samples, num_chains=len(start), **options).run()
+    assert mcmc.interrupted
+    return mcmc
+
+
 @pytest.mark.parametrize(("method", "expected"), [("vectorized", (2, 14)), ("sequential", (1, 29))])
 def test_ctrl_c_keeps_what_has_been_drawn(method, expected, step_by_step):
-    """The potential is called once more at the start, then once per chain and step."""
-    mcmc = MCMC(
-        SGLD(potential_fn=interrupting(2 + 29), step_size=0.1, backend="eager"),
-        num_samples=100,
-        num_chains=2,
-        chain_method=method,
-        initial_params={"x": torch.zeros(2, 3)},
-        progress=False,
-    ).run()
-    assert mcmc.interrupted
+    mcmc = interrupted(29, 100, method, torch.zeros(2, 3))
     assert mcmc.get_samples(group_by_chain=True)["x"].shape == (*expected, 3)
 
 
 def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside(step_by_step):
-    mcmc = MCMC(
-        SGLD(potential_fn=interrupting(2 + 10 + 4), step_size=0.1, backend="eager"),
-        num_samples=10,
-        num_chains=3,
-        chain_method="sequential",
-        initial_params={"x": torch.zeros(3, 1)},
-        progress=False,
-    ).run()
+    mcmc = interrupted(10 + 4, 10, "sequential", torch.zeros(3, 1))
     assert mcmc.get_samples(group_by_chain=True)["x"].shape == (1, 10, 1)
     assert mcmc.stopped_chains[1]["samples"]["x"].shape == (4, 1)
     assert "interrupted" in mcmc.stopped_chains[1]["reason"]
@@ -138,34 +127,22 @@ def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside(step_by_step):
 
 def test_calls_of_the_kernel_are_longer_where_steps_are_short(monkeypatch):
     """A slow step is a call of its own, so that Ctrl-C and the deadline are heard."""
-    calls = []
     record = SGLD.record
-
-    def recorded(self, chains, steps):
-        calls.append(len(steps))
-        return record(self, chains, steps)
-
-    monkeypatch.setattr(SGLD, "record", recorded)
-    start = {"x": torch.zeros(1, 1)}
-    options = {"num_samples": 9, "initial_params": start, "progress": False}
-
-    def run(seconds):
-        calls.clear()
+    kernel = SGLD(potential_fn=lambda z: z["x"].square().sum())
+    for seconds, expected in ((1000.0, [1, 2, 4, 2]), (0.0, [1] * 9)):
+        calls = []
         monkeypatch.setattr(
             "pyro_ext.inference.driver.vectorized_kernels._SECONDS_PER_CALL", seconds
         )
-        MCMC(SGLD(potential_fn=lambda z: z["x"].square().sum()), **options).run()
-        return calls
-
-    assert run(1000.0) == [1, 2, 4, 2]
-    assert run(0.0) == [1] * 9
-
-
-def full_model(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(2.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+        monkeypatch.setattr(
+            SGLD,
+            "record",
+            lambda self, chains, steps, calls=calls: (
+                calls.append(len(steps)) or record(self, chains, steps)
+            ),
+        )
+        MCMC(kernel, 9, initial_params={"x": torch.zeros(1, 1)}, progress=False).run()
+        assert calls == expected
 
 
 @pytest.mark.slow
@@ -174,7 +151,7 @@ def full_model(x):
 )
 def test_pyros_kernels(make, x):
     options = {"num_samples": 15, "warmup_steps": 10, "thinning": 2, "progress": False, "seed": 2}
-    mcmc = MCMC(make(full_model), num_chains=2, **options).run(x)
+    mcmc = MCMC(make(normal), num_chains=2, **options).run(x)
     samples = mcmc.get_samples(group_by_chain=True)
     assert samples["loc"].shape == (2, 15, 2) and (samples["scale"] > 0).all()
     assert samples["loc"].mean((0, 1)).sub(1.0).abs().max() < 0.5
@@ -182,19 +159,14 @@ def test_pyros_kernels(make, x):
     assert statistics["diverging"].dtype == torch.bool and statistics["step_size"].shape == (2, 15)
     diagnostics = mcmc.diagnostics()
     assert set(diagnostics["acceptance rate"]) == {"chain 0", "chain 1"}
-    alone = MCMC(make(full_model), num_chains=1, **options).run(x).get_samples(True)
+    alone = MCMC(make(normal), num_chains=1, **options).run(x).get_samples(True)
     torch.testing.assert_close(alone["loc"][0], samples["loc"][0])
 
 
 def test_pyros_kernels_take_constrained_initial_params_and_leave_the_generators_alone(x):
     start = {"loc": torch.ones(1, 2), "scale": torch.full((1,), 0.9)}
-    mcmc = MCMC(
-        HMC(full_model, step_size=1e-6, num_steps=1, adapt_step_size=False),
-        num_samples=1,
-        initial_params=start,
-        seed=0,
-        progress=False,
-    )
+    still = HMC(normal, step_size=1e-6, num_steps=1, adapt_step_size=False)
+    mcmc = MCMC(still, 1, initial_params=start, seed=0, progress=False)
     before = (torch.get_rng_state(), np.random.get_state()[1].copy())
     samples = mcmc.run(x).get_samples()
     assert torch.equal(before[0], torch.get_rng_state())
@@ -203,10 +175,10 @@ def test_pyros_kernels_take_constrained_initial_params_and_leave_the_generators_
 
 
 def test_reparameterized_model_keeps_its_own_sites(x):
-    reparameterized = pyro.poutine.reparam(full_model, config={"loc": LocScaleReparam(0.0)})
+    reparameterized = pyro.poutine.reparam(normal, config={"loc": LocScaleReparam(0.0)})
     sampler = SGLD(reparameterized, step_size=1e-3)
     samples = MCMC(sampler, num_samples=3, num_chains=2, progress=False).run(x).get_samples()
-    assert set(samples) == {"loc_decentered", "loc", "scale"}
+    assert set(samples) == {"loc_decentered", "loc", "scale", "ratio"}
     torch.testing.assert_close(samples["loc"], 3.0 * samples["loc_decentered"])
 
 

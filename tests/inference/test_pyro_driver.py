@@ -1,5 +1,7 @@
 """What Pyro's driver does and ours must do alike: validation, and the words of its arguments."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -194,28 +196,15 @@ def test_hook_fn(subtests):
     for num_chains, ending in ((1, [""]), (2, [" [0]", " [1]"])):
         calls, pyros = [], []
         with subtests.test(num_chains):
-            MCMC(
-                HMC(normal_model, num_steps=1),
-                3,
-                2,
-                num_chains,
-                thinning=2,
-                hook_fn=lambda *words, calls=calls: calls.append(words),
-                **QUIET,
-            ).run()
+            options = QUIET | {"hook_fn": lambda *words, calls=calls: calls.append(words)}
+            MCMC(HMC(normal_model, num_steps=1), 3, 2, num_chains, thinning=2, **options).run()
             stages = ["Warmup"] * 2 + ["Sample"] * 6
             assert [call[2] for call in calls] == [s + e for e in ending for s in stages]
             assert [call[3] for call in calls] == [0, 1, 0, 1, 2, 3, 4, 5] * num_chains
             assert all(set(call[1]) == {"loc", "scale"} for call in calls)
         if num_chains == 1:
-            driver = PyroMCMC(
-                HMC(normal_model, num_steps=1),
-                6,
-                2,
-                disable_progbar=True,
-                hook_fn=lambda *words, pyros=pyros: pyros.append(words),
-            )
-            driver.run()
+            hook = {"hook_fn": lambda *words, pyros=pyros: pyros.append(words)}
+            PyroMCMC(HMC(normal_model, num_steps=1), 6, 2, disable_progbar=True, **hook).run()
             assert [call[2:] for call in calls] == [call[2:] for call in pyros]
 
     def stop(kernel, params, stage, number):
@@ -231,11 +220,14 @@ def test_progress_bar_is_disabled(capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda model: SGLD(model, backend="eager"), lambda model: HMC(model, num_steps=1)],
-    ids=["ours", "HMC"],
-)
+# Which hardly move.
+STILL = {
+    "ours": partial(SGLD, step_size=1e-12, temperature=0.0),
+    "HMC": partial(HMC, step_size=1e-9, num_steps=1, adapt_step_size=False),
+}
+
+
+@pytest.mark.parametrize("make", STILL.values(), ids=STILL)
 def test_save_params(make):
     options = QUIET | {"save_params": ["loc"], "quantities": {"twice": lambda z: 2 * z["scale"]}}
     mcmc = MCMC(make(normal_model), 3, 2, **options).run()
@@ -245,38 +237,24 @@ def test_save_params(make):
 
 
 def test_transforms_map_draws_back():
-    def potential_fn(z):
-        return 0.5 * z["x"].square().sum()
-
     transforms = {"x": biject_to(constraints.positive).inv}
-    kernel = HMC(potential_fn=potential_fn, num_steps=1)
+    kernel = HMC(potential_fn=lambda z: 0.5 * z["x"].square().sum(), num_steps=1)
     options = QUIET | {"initial_params": {"x": torch.zeros(3)}}
     plain = MCMC(kernel, 4, **options).run().get_samples()["x"]
     mapped = MCMC(kernel, 4, transforms=transforms, **options).run().get_samples()["x"]
     torch.testing.assert_close(mapped, plain.exp())
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda model: SGLD(model, step_size=1e-12, temperature=0.0),
-        lambda model: HMC(model, step_size=1e-9, num_steps=1, adapt_step_size=False),
-    ],
-    ids=["ours", "HMC"],
-)
-def test_initial_params_of_one_chain_need_no_dimension_of_chains(make, subtests):
+@pytest.mark.parametrize("make", STILL.values(), ids=STILL)
+def test_initial_params_of_one_chain_need_no_dimension_of_chains(make):
     start = {"loc": torch.tensor([1.0, 2.0]), "scale": torch.tensor(0.5)}
-    for label, given in (
-        ("without", start),
-        ("with", {name: value[None] for name, value in start.items()}),
-    ):
-        with subtests.test(label):
-            samples = MCMC(make(normal_model), 1, initial_params=given, **QUIET).run().get_samples()
-            for name, value in start.items():
-                torch.testing.assert_close(samples[name][0], value, rtol=1e-5, atol=1e-5)
-    with subtests.test("shape"), pytest.raises(ValueError, match=r"initial_params\['loc'\]"):
+    for given in (start, {name: value[None] for name, value in start.items()}):
+        samples = MCMC(make(normal_model), 1, initial_params=given, **QUIET).run().get_samples()
+        for name, value in start.items():
+            torch.testing.assert_close(samples[name][0], value, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"initial_params\['loc'\]"):
         MCMC(make(normal_model), 1, initial_params=start | {"loc": torch.ones(3)}, **QUIET).run()
-    with subtests.test("two chains"), pytest.raises(ValueError, match=r"num_chains = 2"):
+    with pytest.raises(ValueError, match=r"num_chains = 2"):
         MCMC(make(normal_model), 1, num_chains=2, initial_params=start, **QUIET)
 
 

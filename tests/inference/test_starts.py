@@ -27,7 +27,6 @@ def first_draws(x, start, num_chains=3):
 
 
 def test_a_guide(x):
-    pyro.clear_param_store()
     guide = AutoNormal(normal)
     guide(x)
     starts = first_draws(x, guide)
@@ -48,11 +47,8 @@ def test_a_guide_written_by_hand(x):
         pyro.sample("loc", dist.Normal(loc, 1e-3).to_event(1))
         pyro.sample("scale", dist.Delta(scale))
 
-    pyro.clear_param_store()
-    starts = first_draws(x, guide)
-    torch.testing.assert_close(
-        starts["loc"], torch.tensor([5.0, -5.0]).expand(3, 2), atol=0.02, rtol=0
-    )
+    expected = torch.tensor([5.0, -5.0]).expand(3, 2)
+    torch.testing.assert_close(first_draws(x, guide)["loc"], expected, atol=0.02, rtol=0)
 
 
 def test_an_earlier_run(x, tmp_path):
@@ -68,9 +64,9 @@ def test_an_earlier_run(x, tmp_path):
 @pytest.mark.parametrize("num_chains", [1, 2, 5, 7])
 def test_another_number_of_chains_takes_late_draws_of_all(x, num_chains):
     options = {"num_chains": 3, "seed": 1, "progress": False}
-    earlier = MCMC(SGLD(normal, step_size=1e-3), 20, **options).run(x).get_samples(True)["loc"]
-    starts = first_draws(x, MCMC(SGLD(normal, step_size=1e-3), 20, **options).run(x), num_chains)
-    late = earlier[:, 10:].reshape(-1, 2)
+    earlier = MCMC(SGLD(normal, step_size=1e-3), 20, **options).run(x)
+    starts = first_draws(x, earlier, num_chains)
+    late = earlier.get_samples(True)["loc"][:, 10:].reshape(-1, 2)
     nearest = torch.cdist(starts["loc"], late).min(1)
     assert (nearest.values < 1e-3).all() and len(nearest.indices.unique()) == num_chains
 
@@ -80,7 +76,6 @@ def test_pyros_driver_and_kernels(x):
     mcmc.run(x)
     last = mcmc.get_samples(group_by_chain=True)["loc"][0, -1]
     torch.testing.assert_close(first_draws(x, mcmc, 1)["loc"][0], last, atol=1e-4, rtol=1e-4)
-    pyro.clear_param_store()
     guide = AutoDelta(normal)
     guide(x)
     ours = MCMC(NUTS(normal), 3, warmup_steps=3, num_chains=2, initial_params=guide, progress=False)
@@ -110,8 +105,7 @@ def test_around_a_mode(kernel_type, float64):
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.MultivariateNormal(loc, covariance), obs=x)
 
-    context = Context(model, (x,), {})
-    known = ()
+    context, known = Context(model, (x,), {}), ()
     if kernel_type is SGLD:
         kernel = SGLD(model)
         kernel.setup(0, x)
@@ -131,14 +125,13 @@ def test_runs_that_start_around_a_mode(x):
     starts = first_draws(x, "laplace")
     assert len(starts["loc"].unique()) == 6 and (starts["scale"] > 0).all()
     assert (starts["loc"] - x.mean(0)).abs().max() < 1.5
-    ours = MCMC(
-        NUTS(normal), 3, warmup_steps=3, num_chains=2, initial_params="laplace", progress=False
-    )
+    options = {"initial_params": "laplace", "progress": False}
+    ours = MCMC(NUTS(normal), 3, 3, 2, **options)
     assert ours.run(x).get_samples(True)["loc"].shape == (2, 3, 2)
     kernel = SGLD(potential_fn=lambda z: z["x"].square().sum())
     kernel.initial_params = {"x": torch.zeros(2)}
     with pytest.raises(ValueError, match="initial_params='laplace' takes a kernel with a model"):
-        MCMC(kernel, 1, initial_params="laplace", progress=False).run()
+        MCMC(kernel, 1, **options).run()
 
 
 # Starts where the density is finite, in models where hardly any other point has one --------------

@@ -25,6 +25,7 @@ from pyro_ext.diagnostics import SBCResult, sbc
 from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT, MetaSGMCMC
 from pyro_ext.inference.sgmcmc import LearnedDiffusion
 from pyro_ext.potential import Potential
+from tests.inference.hmc.posteriors import ERRORS
 
 pytestmark = [pytest.mark.statistical, pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
@@ -80,14 +81,8 @@ def calibrate(
     def run(model: Callable[..., None], x: Tensor, batch_size: int) -> MCMC:
         if program is not None:
             model, x = program, Potential(model, x, batch_size).observations()["x"]
-        return MCMC(
-            kernel(model),
-            num_samples=5,
-            warmup_steps=warmup_steps,
-            thinning=thinning,
-            num_chains=20,
-            progress=False,
-        ).run(x, batch_size)
+        mcmc = MCMC(kernel(model), 5, warmup_steps, 20, thinning, progress=False)
+        return mcmc.run(x, batch_size)
 
     return ranks_of(run, **sizes)
 
@@ -250,7 +245,6 @@ def test_the_shortest_call_of_nuts_is_calibrated():
     def run(model: Callable[..., None], *data: Tensor) -> MCMC:
         return MCMC(inference.NUTS(model), 200, num_chains=4, progress=False).run(*data)
 
-    errors = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-    data = torch.zeros(8), errors
+    data = torch.zeros(8), torch.tensor(ERRORS)
     result = sbc(schools, run, 60, *data, num_draws=50, seed=0, progress=False)
     assert result.is_calibrated(LEVEL), result.uniformity()

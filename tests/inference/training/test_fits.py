@@ -8,6 +8,7 @@ from pyro_ext.inference.averaging import SparseWeightAveraging
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.ensembles import StochasticRepresentations
 from pyro_ext.models.federated import FederatedServer
+from pyro_ext.nn import add_lora
 
 
 def network() -> nn.Module:
@@ -16,7 +17,7 @@ def network() -> nn.Module:
 
 
 def federated(inputs, labels):
-    server = FederatedServer(network(), rank=2, num_local_steps=1, batch_size=4, seed=0)
+    server = FederatedServer(add_lora(network(), rank=2), num_local_steps=1, batch_size=4, seed=0)
     server.run([(inputs[:6], labels[:6]), (inputs[6:], labels[6:])], 1, progress=False)
 
 
