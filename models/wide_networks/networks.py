@@ -4,7 +4,7 @@ Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -67,9 +67,11 @@ class DependentWeightNetwork(BayesianModule):
         *,
         weight_scale: float = 1.0,
         bias_scale: float = 1.0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         hidden_features = checks.sequence("hidden_features", hidden_features, "a list of widths")
         checks.instance("variances", variances, NodeVariances, "NodeVariances")
+        checks.function("activation", activation, "a class of modules or a function that makes one")
         widths = [checks.integer("in_features", in_features, 1)]
         widths += [
             checks.integer(f"hidden_features[{i}]", width, 1)
@@ -86,7 +88,7 @@ class DependentWeightNetwork(BayesianModule):
             if distribution is not None and is_latent:
                 distributions[f"{len(layers)}.variances"] = distribution
             scale = NodeScale(torch.full((start,), 1.0 / start), learnable=is_latent)
-            layers += [scale, _StandardLinear(start, end, bias=bias_scale > 0), nn.ReLU()]
+            layers += [scale, _StandardLinear(start, end, bias=bias_scale > 0), activation()]
         scales = {"*.weight": weight_scale}
         if bias_scale > 0:
             scales["*.bias"] = bias_scale
