@@ -24,7 +24,7 @@ from pyro_ext.potential.batched import Backend, KernelBackend
 from pyro_ext.potential.enumeration import is_without_density
 from pyro_ext.potential.evaluation import Evaluation, factorization_errors, from_unconstrained
 from pyro_ext.potential.graph_capture import Gradient
-from pyro_ext.potential.model_at_values import DRAWS_PER_CALL
+from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 _HALVINGS = 60
@@ -57,7 +57,8 @@ class TemperedPotential(Potential):
     The prior :math:`p` is of the latent sites, in unconstrained space; the likelihood :math:`L` of
     the observed sites and of each ``pyro.factor``.
 
-    :param model: a Pyro model of continuous sites with proper priors, which sees all of its data.
+    :param model: a Pyro model with proper priors, which sees all of its data; discrete sites are
+        summed out.
     :param args: its arguments.
     :param str backend: as of :class:`Potential`.
     :param kwargs: its keyword arguments.
@@ -68,7 +69,10 @@ class TemperedPotential(Potential):
     def __init__(
         self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
     ) -> None:
-        super().__init__(model, *args, backend=backend, **kwargs)
+        summed = sum_out(model, *args, **kwargs)
+        super().__init__(summed, *args, backend=backend, **kwargs)
+        # Discrete sites are faster to draw than to sum out.
+        self._drawn = self if summed is model else ModelAtValues(model, *args, **kwargs)
         if self.subsampled_plates:
             names = [plate.name for plate in self.subsampled_plates]
             raise ValueError(f"model must see all of its data, but it subsamples in {names}")
@@ -93,7 +97,8 @@ class TemperedPotential(Potential):
 
     def prior_draws(self, number: int, seed: int) -> Tensor:
         """Draws from the prior, unconstrained. **Shape:** ``(number, size)``."""
-        values = self.values_layout.flatten(self.prior(number, seed, sites=()))
+        drawn = self._drawn.prior(number, seed, sites=())
+        values = self.values_layout.flatten({name: drawn[name] for name in self.sites})
         flat: Tensor = self._from_constrained.over_any(values, chunk_size=DRAWS_PER_CALL)
         return flat
 
@@ -219,10 +224,8 @@ class TemperedSMC:
             checks.instance("schedule", schedule, TemperingSchedule, "a TemperingSchedule")
         seed = fresh_seed(self.seed)
         self.args, self.kwargs = args, kwargs
-        summed = sum_out(self.model, *args, **kwargs)
-        self.potential = potential = TemperedPotential(
-            summed, *args, backend="eager" if self.backend == "eager" else "trace", **kwargs
-        )
+        backend: Backend = "eager" if self.backend == "eager" else "trace"
+        self.potential = potential = TemperedPotential(self.model, *args, backend=backend, **kwargs)
         size = potential.layout.size
         if schedule is not None and schedule.factors.shape[1:] != (size, size):
             raise ValueError(

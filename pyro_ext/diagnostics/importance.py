@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_ext._lib import checks
 from pyro_ext.posterior.importance import smoothed_weights
 from pyro_ext.potential import sum_out
+from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.random import fresh_seed, seeded
 
 __all__ = ["GuideWeights", "psis"]
@@ -79,7 +80,8 @@ def psis(
     summed = sum_out(model, *args, **kwargs)
     rows: list[dict[str, Any]] = []
     log_weights = []
-    with seeded(fresh_seed(seed)), torch.no_grad():
+    named = named_arguments(model, args, kwargs)
+    with named, seeded(fresh_seed(seed)), torch.no_grad():
         for _ in range(num_samples):
             drawn = poutine.trace(guide).get_trace(*args, **kwargs)
             replayed = poutine.trace(poutine.replay(summed, drawn)).get_trace(*args, **kwargs)

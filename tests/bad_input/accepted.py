@@ -131,6 +131,8 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("ratings.add_ratings.path", "'abc'", "a file that is not there: the error is of the file"),
     ("*.least", "0, -1, inf", "a limit beyond all sizes"),
     ("*.most", "inf", "a limit beyond all sizes"),
+    ("*.PosteriorBootstrap*.plate", "None", "the one that observed sites have in common"),
+    ("*.PosteriorBootstrap*.subsample_size", "None", "all rows"),
     ("*.SparseWeightAveraging.*", "0", "at the end of its range"),
     ("*.SparseWeightAveraging.particles.masks", "{}", "nothing is pruned"),
     ("*.synflow_scores.inputs", "with nan, with inf", "only their shape counts"),

@@ -509,9 +509,7 @@ def pseudocoresets() -> dict[str, Call]:
         "linearized_marginal": call(
             function=linear, mean=torch.ones(2), covariance=torch.ones(2), jitter=1e-6
         ),
-        "evaluate_coreset": call(
-            data, coreset=guide.condition(), num_samples=1, warmup_steps=1, site="y"
-        ),
+        "evaluate_coreset": call(data, coreset=guide.condition(), num_samples=1, warmup_steps=1),
         "evaluate_draws": call(data, model=regression, samples=draws, reference=other, site="y"),
         "predictive_probabilities": call(data, model=regression, samples=draws, site="y"),
         "forward_kl_loss": call(at_data_draws=X, at_coreset_draws=X),
