@@ -160,11 +160,7 @@ class AmortizedMixtureGuide(AutoGuide):
 
     @torch.no_grad()
     def log_likelihood(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        values: Mapping[str, Tensor] | None = None,
+        self, x: Tensor, mask: Tensor | None = None, *, values: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Log density of a point, on average over a data set.
 
@@ -178,11 +174,7 @@ class AmortizedMixtureGuide(AutoGuide):
 
     @torch.no_grad()
     def assign(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        values: Mapping[str, Tensor] | None = None,
+        self, x: Tensor, mask: Tensor | None = None, *, values: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The likeliest component of each point.
 
@@ -197,11 +189,7 @@ class AmortizedMixtureGuide(AutoGuide):
 
     @torch.no_grad()
     def em_step(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        *,
-        values: Mapping[str, Tensor] | None = None,
+        self, x: Tensor, mask: Tensor | None = None, *, values: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Estimates after a step of expectation maximization, for normal components.
 

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 
 from pyro_ext._lib import checks
 from pyro_ext._lib.progress import progress_bar
-from pyro_ext.inference.averaging.bezier_path import (
-    BezierPath,
-    check_same_parameters,
-    with_weights,
-)
+from pyro_ext.inference.averaging.bezier_path import BezierPath, check_same_parameters, with_weights
 from pyro_ext.random import fresh_seed
 
 _NUMBERS_PER_CALL = 2**22

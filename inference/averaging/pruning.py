@@ -40,11 +40,7 @@ class MagnitudePruner:
         0.5
     """
 
-    def __init__(
-        self,
-        rate: float = 0.2,
-        scope: str = "global",
-    ) -> None:
+    def __init__(self, rate: float = 0.2, scope: str = "global") -> None:
         self.rate = checks.number("rate", rate, above=0, below=1)
         checks.choice("scope", scope, ("global", "layer"))
         self.scope = scope

@@ -131,9 +131,7 @@ class DiffusionSampler(TorchDistribution):
         words = [prompts] if is_one else checks.sequence("prompts", prompts, "strings", kind=str)
         with torch.no_grad():
             states = encode_prompts(
-                pipeline.tokenizer,
-                pipeline.text_encoder,
-                [negative_prompt, *words],
+                pipeline.tokenizer, pipeline.text_encoder, [negative_prompt, *words]
             )
         vae, factor = pipeline.vae, pipeline.vae_scale_factor
 

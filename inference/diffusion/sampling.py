@@ -66,12 +66,7 @@ def denoise(
     """
     checks.function("predict", predict, "a function of latents and a timestep")
     check_scheduler(
-        "scheduler",
-        scheduler,
-        "set_timesteps",
-        "scale_model_input",
-        "step",
-        "init_noise_sigma",
+        "scheduler", scheduler, "set_timesteps", "scale_model_input", "step", "init_noise_sigma"
     )
     noise = checks.as_tensor("noise", noise, "(batch, ...)", finite=True)
     checks.optional(

@@ -46,11 +46,7 @@ class NoiseConditionalScore(nn.Module):
     levels: Tensor
 
     def __init__(
-        self,
-        network: nn.Module,
-        largest: float = 1.0,
-        smallest: float = 0.01,
-        num_levels: int = 10,
+        self, network: nn.Module, largest: float = 1.0, smallest: float = 0.01, num_levels: int = 10
     ) -> None:
         super().__init__()
         checks.instance("network", network, nn.Module, "a torch.nn.Module")

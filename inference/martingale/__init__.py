@@ -27,10 +27,7 @@ from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights impo
     DirichletWeights,
     EmpiricalBase,
 )
-from pyro_ext.inference.martingale.nonparametric_learning.nptl import (
-    NPTL,
-    linear_probe,
-)
+from pyro_ext.inference.martingale.nonparametric_learning.nptl import NPTL, linear_probe
 from pyro_ext.inference.martingale.nonparametric_learning.posterior_bootstrap import (
     LossOptions,
     PosteriorBootstrap,

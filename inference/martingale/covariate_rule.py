@@ -94,9 +94,7 @@ def _check_queries(argument: str, queries: Tensor) -> Tensor:
 
 
 def _joint_bandwidths(
-    bandwidth: Tensor | None,
-    covariate_bandwidth: Tensor | None,
-    num_covariates: int,
+    bandwidth: Tensor | None, covariate_bandwidth: Tensor | None, num_covariates: int
 ) -> tuple[Tensor, Tensor]:
     """Base and directions: ``base + free @ directions`` are the bandwidths, the response first."""
     base = torch.zeros(1 + num_covariates, dtype=torch.float64)

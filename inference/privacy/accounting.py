@@ -70,10 +70,7 @@ def noise_multiplier_for(
     checks.number("epsilon", epsilon, above=0.0)
     _check(sampling_rate, num_steps, delta)
     package = partial(
-        optional_module,
-        user="noise_multiplier_for",
-        package="dp-accounting",
-        extra="privacy",
+        optional_module, user="noise_multiplier_for", package="dp-accounting", extra="privacy"
     )
     found = package("dp_accounting").calibrate_dp_mechanism(
         package("dp_accounting.pld").PLDAccountant,

@@ -15,13 +15,7 @@ from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.pseudocoresets.coreset_rows import data_arguments
 from pyro_ext.inference.training import Trainer
-from pyro_ext.potential import (
-    Backend,
-    InitStrategy,
-    Layout,
-    WeightedPotential,
-    init_to_suggested,
-)
+from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential, init_to_suggested
 from pyro_ext.random import fresh_seed, spawn_seed
 
 _FORMAT = "expert buffer 1"

@@ -18,12 +18,7 @@ from pyro_ext.inference.smc.particles import effective_sample_size
 from pyro_ext.inference.smc.pyro_models import MarkovSMC
 from pyro_ext.inference.smc.tabular import TabularTwist
 from pyro_ext.inference.smc.tempered import TemperedSMC, TemperingSchedule
-from pyro_ext.inference.smc.twisted import (
-    BidirectionalBounds,
-    ProposalDraws,
-    SMCResult,
-    TwistedSMC,
-)
+from pyro_ext.inference.smc.twisted import BidirectionalBounds, ProposalDraws, SMCResult, TwistedSMC
 
 __all__ = [
     "BidirectionalBounds",

@@ -44,11 +44,7 @@ class EffectivePotential:
     """
 
     def __init__(
-        self,
-        log_potential: Callable[[Tensor], Tensor],
-        original: Any,
-        current: Any,
-        length: int,
+        self, log_potential: Callable[[Tensor], Tensor], original: Any, current: Any, length: int
     ) -> None:
         checks.function("log_potential", log_potential, "a function of sequences", or_class=False)
         check_model("original", original)
@@ -196,11 +192,7 @@ class SelfDistilledTwistedSMC:
         return True
 
     def run(
-        self,
-        num_generations: int,
-        *,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
+        self, num_generations: int, *, checkpoint: str | Path | None = None, progress: bool = True
     ) -> "SelfDistilledTwistedSMC":
         """Take generations, those of earlier calls included.
 

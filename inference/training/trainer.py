@@ -192,10 +192,7 @@ class Trainer:
                     "groups": self.optimizer.state_dict()["param_groups"],
                 },
                 "scheduler": self.scheduler
-                and {
-                    "kind": type(self.scheduler).__name__,
-                    "state": self.scheduler.state_dict(),
-                },
+                and {"kind": type(self.scheduler).__name__, "state": self.scheduler.state_dict()},
                 "max_norm": self.max_norm,
                 "ema_decay": ema_decay,
                 "independent_rows": independent_rows,
@@ -325,8 +322,7 @@ class Trainer:
         self.interrupted |= interrupts.are_pending  # it may have come in the last step
         if self.interrupted:
             warnings.warn(
-                f"stopped after {self.num_steps} of {num_steps} steps, which are kept",
-                stacklevel=2,
+                f"stopped after {self.num_steps} of {num_steps} steps, which are kept", stacklevel=2
             )
         elif self.num_steps > start:
             warn_of_losses(self.losses[start:])

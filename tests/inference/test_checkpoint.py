@@ -13,16 +13,7 @@ from torch import nn
 
 from pyro_ext.checkpoint import Checkpoint, CheckpointError, files
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import (
-    L2E,
-    MCMC,
-    PSGLD,
-    SGHMC,
-    SGLD,
-    SGNHT,
-    CyclicalSchedule,
-    MetaSGMCMC,
-)
+from pyro_ext.inference import L2E, MCMC, PSGLD, SGHMC, SGLD, SGNHT, CyclicalSchedule, MetaSGMCMC
 from pyro_ext.inference.driver.dispatch import Pace
 from tests.inference.models import assert_same, interrupting, whole
 

@@ -74,12 +74,7 @@ def draw_kinds(values):
 BLOCKS = {
     "NUTS and enumeration": (NUTS, EnumeratedSites, 400, 40),
     "our NUTS": (inference.NUTS, EnumeratedSites, 800, 40),
-    "HMC and a function": (
-        partial(HMC, step_size=0.5, num_steps=3),
-        lambda: draw_kinds,
-        1000,
-        100,
-    ),
+    "HMC and a function": (partial(HMC, step_size=0.5, num_steps=3), lambda: draw_kinds, 1000, 100),
     "proposals from the prior": (NUTS, PriorProposals, 400, 20),
     "SGLD and a function": (
         partial(SGLD, step_size=0.01, steps_per_sample=8),

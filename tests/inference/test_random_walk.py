@@ -5,14 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_ext.inference import (
-    MCMC,
-    ConditionalUpdate,
-    Gibbs,
-    LogJoint,
-    PriorProposals,
-    RandomWalk,
-)
+from pyro_ext.inference import MCMC, ConditionalUpdate, Gibbs, LogJoint, PriorProposals, RandomWalk
 
 pytestmark = pytest.mark.usefixtures("float64")
 

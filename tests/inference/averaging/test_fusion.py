@@ -11,11 +11,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference import Trainer
-from pyro_ext.inference.averaging import (
-    BayesianOptimizer,
-    CheckpointCollector,
-    ModelFusion,
-)
+from pyro_ext.inference.averaging import BayesianOptimizer, CheckpointCollector, ModelFusion
 from pyro_ext.inference.training import ShuffledBatches
 
 BOTH = {"accuracy": "maximize", "loss": "minimize"}

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from pyro_ext.inference.averaging import (
-    expected_hypervolume_improvement,
-    hypervolume,
-    pareto_mask,
-)
+from pyro_ext.inference.averaging import expected_hypervolume_improvement, hypervolume, pareto_mask
 
 pytestmark = pytest.mark.usefixtures("float64")
 FRONT = ((0.3, 0.8), (0.6, 0.5), (0.9, 0.1))

@@ -5,12 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pyro_ext.inference.averaging import (
-    BezierPath,
-    hutchinson_trace,
-    path_losses,
-    plane_losses,
-)
+from pyro_ext.inference.averaging import BezierPath, hutchinson_trace, path_losses, plane_losses
 from pyro_ext.nn import MLP
 
 

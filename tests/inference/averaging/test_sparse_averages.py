@@ -9,11 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.checkpoint.files import CheckpointError
-from pyro_ext.inference.averaging import (
-    MagnitudePruner,
-    SparseWeightAveraging,
-    sparse_averages,
-)
+from pyro_ext.inference.averaging import MagnitudePruner, SparseWeightAveraging, sparse_averages
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
 from pyro_ext.random import spawn_seed
 

@@ -90,8 +90,7 @@ def test_errors_name_the_argument():
 
 def scheduler(prediction_type="epsilon"):
     return SimpleNamespace(
-        alphas_cumprod=torch.linspace(0.99, 0.1, 10),
-        config={"prediction_type": prediction_type},
+        alphas_cumprod=torch.linspace(0.99, 0.1, 10), config={"prediction_type": prediction_type}
     )
 
 

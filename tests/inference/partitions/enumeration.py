@@ -77,10 +77,7 @@ WEIGHTS = {
     "Pitman-Yor": pitman_yor_weights,
     "Dirichlet": dirichlet_weights,
 }
-DATA = {
-    "Gaussian": (gaussian_cluster, POINTS),
-    "multinomial": (multinomial_cluster, COUNTS),
-}
+DATA = {"Gaussian": (gaussian_cluster, POINTS), "multinomial": (multinomial_cluster, COUNTS)}
 
 
 def log_prior_of(weights):

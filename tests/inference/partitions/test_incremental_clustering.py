@@ -241,11 +241,7 @@ def test_errors(subtests):
     for options, error, message in [
         ({"x": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])}, ValueError, "x must be.*in row 1"),
         ({"x": torch.ones(3, 3)}, ValueError, "x has points of size 3"),
-        (
-            {"x": POINTS * 1e200},
-            ValueError,
-            "x must hold finite numbers.*1e.100.*in row 1",
-        ),
+        ({"x": POINTS * 1e200}, ValueError, "x must hold finite numbers.*1e.100.*in row 1"),
         ({"cluster": MultinomialCluster(torch.ones(2))}, ValueError, "inside the support"),
         ({"prior": DirichletProcess(torch.ones(2))}, TypeError, "without batch shape"),
     ]:

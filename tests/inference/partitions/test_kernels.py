@@ -16,12 +16,7 @@ from pyro_ext.distributions import (
     PoissonCluster,
 )
 from pyro_ext.inference import MCMC
-from pyro_ext.inference.partitions import (
-    MarginalGibbs,
-    SliceSampler,
-    SplitMerge,
-    TreeGuided,
-)
+from pyro_ext.inference.partitions import MarginalGibbs, SliceSampler, SplitMerge, TreeGuided
 from pyro_ext.random_measures import (
     DirichletProcess,
     GeneralizedGammaProcess,
@@ -66,12 +61,7 @@ def make_exact(prior, cluster):
     return TreeGuided(prior, cluster, num_global_moves=3)
 
 
-KERNELS = (
-    make_gibbs,
-    make_split_merge,
-    make_split_merge_alone,
-    make_exact,
-)
+KERNELS = (make_gibbs, make_split_merge, make_split_merge_alone, make_exact)
 
 
 def total_variation(kernel, x, every, process, num_samples, seed=0):

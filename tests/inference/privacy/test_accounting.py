@@ -14,11 +14,7 @@ DELTA = 1e-5
 
 @pytest.mark.parametrize(
     ("sampling_rate", "noise", "num_steps", "expected"),
-    [
-        (0.25, 4.0, 100, 2.691),
-        (0.25, 10.0, 100, 0.942),
-        (0.01, 1.0, 500, 1.326),
-    ],
+    [(0.25, 4.0, 100, 2.691), (0.25, 10.0, 100, 0.942), (0.01, 1.0, 500, 1.326)],
 )
 def test_noted_numbers(sampling_rate, noise, num_steps, expected):
     """Of dp-accounting 0.6, from the spec of FedSVD."""

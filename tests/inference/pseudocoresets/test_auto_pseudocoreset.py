@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import SGLD
-from pyro_ext.inference.pseudocoresets import (
-    AutoPseudocoreset,
-    ForwardKL,
-    MCMCSurrogate,
-    ReverseKL,
-)
+from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL, MCMCSurrogate, ReverseKL
 from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.potential import Potential

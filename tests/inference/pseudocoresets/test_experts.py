@@ -19,13 +19,7 @@ from pyro_ext.inference.pseudocoresets import (
     experts,
 )
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
-from tests.inference.pseudocoresets.coreset_models import (
-    gamma,
-    labeled,
-    location,
-    logistic,
-    points,
-)
+from tests.inference.pseudocoresets.coreset_models import gamma, labeled, location, logistic, points
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.pseudocoresets import (
-    AutoPseudocoreset,
-    ExpertBuffer,
-    TrajectorySnapshots,
-)
-from tests.inference.pseudocoresets.function_space_helpers import (
-    Classifier,
-    classes,
-)
+from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ExpertBuffer, TrajectorySnapshots
+from tests.inference.pseudocoresets.function_space_helpers import Classifier, classes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

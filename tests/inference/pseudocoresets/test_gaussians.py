@@ -16,10 +16,7 @@ def pair(dim: int = 4) -> list[Tensor]:
     parts = []
     for _ in range(2):
         factor = torch.randn(dim, dim, generator=generator)
-        parts += [
-            torch.randn(dim, generator=generator),
-            factor @ factor.mT + 0.3 * torch.eye(dim),
-        ]
+        parts += [torch.randn(dim, generator=generator), factor @ factor.mT + 0.3 * torch.eye(dim)]
     return parts
 
 

@@ -18,11 +18,7 @@ from pyro_ext.inference.pseudocoresets import (
     linearized_marginal,
 )
 from pyro_ext.nn import MLP
-from tests.inference.pseudocoresets.function_space_helpers import (
-    Classifier,
-    categorical,
-    classes,
-)
+from tests.inference.pseudocoresets.function_space_helpers import Classifier, categorical, classes
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -173,11 +169,7 @@ def test_errors() -> None:
         parts(latent_noise, x, y, function="g", likelihood=of_location_and_scale)
     with pytest.raises(ValueError, match=r"likelihood must map values .* the shape \(6,\)"):
         parts(
-            latent_noise,
-            x,
-            y,
-            function="f",
-            likelihood=lambda f: dist.Normal(f.mean((0, -1)), 1.0),
+            latent_noise, x, y, function="f", likelihood=lambda f: dist.Normal(f.mean((0, -1)), 1.0)
         )
 
     def gamma(x: Tensor, y: Tensor) -> None:

@@ -50,8 +50,7 @@ def log_twists(table):
 def log_base():
     """Log probability of each prefix of each sequence."""
     return torch.stack(
-        [sequence_log_prob(LOG_BASE, SEQUENCES[:, : number + 1]) for number in range(LENGTH)],
-        -1,
+        [sequence_log_prob(LOG_BASE, SEQUENCES[:, : number + 1]) for number in range(LENGTH)], -1
     )
 
 

@@ -58,11 +58,7 @@ def test_hidden_markov_model(ess_threshold, with_guide):
     estimates, masses = [], []
     for seed in range(100):
         smc = MarkovSMC(
-            hidden_markov,
-            guide if with_guide else None,
-            20,
-            ess_threshold=ess_threshold,
-            seed=seed,
+            hidden_markov, guide if with_guide else None, 20, ess_threshold=ess_threshold, seed=seed
         ).run(y)
         weights = smc.log_weights.exp()
         estimates.append(smc.log_Z.exp())

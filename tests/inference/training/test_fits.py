@@ -40,10 +40,7 @@ def test_data_that_do_not_fit(train, argument, subtests):
     inputs, labels = torch.randn(12, 4), torch.arange(12) % 3
     for wrong, reason in (
         ((inputs[:, :3], labels), r"shape \(.*, 3\): mat1 and mat2 shapes cannot be multiplied"),
-        (
-            (inputs.double(), labels),
-            "float64 tensor.*: mat1 and mat2 must have the same dtype",
-        ),
+        ((inputs.double(), labels), "float64 tensor.*: mat1 and mat2 must have the same dtype"),
         ((inputs, labels + 1), "Target 3 is out of bounds"),
     ):
         with subtests.test(reason):

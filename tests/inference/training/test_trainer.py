@@ -13,12 +13,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch.nn.functional import dropout, mse_loss
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    StepLR,
-)
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
 from tests.inference.training.runs import X, Y, assert_same, network, run, state
@@ -496,15 +491,9 @@ def test_arguments(subtests):
         (lambda: Trainer([x]).step(lambda: x), "loss must return a scalar tensor, got a torch"),
         (lambda: Trainer([x]).step(lambda: x.detach().sum()), "loss must depend on the parameters"),
         (lambda: returning((x.sum(), x)), "gradients, .* must be tensors in a dict or list"),
-        (
-            lambda: returning((x.sum(), {"y": x})),
-            r"gradients must have the names \['x'\], got",
-        ),
+        (lambda: returning((x.sum(), {"y": x})), r"gradients must have the names \['x'\], got"),
         (lambda: returning((x.sum(), [])), "gradients must be as many as the 1 parameters, got 0"),
-        (
-            lambda: returning((x.sum(), [x[:1]])),
-            "gradients must hold for 'x' .*shape .2,., got",
-        ),
+        (lambda: returning((x.sum(), [x[:1]])), "gradients must hold for 'x' .*shape .2,., got"),
         (lambda: returning((x.sum(), [x], 3)), r"loss must return a scalar tensor, got \("),
         (lambda: ShuffledBatches(X, Y[:3], batch_size=1), "rows must be tensors with the same"),
         (lambda: ShuffledBatches(X, batch_size=99), "batch_size must be at most the 30 rows"),

@@ -16,12 +16,7 @@ from torch import Tensor
 
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import (
-    BatchLBFGS,
-    BatchOptimizer,
-    ExecutorError,
-    PosteriorBootstrap,
-)
+from pyro_ext.inference import BatchLBFGS, BatchOptimizer, ExecutorError, PosteriorBootstrap
 from pyro_ext.inference.martingale import BootstrapWeights, DirichletWeights, EmpiricalBase
 from tests.killing import first_process, killed_after_draws
 
@@ -567,10 +562,7 @@ def test_bad_runs(subtests: pytest.Subtests) -> None:
         (lambda y: of_squares(5).run(y, key=y), ValueError, "kwargs must be empty"),
         (
             lambda y: PosteriorBootstrap(
-                lambda: normal(y),
-                5,
-                BootstrapWeights(1.0, dist.Normal(0.0, 1.0)),
-                progress=False,
+                lambda: normal(y), 5, BootstrapWeights(1.0, dist.Normal(0.0, 1.0)), progress=False
             ).run(),
             ValueError,
             "base_measure needs a model whose data are arguments",
