@@ -24,13 +24,12 @@ from pyro_ext.inference.pseudocoresets.model_functions import (
 )
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, Posteriors, posteriors_of
 from pyro_ext.inference.pseudocoresets.surrogates import (
-    Comparison,
     GaussianSurrogate,
     MCMCSurrogate,
     Surrogate,
 )
 from pyro_ext.inference.pseudocoresets.trajectories import TrajectorySnapshots
-from pyro_ext.potential import Backend, Potential, check_backend
+from pyro_ext.potential import Potential
 from pyro_ext.potential.rows import WeightedModel, plate_of
 
 FunctionCovariance = Literal["diagonal", "full", "jacobian"]
@@ -107,13 +106,12 @@ class _OtherModel:
         guide: AutoPseudocoreset,
         model: Callable[..., Any],
         example: Coreset,
-        backend: Backend,
     ) -> None:
-        whole = Potential(model, *guide.args, backend=backend, **guide.kwargs)
+        whole = Potential(model, *guide.args, **guide.kwargs)
         plate = plate_of(whole.structure, guide.plate.name)
         arguments = row_arguments(model, guide.args, guide.kwargs, plate.size)
         weighted = WeightedModel(model, arguments, plate.name)
-        self.posterior, self.data = posteriors_of(whole, plate, weighted, example, backend)
+        self.posterior, self.data = posteriors_of(whole, plate, weighted, example, "trace")
 
 
 class FunctionSpaceSurrogate(Surrogate):
@@ -155,7 +153,6 @@ class FunctionSpaceSurrogate(Surrogate):
     :param str mean: ``"last"``, at the last snapshot, or ``"average"``, over the snapshots. By
         default the latter for draws, none of which is the best, and the former otherwise.
     :param int num_particles: number of draws of values from each distribution.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     :raises TypeError: if ``posteriors`` or ``model`` has another type.
     :raises ValueError: for an unknown covariance or mean, or one that the posteriors do not give.
 
@@ -186,7 +183,6 @@ class FunctionSpaceSurrogate(Surrogate):
         covariance: FunctionCovariance | None = None,
         mean: SnapshotMean | None = None,
         num_particles: int = 10,
-        backend: Backend = "trace",
     ) -> None:
         checks.optional(checks.instance, "function", function, str, "the name of a site")
         if parameter_distributions.dispatch(type(posteriors)) is parameter_distributions.dispatch(
@@ -203,8 +199,7 @@ class FunctionSpaceSurrogate(Surrogate):
         owner = type(posteriors).__name__
         checks.optional(checks.choice, f"covariance of a {owner}", covariance, known)
         checks.optional(checks.choice, f"mean of a {owner}", mean, means)
-        check_backend(backend)
-        self.posteriors, self.model, self.backend = posteriors, model, backend
+        self.posteriors, self.model = posteriors, model
         self.function, self.likelihood = function, likelihood
         self.covariance = covariance or ("jacobian" if is_gaussian else "diagonal")
         self.mean: SnapshotMean = mean or ("average" if are_draws else "last")
@@ -241,7 +236,7 @@ class FunctionSpaceSurrogate(Surrogate):
         both = parameter_distributions(self.posteriors, owner, coreset)
         return FunctionMarginals(*(self._marginal(function.at(coreset), one) for one in both))
 
-    def compare(self, divergence: Comparison, guide: Any, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Any, guide: Any, coreset: Coreset) -> Tensor:
         """Loss of draws of values; see ``Surrogate.compare``."""
         _, function = self._parts(guide)
         marginals = self.marginals(guide, coreset)
@@ -263,11 +258,9 @@ class FunctionSpaceSurrogate(Surrogate):
             example = guide.coreset().detached()
             other = None
             if self.model is not None and self.model != guide.model:
-                other = _OtherModel(guide, self.model, example, self.backend)
+                other = _OtherModel(guide, self.model, example)
             posterior = (other or guide).posterior
-            function = ModelFunction(
-                posterior, example, self.function, self.likelihood, self.backend
-            )
+            function = ModelFunction(posterior, example, self.function, self.likelihood)
             self._known[guide] = other, function
         other, function = self._known[guide]
         return other or guide, function
@@ -355,7 +348,7 @@ class _Sum(Surrogate):
         for term in self.terms:
             term.check(divergence)
 
-    def compare(self, divergence: Comparison, guide: Any, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Any, guide: Any, coreset: Coreset) -> Tensor:
         """Sum of the losses; see ``Surrogate.compare``."""
         losses = [term.compare(divergence, guide, coreset) for term in self.terms]
         return torch.stack(losses).sum()

@@ -23,21 +23,22 @@ It is pure, so that it can be vectorized. Inputs that take gradients are in its 
 """
 
 SnapshotMean = Literal["last", "average"]
+_JITTER = 1e-8  # is added to variances
 
 
 def diagonal_marginal(
-    function: Function, snapshots: Tensor, mean: SnapshotMean = "last", jitter: float = 1e-8
+    function: Function, snapshots: Tensor, mean: SnapshotMean = "last"
 ) -> dist.Independent:
     r"""Independent Gaussians at each input and output, from snapshots of the parameters [1].
 
     With the values :math:`f_k` of :math:`K` snapshots the variance is
-    :math:`\tfrac1K \sum_k f_k^2 - ( \tfrac1K \sum_k f_k )^2`, plus a jitter. Mean and variance are
-    differentiable in whatever the function depends on.
+    :math:`\tfrac1K \sum_k f_k^2 - ( \tfrac1K \sum_k f_k )^2`, plus a jitter of
+    1e-8, so that their roots have a gradient. Mean and variance are differentiable in whatever the
+    function depends on.
 
     :param function: the function.
     :param Tensor snapshots: parameters. **Shape:** ``(num_snapshots, size)``.
     :param str mean: ``"last"``, the value of the last snapshot, or ``"average"``, that of all.
-    :param float jitter: is added to variances, so that their roots have a gradient.
     :returns: the distribution of ``num_points * outputs`` independent normal variables. **Event
         shape:** ``(num_points, *outputs)``.
     :raises ValueError: for another ``mean``, or snapshots that are not a matrix.
@@ -53,15 +54,14 @@ def diagonal_marginal(
         >>> marginal.mean, marginal.variance.round(decimals=3)
         (tensor([2., 4.]), tensor([1., 1.]))
     """
-    checks.number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
-    scale = (deviations.square().sum(0) + jitter).sqrt()
+    scale = (deviations.square().sum(0) + _JITTER).sqrt()
     marginal: dist.Independent = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
     return marginal
 
 
 def full_marginal(
-    function: Function, snapshots: Tensor, mean: SnapshotMean = "last", jitter: float = 1e-8
+    function: Function, snapshots: Tensor, mean: SnapshotMean = "last"
 ) -> dist.Independent:
     r"""A Gaussian over the outputs at each input, from snapshots of the parameters.
 
@@ -72,7 +72,6 @@ def full_marginal(
     :param function: the function.
     :param Tensor snapshots: parameters. **Shape:** ``(num_snapshots, size)``.
     :param str mean: ``"last"`` or ``"average"``.
-    :param float jitter: is added to variances.
     :returns: the distribution of ``num_points`` independent
         :class:`~pyro.distributions.MultivariateNormal` variables. **Event shape:** ``(num_points,
         C)``, with outputs in one dimension.
@@ -87,15 +86,14 @@ def full_marginal(
         (torch.Size([3, 2]), tensor([[4.0000, 4.0000],
                 [4.0000, 4.0000]]))
     """
-    checks.number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     factor = deviations.reshape(len(snapshots), len(loc), -1).permute(1, 2, 0)
-    marginal: dist.Independent = _normal(loc.reshape(len(loc), -1), factor, jitter).to_event(1)
+    marginal: dist.Independent = _normal(loc.reshape(len(loc), -1), factor).to_event(1)
     return marginal
 
 
 def linearized_marginal(
-    function: Function, mean: Tensor, covariance: Tensor, jitter: float = 1e-8
+    function: Function, mean: Tensor, covariance: Tensor
 ) -> dist.MultivariateNormal:
     r"""The distribution of a function linearized in its parameters, which are Gaussian.
 
@@ -108,7 +106,6 @@ def linearized_marginal(
     :param Tensor mean: :math:`\mu`. **Shape:** ``(size,)``.
     :param Tensor covariance: :math:`\Sigma`, or its diagonal, of independent parameters.
         **Shape:** ``(size, size)`` or ``(size,)``.
-    :param float jitter: is added to variances.
     :returns: **Event shape:** ``(num_points * outputs,)``, in the order of the flattened values.
     :raises ValueError: for a covariance of another shape.
 
@@ -123,7 +120,6 @@ def linearized_marginal(
     checks.function("function", function)
     mean = checks.as_tensor("mean", mean, "(size,)")
     covariance = checks.as_tensor("covariance", covariance, like=mean)
-    checks.number("jitter", jitter, least=0)
     size = mean.shape[0]
     if covariance.shape not in ((size,), (size, size)):
         raise ValueError(
@@ -137,7 +133,7 @@ def linearized_marginal(
     else:
         lower, info = torch.linalg.cholesky_ex(covariance)
         factor = jacobian @ torch.where(info == 0, lower, torch.nan)
-    return _normal(loc, factor, jitter)
+    return _normal(loc, factor)
 
 
 def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple[Tensor, Tensor]:
@@ -151,11 +147,11 @@ def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple
     return values[-1] if mean == "last" else average, deviations
 
 
-def _normal(loc: Tensor, factor: Tensor, jitter: float) -> dist.MultivariateNormal:
+def _normal(loc: Tensor, factor: Tensor) -> dist.MultivariateNormal:
     """A Gaussian whose covariance is a product of a factor with its transpose, plus jitter."""
     unit = torch.eye(factor.shape[-2], dtype=factor.dtype, device=factor.device)
     unit = unit.expand(*factor.shape[:-2], -1, -1)
-    upper = torch.linalg.qr(torch.cat([factor, jitter**0.5 * unit], -1).mT).R
+    upper = torch.linalg.qr(torch.cat([factor, _JITTER**0.5 * unit], -1).mT).R
     signs = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(upper)
     # No checks: what is not finite should be found in the loss.
     return dist.MultivariateNormal(

@@ -69,7 +69,7 @@ class RowDensity:
         return gradient
 
 
-class WeightedPosterior:
+class WeightedPosterior(RowDensity):
     r"""Negative log posterior density of a model over a fixed number of weighted rows.
 
     .. math:: U(z; u, w) = - \log p(\theta) - \sum_j w_j \log p(u_j | \theta)
@@ -107,7 +107,7 @@ class WeightedPosterior:
             return [start + 0.5 * noise, factor * weights, *rows]
 
         data = model.arguments.tensors
-        self._joint = RowDensity(self._negative_log_joint, point, backend, data)
+        super().__init__(self._negative_log_joint, point, backend, data)
         outside = [
             name
             for name, site in self.potential.observed_sites.items()
@@ -117,14 +117,6 @@ class WeightedPosterior:
         rows_alone = pyro.poutine.block(model.model, hide=outside) if outside else model.model
         loss = WeightedPotential(rows_alone, args, kwargs, plate=model.plate, backend=backend)
         self.likelihood = RowDensity(loss.value, point, backend, data)
-
-    def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
-        """:math:`U`, differentiable. **Shape:** ``(size,)`` to a scalar."""
-        return self._joint.value(flat, coreset)
-
-    def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
-        """:math:`U` of each draw and its gradient. **Shape:** ``(draws,)``, ``(draws, size)``."""
-        return self._joint.value_and_gradient(flat, coreset)
 
     def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
         r"""Weighted log likelihood of each draw, differentiable in the coreset."""

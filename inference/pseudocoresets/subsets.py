@@ -1,7 +1,7 @@
 """Subsets of the data that stand for all of it: where a coreset starts, and what it has to beat."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,8 +10,6 @@ from torch import Tensor
 from pyro_ext._lib import checks
 from pyro_ext.inference.pseudocoresets.coreset_rows import balanced_subset
 from pyro_ext.random import fresh_seed
-
-Features = Callable[..., Tensor]
 
 
 def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Tensor, ...]:
@@ -37,22 +35,18 @@ def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Te
     return _chosen(rows, index)
 
 
-def k_means_subset(
-    size: int, *rows: Tensor, features: Features | None = None, seed: int | None = None
-) -> tuple[Tensor, ...]:
+def k_means_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Tensor, ...]:
     """Choose the rows nearest to the centers of clusters, which k-means finds in each class.
 
-    Classes are as of :func:`random_subset`.
+    Classes are as of :func:`random_subset`. Distances are those of the values of all arguments of
+    floating point but the classes, each argument scaled to one variance.
 
     :param int size: number of rows to choose.
     :param rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :param features: maps the arguments to the coordinates in which distances are measured, ``(
-        num_points, num_features)``. Without it they are the values of all arguments of floating
-        point but the classes, each argument scaled to one variance.
     :param int seed: of the centers to start with; ``None`` takes one from PyTorch's generator.
     :returns: the chosen rows of each argument, all of them different ones. **Shape:** ``(size,
         *event)`` each.
-    :raises ValueError: for a size out of range, or arguments or features of a wrong shape.
+    :raises ValueError: for a size out of range, or arguments of a wrong shape.
     :raises ImportError: without scikit-learn.
 
     Example::
@@ -68,7 +62,7 @@ def k_means_subset(
         raise ImportError(
             "k_means_subset needs scikit-learn; install it with: pip install 'pyro-ext[data]'"
         ) from error
-    points = _points(size, rows, features)
+    points = _points(size, rows)
     seed = fresh_seed(seed)
     parts = []
     for members, number in _parts(size, rows):
@@ -82,25 +76,21 @@ def k_means_subset(
     return _chosen(rows, torch.cat(parts))
 
 
-def herding_subset(
-    size: int, *rows: Tensor, features: Features | None = None
-) -> tuple[Tensor, ...]:
+def herding_subset(size: int, *rows: Tensor) -> tuple[Tensor, ...]:
     r"""Choose rows one by one, so that their mean approaches that of all rows of the class [1].
 
-    With features :math:`\phi` and their mean :math:`\mu` the next row of a class is
+    With the mean :math:`\mu` of the coordinates, which are as of :func:`k_means_subset`, the next
+    row of a class is
 
-    .. math:: x_k = \arg\min_x \Big| \mu - \frac1k \Big( \phi(x)
-              + \sum_{j < k} \phi(x_j) \Big) \Big|
+    .. math:: x_k = \arg\min_x \Big| \mu - \frac1k \Big( x + \sum_{j < k} x_j \Big) \Big|
 
-    among those that are not chosen yet. Classes are as of :func:`random_subset`. Random Fourier
-    features of a kernel make it herding in the space of the kernel.
+    among those that are not chosen yet. Classes are as of :func:`random_subset`.
 
     :param int size: number of rows to choose.
     :param rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :param features: as of :func:`k_means_subset`.
     :returns: the chosen rows of each argument, in the order of the choice in each class.
         **Shape:** ``(size, *event)`` each.
-    :raises ValueError: for a size out of range, or arguments or features of a wrong shape.
+    :raises ValueError: for a size out of range, or arguments of a wrong shape.
 
     [1] M. Welling (2009), Herding dynamical weights to learn; S.-A. Rebuffi, A. Kolesnikov,
     G. Sperl, C. H. Lampert (2017), iCaRL: incremental classifier and representation learning.
@@ -112,7 +102,7 @@ def herding_subset(
         tensor([3., 7., 2.])
     """
     rows = _checked(size, rows)
-    points = _points(size, rows, features)
+    points = _points(size, rows)
     parts = []
     for members, number in _parts(size, rows):
         own = points[members]
@@ -166,31 +156,21 @@ def _parts(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]:
             yield (classes == number).nonzero()[:, 0], count
 
 
-def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> Tensor:
-    """Coordinates of the rows, in double precision. **Shape:** ``(num_points, num_features)``."""
-    if features is not None:
-        checks.function("features", features)
-        points = features(*rows)
-        if not isinstance(points, Tensor) or points.dim() != 2 or len(points) != len(rows[0]):
-            got = tuple(points.shape) if isinstance(points, Tensor) else points
-            raise ValueError(
-                f"features must return the shape ({len(rows[0])}, num_features), got {got!r:.80}"
-            )
-        points = points.detach().double().cpu()
-    else:
-        _, classes = _classes(size, rows)
-        parts = [
-            row.detach().double().cpu().reshape(len(row), -1)
-            for index, row in enumerate(rows)
-            if row.is_floating_point() and index != classes
-        ]
-        if not parts:
-            raise ValueError("rows must hold an argument of floating point beside the classes")
-        scales = [part.var(0, correction=0).sum().sqrt() for part in parts]
-        pairs = zip(parts, scales, strict=True)
-        points = torch.cat([part / (scale if scale > 0 else 1.0) for part, scale in pairs], 1)
+def _points(size: int, rows: tuple[Tensor, ...]) -> Tensor:
+    """Coordinates of the rows, in double precision. **Shape:** ``(num_points, dimension)``."""
+    _, classes = _classes(size, rows)
+    parts = [
+        row.detach().double().cpu().reshape(len(row), -1)
+        for index, row in enumerate(rows)
+        if row.is_floating_point() and index != classes
+    ]
+    if not parts:
+        raise ValueError("rows must hold an argument of floating point beside the classes")
+    scales = [part.var(0, correction=0).sum().sqrt() for part in parts]
+    pairs = zip(parts, scales, strict=True)
+    points = torch.cat([part / (scale if scale > 0 else 1.0) for part, scale in pairs], 1)
     if not bool(points.isfinite().all()):
-        raise ValueError("rows must have finite features")
+        raise ValueError("rows must have finite coordinates")
     return points
 
 

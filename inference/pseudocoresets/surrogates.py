@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,29 +31,6 @@ from pyro_ext.random import fresh_seed
 _FIRST_TRANSITIONS = 30
 
 
-class Comparison(Protocol):
-    """Comparison of surrogate posteriors by a divergence."""
-
-    def of_gaussians(self, data: Gaussian, coreset: Gaussian) -> Tensor:
-        """Divergence of two Gaussians, differentiable in the second."""
-
-    def of_draws(
-        self,
-        coreset_at_data: Callable[[], Tensor],
-        coreset_at_own: Callable[[], Tensor],
-        data_at_own: Callable[[], Tensor],
-    ) -> Tensor:
-        """A loss with the gradient of the divergence. Shapes: coreset_at_data (draws,)."""
-
-
-@runtime_checkable
-class EndComparison(Protocol):
-    """Comparison of the ends of trajectories by a divergence."""
-
-    def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
-        """A loss of where descent on the data and on a coreset end, from the same start."""
-
-
 class Surrogate(ABC):
     """Stands for the posteriors of the data and of a coreset.
 
@@ -61,10 +38,10 @@ class Surrogate(ABC):
     """
 
     @abstractmethod
-    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """A loss with the gradient of the divergence in the coreset.
 
-        :param Comparison divergence: the divergence.
+        :param Divergence divergence: has ``of_gaussians``, ``of_draws`` or ``of_trajectory_ends``.
         :param AutoPseudocoreset guide: knows the model and the data.
         :param Coreset coreset: pseudo rows and weights.
         :returns: a scalar.
@@ -136,7 +113,7 @@ class GaussianSurrogate(Surrogate):
             self._modes[guide] = result.mean.detach()
         return result
 
-    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Divergence of the two Gaussians; see ``Surrogate.compare``."""
         data = Gaussian(*self.data_gaussian(guide))
         return divergence.of_gaussians(data, Gaussian(*self.coreset_gaussian(guide, coreset)))
@@ -258,7 +235,7 @@ class MCMCSurrogate(Surrogate):
         self._of_coreset[guide] = draws.detach()
         return self._of_coreset[guide]
 
-    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Loss of the draws; see ``Surrogate.compare``."""
         own = self.coreset_draws(guide, coreset)
         posterior: WeightedPosterior = guide.posterior

@@ -8,7 +8,7 @@ at unconstrained latent values :math:`z`. The prior is left out.
 """
 
 import warnings
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from pyro_ext.inference.pseudocoresets.posteriors import (
     Posteriors,
     WeightedPosterior,
 )
-from pyro_ext.inference.pseudocoresets.surrogates import Comparison, EndComparison, Surrogate
+from pyro_ext.inference.pseudocoresets.surrogates import Surrogate
 from pyro_ext.potential import InitStrategy, init_to_prior
 
 
@@ -260,8 +260,8 @@ class TrajectorySurrogate(Surrogate):
 
     def check(self, divergence: object) -> None:
         """Raise for a divergence of neither draws nor ends; see ``Surrogate.check``."""
-        is_of_draws = getattr(divergence, "of_draws", None) is not None
-        if not is_of_draws and not isinstance(divergence, EndComparison):
+        kinds = ("of_draws", "of_trajectory_ends")
+        if all(getattr(divergence, kind, None) is None for kind in kinds):
             raise ValueError(
                 f"surrogate must give Gaussians to {type(divergence).__name__}, which compares "
                 f"neither draws nor ends of trajectories, got {self!r}"
@@ -278,12 +278,12 @@ class TrajectorySurrogate(Surrogate):
         first = int(torch.randint(self.max_start, ()))
         return expert[first], expert[first + self.num_epochs]
 
-    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Loss of a random trajectory; see ``Surrogate.compare``."""
         posterior = guide.posterior
         start, of_data = self.random_segment(guide)
         steps = (coreset, start[None], self.num_steps, self.learning_rate)
-        if isinstance(divergence, EndComparison):
+        if hasattr(divergence, "of_trajectory_ends"):
             (end,) = unrolled_descent(posterior, *steps)
             return divergence.of_trajectory_ends(start, of_data, end)
         (of_coreset,) = descend(posterior, *steps)

@@ -361,7 +361,6 @@ def coresets() -> dict[str, Call]:
             covariance="jacobian",
             mean=None,
             num_particles=2,
-            backend="eager",
         ),
         "GaussianSurrogate": call(),
         "MCMCSurrogate": call(
@@ -502,13 +501,9 @@ def pseudocoresets() -> dict[str, Call]:
         "descend": call(**descent),
         "descent_snapshots": call(**descent, thinning=1),
         "unrolled_descent": call(**descent),
-        "diagonal_marginal": call(
-            function=linear, snapshots=snapshots, mean="average", jitter=1e-6
-        ),
-        "full_marginal": call(function=linear, snapshots=snapshots, mean="average", jitter=1e-6),
-        "linearized_marginal": call(
-            function=linear, mean=torch.ones(2), covariance=torch.ones(2), jitter=1e-6
-        ),
+        "diagonal_marginal": call(function=linear, snapshots=snapshots, mean="average"),
+        "full_marginal": call(function=linear, snapshots=snapshots, mean="average"),
+        "linearized_marginal": call(function=linear, mean=torch.ones(2), covariance=torch.ones(2)),
         "evaluate_coreset": call(data, coreset=guide.condition(), num_samples=1, warmup_steps=1),
         "evaluate_draws": call(data, model=regression, samples=draws, reference=other, site="y"),
         "predictive_probabilities": call(data, model=regression, samples=draws, site="y"),

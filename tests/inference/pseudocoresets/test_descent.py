@@ -18,10 +18,8 @@ from pyro_ext.inference.pseudocoresets import (
 from tests.inference.pseudocoresets.coreset_models import (
     gamma,
     labeled,
-    location,
     logistic,
     points,
-    saved_tensors,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -42,15 +40,6 @@ def weighted(guide: AutoPseudocoreset) -> Coreset:
 
 def starts(number: int, size: int) -> Tensor:
     return 0.3 * torch.randn(number, size, generator=torch.Generator().manual_seed(5))
-
-
-@BOTH
-def test_location_model_in_closed_form(method: Any) -> None:
-    guide = AutoPseudocoreset(location, points(), size=5, seed=0)
-    coreset, start = weighted(guide), starts(3, 2)
-    mean = (coreset.weights[:, None] * coreset.rows[0]).sum(0) / coreset.weights.sum()
-    end = method(guide.posterior, coreset, start, 6, 0.2)
-    torch.testing.assert_close(end.detach(), mean + 0.8**6 * (start - mean))
 
 
 @BOTH
@@ -97,18 +86,6 @@ def test_snapshots_lie_on_the_way() -> None:
     third = descent_snapshots(posterior, coreset, start, 7, 0.1, thinning=3)
     assert len(third) == 2
     assert torch.equal(third[0], every[2]) and torch.equal(third[1], every[5])
-
-
-def test_no_graph_behind_descent() -> None:
-    guide = gamma_guide(learnable=["x"])
-    rate = torch.tensor(0.1, requires_grad=True)
-    start = starts(2, 2).requires_grad_()
-
-    def run() -> list[Tensor]:
-        return descent_snapshots(guide.posterior, guide.coreset(), start, 3, rate)
-
-    assert not any(point.requires_grad for point in run())
-    assert saved_tensors(run) == 0
 
 
 @pytest.mark.parametrize("backend", ["trace", "eager"])

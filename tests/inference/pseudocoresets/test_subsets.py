@@ -32,6 +32,8 @@ def test_rows_of_each_class(subset: Any) -> None:
     x, y = labeled()
     chosen = subset(10, x, y)
     assert are_rows_of(chosen, (x, y))
+    low, whole = subset(10, x.float(), y.long())
+    assert (low.dtype, whole.dtype) == (torch.float32, torch.int64)
     assert float(chosen[1].sum()) == 5.0
     rare = (torch.arange(400) < 2).long()
     assert int(subset(10, x, rare)[1].sum()) == 2
@@ -47,14 +49,9 @@ def test_start_of_a_guide(subset: Any) -> None:
     other = AutoPseudocoreset(logistic, x, y, size=10, init=subset, seed=2)
     is_random = subset is not herding_subset
     assert torch.equal(guides[0].pseudodata[0], other.pseudodata[0]) is not is_random
-
-
-def test_seeds() -> None:
-    x, y = labeled()
-    for subset in (random_subset, k_means_subset):
-        first, again, other = (subset(10, x, y, seed=seed)[0] for seed in (0, 0, 1))
+    if is_random:
+        first, again = (subset(10, x, y, seed=0)[0] for _ in range(2))
         assert torch.equal(first, again)
-        assert not torch.equal(first, other)
 
 
 def test_points_nearest_to_cluster_centers() -> None:
@@ -90,18 +87,6 @@ def test_herding_beats_chance() -> None:
     assert float(error) < float(torch.stack(chance).min())
 
 
-def test_herding_with_features() -> None:
-    """With the square among the features the variance is matched too."""
-    x = points(500, dim=1)
-
-    def moments(x: Tensor) -> Tensor:
-        return torch.cat([x, x.square()], 1)
-
-    plain, matched = (herding_subset(10, x, features=f)[0] for f in (None, moments))
-    spread = x.square().mean()
-    assert (matched.square().mean() - spread).abs() < 0.1 * (plain.square().mean() - spread).abs()
-
-
 def test_arguments_have_equal_shares() -> None:
     """An argument in other units chooses the same rows."""
     x, y = points(200), points(200, dim=1, seed=1)
@@ -110,23 +95,11 @@ def test_arguments_have_equal_shares() -> None:
         assert torch.equal(one, other)
 
 
-def test_types_stay(subtests: pytest.Subtests) -> None:
-    for dtype in [torch.float32, torch.float64]:
-        for subset in ALL:
-            with subtests.test(subset=subset, dtype=dtype):
-                x, y = points(40).to(dtype), torch.arange(40) % 3
-                chosen = subset(6, x, y)
-                assert [row.dtype for row in chosen] == [dtype, torch.int64]
-                assert chosen[1].bincount().tolist() == [2, 2, 2]
-
-
 def test_errors() -> None:
     x, y = labeled()
     with pytest.raises(ValueError, match="rows must be tensors with as many rows"):
         herding_subset(3, x, y[:-1])
     with pytest.raises(ValueError, match="rows must hold an argument of floating point"):
         herding_subset(3, torch.arange(20) % 2)
-    with pytest.raises(ValueError, match="features must return the shape"):
-        herding_subset(3, x, y, features=lambda x, y: y)
     guide = AutoPseudocoreset(location, points(), size=5, init=herding_subset, seed=0)
     assert guide.pseudodata[0].shape == (5, 2)
