@@ -184,12 +184,8 @@ def align_units(module_a: nn.Module, module_b: nn.Module, inputs: Tensor) -> nn.
     like = next(module_b.parameters())
     inputs = checks.as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
     aligned = copy.deepcopy(module_b).eval()
-    try:
+    with checks.named_in_errors("inputs", inputs):
         before = aligned(inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"inputs must be what module_b takes, got {checks.shown(inputs)}: {error}"
-        ) from error
     checks.instance("module_b", before, Tensor, "a network that returns a tensor")
     try:
         graph = _Tracer().trace(aligned)

@@ -19,15 +19,14 @@ class BezierPath(nn.Module):
     Every parameter runs along :math:`P(r) = (1-r)^2 a + 2 r (1-r) c + r^2 b` for :math:`r` from 0
     to 1, where :math:`c` is that of the module ``control``. The ends are frozen copies; minimizing
     the loss at a new random position for each minibatch makes a path of low loss. An untrained
-    path, with the mean as control point, is the straight line.
+    path, with the mean as control point, is the straight line. A parameter that is frozen and equal
+    at both ends stays frozen.
 
     Buffers are those of the first network, except for batch norm statistics, which
     :meth:`module_at` estimates again.
 
     :param torch.nn.Module module_a: the network at :math:`r = 0`.
     :param torch.nn.Module module_b: one with the same parameters, at :math:`r = 1`.
-    :param init: where the control point starts: ``"mean"`` of the ends, or at the parameters of
-        another module. A parameter that is frozen and equal at both ends stays frozen.
     :raises ValueError: where parameters have other names or shapes.
 
     [1] T. Garipov, P. Izmailov, D. Podoprikhin, D. Vetrov, A. G. Wilson (2018),
@@ -45,23 +44,16 @@ class BezierPath(nn.Module):
         (torch.Size([2, 3]), Linear(in_features=3, out_features=2, bias=True))
     """
 
-    def __init__(
-        self, module_a: nn.Module, module_b: nn.Module, init: nn.Module | str = "mean"
-    ) -> None:
+    def __init__(self, module_a: nn.Module, module_b: nn.Module) -> None:
         super().__init__()
         check_same_parameters(module_a, module_b, "module_b")
-        if isinstance(init, nn.Module):
-            check_same_parameters(module_a, init, "init")
-        else:
-            checks.choice("init", init, ("mean",))
         self.module_a = copy.deepcopy(module_a)
         self.module_b = copy.deepcopy(module_b)
         self.control = copy.deepcopy(module_a)
-        starts = dict(init.named_parameters()) if isinstance(init, nn.Module) else None
         for name, control in self.control.named_parameters():
             a, b = (m.get_parameter(name) for m in (self.module_a, self.module_b))
             is_shared = not (a.requires_grad or b.requires_grad) and torch.equal(a, b)
-            control.data.copy_((a.data + b.data) / 2 if starts is None else starts[name].data)
+            control.data.copy_((a.data + b.data) / 2)
             control.requires_grad_(not is_shared)
         self.module_a.requires_grad_(False)
         self.module_b.requires_grad_(False)

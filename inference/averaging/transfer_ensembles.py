@@ -121,11 +121,9 @@ class SWAGPrior:
         _check_names(params, {_BACKBONE + name for name in self._names})
         heads = [(value / self.head_scale).square().sum()
                  for name, value in params.items() if name.startswith(_HEAD)]  # fmt: skip
-        own: Tensor = -self.distribution.log_prob(self._flat(params, _BACKBONE))
+        flat = torch.cat([params[_BACKBONE + name].reshape(-1) for name in self._names])
+        own: Tensor = -self.distribution.log_prob(flat)
         return own + 0.5 * torch.stack(heads).sum() if heads else own
-
-    def _flat(self, params: Mapping[str, Tensor], prefix: str) -> Tensor:
-        return torch.cat([params[prefix + name].reshape(-1) for name in self._names])
 
 
 def _check_names(params: Mapping[str, Tensor], backbone: Collection[str]) -> None:
@@ -418,13 +416,8 @@ def as_data(
 
 def check_labels(inputs: Tensor, labels: Tensor, network: nn.Module) -> Tensor:
     """Labels as vectors with a one for their class."""
-    with torch.no_grad():
-        try:
-            logits = network(inputs[:1])
-        except RuntimeError as error:
-            raise ValueError(
-                f"inputs must be what the network takes, got {checks.shown(inputs)} and {error}"
-            ) from error
+    with torch.no_grad(), checks.named_in_errors("inputs", inputs):
+        logits = network(inputs[:1])
     if logits.dim() != 2 or not bool(((labels >= 0) & (labels < logits.shape[-1])).all()):
         raise ValueError(
             "labels must be less than the number of logits of the network, which returns the "

@@ -484,14 +484,11 @@ def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
 def _tensors_of(weights: Any) -> dict[str, Tensor]:
     """Tensors by name; a vector has none."""
-    if isinstance(weights, nn.Module):
-        weights = dict(weights.named_parameters())
-        if not weights:
-            raise ValueError("weights must be a module with parameters, got one without")
-    elif isinstance(weights, ParamStoreDict):
-        weights = dict(weights.named_parameters())
-        if not weights:
-            raise ValueError("weights must be a parameter store with parameters, got an empty one")
+    if isinstance(weights, nn.Module | ParamStoreDict):
+        named = dict(weights.named_parameters())
+        if not named:
+            raise ValueError(f"weights must have parameters, got {type(weights).__name__} of none")
+        weights = named
     elif isinstance(weights, Mapping):
         weights = checks.tensors("weights", weights)
     elif isinstance(weights, Tensor):

@@ -24,7 +24,7 @@ def averaging() -> dict[str, Call]:
     two: dict[str, Any] = dict(module_a=modules[0], module_b=modules[1])
     weights = {"x": torch.ones(3)}
     return {
-        "BezierPath": call(**two, init="mean"),
+        "BezierPath": call(**two),
         "BezierPath.weights": of(path, r=torch.tensor([0.2, 0.5])),
         "BezierPath.module_at": of(path, r=0.5, batches=[X]),
         "align_units": call(**two, inputs=X),

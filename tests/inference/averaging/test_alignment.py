@@ -117,7 +117,7 @@ def test_what_is_not_known_is_refused(subtests):
             lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm((6, 8)), nn.Linear(8, 2)),
             images,
         ),
-        "inputs must be what module_b takes": (Joined, images),
+        "inputs must be what the network": (Joined, images),
     }
     for message, (make, inputs) in cases.items():
         with subtests.test(message), pytest.raises(ValueError, match=message):

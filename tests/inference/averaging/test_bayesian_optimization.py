@@ -63,10 +63,11 @@ def test_a_search_is_a_function_of_seed_and_values():
         assert bool((x >= again.bounds[0]).all() and (x <= again.bounds[1]).all())
 
 
-def test_values_that_are_all_equal():
+def test_equal_values_and_points():
     search = course(BayesianOptimizer(BOX, [-1.0, -1.0], seed=0), lambda x: [0.0, 0.0], 5)
     assert bool(search.ask().isfinite().all())
     search = course(BayesianOptimizer(BOX, seed=0), lambda x: 1e-30, 5)
+    search.tell([[1.0, 2.0]] * 6, [[0.0], [0.1]] * 3)
     assert bool(search.ask().isfinite().all())
 
 
@@ -91,12 +92,6 @@ def test_evaluations_that_fail(reference):
     again = BayesianOptimizer([[0.0], [1.0]], reference, seed=0)
     again.tell(search.x, search.y)
     assert torch.equal(again.ask(), search.ask())
-
-
-def test_points_that_are_told_twice():
-    search = BayesianOptimizer(BOX, seed=0)
-    search.tell([[1.0, 2.0]] * 6, [[0.0], [0.1]] * 3)
-    assert bool(search.ask().isfinite().all())
 
 
 def test_more_objectives_are_for_botorch():

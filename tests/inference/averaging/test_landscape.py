@@ -10,7 +10,8 @@ from pyro_ext.nn import MLP
 
 
 def test_losses_along_a_path(float64):
-    path = BezierPath(*(MLP(4, [6], 3) for _ in range(2)), init=MLP(4, [6], 3))
+    path = BezierPath(*(MLP(4, [6], 3) for _ in range(2)))
+    nn.init.normal_(path.control[0].weight)
     x, y = torch.randn(20, 4), torch.arange(20) % 3
     positions = torch.tensor([0.0, 0.3, 1.0])
     losses = path_losses(path, lambda net: cross_entropy(net(x), y), positions)

@@ -53,35 +53,22 @@ class Recorded(torch.optim.SGD):
 seen = []
 
 
-def test_support():
-    """All particles, at every step, and the averages are zero where the mask is."""
-    seen.clear()
-    swamp = averaging(optimizer=Recorded, pruner=MagnitudePruner(0.5))
-    cycles = swamp.run(batches(), 3, progress=False)
-    runs = [steps for steps in seen if steps]  # one is made to look at its settings
-    for cycle, steps in zip(cycles, runs[1:], strict=True):
-        assert len(steps) == 16
-        for name, mask in cycle.masks.items():
-            position = list(swamp.module.state_dict()).index(name)
-            for weights in steps:
-                assert not weights[position][:, ~mask].any()
-            assert not cycle.state[name][~mask].any()
-            assert int((cycle.state[name] != 0).sum()) <= int(mask.sum())
-    assert [cycle.sparsity for cycle in cycles] == pytest.approx([0.0, 0.5, 0.75])
-    assert not cycles[0].masks and cycles[1].masks.keys() == {"0.weight", "2.weight"}
-
-
-def test_rewinding():
-    """What is left of the ticket is the start of each cycle, bit for bit."""
+def test_support_and_rewinding():
+    """Zero where the mask is, at every step; the rest starts cycles at the ticket, bit for bit."""
     seen.clear()
     swamp = averaging(optimizer=Recorded, pruner=MagnitudePruner(0.5))
     cycles = swamp.run(batches(), 3, progress=False)
     ticket = swamp.ticket(batches(), progress=False)
-    runs = [steps for steps in seen if steps]
+    runs = [steps for steps in seen if steps]  # one is made to look at its settings
     for cycle, steps in zip(cycles, runs[1:4], strict=True):
-        for weight, (name, tensor) in zip(steps[0], ticket.items(), strict=True):
+        assert len(steps) == 16
+        for position, (name, tensor) in enumerate(ticket.items()):
             mask = cycle.masks.get(name, torch.ones_like(tensor, dtype=torch.bool))
-            assert all(torch.equal(particle, tensor * mask) for particle in weight)
+            assert all(torch.equal(one, tensor * mask) for one in steps[0][position])
+            assert not any(weights[position][:, ~mask].any() for weights in steps)
+            assert not cycle.state[name][~mask].any()
+    assert [cycle.sparsity for cycle in cycles] == pytest.approx([0.0, 0.5, 0.75])
+    assert not cycles[0].masks and cycles[1].masks.keys() == {"0.weight", "2.weight"}
 
 
 def test_one_particle_without_averages_is_iterative_magnitude_pruning(float64):
