@@ -68,10 +68,9 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
     Arithmetic is in float64 on the processor; results have the type and the device of the data.
 
     :param bandwidth: :math:`\rho` in (0, 1), a number, a vector with one for each dimension, or
-        ``None`` to fit it.
+        ``None`` to fit one for all dimensions.
     :param int num_permutations: number of random orders. Zero takes the data in the order they
         have.
-    :param bool shared_bandwidth: whether a fitted bandwidth is the same for all dimensions.
     :param bool standardize: whether data are standardized first, and densities given on their own
         scale all the same. Without, they have to be on the scale of standard normal numbers.
     :param int seed: of the orders.
@@ -93,14 +92,12 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         bandwidth: Tensor | float | None = None,
         num_permutations: int = 10,
         *,
-        shared_bandwidth: bool = True,
         standardize: bool = True,
         seed: int = 0,
         validate_args: bool | None = None,
     ) -> None:
         self._wanted_bandwidth = checked_bandwidth("bandwidth", bandwidth)
         self.num_permutations = checks.integer("num_permutations", num_permutations, 0)
-        self.shared_bandwidth = bool(shared_bandwidth)
         self.standardize = bool(standardize)
         self.seed = fresh_seed(seed)
         self.data: Tensor | None = None
@@ -167,8 +164,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         if self._wanted_bandwidth is not None:
             bandwidth = spread("bandwidth", self._wanted_bandwidth, dimension)
             return bandwidth, predict_in_turn(points, orders, bandwidth)
-        directions = torch.ones(1, dimension) if self.shared_bandwidth else torch.eye(dimension)
-        directions = directions.double()
+        directions = torch.ones(1, dimension, dtype=torch.float64)
         best: Prequential | None = None
 
         def objective(bandwidth: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
@@ -178,7 +174,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
                 best = predicted
             return predicted.mean, predicted.mean_gradient
 
-        start = torch.full((len(directions),), _START, dtype=torch.float64)
+        start = torch.full((1,), _START, dtype=torch.float64)
         bandwidth = maximize_over_bandwidths(objective, start, directions) @ directions
         assert best is not None
         return bandwidth, best

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -333,9 +333,7 @@ def _named_values(found: Any, name: str, num_draws: int, like: Values | None) ->
     return {key: value.detach() for key, value in values.items()}
 
 
-def plot_drift(
-    posterior: MartingalePosterior, names: Collection[str] | None = None, ax: "Axes | None" = None
-) -> "Axes":
+def plot_drift(posterior: MartingalePosterior, ax: "Axes | None" = None) -> "Axes":
     """Draw how far a functional has moved as the population grew.
 
     Solid lines, from the value on the data alone, level off where the horizon is long enough;
@@ -357,17 +355,11 @@ def plot_drift(
         'log'
     """
     checks.instance("posterior", posterior, MartingalePosterior, "a MartingalePosterior")
-    if names is not None:
-        checks.sequence("names", names, "a list of names")
     drift = posterior.drift()
-    if unknown := sorted(set(names or ()) - set(drift.from_data)):
-        raise ValueError(f"names has {unknown}, but the functional gives {sorted(drift.from_data)}")
     ax = axes_of("plot_drift", ax, (5.6, 3.6))
     sizes = drift.sizes.numpy()
-    for name in drift.from_data if names is None else names:
-        (line,) = ax.plot(
-            sizes, drift.from_data[name].cpu().numpy(), "o-", markersize=4, label=name
-        )
+    for name, from_data in drift.from_data.items():
+        (line,) = ax.plot(sizes, from_data.cpu().numpy(), "o-", markersize=4, label=name)
         end = drift.to_end[name].cpu().numpy()
         ax.plot(sizes, end, "--", linewidth=1.0, color=line.get_color())
     ax.set(

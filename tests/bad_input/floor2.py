@@ -444,7 +444,7 @@ def martingale() -> dict[str, Call]:
             head=torch.nn.Linear(3, 2),
             penalty=0.1,
         ),
-        "plot_drift": call(posterior=posterior, names=["theta"], ax=plt.figure().subplots()),
+        "plot_drift": call(posterior=posterior, ax=plt.figure().subplots()),
     }
 
 

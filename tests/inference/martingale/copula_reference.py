@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 from scipy.stats import norm
 
 
@@ -77,3 +78,18 @@ def classify(y, x, queries, rho, rho_x):
         f = least / (p * q) if y[i] else 1 / (1 - q) - least / (p * (1 - q))
         p = np.clip(p * (1 - a + a * (1 - rho + rho * f)), 5e-5, 1 - 5e-5)
     return p[len(y) :], np.array(log_predicted)
+
+
+def assert_is_law(distribution, grid, levels, mean=1e-4, variance=2e-3, reached=1e-6):
+    """Density, distribution function, moments and quantiles agree, by quadrature over a grid."""
+    density, cdf = distribution.log_prob(grid).exp(), distribution.cdf(grid)
+    total = torch.trapezoid(density, grid, dim=0)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
+    slope = (cdf[2:] - cdf[:-2]) / (grid[2:] - grid[:-2])
+    torch.testing.assert_close(slope, density[1:-1], rtol=0, atol=1e-4)
+    center = torch.trapezoid(density * grid, grid, dim=0)
+    torch.testing.assert_close(distribution.mean, center, rtol=0, atol=mean)
+    spread = torch.trapezoid(density * (grid - center) ** 2, grid, dim=0)
+    torch.testing.assert_close(distribution.variance, spread, rtol=variance, atol=0)
+    found = distribution.cdf(distribution.icdf(levels))
+    torch.testing.assert_close(found, levels.expand(found.shape), rtol=0, atol=reached)

@@ -98,12 +98,9 @@ def test_the_share_is_that_of_each_element(float64):
 
 def test_plot():
     run = posterior(PolyaUrn(), 100, 1000, functional=both, tolerance=1.0).run(data())
-    ax = plot_drift(run, names=["mean"])
-    assert len(ax.lines) == 2
+    ax = plot_drift(run)
+    assert len(ax.lines) == 4
     assert ax.lines[0].get_xdata().tolist() == run.drift().sizes.tolist()
-    assert len(plot_drift(run).lines) == 4
-    with pytest.raises(ValueError, match=r"names has \['mode'\], but the functional gives"):
-        plot_drift(run, names=["mode"])
     with pytest.raises(RuntimeError, match="no checks of convergence"):
         plot_drift(posterior(PolyaUrn(), 10, 1000, num_checks=1).run(data()))
 

@@ -79,23 +79,15 @@ def test_without_data_it_is_the_standard_normal_law(float64):
 
 
 @pytest.mark.parametrize("bandwidth", [0.5, 0.9, 0.97])
-def test_density_and_distribution_function_of_data_on_their_own_scale(bandwidth, float64):
-    distribution = CopulaDensity(bandwidth, 4).fit(two_groups(60))
-    grid = torch.linspace(-25.0, 35.0, 60001)
-    density, cdf = distribution.log_prob(grid).exp(), distribution.cdf(grid)
-    assert torch.trapezoid(density, grid).item() == pytest.approx(1.0, abs=1e-5)
-    torch.testing.assert_close(
-        (cdf[2:] - cdf[:-2]) / (grid[2:] - grid[:-2]), density[1:-1], rtol=0, atol=1e-4
+def test_a_fit_is_a_law_on_the_scale_of_the_data(bandwidth, float64):
+    distribution, grid = (
+        CopulaDensity(bandwidth, 4).fit(two_groups(60)),
+        torch.linspace(-25, 35, 60001),
     )
+    levels = torch.tensor([1e-4, 0.1, 0.5, 0.77, 1 - 1e-4])
+    reference.assert_is_law(distribution, grid, levels, variance=1e-3)
+    cdf = distribution.cdf(grid)
     assert bool((cdf.diff() >= 0).all()) and cdf[0] < 1e-9 and cdf[-1] > 1 - 1e-9
-    mean = torch.trapezoid(density * grid, grid)
-    assert distribution.mean.item() == pytest.approx(mean.item(), abs=1e-4)
-    variance = torch.trapezoid(density * (grid - mean) ** 2, grid)
-    assert distribution.variance.item() == pytest.approx(variance.item(), rel=1e-3)
-    probability = torch.tensor([1e-4, 0.1, 0.5, 0.77, 1 - 1e-4])
-    torch.testing.assert_close(
-        distribution.cdf(distribution.icdf(probability)), probability, rtol=0, atol=1e-6
-    )
 
 
 def test_density_of_pairs_is_one_in_all(float64):
@@ -195,17 +187,6 @@ def test_fitted_bandwidth_maximizes_the_prequential_likelihood(float64):
     assert values[1] > max(values[0], values[2])
 
 
-def test_a_bandwidth_for_each_dimension_fits_better(float64):
-    normal = torch.randn(60, 2, generator=torch.Generator().manual_seed(3))
-    sides = torch.tensor([-2.0, 2.0]).repeat(30) + 0.3 * normal[:, 1]
-    data = torch.stack([normal[:, 0], sides], 1)
-    shared = CopulaDensity().fit(data)
-    own = CopulaDensity(shared_bandwidth=False).fit(data)
-    assert shared.bandwidth[0] == shared.bandwidth[1]
-    assert own.bandwidth[0] < own.bandwidth[1]
-    assert own.prequential_log_prob > shared.prequential_log_prob
-
-
 # Predictive resampling ----------------------------------------------------------------------------
 
 
@@ -231,40 +212,10 @@ def test_populations_against_numpy(float64):
         np.testing.assert_allclose(log_density[:, draw], np.log(density), atol=1e-8)
 
 
-def test_quantiles_and_moments_of_populations_against_their_density(float64):
-    data = two_groups(50)
-    population = populations(CopulaDensity(0.9), data, 4, 300)
-    grid = torch.linspace(-15.0, 25.0, 8001)
-    density = population.log_prob(grid[:, None]).exp()
-    torch.testing.assert_close(
-        torch.trapezoid(density, grid, dim=0), torch.ones(4), rtol=0, atol=1e-5
-    )
-    mean = torch.trapezoid(density * grid[:, None], grid, dim=0)
-    torch.testing.assert_close(population.mean, mean, rtol=0, atol=2e-4)
-    spread = torch.trapezoid(density * (grid[:, None] - mean) ** 2, grid, dim=0)
-    torch.testing.assert_close(population.variance, spread, rtol=1e-3, atol=0)
-    probability = torch.tensor([0.01, 0.3, 0.5, 0.9])[:, None]
-    reached = population.cdf(population.icdf(probability))
-    torch.testing.assert_close(reached, probability.expand(4, 4), rtol=0, atol=2e-5)
-
-
-@pytest.mark.statistical
-@pytest.mark.parametrize("dimension", [1, 2])
-def test_populations_are_a_martingale(dimension, float64):
-    """The mean of P_N(A) and p_N(y) over draws is P_n(A) and p_n(y)."""
-    data = two_groups(20)[:, None] * torch.tensor([1.0, -0.4])[:dimension]
-    data = data + 0.3 * torch.randn(20, dimension, generator=torch.Generator().manual_seed(1))
-    data = data[:, 0] if dimension == 1 else data
-    distribution = CopulaDensity(0.8).fit(data)
-    population = populations(distribution, data, 2000, 60)
-    points = data[::4]
-    values = population.log_prob(points[:, None]).exp()
-    expected = distribution.log_prob(points).exp()
-    if dimension == 1:
-        values = torch.cat([values, population.cdf(points[:, None])])
-        expected = torch.cat([expected, distribution.cdf(points)])
-    error = values.std(1) / values.shape[1] ** 0.5
-    assert bool(((values.mean(1) - expected).abs() < ALLOWED * error).all())
+def test_populations_are_laws(float64):
+    population = populations(CopulaDensity(0.9), two_groups(50), 4, 300)
+    grid, levels = torch.linspace(-15.0, 25.0, 8001)[:, None], torch.tensor([0.01, 0.3, 0.5, 0.9])
+    reference.assert_is_law(population, grid, levels[:, None], 2e-4, 1e-3, 2e-5)
 
 
 def test_shapes_of_populations(float64):
@@ -284,16 +235,6 @@ def test_shapes_of_populations(float64):
     torch.testing.assert_close(
         population.log_prob(values), population.log_prob(values[:, None]).diagonal()
     )
-
-
-def test_posterior_of_functionals(float64):
-    data = two_groups(60)
-    posterior = MartingalePosterior(
-        CopulaDensity(0.8), Mean(), 50, horizon=200, seed=0, progress=False, tolerance=1.0
-    ).run(data)
-    draws = posterior.get_samples()["theta"]
-    assert draws.shape == (50,)
-    assert torch.equal(draws, populations(CopulaDensity(0.8), data, 50, 200).mean)
 
 
 def test_narrow_posterior_is_warned_of(float64):

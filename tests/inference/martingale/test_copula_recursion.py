@@ -1,14 +1,11 @@
 """The copula recursion: its functions, its compiled loops, and its derivatives."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from scipy.special import ndtr, ndtri
 
 from pyro_ext.inference.martingale import copula_recursion as recursion
-from pyro_ext.inference.martingale.copula_distribution import ScoreMap, score_knots
 from tests.inference.martingale import copula_reference as reference
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -40,16 +37,6 @@ def test_vector_arithmetic_is_that_of_the_normal_law():
     x = np.geomspace(1e-300, 1e300, 5001)
     log = np.array([loops.logarithm(value) for value in x])
     np.testing.assert_allclose(log, np.log(x), rtol=1e-14, atol=1e-15)
-
-
-def test_copula_is_that_of_scipy():
-    u = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    v = torch.rand(50, generator=torch.Generator().manual_seed(1))
-    rho = torch.tensor(0.7)
-    density = recursion.log_copula_density(u, v, rho).exp().numpy()
-    np.testing.assert_allclose(density, reference.copula_density(u.numpy(), v.numpy(), 0.7))
-    cdf = recursion.copula_cdf(u, v, rho).numpy()
-    np.testing.assert_allclose(cdf, reference.copula_cdf(u.numpy(), v.numpy(), 0.7))
 
 
 def test_loops_agree_with_numpy_in_three_dimensions():
@@ -117,33 +104,6 @@ def test_gradient_of_the_prequential_likelihood(dimension, num_covariates):
         torch.testing.assert_close(
             gradient[:, position], (above - below) / (2 * step), rtol=1e-6, atol=1e-5
         )
-
-
-def test_score_map_goes_there_and_back():
-    positions = score_knots(0.8, 4.0)
-    cdfs = torch.stack(
-        [norm_cdf(1.3 * positions - 0.4), norm_cdf(positions + 0.2 * positions.sin())]
-    )
-    log_ratio = torch.stack(
-        [
-            math.log(1.3) - 0.5 * ((1.3 * positions - 0.4) ** 2 - positions**2),
-            (1 + 0.2 * positions.cos()).log()
-            - 0.5 * ((positions + 0.2 * positions.sin()) ** 2 - positions**2),
-        ]
-    )
-    maps = ScoreMap.of_distribution(positions, cdfs, log_ratio)
-    scores = torch.linspace(-6, 6, 101)[None]
-    values, slopes = maps.forward(scores)
-    torch.testing.assert_close(values[0], 1.3 * scores[0] - 0.4, rtol=0, atol=1e-6)
-    inside = scores[0].abs() < 4.5
-    wanted = (scores + 0.2 * scores.sin())[0, inside]
-    torch.testing.assert_close(values[1, inside], wanted, rtol=0, atol=1e-4)
-    assert bool((slopes > 0).all())
-    torch.testing.assert_close(maps.inverse(values), scores.expand(2, -1), rtol=0, atol=1e-9)
-
-
-def norm_cdf(value):
-    return torch.special.ndtr(value)
 
 
 @pytest.mark.parametrize("num_threads", [2, 5, 64])

@@ -14,8 +14,6 @@ from pyro_ext.inference.martingale.copula_regression import (
     _predict_labels,
 )
 from pyro_ext.inference.martingale.covariate_rule import future_rows
-from pyro_ext.inference.martingale.functionals import Mean
-from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 from pyro_ext.inference.martingale.predictive_rule import uniforms
 from pyro_ext.random import chain_keys
 from tests.inference.martingale import copula_reference as reference
@@ -94,19 +92,8 @@ def test_classifier_against_numpy(float64):
 def test_conditional_densities_are_laws(float64):
     distribution = CopulaRegression(0.8, 0.8).fit(*pairs(50)).conditional(QUERIES)
     assert distribution.batch_shape == (3,)
-    grid = torch.linspace(-8.0, 8.0, 20001)[:, None]
-    density, cdf = distribution.log_prob(grid).exp(), distribution.cdf(grid)
-    total = torch.trapezoid(density, grid, dim=0)
-    torch.testing.assert_close(total, torch.ones(3), rtol=0, atol=1e-5)
-    slope = (cdf[2:] - cdf[:-2]) / (grid[2:] - grid[:-2])
-    torch.testing.assert_close(slope, density[1:-1], rtol=0, atol=1e-4)
-    mean = torch.trapezoid(density * grid, grid, dim=0)
-    torch.testing.assert_close(distribution.mean, mean, rtol=0, atol=1e-4)
-    spread = torch.trapezoid(density * (grid - mean) ** 2, grid, dim=0)
-    torch.testing.assert_close(distribution.variance, spread, rtol=2e-3, atol=0)
-    probability = torch.tensor([0.01, 0.5, 0.95])[:, None]
-    reached = distribution.cdf(distribution.icdf(probability))
-    torch.testing.assert_close(reached, probability.expand(3, 3), rtol=0, atol=1e-6)
+    levels = torch.tensor([0.01, 0.5, 0.95])[:, None]
+    reference.assert_is_law(distribution, torch.linspace(-8.0, 8.0, 20001)[:, None], levels)
 
 
 @pytest.mark.parametrize("make", [CopulaRegression, CopulaClassifier])
@@ -202,17 +189,6 @@ def test_future_covariates_are_a_polya_urn(float64):
     assert bool(((squares.mean(0) - expected).abs() < ALLOWED * squares.std(0) / 4000**0.5).all())
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_posterior_of_the_mean(name, dtype):
-    rule, make = RULES[name]
-    posterior = MartingalePosterior(
-        rule, Mean(), 6, horizon=50, seed=0, progress=False, tolerance=1.0
-    ).run(*make(20, dtype))
-    draws = posterior.get_samples()["theta"]
-    assert draws.shape == (6, 3) and draws.dtype == dtype and bool(draws.isfinite().all())
-
-
 @pytest.mark.parametrize("make", [CopulaRegression, CopulaClassifier])
 def test_queries_are_those_observed_by_default(make):
     x, y = labelled(12)
@@ -256,15 +232,10 @@ def test_draws_are_the_same_alone_and_in_many_steps(name, float64):
     assert torch.equal(populations(fitted, data, 2, 90, first=2).mean, together[2:4])
 
 
-def test_population_of_regression_against_its_density(float64):
-    rule, _ = RULES["regression"]
-    population = populations(rule, pairs(40), 2, 200)
+def test_populations_of_regression_are_laws(float64):
+    population = populations(RULES["regression"][0], pairs(40), 2, 200)
     assert population.batch_shape == (2, 3)
     grid = torch.linspace(-7.0, 7.0, 7001)[:, None, None]
-    density = population.log_prob(grid).exp()
-    mean = torch.trapezoid(density * grid, grid, dim=0)
-    torch.testing.assert_close(population.mean, mean, rtol=0, atol=5e-4)
-    probability = torch.tensor([0.05, 0.5, 0.9])[:, None, None]
-    reached = population.cdf(population.icdf(probability))
-    torch.testing.assert_close(reached, probability.expand(3, 2, 3), rtol=0, atol=5e-5)
+    levels = torch.tensor([0.05, 0.5, 0.9])[:, None, None]
+    reference.assert_is_law(population, grid, levels, mean=5e-4, variance=5e-3, reached=5e-5)
     assert population.sample((4,)).shape == (4, 2, 3)

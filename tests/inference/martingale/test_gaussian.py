@@ -51,28 +51,18 @@ def assert_moments(draws: torch.Tensor, mean: float, variance: float) -> None:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("size", [20, 1010])
-def test_flat_prior_variance(size, float64):
-    rule = NormalPredictive()
-    state = rule.advance(begin(rule, 10_000), size - 10)
-    assert_moments(mean_of(rule, state), 0.5, 1 / 10 - 1 / size)
-
-
-@pytest.mark.statistical
-def test_plug_in_variance(float64):
-    rule = PlugInNormal()
-    state = rule.advance(begin(rule, 10_000), 1000)
-    exact = float(polygamma(1, 11) - polygamma(1, 1011))
-    assert exact == pytest.approx(0.0941767, abs=5e-8)
-    assert_moments(mean_of(rule, state), 0.5, exact)
-
-
-@pytest.mark.statistical
-def test_student_t_variance_of_the_mean(float64):
-    rule = StudentTPredictive()
-    state = rule.advance(begin(rule), 90)
-    variance = float(((data() - 0.5) ** 2).sum()) / 7  # posterior mean of the variance
-    assert_moments(mean_of(rule, state), 0.5, variance * (1 / 10 - 1 / 100))
+@pytest.mark.parametrize(
+    ("rule", "size", "variance"),
+    [
+        (NormalPredictive(), 20, 1 / 10 - 1 / 20),
+        (NormalPredictive(), 1010, 1 / 10 - 1 / 1010),
+        (PlugInNormal(), 1010, float(polygamma(1, 11) - polygamma(1, 1011))),
+        # The posterior mean of the variance, and how much of it is left.
+        (StudentTPredictive(), 100, 9.166666666666666 / 7 * (1 / 10 - 1 / 100)),
+    ],
+)
+def test_variance_of_the_mean(rule, size, variance, float64):
+    assert_moments(mean_of(rule, rule.advance(begin(rule), size - 10)), 0.5, variance)
 
 
 @pytest.mark.statistical

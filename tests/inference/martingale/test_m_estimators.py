@@ -1,7 +1,6 @@
 """Best fits as functionals: closed forms, any population, and the posterior they make."""
 
 import warnings
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -9,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference import BatchLBFGS, MartingalePosterior, PolyaUrn
+from pyro_ext.inference import BatchLBFGS
 from pyro_ext.inference.martingale import (
-    Mean,
     MEstimator,
-    NormalPredictive,
     WeightedMLE,
     WeightedSample,
 )
@@ -101,19 +98,6 @@ def test_a_law_needs_no_mean() -> None:
     torch.testing.assert_close(
         center(Quantiles())["c"], torch.tensor([0.0, 3.0]), atol=1e-4, rtol=0
     )
-
-
-@pytest.mark.slow
-def test_the_posterior_is_that_of_the_mean() -> None:
-    """Draw by draw, for populations that share their points and for those that do not."""
-    y = torch.randn(15)
-    for rule, horizon in ((PolyaUrn(), 300), (NormalPredictive(1.0, 0.0), 300)):
-        options: Any = {"seed": 0, "progress": False, "tolerance": 1.0}
-        fitted = MartingalePosterior(rule, WeightedMLE(model), 12, horizon, **options).run(y)
-        exact = MartingalePosterior(rule, Mean(), 12, horizon, **options).run(y)
-        torch.testing.assert_close(
-            fitted.get_samples()["loc"], exact.get_samples()["theta"], atol=1e-4, rtol=0
-        )
 
 
 def test_a_population_without_a_finite_loss_is_told() -> None:

@@ -14,6 +14,7 @@ import torch
 from pyro_ext.inference.martingale.polya_urn import PolyaUrn
 from pyro_ext.random import chain_keys
 from pyro_ext.testing.moments import estimate_moment
+from pyro_ext.testing.predictive_rules import check_predictive_rule
 
 ALLOWED = 3.5
 LEVEL = 5e-4
@@ -100,33 +101,14 @@ def test_limit_with_a_base_measure_is_a_dirichlet_process(concentration, float64
     assert abs(estimate_moment((draws - mean) ** 2).z_score(variance)) < ALLOWED
 
 
-@pytest.mark.statistical
-def test_mean_with_a_base_measure(float64):
-    rule = PolyaUrn(dist.Normal(3.0, 1.0), 5.0)
-    state = rule.advance(begin(rule, torch.linspace(-1.0, 2.0, 10), 5000), 490)
-    expected = (10 * 0.5 + 5 * 3) / 15
-    # The population is that of its 500 points, without the base measure.
-    exact = (10 * 0.5 + 490 * expected) / 500
-    assert abs(estimate_moment(rule.population(state).mean).z_score(exact)) < ALLOWED
-
-
-def test_steps_and_draws_do_not_depend_on_their_company(float64):
+def test_more_atoms_than_one_block_holds(float64):
     rule = PolyaUrn(dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), 30.0)
     data = torch.randn(5, 2)
-    whole = rule.advance(begin(rule, data, 4), 300)
-    parts = begin(rule, data, 4)
-    for num_steps in (1, 122, 0, 177):
-        parts = rule.advance(parts, num_steps)
-    alone = rule.begin((data,), chain_keys(0, range(2, 3)))
-    alone = rule.advance(alone, 300)
-    assert torch.equal(parts.value.labels, whole.value.labels)
-    assert torch.equal(alone.value.labels[0], whole.value.labels[2])
-    assert int(whole.value.num_labels.max()) > 5 + 64  # more atoms than one block holds
-    points = rule.population(whole).values[0]
+    check_predictive_rule(rule, data, num_steps=(1, 122, 0, 177))
+    state = rule.advance(begin(rule, data, 4), 300)
+    assert int(state.value.num_labels.max()) > 5 + 64
+    points = rule.population(state).values[0]
     assert len(points[..., 0].unique()) == 5 + 4 * (points.shape[1] - 5)
-    means = [rule.population(state).mean for state in (whole, parts, alone)]
-    torch.testing.assert_close(means[0], means[1])
-    torch.testing.assert_close(means[0][2:3], means[2])
 
 
 def test_rows_of_several_tensors_stay_together():

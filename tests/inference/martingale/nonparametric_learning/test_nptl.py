@@ -41,21 +41,6 @@ def nptl(parts: Any, num_samples: int = 4, **options: Any) -> NPTL:
     return NPTL(*parts, num_samples, **options)
 
 
-def test_soft_targets_are_weighted_labels_of_both_kinds() -> None:
-    """Values and gradients, to the last digits."""
-    logits = torch.randn(5, 3, requires_grad=True)
-    labels, soft = torch.tensor([0, 2, 1, 1, 0]), torch.rand(5, 3).softmax(-1)
-    own, guessed = torch.rand(5), torch.rand(5)
-    log_probabilities = logits.log_softmax(-1)
-    apart = (own * cross_entropy(logits, labels, reduction="none")).sum()
-    apart = apart - (guessed[:, None] * soft * log_probabilities).sum()
-    hard = one_hot(labels, 3).to(logits)
-    together = soft_cross_entropy(logits, own[:, None] * hard + guessed[:, None] * soft).sum()
-    torch.testing.assert_close(together, apart)
-    first, second = (torch.autograd.grad(loss, logits)[0] for loss in (apart, together))
-    torch.testing.assert_close(first, second, atol=1e-12, rtol=0)
-
-
 def train_by_hand(parts: Any, member: NPTL, inputs: Tensor, targets: Tensor, start: Any) -> Tensor:
     """The last loss of a member that is trained alone by PyTorch's own optimizer."""
     params = {name: value.clone().requires_grad_() for name, value in start.items()}
@@ -105,16 +90,6 @@ def test_the_probe_is_a_regularized_minimum(parts: Any, data: Any) -> None:
     weight = (soft - hard).mT @ features / 24 / -0.05
     bias = residual / -0.05
     torch.testing.assert_close((features @ weight.mT + bias).softmax(-1), soft, atol=1e-4, rtol=0)
-
-
-def test_a_heavy_prior_gives_the_probe(parts: Any, data: Any) -> None:
-    """With all weight on its labels, members predict what the probe does."""
-    inputs, labels = data
-    search = BatchOptimizer(partial(torch.optim.Adam, lr=0.02), 1500)
-    posterior = nptl(parts, 2, concentration=1e7, num_blocks=1, optimizer=search, weight_decay=0.0)
-    posterior.run(inputs, labels)
-    found = posterior.probabilities(inputs)
-    torch.testing.assert_close(found, posterior.soft_labels.expand_as(found), atol=0.02, rtol=0)
 
 
 def test_the_concentration_is_that_of_the_least_validation_loss(parts: Any, data: Any) -> None:
