@@ -5,11 +5,27 @@ import torch
 from scipy.special import gammaln
 
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster
+from pyro_ext.random_measures import (
+    DirichletProcess,
+    GeneralizedGammaProcess,
+    PitmanYor,
+    StableBetaProcess,
+)
 
 POINTS = torch.tensor([[0.0, 0.0], [0.4, -0.1], [1.5, 1.2], [1.8, 0.9]], dtype=torch.float64)
 COUNTS = torch.tensor(
     [[3.0, 1.0, 0.0], [2.0, 2.0, 0.0], [0.0, 1.0, 3.0], [1.0, 1.0, 2.0]], dtype=torch.float64
 )
+
+
+ONE = torch.ones((), dtype=torch.float64)
+PROCESSES = {
+    "Dirichlet": DirichletProcess(1.3 * ONE),
+    "Pitman-Yor": PitmanYor(0.3, 0.7 * ONE),
+    "generalized gamma": GeneralizedGammaProcess(0.5 * ONE, 0.5, 1.0).normalize(),
+    "stable beta": StableBetaProcess(ONE, 0.2, 2.0).normalize(),
+}
+CLOSED = sorted(PROCESSES)[:3]
 
 
 def gaussian_cluster():

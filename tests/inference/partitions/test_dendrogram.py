@@ -138,13 +138,9 @@ def test_plot():
     assert corners[2] == [[2, 0], [2, 3], [3.5, 3], [3.5, 1]]  # point 2, and those
     assert [text.get_text() for text in axes.texts] == ["0.90", "0.80", "0.50", "0.10"]
     assert axes.texts[2].xy == (2.75, 3.0)
-    colors = [matplotlib_color(pyplot, name) for name in ("C1", "C0", "0.55", "0.55")]
+    colors = [pyplot.matplotlib.colors.to_rgba(name) for name in ("C1", "C0", "0.55", "0.55")]
     np.testing.assert_allclose(brackets.get_colors(), colors)
     assert axes.lines[0].get_ydata()[0] == 2.5
-
-
-def matplotlib_color(pyplot, name):
-    return pyplot.matplotlib.colors.to_rgba(name)
 
 
 def test_plot_of_negative_heights_starts_below_them():

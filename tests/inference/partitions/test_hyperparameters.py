@@ -160,40 +160,6 @@ def test_a_step_does_not_run_the_model():
     assert len(runs) == before
 
 
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_hyperparameters_given_a_partition():
-    """Means and second moments, by quadrature; 6 standard errors of 60 batches: one in 10^6."""
-    counts = cluster_sizes(torch.tensor([4, 2, 1]))
-
-    def prior():
-        mass, discount = positive("mass"), pyro.sample("discount", dist.Beta(1.5, 1.5))
-        return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
-
-    closed = closed_prior(Hyperparameters(prior, "prior"))
-    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(80))
-    log_mass, fraction = torch.meshgrid(6.0 * nodes, 0.5 * (nodes + 1.0), indexing="ij")
-    process = GeneralizedGammaProcess(log_mass.exp(), fraction, torch.ones(())).normalize()
-    log_density = dist.Normal(0.0, 1.0).log_prob(log_mass) + dist.Beta(1.5, 1.5).log_prob(fraction)
-    log_density += process.log_eppf(torch.tensor([4.0, 2.0, 1.0]).expand(80, 80, -1))
-    posterior = weights[:, None] * weights * log_density.exp()
-    posterior /= posterior.sum()
-    functions = [log_mass, log_mass**2, fraction, fraction**2, fraction * log_mass]
-    exact = torch.stack([(posterior * value).sum() for value in functions])
-    torch.manual_seed(0)
-    state = {"mass": torch.tensor(1.0), "discount": torch.tensor(0.5), "u": torch.tensor(1.0)}
-    rows = []
-    for _ in range(3000):
-        state |= closed.move(state, counts, ())
-        log_mass, fraction = state["mass"].log(), state["discount"]
-        rows.append(
-            torch.stack([log_mass, log_mass**2, fraction, fraction**2, fraction * log_mass])
-        )
-    batches = torch.stack(rows).unflatten(0, (60, 50)).mean(1)
-    error = batches.std(0) / math.sqrt(60)
-    assert float(((batches.mean(0) - exact) / error).abs().max()) < 6.0
-
-
 def positives(name, *shape):
     return pyro.sample(name, dist.LogNormal(torch.zeros(shape), 1.0).to_event(len(shape)))
 

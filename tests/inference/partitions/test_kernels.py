@@ -1,5 +1,7 @@
 """Kernels over partitions against exact posteriors, and what users may get wrong."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -12,7 +14,6 @@ from pyro_ext.diagnostics.partitions import canonical_labels, point_estimate
 from pyro_ext.distributions import (
     GaussianCluster,
     KnownVarianceGaussianCluster,
-    MultinomialCluster,
     PoissonCluster,
 )
 from pyro_ext.inference import MCMC
@@ -20,13 +21,12 @@ from pyro_ext.inference.partitions import MarginalGibbs, SliceSampler, SplitMerg
 from pyro_ext.random_measures import (
     DirichletProcess,
     GeneralizedGammaProcess,
-    PitmanYor,
-    StableBetaProcess,
 )
-from pyro_ext.tutorials.papers import PublishedTreeGuided
 from tests.inference.partitions.enumeration import (
+    CLOSED,
     COUNTS,
     POINTS,
+    PROCESSES,
     gaussian_cluster,
     multinomial_cluster,
     posterior,
@@ -35,33 +35,14 @@ from tests.inference.partitions.enumeration import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 FIVE = torch.cat([POINTS, torch.tensor([[3.0, -1.0]], dtype=torch.float64)])
-PROCESSES = {
-    "Dirichlet": DirichletProcess(torch.tensor(1.3, dtype=torch.float64)),
-    "Pitman-Yor": PitmanYor(0.3, torch.tensor(0.7, dtype=torch.float64)),
-    "generalized gamma": GeneralizedGammaProcess(
-        torch.tensor(0.5, dtype=torch.float64), 0.5, 1.0
-    ).normalize(),
-    "stable beta": StableBetaProcess(torch.tensor(1.0, dtype=torch.float64), 0.2, 2.0).normalize(),
-}
 
 
-def make_gibbs(prior, cluster):
-    return MarginalGibbs(prior, cluster)
-
-
-def make_split_merge(prior, cluster):
-    return SplitMerge(prior, cluster, num_scans=3)
-
-
-def make_split_merge_alone(prior, cluster):
-    return SplitMerge(prior, cluster, num_proposals=3, num_scans=0)
-
-
-def make_exact(prior, cluster):
-    return TreeGuided(prior, cluster, num_global_moves=3)
-
-
-KERNELS = (make_gibbs, make_split_merge, make_split_merge_alone, make_exact)
+KERNELS = (
+    MarginalGibbs,
+    partial(SplitMerge, num_scans=3),
+    partial(SplitMerge, num_proposals=3, num_scans=0),
+    partial(TreeGuided, num_global_moves=3),
+)
 
 
 def total_variation(kernel, x, every, process, num_samples, seed=0):
@@ -76,7 +57,7 @@ def total_variation(kernel, x, every, process, num_samples, seed=0):
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("make", KERNELS)
-@pytest.mark.parametrize("name", ["Dirichlet", "Pitman-Yor", "generalized gamma"])
+@pytest.mark.parametrize("name", CLOSED)
 def test_posterior_of_five_points(make, name):
     """Total variation of 3,000 steps to enumeration, with u sampled; about 0.02 to 0.04.
 
@@ -160,7 +141,7 @@ def exact_with_hyperparameters():
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("make", [make_gibbs, make_exact])
+@pytest.mark.parametrize("make", [KERNELS[0], KERNELS[-1]])
 def test_posterior_with_hyperparameters(make):
     """Total variation of 3,000 steps, 0.03 to 0.05; more than 0.1 in less than 1 of 10^5 seeds."""
     every, exact = exact_with_hyperparameters()
@@ -403,29 +384,6 @@ def test_any_names_of_clusters(make):
     kernel.setup(0, POINTS)
     state = kernel.sample({"assignment": torch.tensor([7, 7, 2, 5])})
     assert state["assignment"][0] == 0 and int(state["assignment"].max()) < 4
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_trees_leave_one_big_cluster():
-    """From all images in one cluster, the kernels of trees find the modes, and Gibbs does not."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    chosen = np.concatenate([np.nonzero(digits.target == k)[0][:40] for k in (0, 1, 4, 6)])
-    counts = torch.tensor(np.round(digits.data[chosen] / 4.0))
-    cluster = MultinomialCluster(torch.full((64,), 0.1, dtype=torch.float64))
-    process = GeneralizedGammaProcess(torch.tensor(0.5, dtype=torch.float64), 0.5, 1.0).normalize()
-
-    def best(kernel, number):
-        mcmc = MCMC(kernel, number, seed=0, progress=False).run(counts)
-        statistics = mcmc.sample_statistics()
-        return statistics["lp"].max(), statistics["num_clusters"][0, -1]
-
-    gibbs, _ = best(MarginalGibbs(process, cluster, init="one"), 60)
-    for kernel in (TreeGuided, PublishedTreeGuided):
-        value, number = best(kernel(process, cluster, init="one"), 60)
-        assert value - gibbs > 1000 and number >= 4, kernel
 
 
 @pytest.mark.slow
