@@ -16,11 +16,6 @@ def test_numbers_of_three_members():
     assert round(float(bald(means, variances)), 4) == 0.3031
 
 
-def test_integers_are_numbers():
-    assert mixture_moments([0, 1, 2], [1, 2, 1])[1] == pytest.approx(2.0)
-    assert bald([0, 1, 2], [1, 2, 1]) > 0
-
-
 def test_vectors_of_one_component_are_numbers():
     generator = torch.Generator().manual_seed(0)
     means, variances = torch.randn(4, 5, generator=generator), torch.rand(4, 5, generator=generator)

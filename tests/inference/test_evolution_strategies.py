@@ -30,18 +30,6 @@ def test_a_quadratic_function(scale):
     assert ((noise_free.mean(0) - matrix @ where).abs() < 4 * error).all()
 
 
-@pytest.mark.statistical
-def test_a_cubic_function():
-    """`3 phi^2 + 3 sigma^2`; four standard errors, 6e-5."""
-    found = torch.tensor(
-        [
-            estimate(lambda x: x[:, 0] ** 3, torch.tensor([0.5]).double(), 0.2, 50, seed)[0]
-            for seed in range(4000)
-        ]
-    )
-    assert abs(float(found.mean()) - 0.87) < 4 * float(found.std()) / 4000**0.5
-
-
 def test_pairs_lie_on_either_side():
     seen = []
 

@@ -1,20 +1,21 @@
 """Independence Metropolis with a fitted proposal: exactness, starts, runs, errors."""
 
 import math
-import pickle
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.autoguide import init_to_value
 
 from pyro_ext.inference import MCMC, IndependenceMetropolis
 from pyro_ext.potential.graph_capture import Gradient
+from pyro_ext.testing.kernels import check_kernel
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+X = torch.linspace(-2.0, 2.0, 50).double()
 
 
 def curved() -> None:
@@ -94,21 +95,14 @@ def test_mixtures_have_their_density() -> None:
         assert abs(found - expected) < 5.0 * math.sqrt(0.25 / 20_000)
 
 
-def test_a_chain_alone_and_among_others_and_backends() -> None:
-    x = torch.linspace(-2.0, 2.0, 50)
-    many = run(regression, 10, 3, x).get_samples(group_by_chain=True)["scale"]
-    alone = run(regression, 10, 1, x).get_samples(group_by_chain=True)["scale"]
-    torch.testing.assert_close(many[:1], alone)
-    assert not torch.equal(many[0], many[1])
-    eager = run(regression, 10, 3, x, backend="eager", num_points=64)
-    traced = run(regression, 10, 3, x, num_points=64)
-    torch.testing.assert_close(eager.get_samples()["scale"], traced.get_samples()["scale"])
+def test_laws_of_kernels() -> None:
+    options, laws = {"num_points": 64}, ["settings", "draws", "drivers"]
+    check_kernel(IndependenceMetropolis, regression, X, options=options, checks=laws)
 
 
 @pytest.mark.slow
 def test_compiled_draws() -> None:
-    x = torch.linspace(-2.0, 2.0, 50)
-    kinds = [run(regression, 50, 2, x, backend=name) for name in ("trace", "compile")]
+    kinds = [run(regression, 50, 2, X, backend=name) for name in ("trace", "compile")]
     torch.testing.assert_close(*(each.get_samples()["scale"] for each in kinds))
 
 
@@ -122,16 +116,11 @@ def test_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(run(curved, 50, 8).get_samples()["scale"]) == 400
 
 
-def test_functions_settings_and_pyro() -> None:
+def test_functions() -> None:
     kernel = IndependenceMetropolis(potential_fn=lambda z: 0.25 * z["x"].square().sum())
     start = {"x": torch.full((2, 3), 5.0)}
     mcmc = MCMC(kernel, 500, 20, num_chains=2, initial_params=start, seed=0, progress=False)
     assert float(mcmc.run().get_samples()["x"].var()) == pytest.approx(2.0, rel=0.2)
-    other = pickle.loads(pickle.dumps(IndependenceMetropolis(curved))).replace(num_points=100)
-    assert other.settings()["num_points"] == 100
-    driver = PyroMCMC(other, 20, warmup_steps=2, disable_progbar=True)
-    driver.run()
-    assert len(driver.get_samples()["first"].unique()) > 3
 
 
 def test_a_start_at_one_value_is_left(subtests: Any) -> None:

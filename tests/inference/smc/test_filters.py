@@ -101,16 +101,12 @@ def test_best_guide_and_twist_have_no_variance():
 
 def test_errors():
     y = torch.tensor(Y)
-    smc = TwistedSMCFilter(HiddenMarkov())
     with pytest.raises(RuntimeError, match="there are no particles yet: call init first"):
-        print(smc.log_Z)
-    with pytest.raises(ValueError, match="twist must return a tensor of the shape .100,., got 0"):
-        TwistedSMCFilter(HiddenMarkov(), twist=lambda state: 0.0).init(y[0])
-    with pytest.raises(ValueError, match="model and twist must have log densities that are no NaN"):
-        TwistedSMCFilter(HiddenMarkov(), twist=lambda state: torch.full((100,), torch.nan)).init(
-            y[0]
-        )
-    with pytest.raises(SMCFailed, match="no particle has a positive density"):
-        TwistedSMCFilter(HiddenMarkov(), twist=lambda state: torch.full((100,), -torch.inf)).init(
-            y[0]
-        )
+        print(TwistedSMCFilter(HiddenMarkov()).log_Z)
+    for values, kind, message in (
+        (0.0, ValueError, "twist must return a tensor of the shape .100,., got 0"),
+        (torch.full((100,), torch.nan), ValueError, "model and twist must have .* that are no NaN"),
+        (torch.full((100,), -torch.inf), SMCFailed, "no particle has a positive density"),
+    ):
+        with pytest.raises(kind, match=message):
+            TwistedSMCFilter(HiddenMarkov(), twist=lambda state, values=values: values).init(y[0])

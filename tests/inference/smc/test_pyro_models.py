@@ -97,26 +97,36 @@ def test_best_guide_and_twist_have_no_variance():
 
 
 @pytest.mark.statistical
-def test_twist_that_is_wrong_changes_no_mean():
-    """Resampling by twists that are no densities, evidence of 200 runs: rate 1e-5.
+def test_evidence_with_a_wrong_twist_and_without_data_between():
+    """Of 200 runs within 4.5 standard errors: rate 1e-5 each.
 
-    Twists of particles before they are resampled would make it six times as large.
+    Twists that are no densities, of particles before they are resampled, would make the first six
+    times as large; the second is that of a normal sum.
     """
-    y = torch.tensor(Y)
 
     def twist(values):
         return 1.0 * list(values.values())[-1]
 
-    found = torch.stack(
-        [
-            MarkovSMC(hidden_markov, None, 10, ess_threshold=1.0, twist=twist, seed=seed)
-            .run(y)
-            .log_Z.exp()
-            for seed in range(200)
-        ]
-    )
-    exact = float(messages(y)[0][-1].logsumexp(-1).exp())
-    assert abs(float(found.mean()) - exact) < 4.5 * float(found.std()) / math.sqrt(200)
+    def chain(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal(x, 1.0))
+        w = pyro.sample("w", dist.Normal(z, 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+        pyro.sample("last", dist.Normal(w, 1.0))
+
+    y, one = torch.tensor(Y), torch.tensor(1.5)
+    for model, data, options, log_evidence in (
+        (
+            hidden_markov,
+            y,
+            {"ess_threshold": 1.0, "twist": twist},
+            messages(y)[0][-1].logsumexp(-1),
+        ),
+        (chain, one, {}, Normal(0.0, 2.0).log_prob(one)),
+    ):
+        runs = [MarkovSMC(model, None, 10, seed=n, **options).run(data) for n in range(200)]
+        ratios = torch.stack([(run.log_Z - log_evidence).exp() for run in runs])
+        assert abs(float(ratios.mean()) - 1.0) < 4.5 * float(ratios.std()) / math.sqrt(200)
 
 
 def linear(y):
@@ -252,25 +262,6 @@ def test_errors():
         MarkovSMC(linear, twist=lambda values: torch.full((100,), torch.nan)).run(y)
     with pytest.raises(RuntimeError, match="there are no draws yet"):
         MarkovSMC(linear).get_samples()
-
-
-@pytest.mark.statistical
-def test_latent_sites_without_data_between():
-    """The evidence of a normal sum of 200 runs within 4.5 standard errors: rate 1e-5."""
-
-    def model(y):
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        z = pyro.sample("z", dist.Normal(x, 1.0))
-        w = pyro.sample("w", dist.Normal(z, 1.0))
-        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
-        pyro.sample("last", dist.Normal(w, 1.0))
-
-    y = torch.tensor(1.5)
-    found = torch.stack(
-        [MarkovSMC(model, num_particles=10, seed=seed).run(y).log_Z.exp() for seed in range(200)]
-    )
-    exact = float(Normal(0.0, 2.0).log_prob(y).exp())
-    assert abs(float(found.mean()) - exact) < 4.5 * float(found.std()) / math.sqrt(200)
 
 
 def test_guide_of_some_sites():
