@@ -246,11 +246,12 @@ class FunctionSpaceSurrogate(Surrogate):
         def log_likelihood(marginal: Any) -> Tensor:
             return function.log_likelihood(marginal.rsample((self.num_particles,)), coreset) / total
 
-        return divergence.of_draws(
+        loss: Tensor = divergence.of_draws(
             lambda: log_likelihood(marginals.data),
             lambda: log_likelihood(marginals.coreset),
             _no_data,
         )
+        return loss
 
     def _parts(self, guide: AutoPseudocoreset) -> tuple[Posteriors, ModelFunction]:
         """The posteriors of the model over the rows of a guide, and the function of the model."""

@@ -116,7 +116,10 @@ class GaussianSurrogate(Surrogate):
     def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Divergence of the two Gaussians; see ``Surrogate.compare``."""
         data = Gaussian(*self.data_gaussian(guide))
-        return divergence.of_gaussians(data, Gaussian(*self.coreset_gaussian(guide, coreset)))
+        loss: Tensor = divergence.of_gaussians(
+            data, Gaussian(*self.coreset_gaussian(guide, coreset))
+        )
+        return loss
 
 
 class MCMCSurrogate(Surrogate):
@@ -239,11 +242,12 @@ class MCMCSurrogate(Surrogate):
         """Loss of the draws; see ``Surrogate.compare``."""
         own = self.coreset_draws(guide, coreset)
         posterior: WeightedPosterior = guide.posterior
-        return divergence.of_draws(
+        loss: Tensor = divergence.of_draws(
             lambda: posterior.log_likelihood(self.data_draws(guide), coreset),
             lambda: posterior.log_likelihood(own, coreset),
             lambda: guide.data.log_likelihood(own, self.batch_size),
         )
+        return loss
 
     def _run(
         self,

@@ -285,15 +285,17 @@ class TrajectorySurrogate(Surrogate):
         steps = (coreset, start[None], self.num_steps, self.learning_rate)
         if hasattr(divergence, "of_trajectory_ends"):
             (end,) = unrolled_descent(posterior, *steps)
-            return divergence.of_trajectory_ends(start, of_data, end)
+            loss: Tensor = divergence.of_trajectory_ends(start, of_data, end)
+            return loss
         (of_coreset,) = descend(posterior, *steps)
         own = self._draws(of_coreset)
         total, number = coreset.weights.sum(), guide.data.num_points
-        return divergence.of_draws(
+        loss = divergence.of_draws(
             lambda: posterior.log_likelihood(self._draws(of_data), coreset) / total,
             lambda: posterior.log_likelihood(own, coreset) / total,
             lambda: guide.data.log_likelihood(own, self.batch_size) / number,
         )
+        return loss
 
     def _draws(self, mean: Tensor) -> Tensor:
         """Draws from a Gaussian. **Shape:** ``(size,)`` to ``(num_particles, size)``."""
