@@ -134,7 +134,6 @@ def test_errors():
         AutoAdjointSampler(minibatches).fit(COUNTS, progress=False)
     for options, kind, message in (
         ({"ema_decay": 0.9}, ValueError, "ema_decay must be None, since"),
-        ({"num_draws": 0}, ValueError, "num_draws must be an integer >= 1, got 0"),
         ({"schedule": 3}, TypeError, "schedule must be one such as ConstantNoise"),
         ({"hidden_features": (0,)}, ValueError, "hidden_features"),
     ):

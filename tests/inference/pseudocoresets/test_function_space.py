@@ -74,6 +74,13 @@ def classifier_guide(hidden: int = 5) -> AutoPseudocoreset:
     return AutoPseudocoreset(Classifier([hidden]), x, y, size=8, weights="scaled", seed=0)
 
 
+def experts_of(guide: AutoPseudocoreset, model: Any = None, num_experts: int = 1) -> ExpertBuffer:
+    """Short runs of a classifier, by default of that of the guide."""
+    options: Any = {"num_epochs": 3, "batch_size": 20, "seed": 0, "progress": False}
+    model = model or guide.model
+    return ExpertBuffer.collect(model, *guide.args, num_experts=num_experts, **options)
+
+
 def of_logits(posteriors: Any, **options: Any) -> FunctionSpaceSurrogate:
     return FunctionSpaceSurrogate(posteriors, function="logits", likelihood=categorical, **options)
 
@@ -203,9 +210,7 @@ def test_another_mode_of_the_expert_is_the_same_function(covariance: Any) -> Non
     They do change the Wasserstein distance of latent values.
     """
     guide = classifier_guide()
-    buffer = ExpertBuffer.collect(
-        guide.model, *guide.args, num_experts=1, num_epochs=3, batch_size=20, seed=0, progress=False
-    )
+    buffer = experts_of(guide)
     trajectories = buffer.trajectories.clone()
     trajectories[:, 1:] = permuted(guide, trajectories[:, 1:])
     assert not torch.allclose(trajectories, buffer.trajectories)
@@ -237,15 +242,7 @@ def test_gradients_of_architectures_add_up(kind: str, monkeypatch: pytest.Monkey
     surrogates = []
     for model in (None, other):
         if kind == "trajectories":
-            buffer = ExpertBuffer.collect(
-                model or guide.model,
-                *guide.args,
-                num_experts=1,
-                num_epochs=3,
-                batch_size=20,
-                seed=0,
-                progress=False,
-            )
+            buffer = experts_of(guide, model)
             zeros = {"init_strategy": lambda site: torch.full(site["fn"].shape(), 0.1)}
             posteriors: Any = TrajectorySnapshots(buffer, 3, **zeros)  # type: ignore[arg-type]
         else:
@@ -263,13 +260,7 @@ def test_gradients_of_architectures_add_up(kind: str, monkeypatch: pytest.Monkey
     assert len(losses) == 2
 
 
-def wide(x: Tensor, y: Tensor) -> None:
-    """Another model of the arguments of the linear one."""
-    with pyro.poutine.scale(scale=0.5):
-        linear(x, y)
-
-
-@pytest.mark.parametrize("model", [None, wide])
+@pytest.mark.parametrize("model", [None, pyro.poutine.scale(linear, scale=0.5)])
 def test_kernels_run_on_the_coreset_that_is_given(model: Any) -> None:
     """It may be another one than that which the guide holds."""
     guide = linear_guide(weights="learned")
@@ -310,27 +301,14 @@ def test_draws_as_snapshots() -> None:
 @pytest.mark.parametrize("covariance", ["diagonal", "full", "jacobian"])
 def test_fit_of_a_classifier(covariance: Any) -> None:
     """The same seed gives the same coreset; the labels stay."""
-    guides = []
-    for _ in range(2):
-        guide = classifier_guide()
-        buffer = ExpertBuffer.collect(
-            guide.model,
-            *guide.args,
-            num_experts=2,
-            num_epochs=3,
-            batch_size=20,
-            seed=0,
-            progress=False,
-        )
-        loss = FunctionSpaceKL(
-            of_logits(TrajectorySnapshots(buffer, 3, num_steps=10), covariance=covariance)
-        )
+    one, other, before = (classifier_guide() for _ in range(3))
+    for guide in (one, other):
+        snapshots = TrajectorySnapshots(experts_of(guide, num_experts=2), 3, num_steps=10)
+        loss = FunctionSpaceKL(of_logits(snapshots, covariance=covariance))
         guide.fit(loss, 5, seed=3, progress=False)
-        guides.append(guide)
-    before = classifier_guide()
-    torch.testing.assert_close(guides[0].pseudodata, guides[1].pseudodata)
-    assert not torch.equal(guides[0].pseudodata[0], before.pseudodata[0])
-    assert torch.equal(guides[0].pseudodata[1], before.pseudodata[1])
+    torch.testing.assert_close(one.pseudodata, other.pseudodata)
+    assert not torch.equal(one.pseudodata[0], before.pseudodata[0])
+    assert torch.equal(one.pseudodata[1], before.pseudodata[1])
 
 
 def test_jacobian_of_snapshots() -> None:
@@ -356,9 +334,7 @@ def test_mean_over_weights_of_trajectories(monkeypatch: pytest.MonkeyPatch) -> N
     """One learning rate fits all: twice the weights are the same loss, and the same gradient."""
     use_balanced_noise(monkeypatch)
     guide = classifier_guide()
-    buffer = ExpertBuffer.collect(
-        guide.model, *guide.args, num_experts=1, num_epochs=3, batch_size=20, seed=0, progress=False
-    )
+    buffer = experts_of(guide)
     loss = FunctionSpaceKL(of_logits(TrajectorySnapshots(buffer, 3, num_steps=10)))
     found = []
     for factor in (1.0, 2.0):
@@ -370,30 +346,18 @@ def test_mean_over_weights_of_trajectories(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("model", [None, logistic])
-def test_labels_are_learned(model: Any) -> None:
-    """Rows then are there once for each class; of another model as well."""
-    x, y = labeled(100)
-    guide = AutoPseudocoreset(logistic, x, y, size=6, learnable=["x", "y"], seed=0)
+@pytest.mark.parametrize(
+    ("model", "num_points"),
+    [(None, 100), *[(pyro.poutine.scale(logistic, scale=0.5), number) for number in (100, 10)]],
+)
+def test_labels_are_learned(model: Any, num_points: int) -> None:
+    """Rows then are there once for each class, twelve of them even with ten data."""
+    guide = AutoPseudocoreset(logistic, *labeled(num_points), size=6, learnable=["x", "y"], seed=0)
     before = guide.pseudodata
     loss = FunctionSpaceKL(FunctionSpaceSurrogate(GaussianSurrogate(), model=model))
     guide.fit(loss, 3, seed=0, progress=False)
     for row, moved in zip(before, guide.pseudodata, strict=True):
         assert row.shape == moved.shape and not torch.equal(row, moved)
-
-
-def test_labels_of_few_data_are_learned_by_another_model() -> None:
-    """The twelve rows of six labels that are learned are more than the ten of the data."""
-    x, y = labeled(10)
-
-    def narrow(x: Tensor, y: Tensor) -> None:
-        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 0.5).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
-
-    guide = AutoPseudocoreset(logistic, x, y, size=6, learnable=["x", "y"], seed=0)
-    loss = FunctionSpaceKL(FunctionSpaceSurrogate(GaussianSurrogate(), model=narrow))
-    assert len(guide.fit(loss, 2, seed=0, progress=False).losses) == 2
 
 
 # Errors -------------------------------------------------------------------------------------------

@@ -24,6 +24,13 @@ from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
 from tests.inference.pseudocoresets.coreset_models import labeled, location, logistic, points
 
 
+def conjugate(x: Tensor) -> None:
+    """Normal numbers, and a standard normal prior of their mean."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
 def counts(x: Tensor, y: Tensor) -> None:
     """Poisson regression."""
     weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 2.0).to_event(1))
@@ -87,13 +94,7 @@ def test_default_is_as_wide_as_the_data(name: str, divergence: Any, num_points: 
 
 def test_weights_of_one_are_told() -> None:
     """Of 900 standard normals under a standard normal prior: 1/sqrt(10) and 1/sqrt(901)."""
-
-    def model(x: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-    guide = AutoPseudocoreset(model, torch.zeros(900), size=9, weights="uniform", seed=0)
+    guide = AutoPseudocoreset(conjugate, torch.zeros(900), size=9, weights="uniform", seed=0)
     told = r"deviation of 'loc' is 0\.316 where that of the data is 0\.0333; .*weights='learned'"
     with pytest.warns(UserWarning, match=told):
         guide.fit(ForwardKL(), 2, progress=False)
@@ -108,13 +109,7 @@ def test_weights_of_one_are_told() -> None:
 @pytest.mark.parametrize("weight", [3.9, 4.1, 900 * 4.1])
 def test_factor_of_two(weight: float) -> None:
     """The posterior of a weight :math:`w` has the precision :math:`1 + w`, that of the data 16."""
-
-    def model(x: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-    guide = AutoPseudocoreset(model, torch.zeros(15), size=1, seed=0)
+    guide = AutoPseudocoreset(conjugate, torch.zeros(15), size=1, seed=0)
     torch.nn.init.constant_(guide.coreset_weights_unconstrained, torch.tensor(weight - 1.0).log())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
