@@ -22,7 +22,7 @@ from .gibbs.conditional_updates import (
     RandomWalk,
 )
 from .gibbs.kernel import Gibbs
-from .hmc import HMC, MEADS, NUTS, LaplaceHMC
+from .hmc import HMC, MAMS, MEADS, NUTS, ChEES, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .ivon import IVON
 from .laplace import (
@@ -87,6 +87,7 @@ __all__ = [
     "HMC",
     "IVON",
     "L2E",
+    "MAMS",
     "MCMC",
     "MEADS",
     "NPTL",
@@ -103,6 +104,7 @@ __all__ = [
     "AuxiliaryGibbs",
     "BatchLBFGS",
     "BatchOptimizer",
+    "ChEES",
     "ConditionalUpdate",
     "ConstantSchedule",
     "CopulaClassifier",

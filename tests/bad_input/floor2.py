@@ -127,6 +127,8 @@ def kernels() -> dict[str, Call]:
         "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
         "LaplaceHMC": call(model=model, num_steps=2, trajectory_length=1.5, **EAGER),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
+        "ChEES": call(model=model, trajectory_length=1.5, target_accept_prob=0.7, **EAGER),
+        "MAMS": call(model=model, num_steps=4, target_accept_prob=0.9, **EAGER),
         "MEADS": call(model=model, step_size=0.5, damping=1.0, **EAGER),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
         "IndependenceMetropolis": call(model=model, num_points=32, local_fraction=0.25, **EAGER),
