@@ -159,7 +159,6 @@ READER = {
     "NUTS(model)": ({"model": line}, lambda k: run(k, X, Y)),
     "HMC(model)": ({"model": line}, lambda k: run(k, X, Y)),
     "ChEES(model)": ({"model": line}, lambda k: run(k, X, Y, num_chains=16)),
-    "MAMS(model)": ({"model": line}, lambda k: run(k, X, Y)),
     "MEADS(model)": ({"model": line}, lambda k: run(k, X, Y, num_chains=16)),
     "pathfinder(model, *args)": ({"model": regression, "args": (X, Y)}, None),
     "TemperedSMC(model).run(*args)": ({"model": line, "args": (X, Y)}, None),

@@ -246,7 +246,7 @@ EXACT = {
         (HMC, {"step_size": 0.5, "trajectory_length": 1.5}),
         (NUTS, {"step_size": 0.3, "full_mass": "low_rank", "share_mass_matrix": True}),
         (MAMS, {"step_size": 0.4, "num_steps": 3}),
-        (MAMS, {"step_size": 0.3, "full_mass": "low_rank", "share_mass_matrix": True}),
+        (MAMS, {"step_size": 0.2, "full_mass": "low_rank", "share_mass_matrix": True}),
         (ChEES, {"step_size": 0.45, "trajectory_length": 2.0}),
         (ChEES, {"step_size": 0.3, "full_mass": "low_rank", "trajectory_length": 2.0}),
     ],
