@@ -16,6 +16,7 @@ from .driver.tuning import Trial, TuningResult, tune
 from .evolution_strategies import antithetic_gradient
 from .gibbs.conditional_updates import (
     ConditionalUpdate,
+    EllipticalSlice,
     EnumeratedSites,
     LogJoint,
     PriorProposals,
@@ -113,6 +114,7 @@ __all__ = [
     "CyclicalSchedule",
     "DiagonalLaplace",
     "EarlyStopping",
+    "EllipticalSlice",
     "EnumeratedSites",
     "ExecutorError",
     "ExpertBuffer",

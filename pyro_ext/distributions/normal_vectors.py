@@ -44,7 +44,10 @@ class GaussianRandomWalk(ParametricDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the scale."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
+        return self.of_noise(torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device))
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Make walks of standard normal numbers. **Shape:** ``(..., num_steps)``."""
         return self.scale[..., None] * noise.cumsum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -194,7 +197,10 @@ class ZeroSumNormal(ParametricDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the scale."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
+        return self.of_noise(torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device))
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Make draws of standard normal numbers. **Shape:** ``(..., *event_shape)``."""
         for dim in range(-len(self.event_shape), 0):
             noise = noise - noise.mean(dim, keepdim=True)
         return self._whole(self.scale) * noise

@@ -140,6 +140,7 @@ def kernels() -> dict[str, Call]:
             step_size=0.1, num_cycles=2, num_steps=10, exploration=0.5, minimum=0.1
         ),
         "PolynomialSchedule": call(step_size=0.1, exponent=0.6, offset=1.0, start=0),
+        "EllipticalSlice": call(),
         "EnumeratedSites": call(),
         "PriorProposals": call(),
         "EarlyStopping": call(names=["loc"], r_hat=1.01, effective_sample_size=10.0, interval=4),
