@@ -352,14 +352,13 @@ class EllipticalSlice(ConditionalUpdate):
             center, draw = normal_prior(name, log_joint.trace(moved).nodes[name], noise)
 
             def log_likelihood(rows: Tensor, name: str = name, shape: torch.Size = shape) -> Tensor:
-                found = [
-                    log_joint.likelihood({**moved, name: row.reshape(shape)}, name) for row in rows
-                ]
-                return torch.stack(found)
+                tried = ({**moved, name: row.reshape(shape)} for row in rows)
+                return torch.stack([log_joint.likelihood(each, name) for each in tried])
 
-            rows = (each.reshape(1, -1) for each in (moved[name], center, draw))
+            position, center, draw = (each.reshape(1, -1) for each in (moved[name], center, draw))
             uniforms = torch.rand(1, NUM_UNIFORMS, dtype=torch.float64)
-            moved[name] = elliptical_slice(log_likelihood, *rows, uniforms).reshape(shape)
+            found = elliptical_slice(log_likelihood, position, center, draw, uniforms)
+            moved[name] = found.reshape(shape)
         return {name: moved[name] for name in sites}
 
 

@@ -74,7 +74,7 @@ class _ZeroSum(constraints.Constraint):
     """Tensors whose sums along each of the last dimensions are zero."""
 
     def __init__(self, event_dim: int) -> None:
-        self.event_dim = event_dim  # type: ignore[misc]
+        self.event_dim = event_dim
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
@@ -152,8 +152,8 @@ class ZeroSumTransform(Transform):
         return torch.Size([*shape[:start], *(size + number for size in shape[start:])])
 
 
-@biject_to.register(_ZeroSum)
-@transform_to.register(_ZeroSum)
+@biject_to.register(_ZeroSum)  # type: ignore[untyped-decorator]
+@transform_to.register(_ZeroSum)  # type: ignore[untyped-decorator]
 def _zero_sum_transform(constraint: Any) -> ZeroSumTransform:
     return ZeroSumTransform(constraint.event_dim)
 

@@ -183,7 +183,8 @@ class TruncatedDistribution(ScalarDistribution):
         validate_args: bool | None = None,
     ) -> None:
         checks.instance("base", base, Distribution, "a distribution")
-        if base.event_shape or base.support.is_discrete:
+        support: Any = base.support
+        if base.event_shape or support.is_discrete:
             raise ValueError(f"base must be a continuous distribution of numbers, got {base!r:.80}")
         given = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
         if not given:
@@ -249,7 +250,8 @@ class TruncatedDistribution(ScalarDistribution):
 
     def _cdf(self, value: Tensor) -> Tensor:
         below, above = self._masses()
-        return (self.base.cdf(_clamped(value, *self._bounds())) - below) / (above - below)
+        reached: Tensor = self.base.cdf(_clamped(value, *self._bounds()))
+        return (reached - below) / (above - below)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles: those of the base, or by bisection, which has no gradients."""
