@@ -16,13 +16,14 @@ from .driver.tuning import Trial, TuningResult, tune
 from .evolution_strategies import antithetic_gradient
 from .gibbs.conditional_updates import (
     ConditionalUpdate,
+    EllipticalSlice,
     EnumeratedSites,
     LogJoint,
     PriorProposals,
     RandomWalk,
 )
 from .gibbs.kernel import Gibbs
-from .hmc import HMC, MEADS, NUTS, LaplaceHMC
+from .hmc import HMC, MAMS, MEADS, NUTS, ChEES, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .ivon import IVON
 from .laplace import (
@@ -87,6 +88,7 @@ __all__ = [
     "HMC",
     "IVON",
     "L2E",
+    "MAMS",
     "MCMC",
     "MEADS",
     "NPTL",
@@ -103,6 +105,7 @@ __all__ = [
     "AuxiliaryGibbs",
     "BatchLBFGS",
     "BatchOptimizer",
+    "ChEES",
     "ConditionalUpdate",
     "ConstantSchedule",
     "CopulaClassifier",
@@ -111,6 +114,7 @@ __all__ = [
     "CyclicalSchedule",
     "DiagonalLaplace",
     "EarlyStopping",
+    "EllipticalSlice",
     "EnumeratedSites",
     "ExecutorError",
     "ExpertBuffer",

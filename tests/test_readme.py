@@ -158,6 +158,7 @@ READER = {
     "MCMC(kernel, num_samples=..., num_chains=...)": ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
     "NUTS(model)": ({"model": line}, lambda k: run(k, X, Y)),
     "HMC(model)": ({"model": line}, lambda k: run(k, X, Y)),
+    "ChEES(model)": ({"model": line}, lambda k: run(k, X, Y, num_chains=16)),
     "MEADS(model)": ({"model": line}, lambda k: run(k, X, Y, num_chains=16)),
     "pathfinder(model, *args)": ({"model": regression, "args": (X, Y)}, None),
     "TemperedSMC(model).run(*args)": ({"model": line, "args": (X, Y)}, None),

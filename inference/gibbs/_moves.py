@@ -19,12 +19,15 @@ from torch.utils import _pytree as pytree
 from pyro_ext.inference.driver.numbers import State, read_state, write_state
 from pyro_ext.inference.driver.pyro_kernels import own_generators, stepping
 from pyro_ext.inference.gibbs.conditional_updates import (
+    NUM_UNIFORMS,
     ConditionalUpdate,
     LogJoint,
     Model,
     RandomWalk,
     Values,
     check_mask,
+    elliptical_slice,
+    normal_prior,
     support_of,
 )
 from pyro_ext.inference.partitions import ConjugateKernel
@@ -301,6 +304,57 @@ class RandomWalkMove(_Drawing):
         flat = self._joint.layout.flatten(values)
         uniforms = self._uniforms(at, self._num_sites)
         return None, self._own.unflatten(self._move.interpreted(flat, noise, uniforms))
+
+
+class EllipticalMove(_Drawing):
+    """An :class:`EllipticalSlice`, recorded."""
+
+    def __init__(self, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int) -> None:
+        super().__init__(joint, number)
+        nodes = joint.log_joint.trace(joint.values).nodes
+        self._priors, self._likelihoods = {}, {}
+        for name in sites:
+            like = joint.values[name]
+            normal_prior(name, nodes[name], torch.zeros_like(like))  # which refuses others
+            self._priors[name] = joint.function(
+                partial(self._prior, name), partial(torch.randn_like, like.flatten())
+            )
+            self._likelihoods[name] = joint.function(partial(self._likelihood, name))
+
+    def _prior(self, name: str, values: Values, noise: Tensor) -> Tensor:
+        node = self._joint.log_joint.trace(values).nodes[name]
+        found = normal_prior(name, node, noise.reshape(values[name].shape))
+        return torch.stack([each.flatten() for each in found])
+
+    def _likelihood(self, name: str, values: Values) -> Tensor:
+        return self._joint.log_joint.likelihood(values, name)
+
+    def __call__(self, state: None, values: Values, at: Sweep) -> tuple[None, Values]:
+        layout = self._joint.layout
+        keys = self._keys(at)
+        step = torch.tensor(at.step, device=keys.device)
+        flat = layout.flatten(values).clone()
+        for position, (name, prior) in enumerate(self._priors.items()):
+            columns = layout.columns(name)
+            own = slice(columns.start, columns.stop)
+            stream = 2 * position + _STREAM_OF_CHOICES
+            uniforms = self._uniforms(at, NUM_UNIFORMS, stream)
+            noise = normal(keys, step, len(columns), stream=stream + 1, dtype=flat.dtype)
+            center, draw = prior.interpreted(flat, noise).unbind(1)
+
+            def log_likelihood(
+                rows: Tensor, name: str = name, own: slice = own, flat: Tensor = flat
+            ) -> Tensor:
+                tried = flat.clone()
+                tried[:, own] = rows
+                found: Tensor = self._likelihoods[name].interpreted(tried)
+                return found
+
+            moved = elliptical_slice(log_likelihood, flat[:, own], center, draw, uniforms)
+            flat = flat.clone()
+            flat[:, own] = moved
+        found = layout.unflatten(flat)
+        return None, {name: found[name] for name in self._priors}
 
 
 class EnumeratedMove(_Drawing):

@@ -9,12 +9,14 @@ from typing import Any, TypeAlias
 import pyro
 import pyro.poutine as poutine
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Independent, MultivariateNormal, Normal, constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_ext._lib import checks
+from pyro_ext.distributions import GaussianRandomWalk, ZeroSumNormal
 from pyro_ext.potential.evaluation import bijection, may_validate
 
 Values: TypeAlias = dict[str, Tensor]
@@ -87,6 +89,14 @@ class LogJoint:
             for inside in self._insides(trace):
                 total = torch.where(inside, total, -torch.inf)
             return torch.where(total.isnan(), -torch.inf, total)
+
+    def likelihood(self, values: Mapping[str, Tensor], name: str) -> Tensor:
+        """Log density without that of a site itself."""
+        trace = self.trace(values)
+        total = self.density(trace)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            own: Tensor = trace.nodes[name]["fn"].log_prob(trace.nodes[name]["value"]).sum()
+        return total - own
 
     def _insides(self, trace: Any) -> Iterator[Tensor]:
         """Tell of each site whether its values are in the support."""
@@ -297,3 +307,116 @@ def _transform(name: str, support: Constraint) -> Any:
         f"site {name!r} cannot be moved by a random walk: there is no map from unconstrained space "
         f"to its support {support}. Move it by EnumeratedSites or PriorProposals"
     )
+
+
+class EllipticalSlice(ConditionalUpdate):
+    r"""Moves sites with normal priors along ellipses, without a step size [1].
+
+    A site :math:`f \sim N(m, \Sigma)` moves to
+    :math:`m + (f - m) \cos \theta + (\nu - m) \sin \theta` with a draw :math:`\nu` of the prior,
+    and the angle from a bracket that shrinks until the likelihood is above a random height. It is
+    for Gaussian processes and random effects, given the hyperparameters of their priors, which
+    another block moves. The prior is ``Normal``, ``MultivariateNormal``,
+    :class:`~pyro_ext.distributions.GaussianRandomWalk` or
+    :class:`~pyro_ext.distributions.ZeroSumNormal`, of any shape and in any plate.
+
+    [1] I. Murray, R. P. Adams, D. J. C. MacKay (2010), Elliptical slice sampling.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC, Gibbs
+        >>> def model(y):
+        ...     f = pyro.sample("f", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        ...     pyro.sample("y", dist.Poisson(f.exp()).to_event(1), obs=y)
+        >>> kernel = Gibbs([(EllipticalSlice(), ["f"])], model=model)
+        >>> mcmc = MCMC(kernel, num_samples=20, seed=0, progress=False)
+        >>> mcmc.run(torch.tensor([0.0, 2.0, 9.0])).get_samples()["f"].shape
+        torch.Size([20, 3])
+    """
+
+    keeps_no_state = True
+
+    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
+        """Move sites one after the other.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        :raises ValueError: for a site whose prior is not normal.
+        """
+        moved = dict(values)
+        for name in sites:
+            shape = moved[name].shape
+            noise = torch.randn_like(moved[name])
+            center, draw = normal_prior(name, log_joint.trace(moved).nodes[name], noise)
+
+            def log_likelihood(rows: Tensor, name: str = name, shape: torch.Size = shape) -> Tensor:
+                tried = ({**moved, name: row.reshape(shape)} for row in rows)
+                return torch.stack([log_joint.likelihood(each, name) for each in tried])
+
+            position, center, draw = (each.reshape(1, -1) for each in (moved[name], center, draw))
+            uniforms = torch.rand(1, NUM_UNIFORMS, dtype=torch.float64)
+            found = elliptical_slice(log_likelihood, position, center, draw, uniforms)
+            moved[name] = found.reshape(shape)
+        return {name: moved[name] for name in sites}
+
+
+NUM_UNIFORMS = 64
+
+
+def elliptical_slice(
+    log_likelihood: Callable[[Tensor], Tensor],
+    position: Tensor,
+    center: Tensor,
+    draw: Tensor,
+    uniforms: Tensor,
+) -> Tensor:
+    """Move each chain along the ellipse through its position and a draw of its prior.
+
+    Where the bracket has not shrunk far enough after all uniform numbers, a chain stays.
+
+    Shapes: position, center, draw (num_chains, size); uniforms (num_chains, at least 3).
+    """
+    height = log_likelihood(position) + uniforms[:, 0].log()
+    angle = 2.0 * math.pi * uniforms[:, 1]
+    low, high = angle - 2.0 * math.pi, angle
+    moved, waiting = position, ~height.isnan()
+    for fraction in uniforms[:, 2:].unbind(1):
+        cosine, sine = (f(angle).to(position)[:, None] for f in (torch.cos, torch.sin))
+        proposal = center + cosine * (position - center) + sine * (draw - center)
+        is_taken = waiting & (log_likelihood(proposal) > height)
+        moved = torch.where(is_taken[:, None], proposal, moved)
+        waiting = waiting & ~is_taken
+        if not bool(waiting.any()):
+            break
+        low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
+        angle = low + fraction * (high - low)
+    return moved
+
+
+def normal_prior(name: str, node: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of a site's normal prior, and the draw that standard normal numbers make.
+
+    Shapes: noise, and what is returned, as the value of the site.
+    """
+    fn = node["fn"]
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    is_plain = node["mask"] is None and isinstance(node["scale"], int | float)
+    if not is_plain or node["scale"] != 1:
+        raise ValueError(
+            f"site {name!r} has a mask or a scale, with which its prior is no normal distribution"
+        )
+    if isinstance(fn, Normal):
+        center, apart = fn.loc, fn.scale * noise
+    elif isinstance(fn, MultivariateNormal):
+        center, apart = fn.loc, (fn.scale_tril @ noise[..., None])[..., 0]
+    elif isinstance(fn, GaussianRandomWalk | ZeroSumNormal):
+        center, apart = fn.mean, fn.of_noise(noise)
+    else:
+        raise ValueError(
+            f"site {name!r} must have a normal prior for EllipticalSlice, got {type(fn).__name__}; "
+            "move it by NUTS or RandomWalk"
+        )
+    return center.expand_as(noise), center + apart

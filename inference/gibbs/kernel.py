@@ -16,6 +16,7 @@ from pyro_ext._lib import checks
 from pyro_ext.inference.driver.numbers import adapts, has_known_state
 from pyro_ext.inference.driver.pyro_kernels import own_generators
 from pyro_ext.inference.gibbs._moves import (
+    EllipticalMove,
     EnumeratedMove,
     Joint,
     KernelMove,
@@ -27,6 +28,7 @@ from pyro_ext.inference.gibbs._moves import (
 )
 from pyro_ext.inference.gibbs.conditional_updates import (
     ConditionalUpdate,
+    EllipticalSlice,
     EnumeratedSites,
     Model,
     RandomWalk,
@@ -86,8 +88,9 @@ class Gibbs(VectorizedKernel):
 
     * ``NUTS(model)``, ``HMC(model)`` or a stochastic-gradient kernel, for continuous sites; those
       of the latter may not lie in a plate that subsamples.
-    * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones, :class:`RandomWalk`,
-      or another :class:`ConditionalUpdate`.
+    * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones,
+      :class:`EllipticalSlice` for ones with normal priors, :class:`RandomWalk`, or another
+      :class:`ConditionalUpdate`.
     * a kernel over partitions with conjugate clusters, for ``"assignment"`` and those sites of its
       prior and cluster that it is to move; it holds the others fixed. Its auxiliary variable is
       redrawn each time.
@@ -411,6 +414,8 @@ def _move_of(
     # A subclass may do something else.
     if type(block) is RandomWalk:
         return RandomWalkMove(block, *arguments)
+    if type(block) is EllipticalSlice:
+        return EllipticalMove(*arguments)
     if type(block) is EnumeratedSites:
         return EnumeratedMove(*arguments)
     assert not isinstance(block, MCMCKernel)

@@ -1,7 +1,8 @@
 """Hamiltonian Monte Carlo: trajectories of many chains, and kernels that take them."""
 
-from pyro_ext.inference.hmc.kernels import HMC, NUTS
+from pyro_ext.inference.hmc.chees import ChEES
+from pyro_ext.inference.hmc.kernels import HMC, MAMS, NUTS
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.hmc.meads import MEADS
 
-__all__ = ["HMC", "MEADS", "NUTS", "LaplaceHMC"]
+__all__ = ["HMC", "MAMS", "MEADS", "NUTS", "ChEES", "LaplaceHMC"]

@@ -22,14 +22,17 @@ from pyro_ext.inference.hmc.masses import (
     checked_full_mass,
 )
 from pyro_ext.inference.hmc.trajectories import (
+    MicrocanonicalPath,
     Outcome,
     Path,
     Point,
     Tree,
     ValueAndGradient,
+    extend_microcanonical,
     extend_path,
     extend_tree,
     leapfrog,
+    start_microcanonical,
     start_path,
     start_tree,
 )
@@ -37,7 +40,7 @@ from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, Vecto
 from pyro_ext.potential import InitStrategy
 from pyro_ext.random import normal, uniform
 
-__all__ = ["HMC", "NUTS", "HamiltonianState"]
+__all__ = ["HMC", "MAMS", "NUTS", "HamiltonianState"]
 
 _FIRST_STEP_SIZE = 1.0
 _STREAM_OF_TRIALS = 2
@@ -48,19 +51,29 @@ _JITTER = 0.1
 _FISHER_WARMUP = 400
 
 
-class HamiltonianOptions(VectorizedOptions, total=False):
-    """Keyword arguments of HMC and NUTS alike; :class:`NUTS` says what they are."""
+class SharedOptions(VectorizedOptions, total=False):
+    """Keyword arguments of all of these kernels; :class:`NUTS` says what they are."""
 
     step_size: float
     adapt_step_size: bool
     adapt_mass_matrix: bool
+    full_mass: FullMass | None
+    init_strategy: InitStrategy
+
+
+class AdaptationOptions(SharedOptions, total=False):
+    """Keyword arguments of kernels whose chains adapt by themselves."""
+
     mass_estimate: MassEstimate
     windows: WindowsKind | None
-    full_mass: FullMass | None
     share_mass_matrix: bool
     step_size_jitter: float | None
+
+
+class HamiltonianOptions(AdaptationOptions, total=False):
+    """Keyword arguments of HMC and NUTS alike."""
+
     target_accept_prob: float
-    init_strategy: InitStrategy
 
 
 class _Paths:
@@ -101,6 +114,30 @@ class _Trees:
         factor: Tensor,
     ) -> tuple[Tree, Tensor, Outcome]:
         return extend_tree(trajectory, function, uniforms, step_size, factor, self.max_tree_depth)
+
+
+class _Microcanonical:
+    """Trajectories at constant speed of a number of steps."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+
+    def start(
+        self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
+    ) -> MicrocanonicalPath:
+        return start_microcanonical(position, value, gradient, momentum)
+
+    def extend(
+        self,
+        trajectory: MicrocanonicalPath,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> tuple[MicrocanonicalPath, Tensor, Outcome]:
+        return extend_microcanonical(
+            trajectory, function, uniforms, step_size, factor, self.num_steps
+        )
 
 
 class _Hamiltonian(VectorizedKernel):
@@ -158,7 +195,7 @@ class _Hamiltonian(VectorizedKernel):
         )
         return _FISHER_WARMUP if by_gradients else None
 
-    def _trajectories(self) -> _Paths | _Trees:
+    def _trajectories(self) -> _Paths | _Trees | _Microcanonical:
         raise NotImplementedError
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -462,3 +499,70 @@ class NUTS(_Hamiltonian):
 
     def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
         return super()._statistics(state) | {"tree_depth": state.tree_depth}
+
+
+class MAMS(_Hamiltonian):
+    r"""Metropolis-adjusted microcanonical sampler [2]: trajectories whose speed does not vary.
+
+    Momenta are unit vectors [1]: where the density is low, trajectories do not race through, and
+    turn slowly. A proposal is taken or not by the error of its energy, so that draws are from the
+    exact posterior. Step sizes and masses adapt in the warm-up as those of
+    :class:`~pyro_ext.inference.NUTS` do.
+
+    It is for posteriors of a hundred parameters and more. In fewer, :class:`NUTS` does as well or
+    better; where scales vary within the posterior, as in funnels, neither has one step size for
+    all of it.
+
+    :param model: a Pyro model that sees all of its data, with two unknowns at least, or ``None``
+        with a ``potential_fn``.
+    :param int num_steps: mean number of leapfrog steps of a trajectory; numbers are uniform between
+        one and twice as many.
+    :param float target_accept_prob: acceptance rate to which step sizes adapt.
+    :param options: ``step_size``, ``full_mass`` and the others that :class:`NUTS` has, but for
+        ``max_tree_depth``.
+    :raises ValueError: for numbers out of range, or a model that subsamples or has one unknown.
+
+    [1] J. Robnik, G. B. De Luca, E. Silverstein, U. Seljak (2023), Microcanonical Hamiltonian
+    Monte Carlo.
+
+    [2] J. Robnik, R. Cohn-Gordon, U. Seljak (2025), Metropolis adjusted microcanonical Hamiltonian
+    Monte Carlo, arXiv 2503.01707.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), torch.tensor([1.0, 10.0])).to_event(1))
+        >>> mcmc = MCMC(MAMS(model), 400, 200, num_chains=4, seed=0, progress=False).run()
+        >>> [round(float(each)) for each in mcmc.get_samples()["x"].std(0)]
+        [1, 10]
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        num_steps: int = 8,
+        target_accept_prob: float = 0.9,
+        **options: Unpack[AdaptationOptions],
+    ) -> None:
+        super().__init__(model, target_accept_prob=target_accept_prob, **options)
+        self.num_steps = checks.integer("num_steps", num_steps, 1)
+
+    def _prepare(self) -> None:
+        if self.layout.size < 2:
+            raise ValueError(
+                f"model must have two unknowns at least for {type(self).__name__}, whose momenta "
+                f"are directions, got {self.layout.size}; take NUTS"
+            )
+
+    def _trajectories(self) -> _Microcanonical:
+        return _Microcanonical(self.num_steps)
+
+    def _evaluations_per_step(self) -> int:
+        return self.num_steps
+
+    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
+        statistics = super()._statistics(state)
+        del statistics["energy"]  # which is of normal momenta
+        return statistics

@@ -6,6 +6,7 @@ U-turns whatever the mass matrix. Each chain is on a trajectory of its own; a fu
 of them by a step.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -18,6 +19,7 @@ Chosen = TypeVar("Chosen")
 
 _MAX_ENERGY_CHANGE = 1000.0
 _MAX_PATH_STEPS = 1 << 10
+_LEAST_NORM = 1e-30
 
 
 class Point(NamedTuple):
@@ -109,6 +111,17 @@ def _scaled_back(factor: Tensor, vector: Tensor) -> Tensor:
     return scaled(factor if factor.dim() == 2 else factor.mT, vector)
 
 
+def unscaled(factor: Tensor, vector: Tensor) -> Tensor:
+    """Apply the inverse of a factor that all chains share.
+
+    Shapes: factor (1, size) or (1, size, size); vector (num_chains, size).
+    """
+    if factor.dim() == 2:
+        return vector / factor
+    solved: Tensor = torch.linalg.solve(factor[0], vector.mT)
+    return solved.mT
+
+
 def leapfrog(
     point: Point, function: ValueAndGradient, step_size: Tensor, factor: Tensor
 ) -> tuple[Point, Tensor, Tensor]:
@@ -179,15 +192,27 @@ def extend_path(
         number = torch.full_like(path.leaf, num_leapfrog_steps)
     length = torch.where(path.leaf == 0, number, path.length)
     point, value, energy = leapfrog(path.point, function, step_size, factor)
-    change = _energy_change(energy, path.origin.energy)
-    diverging = change > _MAX_ENERGY_CHANGE
+    reached = Draw(point.position, point.gradient, value, energy)
     leaf = path.leaf + 1
-    is_taken = ~diverging & (uniforms[:, 0].log() < -change)
-    draw = where(is_taken, Draw(point.position, point.gradient, value, energy), path.origin)
-    rate, symmetric = (torch.where(diverging, 0.0, each) for each in _acceptance(change))
-    outcome = Outcome(*draw, rate, symmetric, leaf, torch.zeros_like(leaf), diverging, step_size)
+    outcome = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
+    diverging = outcome.diverging
     path = path._replace(point=point, leaf=leaf, length=length)
     return path, diverging | (leaf >= length), outcome
+
+
+def end_of_path(
+    origin: Draw, reached: Draw, choice: Tensor, num_steps: Tensor, step_size: Tensor
+) -> Outcome:
+    """Take the end of each trajectory or its origin, by the error of the energy.
+
+    Shapes: choice (num_chains,), uniform numbers.
+    """
+    change = _energy_change(reached.energy, origin.energy)
+    diverging = change > _MAX_ENERGY_CHANGE
+    draw = where(~diverging & (choice.log() < -change), reached, origin)
+    rate, symmetric = (torch.where(diverging, 0.0, each) for each in _acceptance(change))
+    depth = torch.zeros_like(num_steps)
+    return Outcome(*draw, rate, symmetric, num_steps, depth, diverging, step_size)
 
 
 class Checkpoints(NamedTuple):
@@ -372,3 +397,97 @@ def _turns(first: Tensor, last: Tensor, total: Tensor) -> Tensor:
     # Half of each end, as in the trapezoid rule of the integral of the momentum.
     span = total - 0.5 * (first + last)
     return ((first * span).sum(-1) <= 0) | ((last * span).sum(-1) <= 0)
+
+
+# Microcanonical dynamics -------------------------------------------------------------------------
+
+
+def kick(direction: Tensor, slope: Tensor, step_size: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Turn unit vectors toward the gradient of the log density.
+
+    .. math:: \frac{du}{dt} = \frac{(I - u u^T) g}{d - 1}
+
+    :param Tensor direction: :math:`u`. **Shape:** ``(num_chains, size)``, at least two wide.
+    :param Tensor slope: :math:`g`. **Shape:** ``(num_chains, size)``.
+    :param Tensor step_size: **Shape:** ``(num_chains,)``.
+    :returns: the directions, and how much the kinetic energy :math:`(d - 1) \log |p|` changed,
+        ``(num_chains,)``.
+
+    Example::
+
+        >>> turned, change = kick(
+        ...     torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 5.0]]), torch.ones(1))
+        >>> [round(each, 3) for each in turned[0].tolist()], round(float(change), 3)
+        ([0.013, 1.0], 4.307)
+    """
+    norm = slope.norm(dim=-1)
+    toward = slope / norm.clamp(min=_LEAST_NORM)[:, None]
+    strength = (step_size * norm / (slope.shape[-1] - 1))[:, None]
+    shrinkage = (-strength).exp()
+    # One plus the cosine, without cancellation where they are opposite.
+    nearness = 0.5 * (direction + toward).square().sum(-1, keepdim=True)
+    along = (1.0 - shrinkage) * (2.0 * shrinkage + nearness * (1.0 - shrinkage))
+    turned = along * toward + 2.0 * shrinkage * direction
+    turned = turned / turned.norm(dim=-1, keepdim=True)
+    growth = nearness + (2.0 - nearness) * shrinkage.square()
+    change = (slope.shape[-1] - 1) * (strength - math.log(2.0) + growth.log())[:, 0]
+    return turned, change
+
+
+class MicrocanonicalPath(NamedTuple):
+    """A trajectory at constant speed of each chain, and where it is.
+
+    :param Point point: the point reached, its momentum a unit vector.
+    :param Tensor kinetic: growth of the kinetic energy since it began. **Shape:**
+        ``(num_chains,)``, as of the numbers of steps.
+    :param Draw origin: where it began.
+    :param Tensor leaf: number of steps taken.
+    :param Tensor length: number of steps to take.
+    """
+
+    point: Point
+    kinetic: Tensor
+    origin: Draw
+    leaf: Tensor
+    length: Tensor
+
+
+def start_microcanonical(
+    position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
+) -> MicrocanonicalPath:
+    """Begin a trajectory of each chain, in the directions of normal momenta."""
+    direction = momentum / momentum.norm(dim=-1, keepdim=True)
+    none = torch.zeros_like(value, dtype=torch.int64)
+    point, origin = Point(position, direction, gradient), Draw(position, gradient, value, value)
+    return MicrocanonicalPath(point, torch.zeros_like(value), origin, none, none)
+
+
+def extend_microcanonical(
+    path: MicrocanonicalPath,
+    function: ValueAndGradient,
+    uniforms: Tensor,
+    step_size: Tensor,
+    factor: Tensor,
+    num_steps: int,
+) -> tuple[MicrocanonicalPath, Tensor, Outcome]:
+    """Take a leapfrog step of each trajectory.
+
+    Returns also which have ended, and what these lead to. Step sizes are of each coordinate, in the
+    units of the masses: a unit vector moves one by the root of the dimension less. Numbers of steps
+    are uniform with a given mean. Shapes: uniforms (num_chains, 4).
+    """
+    number = (uniforms[:, 1] * (2 * num_steps - 1)).ceil().clamp(min=1).to(torch.int64)
+    length = torch.where(path.leaf == 0, number, path.length)
+    size = step_size * math.sqrt(path.point.position.shape[-1])
+    point = path.point
+    direction, first = kick(point.momentum, -_scaled_back(factor, point.gradient), 0.5 * size)
+    position = point.position + size[:, None] * scaled(factor, direction)
+    value, gradient = function(position)
+    direction, second = kick(direction, -_scaled_back(factor, gradient), 0.5 * size)
+    kinetic = path.kinetic + first + second
+    reached = Draw(position, gradient, value, value + kinetic)
+    leaf = path.leaf + 1
+    outcome = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
+    point = Point(position, direction, gradient)
+    extended = MicrocanonicalPath(point, kinetic, path.origin, leaf, length)
+    return extended, outcome.diverging | (leaf >= length), outcome

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
     from pyro_ext.diagnostics.graphs import graph_mmd
     from pyro_ext.diagnostics.importance import GuideWeights, psis
+    from pyro_ext.diagnostics.nested import nested_rhat
     from pyro_ext.diagnostics.recalibration import IsotonicRecalibrator
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "function_space",
     "graph_mmd",
     "metrics",
+    "nested_rhat",
     "partitions",
     "plots",
     "psis",
@@ -54,6 +56,7 @@ _HOMES = {
     "IsotonicRecalibrator": "recalibration",
     "SBCResult": "calibration",
     "graph_mmd": "graphs",
+    "nested_rhat": "nested",
     "psis": "importance",
     "sbc": "calibration",
     "to_arviz": "arviz_conversion",

@@ -39,10 +39,15 @@ from pyro_ext.distributions.gaussian_clusters import (
 )
 from pyro_ext.distributions.generalized_bfry import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY
 from pyro_ext.distributions.graphs import BernoulliExponentialGraph, LogitGraph
+from pyro_ext.distributions.normal_vectors import (
+    GaussianRandomWalk,
+    ZeroSumNormal,
+    ZeroSumTransform,
+)
 from pyro_ext.distributions.sequence_gp import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.distributions.soft_equivariant import SoftEquivariantNormal
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
-from pyro_ext.distributions.truncated_normal import TruncatedNormal
+from pyro_ext.distributions.truncated import TruncatedDistribution, TruncatedNormal
 
 __all__ = [
     "BFRY",
@@ -58,6 +63,7 @@ __all__ = [
     "DirichletOU",
     "ForceNormal",
     "GaussianCluster",
+    "GaussianRandomWalk",
     "GeneralizedBFRY",
     "KnownVarianceGaussianCluster",
     "LogitGraph",
@@ -72,6 +78,9 @@ __all__ = [
     "TiltedBFRY",
     "TiltedStable",
     "TruncatedBFRY",
+    "TruncatedDistribution",
     "TruncatedNormal",
+    "ZeroSumNormal",
+    "ZeroSumTransform",
     "bar_borders",
 ]

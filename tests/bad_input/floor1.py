@@ -257,6 +257,10 @@ def distributions() -> dict[str, Call]:
         "TiltedBFRY.cdf": of(tilted, value=torch.tensor([0.5, 2.0])),
         "TiltedStable": call(mass=1.0, stability=0.5, tilt=1.0),
         "TruncatedBFRY": call(discount=0.5, high=3.0),
+        "GaussianRandomWalk": call(scale=0.5, num_steps=3),
+        "TruncatedDistribution": call(base=dist.Exponential(1.0), low=0.5, high=3.0),
+        "ZeroSumNormal": call(scale=0.5, event_shape=(2, 3)),
+        "ZeroSumTransform": call(event_dim=1),
         "TruncatedNormal": call(loc=0.0, scale=1.0, low=-1.0, high=3.0),
     }
 

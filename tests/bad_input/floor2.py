@@ -127,6 +127,8 @@ def kernels() -> dict[str, Call]:
         "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
         "LaplaceHMC": call(model=model, num_steps=2, trajectory_length=1.5, **EAGER),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
+        "ChEES": call(model=model, trajectory_length=1.5, target_accept_prob=0.7, **EAGER),
+        "MAMS": call(model=model, num_steps=4, target_accept_prob=0.9, **EAGER),
         "MEADS": call(model=model, step_size=0.5, damping=1.0, **EAGER),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
         "IndependenceMetropolis": call(model=model, num_points=32, local_fraction=0.25, **EAGER),
@@ -138,6 +140,7 @@ def kernels() -> dict[str, Call]:
             step_size=0.1, num_cycles=2, num_steps=10, exploration=0.5, minimum=0.1
         ),
         "PolynomialSchedule": call(step_size=0.1, exponent=0.6, offset=1.0, start=0),
+        "EllipticalSlice": call(),
         "EnumeratedSites": call(),
         "PriorProposals": call(),
         "EarlyStopping": call(names=["loc"], r_hat=1.01, effective_sample_size=10.0, interval=4),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.distributions as pyro_dist
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from pyro_ext.distributions import (
     DirichletOU,
     ForceNormal,
     GaussianCluster,
+    GaussianRandomWalk,
     GeneralizedBFRY,
     KnownVarianceGaussianCluster,
     LogitGraph,
@@ -35,7 +37,9 @@ from pyro_ext.distributions import (
     TiltedBFRY,
     TiltedStable,
     TruncatedBFRY,
+    TruncatedDistribution,
     TruncatedNormal,
+    ZeroSumNormal,
 )
 from pyro_ext.groups import SO, O, TensorRep
 from pyro_ext.testing import distributions as checks
@@ -72,6 +76,18 @@ def two_blocks(concentration):
 
 def modes_of_paths(rate):
     return DirichletOU(2.0, 2, 1, rate=rate)
+
+
+def waiting_time(rate, low):
+    return TruncatedDistribution(pyro_dist.Exponential(rate), low, low + 2.0)
+
+
+def walk_of_three(scale):
+    return GaussianRandomWalk(scale, 3)
+
+
+def six_effects(scale):
+    return ZeroSumNormal(scale, (2, 3))
 
 
 GROUPS = [O(2), SO(2)]
@@ -136,6 +152,7 @@ UNIVARIATE = [
     Row(TiltedBFRY, {"discount": 0.4, "level": 3.0, "tilt": 1.2}),
     Row(TiltedStable, {"mass": 1.3, "stability": 0.6, "tilt": 0.8}, slow=True),
     Row(TruncatedBFRY, {"discount": 0.4, "high": 5.0}, slow=True),
+    Row(waiting_time, {"rate": 0.7, "low": 0.4}),
     Row(TruncatedNormal, {"loc": 0.3, "scale": 1.4, "low": -0.5, "high": 2.5}),
     Row(TruncatedNormal, {"loc": -3.0, "scale": 0.4, "low": 1.0}),
 ]
@@ -184,6 +201,8 @@ MULTIVARIATE = [
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
     Row(soft_matrix, {"strengths": (0.7, 0.4), "base_scale": 1.3}),
     Row(scaled_steps, {"scale": 1.4}),
+    Row(walk_of_three, {"scale": 1.4}),
+    Row(six_effects, {"scale": 1.4}),
     Row(ForceNormal, {"loc": (0.3, -0.5, 1.1), "l6": (-0.7, 0.2, -0.2, 0.3, -0.4, 0.6)}),
 ]
 

@@ -125,6 +125,8 @@ def test_kernel_is_calibrated(name):
 WHOLE_KERNELS: dict[str, tuple[Kernel, int, int]] = {
     "HMC": (lambda model: inference.HMC(model), 100, 5),
     "NUTS": (lambda model: inference.NUTS(model), 60, 3),
+    "MAMS": (lambda model: inference.MAMS(model), 100, 3),
+    "ChEES": (lambda model: inference.ChEES(model), 100, 3),
     "MEADS": (lambda model: inference.MEADS(model), 1000, 301),
 }
 

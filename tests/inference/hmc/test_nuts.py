@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import HMC, MCMC, NUTS, LaplaceHMC
+from pyro_ext.inference import HMC, MAMS, MCMC, NUTS, ChEES, LaplaceHMC
 from pyro_ext.inference.hmc import loop
 from pyro_ext.inference.hmc.adaptation import (
     add_draw,
@@ -37,6 +37,7 @@ KERNELS = {
     "NUTS": (NUTS, {"step_size": 0.05, "max_tree_depth": 4} | FIXED),
     "NUTS full": (NUTS, {"step_size": 0.05, "max_tree_depth": 3, "full_mass": True} | FIXED),
     "LaplaceHMC": (LaplaceHMC, {}),
+    "MAMS": (MAMS, {"step_size": 0.03, "num_steps": 3} | FIXED),
 }
 each_kernel = pytest.mark.parametrize(("kernel_type", "options"), KERNELS.values(), ids=KERNELS)
 
@@ -84,7 +85,7 @@ def test_draws_on_a_device(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["HMC", "NUTS full", "LaplaceHMC"])
+@pytest.mark.parametrize("name", ["HMC", "NUTS full", "LaplaceHMC", "MAMS"])
 def test_compiled_draws(name: str) -> None:
     """Over enough transitions for many calls of the loop."""
     kernel_type, options = KERNELS[name]
@@ -244,6 +245,10 @@ EXACT = {
         (NUTS, {"step_size": 0.7, "max_tree_depth": 2}),
         (HMC, {"step_size": 0.5, "trajectory_length": 1.5}),
         (NUTS, {"step_size": 0.3, "full_mass": "low_rank", "share_mass_matrix": True}),
+        (MAMS, {"step_size": 0.4, "num_steps": 3}),
+        (MAMS, {"step_size": 0.2, "full_mass": "low_rank", "share_mass_matrix": True}),
+        (ChEES, {"step_size": 0.45, "trajectory_length": 2.0}),
+        (ChEES, {"step_size": 0.3, "full_mass": "low_rank", "trajectory_length": 2.0}),
     ],
 )
 def test_invariance(kernel_type: Any, options: Any) -> None:
@@ -267,14 +272,19 @@ def test_invariance(kernel_type: Any, options: Any) -> None:
         direction = torch.tensor([0.6, -0.64, 0.48])
         factor = torch.eye(3) + 0.7 * torch.outer(direction, direction)
         factor = torch.tensor([0.5, 1.4, 0.8])[:, None] * factor
-        chains = replace(chains, state=chains.state._replace(factor=factor[None]))
+        state = chains.state
+        if kernel_type is ChEES:
+            state = state._replace(chains=state.chains._replace(factor=factor[None]))
+        else:
+            state = state._replace(factor=factor[None])
+        chains = replace(chains, state=state)
     chains = kernel.advance(chains, 4)
     found = kernel.samples(chains.position)
     for name, (function, exact) in EXACT.items():
         values = function(found)
         error = float(values.std()) / len(values) ** 0.5
         assert abs(float(values.mean()) - exact) < 4.5 * error, name
-    assert 0.2 < float(chains.state.acceptance_rate.mean()) < 0.9
+    assert 0.2 < float(kernel.statistics(chains)["acceptance_rate"].mean()) < 0.9
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
-"""The truncated normal distribution against SciPy, far in the tails, and as a prior."""
+"""Truncated distributions against SciPy, far in the tails, and as a prior."""
 
 import mpmath
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy.stats import truncnorm
 
-from pyro_ext.distributions import TruncatedNormal
+from pyro_ext.distributions import BFRY, TruncatedDistribution, TruncatedNormal
 from pyro_ext.inference import MCMC, NUTS
 
 
@@ -61,3 +62,43 @@ def test_as_a_prior():
 def test_ends_must_be_in_order():
     with pytest.raises(ValueError, match="high of TruncatedNormal must be > low, got 1"):
         TruncatedNormal(0.0, 1.0, 2.0, 1.0, validate_args=True)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("base", "low", "high"),
+    [
+        (dist.Gamma(2.0, 0.5), 3.0, None),
+        (dist.LogNormal(0.0, 1.0), None, 1.5),
+        (dist.Weibull(2.0, 1.5), -1.0, 4.0),
+        (dist.Kumaraswamy(2.0, 3.0), 0.2, 7.0),
+        (BFRY(torch.tensor(0.4)), 0.1, 2.0),
+        (dist.Cauchy(torch.tensor([0.0, 1.0]), 2.0), -3.0, None),
+    ],
+)
+def test_any_base(base, low, high):
+    """Density and distribution function against the integral, quantiles and draws in between."""
+    law = TruncatedDistribution(base, low, high)
+    ranks = torch.linspace(0.05, 0.95, 7)[:, None].expand(7, *law.batch_shape or (1,))
+    x = law.icdf(ranks)
+    torch.testing.assert_close(law.cdf(x), ranks.expand_as(x))
+    assert bool(law.support.check(x).all())
+    for row in range(6):
+        points = torch.linspace(0.0, 1.0, 2001)[:, None] * (x[row + 1] - x[row]) + x[row]
+        mass = torch.trapezoid(law.log_prob(points).exp(), points, dim=0)
+        torch.testing.assert_close(
+            mass, (ranks[row + 1] - ranks[row]).expand_as(mass), rtol=1e-5, atol=0
+        )
+    draws = law.expand([2, *law.batch_shape]).sample((300,))
+    assert draws.shape == (300, 2, *law.batch_shape) and bool(law.support.check(draws).all())
+
+
+def test_refused_bases():
+    with pytest.raises(ValueError, match="base must be a continuous distribution of numbers"):
+        TruncatedDistribution(dist.Poisson(3.0), 1.0)
+    with pytest.raises(ValueError, match="base must have probability between low and high"):
+        TruncatedDistribution(dist.Normal(0.0, 1.0), 40.0)
+    with pytest.raises(ValueError, match="base must have a cdf"):
+        TruncatedDistribution(dist.StudentT(3.0), 0.0)
+    with pytest.raises(ValueError, match="low or high must be given"):
+        TruncatedDistribution(dist.Normal(0.0, 1.0))

@@ -1,14 +1,20 @@
-"""The normal distribution on an interval, accurate however far out in a tail the interval is."""
+"""Distributions on an interval: the normal one, accurate in any tail, and all with a cdf."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 from torch.special import log_ndtr, ndtri
 
-from pyro_ext.distributions.bases import UnivariateDistribution
+from pyro_ext._lib import checks
+from pyro_ext.distributions.bases import (
+    ScalarDistribution,
+    UnivariateDistribution,
+    expanded,
+    solve_increasing,
+)
 from pyro_ext.special import log1mexp
 
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -66,11 +72,7 @@ class TruncatedNormal(UnivariateDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
         """The interval, or the half line."""
-        if self.low is not None and self.high is not None:
-            return constraints.interval(self.low, self.high)
-        if self.low is not None:
-            return constraints.greater_than(self.low)
-        return constraints.real if self.high is None else constraints.less_than(self.high)
+        return _interval(self.low, self.high)
 
     # In double precision: in the tails, density and mass are both exponentials of large numbers.
 
@@ -145,6 +147,151 @@ class TruncatedNormal(UnivariateDistribution):
         (low, high), (at_low, at_high) = self._ends(), self._slopes()
         volume = _log_between(low, high) + self.scale.double().log() + _LOG_ROOT_TWO_PI + 0.5
         return (volume + 0.5 * (low * at_low - high * at_high)).to(self.loc)
+
+
+class TruncatedDistribution(ScalarDistribution):
+    r"""Distribution of a real number, cut off at one or both ends.
+
+    .. math:: f(x) = \frac{f_0(x)}{F_0(h) - F_0(l)} , \quad l < x < h
+
+    It is for any continuous distribution with a ``cdf``. Draws invert it: by ``icdf``, and then
+    with gradients, or by bisection. Of a normal distribution take :class:`TruncatedNormal`, which
+    is accurate in the tails.
+
+    :param base: a univariate distribution of Pyro, PyTorch or this package.
+    :param low: :math:`l`, the lower end; ``None`` where there is none.
+    :param high: :math:`h > l`, the upper end; likewise.
+    :raises TypeError: for a base that is no distribution.
+    :raises ValueError: for a base that is discrete, of vectors, or without a ``cdf``, and one with
+        no probability between the ends.
+
+    Example::
+
+        >>> waiting = TruncatedDistribution(dist.Exponential(1.0), high=2.0)
+        >>> round(float(waiting.log_prob(torch.tensor(1.0)).exp()), 3)
+        0.425
+    """
+
+    arg_constraints = {"low": constraints.dependent, "high": constraints.dependent}
+
+    def __init__(
+        self,
+        base: Distribution,
+        low: Any = None,
+        high: Any = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        checks.instance("base", base, Distribution, "a distribution")
+        support: Any = base.support
+        if base.event_shape or support.is_discrete:
+            raise ValueError(f"base must be a continuous distribution of numbers, got {base!r:.80}")
+        given = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
+        if not given:
+            raise ValueError("low or high must be given, got None for both")
+        ends = dict(zip(given, checks.as_parameters(type(self).__name__, given), strict=True))
+        shape = torch.broadcast_shapes(base.batch_shape, *(end.shape for end in ends.values()))
+        self.base = base.expand(shape)
+        self.base._validate_args = False  # whose cdf is asked at the ends of its support
+        self.low = ends["low"].expand(shape) if "low" in ends else None
+        self.high = ends["high"].expand(shape) if "high" in ends else None
+        super().__init__(shape, torch.Size(), validate_args=validate_args)
+        try:
+            below, above = self._masses()
+        except NotImplementedError as error:
+            raise ValueError(f"base must have a cdf, got {base!r:.80}") from error
+        if self._validate_args and not bool((above > below).all()):
+            raise ValueError(
+                f"base must have probability between low and high, got {base!r:.80}, "
+                f"{checks.shown(low)} and {checks.shown(high)}"
+            )
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws have gradients."""
+        return type(self.base).icdf is not Distribution.icdf
+
+    def _bounds(self) -> tuple[Any, Any]:
+        """Ends of the support, ``None`` where it has none."""
+        inner = self.base.support
+        low, high = (getattr(inner, name, None) for name in ("lower_bound", "upper_bound"))
+        low = low if self.low is None else _clamped(self.low, low, None)
+        high = high if self.high is None else _clamped(self.high, None, high)
+        return low, high
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """The interval, or the half line."""
+        return _interval(*self._bounds())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape."""
+        shape = torch.Size(batch_shape)
+        ends = {
+            name: None if end is None else end.expand(shape)
+            for name, end in (("low", self.low), ("high", self.high))
+        }
+        return expanded(self, _instance, shape, base=self.base.expand(shape), **ends)
+
+    def _masses(self) -> tuple[Tensor, Tensor]:
+        """Probabilities of the base below either end."""
+        low, high = self._bounds()
+        if self.low is None:
+            above = self.base.cdf(high)
+            return torch.zeros_like(above), above
+        below = self.base.cdf(low)
+        return below, torch.ones_like(below) if self.high is None else self.base.cdf(high)
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        below, above = self._masses()
+        inside = _clamped(value, *self._bounds())
+        density = self.base.log_prob(inside) - (above - below).log()
+        return torch.where(value == inside, density, -torch.inf)
+
+    def _cdf(self, value: Tensor) -> Tensor:
+        below, above = self._masses()
+        reached: Tensor = self.base.cdf(_clamped(value, *self._bounds()))
+        return (reached - below) / (above - below)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles: those of the base, or by bisection, which has no gradients."""
+        below, above = self._masses()
+        rank = below + value * (above - below)
+        low, high = self._bounds()
+        quantile = self.base.icdf(rank) if self.has_rsample else self._halved(rank, low, high)
+        return _clamped(quantile, low, high)  # rounding may lead out of the interval
+
+    def _halved(self, rank: Tensor, low: Any, high: Any) -> Tensor:
+        """Solve for the quantile, between ends that may be as far as numbers go."""
+        farthest = math.asinh(torch.finfo(rank.dtype).max) - 1.0
+        start, end = (
+            torch.full_like(rank, far)
+            if bound is None
+            else torch.as_tensor(bound).to(rank).asinh().expand(rank.shape)
+            for bound, far in ((low, -farthest), (high, farthest))
+        )
+        return solve_increasing(lambda x: self.base.cdf(x.sinh()), rank, start, end).sinh()
+
+    def _rsample(self, shape: torch.Size) -> Tensor:
+        below, _ = self._masses()
+        with torch.no_grad():
+            ranks = torch.rand(shape, dtype=below.dtype, device=below.device)
+        return self.icdf(ranks)
+
+
+def _clamped(value: Tensor, low: Any, high: Any) -> Tensor:
+    """Move numbers to the nearer of two ends, of which each may be ``None``."""
+    value = value if low is None else value.maximum(torch.as_tensor(low).to(value))
+    return value if high is None else value.minimum(torch.as_tensor(high).to(value))
+
+
+def _interval(low: Any, high: Any) -> constraints.Constraint:
+    """Numbers between two ends, of which one may be ``None``."""
+    if low is not None and high is not None:
+        return constraints.interval(low, high)
+    if low is not None:
+        return constraints.greater_than(low)
+    return constraints.real if high is None else constraints.less_than(high)
 
 
 def _log_density(z: Tensor) -> Tensor:
