@@ -32,7 +32,8 @@ from pyro_ext.posterior.identity import (
 )
 from pyro_ext.potential import Potential
 
-LOG_LIKELIHOOD = "log_likelihood"
+LOG_LIKELIHOOD, DISTANCE = "log_likelihood", "distance"
+_STREAM_OF_REFERENCES = 1
 
 Quantity: TypeAlias = Callable[[dict[str, Tensor]], Any]
 Ranks: TypeAlias = dict[str, npt.NDArray[np.int64]]
@@ -51,6 +52,7 @@ class Experiment:
     run_inference: Callable[..., Any]
     quantities: Mapping[str, Quantity]
     log_likelihood: bool
+    distance: bool
     num_draws: int
     seed: int
     params: StateDict
@@ -72,7 +74,8 @@ class Experiment:
             "data": data | data_identity(dict(self.params["params"]), "params"),
             "inference": function_identity(self.run_inference),
             "quantities": {name: function_identity(q) for name, q in self.quantities.items()}
-            | ({LOG_LIKELIHOOD: {}} if self.log_likelihood else {}),
+            | ({LOG_LIKELIHOOD: {}} if self.log_likelihood else {})
+            | ({DISTANCE: {}} if self.distance else {}),
         }
 
     def simulate(self, number: int, potential: Potential) -> Ranks:
@@ -93,7 +96,14 @@ class Experiment:
                 raise KeyboardInterrupt
             informed = Potential(model, *self.args, backend="eager", **self.kwargs)
             values = self._values(posterior, informed, truth, guide_seed)
-            values |= self._quantities(values, informed, data)
+            if self.distance:
+                key = (number, _STREAM_OF_REFERENCES)
+                words = np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)
+                reference = potential.prior(1, int(words[0]))
+                distances = {DISTANCE: _distances(values, reference)}
+            else:
+                distances = {}
+            values |= self._quantities(values, informed, data) | distances
         generator = np.random.default_rng(tie_seed)
         return {name: _rank(name, to_array(rows, name), generator) for name, rows in values.items()}
 
@@ -146,6 +156,18 @@ class Experiment:
                 ]
                 result[name] = torch.stack(outcomes).detach()
         return result
+
+
+def _distances(values: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
+    """Distances of true values and draws from a point, each element in units of its spread.
+
+    Spreads are over the true values and draws alike, so that these can be exchanged.
+    """
+    total = torch.zeros(())
+    for name, rows in values.items():
+        apart = (rows - reference[name]).double().flatten(1)
+        total = total + (apart / rows.double().flatten(1).std(0).clamp(min=1e-300)).square().sum(1)
+    return total
 
 
 class Simulator:

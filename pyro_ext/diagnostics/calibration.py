@@ -1,7 +1,7 @@
 """Simulation-based calibration: whether an inference finds the parameters that made the data."""
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from pyro_ext._lib import checks
 from pyro_ext.checkpoint.folder import SimulationFolder
 from pyro_ext.diagnostics._simulations import (
+    DISTANCE,
     LOG_LIKELIHOOD,
     Experiment,
     Quantity,
@@ -143,6 +144,41 @@ class SBCResult:
         table = pandas.DataFrame(rows, index=list(columns))
         return table.assign(adjusted_p_value=holm(table["p_value"].to_numpy()))
 
+    def coverage(
+        self,
+        probs: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+        names: Collection[str] | None = None,
+        pool: bool | Collection[str] = False,
+    ) -> Any:
+        r"""Compute how often central intervals of the posterior held the true values.
+
+        An interval of draws has a probability that is a multiple of one over their number and one:
+        the largest that is not above the wanted one.
+
+        :param Sequence probs: probabilities of the intervals, in (0, 1).
+        :param Collection names: sites and quantities, by default all.
+        :param pool: see :meth:`uniformity`.
+        :returns: a data frame with a row for each scalar and a column for each probability, and in
+            the first row, ``"expected"``, the probabilities of the intervals. By chance a fraction
+            is off by some :math:`\sqrt{p (1 - p) / n}`.
+        :raises ValueError: for a probability out of range, or a name that has no ranks.
+        """
+        import pandas
+
+        for prob in checks.sequence("probs", probs, "probabilities"):
+            checks.number("probs", prob, above=0, below=1)
+        total = self.num_draws + 1
+        sizes = {}
+        for prob in probs:
+            most = int(prob * total + 1e-9)
+            sizes[prob] = most - (most + total) % 2  # as many ranks are left out on either side
+        rows = [[size / total for size in sizes.values()]]
+        columns = self.columns(names, pool)
+        for ranks in columns.values():
+            from_middle = np.abs(2 * ranks - self.num_draws)
+            rows.append([float((from_middle < size).mean()) for size in sizes.values()])
+        return pandas.DataFrame(rows, index=["expected", *columns], columns=list(sizes))
+
     def is_calibrated(
         self,
         level: float = 0.01,
@@ -188,6 +224,7 @@ def sbc(
     *args: Any,
     quantities: Mapping[str, Quantity] | None = None,
     log_likelihood: bool = True,
+    distance: bool = False,
     num_draws: int = 100,
     executor: Executor | None = None,
     checkpoint: str | Path | None = None,
@@ -219,6 +256,8 @@ def sbc(
         latent, deterministic and observed site to a tensor of any fixed shape; the data are the
         simulated ones.
     :param bool log_likelihood: whether ``"log_likelihood"`` is among the quantities.
+    :param bool distance: whether ``"distance"`` is, that of all latent sites together from a random
+        point of the prior [3]. It sees correlations that are wrong where each site is right.
     :param int num_draws: number of draws to rank among, taken at equal distances from those of the
         posterior. Autocorrelated draws make ranks pile up at both ends, so let the sampler thin.
     :param Executor executor: where simulations run: a pool of processes or the executor of a Dask
@@ -246,6 +285,9 @@ def sbc(
     [2] M. Modrák, A. H. Moon, S. Kim, P.-C. Bürkner, N. Huurre, K. Faltejsková, A. Gelman,
     A. Vehtari (2023), Simulation-based calibration checking for Bayesian computation: the choice of
     test quantities shapes sensitivity.
+
+    [3] P. Lemos, A. Coogan, Y. Hezaveh, L. Perreault-Levasseur (2023), Sampling-based accuracy
+    testing of posterior estimators for general inference.
 
     Example::
 
@@ -286,6 +328,7 @@ def sbc(
             run_inference=run_inference,
             quantities=quantities,
             log_likelihood=log_likelihood,
+            distance=checks.boolean("distance", distance),
             num_draws=num_draws,
             seed=fresh_seed(seed),
             params=pyro.get_param_store().get_state(),
@@ -293,7 +336,7 @@ def sbc(
         )
         with experiment.surroundings():
             potential = experiment.potential()
-            _check_model(potential, quantities, log_likelihood)
+            _check_model(potential, quantities, experiment)
             if folder is not None:
                 identity = continued(known, experiment.identity(potential), folder.folder)
                 folder.describe({"identity": identity})
@@ -334,20 +377,27 @@ def sbc(
 
 
 def _check_model(
-    potential: Potential, quantities: Mapping[str, object], log_likelihood: bool
+    potential: Potential, quantities: Mapping[str, object], experiment: Experiment
 ) -> None:
     if not potential.observed_sites:
         raise ValueError(
             "model must observe its data, got no observed site: give it data of the right shape, "
             "as in sbc(model, run_inference, 100, x, y); it observes simulated ones in their place"
         )
-    taken = {*potential.sites, *([LOG_LIKELIHOOD] if log_likelihood else [])}
+    own = [
+        name
+        for name, is_ranked in (
+            (LOG_LIKELIHOOD, experiment.log_likelihood),
+            (DISTANCE, experiment.distance),
+        )
+        if is_ranked
+    ]
+    taken = {*potential.sites, *own}
     if clash := sorted(taken & set(quantities)):
         raise ValueError(f"quantities names {clash}, which are ranked already")
-    if log_likelihood and LOG_LIKELIHOOD in potential.sites:
-        raise ValueError(
-            "model has a site 'log_likelihood': rename it, or pass log_likelihood=False"
-        )
+    for name in own:
+        if name in potential.sites:
+            raise ValueError(f"model has a site {name!r}: rename it, or pass {name}=False")
     potential.prior(1)  # raises where the prior cannot be drawn from
 
 

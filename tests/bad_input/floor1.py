@@ -74,6 +74,7 @@ def diagnostics() -> dict[str, Call]:
     return {
         "graph_mmd": call(reference=paths, generated=paths, kind="degree"),
         "SBCResult": call(ranks={"loc": ranks}, num_draws=99),
+        "SBCResult.coverage": of(result, probs=[0.5, 0.9]),
         "SBCResult.uniformity": of(result),
         "SBCResult.is_calibrated": of(result),
         "sbc": call(

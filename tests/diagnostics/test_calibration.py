@@ -91,6 +91,46 @@ def test_the_prior_is_caught_by_the_data_alone():
     assert result.uniformity(["log_likelihood"])["p_value"].iloc[0] < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_distances_see_what_single_sites_do_not():
+    """Two locations with the right margins and a correlation of the wrong sign; of the right ones
+    the ranks are uniform (false-alarm rate 0.001)."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(loc.sum(), 0.3), obs=x)
+
+    # Given x the half sum is normal about x / 2.09, and the half difference stays what it was.
+    deviations = torch.tensor([(0.5 * 0.09 / 2.09) ** 0.5, 0.5**0.5])
+
+    def inference(model, x: Tensor, turned: bool = False) -> dict[str, Tensor]:
+        x = poutine.trace(model).get_trace(x).nodes["x"]["value"]
+        half_sum, half_difference = (torch.randn(200, 2) * deviations).unbind(-1)
+        if turned:
+            half_sum, half_difference = half_difference, half_sum
+        draws = torch.stack([half_sum + half_difference, half_sum - half_difference], -1)
+        return {"loc": x / 2.09 + draws}
+
+    options = {"distance": True, "log_likelihood": False, "seed": 0, "progress": False}
+    right = sbc(model, inference, 150, torch.zeros(()), **options)
+    assert right.is_calibrated(0.001)
+    wrong = sbc(model, lambda m, x: inference(m, x, True), 600, torch.zeros(()), **options)
+    assert wrong.uniformity(["loc"])["p_value"].min() > 1e-4
+    assert wrong.uniformity(["distance"])["p_value"].iloc[0] < 1e-3
+
+
+def test_coverage():
+    """Of ranks that are each number once it is exact; of ones in the middle, all are covered."""
+    whole = np.arange(101)
+    result = SBCResult({"loc": np.stack([whole, 40 + whole // 5], 1)}, num_draws=100)
+    table = result.coverage([0.5, 0.9])
+    np.testing.assert_allclose(table.loc["loc[0]"], table.loc["expected"])
+    assert (abs(table.loc["expected"] - [0.5, 0.9]) < 0.02).all()
+    np.testing.assert_allclose(table.loc["loc[1]"], 1.0)
+    assert list(result.coverage([0.01]).loc["expected"]) == [1 / 101]
+
+
 def test_ties_are_broken_at_random():
     """All draws are equal to the truth, so the rank is any number."""
 
