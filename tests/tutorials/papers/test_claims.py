@@ -33,7 +33,7 @@ FAILED: dict[str, tuple[set[int], set[int]]] = {
     "fedsvd": ({3}, {0}),
     "functional-adjoint-sampler": (set(), set()),
     # Safe guidance at its strongest takes more than the token says, and no token says bold.
-    "hfi": ({8, 12}, set()),
+    "hfi": ({8, 9}, set()),
     "l2e": (set(), set()),
     "latent-be": (set(), set()),
     # A new classifier is calibrated before it is distilled.
