@@ -24,7 +24,7 @@ FAILED: dict[str, tuple[set[int], set[int]]] = {
     "crm-series": ({7, 9}, set()),
     "dac": (set(), set()),
     # A student is as good as two bridges on one of the seeds.
-    "dbn": ({6}, set()),
+    "dbn": ({5}, set()),
     # Six slopes for each seed, each beyond four standard errors with a probability of 6e-5, and
     # parameters at a level of 1e-3: two sets of three seeds in a thousand would fail. Chains of one
     # fit may be too far apart.
