@@ -167,8 +167,9 @@ def averaged(own: Setting, step: Predict, num_steps: int = 2 * NUM_STEPS) -> Pre
             copies = (copies + NOISE * torch.randn_like(copies)).clamp(0.0, 1.0)
             for _ in range(num_steps):
                 copies = step(copies).clamp(0.0, 1.0)
-        probs: Tensor = own.classifier(copies).softmax(-1)
-        return probs.unflatten(0, (NUM_RUNS, len(x))).mean(0)
+        probs = own.classifier(copies).softmax(-1)
+        mean: Tensor = probs.unflatten(0, (NUM_RUNS, len(x))).mean(0)
+        return mean
 
     return predict
 
