@@ -191,8 +191,8 @@ def retrained(
     return model
 
 
-def second_stage(base: SimpleNamespace, seed: int) -> dict[str, Tensor]:
-    """Predictions by all methods."""
+def second_stage(base: SimpleNamespace, seed: int) -> dict[str, dict[str, float]]:
+    """Scores of all methods: accuracies of groups of classes, and measures of probabilities."""
     models: dict[str, nn.Module] = {}
     for name, network in base.networks.items():
         models[name] = network
@@ -203,11 +203,15 @@ def second_stage(base: SimpleNamespace, seed: int) -> dict[str, Tensor]:
         for variant in ("none", "kd", "kd_weighted", "dirichlet"):
             models[f"SRepr, {kind}, {variant}"] = retrained(base, "SWA", kind, seed, variant)
         models[f"SRepr, {kind}, wide kd"] = retrained(base, "SWA", kind, seed, "kd", scale=2.0)
-    with torch.no_grad():
-        return {name: one.eval()(base.data.test[0]).softmax(-1) for name, one in models.items()}
+    scores, (inputs, labels) = {}, base.data.test
+    for name, model in models.items():
+        probs = model.eval()(inputs).softmax(-1).detach()
+        scores[name] = accuracy_by_count(probs, labels, COUNTS)
+        scores[name] |= {"NLL": nll(probs, labels), "ECE": ece(probs, labels)}
+    return scores
 
 
-predictions = {seed: second_stage(base, seed) for seed, base in bases.items()}
+by_seed = {seed: second_stage(base, seed) for seed, base in bases.items()}
 
 # %% [markdown]
 # The table has means over seeds; groups are classes with more than 100, 20 to 100, and fewer than
@@ -219,13 +223,7 @@ predictions = {seed: second_stage(base, seed) for seed, base in bases.items()}
 
 
 # %%
-METHODS, COLUMNS = list(predictions[SEEDS[0]]), ("all", "many", "medium", "few", "NLL", "ECE")
-by_seed: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in SEEDS}
-for seed, found in predictions.items():
-    labels = bases[seed].data.test[1]
-    for name, probs in found.items():
-        by_seed[seed][name] = accuracy_by_count(probs, labels, COUNTS)
-        by_seed[seed][name] |= {"NLL": nll(probs, labels), "ECE": ece(probs, labels)}
+METHODS, COLUMNS = list(by_seed[SEEDS[0]]), ("all", "many", "medium", "few", "NLL", "ECE")
 table = {
     name: {column: fmean(row[name][column] for row in by_seed.values()) for column in COLUMNS}
     for name in METHODS
