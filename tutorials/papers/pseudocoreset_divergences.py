@@ -97,10 +97,9 @@ def what_is_left(divergence: Divergence, seed: int) -> float:
     ]
     surrogate: Any = divergence.surrogate
     losses = [float(surrogate.compare(divergence, guide, subset).detach()) for subset in subsets]
-    of_subsets = sum(losses) / NUM_SUBSETS
     optimizer = partial(torch.optim.Adam, lr=0.03)
     guide.fit(divergence, NUM_EXACT_STEPS, optimizer=optimizer, progress=False)
-    return divergence.loss(regression, guide) / of_subsets
+    return divergence.loss(regression, guide) / (sum(losses) / NUM_SUBSETS)
 
 
 left_over = {
@@ -172,7 +171,7 @@ def experts(seed: int) -> ExpertBuffer:
 def learned(name: str, per_class: int, buffer: ExpertBuffer, seed: int) -> AutoPseudocoreset:
     """Trained pseudo images."""
     surrogate = TrajectorySurrogate(buffer, NUM_DESCENT_STEPS, batch_size=256)
-    optimizer = partial(torch.optim.SGD, lr=RATES[name, per_class], momentum=0.5)
+    optimizer = partial(torch.optim.SGD, lr=RATES[name][per_class > 1], momentum=0.5)
     guide, divergence = coreset(per_class, seed), KINDS[name](surrogate)
     return guide.fit(divergence, NUM_STEPS, optimizer=optimizer, seed=seed, progress=False)
 
@@ -214,14 +213,7 @@ def scores(guide: AutoPseudocoreset, seed: int) -> CoresetScores:
 # k-means in each class.
 
 # %%
-RATES = {
-    ("forward", 1): 20.0,
-    ("forward", 5): 20.0,
-    ("Wasserstein", 1): 1.0,
-    ("Wasserstein", 5): 1.0,
-    ("reverse", 1): 5e3,
-    ("reverse", 5): 5e4,
-}
+RATES = {"forward": (20.0, 20.0), "Wasserstein": (1.0, 1.0), "reverse": (5e3, 5e4)}  # by size
 results: dict[tuple[str, int, int], list[CoresetScores]] = {}
 guides: dict[tuple[str, int, int], AutoPseudocoreset] = {}
 all_data: list[CoresetScores] = []
@@ -316,7 +308,7 @@ for row_of_panels, (name, guide) in zip(panels, pictures.items(), strict=True):
 page.figure("images", figure)
 
 # %% [markdown]
-# ## What to take from it
+# ## In use
 #
 # Learn a pseudocoreset of a network with the forward divergence: it needs no second derivatives,
 # and no unrolled descent as the Wasserstein distance does. For a model whose posterior is about

@@ -14,6 +14,7 @@
 # `pyro-ext reproduce px-sgmcmc` runs the page.
 
 # %%
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -82,10 +83,9 @@ for name, expanded in {"SGHMC": {}, "PX-SGHMC": factors}.items():
 #
 # The density has 25 modes, each a Gaussian with variance 0.03, two apart on a grid. The sampler
 # sees a noisy gradient, made as minibatches make it: a plate takes one of many tilts of the
-# density, which cancel over all of them. One step size decays, as theory has it for convergence.
-# The other goes through 30 cycles; the first 50 steps of each explore, with no noise and no draws.
-# A mode counts as found once more than 0.2% of all draws lie within three standard deviations.
-# The page on choosing a sampler has pictures.
+# density, which cancel over all of them. One step size decays. The other goes through 30 cycles, of
+# which the first 50 steps explore, with no noise and no draws. A mode is found once more than 0.2%
+# of all draws lie within three standard deviations.
 
 # %%
 PLACES, DEVIATION = 2.0 * torch.arange(-2.0, 3.0), 0.03**0.5
@@ -154,7 +154,7 @@ page.claim(
 # at the same function for both. Of 12 cycles the last nine leave draws, with noise at every step.
 
 # %%
-NUM_NETWORK_STEPS, NUM_CHAINS = page.length(2_400, smoke=24), page.length(4, smoke=2)
+NUM_NETWORK_STEPS, NUM_CHAINS = page.length((2_400, 4), smoke=(24, 2))
 NUM_INNER, PRIOR_SCALE = 480, 0.05**0.5
 digits = load_digits()
 network = MLP(64, [32, 32], 10)
@@ -177,16 +177,15 @@ def sample(
     bayesian: BayesianModule | ExpandedModule, step_size: float, seed: int, num_train: int = 600
 ) -> dict[str, Tensor]:
     """Draws of the weights by chain; of the chains that stay finite, and none where none does."""
-    is_expanded = isinstance(bayesian, ExpandedModule)
+    is_expanded, cycle = isinstance(bayesian, ExpandedModule), NUM_NETWORK_STEPS // 12
     kernel = SGHMC(
         BayesianClassifier(bayesian, batch_size=64),
         step_size=CyclicalSchedule(step_size, 12, NUM_NETWORK_STEPS),
         friction={"*.[PQ]?": 1.0, "default": 100.0} if is_expanded else 100.0,
         init_strategy=he_normal,
     )
-    options: Any = {"num_chains": NUM_CHAINS, "seed": seed, "progress": False}
-    cycle = NUM_NETWORK_STEPS // 12
-    mcmc = MCMC(kernel, 9, 3 * cycle, thinning=cycle, **options)
+    options: Any = {"num_chains": NUM_CHAINS, "thinning": cycle, "seed": seed, "progress": False}
+    mcmc = MCMC(kernel, 9, 3 * cycle, **options)
     try:
         mcmc.run(digits.train_inputs[:num_train], digits.train_targets[:num_train])
     except RuntimeError as stop:
@@ -209,8 +208,7 @@ def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 # %% [markdown]
 # Each method gets the step size whose averaged prediction is best on 120 of the training images
-# after learning from the other 480. The largest candidate is the largest that the friction allows;
-# one at which a chain leaves the finite numbers is out.
+# after learning from the other 480. One at which a chain leaves the finite numbers is out.
 
 # %%
 outer, outer_labels = digits.train_inputs[NUM_INNER:], digits.train_targets[NUM_INNER:]
@@ -304,22 +302,19 @@ page.claim(
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for name, by_size in tables.items():
     for measure, axes in (("NLL", panels[0]), ("one draw", panels[0]), ("ambiguity", panels[1])):
-        means = [sum(row[measure] for row in of.values()) / len(of) for of in by_size.values()]
-        style = "o:" if measure == "one draw" else "o-"
-        axes.plot(list(by_size), means, style, ms=4, label=f"{name}, {measure}")
+        means = [fmean(row[measure] for row in by_seed.values()) for by_seed in by_size.values()]
+        axes.plot(list(by_size), means, "o-", ms=4, label=f"{name}, {measure}")
 for axes, label in zip(panels, ("test NLL", "ambiguity"), strict=True):
     axes.set(xscale="log", xlabel="step size", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
 page.figure("expansion", figure, despine=True)
 
 # %% [markdown]
-# ## What to take from it
+# ## In use
 #
 # Put `ExpansionReparam` on matrices, or `expand_module` around a network, and tune the step size
-# anew. The friction of 100 is part of the gain here: it bounds the step size of SGHMC, which comes
-# nearer with less friction, or with twice the steps. Square matrices of a small network need a
-# variance of one over their size, which is the default. And cyclical steps find modes, but do not
-# weigh them.
+# anew. The friction is part of the gain here: it bounds the step size of SGHMC, which comes nearer
+# with less of it, or with twice the steps. Cyclical steps find modes, but do not weigh them.
 
 # %%
 page.finish({"network steps": NUM_NETWORK_STEPS, "step sizes": chosen})

@@ -10,9 +10,7 @@
 # distances say which groups hold, and the strengths of the penalties are set by them, once. This
 # page takes the paper's data of inertia in a form that is linear, so that all fits are exact.
 #
-# `pyro-ext reproduce soft-equivariance` runs the page, and so does
-# `python tutorials/papers/soft_equivariance.py`. Both print a table of claims and save it with the
-# figures in `figures/soft-equivariance`.
+# `pyro-ext reproduce soft-equivariance` runs the page.
 
 # %%
 from collections.abc import Mapping
@@ -279,68 +277,11 @@ right.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 
 page.figure("residuals", figure, despine=True)
 
 # %% [markdown]
-# ## Strengths without a first fit
+# ## In use
 #
-# The paper's rule has a first strength and a power, both chosen by hand. A normalized prior needs
-# neither: instead of sampling the strengths, as above, find those with the largest marginal
-# likelihood. That is ours, not the paper's. All is normal here, so it is exact.
-
-
-# %%
-def best_strengths(x: Tensor, y: Tensor) -> Tensor:
-    """Strengths of the three planes at which the labels are most likely."""
-    scale = len(x) * 9 / (2 * NOISE**2)
-    logs = torch.full((3,), scale).log().requires_grad_()
-    gram = torch.kron(torch.eye(9), x.T @ x) / NOISE**2
-    moment = (y.T @ x).flatten() / NOISE**2
-    optimizer = torch.optim.Adam([logs], lr=0.4)
-    for _ in range(page.length(30, smoke=2)):
-        prior = SoftEquivariantNormal(REP_IN, REP_OUT, PLANES, logs.exp(), (1e-3 * scale) ** -0.5)
-        factor = torch.linalg.cholesky(prior.precision_matrix + gram)
-        center = torch.cholesky_solve(moment[:, None], factor)[:, 0]
-        weight = center.unflatten(-1, prior.event_shape)
-        # Density of labels and weights over that of weights given labels, at their mean.
-        likelihood = dist.Normal(x @ weight.mT, NOISE).log_prob(y).sum()
-        evidence = likelihood + prior.log_prob(weight) - factor.diagonal().log().sum()
-        optimizer.zero_grad()
-        (-evidence).backward()
-        optimizer.step()
-    return logs.detach().exp() / scale
-
-
-evidence: dict[int, list[tuple[float, bool]]] = {seed: [] for seed in SEEDS}
-for seed, repetition in product(SEEDS, range(REPETITIONS)):
-    x, y = inertia(25, torch.Generator().manual_seed(1000 * seed + 10 * repetition), NOISE)
-    strengths = best_strengths(x, y)
-    weight = fit(x, y, dict(zip(PLANES, strengths.tolist(), strict=True)))
-    evidence[seed].append((error_of(weight), int(strengths.argmax()) == 0))
-by_evidence = {seed: mean(error for error, _ in rows) for seed, rows in evidence.items()}
-by_method = {name: {s: errors(name, 25, s) for s in SEEDS} for name in ("uniform", "tuned")}
-by_method["marginal likelihood"] = by_evidence
-by_method[TOLD] = {seed: errors(TOLD, 25, seed) for seed in SEEDS}
-table = {name: {f"seed {s}": row[s] for s in SEEDS} for name, row in by_method.items()}
-page.table(table, title="test error, n = 25")
-page.claim(
-    "Strengths of the greatest marginal likelihood are better than uniform ones (ratio of test "
-    "errors).",
-    {seed: by_evidence[seed] / errors("uniform", 25, seed) for seed in SEEDS},
-    "<",
-    1.0,
-    source="the prior of Kim et al. (2023) as a distribution; direction ours",
-)
-page.claim(
-    "They favor the plane xy (fraction of repetitions).",
-    {seed: mean(float(is_right) for _, is_right in rows) for seed, rows in evidence.items()},
-    ">=",
-    1.0,
-    source="the prior of Kim et al. (2023) as a distribution; bound ours, preregistered",
-)
+# Give `SoftEquivariantNormal` the candidate groups, and sample the strengths along with the weights
+# as above, or set them once from residuals by `EquivarianceTuner`. Strengths that are the same for
+# all groups ask for all symmetries at once.
 
 # %%
-page.finish(
-    {
-        "mean test errors": means,
-        "by marginal likelihood": list(by_evidence.values()),
-        "residuals": {f"seed {seed}": rows.tolist() for seed, rows in residuals.items()},
-    }
-)
+page.finish({"mean test errors": means})

@@ -12,10 +12,8 @@
 # learns from the twisted sampler, with a potential that makes up for it.
 #
 # Here the model writes words of eight letters, and the words shall have two of the letters j, q, x
-# and z. All that is estimated is known exactly.
-#
-# `pyro-ext reproduce twisted-smc` runs the page, and saves a table of claims with the figure in
-# `figures/twisted-smc`.
+# and z. All that is estimated is known exactly. `pyro-ext reproduce twisted-smc` runs
+# the page.
 
 # %%
 import math
@@ -80,8 +78,8 @@ def log_potential(sequences: Tensor) -> Tensor:
 
 BASE_RATE = (math.exp(LOG_Z) - 1.0) / (math.exp(STRENGTH) - 1.0)
 TARGET_RATE = BASE_RATE * math.exp(STRENGTH - LOG_Z)
-print(f"{len(words):,} words, log Z = {LOG_Z:.6f}; two rare letters have {BASE_RATE:.5f} of")
-print(f"the base model's words, and {TARGET_RATE:.3f} of the target's, such as")
+print(f"log Z = {LOG_Z:.6f}; {BASE_RATE:.5f} of the model's words have two rare letters, and")
+print(f"{TARGET_RATE:.3f} of the target's, such as")
 print(" ".join(decode_words(EXACT_DRAWS[:10])))
 
 # %% [markdown]
@@ -138,10 +136,8 @@ for name, particles in {
 # network as the twist, plain twisted SMC would solve this small problem. It takes 2,000 steps with
 # one of five losses. Self-distillation takes as many: 200 for twists in each of five generations,
 # and 250 for the base model between two of them, which adds a recurrent network to the fixed model.
-# The direct rival tunes that network without twists, by weighted draws of its own.
-#
-# What is compared is how far the target is from what each proposes, $\mathrm{KL}(\sigma \,\|\, q)$,
-# by exact draws. The other divergence is small for a proposal that never writes what is rare.
+# The direct rival tunes that network without twists, by weighted draws of its own. What is compared
+# is how far the target is from what each proposes, $\mathrm{KL}(\sigma \,\|\, q)$, by exact draws.
 
 # %%
 NUM_GENERATIONS = page.length(5, smoke=2)
@@ -205,14 +201,13 @@ def self_distilled(seed: int) -> tuple[list[float], TwistedSMC]:
 
 
 plains = {name: {seed: plain(name, seed) for seed in SEEDS} for name in LOSSES}
-without = {seed: tuned(seed) for seed in SEEDS}
 distilled = {seed: self_distilled(seed) for seed in SEEDS}
 
 divergences = {
     name: {seed: divergence(smc.proposal_log_prob(EXACT_DRAWS)) for seed, smc in by_seed.items()}
     for name, by_seed in plains.items()
 }
-divergences["tuned without twists"] = without
+divergences["tuned without twists"] = {seed: tuned(seed) for seed in SEEDS}
 divergences["self-distilled"] = {seed: found[-1] for seed, (found, _) in distilled.items()}
 table = {name: {f"seed {s}": x for s, x in row.items()} for name, row in divergences.items()}
 page.table(table, title="KL(target || proposal)")
@@ -263,15 +258,10 @@ page.claim(
 
 # %%
 figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-lines = axes.plot(
-    list(zip(*(x for x, _ in distilled.values()), strict=True)), "o-", color="#2a6f97"
-)
-lines[0].set_label("self-distilled")
-for name, color in (("CTL", "#d1495b"), ("tuned without twists", "#e09f3e")):
-    for value in divergences[name].values():
-        line = axes.axhline(value, color=color, lw=1)
-    line.set_label(f"{'plain twisted SMC' if name == 'CTL' else name}, all steps")
-axes.set(xlabel="generation", ylabel="KL(target || proposal)", yscale="log")
+axes.plot(distilled[SEEDS[0]][0], "o-", label="self-distilled")
+for name, style in (("CTL", "--"), ("tuned without twists", ":")):
+    axes.axhline(divergences[name][SEEDS[0]], color="0.4", ls=style, label=f"{name}, all steps")
+axes.set(xlabel="generation", ylabel="KL(target || proposal)", yscale="log", title="first seed")
 axes.set_xticks(range(NUM_GENERATIONS))
 axes.legend(frameon=False, fontsize=8)
 page.figure("generations", figure, despine=True)
@@ -279,9 +269,9 @@ page.figure("generations", figure, despine=True)
 # %% [markdown]
 # ## Few particles, and the same target
 #
-# The estimate of $Z$ is unbiased, so that its logarithm is too low on average. With one particle
-# that is held at an exact draw it is too high. Both meet at $\log Z$ as twists get better. The
-# distilled base model comes with a potential that makes up for it, so that the target stays.
+# The log of the estimate of $Z$ is too low on average, and too high with one particle that is held
+# at an exact draw. Both meet at $\log Z$ as twists get better. The distilled base model comes with
+# a potential that makes up for it, so that the target stays.
 
 # %%
 NUM_RUNS = page.length(1000, smoke=20)
@@ -295,15 +285,12 @@ def bounds(smc: TwistedSMC, num_particles: int, seed: int) -> list[float]:
     return torch.stack([lower.mean(), upper.mean(), lower.exp().mean().log()]).tolist()
 
 
-gaps: dict[int, float] = {}
-kept: dict[int, float] = {}
+gaps, kept = dict[int, float](), dict[int, float]()
 for seed, (_, smc) in distilled.items():
     low, high = bounds(plains["CTL"][seed], 4, seed)[:2]
     own_low, own_high = bounds(smc, 4, seed)[:2]
-    gaps[seed], kept[seed] = (
-        (own_high - own_low) / (high - low),
-        abs(bounds(smc, 32, seed)[2] - LOG_Z),
-    )
+    gaps[seed] = (own_high - own_low) / (high - low)
+    kept[seed] = abs(bounds(smc, 32, seed)[2] - LOG_Z)
     print(f"seed {seed}: plain {low:.2f} to {high:.2f}, distilled {own_low:.2f} to {own_high:.2f}")
 page.claim(
     "With 4 particles the bounds of self-distilled samplers are nearer to each other than those "
@@ -323,7 +310,7 @@ page.claim(
 )
 
 # %% [markdown]
-# ## What to take from it
+# ## In use
 #
 # Write a constraint as a factor, and look at the effective particles of `MarkovSMC`. Where they are
 # few, learn twists with `TwistedSMC`, and take turns by `SelfDistilledTwistedSMC` where the base

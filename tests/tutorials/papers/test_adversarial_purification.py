@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"digits", "noise"})
+    check_short_report(folder, PAGE, 7, {"digits"})
 
 
 def test_images_are_digits_that_were_held_out(short_run):

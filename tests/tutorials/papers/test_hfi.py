@@ -17,7 +17,7 @@ pytestmark = [
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 13, {"erased", "rewards", "methods", "rankings"})
+    check_short_report(folder, PAGE, 10, {"erased"})
 
 
 def test_person_and_judge_are_not_the_same(short_run):
@@ -58,19 +58,16 @@ def test_methods_start_from_the_same_noise(short_run):
 
 def test_lists_are_in_order(short_run):
     names, _ = short_run
-    images, digits = names["real"][:20], names["digits"][:20]
-    for measure in (names["ink"], names["likeness"]):
-        lists = names["ranked"](measure(images))
-        assert sorted(sum(lists, [])) == list(range(20)) and len(lists) == 4
-        assert all((measure(images)[row].diff() <= 0).all() for row in lists)
-    assert names["likeness"](images).argmax() in (digits == 7).nonzero()
+    ink, lists = names["ink"](names["judged"]), names["ranked"]
+    assert sorted(sum(lists, [])) == list(range(names["NUM_RATED"]))
+    assert {len(row) for row in lists} == {5}
+    assert all((ink[row].diff() <= 0).all() for row in lists)
 
 
 def test_each_method_has_a_word_and_a_token(short_run):
     names, _ = short_run
-    for found in names["runs"].values():
-        expected = {
-            f"{method}, {what}" for method in names["METHODS"] for what in ("word", "token")
-        }
-        assert set(found.odd) == {"the model", *expected}
-        assert {len(images) for images in found.odd.values()} == {names["NUM_DRAWN"]}
+    methods = ("SDD", "ESD", "negative prompt", "strong safe guidance", "max safe guidance")
+    expected = {f"{method}, {what}" for method in methods for what in ("word", "token")}
+    for drawn in names["odd"].values():
+        assert set(drawn) == {"the model", *expected}
+        assert {len(images) for images in drawn.values()} == {names["NUM_DRAWN"]}

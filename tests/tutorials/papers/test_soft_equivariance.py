@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"residuals"})
+    check_short_report(folder, PAGE, 7, {"residuals"})
 
 
 @pytest.fixture

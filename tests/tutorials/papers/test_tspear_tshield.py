@@ -16,7 +16,7 @@ pytestmark = [
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"attacks", "probabilities"})
+    check_short_report(folder, PAGE, 5, {"probabilities"})
 
 
 def test_networks_take_as_many_steps_whatever_was_put_in(short_run):
