@@ -5,15 +5,13 @@ import torch
 
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, GaussianSurrogate
 from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT
-from tests.pages import check_short_report
 
 PAGE = "pseudocoresets"
 
 pytestmark = [pytest.mark.slow, FITS_ARE_SHORT]
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 6, {"in-the-plane"})
+def test_a_coreset_is_a_small_file(short_run):
     assert (short_run[1] / "coreset.safetensors").stat().st_size < 4_000
 
 

@@ -7,7 +7,6 @@ import torch
 
 from pyro_ext.models.wide_networks import AsymmetricNetwork
 from pyro_ext.reproduction import Report
-from tests.pages import check_short_report
 
 pytest.importorskip("gpytorch")
 
@@ -15,14 +14,7 @@ PAGE = "asymmetric-scaling"
 pytestmark = pytest.mark.short_page
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    figures = {"convergence", "movement", "kernels", "pruning-and-transfer"}
-    check_short_report(folder, PAGE, 14, figures)
-
-
-def test_simulated_data_are_those_of_the_paper(short_run):
-    names, _ = short_run
+def test_simulated_data_are_those_of_the_paper(names):
     inputs, targets = names["simulate"](2000, 7, 3)
     torch.testing.assert_close(inputs.norm(dim=-1), torch.ones(2000))
     noise = targets[:, 0] - (5.0 * torch.sin(math.pi * inputs)).mean(-1)
@@ -32,8 +24,7 @@ def test_simulated_data_are_those_of_the_paper(short_run):
     assert (again[0] == inputs).all() and (again[1] == targets).all()
 
 
-def test_descent_is_that_of_the_whole_gradient(short_run):
-    names, _ = short_run
+def test_descent_is_that_of_the_whole_gradient(names):
     variances = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     network = AsymmetricNetwork(2, 1, variances, seed=0)
     inputs = torch.tensor([[1.0, 0.5], [-0.3, 1.0]], dtype=torch.float64)
@@ -48,16 +39,14 @@ def test_descent_is_that_of_the_whole_gradient(short_run):
     torch.testing.assert_close(network.hidden.weight.detach(), start - 0.1 * gradient)
 
 
-def test_a_loss_that_is_not_finite_is_an_error(short_run):
-    names, _ = short_run
+def test_a_loss_that_is_not_finite_is_an_error(names):
     network = AsymmetricNetwork(2, 1, torch.ones(30), seed=0)
     with pytest.raises(FloatingPointError, match="training diverged at step"):
         names["descend"](network, torch.ones(3, 2), torch.full((3, 1), 1e30), 0.1, 2)
 
 
-def test_late_rate_is_that_of_the_second_half(short_run):
+def test_late_rate_is_that_of_the_second_half(names):
     """Whatever fell before; a loss that stays where it was has the rate zero."""
-    names, _ = short_run
     times = names["FLOW_STEP"] * torch.arange(101, dtype=torch.float64)
     slow = (-0.02 * times).exp()
     assert names["late_rate"](slow + (-2.0 * times).exp()) == pytest.approx(0.02)
@@ -80,8 +69,7 @@ def test_claims_of_convergence_and_their_controls_have_the_same_bounds(short_run
     assert float(targets.var()) == pytest.approx(0.1, rel=0.5)  # three standard errors
 
 
-def test_slopes_are_those_of_power_laws(short_run, monkeypatch):
-    names, _ = short_run
+def test_slopes_are_those_of_power_laws(names, monkeypatch):
     change = names["Change"]
     rows = {"distribution": {0: [change(3.0 * m**-0.5, m**0.25) for m in (10, 100, 1000)]}}
     scope = names["slope"].__globals__
@@ -91,8 +79,7 @@ def test_slopes_are_those_of_power_laws(short_run, monkeypatch):
     assert names["slope"]("distribution", 0, "gram") == pytest.approx(0.25)
 
 
-def test_pruned_accuracy_is_that_of_a_pruned_network(short_run):
-    names, _ = short_run
+def test_pruned_accuracy_is_that_of_a_pruned_network(names):
     network = names["SCALINGS"][names["MIXED"]].network(64, 10, 20, 0)
     before = names["accuracy"](network, 0.0)
     expected = names["accuracy"](network, 0.5)
@@ -103,9 +90,8 @@ def test_pruned_accuracy_is_that_of_a_pruned_network(short_run):
     assert expected == float((outputs == digits.test_targets).double().mean())
 
 
-def test_transfer_is_a_regression_on_the_largest_nodes(short_run, monkeypatch):
+def test_transfer_is_a_regression_on_the_largest_nodes(names, monkeypatch):
     """Targets that are such a feature are found; nothing is learned from points after the 500th."""
-    names, _ = short_run
     monkeypatch.setitem(names["risk_ratio"].__globals__, "NUMBERS", (1, 2))
     variances = torch.tensor([0.1, 0.6, 0.3])
     network = AsymmetricNetwork(3, 1, variances, seed=0)
@@ -118,7 +104,6 @@ def test_transfer_is_a_regression_on_the_largest_nodes(short_run, monkeypatch):
     assert names["transfer_risks"](network, inputs, other)[1] == pytest.approx(1.0, rel=0.05)
 
 
-def test_risks_are_compared_as_means_over_numbers_of_features(short_run):
-    names, _ = short_run
+def test_risks_are_compared_as_means_over_numbers_of_features(names):
     risks = {"γ = 1": {s: [1.0, 3.0] for s in range(3)}, "other": {s: [0.5, s] for s in range(3)}}
     assert names["risk_ratio"](risks, "other") == {0: 0.125, 1: 0.375, 2: 0.625}

@@ -4,23 +4,15 @@ import pytest
 import torch
 
 from pyro_ext.models.neural_processes import log_likelihoods, minimize
-from tests.pages import check_short_report
 
 pytest.importorskip("gpytorch")
 datasets = pytest.importorskip("sklearn.datasets")
 
 PAGE = "mpnp"
 pytestmark = pytest.mark.short_page
-FIGURES = {"functions", "digits", "optimization"}
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 10, FIGURES)
-
-
-def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(short_run):
-    names, _ = short_run
+def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(names):
     tasks = names["gp_tasks"][0]
     assert tasks.cache_info().hits >= 2 * tasks.cache_info().misses > 0
     training = {tuple(image.flatten().tolist()) for image in names["image_tasks"][0].images}
@@ -29,22 +21,19 @@ def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(sh
     assert len(training & held_out) < 5  # images that the collection has twice
 
 
-def test_scores_are_log_likelihoods_of_targets(short_run):
-    names, _ = short_run
+def test_scores_are_log_likelihoods_of_targets(names):
     for kind, batches in names["EVALUATION"].items():
         for name, by_seed in names["processes"].items():
             expected = log_likelihoods(by_seed[0], batches, names["NUM_FUNCTIONS_DRAWN"]).target
             assert names["gp_scores"][kind][name][0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_differences_have_the_sign_that_the_claims_say(short_run):
-    names, _ = short_run
+def test_differences_have_the_sign_that_the_claims_say(names):
     score = {"A": {0: 1.0, 1: 2.0, 2: 3.0}, "B": {0: 0.5, 1: 3.0, 2: 3.0}}
     assert names["difference"](score, "A", "B") == {0: 0.5, 1: -1.0, 2: 0.0}
 
 
-def test_pictures_are_those_of_the_source(short_run):
-    names, _ = short_run
+def test_pictures_are_those_of_the_source(names):
     digits = names["digits"]
     images = names["pictures"](digits.train_inputs)
     source = datasets.load_digits().images[digits.train_indices.numpy()] / 16 - 0.5
@@ -70,8 +59,8 @@ def regressor(process, cell):
     return gaussian_process.GaussianProcessRegressor(kernel, optimizer=None)
 
 
-def test_the_exact_process_predicts_as_another_program_does(short_run):
-    exact, x, y, targets = exact_and_points(short_run[0])
+def test_the_exact_process_predicts_as_another_program_does(names):
+    exact, x, y, targets = exact_and_points(names)
     cells = torch.tensor([[7, 63]])
     prediction = exact._condition(exact._points("context", x, y), targets, cells)
     for task, cell in enumerate(cells[0].tolist()):
@@ -84,9 +73,9 @@ def test_the_exact_process_predicts_as_another_program_does(short_run):
 
 
 @pytest.mark.statistical
-def test_the_exact_process_draws_kernels_by_their_marginal_likelihood(short_run):
+def test_the_exact_process_draws_kernels_by_their_marginal_likelihood(names):
     """False alarms: about 1e-4, by a chi-squared bound of the multinomial's variance."""
-    exact, x, y, _ = exact_and_points(short_run[0])
+    exact, x, y, _ = exact_and_points(names)
     number = 20_000
     generator = torch.Generator().manual_seed(0)
     drawn = exact._draw(exact._points("context", x, y), number, generator)[:, 0]
@@ -102,8 +91,7 @@ def test_the_exact_process_draws_kernels_by_their_marginal_likelihood(short_run)
     assert float(statistic) < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_the_exact_process_optimizes_better_than_chance(short_run):
-    names, _ = short_run
+def test_the_exact_process_optimizes_better_than_chance(names):
     tasks = names["KINDS"]["RBF"]
     candidates = torch.linspace(-2, 2, 60).expand(20, 60)[..., None]
     values = tasks.functions(candidates, seed=5)[..., 0]

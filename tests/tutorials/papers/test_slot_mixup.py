@@ -4,8 +4,6 @@ import pyro
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 pytest.importorskip("sklearn")
 
@@ -13,14 +11,8 @@ PAGE = "slot-mixup"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"reliability", "attention"})
-
-
-def test_bags_are_what_the_page_says(short_run):
+def test_bags_are_what_the_page_says(names):
     """Nines in positive bags alone, as many as they should be, and images of the right half."""
-    names, _ = short_run
     images = names["images"]
     assert not set(images.train_indices.tolist()) & set(images.test_indices.tolist())
     for number in (2, 4):
@@ -38,8 +30,7 @@ def test_bags_are_what_the_page_says(short_run):
     torch.testing.assert_close(names["train_x"].mean(0), torch.zeros(64), atol=1e-3, rtol=0.0)
 
 
-def test_pooling(short_run):
-    names, _ = short_run
+def test_pooling(names):
     hidden, mask = torch.rand(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
     mean = names["mean_of"](hidden, mask[..., None])
     torch.testing.assert_close(mean, torch.stack([hidden[0, :2].mean(0), hidden[1, 0]]))
@@ -47,8 +38,7 @@ def test_pooling(short_run):
     torch.testing.assert_close(largest, torch.stack([hidden[0, :2].amax(0), hidden[1, 0]]))
 
 
-def test_training_is_reproducible(short_run):
-    names, _ = short_run
+def test_training_is_reproducible(names):
     bags = names["draw_bags"](names["train_x"], names["images"].train_targets, 40, 4, seed=0)
     method = names["METHODS"]["slots + sub + mix"]
     before = torch.get_rng_state()
@@ -64,9 +54,8 @@ def test_training_is_reproducible(short_run):
     assert not torch.equal(predicted(first, bags), predicted(other, bags))
 
 
-def test_rivals_start_from_the_same(short_run):
+def test_rivals_start_from_the_same(names):
     """All kinds of slots at the same parameters, on the same bags."""
-    names, _ = short_run
     for by_seed in names["RUNS"].values():
         for by_method in by_seed.values():
             assert {len(runs) for runs in by_method.values()} == {1}
