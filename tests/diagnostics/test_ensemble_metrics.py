@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -27,12 +26,6 @@ class TestDeepEnsembleEquivalent:
         assert deep_ensemble_equivalent(value, REFERENCE) == pytest.approx(size, abs=5e-4)
         as_scalar = torch.tensor(value, dtype=torch.float64)
         assert deep_ensemble_equivalent(as_scalar, REFERENCE) == pytest.approx(size, abs=5e-4)
-
-    def test_interpolation_is_that_of_numpy(self):
-        values = np.linspace(REFERENCE[-1], REFERENCE[0], 50)
-        expected = np.interp(-values, -np.array(REFERENCE), np.arange(1, 8))
-        found = [deep_ensemble_equivalent(value, REFERENCE) for value in values]
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
     @pytest.mark.parametrize("reference", [[0.2], [0.2, 0.2], [0.1, 0.2], [0.3, 0.2, 0.25]])
     def test_a_reference_has_to_fall(self, reference):

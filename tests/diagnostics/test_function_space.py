@@ -40,49 +40,6 @@ def test_values_are_those_of_arviz(function, num_draws):
     torch.testing.assert_close(function(probabilities.numpy()), found, rtol=0.0, atol=0.0)
 
 
-def test_values_written_out():
-    # Ranks 1 to 16 in halves of two draws; scores and variances by hand.
-    from scipy.stats import norm, rankdata
-
-    draws = np.array([[0.1, 0.4, 0.2, 0.35], [0.3, 0.6, 0.55, 0.7]])
-    halves = draws.reshape(4, 2)
-    values = []
-    for some in (halves, abs(halves - np.median(halves))):
-        scores = norm.ppf((rankdata(some) - 3 / 8) / (8 + 1 / 4)).reshape(4, 2)
-        within, between = scores.var(1, ddof=1).mean(), 2 * scores.mean(1).var(ddof=1)
-        values.append(math.sqrt((between / within + 1) / 2))
-    assert float(predictive_rhat(binary(draws))[0, 0]) == pytest.approx(max(values), rel=1e-12)
-
-
-@pytest.mark.statistical
-def test_chains_elsewhere_are_flagged(float64, seed=0):
-    """Bounds that users go by; no false alarm was to be seen in 400 seeds."""
-    independent = predictions(num_draws=400, seed=seed)
-    assert (predictive_rhat(independent) < 1.02).all()
-    assert (predictive_ess(independent) > 400).all()
-    shifted = predictions(num_draws=400, shift=3.0, seed=seed)
-    assert (predictive_rhat(shifted)[:, 0] > 1.2).all()
-    assert (predictive_ess(shifted)[:, 0] < 400).all()
-
-
-def test_a_trend_within_chains_is_flagged():
-    trend = 0.3 + 0.4 * np.linspace(0.0, 1.0, 100) + np.zeros((4, 1))
-    assert (predictive_rhat(binary(trend)) > 1.5).all()
-
-
-def test_order_of_chains_does_not_matter():
-    probabilities = predictions(shift=1.0)
-    for function in (predictive_rhat, predictive_ess):
-        torch.testing.assert_close(function(probabilities[[2, 0, 3, 1]]), function(probabilities))
-
-
-def test_the_two_classes_of_a_binary_problem():
-    probabilities = predictions(num_classes=2)
-    for function in (predictive_rhat, predictive_ess):
-        found = function(probabilities)
-        torch.testing.assert_close(found[:, 0], found[:, 1])
-
-
 @pytest.mark.statistical
 def test_exchanged_hidden_units_are_not_seen(float64, seed=0):
     """Chains in two copies of a mode; no false alarm was to be seen in 400 seeds."""

@@ -76,11 +76,3 @@ def test_nothing_is_cut_off(ensemble):
     tight, full = figure.get_tightbbox(), figure.bbox_inches
     assert tight.x0 >= -1e-6 and tight.y0 >= -1e-6
     assert tight.x1 <= full.x1 + 1e-6 and tight.y1 <= full.y1 + 1e-6
-
-
-def test_wrong_arguments_leave_no_figure(ensemble):
-    with pytest.raises(ValueError, match="labels must have the shape"):
-        plot_reliability(ensemble[0], ensemble[1][:-1])
-    with pytest.raises(ValueError, match="num_bins"):
-        plot_reliability(*ensemble, num_bins=0)
-    assert pyplot.get_fignums() == []

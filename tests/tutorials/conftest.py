@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from pyro_ext.reproduction.pages import PRINTED_NAME, last_outcome
-from tests.pages import REPORTS, page_named
+from tests.pages import REPORTS, check_short_report, page_named
 
 
 @pytest.fixture(scope="module")
 def short_run(request, tmp_path_factory):
-    """Names of the page ``PAGE`` of the module after a short run, and the folder it saved in."""
+    """Names of the page ``PAGE`` of the module after a short run, and the folder it saved in.
+
+    Of every page it is asked that it saves its claims and figures.
+    """
     folder = tmp_path_factory.mktemp("page")
     default = torch.get_default_dtype()
     with pytest.MonkeyPatch.context() as patch, (folder / "printed.txt").open("w") as printed:
@@ -24,10 +27,18 @@ def short_run(request, tmp_path_factory):
         try:
             with redirect_stdout(printed):
                 path = page_named(request.module.PAGE).path
-                return runpy.run_path(os.fspath(path), run_name="__main__"), folder
+                names = runpy.run_path(os.fspath(path), run_name="__main__")
         finally:
             torch.set_default_dtype(default)
             pyro.clear_param_store()
+    check_short_report(folder, request.module.PAGE)
+    return names, folder
+
+
+@pytest.fixture
+def names(short_run):
+    """Names of the page after a short run."""
+    return short_run[0]
 
 
 @pytest.fixture

@@ -5,14 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 PAGE = "copula-densities"
 pytestmark = pytest.mark.slow
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 6, {"density", "regression-and-classification"})
 
 
 def test_share_outside_a_band(parts):

@@ -5,14 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 PAGE = "martingale-posteriors"
 pytestmark = pytest.mark.short_page
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 5, {"bayesian-model", "functionals"})
 
 
 def test_columns_are_those_of_the_source(parts):

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from pyro_ext.inference import PosteriorBootstrap
-from tests.pages import check_short_report
 
 PAGE = "misspecified-models"
 pytestmark = pytest.mark.slow
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 10, {"coverage"})
 
 
 def test_least_squares(parts):

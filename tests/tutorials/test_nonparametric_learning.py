@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from pyro_ext.handlers import data_weights
-from tests.pages import check_short_report
 
 PAGE = "nonparametric-learning"
 pytestmark = pytest.mark.slow
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 7, {"a-mean", "restarts"})
 
 
 def test_exact_moments_of_a_mean(parts):

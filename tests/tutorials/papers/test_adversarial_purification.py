@@ -3,21 +3,13 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("sklearn")
 
 PAGE = "adversarial-purification"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"digits"})
-
-
-def test_images_are_digits_that_were_held_out(short_run):
-    names, _ = short_run
+def test_images_are_digits_that_were_held_out(names):
     first, other = names["settings"][0], names["settings"][1]
     assert first.images.shape == (names["NUM_IMAGES"], 1, 8, 8)
     assert 0.0 <= float(first.images.min()) and float(first.images.max()) <= 1.0
@@ -26,8 +18,7 @@ def test_images_are_digits_that_were_held_out(short_run):
     assert torch.equal(names["setting"](0).images, first.images)
 
 
-def test_attacks_stay_in_the_ball(short_run):
-    names, _ = short_run
+def test_attacks_stay_in_the_ball(names):
     for seed, attacked in names["attacked"].items():
         change = (attacked - names["settings"][seed].images).abs()
         assert 0.05 < float(change.max()) < 0.12 + 1e-6
@@ -35,8 +26,7 @@ def test_attacks_stay_in_the_ball(short_run):
     assert 0.0 < float(change) < 0.12 + 1e-6
 
 
-def test_rivals_have_as_many_evaluations_of_the_score(short_run):
-    names, _ = short_run
+def test_rivals_have_as_many_evaluations_of_the_score(names):
     own, x = names["settings"][0], names["settings"][0].images[:2]
     seen = []
 
@@ -58,8 +48,7 @@ def test_rivals_have_as_many_evaluations_of_the_score(short_run):
         assert predict(x).shape == (2, 10) and seen == wanted
 
 
-def test_rivals_are_the_best_of_their_sizes(short_run):
-    names, _ = short_run
+def test_rivals_are_the_best_of_their_sizes(names):
     own, attacked = names["settings"][0], names["attacked"][0]
     wrong = lambda x: torch.nn.functional.one_hot((own.labels + 1) % 10, 10).float()  # noqa: E731
     right = lambda x: torch.nn.functional.one_hot(own.labels, 10).float()  # noqa: E731

@@ -7,7 +7,6 @@ import torch
 
 from pyro_ext.models.wide_networks import AsymmetricNetwork
 from pyro_ext.reproduction import Report
-from tests.pages import check_short_report
 
 pytest.importorskip("sklearn")
 
@@ -15,13 +14,7 @@ PAGE = "asymmetric-scaling"
 pytestmark = pytest.mark.short_page
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 10, {"training"})
-
-
-def test_simulated_data_are_those_of_the_paper(short_run):
-    names, _ = short_run
+def test_simulated_data_are_those_of_the_paper(names):
     inputs, targets = names["simulate"](2000, 7, 3)
     torch.testing.assert_close(inputs.norm(dim=-1), torch.ones(2000))
     noise = targets[:, 0] - (5.0 * torch.sin(math.pi * inputs)).mean(-1)
@@ -31,8 +24,7 @@ def test_simulated_data_are_those_of_the_paper(short_run):
     assert (again[0] == inputs).all() and (again[1] == targets).all()
 
 
-def test_descent_is_that_of_the_whole_gradient(short_run):
-    names, _ = short_run
+def test_descent_is_that_of_the_whole_gradient(names):
     variances = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     network = AsymmetricNetwork(2, 1, variances, seed=0)
     inputs = torch.tensor([[1.0, 0.5], [-0.3, 1.0]], dtype=torch.float64)
@@ -47,16 +39,14 @@ def test_descent_is_that_of_the_whole_gradient(short_run):
     torch.testing.assert_close(network.hidden.weight.detach(), start - 0.1 * gradient)
 
 
-def test_a_loss_that_is_not_finite_is_an_error(short_run):
-    names, _ = short_run
+def test_a_loss_that_is_not_finite_is_an_error(names):
     network = AsymmetricNetwork(2, 1, torch.ones(30), seed=0)
     with pytest.raises(FloatingPointError, match="training diverged at step"):
         names["descend"](network, (torch.ones(3, 2), torch.full((3, 1), 1e30)), 0.1, 2)
 
 
-def test_late_rate_is_that_of_the_second_half(short_run):
+def test_late_rate_is_that_of_the_second_half(names):
     """Whatever fell before; a loss that stays where it was has the rate zero."""
-    names, _ = short_run
     times = names["FLOW_STEP"] * torch.arange(101, dtype=torch.float64)
     slow = (-0.02 * times).exp()
     assert names["late_rate"](slow + (-2.0 * times).exp()) == pytest.approx(0.02)
@@ -78,9 +68,8 @@ def test_convergence_and_its_control_have_the_same_bound(short_run):
     assert float(targets.var()) == pytest.approx(0.1, rel=0.5)  # three standard errors
 
 
-def test_transfer_is_a_regression_on_the_largest_nodes(short_run, monkeypatch):
+def test_transfer_is_a_regression_on_the_largest_nodes(names, monkeypatch):
     """Targets that are such a feature are found; nothing is learned from points after the 500th."""
-    names, _ = short_run
     monkeypatch.setitem(names["risk_ratio"].__globals__, "NUMBERS", (1, 2))
     variances = torch.tensor([0.1, 0.6, 0.3])
     network = AsymmetricNetwork(3, 1, variances, seed=0)
@@ -93,8 +82,7 @@ def test_transfer_is_a_regression_on_the_largest_nodes(short_run, monkeypatch):
     assert names["transfer_risks"](network, inputs, other)[1] == pytest.approx(1.0, rel=0.05)
 
 
-def test_risks_are_compared_as_means_over_numbers_of_features(short_run):
-    names, _ = short_run
+def test_risks_are_compared_as_means_over_numbers_of_features(names):
     equal, mixed = names["TANGENT"], names["MIXED"]
     risks = {(equal, s): [1.0, 3.0] for s in range(3)} | {(mixed, s): [0.5, s] for s in range(3)}
     assert names["risk_ratio"](risks) == {0: 0.125, 1: 0.375, 2: 0.625}

@@ -5,15 +5,9 @@ import torch
 from torch.nn.functional import pad
 
 from pyro_ext.tutorials.papers._axial_rivals import ConvNetwork, ConvSolver, inflated
-from tests.pages import check_short_report
 
 PAGE = "axial-networks"
 pytestmark = pytest.mark.slow
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"solutions"})
 
 
 def test_an_image_is_the_first_slice_of_a_cube():
@@ -40,9 +34,8 @@ def test_inflated_kernels_do_the_same_on_constant_volumes():
     torch.testing.assert_close(inflated(solver)(volume), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_relative_errors(short_run):
+def test_relative_errors(names):
     """At all cells X-CViT is measured as X-MPP is, and no prediction at all has the error one."""
-    names, _ = short_run
     data = states, following = names["solutions"](3, 2, "heat", 0)
 
     class Still(torch.nn.Module):
@@ -60,7 +53,6 @@ def test_relative_errors(short_run):
     torch.testing.assert_close(names["error"](network, data), torch.ones(3))
 
 
-def test_networks_see_images_only(short_run):
-    names, _ = short_run
+def test_networks_see_images_only(names):
     assert names["kernel_fields"](2, 2, seed=0)[0].dim() == 4
     assert len(names["accuracies"]["SXCNN"][3]) == 3

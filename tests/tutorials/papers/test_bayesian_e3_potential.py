@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pyro_ext.models.molecules import molecule_frames, potential_loss
-from tests.pages import check_short_report
 
 pytest.importorskip("ase")
 pytest.importorskip("tblite")
@@ -13,11 +12,6 @@ from pyro_ext.tutorials.papers._potential_training import Stack, ivon_draws, sta
 
 PAGE = "bayesian-e3-potential"
 pytestmark = pytest.mark.slow
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"uncertainty"})
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +69,7 @@ def test_draws_go_on_from_a_network(frames, draws):
         assert (every.mean(0) - network.embedding).abs().max() < 0.3
 
 
-def test_errors_of_the_labels_themselves(short_run):
-    names, _ = short_run
+def test_errors_of_the_labels_themselves(names):
     frames, network = names["train"][0], names["potentials"]["mse"][0][0]
     found = network(frames.positions, frames.species)
     exact = frames._replace(
@@ -86,8 +79,7 @@ def test_errors_of_the_labels_themselves(short_run):
     assert max(names["errors"]([network], exact)) < 0.1
 
 
-def test_chosen_frames_are_of_the_pool_and_learned_from(short_run):
-    names, _ = short_run
+def test_chosen_frames_are_of_the_pool_and_learned_from(names):
     own, pool = names["train"][0], names["pools"][0]
     for chosen in names["choices"](0).values():
         assert len(set(chosen.tolist())) == names["NUM_CHOSEN"]

@@ -5,22 +5,15 @@ import pytest
 import torch
 
 from pyro_ext.models.nonparametric import log_link_probabilities, simulate_graphs
-from tests.pages import check_short_report
 
 PAGE = "bfry-graph"
 pytestmark = pytest.mark.short_page
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 15, {"degree-curves", "real-degrees", "links"})
-
-
 @pytest.mark.statistical
 @pytest.mark.parametrize("index", [0.3, 0.8])
-def test_index_of_degrees_is_found(short_run, index):
+def test_index_of_degrees_is_found(names, index):
     """Within four standard errors, one seed in 16,000 fails; the error is that of many samples."""
-    names, _ = short_run
     positions = np.arange(1, 5_001)
     log_shares = np.cumsum(np.log((positions[:-1] - index) / (positions[:-1] + 1.0)))
     fractions = np.exp(np.concatenate([[0.0], log_shares]))
@@ -37,15 +30,13 @@ def test_index_of_degrees_is_found(short_run, index):
     assert abs(estimates.mean() - index) < 4.5 * errors.mean() / 60**0.5
 
 
-def test_shares_of_degrees_are_counted(short_run):
-    names, _ = short_run
+def test_shares_of_degrees_are_counted(names):
     values, fractions = names["exceedance"](torch.tensor([0, 1, 1, 3, 3, 7]))
     assert values.tolist() == [1, 3, 7]
     torch.testing.assert_close(fractions, torch.tensor([5 / 6, 3 / 6, 1 / 6]))
 
 
-def test_predictions_are_of_pairs_that_were_held_out(short_run):
-    names, _ = short_run
+def test_predictions_are_of_pairs_that_were_held_out(names):
     graph = names["GRAPHS"]["new_testament_names"]
     train, test = graph.hold_out(0.2, seed=names["SEEDS"][0], max_non_edges=50_000)
     outcome = names["outcomes"]["new_testament_names"][names["SEEDS"][0]]
@@ -61,8 +52,7 @@ def test_predictions_are_of_pairs_that_were_held_out(short_run):
     assert gain == pytest.approx(expected - outcome.scores["gamma"].log_likelihood, rel=1e-3)
 
 
-def test_degrees_of_new_graphs_are_medians(short_run):
-    names, _ = short_run
+def test_degrees_of_new_graphs_are_medians(names):
     guide = names["outcomes"]["new_testament_names"][names["SEEDS"][0]].guides["BFRY"]
     found = [graph.degrees for graph in simulate_graphs(guide, names["NUM_NEW"], seed=5)]
     largest, fraction = names["new_degrees"](guide, 5)

@@ -3,21 +3,13 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 
 PAGE = "bomf"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"fronts"})
-
-
-def test_images_are_in_one_part_alone(short_run):
-    names, _ = short_run
+def test_images_are_in_one_part_alone(names):
     for task in names["tasks"].values():
         parts = [task.train, task.validation, task.test]
         assert [len(y) for _, y in parts] == [400, 600, 2400]
@@ -27,16 +19,14 @@ def test_images_are_in_one_part_alone(short_run):
         assert float(rows.mean()) > 0.8 and 0.0 <= float(rows.min()) <= float(rows.max()) <= 1.0
 
 
-def test_metric(short_run):
-    names, _ = short_run
+def test_metric(names):
     metrics = pytest.importorskip("sklearn.metrics")
     logits, y = torch.randn(50, 2), torch.arange(50) % 2
     theirs = metrics.f1_score(y, logits.argmax(-1))
     assert names["scores"](lambda x: x, (logits, y))["f1"] == pytest.approx(theirs)
 
 
-def test_frozen_layers_stay(short_run):
-    names, _ = short_run
+def test_frozen_layers_stay(names):
     seed, task = next(iter(names["tasks"].items()))
     network, collector = names["tune"](task, seed, is_light=True)
     assert torch.equal(network[1].weight, task.network[1].weight)
@@ -46,8 +36,7 @@ def test_frozen_layers_stay(short_run):
     assert torch.equal(again[3].weight, network[3].weight)
 
 
-def test_searches_have_the_same_start(short_run):
-    names, _ = short_run
+def test_searches_have_the_same_start(names):
     number = 2 * names["NUM_CHECKPOINTS"]
     for name, row in names["points"].items():
         for seed, values in row.items():

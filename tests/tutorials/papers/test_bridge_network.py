@@ -3,22 +3,14 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 
 PAGE = "bridge-network"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 12, {"paths", "cost"})
-
-
-def test_costs(short_run):
+def test_costs(names):
     """Of heads and networks, by the sizes of their layers."""
-    names, _ = short_run
     network, means = 784 * 100 + 100 * 100 + 100 * 10, names["means"]
     one, two = ((100 * kind * 64 + 64 * 10) / network for kind in (1, 2))
     assert means["one + 2 type I"]["cost"] == pytest.approx(1 + 2 * one)
@@ -27,9 +19,8 @@ def test_costs(short_run):
     assert means["DE-3 + 3 type II"]["cost"] == pytest.approx(3 + 3 * two)
 
 
-def test_reference_ensembles_count_themselves(short_run):
+def test_reference_ensembles_count_themselves(names):
     """Of all networks there is one ensemble, and of single ones the mean is one."""
-    names, _ = short_run
     for row in names["results"].values():
         assert row["DE-5"]["DEE"] == pytest.approx(5.0)
     seed = names["SEEDS"][0]
@@ -40,8 +31,7 @@ def test_reference_ensembles_count_themselves(short_run):
     torch.testing.assert_close(halves.sum(-1), torch.ones(2000, dtype=halves.dtype))
 
 
-def test_paths_begin_and_end_at_the_networks(short_run):
-    names, _ = short_run
+def test_paths_begin_and_end_at_the_networks(names):
     seed = names["SEEDS"][0]
     networks = names["bases"][seed].networks
     losses = names["along"]["curve"][seed][[0, -1]]

@@ -10,15 +10,8 @@ from pyro import poutine
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from tests.pages import check_short_report
-
 PAGE = "crm-series"
 pytestmark = pytest.mark.short_page
-
-
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 10, {"lost-mass", "finite-approximations"})
 
 
 def levy_density(kind):
@@ -43,9 +36,8 @@ def kept_above(candidates, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["generalized gamma", "stable beta"])
-def test_rejection_series_is_that_of_the_measure(short_run, kind):
+def test_rejection_series_is_that_of_the_measure(names, kind):
     """Mean number of kept weights above a size, and in the short run what the largest lose."""
-    names, _ = short_run
     density, end = levy_density(kind)
     for size in (0.01, 0.2, 0.7):
         expected = quad(density, math.log(size), end, limit=200)[0]
@@ -62,9 +54,8 @@ def moment(density, power):
     )[0]
 
 
-def test_factors_are_moments_of_arrival_times(short_run):
+def test_factors_are_moments_of_arrival_times(names):
     """Exponential times, and Lomax ones of concentration 1.5."""
-    names, _ = short_run
     densities = {
         "generalized gamma": lambda time: math.exp(-time),
         "stable beta": lambda time: 1.5 * (1.0 + time) ** -2.5,
@@ -74,8 +65,7 @@ def test_factors_are_moments_of_arrival_times(short_run):
         assert names["FACTORS"][kind] == pytest.approx(expected, rel=1e-8)
 
 
-def test_rivals_invert_the_tail_of_the_stable_beta_process(short_run):
-    names, _ = short_run
+def test_rivals_invert_the_tail_of_the_stable_beta_process(names):
     density, end = levy_density("stable beta")
     sizes = np.array([1e-4, 0.01, 0.3, 0.9])
     tails = names["beta_tail"](sizes)
@@ -85,8 +75,7 @@ def test_rivals_invert_the_tail_of_the_stable_beta_process(short_run):
     np.testing.assert_allclose(names["by_table"](tails), sizes, rtol=1e-4)
 
 
-def test_differences_are_judged_by_their_own_error(short_run, monkeypatch):
-    names, _ = short_run
+def test_differences_are_judged_by_their_own_error(names, monkeypatch):
     difference = torch.linspace(-1.0, 1.0, 101).double() - 0.3
     results = {"own": {7: (difference, 0.0)}, "stick-breaking": {7: (0.0 * difference, 0.0)}}
     monkeypatch.setitem(names["against_sticks"].__globals__, "results", results)
@@ -94,9 +83,8 @@ def test_differences_are_judged_by_their_own_error(short_run, monkeypatch):
     assert names["against_sticks"]("own", 7) == pytest.approx(expected)
 
 
-def test_finite_errors_are_those_that_are_known(short_run):
+def test_finite_errors_are_those_that_are_known(names):
     """The Laplace transforms at 1 with 1,000 atoms are 0.26361 and 0.26154, of 0.26366."""
-    names, _ = short_run
     transform = math.exp(-float(names["exponent"]))
     assert transform == pytest.approx(0.26366, abs=5e-6)
     for rule, expected in (("exact", 0.26361), ("group", 0.26154)):
@@ -104,16 +92,14 @@ def test_finite_errors_are_those_that_are_known(short_run):
         assert transform + error == pytest.approx(expected, abs=1e-5)
 
 
-def test_principal_components_have_variance_one(short_run):
-    names, _ = short_run
+def test_principal_components_have_variance_one(names):
     train, test = names["train"].double(), names["test"].double()
     assert train.shape == (1200, 10) and test.shape == (597, 10)
     torch.testing.assert_close(train.T.cov(), torch.eye(10).double(), atol=1e-4, rtol=0)
     assert 0.7 < float(test.T.cov().diagonal().mean()) < 1.4
 
 
-def test_mixture_is_that_of_its_components(short_run):
-    names, _ = short_run
+def test_mixture_is_that_of_its_components(names):
     distribution, truncation, _ = names["DISTRIBUTIONS"]["NGGP, σ = 0.5"]
     images = names["train"][:7]
     atoms, jumps = 0.3 * torch.randn(50, 20), torch.rand(50)
@@ -126,8 +112,7 @@ def test_mixture_is_that_of_its_components(short_run):
     torch.testing.assert_close(trace.nodes["x"]["log_prob"], expected)
 
 
-def test_without_discount_the_process_is_that_of_the_sticks(short_run):
-    names, _ = short_run
+def test_without_discount_the_process_is_that_of_the_sticks(names):
     distributions = [names["DISTRIBUTIONS"][name][0] for name in ("NGGP, σ = 0", "stick-breaking")]
     first, second = (distribution.log_eppf([5, 3, 1, 1]) for distribution in distributions)
     torch.testing.assert_close(first, second)

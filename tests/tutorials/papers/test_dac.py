@@ -3,21 +3,13 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 
 PAGE = "dac"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"clusterings"})
-
-
-def test_sets_are_new_and_follow_the_seed(short_run):
-    names, _ = short_run
+def test_sets_are_new_and_follow_the_seed(names):
     sets, again, other = (names["new_sets"](8, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(sets, again, strict=True))
     assert not torch.equal(sets[0][0][:20], other[0][0][:20])
@@ -25,8 +17,7 @@ def test_sets_are_new_and_follow_the_seed(short_run):
         assert 72 <= len(x) <= 240 and len(x) == len(labels) and int(labels.max()) < 8
 
 
-def test_scores_of_a_perfect_and_a_trivial_method(short_run):
-    names, _ = short_run
+def test_scores_of_a_perfect_and_a_trivial_method(names):
     sets = names["new_sets"](12, 0)
     by_points = {x: labels for x, labels in sets}
     assert names["scores"](lambda x, _: by_points[x], sets) == (1.0, 0.0)
@@ -36,9 +27,8 @@ def test_scores_of_a_perfect_and_a_trivial_method(short_run):
     assert error == pytest.approx(sum(numbers) / len(numbers) - 1.0)
 
 
-def test_images_of_training_and_test_are_apart(short_run):
+def test_images_of_training_and_test_are_apart(names):
     """Even rows train and odd ones test; components are those of even rows."""
-    names, _ = short_run
     assert names["is_even"].sum() == 2500 and names["components"].shape == (5000, 64)
     assert names["digits"].bincount().tolist() == [500] * 10
     variances = names["components"][names["is_even"]].var(0)

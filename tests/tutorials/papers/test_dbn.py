@@ -3,7 +3,6 @@
 import pytest
 
 from pyro_ext.diagnostics.metrics import nll
-from tests.pages import check_short_report
 
 pytest.importorskip("mlxtend")
 
@@ -11,13 +10,7 @@ PAGE = "dbn"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"cost"})
-
-
-def test_ensembles_have_the_source_in_them(short_run):
-    names, _ = short_run
+def test_ensembles_have_the_source_in_them(names):
     probs, labels = names["members"][0], names["data"][0].test_targets
     means = names["nll_by_size"](probs, labels)
     assert means[0] == pytest.approx(nll(probs[0], labels))
@@ -26,9 +19,8 @@ def test_ensembles_have_the_source_in_them(short_run):
     assert means[4] == pytest.approx(nll(probs, labels))
 
 
-def test_costs_are_those_of_the_layers(short_run):
+def test_costs_are_those_of_the_layers(names):
     """Products of a forward pass of the source, and of a step of the score network."""
-    names, _ = short_run
     source, step = 784 * 100 + 100 * 100 + 100 * 10, 142 * 64 + 64 * 64 + 64 * 10
     for name, num_steps in {
         "source": 0,

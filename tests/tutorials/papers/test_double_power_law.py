@@ -6,8 +6,6 @@ import pytest
 import torch
 from scipy.special import gammaln
 
-from tests.pages import check_short_report
-
 PAGE = "double-power-law"
 pytestmark = pytest.mark.slow
 
@@ -21,14 +19,8 @@ def double():
     torch.set_default_dtype(before)
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 13, {"rank-sizes"})
-
-
-def test_levels_are_where_the_indices_are_reached(short_run, double):
+def test_levels_are_where_the_indices_are_reached(names, double):
     """The slope of the mean numbers is within a fourth of a standard error of the index."""
-    names, _ = short_run
     for measure_of, small, large in names["STEEP"].values():
         measure = measure_of(1.0)
         for level, ratio, index in ((small / 1e3, 1e3, 0.4), (large, 2.0, 2.3)):
@@ -39,9 +31,8 @@ def test_levels_are_where_the_indices_are_reached(short_run, double):
             assert abs(slope - index * math.log(ratio)) < 0.25 * deviation
 
 
-def test_fits_of_one_power_law_are_their_closed_forms(short_run, double):
+def test_fits_of_one_power_law_are_their_closed_forms(names, double):
     """Density of a Pitman-Yor process at the mode, from its formula, with the prior."""
-    names, _ = short_run
     found = names["fits"]["news_words"]["Pitman-Yor"]
     mode = names["mode_of"](found)
     theta, sigma = float(mode["concentration"]), float(mode["discount"])
@@ -60,15 +51,13 @@ def test_fits_of_one_power_law_are_their_closed_forms(short_run, double):
     assert -float(energy) == pytest.approx(value, rel=1e-10)
 
 
-def test_scores_are_zero_for_the_data_themselves(short_run, double):
-    names, _ = short_run
+def test_scores_are_zero_for_the_data_themselves(names, double):
     table = names["TABLES"]["news_words"]
     found = names["score"](table, [table, table])
     assert found[:4] == (0.0, 0.0, 0.0, 0.0) and found.largest == float(table[:, 0].max())
 
 
-def test_predictions_have_as_many_samples_as_the_data(short_run):
-    names, _ = short_run
+def test_predictions_have_as_many_samples_as_the_data(names):
     number = names["number_of"](names["TABLES"]["news_words"])
     for model in names["MODELS"]:
         tables = names["predictions"]["news_words", model]
@@ -76,9 +65,8 @@ def test_predictions_have_as_many_samples_as_the_data(short_run):
         assert all(int(table.prod(-1).sum()) == number for table in tables)
 
 
-def test_chains_start_far_apart_and_far_from_the_truth(short_run):
+def test_chains_start_far_apart_and_far_from_the_truth(names):
     """Starts span their ranges, and each has a parameter that is wrong by a factor of 1.6."""
-    names, _ = short_run
     starts = names["starts"](8)
     for name, (low, high) in names["RANGES"].items():
         assert float(starts[name].max() / starts[name].min()) == pytest.approx(
@@ -88,8 +76,7 @@ def test_chains_start_far_apart_and_far_from_the_truth(short_run):
     assert float(torch.stack(factors).amax(0).min()) > math.log(1.6)
 
 
-def test_agreement_tells_chains_that_are_apart(short_run):
-    names, _ = short_run
+def test_agreement_tells_chains_that_are_apart(names):
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(4, 200, generator=generator).exp()
     rhat = float(names["agreement"]({"mass": draws}).split()[1].rstrip(","))
@@ -98,12 +85,11 @@ def test_agreement_tells_chains_that_are_apart(short_run):
     assert float(names["agreement"]({"mass": apart, "excess": draws}).split()[1].rstrip(",")) > 1.2
 
 
-def test_distances_are_judged_at_both_ends(short_run, double):
+def test_distances_are_judged_at_both_ends(names, double):
     """Posteriors that are right pass; those twice too wide, twice too narrow or elsewhere do not.
 
     At a level of 1e-3 with 18 degrees of freedom.
     """
-    names, _ = short_run
     generator = torch.Generator().manual_seed(1)
 
     def probability(scale, shift):

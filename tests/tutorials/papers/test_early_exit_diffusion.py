@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
 
@@ -13,13 +11,7 @@ PAGE = "early-exit-diffusion"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"images"})
-
-
-def test_schedules_of_one_cost(short_run):
-    names, _ = short_run
+def test_schedules_of_one_cost(names):
     t = torch.arange(0, 1000, 50)
     depths = {name: one(t) for name, one in names["SCHEDULES"].items()}
     assert depths["early exit"].tolist() == [8] * 4 + [7] * 4 + [6] * 4 + [5] * 4 + [4] * 4
@@ -32,17 +24,15 @@ def test_schedules_of_one_cost(short_run):
     }
 
 
-def test_costs_are_block_calls(short_run):
-    names, _ = short_run
+def test_costs_are_block_calls(names):
     costs = {name: {cost for _, cost in row.values()} for name, row in names["runs"].items()}
     for name, found in costs.items():
         expected = {"all blocks, not tuned": 1, "all blocks, tuned": 1, "all blocks, 15 steps": 0.8}
         assert found == {expected.get(name, 0.75)}  # a short run takes 8 of 10 steps
 
 
-def test_models_start_from_the_same_noise(short_run):
+def test_models_start_from_the_same_noise(names):
     """And one that has all its blocks draws what the pipeline draws without exits."""
-    names, _ = short_run
     pipeline, seed = names["pipeline"], names["SEEDS"][0]
     pipeline.transformer = names["base"]
     plain = pipeline(
@@ -55,9 +45,8 @@ def test_models_start_from_the_same_noise(short_run):
     assert torch.equal(names["runs"]["all blocks, not tuned"][seed][0], 2 * plain - 1)
 
 
-def test_frechet_distance_in_closed_form(short_run):
+def test_frechet_distance_in_closed_form(names):
     """Of images moved and stretched along principal components."""
-    names, _ = short_run
     distance, images, pca = names["frechet_distance"], names["images"], names["pca"]
     assert distance(images, images) == pytest.approx(0.0, abs=1e-4)
     pixels = images.flatten(1).double().numpy()
@@ -68,8 +57,7 @@ def test_frechet_distance_in_closed_form(short_run):
     assert distance(images, moved) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_tenth_of_images_have_no_class(short_run):
-    names, _ = short_run
+def test_a_tenth_of_images_have_no_class(names):
     x, labels = names["batches"].rows
     assert len(x) == 17970
     assert float((labels == names["NO_CLASS"]).double().mean()) == pytest.approx(0.1)

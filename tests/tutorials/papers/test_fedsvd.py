@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 pytest.importorskip("dp_accounting")
 
@@ -12,14 +10,8 @@ PAGE = "fedsvd"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"crossover"})
-
-
-def test_each_image_is_at_one_client_or_in_the_test(short_run):
+def test_each_image_is_at_one_client_or_in_the_test(names):
     """Turned images, each at one client or in the test."""
-    names, _ = short_run
     images = names["images"]
     assert images.shape == (5000, 1, 28, 28)
     assert float(images.min()) == pytest.approx(0, abs=1e-6)
@@ -34,9 +26,8 @@ def test_each_image_is_at_one_client_or_in_the_test(short_run):
     torch.testing.assert_close(distance, torch.zeros(20), atol=1e-2, rtol=0.0)
 
 
-def test_strategies_have_the_same_settings(short_run):
+def test_strategies_have_the_same_settings(names):
     """But for what clients train; the last layer stays frozen."""
-    names, _ = short_run
     for name in names["STRATEGIES"]:
         server = names["server"](name, 4.0, 1.0, 0)
         assert list(server.adapters) == ["0", "2"] and server.fraction == 0.5

@@ -5,20 +5,13 @@ import torch
 from pyro import poutine
 
 from pyro_ext.inference.pseudocoresets import ForwardKL
-from tests.pages import check_short_report
 
 PAGE = "function-space-pseudocoreset"
 pytestmark = pytest.mark.short_page
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"losses"})
-
-
-def test_potential_is_a_thousand_times_the_mean_loss(short_run):
+def test_potential_is_a_thousand_times_the_mean_loss(names):
     """And the prior has a variance of 0.05, at any number of pseudo images."""
-    names, _ = short_run
     number = names["NUM_TRAINING"]
     for per_class in (1, 2):
         guide = names["learned"](None, per_class, seed=0)
@@ -33,14 +26,12 @@ def test_potential_is_a_thousand_times_the_mean_loss(short_run):
         assert float(weight["fn"].base_dist.variance.max()) == pytest.approx(0.05)
 
 
-def test_training_sees_no_test_images(short_run):
-    names, _ = short_run
+def test_training_sees_no_test_images(names):
     rows = torch.cat([names["whole"][0], names["test"][0]])
     assert len(rows.unique(dim=0)) == len(rows) == names["NUM_TRAINING"] + names["NUM_TEST"]
 
 
-def test_two_architectures_are_two_terms(short_run):
-    names, _ = short_run
+def test_two_architectures_are_two_terms(names):
     perceptron, deep = names["perceptron"], names["deep"]
     buffers = {perceptron: names["buffers"][0], deep: names["experts"](deep, 0)}
     divergence = names["of_functions"](buffers)
@@ -49,8 +40,7 @@ def test_two_architectures_are_two_terms(short_run):
     assert names["of_functions"]({perceptron: names["buffers"][0]}).surrogate.num_particles == 10
 
 
-def test_corruptions(short_run):
-    names, _ = short_run
+def test_corruptions(names):
     dark, corrupted = names["DARK"], names["corrupted"]
     image = torch.full((1, 8, 8), dark)
     image[0, 4, 4] = 1.0
@@ -69,8 +59,7 @@ def test_corruptions(short_run):
     torch.testing.assert_close(once[3, 3], 0.0625 * (1.0 - torch.tensor(dark)))
 
 
-def test_gain_is_what_functions_save(short_run):
-    names, _ = short_run
+def test_gain_is_what_functions_save(names):
     losses = {name: names["results"][name, 1, 0].nll for name in ("weights", "functions")}
     assert names["gains"][1][0] == pytest.approx(losses["weights"] - losses["functions"])
     fraction = names["ratios"][1, 0]

@@ -5,19 +5,12 @@ import torch
 
 from pyro_ext.inference.adjoint import DoubleWell1D
 from pyro_ext.tutorials.papers._transition_paths import dynamics, shooting
-from tests.pages import check_short_report
 
 PAGE = "functional-adjoint-sampler"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"muller-brown"})
-
-
-def test_all_kinds_of_paths_are_measured_alike(short_run):
-    names, _ = short_run
+def test_all_kinds_of_paths_are_measured_alike(names):
     exact = names["exact"]
     assert names["distance"](exact) == 0.0
     assert names["distance"](exact + 0.25) == pytest.approx(0.25, abs=1e-5)

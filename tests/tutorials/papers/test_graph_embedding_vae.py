@@ -7,20 +7,13 @@ import pytest
 import torch
 
 from pyro_ext.models.graphs import pad_graphs
-from tests.pages import check_short_report
 
 PAGE = "graph-embedding-vae"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"communities", "real"})
-
-
-def test_communities(short_run):
+def test_communities(names):
     """Connected, of 12 to 20 nodes, and cut in halves by one edge."""
-    names, _ = short_run
     rng = random.Random(0)
     for graph in (names["community"](rng) for _ in range(30)):
         size = len(graph)
@@ -39,8 +32,7 @@ def test_communities(short_run):
     )
 
 
-def test_neighborhoods_are_different_graphs(short_run):
-    names, _ = short_run
+def test_neighborhoods_are_different_graphs(names):
     graphs = names["real"]
     assert len(graphs) == 87 and all(6 <= len(graph) <= 30 for graph in graphs)
     assert len({frozenset(map(frozenset, graph.edges)) for graph in graphs}) == 87
@@ -49,9 +41,8 @@ def test_neighborhoods_are_different_graphs(short_run):
     assert not {id(graph) for graph in split.train} & {id(graph) for graph in split.test}
 
 
-def test_rivals_have_the_density_of_the_training_graphs(short_run, monkeypatch):
+def test_rivals_have_the_density_of_the_training_graphs(names, monkeypatch):
     """Of 600 Erdős-Rényi graphs, within 4.4 standard errors."""
-    names, _ = short_run
     one = names["on_communities"][0]
     split = names["Split"](one.split.train, one.split.test * 100)
     adjacency, mask = pad_graphs(one.split.train)
@@ -66,8 +57,7 @@ def test_rivals_have_the_density_of_the_training_graphs(short_run, monkeypatch):
     assert abs(edges / pairs - density) < 4.4 * error
 
 
-def test_only_the_prior_differs_without_the_flow(short_run):
-    names, _ = short_run
+def test_only_the_prior_differs_without_the_flow(names):
     vae = names["on_communities"][0].vae
     other = names["without_flow"](vae)
     for first, second in zip(vae.decoder.parameters(), other.decoder.parameters(), strict=True):

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("diffusers")
 
 PAGE = "hfi"
@@ -15,14 +13,8 @@ pytestmark = [
 ]
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 10, {"erased"})
-
-
-def test_person_and_judge_are_not_the_same(short_run):
+def test_person_and_judge_are_not_the_same(names):
     """The person knows one half of the digits; both read real ones, and rarely differ."""
-    names, _ = short_run
     images, digits = names["real"], names["digits"]
     assert len(names["half"].unique()) == len(images) // 2
     unseen = torch.ones(len(images), dtype=torch.bool)
@@ -34,9 +26,8 @@ def test_person_and_judge_are_not_the_same(short_run):
     assert names["rate"](images[digits % 2 == 1], 7, *names["OTHERS"]) > 0.99
 
 
-def test_labels_are_wrong_as_often_as_the_page_says(short_run):
+def test_labels_are_wrong_as_often_as_the_page_says(names):
     """Of 1,797 some 5 %, within four standard errors: a false alarm for one seed in 15,000."""
-    names, _ = short_run
     images = names["real"]
     brightness = images.mean((1, 2, 3))
     clean = brightness > brightness.median()  # as in a short run
@@ -45,8 +36,7 @@ def test_labels_are_wrong_as_often_as_the_page_says(short_run):
     assert torch.equal(names["person"](images, 1), names["person"](images, 1))
 
 
-def test_methods_start_from_the_same_noise(short_run):
-    names, _ = short_run
+def test_methods_start_from_the_same_noise(names):
     pipeline, draw = names["pipeline"], names["draw"]
     images = draw(pipeline, "odd", 0)
     assert torch.equal(images, draw(pipeline, "odd", 0))
@@ -56,16 +46,14 @@ def test_methods_start_from_the_same_noise(short_run):
     torch.testing.assert_close(safe, images, atol=1e-4, rtol=1e-4)
 
 
-def test_lists_are_in_order(short_run):
-    names, _ = short_run
+def test_lists_are_in_order(names):
     ink, lists = names["ink"](names["judged"]), names["ranked"]
     assert sorted(sum(lists, [])) == list(range(names["NUM_RATED"]))
     assert {len(row) for row in lists} == {5}
     assert all((ink[row].diff() <= 0).all() for row in lists)
 
 
-def test_each_method_has_a_word_and_a_token(short_run):
-    names, _ = short_run
+def test_each_method_has_a_word_and_a_token(names):
     methods = ("SDD", "ESD", "negative prompt", "strong safe guidance", "max safe guidance")
     expected = {f"{method}, {what}" for method in methods for what in ("word", "token")}
     for drawn in names["odd"].values():

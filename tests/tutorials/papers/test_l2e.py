@@ -3,43 +3,32 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 PAGE = "l2e"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"unseen-data"})
-
-
-def test_samplers_that_are_compared_have_seen_mnist_alone(short_run):
-    names, _ = short_run
+def test_samplers_that_are_compared_have_seen_mnist_alone(names):
     assert all(task.args[0].shape == (800, 49) for task in names["TASKS"])
     assert all(task.args[0].shape == (800, 64) for task in names["DIGITS"])
     for trainer in (*names["trainers"].values(), names["single"], names["meta"]):
         assert trainer.tasks == names["TASKS"]
 
 
-def test_sghmc_has_the_learning_rate_that_it_says(short_run):
-    names, _ = short_run
+def test_sghmc_has_the_learning_rate_that_it_says(names):
     task = names["EVALUATION_TASKS"][1]
     kernel = names["sghmc"](0.2)(task.model, 90)
     assert kernel.schedule.max_step_size == pytest.approx((0.2 / 90) ** 0.5)
     assert kernel.momentum_decay == 0.1
 
 
-def test_the_best_sghmc_is_that_of_the_least_mean_loss(short_run):
-    names, _ = short_run
+def test_the_best_sghmc_is_that_of_the_least_mean_loss(names):
     for task, best in names["best"].items():
         losses = {n: x for n, x in names["means"][task].items() if "SGHMC" in n}
         assert losses[best] == min(losses.values())
 
 
-def test_losses_are_means_over_chains(short_run):
+def test_losses_are_means_over_chains(names):
     """Those of the page against the task's own log likelihoods."""
-    names, _ = short_run
     task = names["EVALUATION_TASKS"][1]
     average = names["loss_on"](task, lambda model, _: names["l2e"](model), seed=2)
     options = names["lengths"] | {"num_chains": names["NUM_CHAINS"], "seed": 1002}

@@ -2,19 +2,11 @@
 
 import pytest
 
-from tests.pages import check_short_report
-
 PAGE = "latent-be"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"students"})
-
-
-def test_students_are_of_one_size(short_run):
-    names, _ = short_run
+def test_students_are_of_one_size(names):
     task = names["tasks"][0]
     sizes = [
         sum(p.numel() for p in network.parameters())

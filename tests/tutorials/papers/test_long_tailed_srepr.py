@@ -3,22 +3,14 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 
 PAGE = "long-tailed-srepr"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"accuracy"})
-
-
-def test_splits_are_what_the_page_says(short_run):
+def test_splits_are_what_the_page_says(names):
     """Counts of each part, pixels from 0 to 1, and no image in two of them."""
-    names, _ = short_run
     data = names["split"](0)
     counts = [part[1].bincount(minlength=10).tolist() for part in (data.train, data.test)]
     assert counts == [[300, 179, 107, 64, 38, 23, 13, 8, 5, 3], [150] * 10]
@@ -30,15 +22,13 @@ def test_splits_are_what_the_page_says(short_run):
     assert not torch.equal(names["split"](1).train[0], data.train[0])
 
 
-def test_the_rate_falls_and_stays(short_run):
-    names, _ = short_run
+def test_the_rate_falls_and_stays(names):
     rate, last = names["rate"], names["NUM_STEPS"]
     assert rate(0) == 1.0 and rate(int(0.75 * last)) == pytest.approx(0.4)
     assert rate(last) == pytest.approx(0.4) and 0.4 < rate(last // 4) < 1.0
 
 
-def test_the_average_is_of_the_last_quarter(short_run):
-    names, _ = short_run
+def test_the_average_is_of_the_last_quarter(names):
     for base in names["bases"].values():
         assert base.extractors.num_collected == base.whole.num_collected == 4
         extractor, _ = base.networks["SWA"]
@@ -47,9 +37,8 @@ def test_the_average_is_of_the_last_quarter(short_run):
         torch.testing.assert_close(whole["0.1.weight"], base.extractors.weights()["1.weight"])
 
 
-def test_extractors_are_frozen(short_run):
+def test_extractors_are_frozen(names):
     """Retraining leaves the networks of the first stage as they are."""
-    names, _ = short_run
     base = names["bases"][0]
     before = {n: v.clone() for n, v in base.networks["SWA"].state_dict().items()}
     for kind in ("cRT", "LWS"):

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("sklearn")
@@ -13,14 +11,8 @@ PAGE = "modular-lora"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"draws"})
-
-
-def test_images_are_harmless(short_run):
+def test_images_are_harmless(names):
     """None shows or is called a seven; captions are words of digits, their parity, or empty."""
-    names, _ = short_run
     words, digits, captions = names["WORDS"], names["digits"].tolist(), names["captions"]
     assert len(names["images"]) == len(digits) == len(captions) == 1618
     assert 7 not in digits and "seven" not in captions
@@ -30,9 +22,8 @@ def test_images_are_harmless(short_run):
     assert sum(caption == "" for caption in captions) == pytest.approx(162, abs=40)
 
 
-def test_rivals_start_alike_on_the_same_layers(short_run):
+def test_rivals_start_alike_on_the_same_layers(names):
     """Safety adapters of rank 4 and tasks of rank 16, on the cross-attention alone."""
-    names, _ = short_run
     lora = names["lora"]
     assert list(lora.layers) == ["SDD", "ESD", "task", "after_SDD", "after_ESD"]
     assert len(set(lora.layers.values())) == 1
@@ -41,9 +32,8 @@ def test_rivals_start_alike_on_the_same_layers(short_run):
     assert all(lora.norm(name) > 0.0 for name in lora.layers)
 
 
-def test_networks_are_those_that_their_names_say(short_run):
+def test_networks_are_those_that_their_names_say(names):
     """The original is the pipeline's; what is added is the sum of updates."""
-    names, _ = short_run
     lora, networks = names["lora"], names["networks"]
     original = names["pipeline"].unet.state_dict()
     found = networks["original"].state_dict()

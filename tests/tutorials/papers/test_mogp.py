@@ -6,8 +6,6 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.pages import check_short_report
-
 pytest.importorskip("gpytorch")
 
 PAGE = "mogp"
@@ -15,15 +13,8 @@ NAMED = (("horseshoe", 0.7), ("generalized BFRY", 0.6), ("equal", 0.1))
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    figures = {"width-against-limit", "kernels", "pruning-error", "pruned-digits"}
-    check_short_report(folder, PAGE, 12, figures)
-
-
-def test_generalized_bfry_variances_are_those_of_the_paper(short_run):
+def test_generalized_bfry_variances_are_those_of_the_paper(names):
     """Mean one, an index of 5 at infinity, and the constant of the tail in closed form."""
-    names, _ = short_run
     for discount in (0.2, 0.5, 0.8):
         variances = names["generalized_bfry"](discount)
         assert float(variances.mean) == pytest.approx(1.0, rel=1e-4)
@@ -35,8 +26,7 @@ def test_generalized_bfry_variances_are_those_of_the_paper(short_run):
         assert float(variances.tail(level)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_pruned_draws_lose_columns_of_both_layers(short_run):
-    names, _ = short_run
+def test_pruned_draws_lose_columns_of_both_layers(names):
     draws = {
         "3.variances": torch.tensor([[1.0, 3.0, 2.0, 0.5]]),
         "4.weight": torch.ones(1, 4, 4),
@@ -56,22 +46,19 @@ def test_pruned_draws_lose_columns_of_both_layers(short_run):
     assert (unchanged["4.weight"] == draws["4.weight"]).all()
 
 
-def test_least_step_is_that_in_the_order_of_theory(short_run, monkeypatch):
-    names, _ = short_run
+def test_least_step_is_that_in_the_order_of_theory(names, monkeypatch):
     errors = {"0.2": {9: 1.0}, "0.5": {9: 4.0}, "0.8": {9: 6.0}, "equal": {9: 30.0}}
     monkeypatch.setitem(names["least_step"].__globals__, "by_fraction", errors)
     assert names["least_step"](9) == 1.5
 
 
-def test_bound_of_distances_is_a_quantile_of_the_noise(short_run):
+def test_bound_of_distances_is_a_quantile_of_the_noise(names):
     """That of the largest of fifteen distances of samples of 10,000, at a hundredth."""
-    names, _ = short_run
     beyond = stats.kstwobign.sf(names["NOISE"] / math.sqrt(2.0 / 10_000))
     assert 15 * beyond == pytest.approx(0.01, rel=1e-3)
 
 
-def test_errors_of_pruning_are_those_of_the_sum(short_run, monkeypatch):
-    names, _ = short_run
+def test_errors_of_pruning_are_those_of_the_sum(names, monkeypatch):
     added, is_pruned = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.tensor([True, False])
     assert names["mean_square"](added, is_pruned) == (2.0, pytest.approx(1.0))
     rows = {0.5: {9: [(0.3 * level**0.5, 0.0) for level in (1e-4, 1e-3, 1e-2, 1e-1)]}}
@@ -79,8 +66,7 @@ def test_errors_of_pruning_are_those_of_the_sum(short_run, monkeypatch):
     assert names["order"](0.5, 9) == pytest.approx(0.5)
 
 
-def test_laws_with_jumps_are_compared_by_the_worse_of_them(short_run, monkeypatch):
-    names, _ = short_run
+def test_laws_with_jumps_are_compared_by_the_worse_of_them(names, monkeypatch):
     rows = {name: {s: [0.9, 0.8, level, 0.1, 0.1] for s in range(3)} for name, level in NAMED}
     monkeypatch.setitem(names["advantage"].__globals__, "curves", rows)
     assert names["advantage"]("equal", 0.8) == {s: pytest.approx(0.5) for s in range(3)}

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pyro_ext.models.neural_processes import log_likelihoods
-from tests.pages import check_short_report
 
 pytest.importorskip("gpytorch")
 datasets = pytest.importorskip("sklearn.datasets")
@@ -13,13 +12,7 @@ PAGE = "mpnp"
 pytestmark = pytest.mark.short_page
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"functions"})
-
-
-def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(short_run):
-    names, _ = short_run
+def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(names):
     tasks = names["gp_tasks"][0]
     assert tasks.cache_info().hits >= 2 * tasks.cache_info().misses > 0
     training = {tuple(image.flatten().tolist()) for image in names["image_tasks"].images}
@@ -28,23 +21,20 @@ def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(sh
     assert len(training & held_out) < 5  # images that the collection has twice
 
 
-def test_scores_are_log_likelihoods_of_targets(short_run):
-    names, _ = short_run
+def test_scores_are_log_likelihoods_of_targets(names):
     for kind, batches in names["EVALUATION"].items():
         for key, process in names["processes"].items():
             expected = log_likelihoods(process, batches, 20).target
             assert names["gp_scores"][kind][key] == pytest.approx(expected, rel=1e-5)
 
 
-def test_differences_have_the_sign_that_the_claims_say(short_run):
-    names, _ = short_run
+def test_differences_have_the_sign_that_the_claims_say(names):
     score = {("A", 0): 1.0, ("A", 1): 2.0, ("A", 2): 3.0}
     score |= {("B", 0): 0.5, ("B", 1): 3.0, ("B", 2): 3.0}
     assert names["difference"](score, "A", "B") == {0: 0.5, 1: -1.0, 2: 0.0}
 
 
-def test_pictures_are_those_of_the_source(short_run):
-    names, _ = short_run
+def test_pictures_are_those_of_the_source(names):
     digits = names["digits"]
     images = names["pictures"](digits.train_inputs)
     source = datasets.load_digits().images[digits.train_indices.numpy()] / 16 - 0.5

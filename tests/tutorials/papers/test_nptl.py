@@ -3,21 +3,13 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 
 PAGE = "nptl"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_a_figure(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 4, {"losses"})
-
-
-def test_parts_of_a_task_share_no_image(short_run):
-    names, _ = short_run
+def test_parts_of_a_task_share_no_image(names):
     task = names["task"](50, 3)
     assert len(task.inputs) == 50 and len(task.validation[0]) == 50
     parts = (task.inputs, task.validation[0], task.test[0])
@@ -26,8 +18,7 @@ def test_parts_of_a_task_share_no_image(short_run):
     assert set(task.labels.tolist()) <= set(range(5))
 
 
-def test_images_are_pooled_and_scaled(short_run):
-    names, _ = short_run
+def test_images_are_pooled_and_scaled(names):
     pooled = names["pooled"] * 0.3 + 0.13
     assert pooled.shape == (5000, 196)
     assert float(pooled.min()) == pytest.approx(0.0, abs=1e-6) and float(pooled.max()) <= 1.0
@@ -36,8 +27,7 @@ def test_images_are_pooled_and_scaled(short_run):
     torch.testing.assert_close(pooled[7], expected, atol=1e-5, rtol=0)
 
 
-def test_the_best_of_several_has_the_least_validation_loss(short_run):
-    names, _ = short_run
+def test_the_best_of_several_has_the_least_validation_loss(names):
 
     class Known:
         def __init__(self, value):
@@ -55,8 +45,7 @@ def test_the_best_of_several_has_the_least_validation_loss(short_run):
     assert value == 0.9 and chosen.value == 0.9
 
 
-def test_gains_have_the_sign_that_the_claims_say(short_run):
-    names, _ = short_run
+def test_gains_have_the_sign_that_the_claims_say(names):
     results = names["results"]
     seed, number = names["SEEDS"][0], names["NUM_IMAGES"][0]
     worse = results["NPTL", number, seed]._replace(loss=5.0, accuracy=0.1)

@@ -6,7 +6,6 @@ import torch
 from pyro_ext.models.scaling_laws import ScalingLaw
 from pyro_ext.tutorials.papers._nsl_curves import measured_curves, sizes, widths
 from tests.models.scaling_laws.exact import exact_log_prob
-from tests.pages import check_short_report
 
 pytest.importorskip("mlxtend")
 pytest.importorskip("sklearn")
@@ -15,18 +14,12 @@ PAGE = "nsl-pfn"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"curves"})
-
-
 def test_sizes():
     assert (sizes()[0], sizes()[-1], len(sizes())) == (30, 4_000, 14)
     assert (widths()[0], widths()[-1], len(widths())) == (10, 3_000, 14)
 
 
-def test_measured_errors_are_those_of_test_images(short_run):
-    names, _ = short_run
+def test_measured_errors_are_those_of_test_images(names):
     for seed in names["SEEDS"]:
         learning, descent = (names["curves"][seed][kind] for kind in ("learning", "descent"))
         assert learning.shape == (2, 14) and descent.shape == (1, 14)
@@ -36,8 +29,7 @@ def test_measured_errors_are_those_of_test_images(short_run):
         assert float(descent[0, 8]) > float(descent[0, 5]) > float(descent[0, 13])
 
 
-def test_scores(short_run):
-    names, _ = short_run
+def test_scores(names):
     truth = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     found = names["scores"](2.0 * truth, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), truth)
     assert found == pytest.approx({"LL": 2.5, "RMSLE": 0.6931472})

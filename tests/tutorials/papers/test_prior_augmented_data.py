@@ -5,22 +5,14 @@ import math
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("sklearn")
 
 PAGE = "prior-augmented-data"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 10, {"one-variable", "digits"})
-
-
-def test_splits(short_run):
+def test_splits(names):
     """Rows to test with have more of the feature than any that were trained with."""
-    names, _ = short_run
     by_chance, *tails = names["splits"](0)
     assert [len(part) for part in by_chance] == [340, 102]
     for feature, (first, second) in zip(names["FEATURES"], tails, strict=True):
@@ -29,9 +21,8 @@ def test_splits(short_run):
         assert measured[first].max() <= measured[second].min()
 
 
-def test_scores_of_a_regression(short_run):
+def test_scores_of_a_regression(names):
     """Of a network that predicts N(0, 1) whatever comes."""
-    names, _ = short_run
     net = names["network"](10, 2, 0.1, 0)
     for parameter in net.parameters():
         parameter.data.zero_()
@@ -46,8 +37,7 @@ def test_scores_of_a_regression(short_run):
         assert calibration <= 1e-3
 
 
-def test_shifted_images(short_run):
-    names, _ = short_run
+def test_shifted_images(names):
     image = torch.arange(64.0)[None] / 64
     same, first, second, turned, inverted = names["shifted"](image, 0)
     assert torch.equal(same, image) and torch.equal(inverted, 1 - image)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT
-from tests.pages import check_short_report
 
 pytest.importorskip("sklearn")
 
@@ -13,28 +12,20 @@ PAGE = "pseudocoreset-divergences"
 pytestmark = [pytest.mark.slow, FITS_ARE_SHORT]
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"images"})
-
-
-def test_training_sees_no_test_images(short_run):
-    names, _ = short_run
+def test_training_sees_no_test_images(names):
     rows = torch.cat([names["whole"][0], names["test"][0]])
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_coresets_weigh_as_much_as_all_data(short_run):
-    names, _ = short_run
+def test_coresets_weigh_as_much_as_all_data(names):
     for per_class in (1, 5):
         guide = names["coreset"](per_class, 0)
         assert float(guide.weights.sum()) == pytest.approx(names["NUM_TRAINING"])
         assert guide.pseudodata[1].bincount().tolist() == [per_class] * 10
 
 
-def test_the_regression_is_exact(short_run):
+def test_the_regression_is_exact(names):
     """What is left of the forward divergence, from conjugate posteriors written out."""
-    names, _ = short_run
     x, y, noise = names["features"], names["targets"], names["NOISE"]
     guide = names["AutoPseudocoreset"](names["regression"], x, y, size=20, weights="scaled", seed=0)
 
@@ -50,8 +41,7 @@ def test_the_regression_is_exact(short_run):
     assert found == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_gains_have_the_sign_that_the_claims_say(short_run):
-    names, _ = short_run
+def test_gains_have_the_sign_that_the_claims_say(names):
     seed = names["SEEDS"][0]
     results, scores = names["results"], names["CoresetScores"]
     before = dict(results)

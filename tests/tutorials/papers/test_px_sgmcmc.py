@@ -8,7 +8,6 @@ import torch
 from pyro import poutine
 
 from pyro_ext.nn import BayesianClassifier
-from tests.pages import check_short_report
 
 PAGE = "px-sgmcmc"
 pytestmark = [
@@ -18,14 +17,8 @@ pytestmark = [
 ]
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"expansion"})
-
-
-def test_grid_is_a_mixture_of_25_gaussians(short_run):
+def test_grid_is_a_mixture_of_25_gaussians(names):
     """As long as the tilt of the step is zero."""
-    names, _ = short_run
     x = torch.tensor([[0.1, -0.2], [1.0, 1.0], [4.3, -3.9]])
     centers = 2.0 * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
     modes = dist.MultivariateNormal(centers, 0.03 * torch.eye(2))
@@ -36,9 +29,8 @@ def test_grid_is_a_mixture_of_25_gaussians(short_run):
         torch.testing.assert_close(density, value)
 
 
-def test_tilts_are_the_noise_of_the_gradient(short_run):
+def test_tilts_are_the_noise_of_the_gradient(names):
     """The plate multiplies the tilt by its size, so the gradient moves by the tilt itself."""
-    names, _ = short_run
     tilts = torch.tensor([[0.5, -2.0]]).repeat(10, 1)
     gradients = []
     for noise in (tilts, torch.zeros(10, 2)):
@@ -49,8 +41,7 @@ def test_tilts_are_the_noise_of_the_gradient(short_run):
     torch.testing.assert_close(gradients[0] - gradients[1], tilts[0])
 
 
-def test_modes_are_found_once_they_have_their_share(short_run):
-    names, _ = short_run
+def test_modes_are_found_once_they_have_their_share(names):
     modes = names["MODES"]
     draws = torch.full((1000, 2), 1.0)  # between the modes
     assert names["num_found"](draws) == 0
@@ -61,8 +52,7 @@ def test_modes_are_found_once_they_have_their_share(short_run):
     assert names["num_found"](draws) == 2
 
 
-def test_chains_start_at_a_network_as_he_has_it(short_run):
-    names, _ = short_run
+def test_chains_start_at_a_network_as_he_has_it(names):
     trace = poutine.trace(names["methods"]["PX-SGHMC"]).get_trace(torch.zeros(2, 64))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -80,8 +70,7 @@ def test_chains_start_at_a_network_as_he_has_it(short_run):
         assert deviation == pytest.approx(math.sqrt(2 / inputs), rel=0.16)
 
 
-def test_only_square_factors_have_less_friction(short_run, monkeypatch):
-    names, _ = short_run
+def test_only_square_factors_have_less_friction(names, monkeypatch):
     kernels = []
 
     class Stopped:
@@ -103,8 +92,7 @@ def test_only_square_factors_have_less_friction(short_run, monkeypatch):
         assert kernel.schedule.period == names["NUM_NETWORK_STEPS"] // 12
 
 
-def test_a_difference_is_that_of_the_expanded_network_to_the_other(short_run):
-    names, _ = short_run
+def test_a_difference_is_that_of_the_expanded_network_to_the_other(names):
     tables, differences = names["tables"], names["difference"]("NLL", 1e-3)
     for seed, value in differences.items():
         px, plain = (tables[name][1e-3][seed]["NLL"] for name in ("PX-SGHMC", "SGHMC"))

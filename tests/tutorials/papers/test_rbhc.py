@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pyro_ext.inference.partitions import Dendrogram
-from tests.pages import check_short_report
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -13,14 +12,8 @@ PAGE = "rbhc"
 pytestmark = pytest.mark.short_page
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"wines"})
-
-
-def test_rows_are_those_of_the_source(short_run):
+def test_rows_are_those_of_the_source(names):
     """In its order, with all of them standardised together."""
-    names, _ = short_run
     source = datasets.load_digits()
     images, labels = names["DATA"]["digits"]
     assert torch.equal(images, torch.tensor(source.data[:300]))
@@ -33,9 +26,8 @@ def test_rows_are_those_of_the_source(short_run):
         assert torch.equal(labels, torch.tensor(source.target))
 
 
-def test_noted_numbers(short_run):
+def test_noted_numbers(names):
     """Adjusted Rand indices of the whole of two data sets, measured by other code."""
-    names, _ = short_run
     noted = {
         "wine": {"rbhc": 0.790, "average": -0.005, "complete": 0.577, "single": -0.007},
         "breast cancer": {"rbhc": 0.575, "average": 0.007, "complete": 0.005, "single": 0.005},
@@ -44,14 +36,12 @@ def test_noted_numbers(short_run):
         assert names["scores"][name] == pytest.approx(row, abs=5.1e-4)
 
 
-def test_algorithms_agree_on_the_first_digits(short_run):
-    names, _ = short_run
+def test_algorithms_agree_on_the_first_digits(names):
     assert names["first_images"] <= 1e-12
 
 
-def test_exact_clustering_makes_the_merges_of_its_limit(short_run):
+def test_exact_clustering_makes_the_merges_of_its_limit(names):
     """All of them, and with variances that are not small others."""
-    names, _ = short_run
     for row in names["fractions"].values():
         assert row[1e6] == 1.0 and row[1.0] < 0.2
     inputs, _ = names["DATA"]["wine"]

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
 
@@ -12,13 +10,7 @@ PAGE = "sdd"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"images"})
-
-
-def test_rates_are_of_the_digit_of_the_prompt(short_run):
-    names, _ = short_run
+def test_rates_are_of_the_digit_of_the_prompt(names):
     real, digits = names["digit_images"]()
     assert names["rate_of"](real[digits == 7], 7) == 1.0
     assert names["rate_of"](real[digits == 7], 4) == 0.0
@@ -28,8 +20,7 @@ def test_rates_are_of_the_digit_of_the_prompt(short_run):
     assert one.others("seven") == pytest.approx(1.0 - 0.9 / 9)
 
 
-def test_methods_draw_from_the_same_noise(short_run):
-    names, _ = short_run
+def test_methods_draw_from_the_same_noise(names):
     draw, network = names["draw"], names["pipeline"].unet
     first = draw(network, 0)
     for word, images in draw(network, 0).images.items():
@@ -41,8 +32,7 @@ def test_methods_draw_from_the_same_noise(short_run):
     assert not torch.allclose(negative.images["seven"], first.images["seven"])
 
 
-def test_predictions_are_compared_at_the_same_digits(short_run):
-    names, _ = short_run
+def test_predictions_are_compared_at_the_same_digits(names):
     network = names["pipeline"].unet
     assert torch.equal(names["predictions"](network, "one"), names["original"]["one"])
     assert not torch.equal(names["original"]["one"], names["original"]["seven"])

@@ -3,20 +3,12 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 PAGE = "set-transformer"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"mixtures"})
-
-
-def test_oracle_of_the_generator(short_run):
+def test_oracle_of_the_generator(names):
     """The truth has the density of the paper's oracle, and a step of EM raises it."""
-    names, _ = short_run
     guide = names["guides"]["rFF + mean"][0]
     found = []
     with torch.random.fork_rng():
@@ -31,15 +23,13 @@ def test_oracle_of_the_generator(short_run):
     assert -1.50 < float(torch.stack(found).mean()) < -1.45
 
 
-def test_labels_of_the_generator(short_run):
-    names, _ = short_run
+def test_labels_of_the_generator(names):
     x, truth, label = names["generator"](5, 200)
     own = truth["locs"][torch.arange(5)[:, None], label]
     assert float((x - own).std()) == pytest.approx(0.3, abs=0.03)
 
 
-def test_sets_of_digits(short_run):
-    names, _ = short_run
+def test_sets_of_digits(names):
     x, labels = names["digit_sets"](names["test_features"], names["digits"].test_targets, 6, 90)
     assert x.shape == (6, 90, 9)
     assert all(len(row.unique()) == 4 for row in labels)

@@ -4,22 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 datasets = pytest.importorskip("sklearn.datasets")
 
 PAGE = "setvae"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"sets"})
-
-
-def test_points_are_dark_pixels(short_run):
+def test_points_are_dark_pixels(names):
     """Back on the grid they are the pixels of the source above 6, each once."""
-    names, _ = short_run
     source = {tuple((image > 6).flatten()) for image in datasets.load_digits().images}
     sets = [names["train"], names["test"]]
     assert [len(x) for x, _ in sets] == [1400, 397]
@@ -33,8 +25,7 @@ def test_points_are_dark_pixels(short_run):
             assert image.sum() == there.sum() and tuple(image.flatten()) in source
 
 
-def test_rivals_have_the_parameters_of_the_comparison(short_run):
-    names, _ = short_run
+def test_rivals_have_the_parameters_of_the_comparison(names):
     numbers = {
         name: sum(p.numel() for p in by_seed[0].parameters())
         for name, by_seed in names["networks"].items()
@@ -43,8 +34,7 @@ def test_rivals_have_the_parameters_of_the_comparison(short_run):
     assert 5 * numbers["single scale"] < numbers["hierarchical"] < 107_714
 
 
-def test_mean_pooling_sees_neither_order_nor_padding(short_run):
-    names, _ = short_run
+def test_mean_pooling_sees_neither_order_nor_padding(names):
     network = names["networks"]["mean pool"][0]
     x, mask = names["test"]
     order = torch.randperm(x.shape[1])
@@ -57,8 +47,7 @@ def test_mean_pooling_sees_neither_order_nor_padding(short_run):
     assert sets.x.shape == (2, 5, 2) and torch.equal(sets.x, network.sample([3, 5], seed=0).x)
 
 
-def test_half_of_a_larger_set_is_as_large_as_the_first(short_run):
-    names, _ = short_run
+def test_half_of_a_larger_set_is_as_large_as_the_first(names):
     network = names["networks"]["hierarchical"][0]
     double, equal = names["changes"](network, 0)
     few = network.sample(names["sizes"], seed=0)

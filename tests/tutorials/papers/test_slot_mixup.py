@@ -4,8 +4,6 @@ import pyro
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("mlxtend")
 pytest.importorskip("sklearn")
 
@@ -13,14 +11,8 @@ PAGE = "slot-mixup"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"reliability"})
-
-
-def test_bags_are_what_the_page_says(short_run):
+def test_bags_are_what_the_page_says(names):
     """Nines in positive bags alone, as many as they should be, and images of the right half."""
-    names, _ = short_run
     images = names["images"]
     assert not set(images.train_indices.tolist()) & set(images.test_indices.tolist())
     for number in (2, 4):
@@ -38,8 +30,7 @@ def test_bags_are_what_the_page_says(short_run):
     torch.testing.assert_close(names["train_x"].mean(0), torch.zeros(64), atol=1e-3, rtol=0.0)
 
 
-def test_training_is_reproducible(short_run):
-    names, _ = short_run
+def test_training_is_reproducible(names):
     bags = names["draw_bags"](names["train_x"], names["images"].train_targets, 40, 4, seed=0)
     method = names["METHODS"]["slots + sub + mix"]
     before = torch.get_rng_state()

@@ -4,20 +4,13 @@ import pytest
 import torch
 
 from pyro_ext.groups import TensorRep
-from tests.pages import check_short_report
 
 PAGE = "soft-equivariance"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"residuals"})
-
-
 @pytest.fixture
-def points(short_run):
-    names, _ = short_run
+def points(names):
     return names, *names["inertia"](30, torch.Generator().manual_seed(3), 0.5)
 
 
@@ -51,9 +44,8 @@ def test_limits_are_ridge_and_hard_constraints(points):
     torch.testing.assert_close(hard.flatten(), exact, atol=1e-5, rtol=0)
 
 
-def test_targets_keep_the_plane_alone(short_run):
+def test_targets_keep_the_plane_alone(names):
     """The true map is equivariant under the group of the plane xy, and no other candidate."""
-    names, _ = short_run
     x, y = names["inertia"](200, torch.Generator().manual_seed(0), 0.0)
     weight = (torch.linalg.pinv(x, rtol=1e-10) @ y).T  # the shortest, as features are symmetric
     residuals = {str(g): float(p.residual(weight)) for g, p in names["projectors"].items()}

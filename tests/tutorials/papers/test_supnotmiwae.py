@@ -3,20 +3,12 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 PAGE = "supnotmiwae"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"imputations"})
-
-
-def test_large_values_are_missing(short_run):
+def test_large_values_are_missing(names):
     """Observed values are standardized; those that were removed are larger."""
-    names, _ = short_run
     for seed in (0, 1, 2):
         train, test = names["data"][seed]
         for part in (train, test):
@@ -27,8 +19,7 @@ def test_large_values_are_missing(short_run):
         assert abs(float(train.x[train.mask].mean())) < 0.3
 
 
-def test_errors_are_those_of_removed_cells(short_run):
-    names, _ = short_run
+def test_errors_are_those_of_removed_cells(names):
     test = names["data"][0][1]
     assert names["rmse"](torch.where(test.hidden, test.x + 2.0, 0.0), test) == pytest.approx(2.0)
 

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 pytest.importorskip("sklearn")
 
 PAGE = "swamp"
@@ -12,13 +10,7 @@ pytestmark = pytest.mark.slow
 HOLD = (3, 5, 6)  # of claims of a full run, counted from 0; why the others fail the page says
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"sparsity"})
-
-
-def test_data_are_gray_levels_of_300_and_900_images(short_run):
-    names, _ = short_run
+def test_data_are_gray_levels_of_300_and_900_images(names):
     task = names["tasks"][0]
     images, labels = task.batches.rows
     assert images.shape == (300, 64) and task.images.shape == (900, 64) and len(labels) == 300
@@ -27,16 +19,14 @@ def test_data_are_gray_levels_of_300_and_900_images(short_run):
     assert float(levels.min().round()) == 0 and float(levels.max().round()) == 16
 
 
-def test_sparsities(short_run):
-    names, _ = short_run
+def test_sparsities(names):
     assert list(map(float, names["levels"])) == pytest.approx(
         [1 - 0.6**c for c in range(3)], abs=1e-3
     )
 
 
-def test_barriers(short_run):
+def test_barriers(names):
     """None from a network to itself, and some to one with other weights."""
-    names, _ = short_run
     task, other = names["tasks"][0], names["tasks"][2].network.state_dict()
     state = names["runs"]["SWAMP", 0][0].state
     assert names["barrier"](task, state, state) == pytest.approx(0.0, abs=1e-6)
@@ -45,8 +35,7 @@ def test_barriers(short_run):
     assert names["barrier"](task, state, other) >= names["score"](task, middle)[1] - sum(ends) / 2
 
 
-def test_scores_of_synflow_prune_to_the_density(short_run):
-    names, _ = short_run
+def test_scores_of_synflow_prune_to_the_density(names):
     pruner = names["synflow_pruner"](names["tasks"][0])
     assert 1 - pruner.sparsity() == pytest.approx(names["DENSITY"], abs=1e-3)
 

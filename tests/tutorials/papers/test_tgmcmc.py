@@ -11,7 +11,6 @@ from pyro_ext.inference.partitions.mixtures import centered
 from pyro_ext.random_measures import DirichletProcess
 from pyro_ext.tutorials.papers import PublishedTreeGuided, _tgmcmc_moves
 from tests.inference.partitions import enumeration
-from tests.pages import check_short_report
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -19,13 +18,7 @@ PAGE = "tgmcmc"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"traces"})
-
-
-def test_images_are_the_first_of_each_digit(short_run):
-    names, _ = short_run
+def test_images_are_the_first_of_each_digit(names):
     counts, digits = names["images"]()
     source = datasets.load_digits()
     assert (
@@ -36,9 +29,8 @@ def test_images_are_the_first_of_each_digit(short_run):
     assert torch.equal(counts[119], torch.tensor(source.data[fours[39]] / 4).round())
 
 
-def test_one_cluster_has_the_noted_density(short_run):
+def test_one_cluster_has_the_noted_density(names):
     """-10,684 for the data and the partition, as other code measured, give or take the variable."""
-    names, _ = short_run
     counts, _ = names["images"]()
     kernel = MarginalGibbs(names["PRIOR"], names["pixel_cluster"], init="one")
     chain = names["run_for"](kernel, counts, 0.0, 0)
@@ -46,8 +38,7 @@ def test_one_cluster_has_the_noted_density(short_run):
     assert abs(chain.log_joint[0] + 10_684) < 8
 
 
-def test_chains_take_their_time_and_seed(short_run):
-    names, _ = short_run
+def test_chains_take_their_time_and_seed(names):
     points = names["blobs"](0)[:20]
     cluster = names["GaussianCluster"].from_data(points)
     runs = [
@@ -62,8 +53,7 @@ def test_chains_take_their_time_and_seed(short_run):
     assert (first != other).any()
 
 
-def test_blobs_are_about_their_centers(short_run):
-    names, _ = short_run
+def test_blobs_are_about_their_centers(names):
     blobs = torch.stack([names["blobs"](seed) for seed in range(20)]).view(20, 13, 20, 2)
     assert abs(float(blobs.var(2).mean()) - 0.0625) < 0.002
     centers = blobs.mean(2)
@@ -71,9 +61,8 @@ def test_blobs_are_about_their_centers(short_run):
     assert not torch.equal(blobs[0], blobs[1])
 
 
-def test_error_of_a_mean_counts_autocorrelation(short_run):
+def test_error_of_a_mean_counts_autocorrelation(names):
     """An autoregression with coefficient 0.9 has 19 times the variance of the mean."""
-    names, _ = short_run
     noise = torch.randn(2, 8192, generator=torch.Generator().manual_seed(0)).double()
     values = torch.from_numpy(lfilter([1.0], [1.0, -0.9], noise.numpy()))
     _, plain = names["mean_and_error"](noise)
@@ -83,8 +72,7 @@ def test_error_of_a_mean_counts_autocorrelation(short_run):
     assert error == pytest.approx(10 * noise.numel() ** -0.5, rel=0.25)
 
 
-def test_error_of_a_mean_counts_that_chains_differ(short_run):
-    names, _ = short_run
+def test_error_of_a_mean_counts_that_chains_differ(names):
     noise = torch.randn(2, 400, generator=torch.Generator().manual_seed(0)).double()
     _, error = names["mean_and_error"](noise + torch.tensor([[0.0], [6.0]]))
     assert error > 1.0

@@ -5,8 +5,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.pages import check_short_report
-
 PAGE = "tspear-tshield"
 pytestmark = [
     pytest.mark.slow,
@@ -14,13 +12,7 @@ pytestmark = [
 ]
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"probabilities"})
-
-
-def test_networks_take_as_many_steps_whatever_was_put_in(short_run):
-    names, _ = short_run
+def test_networks_take_as_many_steps_whatever_was_put_in(names):
     for (setting, name), by_seed in names["results"].items():
         steps = {len(result.fit.losses) for result in by_seed.values()}
         assert steps == {4 * names["EPOCHS"][setting]}, name
@@ -33,9 +25,8 @@ def test_networks_take_as_many_steps_whatever_was_put_in(short_run):
     assert fakes == {3 * 60}
 
 
-def test_all_are_asked_the_same_questions(short_run):
+def test_all_are_asked_the_same_questions(names):
     """Real contacts of the test, whatever was put in; and the same people in both settings."""
-    names, _ = short_run
     for by_seed in names["results"].values():
         assert all(result.scores.events.shape == (200,) for result in by_seed.values())
         assert all(result.scores.negatives.shape == (200, 50) for result in by_seed.values())
@@ -43,15 +34,13 @@ def test_all_are_asked_the_same_questions(short_run):
         assert all(x is None or torch.equal(x, names["FEATURES"]) for x in features)
 
 
-def test_surrogates_are_other_networks_than_the_victims(short_run):
-    names, _ = short_run
+def test_surrogates_are_other_networks_than_the_victims(names):
     clean = names["results"]["with", "clean"]
     first, second = (clean[seed].network.state_dict() for seed in names["SEEDS"][:2])
     assert not torch.equal(first["omega"], second["omega"])
 
 
-def test_shares_and_areas(short_run):
-    names, _ = short_run
+def test_shares_and_areas(names):
     result = names["results"]["with", "T-SHIELD"][0]
     kept, fake = result.fit.kept.clone(), result.train.fake
     kept[-1] = ~fake

@@ -4,7 +4,6 @@ import pytest
 
 from pyro_ext.inference import TwistedSMC
 from pyro_ext.inference.smc import sequence_log_prob
-from tests.pages import check_short_report
 
 pytest.importorskip("wordfreq")
 
@@ -12,18 +11,12 @@ PAGE = "twisted-smc"
 pytestmark = pytest.mark.slow
 
 
-def test_short_run_saves_a_report_and_figures(short_run):
-    _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"generations"})
-
-
 def rate_of(names, sequences):
     """Fraction of words with two rare letters."""
     return float((names["log_potential"](sequences) > 0).double().mean())
 
 
-def test_exact_numbers(short_run):
-    names, _ = short_run
+def test_exact_numbers(names):
     assert len(names["words"]) == 44_461
     assert names["LOG_Z"] == pytest.approx(2.464887, abs=1e-5)
     exact, length = names["exact"], names["LENGTH"]
@@ -34,9 +27,8 @@ def test_exact_numbers(short_run):
     assert rate_of(names, drawn) == pytest.approx(0.915, abs=4 * (0.915 * 0.085 / 4000) ** 0.5)
 
 
-def test_divergences(short_run):
+def test_divergences(names):
     """Zero of the best twist, and of the base model that of the target from it."""
-    names, _ = short_run
     exact, draws = names["exact"], names["EXACT_DRAWS"]
     best = TwistedSMC(exact.base, exact, exact.log_potential, length=names["LENGTH"])
     assert names["divergence"](best.proposal_log_prob(draws)) == pytest.approx(0.0, abs=1e-9)
@@ -45,8 +37,7 @@ def test_divergences(short_run):
     assert base == pytest.approx(expected, abs=1e-6)
 
 
-def test_bounds_of_the_best_twist_meet(short_run):
-    names, _ = short_run
+def test_bounds_of_the_best_twist_meet(names):
     exact = names["exact"]
     best = TwistedSMC(exact.base, exact, exact.log_potential, length=names["LENGTH"])
     found = names["bounds"](best, 4, 0)
