@@ -12,10 +12,10 @@ from pyro_ext.models.symmetry import (
     flow,
     learn_lie_symmetries,
     lie_generators,
-    scattered_derivatives,
     simulate,
     validity_pde,
 )
+from pyro_ext.models.symmetry.equations import scattered_derivatives
 
 
 def graph(function, num_t=7, num_x=9, noise=0.0, length=4.0):
@@ -120,19 +120,6 @@ def test_known_symmetries_keep_the_residual(float64, name):
         assert difference > 1e-3 if (name, j) == ("ckdv", 1) else difference < 1e-6
 
 
-def test_a_scaling_of_u_is_no_symmetry(float64):
-    points = simulate("kdv", 2, num_x=128, num_t=60, seed=0)[:, 10:30]
-    before = validity_pde("kdv", points)
-    for shift in ([3.0, 0.0, 0.0], [0.0, 2.0, 0.0]):
-        after = validity_pde("kdv", points + torch.tensor(shift))
-        torch.testing.assert_close(after, before, atol=0.01, rtol=0)
-    galilei = points + 0.2 * torch.stack([points[..., 1], 0 * points[..., 1],
-                                          torch.ones_like(points[..., 1])], -1)  # fmt: skip
-    assert bool(((validity_pde("kdv", galilei) - before).abs() < 0.7).all())
-    louder = points * torch.tensor([1.0, 1.0, 1.3])
-    assert bool((validity_pde("kdv", louder) > before + 1).all())
-
-
 def test_soliton(float64):
     """A solution of KdV in closed form has no residual, and moves as it should."""
     x = torch.arange(256.0) / 2
@@ -190,11 +177,9 @@ def test_a_checkpoint_knows_the_equation(tmp_path):
     solutions = simulate("kdv", 1, num_x=16, num_t=8, seed=0)
     options = dict(n=2, patch=(5, 8), batch_size=2, num_patches=4, trunk=4, flow_steps=1)
     options |= dict(seed=0, progress=False, checkpoint=tmp_path / "f")
-    learned = learn_lie_symmetries("kdv", solutions, 1, **options)
+    learn_lie_symmetries("kdv", solutions, 1, **options)
     with pytest.raises(CheckpointError, match="validity"):
         learn_lie_symmetries("nkdv", solutions, 1, **options)
-    with pytest.raises(ValueError, match="points must have the shape"):
-        learned(solutions[0, 0, 0])
 
 
 @pytest.mark.slow

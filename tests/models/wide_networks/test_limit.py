@@ -187,15 +187,6 @@ def test_deep_networks_come_near_to_the_limit(name):
 
 
 @pytest.mark.statistical
-def test_horseshoe_networks_have_cauchy_outputs():
-    """A p-value below 1e-4 for 1 seed in 10,000."""
-    covariances = sample_covariances(ONE, horseshoe_variances(), 4000, width=1000, seed=0)
-    outputs = sample_outputs(covariances, 1, 1).flatten().numpy()
-    assert stats.kstest(outputs, stats.cauchy(scale=0.5).cdf).pvalue > 1e-4
-    assert stats.kstest(outputs, stats.cauchy(scale=0.6).cdf).pvalue < 1e-3
-
-
-@pytest.mark.statistical
 def test_outputs_have_their_covariance_also_where_it_is_singular():
     """Entries within 4.8 standard errors: less than 1 seed in 10,000 fails."""
     root = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]])
@@ -258,15 +249,3 @@ def test_pruned_wide_networks_lose_what_the_limit_does(discount):
         lost = (drawn * (drawn <= level)).sum(-1).mean() / 2.0
         theory = pruning_error(variances, torch.tensor(level), 0.5)
         assert float(lost) == pytest.approx(float(theory), rel=0.05)
-
-
-def test_bad_arguments_are_named(subtests):
-    for call, message in [
-        (lambda v: sample_covariances(ONE, v, 1, num_hidden=0), "num_hidden must be"),
-        (lambda v: sample_covariances(torch.nan * ONE, v, 1), "inputs must be finite, .* row 0"),
-        (lambda v: sample_outputs(torch.nan * torch.eye(2), 1), "covariances must be finite"),
-        (lambda v: pruning_error(v, torch.ones(1), -1.0), "second_moment must be .* >= 0"),
-        (lambda v: square_correlation(v, 0.5, 0.0), "fourth_moment must be .* > 0"),
-    ]:
-        with subtests.test(message), pytest.raises(ValueError, match=message):
-            call(beta_variances())
