@@ -1,14 +1,12 @@
 """Adaptation in the warm-up: step sizes by dual averaging, mass matrices in windows."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.hmc.trajectories import where
-
-WindowsKind = Literal["growing", "stan"]
 
 _SHRINKAGE, _DELAY, _FORGETTING = 0.05, 10.0, 0.75
 _MOST_LOG_STEP = math.log(math.pi)  # longer steps are unstable on a standard normal

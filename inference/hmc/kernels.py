@@ -12,8 +12,8 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.hmc.adaptation import WindowsKind, averaged, restarted
-from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
+from pyro_ext.inference.hmc.adaptation import averaged, restarted
+from pyro_ext.inference.hmc.loop import TransitionLoop
 from pyro_ext.inference.hmc.masses import (
     FullMass,
     HamiltonianState,
@@ -21,18 +21,7 @@ from pyro_ext.inference.hmc.masses import (
     MassEstimate,
     checked_full_mass,
 )
-from pyro_ext.inference.hmc.trajectories import (
-    Outcome,
-    Path,
-    Point,
-    Tree,
-    ValueAndGradient,
-    extend_path,
-    extend_tree,
-    leapfrog,
-    start_path,
-    start_tree,
-)
+from pyro_ext.inference.hmc.trajectories import Outcome, Paths, Point, Trees, leapfrog
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import InitStrategy
 from pyro_ext.random import normal, uniform
@@ -55,52 +44,11 @@ class HamiltonianOptions(VectorizedOptions, total=False):
     adapt_step_size: bool
     adapt_mass_matrix: bool
     mass_estimate: MassEstimate
-    windows: WindowsKind | None
     full_mass: FullMass | None
     share_mass_matrix: bool
     step_size_jitter: float | None
     target_accept_prob: float
     init_strategy: InitStrategy
-
-
-class _Paths:
-    """Trajectories of a given length, or number of steps."""
-
-    def __init__(self, trajectory_length: float | None, num_leapfrog_steps: int | None) -> None:
-        self._lengths = (trajectory_length, num_leapfrog_steps)
-
-    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Path:
-        return start_path(position, value, gradient, momentum)
-
-    def extend(
-        self,
-        trajectory: Path,
-        function: ValueAndGradient,
-        uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
-    ) -> tuple[Path, Tensor, Outcome]:
-        return extend_path(trajectory, function, uniforms, step_size, factor, *self._lengths)
-
-
-class _Trees:
-    """Trajectories that double until they turn."""
-
-    def __init__(self, max_tree_depth: int) -> None:
-        self.max_tree_depth = max_tree_depth
-
-    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Tree:
-        return start_tree(position, value, gradient, momentum, self.max_tree_depth)
-
-    def extend(
-        self,
-        trajectory: Tree,
-        function: ValueAndGradient,
-        uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
-    ) -> tuple[Tree, Tensor, Outcome]:
-        return extend_tree(trajectory, function, uniforms, step_size, factor, self.max_tree_depth)
 
 
 class _Hamiltonian(VectorizedKernel):
@@ -116,7 +64,6 @@ class _Hamiltonian(VectorizedKernel):
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
         mass_estimate: MassEstimate = "fisher",
-        windows: WindowsKind | None = None,
         full_mass: FullMass | None = None,
         share_mass_matrix: bool = False,
         step_size_jitter: float | None = None,
@@ -129,9 +76,7 @@ class _Hamiltonian(VectorizedKernel):
         self.adapt_step_size = checks.boolean("adapt_step_size", adapt_step_size)
         self.adapt_mass_matrix = checks.boolean("adapt_mass_matrix", adapt_mass_matrix)
         checks.choice("mass_estimate", mass_estimate, ("fisher", "variance"))
-        if windows is not None:
-            checks.choice("windows", windows, ("growing", "stan"))
-        self.mass_estimate, self.windows = mass_estimate, windows
+        self.mass_estimate = mass_estimate
         self.full_mass = checked_full_mass(full_mass)
         if step_size_jitter is not None:
             checks.number("step_size_jitter", step_size_jitter, least=0, below=1)
@@ -158,7 +103,7 @@ class _Hamiltonian(VectorizedKernel):
         )
         return _FISHER_WARMUP if by_gradients else None
 
-    def _trajectories(self) -> _Paths | _Trees:
+    def _trajectories(self) -> Paths | Trees:
         raise NotImplementedError
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -175,7 +120,6 @@ class _Hamiltonian(VectorizedKernel):
             self.mass_estimate,
             self.full_mass,
             self.share_mass_matrix,
-            self.windows,
             warmup_steps if self.adapt_mass_matrix else 0,
             self.potential.layout,
         )
@@ -195,15 +139,13 @@ class _Hamiltonian(VectorizedKernel):
 
     def _init(self, position: Tensor, keys: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)
-        zero = torch.zeros_like(value)
-        none = torch.zeros_like(keys[:, 0])
+        zero, none = torch.zeros_like(value), torch.zeros_like(keys[:, 0])
         factor, moments = self._masses.first(position, gradient), self._masses.no_draws(position)
         search = restarted(torch.full_like(value, self.step_size))
         counts = (none, none, none > 0)
-        rates = (zero, zero.clone())
-        outcome = (position, gradient, value, value.clone(), *rates, *counts, search.log_step.exp())
+        outcome = (position, gradient, value, value.clone(), zero, *counts, search.log_step.exp())
         window = position.new_zeros(len(position), 0, 2 * position.shape[-1])
-        adaptation = (*search, factor, *moments, *moments, window)
+        adaptation = (search, factor, moments, moments, window)
         state = HamiltonianState(*outcome, keys, none.clone(), *adaptation)
         return self._with_first_step_size(state, 0)
 
@@ -218,7 +160,7 @@ class _Hamiltonian(VectorizedKernel):
         """
         if not self.adapt_step_size or self._warmup_steps == 0:
             return state
-        size = state.log_step.exp()
+        size = state.search.log_step.exp()
         noise = normal(
             state.keys,
             torch.tensor(step, device=state.keys.device),
@@ -240,7 +182,7 @@ class _Hamiltonian(VectorizedKernel):
             if not bool(searching.any()):
                 break
             size = torch.where(searching, size * 2.0**side, size)
-        return state._replace(**restarted(size)._asdict())
+        return state._replace(search=restarted(size))
 
     def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
         loop: TransitionLoop = self._made(self._loop)
@@ -248,35 +190,22 @@ class _Hamiltonian(VectorizedKernel):
         windows = self._masses.windows
         ends = {*windows.updates, *windows.switches, windows.first, windows.symmetric}
         ends |= {self._warmup_steps, int(targets[-1])}
-        parts: list[Drawn] = []
+        parts: list[Outcome] = []
         state: HamiltonianState = chains.state
         step = chains.step
         while step < targets[-1]:
             end = min(step + num_rows, *(each for each in ends if each > step))
-            carried = loop(
-                state.outcome(),
-                state.search(),
-                state.num_leapfrogs,
-                state.keys,
-                self._momenta(state, step, num_rows),
-                state.factor,
-                self._jitter(state, step, num_rows),
-                end - step,
-                self._adapting(step),
+            momenta, jitter = (
+                make(state, step, num_rows) for make in (self._momenta, self._jitter)
             )
             before = state.position
-            state = state._replace(
-                **carried.last._asdict(),
-                **carried.search._asdict(),
-                num_leapfrogs=carried.num_leapfrogs,
-            )
+            state, made = loop(state, momenta, jitter, end - step, self._adapting(step))
             is_wanted = torch.from_numpy(np.isin(np.arange(step, end) + 1, targets))
             rows = is_wanted.nonzero()[:, 0].to(state.position.device)
-            parts.append(Drawn(*(part[rows] for part in carried.draws)))
-            made = Drawn(*(part[: end - step] for part in carried.draws))
+            parts.append(Outcome(*(part[rows] for part in made)))
             state = self._adapted(state, before, made, step, end)
             step = end
-        recorded = Drawn(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        recorded = Outcome(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
         after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
         return after, Draws(targets, recorded, recorded.value)
 
@@ -303,7 +232,7 @@ class _Hamiltonian(VectorizedKernel):
         return 1 if step < self._masses.windows.symmetric else 2
 
     def _adapted(
-        self, state: HamiltonianState, before: Tensor, made: Drawn, step: int, end: int
+        self, state: HamiltonianState, before: Tensor, made: Outcome, step: int, end: int
     ) -> HamiltonianState:
         """Take the transitions of a part of the warm-up into account."""
         masses = self._masses
@@ -319,10 +248,10 @@ class _Hamiltonian(VectorizedKernel):
         if end == self._warmup_steps:
             state = state._replace(window=state.window[:, :0])
         if end == self._warmup_steps and self.adapt_step_size:
-            state = state._replace(**averaged(state.search())._asdict())
+            state = state._replace(search=averaged(state.search))
         return state
 
-    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:
         return {
             "acceptance_rate": state.acceptance_rate,
             "energy": state.energy,
@@ -385,8 +314,8 @@ class HMC(_Hamiltonian):
         self.trajectory_length = trajectory_length
         self.num_steps = num_steps
 
-    def _trajectories(self) -> _Paths:
-        return _Paths(self.trajectory_length, self.num_steps)
+    def _trajectories(self) -> Paths:
+        return Paths(self.trajectory_length, self.num_steps)
 
 
 class NUTS(_Hamiltonian):
@@ -409,8 +338,6 @@ class NUTS(_Hamiltonian):
     :param str mass_estimate: ``"fisher"`` makes gradients at draws most nearly those of a normal
         distribution [3], which of a normal posterior is exact after a few draws; ``"variance"``
         takes variances of draws, as Stan does. Full matrices are always those of draws.
-    :param str windows: of the warm-up, ``"stan"`` for ones that double, and ``"growing"`` for many
-        short ones early on, which is the default where masses take gradients.
     :param full_mass: ``"low_rank"`` for a diagonal and the directions that draws and gradients show
         to differ [3], the default with ``"fisher"`` for up to 50 parameters; ``False`` for diagonal
         matrices, the default otherwise; ``True`` for full ones; or groups of sites, with a full
@@ -457,8 +384,8 @@ class NUTS(_Hamiltonian):
         super().__init__(model, **options)
         self.max_tree_depth = checks.integer("max_tree_depth", max_tree_depth, 1)
 
-    def _trajectories(self) -> _Trees:
-        return _Trees(self.max_tree_depth)
+    def _trajectories(self) -> Trees:
+        return Trees(self.max_tree_depth)
 
-    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:
         return super()._statistics(state) | {"tree_depth": state.tree_depth}
