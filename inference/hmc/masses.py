@@ -69,7 +69,7 @@ class HamiltonianState(NamedTuple):
 
     def outcome(self) -> Outcome:
         """The last transition."""
-        return Outcome(*self[: len(Outcome._fields)])
+        return Outcome(*(getattr(self, name) for name in Outcome._fields))
 
 
 def checked_full_mass(

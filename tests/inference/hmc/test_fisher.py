@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_ext.inference import HMC, MCMC, NUTS
 from pyro_ext.inference.hmc.adaptation import (
-    Moments,
     add_draw,
     axes_of_mean,
     first_factor,
@@ -84,28 +83,6 @@ def test_low_rank(number: int, least: float, most: float) -> None:
         assert factor is not None and least < condition(factor, covariance) < most
         scaled = low_rank_factor(7.0 * draws, draws @ precision / 7.0)
         torch.testing.assert_close(scaled, 7.0 * factor)
-
-
-@pytest.mark.parametrize(
-    ("covariance", "of_scales"),
-    [
-        (0.1 * torch.eye(SIZE) + 0.9, 451.0),
-        (0.95 ** (torch.arange(SIZE)[:, None] - torch.arange(SIZE)).abs().double(), 984.0),
-    ],
-    ids=["one correlation", "autoregression"],
-)
-def test_condition_numbers(covariance: Tensor, of_scales: float) -> None:
-    """Scales alone, exact ones too, cannot do what 100 draws with their gradients do."""
-    covariance = covariance.double()
-    precision = torch.linalg.inv(covariance)
-    squares = torch.cat([covariance.diag(), precision.diag()])[None]
-    moments = Moments(torch.tensor([100.0]), torch.zeros_like(squares), squares)
-    scales = fisher_factor(moments, False, torch.ones(1, SIZE))[0]
-    assert condition(scales.diag(), covariance) == pytest.approx(of_scales, abs=1.0)
-    torch.manual_seed(0)
-    draws = torch.randn(100, SIZE) @ torch.linalg.cholesky(covariance).mT
-    factor = low_rank_factor(draws, draws @ precision)
-    assert factor is not None and condition(factor, covariance) < 1.01
 
 
 def test_axes_of_the_geometric_mean() -> None:
