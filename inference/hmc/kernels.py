@@ -18,7 +18,6 @@ from pyro_ext.inference.hmc.masses import (
     FullMass,
     HamiltonianState,
     Masses,
-    MassEstimate,
     checked_full_mass,
 )
 from pyro_ext.inference.hmc.trajectories import Outcome, Paths, Point, Trees, leapfrog
@@ -43,10 +42,7 @@ class HamiltonianOptions(VectorizedOptions, total=False):
     step_size: float
     adapt_step_size: bool
     adapt_mass_matrix: bool
-    mass_estimate: MassEstimate
     full_mass: FullMass | None
-    share_mass_matrix: bool
-    step_size_jitter: float | None
     target_accept_prob: float
     init_strategy: InitStrategy
 
@@ -63,10 +59,7 @@ class _Hamiltonian(VectorizedKernel):
         step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        mass_estimate: MassEstimate = "fisher",
         full_mass: FullMass | None = None,
-        share_mass_matrix: bool = False,
-        step_size_jitter: float | None = None,
         target_accept_prob: float = 0.8,
         init_strategy: InitStrategy = init_to_uniform,
         **options: Unpack[VectorizedOptions],
@@ -75,13 +68,7 @@ class _Hamiltonian(VectorizedKernel):
         self.step_size = checks.number("step_size", step_size, above=0)
         self.adapt_step_size = checks.boolean("adapt_step_size", adapt_step_size)
         self.adapt_mass_matrix = checks.boolean("adapt_mass_matrix", adapt_mass_matrix)
-        checks.choice("mass_estimate", mass_estimate, ("fisher", "variance"))
-        self.mass_estimate = mass_estimate
         self.full_mass = checked_full_mass(full_mass)
-        if step_size_jitter is not None:
-            checks.number("step_size_jitter", step_size_jitter, least=0, below=1)
-        self.step_size_jitter = step_size_jitter
-        self.share_mass_matrix = checks.boolean("share_mass_matrix", share_mass_matrix)
         self.target_accept_prob = checks.number(
             "target_accept_prob", target_accept_prob, above=0, below=1
         )
@@ -96,12 +83,7 @@ class _Hamiltonian(VectorizedKernel):
     @property
     def most_warmup_steps(self) -> int | None:
         """Steps after which a longer warm-up gains little, ``None`` where that is not known."""
-        by_gradients = self.mass_estimate == "fisher" and self.full_mass in (
-            None,
-            False,
-            "low_rank",
-        )
-        return _FISHER_WARMUP if by_gradients else None
+        return _FISHER_WARMUP if self.full_mass in (None, False, "low_rank") else None
 
     def _trajectories(self) -> Paths | Trees:
         raise NotImplementedError
@@ -117,9 +99,7 @@ class _Hamiltonian(VectorizedKernel):
             )
         super().setup(warmup_steps, *args, **kwargs)
         self._known_masses = Masses(
-            self.mass_estimate,
             self.full_mass,
-            self.share_mass_matrix,
             warmup_steps if self.adapt_mass_matrix else 0,
             self.potential.layout,
         )
@@ -215,15 +195,12 @@ class _Hamiltonian(VectorizedKernel):
 
     def _jitter(self, state: HamiltonianState, step: int, num_rows: int) -> Tensor:
         """Factors of the step sizes of the next transitions, one where these are given."""
-        jitter = self.step_size_jitter
-        if jitter is None:
-            jitter = _JITTER if self._masses.takes_gradients else 0.0
-        if not jitter or not self.adapt_step_size:
+        if not self._masses.takes_gradients or not self.adapt_step_size:
             return torch.ones_like(state.value).expand(num_rows, -1).contiguous()
         steps = torch.arange(step, step + num_rows, device=state.keys.device)
         dtype = state.position.dtype
         uniforms = uniform(state.keys, steps, 1, stream=_STREAM_OF_JITTER, dtype=dtype)[..., 0]
-        return 1.0 + jitter * (2.0 * uniforms - 1.0)
+        return 1.0 + _JITTER * (2.0 * uniforms - 1.0)
 
     def _adapting(self, step: int) -> int:
         """Tell how step sizes adapt, see :class:`~pyro_ext.inference.hmc.loop.Inputs`."""
@@ -324,10 +301,10 @@ class NUTS(_Hamiltonian):
     Chains run side by side, and each goes its own way through its trajectories, so that none waits
     for another; in long runs all of a transition is machine code. In the warm-up step sizes adapt
     by dual averaging, and masses to draws and their gradients, in windows that grow, so that 400
-    steps are enough as a rule. Sample statistics are ``acceptance_rate``, ``energy``,
-    ``diverging``, ``tree_depth``, ``n_steps`` and ``step_size``, under the names that ArviZ knows.
-    A model must see all of its data; discrete sites are summed out where they ask for it, see
-    :class:`~pyro_ext.potential.Potential`.
+    steps are enough as a rule; step sizes then vary at random by a tenth. Sample statistics are
+    ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``, ``n_steps`` and ``step_size``,
+    under the names that ArviZ knows. A model must see all of its data; discrete sites are summed
+    out where they ask for it, see :class:`~pyro_ext.potential.Potential`.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param float step_size: of leapfrog steps, in units of the masses; where it adapts, the first
@@ -335,18 +312,12 @@ class NUTS(_Hamiltonian):
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
     :param bool adapt_mass_matrix: whether mass matrices do.
-    :param str mass_estimate: ``"fisher"`` makes gradients at draws most nearly those of a normal
-        distribution [3], which of a normal posterior is exact after a few draws; ``"variance"``
-        takes variances of draws, as Stan does. Full matrices are always those of draws.
-    :param full_mass: ``"low_rank"`` for a diagonal and the directions that draws and gradients show
-        to differ [3], the default with ``"fisher"`` for up to 50 parameters; ``False`` for diagonal
-        matrices, the default otherwise; ``True`` for full ones; or groups of sites, with a full
-        matrix for the sites of each group together, as in ``[("loc", "scale"), ("weight",)]``.
-    :param bool share_mass_matrix: whether chains that run together share one, estimated from the
-        draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
-        on the others.
-    :param float step_size_jitter: fraction by which step sizes vary at random where they adapt, by
-        default 0.1 where masses take gradients, and none elsewhere.
+    :param full_mass: ``False`` for diagonal matrices that make gradients at draws most nearly those
+        of a normal distribution [3], which of a normal posterior is exact after a few draws;
+        ``"low_rank"`` for these and the directions that draws and gradients show to differ, the
+        default for up to 50 parameters; ``True`` for full matrices of the draws alone, in windows
+        that double, as in Stan; or groups of sites, with a full matrix for the sites of each group
+        together, as in ``[("loc", "scale"), ("weight",)]``.
     :param float target_accept_prob: acceptance rate to which step sizes adapt; a larger one makes
         smaller steps, which help where the posterior has narrow parts.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.

@@ -22,7 +22,6 @@ from pyro_ext.inference.hmc.adaptation import (
 from pyro_ext.inference.hmc.trajectories import Outcome
 from pyro_ext.potential import Layout
 
-MassEstimate = Literal["fisher", "variance"]
 FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 
 # A warm-up of 400 steps estimates from some 200 draws. In 100 dimensions, these show spurious
@@ -42,8 +41,8 @@ class HamiltonianState(NamedTuple):
     :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
     :param Tensor num_leapfrogs: of the chain so far.
     :param DualAveraging search: for step sizes.
-    :param Tensor factor: of inverse mass matrices. **Shape:** ``(num_chains or 1, size)``, or with
-        full ones ``(num_chains or 1, size, size)``.
+    :param Tensor factor: of inverse mass matrices. **Shape:** ``(num_chains, size)``, or with full
+        ones ``(num_chains, size, size)``.
     :param Moments moments: of the draws since the window before.
     :param Moments new_moments: of those of this window.
     :param Tensor window: draws and their gradients since the window before, where masses take them
@@ -92,28 +91,22 @@ def checked_full_mass(
 class Masses:
     """Mass matrices of a run, and its windows.
 
-    :param str estimate: ``"fisher"`` or ``"variance"``.
     :param full_mass: what :func:`checked_full_mass` gave; ``None`` for low rank where there
         are few parameters for a warm-up of 400 steps.
-    :param bool is_shared: whether all chains have the same.
     :param int warmup_steps: zero where masses do not adapt.
     :param Layout layout: of the parameters.
     """
 
     def __init__(
         self,
-        estimate: MassEstimate,
         full_mass: bool | Literal["low_rank"] | tuple[tuple[str, ...], ...] | None,
-        is_shared: bool,
         warmup_steps: int,
         layout: Layout,
     ) -> None:
         if full_mass is None:
-            knows_directions = estimate == "fisher" and layout.size <= _MOST_LOW_RANK
-            full_mass = "low_rank" if knows_directions else False
-        self.full_mass, self.is_shared = full_mass, is_shared
-        is_diagonal = full_mass is False and estimate == "fisher"
-        self.takes_gradients = is_diagonal or full_mass == "low_rank"
+            full_mass = "low_rank" if layout.size <= _MOST_LOW_RANK else False
+        self.full_mass = full_mass
+        self.takes_gradients = full_mass in (False, "low_rank")
         windows_of = growing_windows if self.takes_gradients else stan_windows
         self.windows = windows_of(warmup_steps)
         self._is_free = self._entries(layout)
@@ -137,15 +130,13 @@ class Masses:
         factor = torch.ones_like(position)
         if self.takes_gradients and self.windows.updates:
             factor = first_factor(gradient)
-        if self.is_shared:
-            factor = factor.log().mean(0, True).exp()
         return (factor.diag_embed() if self.full_mass else factor).contiguous()
 
     def no_draws(self, position: Tensor) -> Moments:
         """Moments of no draws, with their gradients where masses take these."""
         if self.takes_gradients:
-            return new_moments(position.repeat(1, 2), False)
-        return new_moments(position, bool(self.full_mass))
+            return new_moments(position.repeat(1, 2))
+        return new_moments(position, is_dense=True)
 
     def collected(self, state: HamiltonianState, before: Tensor, made: Outcome) -> HamiltonianState:
         """Add transitions to the draws that masses are estimated from.
@@ -181,13 +172,11 @@ class Masses:
     def estimated(self, state: HamiltonianState) -> Tensor:
         """Factors of the inverse mass matrices from the draws since the window before."""
         if not self.takes_gradients:
-            return estimated_factor(state.moments, self.is_shared, self._is_free)
+            return estimated_factor(state.moments, self._is_free)
         if self.full_mass != "low_rank":
-            return fisher_factor(state.moments, self.is_shared, state.factor)
-        windows = state.window.double()
-        together = windows.flatten(0, 1)[None] if self.is_shared else windows
+            return fisher_factor(state.moments, state.factor)
         factors = []
-        for rows, known in zip(together, state.factor, strict=True):
+        for rows, known in zip(state.window.double(), state.factor, strict=True):
             draws, gradients = rows[rows.isfinite().all(-1)].chunk(2, -1)
             found = low_rank_factor(draws, gradients)
             factors.append(known if found is None else found.to(known))
