@@ -317,8 +317,6 @@ class MCMC(Driver):
         self._watched = MemoryStore()
         self._gathered = None
         self._limit = self.num_samples
-
-    def _loaded(self, folder: FolderStore | None) -> None:
         if folder is not None and self.early_stopping is not None:
             for members in self._states:
                 for chunk in folder.chunks(members):

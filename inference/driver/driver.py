@@ -214,16 +214,13 @@ class Driver(ABC):
         try:
             runner = self._make_runner(seed, description)
             self._groups = self._make_groups(description)
+            folder = None
             if writer is not None:
                 self._describe(writer, description, seed, runner)
-            folder = FolderStore(writer, runner) if writer is not None else None
+                folder = FolderStore(writer, runner)
+                found = ((members, folder.state(members)) for members in self._groups)
+                self._states = {members: state for members, state in found if state is not None}
             self._open(folder)
-            for members in self._groups if folder is not None else ():
-                assert folder is not None
-                state = folder.state(members)
-                if state is not None:
-                    self._states[members] = state
-            self._loaded(folder)
             self._advance(runner)
         finally:
             if writer is not None:
@@ -235,11 +232,7 @@ class Driver(ABC):
 
     @abstractmethod
     def _open(self, folder: FolderStore | None) -> None:
-        """Make ready for the draws of a new run."""
-
-    @abstractmethod
-    def _loaded(self, folder: FolderStore | None) -> None:
-        """Take note of what an earlier run left in a folder."""
+        """Make ready for draws, those that an earlier run left in a folder among them."""
 
     @abstractmethod
     def _keep(self, segment: Segment) -> None:
@@ -273,41 +266,30 @@ class Driver(ABC):
         )
 
     def _make_runner(self, seed: int, description: Mapping[str, Any] | None = None) -> Runner:
-        plan = Plan(self.warmup_steps, self.thinning)
+        plan = Plan(
+            self.warmup_steps,
+            self.thinning,
+            self.num_samples,
+            seed,
+            self.quantities,
+            self.save_params,
+            self.extra_fields,
+            self.args,
+            self.kwargs,
+        )
         start = None
         if not isinstance(self.kernel, VectorizedKernel):
             self._potential = None
             if self.initial_params is not None:
                 context = Context(self.model, self.args, self.kwargs)
                 start = constrained_start(self.initial_params, self.num_chains, seed, context)
-            return PyroRunner(
-                self.kernel,
-                plan,
-                seed,
-                start,
-                self.quantities,
-                self.save_params,
-                PyroOptions(
-                    self.disable_validation, self.hook_fn, self.transforms, self.num_chains == 1
-                ),
-                self.args,
-                self.kwargs,
-            )
+            is_single = self.num_chains == 1
+            own = PyroOptions(self.disable_validation, self.hook_fn, self.transforms, is_single)
+            return PyroRunner(self.kernel, plan, start, own)
         if self.kernel.model is None and isinstance(self.initial_params, Mapping):
             first = {name: value[0] for name, value in self.initial_params.items()}
             self.kernel.initial_params = first
-        runner = VectorizedRunner(
-            self.kernel,
-            plan,
-            self.num_samples,
-            seed,
-            self.quantities,
-            self.save_params,
-            self.extra_fields,
-            first_values(self.initial_params),
-            self.args,
-            self.kwargs,
-        )
+        runner = VectorizedRunner(self.kernel, plan, first_values(self.initial_params))
         runner.backend = (description or {}).get("backend")
         runner.setup()
         self._potential = None if self.kernel.is_constrained else self.kernel.potential
@@ -407,15 +389,7 @@ class Driver(ABC):
         done = sum(state.step for state in self._states.values())
         with self._progress(total, done, runner.note) as report:
             for until in self._rounds():
-                arguments = (
-                    runner,
-                    self._groups,
-                    self._states,
-                    until,
-                    self._take,
-                    pace,
-                    report,
-                )
+                arguments = runner, self._groups, self._states, until, self._take, pace, report
                 if isinstance(self.chain_method, Executor):
                     self.interrupted = run_elsewhere(self.chain_method, *arguments)
                 else:

@@ -1,7 +1,7 @@
 """Segments of Pyro's kernels and of kernels written like them, one chain at a time."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -29,10 +29,9 @@ from pyro_ext.inference.driver.segments import (
     GroupState,
     Plan,
     Report,
+    Runner,
     Segment,
-    recorded,
 )
-from pyro_ext.posterior.identity import Quantities
 from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.evaluation import factorization_errors, retried
 from pyro_ext.potential.runner import check_observations
@@ -71,7 +70,7 @@ class PyroState(NamedTuple):
     generators: tuple[dict[str, Tensor], dict[str, Any]]
 
 
-class PyroRunner:
+class PyroRunner(Runner):
     """Runs chains of any of Pyro's kernels, one by one.
 
     A kernel whose state is known, see ``numbers``, runs in segments. Any other runs a chain in one,
@@ -79,40 +78,21 @@ class PyroRunner:
     each draw.
 
     :param MCMCKernel kernel: the kernel.
-    :param Plan plan: which steps are kept.
-    :param int seed: a non-negative integer.
+    :param Plan plan: what the run is of.
     :param start: constrained initial parameters of all chains, or ``None``.
-    :param Mapping quantities: further functions of a draw to record.
-    :param Collection save_params: names of the sites to record, ``None`` for all.
     :param PyroOptions options: what Pyro's driver takes besides.
-    :param tuple args: arguments of the model.
-    :param Mapping kwargs: keyword arguments of the model.
     """
-
-    backend: str | None = None
-    note = ""
 
     def __init__(
         self,
         kernel: MCMCKernel,
         plan: Plan,
-        seed: int,
         start: Mapping[str, Tensor] | None,
-        quantities: Quantities,
-        save_params: Collection[str] | None,
         options: PyroOptions,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
     ) -> None:
-        self.kernel = kernel
-        self.plan = plan
-        self.seed = seed
+        super().__init__(kernel, plan)
         self.start = start
-        self.quantities = quantities
-        self.save_params = save_params
         self.options = options
-        self.args = args
-        self.kwargs = kwargs
         self._live: PyroState | None = None
 
     @property
@@ -212,11 +192,13 @@ class PyroRunner:
         sampler: PyroState | None = state.sampler
         if sampler is None:
             (number,) = state.members
-            set_rng_seed(spawn_seed(self.seed, number, 1))
+            set_rng_seed(spawn_seed(self.plan.seed, number, 1))
             if self.start is not None:
                 start = {name: value[number] for name, value in self.start.items()}
                 self.kernel.initial_params = self._unconstrained(start)
-            with named_arguments(getattr(self.kernel, "model", None), self.args, self.kwargs):
+            with named_arguments(
+                getattr(self.kernel, "model", None), self.plan.args, self.plan.kwargs
+            ):
                 self._setup()
             params: dict[str, Tensor] = self.kernel.initial_params
             # Quantities that cannot be recorded must fail before any step.
@@ -232,16 +214,20 @@ class PyroRunner:
     def _setup(self) -> None:
         """Set the kernel up as Pyro's driver does, and look at the data, which that does not."""
         if not isinstance(self.kernel, HMC):
-            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+            self.kernel.setup(self.plan.warmup_steps, *self.plan.args, **self.plan.kwargs)
             return
         is_checked = pyro.distributions.is_validation_enabled()
         with stepping(self.options.disable_validation):
-            retried(lambda: self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs))
+            retried(
+                lambda: self.kernel.setup(
+                    self.plan.warmup_steps, *self.plan.args, **self.plan.kwargs
+                )
+            )
         _check_shapes(self.kernel)
         if is_checked and self.kernel.model is not None:
             values = self._constrained(self.kernel.initial_params)
             with own_generators(), torch.no_grad():
-                check_observations(self.kernel.model, self.args, self.kwargs, values)
+                check_observations(self.kernel.model, self.plan.args, self.plan.kwargs, values)
 
     def _call_hook(self, params: dict[str, Tensor], step: int, chain: int) -> None:
         """Call the hook after a step, with the words of Pyro's driver."""
@@ -261,7 +247,7 @@ class PyroRunner:
         lacking = -len(rows) % ROWS_PER_CALL
         padded = [*rows, *[rows[0]] * lacking]
         draws = {name: torch.stack([row[name] for row in padded]) for name in rows[0]}
-        samples = recorded(self._constrained(draws), self.quantities, self.save_params)
+        samples = self.recorded(self._constrained(draws))
         return {name: value[: len(rows), None].clone() for name, value in samples.items()}
 
     def _constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -280,7 +266,7 @@ class PyroRunner:
         with stepping(self.options.disable_validation):
             # With parameters, whichever, it looks for no start of its own.
             _, _, transforms, trace = initialize_model(
-                model, self.args, dict(self.kwargs), initial_params=params
+                model, self.plan.args, dict(self.plan.kwargs), initial_params=params
             )
         start = {name: transforms[name](value) for name, value in params.items()}
         for name, value in start.items():

@@ -19,10 +19,6 @@ class MemoryStore:
 
     _chunks: dict[range, list[Chunk]] = field(default_factory=dict)
 
-    def state(self, members: range) -> GroupState | None:
-        """State of a group from an earlier run."""
-        return None
-
     def append(self, segment: Segment) -> None:
         """Keep what a segment gave."""
         if segment.chunk is not None:

@@ -154,12 +154,9 @@ class StreamingMCMC(Driver):
     def _open(self, folder: FolderStore | None) -> None:
         self._moments = {}
         self._folder = folder
-
-    def _loaded(self, folder: FolderStore | None) -> None:
-        for members in self._states if folder is not None else ():
-            assert folder is not None
+        for members, more in ({} if folder is None else folder.more).items():
             parts: dict[str, dict[str, Tensor]] = {}
-            for key, value in folder.more[members].items():
+            for key, value in more.items():
                 field, _, name = key.partition(":")
                 parts.setdefault(name, {})[field] = value
             self._moments[members] = {name: Moments(**fields) for name, fields in parts.items()}

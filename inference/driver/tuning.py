@@ -464,28 +464,47 @@ class _Search:
         self.candidates: list[dict[str, Any]] = []
         self.pilots: list[_Pilot] = []
         self.trials: dict[int, Trial] = {}
-        self._draws: dict[int, tuple[int, tuple[Tensor, Tensor]]] = {}
-        self._num_samples = num_samples
-        self._plan = (num_chains, initial_params, seed, args, kwargs)
-        self._kernel = kernel
+        self._draws: dict[int, tuple[Tensor, Tensor]] = {}
+        self._num_chains, self._num_samples, self._seed = num_chains, num_samples, seed
+        self._first_values = first_values(initial_params)
+        self._arguments = args, kwargs
+        self._kernel = plain = kernel.replace(
+            backend="eager" if kernel.backend == "eager" else "trace"
+        )
+        if kernel.model is None and isinstance(initial_params, Mapping):
+            plain.initial_params = {name: value[0] for name, value in initial_params.items()}
+        self._set_up(plain)
+        params = None
+        if initial_params is not None:
+            params = plain.start_from(initial_params, num_chains, seed, *args, **kwargs)
+        self._position = plain.begin(range(num_chains), seed, params).position
+
+    def _set_up(self, kernel: SGMCMCKernel) -> None:
+        args, kwargs = self._arguments
+        kernel.first_values = self._first_values
+        kernel.setup(0, *args, **kwargs)
 
     def add(self, candidates: Sequence[dict[str, Any]]) -> list[int]:
-        """Take candidates in; returns their numbers."""
+        """Start candidates, all at one point and with one seed; returns their numbers."""
         first = len(self.candidates)
-        self.candidates += candidates
-        self.pilots += _pilots(self._kernel, candidates, *self._plan)
+        for settings in candidates:
+            pilot = _changed(self._kernel, settings)  # with the anchor, searched for once
+            self._set_up(pilot)
+            params = pilot.potential.layout.unflatten(self._position)
+            chains = pilot.begin(range(self._num_chains), self._seed, params)
+            self.candidates.append(settings)
+            self.pilots.append(_Pilot(pilot, chains))
         return list(range(first, len(self.candidates)))
 
     def run(self, numbers: Sequence[int], end: int, bar: Any) -> list[int]:
         """Run candidates on to a step, where they are not there, and compare them."""
-        num_chains = self._plan[0]
         for number in numbers:
             pilot = self.pilots[number]
             before = pilot.chains.step
             if before < end:
-                self._draws[number] = end, pilot.draw(end, self._num_samples)
+                self._draws[number] = pilot.draw(end, self._num_samples)
             bar.update(pilot.chains.step - before)
-        judged = scores([self._draws[number][1] for number in numbers], num_chains)
+        judged = scores([self._draws[number] for number in numbers], self._num_chains)
         for number, (score, noise) in zip(numbers, judged, strict=True):
             temperature, heat = _heat(self.pilots[number])
             self.trials[number] = Trial(
@@ -493,35 +512,6 @@ class _Search:
             )
         alive = [n for n in numbers if math.isfinite(self.trials[n].score)]
         return sorted(alive, key=lambda number: self.trials[number].score)
-
-
-def _pilots(
-    kernel: SGMCMCKernel,
-    candidates: Sequence[Mapping[str, Any]],
-    num_chains: int,
-    initial_params: Start | None,
-    seed: int,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> list[_Pilot]:
-    """Start all candidates at one point, with one seed."""
-    plain = kernel.replace(backend="eager" if kernel.backend == "eager" else "trace")
-    if kernel.model is None and isinstance(initial_params, Mapping):
-        plain.initial_params = {name: value[0] for name, value in initial_params.items()}
-    plain.first_values = first_values(initial_params)
-    plain.setup(0, *args, **kwargs)
-    params = None
-    if initial_params is not None:
-        params = plain.start_from(initial_params, num_chains, seed, *args, **kwargs)
-    position = plain.begin(range(num_chains), seed, params).position
-    pilots = []
-    for settings in candidates:
-        pilot = _changed(plain, settings)  # with the anchor, so that it is searched for once
-        pilot.first_values = first_values(initial_params)
-        pilot.setup(0, *args, **kwargs)
-        params = pilot.potential.layout.unflatten(position)
-        pilots.append(_Pilot(pilot, pilot.begin(range(num_chains), seed, params)))
-    return pilots
 
 
 # How it is judged ---------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Segments of kernels that run many chains side by side."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -18,82 +18,52 @@ from pyro_ext.inference.driver.segments import (
     KeptSteps,
     Plan,
     Report,
+    Runner,
     Segment,
-    recorded,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
 from pyro_ext.inference.vectorized.chains import joined
-from pyro_ext.posterior.identity import Quantities
-from pyro_ext.potential import Backend
 
 _MOST_STEPS_PER_CALL = 1 << 12
 _SECONDS_PER_CALL = 0.1
 _BYTES_PER_SEGMENT = 1 << 26
 
 
-class VectorizedRunner:
+class VectorizedRunner(Runner):
     """Runs chains of a vectorized kernel.
 
     ``start`` may be set to unconstrained initial parameters of all chains, and ``backend`` to what
     an earlier part of the run took.
 
     :param VectorizedKernel kernel: the kernel.
-    :param Plan plan: which steps are kept.
-    :param int num_samples: number of draws that the run is to keep.
-    :param int seed: a non-negative integer.
-    :param Mapping quantities: further functions of a draw to record.
-    :param Collection save_params: names of the sites to record, ``None`` for all.
-    :param Sequence extra_fields: fields of the sampler's state to record.
+    :param Plan plan: what the run is of.
     :param Mapping first_values: values that one chain starts at, where they are known beforehand.
-    :param tuple args: arguments of the model.
-    :param Mapping kwargs: keyword arguments of the model.
     """
 
+    kernel: VectorizedKernel
+
     def __init__(
-        self,
-        kernel: VectorizedKernel,
-        plan: Plan,
-        num_samples: int,
-        seed: int,
-        quantities: Quantities,
-        save_params: Collection[str] | None,
-        extra_fields: Sequence[str],
-        first_values: Mapping[str, Tensor] | None,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        self, kernel: VectorizedKernel, plan: Plan, first_values: Mapping[str, Tensor] | None
     ) -> None:
-        self.kernel = kernel
-        self.seed = seed
-        self.start: Mapping[str, Tensor] | None = None
-        self.backend: Backend | None = None
-        self.quantities = quantities
-        self.save_params = save_params
-        self.extra_fields = tuple(extra_fields)
+        super().__init__(kernel, plan)
         self.first_values = first_values
-        self.args = args
-        self.kwargs = kwargs
-        self._warmup_steps, self._num_samples = plan.warmup_steps, num_samples
-        self._kept = KeptSteps(plan, kernel)
+        self._kept = KeptSteps(plan.warmup_steps, plan.thinning, kernel)
 
     def setup(self) -> None:
         """Build the potential in this process."""
         self.kernel.first_values = self.first_values
-        self.kernel.setup(self._warmup_steps, *self.args, **self.kwargs)
-        num_steps = self._kept(self._num_samples - 1)
+        self.kernel.setup(self.plan.warmup_steps, *self.plan.args, **self.plan.kwargs)
+        num_steps = self.num_steps(self.plan.num_samples)
         self.backend = self.kernel.choose_backend(num_steps, self.backend)
-
-    @property
-    def note(self) -> str:
-        """Text of the progress bar before the first step."""
-        return self.kernel.note
+        self.note = self.kernel.note
 
     def _begin(self, members: range) -> Chains:
         """Chains before their first step."""
         start = None
         if self.start is not None:
             start = {k: v[members.start : members.stop] for k, v in self.start.items()}
-        chains = self.kernel.begin(members, self.seed, start)
-        if unknown := set(self.extra_fields) - set(chains.state._fields):
+        chains = self.kernel.begin(members, self.plan.seed, start)
+        if unknown := set(self.plan.extra_fields) - set(chains.state._fields):
             raise ValueError(
                 f"extra_fields must be among {list(chains.state._fields)}, the state of "
                 f"{type(self.kernel).__name__}; got {sorted(unknown)}"
@@ -187,7 +157,7 @@ class VectorizedRunner:
                     counts[column] = int(bad[0]) if len(bad) else num_draws
                 if len(bad):
                     stops[column] = int(draws.steps[int(bad[0])])
-            fields = {name: getattr(draws.state, name) for name in self.extra_fields}
+            fields = {name: getattr(draws.state, name) for name in self.plan.extra_fields}
             chunk = Chunk(
                 self._samples(draws.position), {**self.kernel.statistics(draws), **fields}, counts
             )
@@ -223,7 +193,7 @@ class VectorizedRunner:
         flat = positions.reshape(-1, size)
         lacking = -len(flat) % ROWS_PER_CALL
         flat = torch.cat([flat, flat[:1].expand(lacking, -1)])
-        samples = recorded(self.kernel.samples(flat), self.quantities, self.save_params)
+        samples = self.recorded(self.kernel.samples(flat))
         return {
             name: value[: num_draws * num_chains]
             .reshape(num_draws, num_chains, *value.shape[1:])
@@ -239,7 +209,7 @@ class VectorizedRunner:
         self, members: range, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> Chains:
         """Restore the sampler's state from the output of :meth:`save`."""
-        return self.kernel.restored(members, self.seed, tensors, content)
+        return self.kernel.restored(members, self.plan.seed, tensors, content)
 
 
 def _is_finite(positions: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyro.poutine as poutine
 import torch
-from pyro.infer import HMC
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.poutine.util import site_is_subsample
 from pyro.util import set_rng_seed
 from torch import Tensor
@@ -33,11 +32,10 @@ from pyro_ext.inference.gibbs.conditional_updates import (
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.vectorized import Chains, VectorizedKernel
 from pyro_ext.inference.vectorized.chains import saved
-from pyro_ext.potential import BatchedFunction, Layout, Potential, bijection
+from pyro_ext.potential import BatchedFunction, Layout, Potential
 from pyro_ext.potential.enumeration import full_conditional
 from pyro_ext.potential.evaluation import retried
 from pyro_ext.potential.graph_capture import Fallback, PickedByNumber
-from pyro_ext.potential.runner import bounds_of
 from pyro_ext.random import chain_keys, normal, spawn_seed, uniform
 
 _STREAM_OF_CHOICES = 1
@@ -135,81 +133,68 @@ class Joint:
 
         return conditional
 
-    def is_finite(self) -> bool:
-        """Tell whether the values of the one chain have a finite density."""
-        return math.isfinite(self.log_joint(self.values))
 
-    def start_of(self, sites: Sequence[str]) -> Values | None:
-        """Map values of sites to unconstrained space, where they have a finite density."""
-        if not self.is_finite():
-            return None
-        nodes = self.log_joint.trace(self.values).nodes
-        return {k: bijection(nodes[k]["fn"].support).inv(nodes[k]["value"]) for k in sites}
+class Part(NamedTuple):
+    """Part of a model that a block moves.
+
+    :param Sequence sites: names of its sites.
+    :param Joint joint: the model.
+    :param int warmup_steps: sweeps in which kernels adapt.
+    :param int number: of the block, on which its random numbers depend.
+    """
+
+    sites: Sequence[str]
+    joint: Joint
+    warmup_steps: int
+    number: int
 
 
-class Move(Protocol):
-    """Moves the sites of a block given all others; its state is a value, which is not changed."""
+class Move(ABC):
+    """Moves the sites of a block given all others; its state is a value, which is not changed.
+
+    Without methods for it, it has no state.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._sites, self._joint, self._warmup_steps, self._number = part
 
     def begin(self, values: Values, at: Sweep) -> Any:
         """Make the state before the first sweep. Shapes: values (num_chains, *event) each."""
+        return None
 
+    @abstractmethod
     def __call__(self, state: Any, values: Values, at: Sweep) -> tuple[Any, Values]:
         """Take a sweep; returns the state after it, and the new values of its sites."""
 
     def statistics(self, state: Any) -> dict[str, Tensor]:
         """Report numbers of each chain. Shapes: returns (num_chains,) each."""
+        return {}
 
     def saved(self, state: Any) -> State:
         """Express the state as tensors and plain values."""
+        return {}, {}
 
     def restored(
         self, values: Values, at: Sweep, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> Any:
         """Make a state of what ``saved`` gave."""
-
-
-class _WithoutState:
-    """A move whose state is nothing."""
-
-    def begin(self, values: Values, at: Sweep) -> None:
-        return None
-
-    def statistics(self, state: None) -> dict[str, Tensor]:
-        return {}
-
-    def saved(self, state: None) -> State:
-        return {}, {}
-
-    def restored(
-        self, values: Values, at: Sweep, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
-    ) -> None:
         return None
 
 
-class KernelMove:
+class KernelMove(Move):
     """Steps of a vectorized kernel on the conditional density, recorded once.
 
     :param VectorizedKernel block: is copied.
-    :param Sequence sites: names of its sites.
-    :param Joint joint: the model.
-    :param int warmup_steps: sweeps in which it adapts.
-    :param int number: of the block, on which its random numbers depend.
+    :param Part part: what it moves.
     """
 
-    def __init__(
-        self,
-        block: VectorizedKernel,
-        sites: Sequence[str],
-        joint: Joint,
-        warmup_steps: int,
-        number: int,
-    ) -> None:
+    def __init__(self, block: VectorizedKernel, part: Part) -> None:
+        super().__init__(part)
+        sites, joint, warmup_steps, _ = part
         self.kernel = kernel = block.replace()
-        self._number = number
-        self._sites = list(sites)
         self._others = [name for name in joint.values if name not in sites]
         kernel.model = joint.conditional(sites)
-        if joint.is_finite():
+        if math.isfinite(joint.log_joint(joint.values)):
             kernel.first_values = {name: joint.values[name] for name in sites}
         warmup_steps *= kernel.steps_per_sample
         kernel.setup(warmup_steps, *joint.args, **joint.kwargs)
@@ -256,11 +241,11 @@ class KernelMove:
         return self.kernel.restored(at.numbers, seed, tensors, content)
 
 
-class _Drawing(_WithoutState):
+class _Drawing(Move):
     """A move that takes random numbers by counters."""
 
-    def __init__(self, joint: Joint, number: int) -> None:
-        self._joint, self._number = joint, number
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
         self._known: tuple[Any, Tensor] | None = None
 
     def _keys(self, at: Sweep) -> Tensor:
@@ -280,10 +265,9 @@ class _Drawing(_WithoutState):
 class RandomWalkMove(_Drawing):
     """A :class:`RandomWalk`, recorded."""
 
-    def __init__(
-        self, walk: RandomWalk, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int
-    ) -> None:
-        super().__init__(joint, number)
+    def __init__(self, walk: RandomWalk, part: Part) -> None:
+        super().__init__(part)
+        sites, joint, *_ = part
         self._own = joint.layout.part(sites)
 
         def move(values: Values, noise: Tensor, uniforms: Tensor) -> Tensor:
@@ -295,22 +279,22 @@ class RandomWalkMove(_Drawing):
             lambda: torch.randn(size, dtype=dtype, device=joint.layout.device),
             lambda: torch.rand(len(sites), dtype=torch.float64, device=joint.layout.device),
         )
-        self._num_sites = len(sites)
 
     def __call__(self, state: None, values: Values, at: Sweep) -> tuple[None, Values]:
         keys = self._keys(at)
         step = torch.tensor(at.step, device=keys.device)
         noise = normal(keys, step, self._own.size, dtype=self._own.dtype)
         flat = self._joint.layout.flatten(values)
-        uniforms = self._uniforms(at, self._num_sites)
+        uniforms = self._uniforms(at, len(self._sites))
         return None, self._own.unflatten(self._move.interpreted(flat, noise, uniforms))
 
 
 class EllipticalMove(_Drawing):
     """An :class:`EllipticalSlice`, recorded."""
 
-    def __init__(self, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int) -> None:
-        super().__init__(joint, number)
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        sites, joint, *_ = part
         nodes = joint.log_joint.trace(joint.values).nodes
         self._priors, self._likelihoods = {}, {}
         for name in sites:
@@ -363,8 +347,9 @@ class EnumeratedMove(_Drawing):
     Elements that are independent given all else, as those of most plates are, are drawn at once.
     """
 
-    def __init__(self, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int) -> None:
-        super().__init__(joint, number)
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        sites, joint, *_ = part
         nodes = joint.log_joint.trace(joint.values).nodes
         self._supports = {name: support_of(name, nodes[name]["fn"]) for name in sites}
         self._at_once: dict[str, BatchedFunction | None] = {}
@@ -432,24 +417,20 @@ def _drawn(logs: Tensor, uniforms: Tensor) -> Tensor:
     return (shares < uniforms[:, None]).sum(-1).clamp(max=logs.shape[-1] - 1)
 
 
-class PythonMove(_WithoutState):
+class PythonMove(Move):
     """A function, or an update without a state, for one chain after the other."""
 
     def __init__(
-        self,
-        block: ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]],
-        sites: Sequence[str],
-        joint: Joint,
-        warmup_steps: int,
-        number: int,
+        self, block: ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]], part: Part
     ) -> None:
-        self._sites, self._number = list(sites), number
+        super().__init__(part)
+        sites, joint, *_ = part
         self._move: Callable[[Values], Mapping[str, Tensor]]
         if isinstance(block, ConditionalUpdate):
             update = block.update
             self._move = lambda values: update(joint.log_joint, values, sites)
         else:
-            self._move = partial(_called, block, list(sites))
+            self._move = partial(_called, block, sites)
 
     def __call__(self, state: None, values: Values, at: Sweep) -> tuple[None, Values]:
         rows = []
@@ -475,7 +456,7 @@ def _set_seed(seed: int, *key: int) -> None:
 
 
 def _called(
-    block: Callable[[Values], Mapping[str, Tensor]], sites: list[str], values: Values
+    block: Callable[[Values], Mapping[str, Tensor]], sites: Sequence[str], values: Values
 ) -> Mapping[str, Tensor]:
     """Call a function of the user, which returns values of its sites."""
     found = block(dict(values))
@@ -484,27 +465,20 @@ def _called(
     return found
 
 
-class OneChainMove:
-    """A kernel of Pyro's, one over partitions, or an update with a state, for a single chain.
+class OneChainMove(Move):
+    """A kernel over partitions, or an update with a state, for a single chain.
 
     It is an object that steps change. The state is all of its numbers, which it is made to have
     where it has others.
     """
 
-    def __init__(
-        self,
-        block: MCMCKernel | ConditionalUpdate,
-        sites: Sequence[str],
-        joint: Joint,
-        warmup_steps: int,
-        number: int,
-    ) -> None:
-        self._block, self._sites, self._joint = block, list(sites), joint
-        self._warmup_steps, self._number = warmup_steps, number
+    def __init__(self, block: ConjugateKernel | ConditionalUpdate, part: Part) -> None:
+        super().__init__(part)
+        self._block = block
         self.kernel: Any = None
         self._live: State | None = None
 
-    def _set_up(self, values: Values, at: Sweep) -> Values:
+    def _set_up(self, values: Values, at: Sweep) -> None:
         """Make the object anew, for the values of its chain."""
         block, joint = self._block, self._joint
         own = {name: value[0] for name, value in values.items()}
@@ -512,21 +486,12 @@ class OneChainMove:
         # Models and modules are those of the caller, the rest is its own.
         shared = {id(value): value for value in vars(block).values() if callable(value)}
         self.kernel = copy.deepcopy(block, shared)
-        if isinstance(block, HMC):
-            self.kernel.model = joint.conditional(self._sites)
-            self.kernel.initial_params = joint.start_of(self._sites)
-        elif isinstance(block, ConjugateKernel):
+        if isinstance(block, ConjugateKernel):
             self.kernel.initial_params = own
-        if isinstance(block, MCMCKernel):
             self._seed(at, 0)
             with stepping(True):
                 retried(lambda: self.kernel.setup(self._warmup_steps, *joint.args, **joint.kwargs))
-        if isinstance(block, ConjugateKernel):
             self.kernel.held = frozenset(own) - set(self._sites)
-        if isinstance(block, HMC):
-            found = {name: self._bounds_of(name) for name in self._sites}
-            self._bounds = {name: bounds for name, bounds in found.items() if bounds}
-        return own
 
     def _seed(self, at: Sweep, purpose: int = 1) -> None:
         (number,) = at.numbers
@@ -554,37 +519,11 @@ class OneChainMove:
         self._live = None  # until the step has ended
         self._seed(at)
         with stepping(True):
-            if isinstance(self.kernel, HMC):
-                found = self._moved_by_hmc(own)
-            elif isinstance(self.kernel, ConjugateKernel):
+            if isinstance(self._block, ConjugateKernel):
                 found = self.kernel.sample(own)
             else:
                 found = self.kernel.update(self._joint.log_joint, own, self._sites)
-        if at.step + 1 == self._warmup_steps and isinstance(self.kernel, MCMCKernel):
+        if at.step + 1 == self._warmup_steps and isinstance(self._block, ConjugateKernel):
             self.kernel.end_warmup()
         self._live = read_state(self.kernel)
         return self._live, {name: found[name][None] for name in self._sites}
-
-    def _moved_by_hmc(self, values: Values) -> Values:
-        for name, known in self._bounds.items():  # Pyro's HMC maps to the support that it first saw
-            if not all(map(torch.equal, self._bounds_of(name), known)):
-                raise ValueError(
-                    f"blocks have {type(self.kernel).__name__} for site {name!r}, whose support "
-                    "depends on sites of other blocks: take a kernel of pyro_ext or RandomWalk"
-                )
-        transforms = self.kernel.transforms
-        self.kernel.clear_cache()
-        params = self.kernel.sample({name: transforms[name](values[name]) for name in self._sites})
-        return {name: transforms[name].inv(params[name]).detach() for name in self._sites}
-
-    def _bounds_of(self, name: str) -> list[Tensor]:
-        """Read the bounds that a site's support has at the present values, none if it is fixed."""
-        return bounds_of(self._joint.log_joint.trace(self._joint.values).nodes[name]["fn"])
-
-    def statistics(self, state: State) -> dict[str, Tensor]:
-        if not isinstance(self._block, HMC):
-            return {}
-        content = state[1]
-        found = content["_divergences"]["list"]
-        is_last = bool(found) and found[-1] == content["_t"] - 1 - self._warmup_steps
-        return {"diverging": torch.tensor([is_last])}

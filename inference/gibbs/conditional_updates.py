@@ -128,39 +128,13 @@ def _inside(node: Any) -> Tensor | None:
     return inside.all()
 
 
-class EnumeratedSites(ConditionalUpdate):
+class EnumeratedSites:
     """Draws each element of discrete sites given all else, by enumeration of its values.
 
-    In :class:`Gibbs`, elements of plates that are independent given all else are drawn at once.
-    Others come one after the other in a random order, and each takes as many runs of the model as
-    it has values.
+    It is a block of :class:`Gibbs`. Elements of plates that are independent given all else are
+    drawn at once. Others come one after the other in a random order, and each takes as many runs of
+    the model as it has values. A site whose values cannot be enumerated is refused.
     """
-
-    keeps_no_state = True
-
-    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
-        """Draw the elements of discrete sites.
-
-        :param LogJoint log_joint: the model at its data.
-        :param dict values: of all sites.
-        :param sites: names of those to move.
-        :returns: the new values of these.
-        :raises ValueError: for a site whose values cannot be enumerated.
-        """
-        moved = dict(values)
-        for name in sites:
-            support = support_of(name, log_joint.trace(moved).nodes[name]["fn"])
-            check_mask(log_joint, moved, name, support)
-            site = moved[name].clone()
-            for index in torch.randperm(site.numel()).tolist():
-                logs = []
-                for value in support:
-                    site.view(-1)[index] = value
-                    logs.append(log_joint({**moved, name: site}))
-                chosen = torch.tensor(logs, dtype=torch.float64).softmax(0).multinomial(1)
-                site.view(-1)[index] = support[chosen]
-            moved[name] = site
-        return {name: moved[name] for name in sites}
 
 
 def support_of(name: str, distribution: Any) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.util import set_rng_seed
 from torch import Tensor
@@ -22,6 +21,7 @@ from pyro_ext.inference.gibbs._moves import (
     KernelMove,
     Move,
     OneChainMove,
+    Part,
     PythonMove,
     RandomWalkMove,
     Sweep,
@@ -42,7 +42,9 @@ from pyro_ext.posterior.starts import Start, constrained_start
 from pyro_ext.potential import Backend, Layout
 from pyro_ext.random import spawn_seed
 
-Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
+Block: TypeAlias = (
+    MCMCKernel | ConditionalUpdate | EnumeratedSites | Callable[[Values], Mapping[str, Tensor]]
+)
 
 
 class SweepState(NamedTuple):
@@ -78,7 +80,7 @@ def _identity_of(block: Block) -> Any:
 def _runs_alone(block: Block) -> bool:
     """Tell whether a block is an object that belongs to a single chain."""
     has_state = isinstance(block, ConditionalUpdate) and not block.keeps_no_state
-    return has_state or isinstance(block, HMC | ConjugateKernel)
+    return has_state or isinstance(block, ConjugateKernel)
 
 
 class Gibbs(VectorizedKernel):
@@ -96,8 +98,8 @@ class Gibbs(VectorizedKernel):
       redrawn each time.
     * a function of the values of all sites that returns a draw of its sites given the others.
 
-    Chains run side by side. With blocks of Pyro's own kernels, of kernels over partitions, or of
-    updates with a state of their own they run one after the other. Kernels are copied: those of
+    Chains run side by side. With blocks of kernels over partitions, or of updates with a state of
+    their own they run one after the other. Kernels are copied: those of
     the caller stay as they are, and can be used elsewhere. A run can have a checkpoint, for which
     functions must depend on their arguments alone, and custom updates must declare that they do,
     see :attr:`ConditionalUpdate.keeps_no_state`.
@@ -137,11 +139,12 @@ class Gibbs(VectorizedKernel):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"blocks have the sites {twice} twice")
         for block, _ in self.blocks:
-            is_known = isinstance(block, HMC | VectorizedKernel | ConjugateKernel)
+            is_known = isinstance(block, VectorizedKernel | ConjugateKernel)
             if isinstance(block, MCMCKernel) and (not is_known or isinstance(block, Gibbs)):
                 raise TypeError(
-                    "a kernel of blocks must be HMC, NUTS, a vectorized kernel or one "
-                    f"over partitions with conjugate clusters, got {type(block).__name__}"
+                    "a kernel of blocks must be one of pyro_ext.inference, such as NUTS, or over "
+                    f"partitions with conjugate clusters, got {type(block).__module__}."
+                    f"{type(block).__name__}"
                 )
         if model is not None:
             checks.function("model", model, "a Pyro model")
@@ -226,7 +229,8 @@ class Gibbs(VectorizedKernel):
                     f"{sorted(joint.values)}"
                 )
             for number, (block, sites) in enumerate(self.blocks):
-                self._moves.append(_move_of(block, sites, joint, warmup_steps, number))
+                part = Part(tuple(sites), joint, warmup_steps, number)
+                self._moves.append(_move_of(block, part))
 
     def choose_backend(self, num_steps: int, known: Any = None) -> Any:
         """Decide for each kernel how its steps run; see :class:`VectorizedKernel`."""
@@ -402,21 +406,17 @@ class Gibbs(VectorizedKernel):
         return replace(chains, potential_energy=tensors["potential_energy"])
 
 
-def _move_of(
-    block: Block, sites: Sequence[str], joint: Joint, warmup_steps: int, number: int
-) -> Move:
+def _move_of(block: Block, part: Part) -> Move:
     """Choose how a block is moved."""
-    arguments = (sites, joint, warmup_steps, number)
-    if isinstance(block, MCMCKernel | ConditionalUpdate) and _runs_alone(block):
-        return OneChainMove(block, *arguments)
+    if isinstance(block, ConjugateKernel | ConditionalUpdate) and _runs_alone(block):
+        return OneChainMove(block, part)
     if isinstance(block, VectorizedKernel):
-        return KernelMove(block, *arguments)
-    # A subclass may do something else.
-    if type(block) is RandomWalk:
-        return RandomWalkMove(block, *arguments)
+        return KernelMove(block, part)
+    if isinstance(block, EnumeratedSites):
+        return EnumeratedMove(part)
+    if type(block) is RandomWalk:  # a subclass may do something else
+        return RandomWalkMove(block, part)
     if type(block) is EllipticalSlice:
-        return EllipticalMove(*arguments)
-    if type(block) is EnumeratedSites:
-        return EnumeratedMove(*arguments)
+        return EllipticalMove(part)
     assert not isinstance(block, MCMCKernel)
-    return PythonMove(block, *arguments)
+    return PythonMove(block, part)

@@ -1,14 +1,12 @@
 """Adaptation in the warm-up: step sizes by dual averaging, mass matrices in windows."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.hmc.trajectories import where
-
-WindowsKind = Literal["growing", "stan"]
 
 _SHRINKAGE, _DELAY, _FORGETTING = 0.05, 10.0, 0.75
 _MOST_LOG_STEP = math.log(math.pi)  # longer steps are unstable on a standard normal
@@ -77,7 +75,7 @@ class Moments(NamedTuple):
     squares: Tensor
 
 
-def new_moments(position: Tensor, is_dense: bool) -> Moments:
+def new_moments(position: Tensor, is_dense: bool = False) -> Moments:
     """Moments of no draws."""
     shape = (*position.shape, position.shape[-1]) if is_dense else position.shape
     zeros = torch.zeros_like(position)
@@ -101,22 +99,18 @@ def add_draw(moments: Moments, position: Tensor, is_good: Tensor | None = None) 
     return where(is_good, added, moments)
 
 
-def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = None) -> Tensor:
+def estimated_factor(moments: Moments, is_free: Tensor | None = None) -> Tensor:
     """Factor of the covariance of draws, shrunk to a small unit matrix as in Stan.
 
-    :param Moments moments: of the draws of each chain.
-    :param bool pooled: whether to estimate one of all chains.
-    :param Tensor is_free: which entries of full covariances are not zero, all by default.
+    :param Moments moments: of the draws of each chain, with products.
+    :param Tensor is_free: which entries of covariances are not zero, all by default.
         **Shape:** ``(size, size)``.
-    :returns: **Shape:** ``(num_chains or 1, size)`` of a diagonal, else
-        ``(num_chains or 1, size, size)``, lower triangular.
+    :returns: **Shape:** ``(num_chains, size, size)``, lower triangular.
     """
-    number, _, squares = _together(moments) if pooled else _finite(moments)[1]
-    number = number.reshape(-1, *(1,) * (squares.dim() - 1))
+    number, _, squares = _finite(moments)
+    number = number[:, None, None]
     covariance = squares / (number - 1.0).clamp(min=1.0) * (number / (number + 5.0))
     least = 1e-3 * 5.0 / (number + 5.0)
-    if squares.dim() == 2:
-        return (covariance + least).sqrt()
     if is_free is not None:
         covariance = covariance * is_free
     unit = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
@@ -124,25 +118,22 @@ def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = No
     return factor
 
 
-def _finite(moments: Moments) -> tuple[Tensor, Moments]:
-    """Return a mask of the finite chains, and the moments without the draws of the others.
-
-    A chain that is not finite stops anyway and must not influence the others.
-    """
-    squares = moments.squares.flatten(1)
-    is_finite = (moments.mean.isfinite() & squares.isfinite().all(1, True)).all(1)
-    return is_finite, where(is_finite, moments, Moments(*map(torch.zeros_like, moments)))
-
-
-def _together(moments: Moments) -> Moments:
-    """Moments of the draws of all chains."""
-    is_finite, (number, mean, squares) = _finite(moments)
+def pooled(moments: Moments) -> Moments:
+    """Moments of the draws of all chains together, with a leading dimension of one."""
+    number, mean, squares = _finite(moments)
     center = number @ mean / number.sum().clamp(min=1.0)
-    apart = where(is_finite, mean - center, mean)
+    apart = torch.where(number[:, None] > 0, mean - center, 0.0)
     # What is between the means of chains belongs to the spread of all draws together.
     spread = apart[:, :, None] * apart[:, None, :] if squares.dim() == 3 else apart.square()
     squares = (squares + number.reshape(-1, *(1,) * (squares.dim() - 1)) * spread).sum(0, True)
     return Moments(number.sum(0, True), center[None], squares)
+
+
+def _finite(moments: Moments) -> Moments:
+    """Moments without the draws of chains that are not finite, which stop anyway."""
+    squares = moments.squares.flatten(1)
+    is_finite = (moments.mean.isfinite() & squares.isfinite().all(1, True)).all(1)
+    return where(is_finite, moments, Moments(*map(torch.zeros_like, moments)))
 
 
 # Mass matrices of the Fisher divergence ----------------------------------------------------------
@@ -161,7 +152,7 @@ def first_factor(gradient: Tensor) -> Tensor:
     return torch.where(slope > _LEAST_SCALE, slope.rsqrt(), 1.0)
 
 
-def fisher_factor(moments: Moments, pooled: bool, before: Tensor) -> Tensor:
+def fisher_factor(moments: Moments, before: Tensor) -> Tensor:
     r"""Scales with which the gradients of draws are most nearly those of a normal distribution.
 
     The variance of a coordinate is :math:`\sqrt{\mathrm{var}(x) / \mathrm{var}(g)}` [1], which is
@@ -169,14 +160,13 @@ def fisher_factor(moments: Moments, pooled: bool, before: Tensor) -> Tensor:
 
     :param Moments moments: of positions and gradients side by side.
         **Shape:** ``(num_chains, 2 * size)``.
-    :param bool pooled: whether to estimate one of all chains.
     :param Tensor before: scales that stay where there are fewer than three draws, or no finite
-        result. **Shape:** ``(num_chains or 1, size)``.
+        result. **Shape:** ``(num_chains, size)``.
     :returns: as ``before``.
 
     [1] A. Seyboldt, E. Carlson, B. Carpenter (2026), arXiv 2603.18845.
     """
-    number, _, squares = _together(moments) if pooled else _finite(moments)[1]
+    number, _, squares = _finite(moments)
     of_draws, of_gradients = squares.double().chunk(2, -1)
     scale = (of_draws / of_gradients).pow(0.25).clamp(_LEAST_SCALE, _MOST_SCALE)
     is_known = scale.isfinite() & (of_draws > 0) & (of_gradients > 0) & (number >= 3)[:, None]

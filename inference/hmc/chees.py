@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo over many chains, which choose the length of trajectories together."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Unpack
@@ -14,11 +14,17 @@ from torch import Tensor
 from pyro_ext._lib import checks
 from pyro_ext.inference.hmc.adaptation import restarted, updated
 from pyro_ext.inference.hmc.kernels import SharedOptions, _Hamiltonian
-from pyro_ext.inference.hmc.loop import Drawn
 from pyro_ext.inference.hmc.masses import HamiltonianState
-from pyro_ext.inference.hmc.trajectories import Draw, Point, end_of_path, leapfrog, unscaled, where
+from pyro_ext.inference.hmc.trajectories import (
+    Draw,
+    Outcome,
+    Point,
+    end_of_path,
+    leapfrog,
+    unscaled,
+    where,
+)
 from pyro_ext.inference.vectorized import Chains, Draws
-from pyro_ext.inference.vectorized.chains import saved
 from pyro_ext.random import uniform
 
 _LEAST_CHAINS = 8
@@ -163,8 +169,9 @@ class ChEES(_Hamiltonian):
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of the constructor by name, but for the model or potential."""
-        fixed = ("share_mass_matrix", "step_size_jitter", "mass_estimate", "windows")
-        return {name: value for name, value in super().settings().items() if name not in fixed}
+        found = super().settings()
+        del found["share_mass_matrix"]  # which is always so
+        return found
 
     def _make_loop(self) -> Any:
         return SimpleNamespace(errors=None)
@@ -193,13 +200,14 @@ class ChEES(_Hamiltonian):
 
     def _with_first_step_size(self, state: HamiltonianState, step: int) -> HamiltonianState:
         found = super()._with_first_step_size(state, step)
-        is_finite = found.position.isfinite().all(-1) & found.log_step.isfinite()
-        mean = torch.where(is_finite, found.log_step, 0.0).sum() / is_finite.sum().clamp(min=1)
-        return found._replace(**restarted(mean.exp().expand_as(found.log_step))._asdict())
+        is_finite = found.position.isfinite().all(-1) & found.search.log_step.isfinite()
+        log_steps = torch.where(is_finite, found.search.log_step, 0.0)
+        mean = log_steps.sum() / is_finite.sum().clamp(min=1)
+        return found._replace(search=restarted(mean.exp().expand_as(found.value)))
 
     def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
         state: ChEESState = chains.state
-        wanted, made = {*targets.tolist()}, list[Drawn]()
+        wanted, made = {*targets.tolist()}, list[Outcome]()
         keys = state.chains.keys
         for first in range(chains.step, int(targets[-1]), _MAX_ROWS):
             number = min(_MAX_ROWS, int(targets[-1]) - first)
@@ -212,7 +220,7 @@ class ChEES(_Hamiltonian):
                 state, drawn = self._transition(state, momentum, choice, step)
                 if step + 1 in wanted:
                     made.append(drawn)
-        recorded = Drawn(*map(torch.stack, zip(*made, strict=True)))
+        recorded = Outcome(*map(torch.stack, zip(*made, strict=True)))
         after = replace(
             chains, step=int(targets[-1]), state=state, potential_energy=state.chains.value
         )
@@ -220,10 +228,10 @@ class ChEES(_Hamiltonian):
 
     def _transition(
         self, state: ChEESState, momentum: Tensor, choice: Tensor, step: int
-    ) -> tuple[ChEESState, Drawn]:
+    ) -> tuple[ChEESState, Outcome]:
         """Take a trajectory of each chain; returns also the draws."""
         before, search = state.chains, state.search
-        step_size, factor = before.log_step[:1].exp(), before.factor
+        step_size, factor = before.search.log_step[:1].exp(), before.factor
         is_warmup = step < self._warmup_steps
         most = _MAX_WARMUP_STEPS if is_warmup else _MAX_STEPS
         length = float(search.log_length.exp()) * van_der_corput(step + 1)
@@ -235,17 +243,16 @@ class ChEES(_Hamiltonian):
             point, value, energy = leapfrog(point, self._evaluate, step_size, factor)
         reached = Draw(point.position, point.gradient, value, energy)
         counts = torch.full_like(before.num_steps, number)
-        outcome = end_of_path(origin, reached, choice, counts, step_size.expand_as(value))
+        outcome, _ = end_of_path(origin, reached, choice, counts, step_size.expand_as(value))
         rate = outcome.acceptance_rate
         after = before._replace(**outcome._asdict(), num_leapfrogs=before.num_leapfrogs + counts)
-        drawn = Drawn(*(getattr(after, name) for name in Drawn._fields))
         if is_warmup:
             is_finite = before.position.isfinite().all(-1)
             if self.adapt_step_size:
                 mean = is_finite.sum() / torch.where(is_finite, 1.0 / rate, 0.0).sum()
                 pooled = mean.nan_to_num(nan=0.0).expand_as(rate)
-                found = updated(after.search(), pooled, self.target_accept_prob)
-                after = after._replace(**found._asdict())
+                found = updated(after.search, pooled, self.target_accept_prob)
+                after = after._replace(search=found)
             if self.trajectory_length is None:
                 slope = criterion_slope(
                     unscaled(factor, before.position),
@@ -259,44 +266,12 @@ class ChEES(_Hamiltonian):
                     search = search._replace(log_length=search.log_average)
                 elif step + 1 in self._masses.windows.switches:
                     search = begun(search.log_length)  # other units, and other slopes
-            row = Drawn(*(part[None] for part in drawn))
+            row = Outcome(*(part[None] for part in outcome))
             after = self._adapted(after, before.position, row, step, step + 1)
-        return ChEESState(after.position, after, search), drawn
+        return ChEESState(after.position, after, search), outcome
 
-    def _statistics(self, state: ChEESState | HamiltonianState | Drawn) -> dict[str, Tensor]:
+    def _statistics(self, state: ChEESState | HamiltonianState | Outcome) -> dict[str, Tensor]:
         return super()._statistics(state.chains if isinstance(state, ChEESState) else state)
-
-    # Checkpoints hold the fields of both parts of the state ---------------------------------------
-
-    def saved(self, chains: Chains) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Express chains as tensors and plain values; :meth:`restored` takes them back."""
-        state: ChEESState = chains.state
-        tensors, content = saved(replace(chains, state=state.chains))
-        own = {f"search.{name}": value for name, value in state.search._asdict().items()}
-        return tensors | own, content
-
-    def restored(
-        self,
-        numbers: Sequence[int],
-        seed: int,
-        tensors: Mapping[str, Tensor],
-        content: Mapping[str, Any],
-    ) -> Chains:
-        """Make chains of what :meth:`saved` gave of them."""
-        device = self.layout.device
-        parts: dict[str, dict[str, Tensor]] = {"state": {}, "search": {}}
-        for name, value in tensors.items():
-            part, _, field = name.partition(".")
-            if field:
-                parts[part][field] = value.to(device)
-        state = HamiltonianState(**parts["state"])
-        start = self.begin(numbers, seed, self.layout.unflatten(state.position))
-        return replace(
-            start,
-            step=content["step"],
-            state=ChEESState(state.position, state, LengthSearch(**parts["search"])),
-            potential_energy=tensors["potential_energy"].to(device),
-        )
 
 
 def van_der_corput(number: int) -> float:

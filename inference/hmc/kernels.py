@@ -12,29 +12,23 @@ from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.hmc.adaptation import WindowsKind, averaged, restarted
-from pyro_ext.inference.hmc.loop import Drawn, TransitionLoop
+from pyro_ext.inference.hmc.adaptation import averaged, restarted
+from pyro_ext.inference.hmc.loop import TransitionLoop
 from pyro_ext.inference.hmc.masses import (
     FullMass,
     HamiltonianState,
     Masses,
-    MassEstimate,
+    SharedMasses,
     checked_full_mass,
 )
 from pyro_ext.inference.hmc.trajectories import (
-    MicrocanonicalPath,
+    MicrocanonicalPaths,
     Outcome,
-    Path,
+    Paths,
     Point,
-    Tree,
-    ValueAndGradient,
-    extend_microcanonical,
-    extend_path,
-    extend_tree,
+    Trajectories,
+    Trees,
     leapfrog,
-    start_microcanonical,
-    start_path,
-    start_tree,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import InitStrategy
@@ -61,83 +55,11 @@ class SharedOptions(VectorizedOptions, total=False):
     init_strategy: InitStrategy
 
 
-class AdaptationOptions(SharedOptions, total=False):
-    """Keyword arguments of kernels whose chains adapt by themselves."""
-
-    mass_estimate: MassEstimate
-    windows: WindowsKind | None
-    share_mass_matrix: bool
-    step_size_jitter: float | None
-
-
-class HamiltonianOptions(AdaptationOptions, total=False):
+class HamiltonianOptions(SharedOptions, total=False):
     """Keyword arguments of HMC and NUTS alike."""
 
+    share_mass_matrix: bool
     target_accept_prob: float
-
-
-class _Paths:
-    """Trajectories of a given length, or number of steps."""
-
-    def __init__(self, trajectory_length: float | None, num_leapfrog_steps: int | None) -> None:
-        self._lengths = (trajectory_length, num_leapfrog_steps)
-
-    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Path:
-        return start_path(position, value, gradient, momentum)
-
-    def extend(
-        self,
-        trajectory: Path,
-        function: ValueAndGradient,
-        uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
-    ) -> tuple[Path, Tensor, Outcome]:
-        return extend_path(trajectory, function, uniforms, step_size, factor, *self._lengths)
-
-
-class _Trees:
-    """Trajectories that double until they turn."""
-
-    def __init__(self, max_tree_depth: int) -> None:
-        self.max_tree_depth = max_tree_depth
-
-    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Tree:
-        return start_tree(position, value, gradient, momentum, self.max_tree_depth)
-
-    def extend(
-        self,
-        trajectory: Tree,
-        function: ValueAndGradient,
-        uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
-    ) -> tuple[Tree, Tensor, Outcome]:
-        return extend_tree(trajectory, function, uniforms, step_size, factor, self.max_tree_depth)
-
-
-class _Microcanonical:
-    """Trajectories at constant speed of a number of steps."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-
-    def start(
-        self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
-    ) -> MicrocanonicalPath:
-        return start_microcanonical(position, value, gradient, momentum)
-
-    def extend(
-        self,
-        trajectory: MicrocanonicalPath,
-        function: ValueAndGradient,
-        uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
-    ) -> tuple[MicrocanonicalPath, Tensor, Outcome]:
-        return extend_microcanonical(
-            trajectory, function, uniforms, step_size, factor, self.num_steps
-        )
 
 
 class _Hamiltonian(VectorizedKernel):
@@ -152,11 +74,8 @@ class _Hamiltonian(VectorizedKernel):
         step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        mass_estimate: MassEstimate = "fisher",
-        windows: WindowsKind | None = None,
         full_mass: FullMass | None = None,
         share_mass_matrix: bool = False,
-        step_size_jitter: float | None = None,
         target_accept_prob: float = 0.8,
         init_strategy: InitStrategy = init_to_uniform,
         **options: Unpack[VectorizedOptions],
@@ -165,14 +84,7 @@ class _Hamiltonian(VectorizedKernel):
         self.step_size = checks.number("step_size", step_size, above=0)
         self.adapt_step_size = checks.boolean("adapt_step_size", adapt_step_size)
         self.adapt_mass_matrix = checks.boolean("adapt_mass_matrix", adapt_mass_matrix)
-        checks.choice("mass_estimate", mass_estimate, ("fisher", "variance"))
-        if windows is not None:
-            checks.choice("windows", windows, ("growing", "stan"))
-        self.mass_estimate, self.windows = mass_estimate, windows
         self.full_mass = checked_full_mass(full_mass)
-        if step_size_jitter is not None:
-            checks.number("step_size_jitter", step_size_jitter, least=0, below=1)
-        self.step_size_jitter = step_size_jitter
         self.share_mass_matrix = checks.boolean("share_mass_matrix", share_mass_matrix)
         self.target_accept_prob = checks.number(
             "target_accept_prob", target_accept_prob, above=0, below=1
@@ -188,14 +100,9 @@ class _Hamiltonian(VectorizedKernel):
     @property
     def most_warmup_steps(self) -> int | None:
         """Steps after which a longer warm-up gains little, ``None`` where that is not known."""
-        by_gradients = self.mass_estimate == "fisher" and self.full_mass in (
-            None,
-            False,
-            "low_rank",
-        )
-        return _FISHER_WARMUP if by_gradients else None
+        return _FISHER_WARMUP if self.full_mass in (None, False, "low_rank") else None
 
-    def _trajectories(self) -> _Paths | _Trees | _Microcanonical:
+    def _trajectories(self) -> Trajectories:
         raise NotImplementedError
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -208,11 +115,8 @@ class _Hamiltonian(VectorizedKernel):
                 "and adapt_step_size=False"
             )
         super().setup(warmup_steps, *args, **kwargs)
-        self._known_masses = Masses(
-            self.mass_estimate,
+        self._known_masses = (SharedMasses if self.share_mass_matrix else Masses)(
             self.full_mass,
-            self.share_mass_matrix,
-            self.windows,
             warmup_steps if self.adapt_mass_matrix else 0,
             self.potential.layout,
         )
@@ -232,15 +136,13 @@ class _Hamiltonian(VectorizedKernel):
 
     def _init(self, position: Tensor, keys: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)
-        zero = torch.zeros_like(value)
-        none = torch.zeros_like(keys[:, 0])
+        zero, none = torch.zeros_like(value), torch.zeros_like(keys[:, 0])
         factor, moments = self._masses.first(position, gradient), self._masses.no_draws(position)
         search = restarted(torch.full_like(value, self.step_size))
         counts = (none, none, none > 0)
-        rates = (zero, zero.clone())
-        outcome = (position, gradient, value, value.clone(), *rates, *counts, search.log_step.exp())
+        outcome = (position, gradient, value, value.clone(), zero, *counts, search.log_step.exp())
         window = position.new_zeros(len(position), 0, 2 * position.shape[-1])
-        adaptation = (*search, factor, *moments, *moments, window)
+        adaptation = (search, factor, moments, moments, window)
         state = HamiltonianState(*outcome, keys, none.clone(), *adaptation)
         return self._with_first_step_size(state, 0)
 
@@ -255,7 +157,7 @@ class _Hamiltonian(VectorizedKernel):
         """
         if not self.adapt_step_size or self._warmup_steps == 0:
             return state
-        size = state.log_step.exp()
+        size = state.search.log_step.exp()
         noise = normal(
             state.keys,
             torch.tensor(step, device=state.keys.device),
@@ -277,7 +179,7 @@ class _Hamiltonian(VectorizedKernel):
             if not bool(searching.any()):
                 break
             size = torch.where(searching, size * 2.0**side, size)
-        return state._replace(**restarted(size)._asdict())
+        return state._replace(search=restarted(size))
 
     def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
         loop: TransitionLoop = self._made(self._loop)
@@ -285,35 +187,22 @@ class _Hamiltonian(VectorizedKernel):
         windows = self._masses.windows
         ends = {*windows.updates, *windows.switches, windows.first, windows.symmetric}
         ends |= {self._warmup_steps, int(targets[-1])}
-        parts: list[Drawn] = []
+        parts: list[Outcome] = []
         state: HamiltonianState = chains.state
         step = chains.step
         while step < targets[-1]:
             end = min(step + num_rows, *(each for each in ends if each > step))
-            carried = loop(
-                state.outcome(),
-                state.search(),
-                state.num_leapfrogs,
-                state.keys,
-                self._momenta(state, step, num_rows),
-                state.factor,
-                self._jitter(state, step, num_rows),
-                end - step,
-                self._adapting(step),
+            momenta, jitter = (
+                make(state, step, num_rows) for make in (self._momenta, self._jitter)
             )
             before = state.position
-            state = state._replace(
-                **carried.last._asdict(),
-                **carried.search._asdict(),
-                num_leapfrogs=carried.num_leapfrogs,
-            )
+            state, made = loop(state, momenta, jitter, end - step, self._adapting(step))
             is_wanted = torch.from_numpy(np.isin(np.arange(step, end) + 1, targets))
             rows = is_wanted.nonzero()[:, 0].to(state.position.device)
-            parts.append(Drawn(*(part[rows] for part in carried.draws)))
-            made = Drawn(*(part[: end - step] for part in carried.draws))
+            parts.append(Outcome(*(part[rows] for part in made)))
             state = self._adapted(state, before, made, step, end)
             step = end
-        recorded = Drawn(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        recorded = Outcome(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
         after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
         return after, Draws(targets, recorded, recorded.value)
 
@@ -323,15 +212,12 @@ class _Hamiltonian(VectorizedKernel):
 
     def _jitter(self, state: HamiltonianState, step: int, num_rows: int) -> Tensor:
         """Factors of the step sizes of the next transitions, one where these are given."""
-        jitter = self.step_size_jitter
-        if jitter is None:
-            jitter = _JITTER if self._masses.takes_gradients else 0.0
-        if not jitter or not self.adapt_step_size:
+        if not self._masses.takes_gradients or not self.adapt_step_size:
             return torch.ones_like(state.value).expand(num_rows, -1).contiguous()
         steps = torch.arange(step, step + num_rows, device=state.keys.device)
         dtype = state.position.dtype
         uniforms = uniform(state.keys, steps, 1, stream=_STREAM_OF_JITTER, dtype=dtype)[..., 0]
-        return 1.0 + jitter * (2.0 * uniforms - 1.0)
+        return 1.0 + _JITTER * (2.0 * uniforms - 1.0)
 
     def _adapting(self, step: int) -> int:
         """Tell how step sizes adapt, see :class:`~pyro_ext.inference.hmc.loop.Inputs`."""
@@ -340,7 +226,7 @@ class _Hamiltonian(VectorizedKernel):
         return 1 if step < self._masses.windows.symmetric else 2
 
     def _adapted(
-        self, state: HamiltonianState, before: Tensor, made: Drawn, step: int, end: int
+        self, state: HamiltonianState, before: Tensor, made: Outcome, step: int, end: int
     ) -> HamiltonianState:
         """Take the transitions of a part of the warm-up into account."""
         masses = self._masses
@@ -356,10 +242,10 @@ class _Hamiltonian(VectorizedKernel):
         if end == self._warmup_steps:
             state = state._replace(window=state.window[:, :0])
         if end == self._warmup_steps and self.adapt_step_size:
-            state = state._replace(**averaged(state.search())._asdict())
+            state = state._replace(search=averaged(state.search))
         return state
 
-    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:
         return {
             "acceptance_rate": state.acceptance_rate,
             "energy": state.energy,
@@ -422,8 +308,8 @@ class HMC(_Hamiltonian):
         self.trajectory_length = trajectory_length
         self.num_steps = num_steps
 
-    def _trajectories(self) -> _Paths:
-        return _Paths(self.trajectory_length, self.num_steps)
+    def _trajectories(self) -> Paths:
+        return Paths(self.trajectory_length, self.num_steps)
 
 
 class NUTS(_Hamiltonian):
@@ -432,10 +318,10 @@ class NUTS(_Hamiltonian):
     Chains run side by side, and each goes its own way through its trajectories, so that none waits
     for another; in long runs all of a transition is machine code. In the warm-up step sizes adapt
     by dual averaging, and masses to draws and their gradients, in windows that grow, so that 400
-    steps are enough as a rule. Sample statistics are ``acceptance_rate``, ``energy``,
-    ``diverging``, ``tree_depth``, ``n_steps`` and ``step_size``, under the names that ArviZ knows.
-    A model must see all of its data; discrete sites are summed out where they ask for it, see
-    :class:`~pyro_ext.potential.Potential`.
+    steps are enough as a rule; step sizes then vary at random by a tenth. Sample statistics are
+    ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``, ``n_steps`` and ``step_size``,
+    under the names that ArviZ knows. A model must see all of its data; discrete sites are summed
+    out where they ask for it, see :class:`~pyro_ext.potential.Potential`.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param float step_size: of leapfrog steps, in units of the masses; where it adapts, the first
@@ -443,20 +329,15 @@ class NUTS(_Hamiltonian):
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
     :param bool adapt_mass_matrix: whether mass matrices do.
-    :param str mass_estimate: ``"fisher"`` makes gradients at draws most nearly those of a normal
-        distribution [3], which of a normal posterior is exact after a few draws; ``"variance"``
-        takes variances of draws, as Stan does. Full matrices are always those of draws.
-    :param str windows: of the warm-up, ``"stan"`` for ones that double, and ``"growing"`` for many
-        short ones early on, which is the default where masses take gradients.
-    :param full_mass: ``"low_rank"`` for a diagonal and the directions that draws and gradients show
-        to differ [3], the default with ``"fisher"`` for up to 50 parameters; ``False`` for diagonal
-        matrices, the default otherwise; ``True`` for full ones; or groups of sites, with a full
-        matrix for the sites of each group together, as in ``[("loc", "scale"), ("weight",)]``.
+    :param full_mass: ``False`` for diagonal matrices that make gradients at draws most nearly those
+        of a normal distribution [3], which of a normal posterior is exact after a few draws;
+        ``"low_rank"`` for these and the directions that draws and gradients show to differ, the
+        default for up to 50 parameters; ``True`` for full matrices of the draws alone, in windows
+        that double, as in Stan; or groups of sites, with a full matrix for the sites of each group
+        together, as in ``[("loc", "scale"), ("weight",)]``.
     :param bool share_mass_matrix: whether chains that run together share one, estimated from the
         draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
         on the others.
-    :param float step_size_jitter: fraction by which step sizes vary at random where they adapt, by
-        default 0.1 where masses take gradients, and none elsewhere.
     :param float target_accept_prob: acceptance rate to which step sizes adapt; a larger one makes
         smaller steps, which help where the posterior has narrow parts.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
@@ -494,10 +375,10 @@ class NUTS(_Hamiltonian):
         super().__init__(model, **options)
         self.max_tree_depth = checks.integer("max_tree_depth", max_tree_depth, 1)
 
-    def _trajectories(self) -> _Trees:
-        return _Trees(self.max_tree_depth)
+    def _trajectories(self) -> Trees:
+        return Trees(self.max_tree_depth)
 
-    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:
         return super()._statistics(state) | {"tree_depth": state.tree_depth}
 
 
@@ -518,6 +399,7 @@ class MAMS(_Hamiltonian):
     :param int num_steps: mean number of leapfrog steps of a trajectory; numbers are uniform between
         one and twice as many.
     :param float target_accept_prob: acceptance rate to which step sizes adapt.
+    :param bool share_mass_matrix: as of :class:`NUTS`.
     :param options: ``step_size``, ``full_mass`` and the others that :class:`NUTS` has, but for
         ``max_tree_depth``.
     :raises ValueError: for numbers out of range, or a model that subsamples or has one unknown.
@@ -543,10 +425,16 @@ class MAMS(_Hamiltonian):
         model: Callable[..., Any] | None = None,
         *,
         num_steps: int = 8,
+        share_mass_matrix: bool = False,
         target_accept_prob: float = 0.9,
-        **options: Unpack[AdaptationOptions],
+        **options: Unpack[SharedOptions],
     ) -> None:
-        super().__init__(model, target_accept_prob=target_accept_prob, **options)
+        super().__init__(
+            model,
+            share_mass_matrix=share_mass_matrix,
+            target_accept_prob=target_accept_prob,
+            **options,
+        )
         self.num_steps = checks.integer("num_steps", num_steps, 1)
 
     def _prepare(self) -> None:
@@ -556,13 +444,13 @@ class MAMS(_Hamiltonian):
                 f"are directions, got {self.layout.size}; take NUTS"
             )
 
-    def _trajectories(self) -> _Microcanonical:
-        return _Microcanonical(self.num_steps)
+    def _trajectories(self) -> MicrocanonicalPaths:
+        return MicrocanonicalPaths(self.num_steps)
 
     def _evaluations_per_step(self) -> int:
         return self.num_steps
 
-    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:
         statistics = super()._statistics(state)
         del statistics["energy"]  # which is of normal momenta
         return statistics

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch.fx import GraphModule
 
 from pyro_ext._lib.files import read_bytes
 from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
-from pyro_ext.inference.hmc.trajectories import Outcome, ValueAndGradient, where
+from pyro_ext.inference.hmc.masses import HamiltonianState
+from pyro_ext.inference.hmc.trajectories import Outcome, Trajectories, where
 from pyro_ext.inference.vectorized.compiled_loop import (
     CompiledLoop,
     arguments_of,
@@ -43,25 +44,6 @@ _SHORTER = 5.0  # logarithm of a factor
 _MOST_KEPT = 16
 _kept: OrderedDict[Any, tuple[list[Tensor], CompiledGraph]] = OrderedDict()
 """Frozen tensors and code of the last loops: one of many fits has the code of the first."""
-
-
-class Trajectories(Protocol):
-    """Rules by which a sampler's trajectories begin and continue."""
-
-    def start(
-        self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
-    ) -> tuple[Any, ...]:
-        """A named tuple of tensors, of each chain's trajectory at its beginning."""
-
-    def extend(
-        self,
-        trajectory: Any,
-        function: ValueAndGradient,
-        uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
-    ) -> tuple[Any, Tensor, Outcome]:
-        """Take a leapfrog step; returns also which have ended, and what these lead to."""
 
 
 class Inputs(NamedTuple):
@@ -91,24 +73,6 @@ class Inputs(NamedTuple):
     given: Sequence[Tensor] = ()
 
 
-class Drawn(NamedTuple):
-    """Recorded fields of the :class:`Outcome` of transitions."""
-
-    position: Tensor
-    gradient: Tensor
-    value: Tensor
-    energy: Tensor
-    acceptance_rate: Tensor
-    num_steps: Tensor
-    tree_depth: Tensor
-    diverging: Tensor
-    step_size: Tensor
-
-
-def _recorded(outcome: Outcome) -> list[Tensor]:
-    return [getattr(outcome, name) for name in Drawn._fields]
-
-
 class Carried(NamedTuple):
     """State that an iteration receives and returns.
 
@@ -120,7 +84,7 @@ class Carried(NamedTuple):
     :param Outcome last: of each chain's last transition.
     :param DualAveraging search: for step sizes.
     :param tuple trajectory: where each chain is.
-    :param Drawn draws: of the transitions, with a leading dimension.
+    :param Outcome draws: of the transitions, with a leading dimension.
     """
 
     iteration: Tensor
@@ -131,13 +95,13 @@ class Carried(NamedTuple):
     last: Outcome
     search: DualAveraging
     trajectory: Any
-    draws: Drawn
+    draws: Outcome
 
 
 class TransitionLoop:
     """Runs transitions, on each backend the same but for rounding.
 
-    :param Trajectories trajectories: of the sampler.
+    :param trajectories: of the sampler.
     :param BatchedFunction gradient: potential and gradient over chains.
     :param float target: acceptance rate to which step sizes adapt.
     :ivar dict errors: see :class:`~pyro_ext.inference.vectorized.loop.StepLoop`.
@@ -160,23 +124,22 @@ class TransitionLoop:
 
     def __call__(
         self,
-        last: Outcome,
-        search: DualAveraging,
-        num_leapfrogs: Tensor,
-        keys: Tensor,
+        state: HamiltonianState,
         noise: Tensor,
-        factor: Tensor,
         jitter: Tensor,
         num_transitions: int,
         adapting: int,
-    ) -> Carried:
-        """Make transitions, so many of each chain.
+    ) -> tuple[HamiltonianState, Outcome]:
+        """Make transitions, so many of each chain; returns also what each of them led to.
 
-        Shapes: keys (num_chains, 2); noise (num_rows, num_chains, size), of momenta; jitter
-        (num_rows, num_chains).
+        Shapes: noise (num_rows, num_chains, size), of momenta; jitter (num_rows, num_chains).
         """
-        num_chains = len(last.position)
-        counts = (torch.tensor(n, device=keys.device) for n in (num_transitions, adapting))
+        keys, num_chains = state.keys, len(state.position)
+        number, adapts = (torch.tensor(n, device=keys.device) for n in (num_transitions, adapting))
+        given = [
+            value.expand(num_chains, *value.shape[1:]).contiguous()
+            for value in self._gradient.given
+        ]
 
         def inputs_at(num_leapfrogs: Tensor, iteration: Tensor) -> Inputs:
             ahead = torch.arange(_ITERATIONS_PER_CALL, device=keys.device)
@@ -186,40 +149,35 @@ class TransitionLoop:
             uniforms = uniforms.reshape(len(ahead), num_chains, -1)
             limit = iteration + _ITERATIONS_PER_CALL
             first = num_leapfrogs.clone()
-            return Inputs(uniforms, first, noise, factor, jitter, number, adapts, limit, given)
+            return Inputs(
+                uniforms, first, noise, state.factor, jitter, number, adapts, limit, given
+            )
 
-        number, adapts = counts
-        given = [
-            value.expand(num_chains, *value.shape[1:]).contiguous()
-            for value in self._gradient.given
-        ]
-        inputs = inputs_at(num_leapfrogs, torch.zeros_like(number))
-        carried = self._begin(last, search, num_leapfrogs, inputs)
+        carried = self._begin(state, number * num_chains, len(noise))
+        inputs = inputs_at(carried.num_leapfrogs, carried.iteration)
         with torch.no_grad():
             run = self._runner(carried, inputs)
             carried = run(carried, inputs)
             while int(carried.num_left) > 0:
                 inputs = inputs_at(carried.num_leapfrogs, carried.iteration)
                 carried = run(carried, inputs)
-        return carried
+        last = {**carried.last._asdict(), "search": carried.search}
+        after = state._replace(num_leapfrogs=carried.num_leapfrogs, **last)
+        return after, Outcome(*(part[:num_transitions] for part in carried.draws))
 
-    def _begin(
-        self, last: Outcome, search: DualAveraging, num_leapfrogs: Tensor, inputs: Inputs
-    ) -> Carried:
-        num_rows, num_chains, _ = inputs.noise.shape
-        done = torch.zeros_like(num_leapfrogs)
+    def _begin(self, state: HamiltonianState, num_left: Tensor, num_rows: int) -> Carried:
+        last, none = state.outcome(), torch.zeros_like(state.num_leapfrogs)
         momentum = torch.zeros_like(last.position)
-        trajectory = self._trajectories.start(last.position, last.value, last.gradient, momentum)
         return Carried(
-            torch.zeros_like(inputs.limit),
-            inputs.num_transitions * num_chains,
-            done,
-            torch.ones_like(done, dtype=torch.bool),
-            num_leapfrogs,
+            torch.zeros_like(num_left),
+            num_left,
+            none,
+            torch.ones_like(none, dtype=torch.bool),
+            state.num_leapfrogs,
             last,
-            search,
-            trajectory,
-            Drawn(*(part.new_zeros(num_rows, *part.shape) for part in _recorded(last))),
+            state.search,
+            self._trajectories.start(last.position, last.value, last.gradient, momentum),
+            Outcome(*(part.new_zeros(num_rows, *part.shape) for part in last)),
         )
 
     def _begun(self, carried: Carried, inputs: Inputs) -> Carried:
@@ -233,8 +191,8 @@ class TransitionLoop:
 
     def _extended(
         self, function: Callable[..., Any], carried: Carried, inputs: Inputs
-    ) -> tuple[Carried, Outcome]:
-        """Take a leapfrog step of each chain."""
+    ) -> tuple[Carried, tuple[Outcome, Tensor]]:
+        """Take a leapfrog step of each chain; returns also outcomes and symmetric rates."""
         row = (carried.num_leapfrogs - inputs.first).clamp(max=len(inputs.uniforms) - 1)
         uniforms = inputs.uniforms.gather(0, row[None, :, None].expand(1, len(row), 4))[0]
         transition = carried.num_done.clamp(max=len(inputs.jitter) - 1)
@@ -244,7 +202,7 @@ class TransitionLoop:
             value, gradient = function(position, *inputs.given)
             return value, gradient
 
-        trajectory, ended, outcome = self._trajectories.extend(
+        trajectory, ended, outcome, symmetric = self._trajectories.extend(
             carried.trajectory, at, uniforms, step_size, inputs.factor
         )
         active = carried.num_done < inputs.num_transitions
@@ -254,16 +212,17 @@ class TransitionLoop:
             num_leapfrogs=carried.num_leapfrogs + active,
             trajectory=trajectory,
         )
-        return carried, outcome
+        return carried, (outcome, symmetric)
 
-    def _ended(self, carried: Carried, outcome: Outcome, inputs: Inputs) -> Carried:
+    def _ended(
+        self, carried: Carried, outcome: Outcome, symmetric: Tensor, inputs: Inputs
+    ) -> Carried:
         """Record the draws of trajectories that have just ended, and adapt their step sizes."""
         last, search, row = carried.last, carried.search, carried.num_done
         ended = carried.is_fresh & (row < inputs.num_transitions)
         rows = torch.arange(len(inputs.noise), device=row.device)
         is_row = (rows[:, None] == row) & ended
-        is_plain = inputs.adapting < 2
-        rate = torch.where(is_plain, outcome.acceptance_rate, outcome.symmetric_rate)
+        rate = torch.where(inputs.adapting < 2, outcome.acceptance_rate, symmetric)
         adapted = updated(search, rate, self._target)
         adapts = ended & (inputs.adapting > 0)
         return carried._replace(
@@ -271,10 +230,10 @@ class TransitionLoop:
             num_done=row + ended,
             last=where(ended, outcome, last),
             search=where(adapts, adapted, search),
-            draws=Drawn(
+            draws=Outcome(
                 *(
                     torch.where(is_row.reshape(*is_row.shape, *(1,) * (n.dim() - 1)), n, old)
-                    for n, old in zip(_recorded(outcome), carried.draws, strict=True)
+                    for n, old in zip(outcome, carried.draws, strict=True)
                 )
             ),
         )
@@ -304,10 +263,10 @@ class TransitionLoop:
             if has_ended:
                 carried = self._begun(carried, inputs)
             active = carried.num_done < number
-            carried, outcome = self._extended(function, carried, inputs)
+            carried, ended = self._extended(function, carried, inputs)
             has_ended = bool((carried.is_fresh & active).any())
             if has_ended:
-                carried = self._ended(carried, outcome, inputs)
+                carried = self._ended(carried, *ended, inputs)
         return carried
 
     def _made(
@@ -344,8 +303,8 @@ class TransitionLoop:
         self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
     ) -> CompiledLoop[Carried, Inputs] | None:
         def body(carried: Carried, inputs: Inputs) -> Carried:
-            carried, outcome = self._extended(graph, self._begun(carried, inputs), inputs)
-            return self._ended(carried, outcome, inputs)
+            carried, ended = self._extended(graph, self._begun(carried, inputs), inputs)
+            return self._ended(carried, *ended, inputs)
 
         return compiled_loop(
             "transitions",

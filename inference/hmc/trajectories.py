@@ -8,7 +8,8 @@ of them by a step.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -58,8 +59,6 @@ class Outcome(NamedTuple):
     :param Tensor value: the potential there. **Shape:** ``(num_chains,)``, as those below.
     :param Tensor energy: of the draw with its momentum.
     :param Tensor acceptance_rate: mean probability of its points to be taken for the first one.
-    :param Tensor symmetric_rate: the same, of a ratio and its inverse alike: as large on average,
-        and less where energies fall on the way to where the posterior is.
     :param Tensor num_steps: number of leapfrog steps.
     :param Tensor tree_depth: number of doublings.
     :param Tensor diverging: whether the energy went off.
@@ -71,7 +70,6 @@ class Outcome(NamedTuple):
     value: Tensor
     energy: Tensor
     acceptance_rate: Tensor
-    symmetric_rate: Tensor
     num_steps: Tensor
     tree_depth: Tensor
     diverging: Tensor
@@ -147,6 +145,27 @@ def _acceptance(change: Tensor) -> tuple[Tensor, Tensor]:
     return rate, 2.0 * rate / (1.0 + (-change).clamp(max=50.0).exp())
 
 
+Extended: TypeAlias = tuple[Any, Tensor, Outcome, Tensor]
+"""Trajectories by a step further, which of them have ended, what these lead to, and the symmetric
+acceptance rate: of a ratio and its inverse alike, as large on average as the other one, and less
+where energies fall on the way to where the posterior is."""
+
+
+def end_of_path(
+    origin: Draw, reached: Draw, choice: Tensor, num_steps: Tensor, step_size: Tensor
+) -> tuple[Outcome, Tensor]:
+    """Take the end of each trajectory or its origin, by the error of the energy.
+
+    Returns also the symmetric acceptance rate. Shapes: choice (num_chains,), uniform numbers.
+    """
+    change = _energy_change(reached.energy, origin.energy)
+    diverging = change > _MAX_ENERGY_CHANGE
+    draw = where(~diverging & (choice.log() < -change), reached, origin)
+    rate, symmetric = (torch.where(diverging, 0.0, each) for each in _acceptance(change))
+    depth = torch.zeros_like(num_steps)
+    return Outcome(*draw, rate, num_steps, depth, diverging, step_size), symmetric
+
+
 class Path(NamedTuple):
     """A trajectory of a given number of steps, and where it is.
 
@@ -162,57 +181,47 @@ class Path(NamedTuple):
     length: Tensor
 
 
-def start_path(position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Path:
-    """Begin a trajectory of each chain."""
-    energy = value + 0.5 * momentum.square().sum(-1)
-    none = torch.zeros_like(value, dtype=torch.int64)
-    point, origin = Point(position, momentum, gradient), Draw(position, gradient, value, energy)
-    return Path(point, origin, none, none)
+@dataclass(frozen=True)
+class Paths:
+    """Trajectories of a number of steps, or of a length.
 
+    Lengths vary at random by a fifth, since trajectories of a period would lead nowhere.
 
-def extend_path(
-    path: Path,
-    function: ValueAndGradient,
-    uniforms: Tensor,
-    step_size: Tensor,
-    factor: Tensor,
-    trajectory_length: float | None,
-    num_leapfrog_steps: int | None,
-) -> tuple[Path, Tensor, Outcome]:
-    """Take a step of each trajectory; returns also which have ended, and what these lead to.
-
-    Trajectories are of a number of steps, or of a length that varies at random by a fifth, since
-    ones of a period would lead nowhere. Shapes: uniforms (num_chains, 4).
+    :param float length: in units of the masses, for trajectories of no given number of steps.
+    :param int num_steps: leapfrog steps of a trajectory.
     """
-    if num_leapfrog_steps is None:
-        assert trajectory_length is not None
-        jittered = trajectory_length * (0.8 + 0.4 * uniforms[:, 1])
-        number = (jittered / step_size).ceil().clamp(1, _MAX_PATH_STEPS).to(torch.int64)
-    else:
-        number = torch.full_like(path.leaf, num_leapfrog_steps)
-    length = torch.where(path.leaf == 0, number, path.length)
-    point, value, energy = leapfrog(path.point, function, step_size, factor)
-    reached = Draw(point.position, point.gradient, value, energy)
-    leaf = path.leaf + 1
-    outcome = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
-    diverging = outcome.diverging
-    path = path._replace(point=point, leaf=leaf, length=length)
-    return path, diverging | (leaf >= length), outcome
 
+    length: float | None
+    num_steps: int | None
 
-def end_of_path(
-    origin: Draw, reached: Draw, choice: Tensor, num_steps: Tensor, step_size: Tensor
-) -> Outcome:
-    """Take the end of each trajectory or its origin, by the error of the energy.
+    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Path:
+        """Begin a trajectory of each chain."""
+        energy = value + 0.5 * momentum.square().sum(-1)
+        none = torch.zeros_like(value, dtype=torch.int64)
+        point, origin = Point(position, momentum, gradient), Draw(position, gradient, value, energy)
+        return Path(point, origin, none, none)
 
-    Shapes: choice (num_chains,), uniform numbers.
-    """
-    change = _energy_change(reached.energy, origin.energy)
-    diverging = change > _MAX_ENERGY_CHANGE
-    draw = where(~diverging & (choice.log() < -change), reached, origin)
-    rate, symmetric = (torch.where(diverging, 0.0, each) for each in _acceptance(change))
-    depth = torch.zeros_like(num_steps)
-    return Outcome(*draw, rate, symmetric, num_steps, depth, diverging, step_size)
+    def extend(
+        self,
+        path: Path,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> Extended:
+        """Take a step of each trajectory. Shapes: uniforms (num_chains, 4)."""
+        if self.num_steps is None:
+            assert self.length is not None
+            jittered = self.length * (0.8 + 0.4 * uniforms[:, 1])
+            number = (jittered / step_size).ceil().clamp(1, _MAX_PATH_STEPS).to(torch.int64)
+        else:
+            number = torch.full_like(path.leaf, self.num_steps)
+        length = torch.where(path.leaf == 0, number, path.length)
+        point, value, energy = leapfrog(path.point, function, step_size, factor)
+        reached, leaf = Draw(point.position, point.gradient, value, energy), path.leaf + 1
+        outcome, symmetric = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
+        path = path._replace(point=point, leaf=leaf, length=length)
+        return path, outcome.diverging | (leaf >= length), outcome, symmetric
 
 
 class Checkpoints(NamedTuple):
@@ -269,127 +278,135 @@ class Tree(NamedTuple):
     num_steps: Tensor
 
 
-def start_tree(
-    position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor, max_tree_depth: int
-) -> Tree:
-    """Begin a tree of each chain at its only point."""
-    energy = value + 0.5 * momentum.square().sum(-1)
-    zero, none = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.int64)
-    point, draw = Point(position, momentum, gradient), Draw(position, gradient, value, energy)
-    unkept = position.new_zeros(len(position), max_tree_depth, position.shape[-1])
-    sums = (momentum, torch.zeros_like(momentum), Checkpoints(unkept, unkept, unkept))
-    counts = (energy, zero, zero, zero, zero, none, none, none, none)
-    return Tree(point, point, point, draw, draw, *sums, *counts)
-
-
-def extend_tree(
-    tree: Tree,
-    function: ValueAndGradient,
-    uniforms: Tensor,
-    step_size: Tensor,
-    factor: Tensor,
-    max_tree_depth: int,
-) -> tuple[Tree, Tensor, Outcome]:
-    """Add a leaf to each tree; returns also which have ended, and what these lead to.
+@dataclass(frozen=True)
+class Trees:
+    """Trajectories that double until they turn.
 
     Multinomial sampling within the new half, biased between the halves, and generalized criterion
     of turning, as in M. Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo,
     sections A.3 and A.4. As in Stan since 2.21, the criterion is also applied to each half together
     with the nearest point of the other: after a whole period a trajectory is back where it began,
     and its ends alone would not show that it has turned. A new half that is known to turn is not
-    built any further, since none of its points will be taken. Shapes: uniforms (num_chains, 4).
+    built any further, since none of its points will be taken.
+
+    :param int max_depth: largest number of doublings.
     """
-    # The first leaf of a half says where it goes on.
-    is_first = tree.leaf == 0
-    direction = torch.where(is_first, (uniforms[:, 1] < 0.5).to(torch.int64), tree.direction)
-    forward = direction == 1
-    near = where(forward, tree.right, tree.left)
-    far_momentum = where(forward, tree.left.momentum, tree.right.momentum)
-    front = where(is_first, near, tree.last)
-    signed = torch.where(forward, step_size, -step_size)
-    point, value, energy = leapfrog(front, function, signed, factor)
-    change = _energy_change(energy, tree.origin_energy)
-    diverging = change > _MAX_ENERGY_CHANGE
 
-    # Multinomial choice among the leaves of the new half.
-    half_log_weight = torch.where(is_first, -change, torch.logaddexp(tree.half_log_weight, -change))
-    is_chosen = is_first | (uniforms[:, 0].log() < -change - half_log_weight)
-    reached = Draw(point.position, point.gradient, value, energy)
-    candidate = where(is_chosen, reached, tree.candidate)
+    max_depth: int
 
-    # Does a subtree turn that ends here, or a first half with this leaf, where a second one begins?
-    half_sum = where(is_first, torch.zeros_like(point.momentum), tree.half_momentum_sum)
-    half_sum = half_sum + point.momentum
-    bits = torch.arange(max_tree_depth, device=value.device)
-    last = (((tree.leaf >> 1)[:, None] >> bits) & 1).sum(-1)
-    following = tree.leaf + 1
-    num_ending = ((following & -following)[:, None] > (1 << bits)).sum(-1)
-    is_even = ((tree.leaf & 1) == 0)[:, None]
-    is_kept = (is_even & (bits == last[:, None]))[..., None]
-    leaf = (point.momentum, half_sum, front.momentum)
-    checkpoints = Checkpoints(
-        *(
-            torch.where(is_kept, new[:, None], old)
-            for new, old in zip(leaf, tree.checkpoints, strict=True)
+    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Tree:
+        """Begin a tree of each chain at its only point."""
+        energy = value + 0.5 * momentum.square().sum(-1)
+        zero, none = torch.zeros_like(value), torch.zeros_like(value, dtype=torch.int64)
+        point, draw = Point(position, momentum, gradient), Draw(position, gradient, value, energy)
+        unkept = position.new_zeros(len(position), self.max_depth, position.shape[-1])
+        sums = (momentum, torch.zeros_like(momentum), Checkpoints(unkept, unkept, unkept))
+        counts = (energy, zero, zero, zero, zero, none, none, none, none)
+        return Tree(point, point, point, draw, draw, *sums, *counts)
+
+    def extend(
+        self,
+        tree: Tree,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> Extended:
+        """Add a leaf to each tree. Shapes: uniforms (num_chains, 4)."""
+        # The first leaf of a half says where it goes on.
+        is_first = tree.leaf == 0
+        direction = torch.where(is_first, (uniforms[:, 1] < 0.5).to(torch.int64), tree.direction)
+        forward = direction == 1
+        near = where(forward, tree.right, tree.left)
+        far_momentum = where(forward, tree.left.momentum, tree.right.momentum)
+        front = where(is_first, near, tree.last)
+        signed = torch.where(forward, step_size, -step_size)
+        point, value, energy = leapfrog(front, function, signed, factor)
+        change = _energy_change(energy, tree.origin_energy)
+        diverging = change > _MAX_ENERGY_CHANGE
+
+        # Multinomial choice among the leaves of the new half.
+        half_log_weight = torch.where(
+            is_first, -change, torch.logaddexp(tree.half_log_weight, -change)
         )
-    )
-    momenta = checkpoints.momenta
-    is_ending = (bits <= last[:, None]) & (bits > (last - num_ending)[:, None])
-    momentum = point.momentum[:, None]
-    spans = half_sum[:, None] - checkpoints.sums + momenta
-    is_compared = is_ending | (is_even & (bits == last[:, None] - 1))
-    is_turning = is_compared & _turns(momenta, momentum, spans)
-    # The second half of a subtree begins at the next kept leaf.
-    before, second_spans = checkpoints.before[:, 1:], spans[:, 1:]
-    has_halves = is_ending[:, :-1] & (bits[:-1] < last[:, None])
-    is_turning_halfway = has_halves & _turns(before, momentum, second_spans + before)
-    turning = is_turning.any(-1) | is_turning_halfway.any(-1)
+        is_chosen = is_first | (uniforms[:, 0].log() < -change - half_log_weight)
+        reached = Draw(point.position, point.gradient, value, energy)
+        candidate = where(is_chosen, reached, tree.candidate)
 
-    # Is the half complete, and does the whole go on?
-    is_complete = following == (1 << tree.depth)
-    has_ended = turning | diverging
-    is_valid = is_complete & ~has_ended
-    is_moved = is_valid & (uniforms[:, 2].log() < half_log_weight - tree.log_weight)
-    draw = where(is_moved, candidate, tree.draw)
-    left = where(is_valid & ~forward, point, tree.left)
-    right = where(is_valid & forward, point, tree.right)
-    momentum_sum = where(is_valid, tree.momentum_sum + half_sum, tree.momentum_sum)
-    depth = tree.depth + is_valid
-    has_ended = has_ended | (
-        is_valid
-        & (
-            (depth == max_tree_depth)
-            | _turns(left.momentum, right.momentum, momentum_sum)
-            | _turns(far_momentum, momenta[:, 0], tree.momentum_sum + momenta[:, 0])
-            | _turns(near.momentum, point.momentum, half_sum + near.momentum)
+        # Does a subtree turn that ends here, or a first half with the leaf that begins a second?
+        half_sum = where(is_first, torch.zeros_like(point.momentum), tree.half_momentum_sum)
+        half_sum = half_sum + point.momentum
+        bits = torch.arange(self.max_depth, device=value.device)
+        last = (((tree.leaf >> 1)[:, None] >> bits) & 1).sum(-1)
+        following = tree.leaf + 1
+        num_ending = ((following & -following)[:, None] > (1 << bits)).sum(-1)
+        is_even = ((tree.leaf & 1) == 0)[:, None]
+        is_kept = (is_even & (bits == last[:, None]))[..., None]
+        leaf = (point.momentum, half_sum, front.momentum)
+        checkpoints = Checkpoints(
+            *(
+                torch.where(is_kept, new[:, None], old)
+                for new, old in zip(leaf, tree.checkpoints, strict=True)
+            )
         )
-    )
-    num_steps = tree.num_steps + 1
-    rate, symmetric = _acceptance(change)
-    sum_acceptance = tree.sum_acceptance + rate
-    sum_symmetric = tree.sum_symmetric + torch.where(diverging, 0.0, symmetric)
-    extended = Tree(
-        point,
-        left,
-        right,
-        draw,
-        candidate,
-        momentum_sum,
-        half_sum,
-        checkpoints,
-        tree.origin_energy,
-        torch.where(is_valid, torch.logaddexp(tree.log_weight, half_log_weight), tree.log_weight),
-        half_log_weight,
-        sum_acceptance,
-        sum_symmetric,
-        direction,
-        depth,
-        torch.where(is_complete, 0, following),
-        num_steps,
-    )
-    rates = (sum_acceptance / num_steps, sum_symmetric / num_steps)
-    outcome = Outcome(*draw, *rates, num_steps, depth, diverging, step_size)
-    return extended, has_ended, outcome
+        momenta = checkpoints.momenta
+        is_ending = (bits <= last[:, None]) & (bits > (last - num_ending)[:, None])
+        momentum = point.momentum[:, None]
+        spans = half_sum[:, None] - checkpoints.sums + momenta
+        is_compared = is_ending | (is_even & (bits == last[:, None] - 1))
+        is_turning = is_compared & _turns(momenta, momentum, spans)
+        # The second half of a subtree begins at the next kept leaf.
+        before, second_spans = checkpoints.before[:, 1:], spans[:, 1:]
+        has_halves = is_ending[:, :-1] & (bits[:-1] < last[:, None])
+        is_turning_halfway = has_halves & _turns(before, momentum, second_spans + before)
+        turning = is_turning.any(-1) | is_turning_halfway.any(-1)
+
+        # Is the half complete, and does the whole go on?
+        is_complete = following == (1 << tree.depth)
+        has_ended = turning | diverging
+        is_valid = is_complete & ~has_ended
+        is_moved = is_valid & (uniforms[:, 2].log() < half_log_weight - tree.log_weight)
+        draw = where(is_moved, candidate, tree.draw)
+        left = where(is_valid & ~forward, point, tree.left)
+        right = where(is_valid & forward, point, tree.right)
+        momentum_sum = where(is_valid, tree.momentum_sum + half_sum, tree.momentum_sum)
+        depth = tree.depth + is_valid
+        has_ended = has_ended | (
+            is_valid
+            & (
+                (depth == self.max_depth)
+                | _turns(left.momentum, right.momentum, momentum_sum)
+                | _turns(far_momentum, momenta[:, 0], tree.momentum_sum + momenta[:, 0])
+                | _turns(near.momentum, point.momentum, half_sum + near.momentum)
+            )
+        )
+        num_steps = tree.num_steps + 1
+        rate, symmetric = _acceptance(change)
+        sum_acceptance = tree.sum_acceptance + rate
+        sum_symmetric = tree.sum_symmetric + torch.where(diverging, 0.0, symmetric)
+        log_weight = torch.logaddexp(tree.log_weight, half_log_weight)
+        extended = Tree(
+            point,
+            left,
+            right,
+            draw,
+            candidate,
+            momentum_sum,
+            half_sum,
+            checkpoints,
+            tree.origin_energy,
+            torch.where(is_valid, log_weight, tree.log_weight),
+            half_log_weight,
+            sum_acceptance,
+            sum_symmetric,
+            direction,
+            depth,
+            torch.where(is_complete, 0, following),
+            num_steps,
+        )
+        rate = sum_acceptance / num_steps
+        outcome = Outcome(*draw, rate, num_steps, depth, diverging, step_size)
+        return extended, has_ended, outcome, sum_symmetric / num_steps
 
 
 def _turns(first: Tensor, last: Tensor, total: Tensor) -> Tensor:
@@ -452,42 +469,50 @@ class MicrocanonicalPath(NamedTuple):
     length: Tensor
 
 
-def start_microcanonical(
-    position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
-) -> MicrocanonicalPath:
-    """Begin a trajectory of each chain, in the directions of normal momenta."""
-    direction = momentum / momentum.norm(dim=-1, keepdim=True)
-    none = torch.zeros_like(value, dtype=torch.int64)
-    point, origin = Point(position, direction, gradient), Draw(position, gradient, value, value)
-    return MicrocanonicalPath(point, torch.zeros_like(value), origin, none, none)
+@dataclass(frozen=True)
+class MicrocanonicalPaths:
+    """Trajectories at constant speed, of numbers of steps that are uniform with a given mean.
 
+    Step sizes are of each coordinate, in the units of the masses: a unit vector moves one by the
+    root of the dimension less.
 
-def extend_microcanonical(
-    path: MicrocanonicalPath,
-    function: ValueAndGradient,
-    uniforms: Tensor,
-    step_size: Tensor,
-    factor: Tensor,
-    num_steps: int,
-) -> tuple[MicrocanonicalPath, Tensor, Outcome]:
-    """Take a leapfrog step of each trajectory.
-
-    Returns also which have ended, and what these lead to. Step sizes are of each coordinate, in the
-    units of the masses: a unit vector moves one by the root of the dimension less. Numbers of steps
-    are uniform with a given mean. Shapes: uniforms (num_chains, 4).
+    :param int num_steps: the mean.
     """
-    number = (uniforms[:, 1] * (2 * num_steps - 1)).ceil().clamp(min=1).to(torch.int64)
-    length = torch.where(path.leaf == 0, number, path.length)
-    size = step_size * math.sqrt(path.point.position.shape[-1])
-    point = path.point
-    direction, first = kick(point.momentum, -_scaled_back(factor, point.gradient), 0.5 * size)
-    position = point.position + size[:, None] * scaled(factor, direction)
-    value, gradient = function(position)
-    direction, second = kick(direction, -_scaled_back(factor, gradient), 0.5 * size)
-    kinetic = path.kinetic + first + second
-    reached = Draw(position, gradient, value, value + kinetic)
-    leaf = path.leaf + 1
-    outcome = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
-    point = Point(position, direction, gradient)
-    extended = MicrocanonicalPath(point, kinetic, path.origin, leaf, length)
-    return extended, outcome.diverging | (leaf >= length), outcome
+
+    num_steps: int
+
+    def start(
+        self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
+    ) -> MicrocanonicalPath:
+        """Begin a trajectory of each chain, in the directions of normal momenta."""
+        direction = momentum / momentum.norm(dim=-1, keepdim=True)
+        none = torch.zeros_like(value, dtype=torch.int64)
+        point, origin = Point(position, direction, gradient), Draw(position, gradient, value, value)
+        return MicrocanonicalPath(point, torch.zeros_like(value), origin, none, none)
+
+    def extend(
+        self,
+        path: MicrocanonicalPath,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> Extended:
+        """Take a leapfrog step of each trajectory. Shapes: uniforms (num_chains, 4)."""
+        number = (uniforms[:, 1] * (2 * self.num_steps - 1)).ceil().clamp(min=1).to(torch.int64)
+        length = torch.where(path.leaf == 0, number, path.length)
+        size = step_size * math.sqrt(path.point.position.shape[-1])
+        point = path.point
+        direction, first = kick(point.momentum, -_scaled_back(factor, point.gradient), 0.5 * size)
+        position = point.position + size[:, None] * scaled(factor, direction)
+        value, gradient = function(position)
+        direction, second = kick(direction, -_scaled_back(factor, gradient), 0.5 * size)
+        kinetic = path.kinetic + first + second
+        reached, leaf = Draw(position, gradient, value, value + kinetic), path.leaf + 1
+        outcome, symmetric = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
+        point = Point(position, direction, gradient)
+        extended = MicrocanonicalPath(point, kinetic, path.origin, leaf, length)
+        return extended, outcome.diverging | (leaf >= length), outcome, symmetric
+
+
+Trajectories: TypeAlias = Paths | Trees | MicrocanonicalPaths

@@ -1,7 +1,8 @@
 """Base of the stochastic gradient kernels: schedules, minibatches, anchors, masses."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,9 @@ from pyro_ext._lib import checks
 from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
 from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
-from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
+from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, VectorizedOptions
 from pyro_ext.posterior.modes import Laplace, dispersed_starts, flat_point, minimum
 from pyro_ext.potential import FunctionPotential, InitStrategy, init_to_suggested
-from pyro_ext.potential.batched import KernelBackend
 from pyro_ext.potential.control_variates import Anchor, anchor_at, is_anchor_of
 
 _STEP_SIZE = 1e-3  # for a potential over an unknown number of data
@@ -26,22 +26,14 @@ ControlVariate = Literal["map"] | Mapping[str, Tensor] | None
 MinibatchSource = type[Minibatches] | type[IndependentMinibatches]
 
 
-class OptionsButStepSize(TypedDict, total=False):
+class KernelOptions(VectorizedOptions, total=False):
     """Keyword arguments that all kernels take; :class:`SGMCMCKernel` documents them."""
 
-    potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
-    backend: KernelBackend
+    step_size: float | Schedule | None
     temperature: float
     control_variate: ControlVariate
     minibatches: MinibatchSource
-    steps_per_sample: int
     init_strategy: InitStrategy
-
-
-class KernelOptions(OptionsButStepSize, total=False):
-    """The same with the step size."""
-
-    step_size: float | Schedule | None
 
 
 class SGMCMCKernel(VectorizedKernel):
@@ -85,35 +77,26 @@ class SGMCMCKernel(VectorizedKernel):
 
     takes_minibatches: ClassVar[bool] = True
     mass: Mass = 1.0
+    noise_estimate: float = 0.0
 
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
-        backend: KernelBackend = "auto",
         step_size: float | Schedule | None = None,
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
         minibatches: MinibatchSource = Minibatches,
-        steps_per_sample: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
-        **unknown: Any,
+        **options: Unpack[VectorizedOptions],
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn=potential_fn,
-            backend=backend,
-            steps_per_sample=steps_per_sample,
-            init_strategy=init_strategy,
-            **unknown,
-        )
+        super().__init__(model, init_strategy=init_strategy, **options)
         if not (control_variate in (None, "map") or isinstance(control_variate, Mapping)):
             raise ValueError(
                 "control_variate must be None, 'map' or a mapping of site names to tensors, got "
                 f"{control_variate!r:.80}"
             )
-        if control_variate is not None and potential_fn is not None:
+        if control_variate is not None and self.potential_fn is not None:
             raise ValueError(
                 "control_variate needs a model with a subsampled plate: a potential_fn takes no "
                 "minibatches"
@@ -183,6 +166,21 @@ class SGMCMCKernel(VectorizedKernel):
         named = isinstance(self.mass, str)
         self._masses_of = self.find_laplace("mass='laplace'") if named else None
         self._masses = mass_of(self.potential, self.mass, self._masses_of)
+        self._check_noise(self._masses)
+
+    def _check_noise(self, mass: Mass) -> None:
+        """The noise that a gradient brings along can at most be all of the noise of a step."""
+        largest = self._most_noise(mass) * self.temperature
+        if self.temperature > 0 and self.noise_estimate > largest:
+            raise ValueError(
+                f"noise_estimate must be at most {largest:.4g} for this step size and temperature, "
+                f"got {self.noise_estimate!r}: the gradient alone would bring more noise than a "
+                "step may have"
+            )
+
+    def _most_noise(self, mass: Mass) -> float:
+        """Variance of gradients that brings all of the noise of a step, at the temperature one."""
+        return math.inf
 
     def _noise_ratio(self) -> float:
         """Variance of the noise of gradients over the curvature of the potential."""
@@ -270,15 +268,6 @@ class SGMCMCKernel(VectorizedKernel):
 def noise_scale(variance: Tensor) -> Tensor:
     """Standard deviation of the noise to inject, none where the gradient's own is more."""
     return variance.clamp(min=0.0).sqrt()
-
-
-def check_noise_estimate(value: float, largest: float, temperature: float) -> None:
-    """The noise that a gradient brings along can at most be all of the noise of a step."""
-    if temperature > 0 and value > largest:
-        raise ValueError(
-            f"noise_estimate must be at most {largest:.4g} for this step size and temperature, got "
-            f"{value!r}: the gradient alone would bring more noise than a step may have"
-        )
 
 
 def _per_chain(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """Base of kernels with learned dynamics: their step sizes, and a network for each element."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_ext.inference.sgmcmc.kernel import KernelOptions, OptionsButStepSize
-from pyro_ext.inference.sgmcmc.schedules import Schedule
+from pyro_ext.inference.sgmcmc.kernel import KernelOptions
 from pyro_ext.inference.sgmcmc.sghmc import FrictionKernel
 
 _LEARNING_RATE = 0.05
@@ -24,17 +23,6 @@ class LearnedKernelOptions(KernelOptions, total=False):
 
 class LearnedKernel(FrictionKernel):
     """Base class of both kernels: by default the step size depends on the number of data."""
-
-    def __init__(
-        self,
-        model: Callable[..., Any] | None,
-        *,
-        step_size: float | Schedule | None = None,
-        friction: float | Mapping[str, float] | None = None,
-        momentum_decay: float | Mapping[str, float] | None = None,
-        **options: Unpack[OptionsButStepSize],
-    ) -> None:
-        super().__init__(model, friction, momentum_decay, step_size=step_size, **options)
 
     def _default_step_size(self) -> float:
         return math.sqrt(_LEARNING_RATE / self.potential.data_size)

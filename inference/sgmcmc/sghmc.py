@@ -25,13 +25,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.sgmcmc.kernel import (
-    HEAT,
-    KernelOptions,
-    SGMCMCKernel,
-    check_noise_estimate,
-    noise_scale,
-)
+from pyro_ext.inference.sgmcmc.kernel import HEAT, KernelOptions, SGMCMCKernel, noise_scale
 from pyro_ext.inference.sgmcmc.mass import Mass, check_mass, smallest_mass
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
@@ -90,9 +84,10 @@ class FrictionKernel(SGMCMCKernel):
 
     def __init__(
         self,
-        model: Callable[..., Any] | None,
-        friction: float | Mapping[str, float] | None,
-        momentum_decay: float | Mapping[str, float] | None,
+        model: Callable[..., Any] | None = None,
+        *,
+        friction: float | Mapping[str, float] | None = None,
+        momentum_decay: float | Mapping[str, float] | None = None,
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(model, **options)
@@ -211,15 +206,13 @@ class SGHMC(FrictionKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         self.mass = check_mass(mass)
-        super().__init__(model, friction, momentum_decay, **options)
+        super().__init__(model, friction=friction, momentum_decay=momentum_decay, **options)
         self.noise_estimate = checks.number("noise_estimate", noise_estimate, least=0)
         if self.step_size is not None and not isinstance(mass, str):
             self._check_noise(mass)
 
-    def _check_noise(self, mass: Mass) -> None:
-        injected = 2.0 * self._smallest_decay() * smallest_mass(mass) * self.temperature
-        largest = injected / self.schedule.max_step_size**2
-        check_noise_estimate(self.noise_estimate, largest, self.temperature)
+    def _most_noise(self, mass: Mass) -> float:
+        return 2.0 * self._smallest_decay() * smallest_mass(mass) / self.schedule.max_step_size**2
 
     def _stable_step_size(self, curvature: float, noise: float) -> float:
         least, most = self._least_and_most()
@@ -228,10 +221,6 @@ class SGHMC(FrictionKernel):
             return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT * least / noise)) * deviation
         quietest = 2.0 * HEAT * least * deviation**2 / noise
         return min(_LARGEST_STEP * deviation, 1.0 / most, quietest)
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._check_noise(self._masses)
 
     def _init(self, position: Tensor, keys: Tensor) -> SGHMCState:
         return init(position)

@@ -17,13 +17,7 @@ from typing import Any, NamedTuple, Unpack
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.sgmcmc.kernel import (
-    HEAT,
-    KernelOptions,
-    SGMCMCKernel,
-    check_noise_estimate,
-    noise_scale,
-)
+from pyro_ext.inference.sgmcmc.kernel import HEAT, KernelOptions, SGMCMCKernel, noise_scale
 from pyro_ext.inference.sgmcmc.mass import Mass, check_mass, smallest_mass
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
@@ -103,17 +97,11 @@ class SGLD(SGMCMCKernel):
         if self.step_size is not None and not isinstance(mass, str):
             self._check_noise(mass)
 
-    def _check_noise(self, mass: Mass) -> None:
-        injected = 2.0 * self.temperature * smallest_mass(mass)
-        largest = injected / self.schedule.max_step_size
-        check_noise_estimate(self.noise_estimate, largest, self.temperature)
+    def _most_noise(self, mass: Mass) -> float:
+        return 2.0 * smallest_mass(mass) / self.schedule.max_step_size
 
     def _stable_step_size(self, curvature: float, noise: float) -> float:
         return min(_LARGEST_STEP, 2.0 * HEAT / noise) / curvature
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._check_noise(self._masses)
 
     def _init(self, position: Tensor, keys: Tensor) -> SGLDState:
         return init(position)

@@ -22,12 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.sgmcmc.kernel import (
-    HEAT,
-    KernelOptions,
-    SGMCMCKernel,
-    noise_scale,
-)
+from pyro_ext.inference.sgmcmc.kernel import HEAT, KernelOptions, SGMCMCKernel, noise_scale
 from pyro_ext.inference.sgmcmc.mass import Mass, check_mass
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 from pyro_ext.random import normal

@@ -85,20 +85,23 @@ def joined(parts: Sequence[Draws]) -> Draws | None:
     )
 
 
-def parts_of(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, dict[str, Tensor]]:
-    """Fields of state and anchor, from what :func:`saved` gave."""
-    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
-    for name, value in tensors.items():
-        part, _, field = name.partition(".")
-        if field:
-            parts[part][field] = value.to(device)
-    return parts
-
-
 def saved(chains: Chains) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Express chains as tensors and plain values; ``VectorizedKernel.restored`` takes them back."""
-    tensors = {f"state.{name}": value for name, value in chains.state._asdict().items()}
-    tensors["potential_energy"] = chains.potential_energy
-    if chains.anchor is not None:
-        tensors |= {f"anchor.{name}": value for name, value in chains.anchor._asdict().items()}
-    return tensors, {"step": chains.step}
+    tensors = named("state", chains.state) | named("anchor", chains.anchor or ())
+    return {**tensors, "potential_energy": chains.potential_energy}, {"step": chains.step}
+
+
+def named(name: str, value: Any) -> dict[str, Tensor]:
+    """Tensors of nested named tuples by dotted name; :func:`filled` takes them back."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    fields = zip(getattr(value, "_fields", ()), value, strict=True)
+    return {k: v for field, part in fields for k, v in named(f"{name}.{field}", part).items()}
+
+
+def filled(name: str, like: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Named tuples like given ones, with tensors by name."""
+    if isinstance(like, Tensor):
+        return tensors[name].to(like.device)
+    fields = zip(like._fields, like, strict=True)
+    return type(like)(*(filled(f"{name}.{field}", part, tensors) for field, part in fields))

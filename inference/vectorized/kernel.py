@@ -17,7 +17,7 @@ from torch.distributions import Transform
 from pyro_ext._lib import checks
 from pyro_ext._lib.threads import threads_for
 from pyro_ext.inference.vectorized.backends import chosen_backend
-from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, parts_of, saved
+from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, filled, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
 from pyro_ext.inference.vectorized.words import OF_KERNELS, keywords, refuse
 from pyro_ext.posterior.draws import Context
@@ -413,14 +413,14 @@ class VectorizedKernel(MCMCKernel):
     ) -> Chains:
         """Make chains of what :meth:`saved` gave of them."""
         layout = self.potential.layout
-        parts = parts_of(tensors, layout.device)
-        start = self.begin(numbers, seed, layout.unflatten(parts["state"]["position"]))
+        position = tensors["state.position"].to(layout.device)
+        start = self.begin(numbers, seed, layout.unflatten(position))
         return replace(
             start,
             step=content["step"],
-            state=type(start.state)(**parts["state"]),
+            state=filled("state", start.state, tensors),
             potential_energy=tensors["potential_energy"].to(layout.device),
-            anchor=Anchor(**parts["anchor"]) if parts["anchor"] else None,
+            anchor=start.anchor and filled("anchor", start.anchor, tensors),
         )
 
     def advance(self, chains: Chains, num_steps: int) -> Chains:

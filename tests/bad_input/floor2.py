@@ -109,7 +109,6 @@ HAMILTONIAN: dict[str, Any] = dict(
     adapt_step_size=True,
     adapt_mass_matrix=True,
     full_mass=False,
-    share_mass_matrix=False,
     target_accept_prob=0.8,
     **EAGER,
 )

@@ -4,7 +4,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import NUTS
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 
 from pyro_ext.checkpoint import Checkpoint
@@ -69,12 +68,6 @@ def test_quantities_count_and_what_never_suffices_runs_to_the_end():
     assert driver(stopping, quantities=quantities).run().num_draws < 2000
     constant = EarlyStopping(["fixed"], interval=100)
     assert driver(constant, quantities=quantities, num_samples=250).run().num_draws == 250
-
-
-def test_pyros_kernels():
-    stopping = EarlyStopping(r_hat=1.2, effective_sample_size=30, interval=20)
-    options = {"num_samples": 200, "num_chains": 2, "warmup_steps": 100, "kernel": NUTS(model)}
-    assert driver(stopping, **options).run().num_draws < 200
 
 
 def test_an_unknown_name():

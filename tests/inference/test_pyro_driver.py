@@ -14,7 +14,7 @@ from pyro.infer.reparam import LocScaleReparam
 from torch.distributions import biject_to, constraints
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import MCMC, SGHMC, SGLD, Gibbs, PosteriorBootstrap
+from pyro_ext.inference import MCMC, SGHMC, SGLD, Gibbs, PosteriorBootstrap, RandomWalk
 
 QUIET = {"seed": 0, "progress": False}
 INPUTS = torch.linspace(-1.0, 1.0, 20)
@@ -163,13 +163,19 @@ def test_a_matrix_that_gpytorch_cannot_factor_is_a_divergence():
     assert mcmc.sample_statistics()["diverging"].any()
 
 
+def walk_of_logits():
+    return Gibbs([(RandomWalk(0.5), ["logits"])], model=multinomial)
+
+
 @pytest.mark.slow  # ArviZ takes seconds to import
 @pytest.mark.parametrize(
     "run",
     [
         lambda x: MCMC(SGHMC(multinomial, backend="eager"), 4, **QUIET).run(x),
         lambda x: MCMC(NUTS(multinomial, max_tree_depth=2), 4, **QUIET).run(x),
-        lambda x: MCMC(Gibbs([(NUTS(multinomial), ["logits"])]), 4, 5, **QUIET).run(x),
+        lambda x: MCMC(Gibbs([(RandomWalk(0.5), ["logits"])], model=multinomial), 9, **QUIET).run(
+            x
+        ),
         lambda x: PosteriorBootstrap(multinomial, num_samples=4, progress=False).run(x),
         pyros_own_nuts,
     ],

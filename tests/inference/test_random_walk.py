@@ -53,24 +53,6 @@ def bounded() -> None:
     pyro.sample("x", dist.Uniform(0.0, high))
 
 
-@pytest.mark.parametrize("order", [["high", "x"], ["x", "high"]])
-def test_a_move_of_two_sites_is_one_of_each_after_the_other(order: list[str]) -> None:
-    """The second one goes through its support as it is after the first has moved."""
-    update, joint = RandomWalk(1.5), LogJoint(bounded, (), {})
-    values = {"high": torch.tensor(3.0), "x": torch.tensor(1.0)}
-    num_moved = 0
-    for seed in range(30):
-        torch.manual_seed(seed)
-        together = update.update(joint, values, order)
-        torch.manual_seed(seed)
-        apart = dict(values)
-        for name in order:
-            apart.update(update.update(joint, apart, [name]))
-        assert together == apart
-        num_moved += all(bool(apart[name] != values[name]) for name in order)
-    assert num_moved > 3
-
-
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_a_support_that_depends_on_another_site() -> None:

@@ -64,9 +64,7 @@ RUNS: dict[str, tuple[Callable[[], MCMCKernel], Any, dict[str, Any]]] = {
         {"warmup_steps": 0},
     ),
     "NUTS with windows": (
-        lambda: inference.NUTS(
-            normal, full_mass=True, share_mass_matrix=True, max_tree_depth=3, backend="eager"
-        ),
+        lambda: inference.NUTS(normal, full_mass=True, max_tree_depth=3, backend="eager"),
         data(),
         {"warmup_steps": 21},
     ),

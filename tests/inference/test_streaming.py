@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyro.infer import NUTS
 
 import pyro_ext.inference as ours
 from pyro_ext.inference import MCMC, SGLD, StreamingMCMC
@@ -77,14 +76,6 @@ def test_it_warns_of_what_moments_show(tmp_path):
     descent = slow.replace(temperature=0.0)
     with warnings.catch_warnings(action="error"):
         StreamingMCMC(descent, **OPTIONS | {"num_samples": 60}, initial_params=apart).run()
-
-
-@pytest.mark.slow
-def test_pyros_kernels(x):
-    options = OPTIONS | {"num_chains": 2}
-    expected = MCMC(NUTS(normal), **options).run(x).get_samples()["scale"].double()
-    statistics = StreamingMCMC(NUTS(normal), **options).run(x).get_statistics()["scale"]
-    torch.testing.assert_close(statistics["mean"], expected.mean())
 
 
 def test_before_a_run():

@@ -52,6 +52,13 @@ def x():
     return 1.0 + torch.randn(NUM, generator=torch.Generator().manual_seed(0))
 
 
+def pilot_of(kernel, x, start=None):
+    """The pilot of a single candidate, with three chains."""
+    search = tuning._Search(kernel, 3, 5, start, 0, (x,), {})
+    search.add([{"step_size": 1e-3}])
+    return search.pilots[0]
+
+
 def short(kernel, *args, **options):
     """A search of few steps."""
     given = {"num_steps": 40, "num_chains": 3, "num_samples": 5, "seed": 0, "progress": False}
@@ -222,7 +229,7 @@ def test_bad_candidates_do_not_change_the_comparison_of_good_ones(float64):
 def test_the_gradients_are_those_of_all_of_the_data_at_the_temperature(x, float64):
     x = x.double()
     kernel = SGLD(model, step_size=1e-3, temperature=0.5)
-    (pilot,) = tuning._pilots(kernel, [{"step_size": 1e-3}], 3, None, 0, (x,), {})
+    pilot = pilot_of(kernel, x)
     points, gradients = pilot.draw(40, 5)
     assert points.shape == gradients.shape == (15, 1)
     exact = x.sum() - (NUM + 0.01) * points
@@ -347,7 +354,7 @@ def test_values_start_the_chains(x):
 
     kernel = SGLD(scale_model)
     start = {"scale": torch.tensor([0.5, 1.0, 2.0])}
-    (pilot,) = tuning._pilots(kernel, [{"step_size": 1e-3}], 3, start, 0, (x,), {})
+    pilot = pilot_of(kernel, x, start)
     torch.testing.assert_close(pilot.chains.position[:, 0], start["scale"].log())
     short(kernel, x, grid={"step_size": [1e-3]}, initial_params=start)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_ext.inference import HMC, MCMC, NUTS
 from pyro_ext.inference.hmc.adaptation import (
-    Moments,
     add_draw,
     axes_of_mean,
     first_factor,
@@ -19,8 +18,7 @@ from pyro_ext.inference.hmc.adaptation import (
     low_rank_factor,
     new_moments,
 )
-from pyro_ext.inference.hmc.loop import Drawn
-from pyro_ext.inference.hmc.trajectories import Point, extend_path, leapfrog, start_path
+from pyro_ext.inference.hmc.trajectories import Outcome, Paths, Point, leapfrog
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -49,25 +47,23 @@ def normal_model(covariance: Tensor) -> Any:
     return model
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_scales_of_independent_coordinates_are_exact_after_three_draws(pooled: bool) -> None:
+def test_scales_of_independent_coordinates_are_exact_after_three_draws() -> None:
     """From anywhere: the draws are not from the target."""
     torch.manual_seed(0)
     scale = torch.tensor([0.1, 1.0, 30.0])
     draws = 5.0 + 100.0 * torch.rand(3, 2, 3)
-    moments = new_moments(torch.zeros(2, 6), False)
-    before = torch.ones(1 if pooled else 2, 3)
+    moments, before = new_moments(torch.zeros(2, 6)), torch.ones(2, 3)
     for draw in draws:
-        assert torch.equal(fisher_factor(moments, pooled, before)[:1], before[:1]) or pooled
+        assert torch.equal(fisher_factor(moments, before), before)
         moments = add_draw(moments, torch.cat([draw, draw / scale.square()], -1))
-    found = fisher_factor(moments, pooled, before)
+    found = fisher_factor(moments, before)
     torch.testing.assert_close(found, scale.expand_as(found), rtol=1e-10, atol=0.0)
 
 
 def test_draws_that_are_no_good_count_for_nothing() -> None:
     first, second = torch.randn(2, 2, 4)
     is_good = torch.tensor([True, False])
-    moments = add_draw(add_draw(new_moments(first, False), first), second, is_good)
+    moments = add_draw(add_draw(new_moments(first), first), second, is_good)
     assert moments.number.tolist() == [2.0, 1.0]
     assert torch.equal(moments.mean[1], first[1])
 
@@ -85,28 +81,6 @@ def test_low_rank(number: int, least: float, most: float) -> None:
         assert factor is not None and least < condition(factor, covariance) < most
         scaled = low_rank_factor(7.0 * draws, draws @ precision / 7.0)
         torch.testing.assert_close(scaled, 7.0 * factor)
-
-
-@pytest.mark.parametrize(
-    ("covariance", "of_scales"),
-    [
-        (0.1 * torch.eye(SIZE) + 0.9, 451.0),
-        (0.95 ** (torch.arange(SIZE)[:, None] - torch.arange(SIZE)).abs().double(), 984.0),
-    ],
-    ids=["one correlation", "autoregression"],
-)
-def test_condition_numbers(covariance: Tensor, of_scales: float) -> None:
-    """Scales alone, exact ones too, cannot do what 100 draws with their gradients do."""
-    covariance = covariance.double()
-    precision = torch.linalg.inv(covariance)
-    squares = torch.cat([covariance.diag(), precision.diag()])[None]
-    moments = Moments(torch.tensor([100.0]), torch.zeros_like(squares), squares)
-    scales = fisher_factor(moments, False, torch.ones(1, SIZE))[0]
-    assert condition(scales.diag(), covariance) == pytest.approx(of_scales, abs=1.0)
-    torch.manual_seed(0)
-    draws = torch.randn(100, SIZE) @ torch.linalg.cholesky(covariance).mT
-    factor = low_rank_factor(draws, draws @ precision)
-    assert factor is not None and condition(factor, covariance) < 1.01
 
 
 def test_axes_of_the_geometric_mean() -> None:
@@ -189,11 +163,10 @@ def test_symmetric_rates_are_as_large_on_average() -> None:
         return 0.5 * x.square().sum(-1), x
 
     value, gradient = function(position)
-    path = start_path(position, value, gradient, momentum)
-    factor = torch.ones(1, 20)
-    _, _, outcome = extend_path(path, function, uniforms, size, factor, None, 1)
-    plain, symmetric = outcome.acceptance_rate, outcome.symmetric_rate
-    assert abs(float(plain.mean() - symmetric.mean())) < 5e-3
+    paths, factor = Paths(None, 1), torch.ones(1, 20)
+    path = paths.start(position, value, gradient, momentum)
+    _, _, outcome, symmetric = paths.extend(path, function, uniforms, size, factor)
+    assert abs(float(outcome.acceptance_rate.mean() - symmetric.mean())) < 5e-3
     point = Point(position, momentum, gradient)
     _, _, energy = leapfrog(point, function, size, factor)
     change = value + 0.5 * momentum.square().sum(-1) - energy
@@ -201,39 +174,21 @@ def test_symmetric_rates_are_as_large_on_average() -> None:
     torch.testing.assert_close(symmetric, expected)
 
 
-@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("full_mass", [False, "low_rank"])
-def test_adaptation_finds_the_covariance(full_mass: Any, share: bool) -> None:
+def test_adaptation_finds_the_covariance(full_mass: Any) -> None:
     scale = torch.tensor([0.01, 1.0, 50.0, 3.0])
     correlation = torch.eye(4) + 0.95 * (torch.ones(4, 4) - torch.eye(4)) * bool(full_mass)
     covariance = scale[:, None] * correlation * scale
-    options = {"full_mass": full_mass, "share_mass_matrix": share}
-    kernel = NUTS(normal_model(covariance), mass_estimate="fisher", **options)
+    kernel = NUTS(normal_model(covariance), full_mass=full_mass)
     kernel.setup(60)
     chains = kernel.advance(kernel.begin(range(3), 0), 60)
     for factor in chains.state.factor:
         matrix = factor if full_mass else factor.diag()
         # Eigenvalues between a half and two stay.
         assert condition(matrix, covariance) < (4.5 if full_mass else 1.0 + 1e-6)
-    assert len(chains.state.factor) == (1 if share else 3)
     after = kernel.advance(chains, 40)
     assert torch.equal(after.state.factor, chains.state.factor)
     assert int((after.state.num_leapfrogs - chains.state.num_leapfrogs).max()) < 40 * 16
-
-
-@pytest.mark.parametrize("windows", ["growing", "stan"])
-@pytest.mark.parametrize("estimate", ["variance", "fisher"])
-def test_any_windows_go_with_any_estimate(windows: Any, estimate: Any) -> None:
-    scale = torch.tensor([0.3, 1.0, 3.0])
-    options = {"windows": windows, "mass_estimate": estimate, "full_mass": False}
-    kernel = NUTS(normal_model(scale.square().diag()), max_tree_depth=5, **options)
-    kernel.setup(150)
-    state = kernel.advance(kernel.begin(range(2), 0), 150).state
-    # Of variances of some ten to a hundred correlated draws.
-    ratio = state.factor / scale
-    assert (ratio.amax(-1) / ratio.amin(-1) < 3.0).all()
-    if windows == "growing":  # whose last estimates take more than the draws before a switch
-        assert (state.number > 60).all()
 
 
 def test_step_sizes_vary_where_they_adapt() -> None:
@@ -246,8 +201,7 @@ def test_step_sizes_vary_where_they_adapt() -> None:
     found = sizes()
     assert float(found.max() / found.min()) > 1.05
     assert float(found.max() / found.min()) < 1.1 / 0.9
-    assert len(sizes(step_size_jitter=0.0).unique()) == 1
-    assert len(sizes(mass_estimate="variance").unique()) == 1
+    assert len(sizes(full_mass=True).unique()) == 1
     fixed = sizes(adapt_step_size=False, step_size=0.4)
     assert len(fixed.unique()) == 1
 
@@ -263,7 +217,7 @@ def test_moments(kernel_type: Any, full_mass: Any) -> None:
         rate = pyro.sample("rate", dist.Gamma(torch.tensor(4.0), 2.0))
         pyro.sample("x", dist.Normal(2.0 * rate, 3.0))
 
-    kernel = kernel_type(model, mass_estimate="fisher", full_mass=full_mass)
+    kernel = kernel_type(model, full_mass=full_mass)
     mcmc = MCMC(kernel, 2000, 200, num_chains=4, seed=0, progress=False).run()
     samples = mcmc.get_samples(group_by_chain=True)
     n_eff = mcmc.diagnostics()
@@ -285,17 +239,15 @@ def test_which_draws_masses_are_estimated_from() -> None:
         diverging=torch.tensor([False, False, True, True]),
         num_steps=torch.tensor([1, 7, 3, 9]),
     )
-    made = Drawn(*(getattr(last, name)[None] for name in Drawn._fields))
+    made = Outcome(*(part[None] for part in last.outcome()))
     collected = kernel._masses.collected(last, state.position, made)
-    assert collected.number.tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert collected.moments.number.tolist() == [1.0, 0.0, 0.0, 1.0]
     assert collected.window.isfinite().all(-1)[:, -1].tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("full_mass", [False, "low_rank"])
-@pytest.mark.parametrize(
-    ("share", "cuts"), [(False, (17, 23)), (True, (1, 1, 1, 19, 4, 14)), (False, (5, 31, 3, 1))]
-)
-def test_runs_go_on_in_the_warm_up(full_mass: Any, share: bool, cuts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("cuts", [(17, 23), (1, 1, 1, 19, 4, 14), (5, 31, 3, 1)])
+def test_runs_go_on_in_the_warm_up(full_mass: Any, cuts: tuple[int, ...]) -> None:
     """Also in the middle of a window, with float32 parameters and double precision inside.
 
     To the last bit: where the clock cuts a run in parts must not show.
@@ -307,16 +259,16 @@ def test_runs_go_on_in_the_warm_up(full_mass: Any, share: bool, cuts: tuple[int,
         with pyro.plate("rows", 300):  # so many that rounding depends on how many sum at a time
             pyro.sample("y", dist.Normal(covariates @ weights, 1.0), obs=covariates.sum(1))
 
-    options = {"full_mass": full_mass, "share_mass_matrix": share, "max_tree_depth": 3}
-    kernel = NUTS(model, mass_estimate="fisher", **options)
+    kernel = NUTS(model, full_mass=full_mass, max_tree_depth=3)
     kernel.setup(40)
     whole = kernel.advance(kernel.begin(range(2), 0), 40)
     again = kernel.begin(range(2), 0)
     for number in cuts:
         again = kernel.restored(range(2), 0, *kernel.saved(kernel.advance(again, number)))
     assert whole.state.factor.dtype == torch.float32
-    for name, value in whole.state._asdict().items():
-        assert torch.equal(value, getattr(again.state, name)), name
+    expected, found = (kernel.saved(chains)[0] for chains in (whole, again))
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
 
 
 @pytest.mark.parametrize(
@@ -328,18 +280,15 @@ def test_warm_ups_are_as_long_as_masses_need(options: dict[str, Any], expected: 
     assert MCMC(NUTS(model, **options), 900).warmup_steps == expected
     assert MCMC(HMC(model, **options), 900).warmup_steps == expected
     assert MCMC(NUTS(model, **options), 30).warmup_steps == 30
-    assert MCMC(NUTS(model, mass_estimate="variance"), 900).warmup_steps == 900
     fixed = NUTS(model, step_size=0.1, adapt_step_size=False, adapt_mass_matrix=False)
     assert MCMC(fixed, 900).warmup_steps == 0
 
 
-@pytest.mark.parametrize(
-    ("size", "estimate", "dims"), [(50, "fisher", 3), (51, "fisher", 2), (50, "variance", 2)]
-)
-def test_directions_are_known_of_few_parameters(size: int, estimate: Any, dims: int) -> None:
+@pytest.mark.parametrize(("size", "dims"), [(50, 3), (51, 2)])
+def test_directions_are_known_of_few_parameters(size: int, dims: int) -> None:
     def model() -> None:
         pyro.sample("x", dist.Normal(torch.zeros(size), 1.0).to_event(1))
 
-    kernel = NUTS(model, mass_estimate=estimate, backend="trace")
+    kernel = NUTS(model, backend="trace")
     kernel.setup(20)
     assert kernel.begin(range(2), 0).state.factor.dim() == dims

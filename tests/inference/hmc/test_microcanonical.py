@@ -10,11 +10,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from pyro_ext.inference import MAMS
-from pyro_ext.inference.hmc.trajectories import (
-    extend_microcanonical,
-    kick,
-    start_microcanonical,
-)
+from pyro_ext.inference.hmc.trajectories import MicrocanonicalPaths, kick
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -78,12 +74,13 @@ def test_ratios_have_mean_one(factor: Tensor) -> None:
     sign = 2.0 * torch.randint(2, (number, 4), generator=generator) - 1.0
     position = sign * (4.0 * size).pow(0.25)
     noise = torch.randn(number, 4, generator=generator)
-    path = start_microcanonical(position, *quartic(position), noise)
+    paths = MicrocanonicalPaths(2)
+    path = paths.start(position, *quartic(position), noise)
     # As many steps for all: with a mean of two, the largest number is three.
     uniforms = torch.full((number, 4), 0.999)
     for _ in range(steps):
-        path, has_ended, outcome = extend_microcanonical(
-            path, quartic, uniforms, torch.full((number,), 0.45), factor, 2
+        path, has_ended, outcome, _ = paths.extend(
+            path, quartic, uniforms, torch.full((number,), 0.45), factor
         )
     assert has_ended.all() and (outcome.num_steps == steps).all()
     value = quartic(path.point.position)[0]
@@ -99,12 +96,10 @@ def test_ratios_have_mean_one(factor: Tensor) -> None:
 def test_lengths_are_uniform() -> None:
     """Numbers of steps from one to twice the mean less one."""
     uniforms = torch.linspace(0.001, 0.999, 7)[:, None].expand(7, 4)
-    path = start_microcanonical(
-        *(torch.zeros(7, 2), torch.zeros(7)), torch.zeros(7, 2), torch.ones(7, 2)
-    )
-    path, _, _ = extend_microcanonical(
-        path, quartic, uniforms, torch.full((7,), 0.1), torch.ones(1, 2), 4
-    )
+    zeros = torch.zeros(7, 2)
+    paths = MicrocanonicalPaths(4)
+    path = paths.start(zeros, zeros[:, 0], zeros, torch.ones(7, 2))
+    path, *_ = paths.extend(path, quartic, uniforms, torch.full((7,), 0.1), torch.ones(1, 2))
     assert path.length.tolist() == [1, 2, 3, 4, 5, 6, 7]
 
 

@@ -11,7 +11,6 @@ from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
 from pyro_ext.inference import MCMC, SGHMC, SGLD, SGNHT
-from pyro_ext.inference.sgmcmc import sghmc, sgld, sgnht
 from pyro_ext.posterior.modes import laplace_at
 from pyro_ext.potential import Potential
 from pyro_ext.testing.kernels import check_kernel
@@ -249,24 +248,3 @@ def test_errors(subtests: pytest.Subtests, data: tuple[Tensor, Tensor]) -> None:
         SGHMC(regression, mass="laplace").setup(0, x, data[1], 1)
     with pytest.raises(ValueError, match="noise_estimate must be at most"):
         SGHMC(regression, mass="laplace", step_size=0.1, noise_estimate=1e9).setup(0, *data)
-
-
-def test_pure_steps_take_a_mass_for_each_parameter() -> None:
-    """At temperature zero the steps are gradient steps divided by the mass."""
-    mass, step_size = torch.tensor([1.0, 4.0]), torch.tensor(0.5)
-    common = {
-        "value_and_gradient": lambda z: (z.sum(-1), torch.ones_like(z)),
-        "noise": torch.randn(2),
-        "step_size": step_size,
-        "temperature": torch.tensor(0.0),
-        "mass": mass,
-    }
-    start = torch.zeros(2)
-    after, _ = sgld.step(sgld.init(start), **common)
-    torch.testing.assert_close(after.position, -step_size / mass)
-    after, _ = sghmc.step(sghmc.init(start), **common, decay=torch.tensor(0.1))
-    torch.testing.assert_close(after.position, -(step_size**2) / mass)
-    after, _ = sgnht.step(sgnht.init(start, start, 1.0), **common, friction=1.0)
-    torch.testing.assert_close(after.position, -(step_size**2) / mass)
-    # Kinetic temperature of momenta -1/2: the mean of 1/4 and 1/16.
-    torch.testing.assert_close(after.thermostat, torch.tensor([1.0 + 0.5 * 0.15625]))
