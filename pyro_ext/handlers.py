@@ -359,10 +359,7 @@ class _Purify(_ChangesObserved):
     """Replaces the values of observed sites and inputs by their purified versions."""
 
     def __init__(
-        self,
-        purifier: Callable[[Tensor], Tensor],
-        sites: Sequence[str],
-        event_dim: int | None,
+        self, purifier: Callable[[Tensor], Tensor], sites: Sequence[str], event_dim: int | None
     ) -> None:
         super().__init__(sites)
         self.purifier, self.event_dim = purifier, event_dim

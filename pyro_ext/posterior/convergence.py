@@ -59,9 +59,7 @@ def rank_diagnostics(draws: Tensor) -> RankDiagnostics:
     # An indicator that never changes is of a tail that no draw has left.
     tail = torch.stack([size.nan_to_num(nan=torch.inf) for size in tails]).amin(0)
     return RankDiagnostics(
-        torch.stack(r_hats).amax(0).nan_to_num(nan=torch.inf),
-        effective_sample_size(scores),
-        tail,
+        torch.stack(r_hats).amax(0).nan_to_num(nan=torch.inf), effective_sample_size(scores), tail
     )
 
 

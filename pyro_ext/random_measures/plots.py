@@ -34,9 +34,7 @@ _NUM_RANKS = 60  # or sizes of samples, at most
 
 
 def plot_tail(
-    measure: CompletelyRandomMeasure,
-    weights: Tensor | None = None,
-    ax: "Axes | None" = None,
+    measure: CompletelyRandomMeasure, weights: Tensor | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw the tail of a Lévy density, and beside it how many sampled weights are above each level.
 

@@ -54,6 +54,7 @@ __all__ = [
 Expectations = Sequence[tuple[Callable[[Tensor], Tensor], float]]
 
 _CANDIDATES = (-torch.inf, -1.5, -1.0, 0.0, 0.5, 1.0, 2.0, torch.inf, torch.nan)
+_FALSE_ALARMS = 1e-5  # fraction of seeds for which what is correct fails
 _NUM_CDF = 1_000
 
 
@@ -297,7 +298,6 @@ def check_draws(
     expectations: Expectations = (),
     num_draws: int = 10_000,
     seed: int = 0,
-    false_alarm_rate: float = 1e-5,
 ) -> None:
     """Compare draws with probabilities or the distribution function, or with mean and variance.
 
@@ -309,7 +309,6 @@ def check_draws(
     :param expectations: pairs of a function of values and its exact expectation.
     :param int num_draws: how many draws.
     :param int seed: of the draws.
-    :param float false_alarm_rate: fraction of seeds for which correct draws fail.
     """
     name = type(distribution).__name__
     with seeded(seed):
@@ -365,7 +364,7 @@ def check_draws(
         if variance is not None and bool(variance.isfinite().all()):
             compare("the variance", (draws - mean).square(), variance)
     for what, p in comparisons:
-        is_likely = p > false_alarm_rate / len(comparisons)
+        is_likely = p > _FALSE_ALARMS / len(comparisons)
         require(is_likely, f"draws of {name} do not have {what}: p = {p:.2g}")
 
 

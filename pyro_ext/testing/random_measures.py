@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _POINTS = (1e-6, 0.03, 0.7, 30.0, 1e5)
+_FALSE_ALARMS = 1e-6  # fraction of seeds for which what is correct fails
 _CLOSEST = 20.0
 
 
@@ -184,7 +185,6 @@ def check_series(
     num_jumps: int = 12,
     num_draws: int = 1_000,
     seed: int = 0,
-    false_alarm_rate: float = 1e-6,
 ) -> None:
     """Check order, seeds and mean of a series: with what is lost it has the mean of the measure.
 
@@ -193,7 +193,6 @@ def check_series(
     :param int num_jumps: number of weights.
     :param int num_draws: number of series.
     :param int seed: of the draws.
-    :param float false_alarm_rate: fraction of seeds for which a correct series fails.
     """
     name = f"series of {type(measure).__name__} by {method}"
     state = torch.get_rng_state()
@@ -211,7 +210,7 @@ def check_series(
     excess = max(abs(float(total.mean() - measure.mean)) - 1e-9, 0.0)
     z = excess / error if excess else 0.0
     require(
-        z < stats.norm.isf(false_alarm_rate / 2.0),
+        z < stats.norm.isf(_FALSE_ALARMS / 2.0),
         f"the mean of {name} is {total.mean():.6g}, not {measure.mean:.6g} (z = {z:.3g})",
     )
 
@@ -255,15 +254,12 @@ def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1
         close(f"order and names of labels of {name}", partition.log_prob(other), value, tolerance)
 
 
-def check_partition_draws(
-    measure: Any, num_draws: int = 500, *, seed: int = 0, false_alarm_rate: float = 1e-6
-) -> None:
+def check_partition_draws(measure: Any, num_draws: int = 500, *, seed: int = 0) -> None:
     """Compare draws of partitions of four samples with their probabilities, by a chi-square test.
 
     :param measure: a normalized measure, or whatever has its methods.
     :param int num_draws: how many.
     :param int seed: of the draws.
-    :param float false_alarm_rate: fraction of seeds for which correct draws fail.
     """
     name, partition, every = type(measure).__name__, measure.partition(4), _labels(4)
     with seeded(seed):
@@ -276,7 +272,7 @@ def check_partition_draws(
     expected = partition.log_prob(every).exp() * num_draws
     p = stats.chisquare(observed.numpy(), expected.numpy(), sum_check=False).pvalue
     wrong = f"partitions of {name} do not have their probabilities: p = {p:.2g}"
-    require(p > false_alarm_rate, wrong)
+    require(p > _FALSE_ALARMS, wrong)
 
 
 def _functions(x: Tensor) -> dict[str, Callable[[Any], Tensor]]:

@@ -222,21 +222,11 @@ def clustering() -> dict[str, Call]:
     return {
         "MarginalGibbs": call(**both, init="one"),
         "AuxiliaryGibbs": call(
-            prior=prior,
-            cluster=latent,
-            shared=(),
-            num_auxiliary=2,
-            backend="eager",
-            init="one",
+            prior=prior, cluster=latent, shared=(), num_auxiliary=2, backend="eager", init="one"
         ),
         "SliceSampler": call(prior=prior, cluster=cluster, init="one"),
         "SplitMerge": call(**both, num_proposals=1, num_scans=2, init="one"),
-        "TreeGuided": call(
-            **both,
-            num_global_moves=1,
-            local_fraction=0.5,
-            init="one",
-        ),
+        "TreeGuided": call(**both, num_global_moves=1, local_fraction=0.5, init="one"),
         "MCMC.run": of(marginal, {"x": POINTS}),
         "MCMC.run of a model": of(auxiliary, {"x": X}),
         "bhc": call(x=POINTS, cluster=cluster, concentration=1.0),

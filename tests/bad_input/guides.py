@@ -33,11 +33,7 @@ def guides() -> dict[str, Call]:
     known: dict[str, Any] = dict(**some, values=guide.median(POINTS))
     return {
         "AmortizedMixtureGuide": call(
-            model=mixture,
-            network=Zeros(),
-            weights="weights",
-            locs="locs",
-            scales="scales",
+            model=mixture, network=Zeros(), weights="weights", locs="locs", scales="scales"
         ),
         "AmortizedMixtureGuide.median": of(guide, **some),
         "AmortizedMixtureGuide.likelihood_loss": of(guide, **some),

@@ -35,12 +35,7 @@ def averaging() -> dict[str, Call]:
             path=path, loss=half, positions=torch.tensor([0.2, 0.5]), batches=[X], progress=False
         ),
         "plane_losses": call(
-            **two,
-            module_c=modules[2],
-            loss=half,
-            num_points=2,
-            batches=[X],
-            progress=False,
+            **two, module_c=modules[2], loss=half, num_points=2, batches=[X], progress=False
         ),
     }
 

@@ -40,12 +40,7 @@ def time_series() -> dict[str, Call]:
         "DecayImputer.gamma": of(imputer, elapsed=torch.rand(3, 2)),
         "DecayImputer.forward": of(imputer, x=X, mask=MASK, generated=X, times=TIMES),
         "FilledClassifier": call(
-            num_channels=2,
-            num_classes=3,
-            fill="mean",
-            see_mask=True,
-            width=4,
-            num_layers=1,
+            num_channels=2, num_classes=3, fill="mean", see_mask=True, width=4, num_layers=1
         ),
         "FilledClassifier.forward": of(network, **SERIES),
         "FilledClassifier.predict": of(network, **SERIES),

@@ -75,12 +75,7 @@ def test_tables_count_sizes():
     assert table.tolist() == [[1, 3], [3, 2], [5, 1], [0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("counts", "match"),
-    [
-        ([0, 0], "counts must hold a positive number"),
-    ],
-)
+@pytest.mark.parametrize(("counts", "match"), [([0, 0], "counts must hold a positive number")])
 def test_what_are_no_counts_is_refused(counts, match):
     with pytest.raises(ValueError, match=match):
         frequency_table(torch.tensor(counts))
@@ -152,8 +147,7 @@ def test_batches_have_the_laws_of_their_elements():
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in MIXED else ()) for n in LAWS],
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in MIXED else ()) for n in LAWS]
 )
 def test_draws_have_their_probabilities(name):
     """A chi-squared test of 600 draws for each distribution, at a level of 1e-4."""

@@ -14,13 +14,7 @@ import pytest
 import torch
 
 from pyro_ext.distributions import DiagonalGaussianCluster, PoissonCluster
-from pyro_ext.inference import (
-    AuxiliaryGibbs,
-    MarginalGibbs,
-    SliceSampler,
-    SplitMerge,
-    TreeGuided,
-)
+from pyro_ext.inference import AuxiliaryGibbs, MarginalGibbs, SliceSampler, SplitMerge, TreeGuided
 from pyro_ext.random_measures import GeneralizedGammaProcess, PitmanYor
 from pyro_ext.tutorials.papers import PublishedTreeGuided
 

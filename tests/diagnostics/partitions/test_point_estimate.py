@@ -7,11 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.diagnostics.partitions import (
-    canonical_labels,
-    expected_loss,
-    point_estimate,
-)
+from pyro_ext.diagnostics.partitions import canonical_labels, expected_loss, point_estimate
 from pyro_ext.diagnostics.partitions.estimates import _Search
 
 
