@@ -3,9 +3,7 @@
 from pyro_ext.models.symmetry.axial_pde import XMPP, XCViT
 from pyro_ext.models.symmetry.equations import (
     EQUATIONS,
-    Equation,
     lie_generators,
-    scattered_derivatives,
     simulate,
     validity_pde,
 )
@@ -39,7 +37,6 @@ __all__ = [
     "EQUATIONS",
     "XMPP",
     "AffineField",
-    "Equation",
     "EquivarianceTuner",
     "FlowTransform",
     "FunctionField",
@@ -61,7 +58,6 @@ __all__ = [
     "lie_generators",
     "lipschitz_loss",
     "ortho_loss",
-    "scattered_derivatives",
     "simulate",
     "sobolev_loss",
     "train_generators",

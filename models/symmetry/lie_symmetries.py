@@ -15,7 +15,7 @@ from pyro_ext._lib import checks
 from pyro_ext.inference.training import ShuffledBatches, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
-from pyro_ext.models.symmetry.equations import EQUATIONS, Equation, _equation, validity_pde
+from pyro_ext.models.symmetry.equations import EQUATIONS, validity_pde
 from pyro_ext.models.symmetry.generators import GeneratorLoss, train_generators
 from pyro_ext.nn.generators import GeneratorField
 from pyro_ext.random import seeded
@@ -52,7 +52,7 @@ class LieSymmetries(NamedTuple):
 
 
 def learn_lie_symmetries(
-    equation: Equation | str,
+    equation: str,
     solutions: Tensor,
     num_steps: int = 1000,
     *,
@@ -75,7 +75,7 @@ def learn_lie_symmetries(
     point of which is moved; the paper takes patches of 64 x 64, which are slower and tell as much
     for each point. The learning rate falls to zero along a cosine.
 
-    :param Equation equation: one of ``EQUATIONS``, or its name.
+    :param str equation: a name in ``EQUATIONS``.
     :param Tensor solutions: points ``(x, t, u)``, such as :func:`simulate` gives, at equal
         distances in ``x`` around the circle. **Shape:** ``(num_solutions, num_t, num_x, 3)``.
     :param int num_steps: number of steps of the optimizer.
@@ -103,15 +103,11 @@ def learn_lie_symmetries(
         >>> learned(solutions).shape
         torch.Size([4, 2, 20, 64, 3])
     """
-    equation = _equation(equation)
+    checks.choice("equation", equation, EQUATIONS)
+    law = EQUATIONS[equation]
     solutions = checks.as_tensor(
         "solutions", solutions, "(num_solutions, num_t, num_x, 3)", finite=True
     )
-    if solutions.shape[-1] != 3:
-        raise ValueError(
-            "solutions must have the shape (num_solutions, num_t, num_x, 3), got "
-            f"{tuple(solutions.shape)}"
-        )
     if not isinstance(patch, tuple | list) or len(patch) != 2:
         raise ValueError(f"patch must be two sizes, of t and x, got {patch!r:.80}")
     for axis, (size, least) in enumerate(zip(patch, (3, 5), strict=True)):
@@ -126,14 +122,16 @@ def learn_lie_symmetries(
     checks.integer("flow_steps", flow_steps, 1)
     checks.integer("num_patches", num_patches, batch_size)
     seed = seed_of(seed, training.get("checkpoint"))
-    units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
+    units = torch.tensor([law.scale * law.duration, law.duration, law.scale])
     validity = _Residual(equation, units.to(solutions.device))
     with seeded(seed):
-        field = GeneratorField(3, n, trunk, periods={0: equation.length / float(units[0])})
-        first = [torch.randint(high, (num_patches, 1, 1)) for high in _starts(solutions, patch)]
+        field = GeneratorField(3, n, trunk, periods={0: law.length / float(units[0])})
+        num_solutions, num_t, num_x, _ = solutions.shape
+        starts = num_solutions, num_t - patch[0] + 1, num_x
+        first = [torch.randint(high, (num_patches, 1, 1)) for high in starts]
     field = field.to(solutions.device)
     rows = first[1] + torch.arange(patch[0])[:, None]
-    columns = (first[2] + torch.arange(patch[1])) % solutions.shape[2]
+    columns = (first[2] + torch.arange(patch[1])) % num_x
     patches = (solutions[first[0], rows, columns] / units.to(solutions)).float()
     batches = ShuffledBatches(patches, batch_size=batch_size)
     losses = train_generators(
@@ -154,20 +152,13 @@ def learn_lie_symmetries(
 class _Residual:
     """The validity of patches of solutions, in units."""
 
-    def __init__(self, equation: Equation, units: Tensor) -> None:
+    def __init__(self, equation: str, units: Tensor) -> None:
         self.equation, self.units = equation, units
 
     def __call__(self, moved: Tensor, _: Tensor) -> Tensor:
         return validity_pde(self.equation, moved * self.units).mean(1)
 
     def identity(self) -> list[Any]:
-        """Identify an equation by its name, if it has one, and its numbers."""
-        e = self.equation
-        names = [name for name, known in EQUATIONS.items() if known is e]
-        return [*names, e.length, e.duration, e.scale, *e.orders]
-
-
-def _starts(solutions: Tensor, patch: tuple[int, int]) -> tuple[int, int, int]:
-    """Count the solutions, and the times and points at which a patch can begin."""
-    num_solutions, num_t, num_x, _ = solutions.shape
-    return num_solutions, num_t - patch[0] + 1, num_x
+        """Identify an equation by its name and its numbers."""
+        e = EQUATIONS[self.equation]
+        return [self.equation, e.length, e.duration, e.scale, *e.orders]

@@ -18,8 +18,6 @@ other shrinkage priors.
 """
 
 from pyro_ext.models.wide_networks.gaussian_processes import (
-    MixturePrediction,
-    condition_mixture,
     mixture_kernel,
     network_kernel,
 )
@@ -57,11 +55,9 @@ __all__ = [
     "AsymmetricNetwork",
     "DependentWeightNetwork",
     "EqualJumps",
-    "MixturePrediction",
     "NodeVariances",
     "bernoulli_variances",
     "beta_variances",
-    "condition_mixture",
     "equal_variances",
     "horseshoe_variances",
     "input_covariance",

@@ -1,15 +1,13 @@
-r"""Kernels of infinitely wide networks for GPyTorch, and regression with a mixture of them.
+r"""Kernels of infinitely wide networks for GPyTorch.
 
 Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext._lib.optional import optional_module
@@ -92,92 +90,6 @@ def mixture_kernel(
     nodes = jumps.to(weights), weights, bias_scale * normal[..., -1], drift.to(weights)
     kernels = gpytorch_kernels("mixture_kernel")
     return kernels.FeatureKernel(*nodes, weight_scale**2, bias_scale**2)
-
-
-@dataclass(frozen=True)
-class MixturePrediction:
-    """Predictions of a mixture of Gaussian processes.
-
-    :param Tensor log_evidence: log density of the targets under each process. **Shape:**
-        ``(num_samples,)``.
-    :param Tensor loc: means of each process. **Shape:** ``(num_samples, num_outputs, m)``.
-    :param Tensor variance: variances without noise, common to all outputs. **Shape:**
-        ``(num_samples, m)``.
-    """
-
-    log_evidence: Tensor
-    loc: Tensor
-    variance: Tensor
-
-    @property
-    def weights(self) -> Tensor:
-        """Posterior probabilities of the processes. **Shape:** ``(num_samples,)``."""
-        return self.log_evidence.softmax(0)
-
-    @property
-    def effective_size(self) -> Tensor:
-        """Effective number of processes: the mixture is trusted where it is not small."""
-        return 1.0 / self.weights.square().sum()
-
-    @property
-    def log_marginal(self) -> Tensor:
-        """Log density of the targets under the mixture, a scalar."""
-        return self.log_evidence.logsumexp(0) - math.log(len(self.log_evidence))
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the mixture. **Shape:** ``(num_outputs, m)``."""
-        return (self.weights[:, None, None] * self.loc).sum(0)
-
-    @property
-    def total_variance(self) -> Tensor:
-        """Variance of the mixture, without noise. **Shape:** ``(num_outputs, m)``."""
-        second = self.variance[:, None] + self.loc.square()
-        return (self.weights[:, None, None] * second).sum(0) - self.mean.square()
-
-
-def condition_mixture(
-    covariances: Tensor, targets: Tensor, noise_scale: float
-) -> MixturePrediction:
-    r"""Regression with a mixture of Gaussian processes, by their evidences.
-
-    Draws of a random covariance are reweighted by the density of the targets under each. All
-    outputs share the covariance, so that each is informative about the others.
-
-    :param Tensor covariances: at :math:`n` inputs with targets, then :math:`m` without. **Shape:**
-        ``(num_samples, n + m, n + m)``.
-    :param Tensor targets: **Shape:** ``(num_outputs, n)``.
-    :param float noise_scale: standard deviation of the Gaussian noise of the targets.
-    :returns: the prediction at the :math:`m` inputs.
-
-    Example::
-
-        >>> prediction = condition_mixture(torch.ones(1, 2, 2), torch.tensor([[2.0]]), 1.0)
-        >>> prediction.mean, prediction.total_variance
-        (tensor([[1.0000]]), tensor([[0.5000]]))
-    """
-    checks.number("noise_scale", noise_scale, above=0.0)
-    covariances = checks.as_tensor("covariances", covariances, "(num_samples, n, n)", finite=True)
-    targets = checks.as_tensor("targets", targets, "(num_outputs, n)", finite=True)
-    if covariances.shape[1] != covariances.shape[2]:
-        raise ValueError(
-            f"covariances must have the shape (num_samples, n, n), got {tuple(covariances.shape)}"
-        )
-    number = targets.shape[1]
-    if number > len(covariances[0]):
-        raise ValueError(
-            f"targets must have the shape (num_outputs, n) with n from 1 to {len(covariances[0])}, "
-            f"got {tuple(targets.shape)}"
-        )
-    noise = noise_scale**2 * torch.eye(number).to(covariances)
-    factor = torch.linalg.cholesky(covariances[:, :number, :number] + noise)
-    white = torch.linalg.solve_triangular(factor, targets.mT.to(factor), upper=False)
-    cross = torch.linalg.solve_triangular(factor, covariances[:, :number, number:], upper=False)
-    log_scale = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    size = number * math.log(2.0 * math.pi) / 2.0
-    evidence = -white.square().sum((-2, -1)) / 2.0 - len(targets) * (log_scale + size)
-    prior = covariances[:, number:, number:].diagonal(dim1=-2, dim2=-1)
-    return MixturePrediction(evidence, white.mT @ cross, prior - cross.square().sum(-2))
 
 
 def gpytorch_kernels(user: str) -> ModuleType:

@@ -400,7 +400,6 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.posterior.Context",
             "pyro_ext.posterior.PathfinderPosterior",
             "pyro_ext.models.ensembles.ReferencePosterior",
-            "pyro_ext.models.wide_networks.MixturePrediction",
             "pyro_ext.potential.Plate",
             "pyro_ext.potential.Site",
         ),

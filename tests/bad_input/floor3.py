@@ -353,9 +353,6 @@ def wide_networks() -> dict[str, Call]:
         "bernoulli_variances": call(rate=1.0),
         "beta_variances": call(mass=1.0, concentration=0.5),
         "equal_variances": call(),
-        "condition_mixture": call(
-            covariances=torch.eye(3).expand(2, 3, 3), targets=torch.randn(2, 1), noise_scale=0.5
-        ),
         "horseshoe_variances": call(scale=1.0),
         "input_covariance": call(inputs=inputs, **scales),
         "inverse_gamma_variances": call(concentration=2.0),

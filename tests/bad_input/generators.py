@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.models.symmetry import EQUATIONS, GeneratorLoss, simulate
+from pyro_ext.models.symmetry import GeneratorLoss, simulate
 from pyro_ext.nn import (
     AffineField,
     FlowTransform,
@@ -107,11 +107,8 @@ def generators() -> dict[str, Call]:
 
 def equations() -> dict[str, Call]:
     solutions = simulate("kdv", 2, num_x=16, num_t=8, substeps=2, seed=0)
-    kdv = {name: getattr(EQUATIONS["kdv"], name) for name in EQUATIONS["kdv"].__dataclass_fields__}
     return {
-        "Equation": call(**kdv),
         "simulate": call(equation="kdv", num_solutions=1, num_x=16, num_t=3, substeps=2, seed=0),
-        "scattered_derivatives": call(points=solutions, orders=[2, 3], length=128.0),
         "validity_pde": call(equation="kdv", points=solutions),
         "lie_generators": call(equation="kdv"),
         "learn_lie_symmetries": call(

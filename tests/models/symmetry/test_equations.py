@@ -12,10 +12,10 @@ from pyro_ext.models.symmetry import (
     flow,
     learn_lie_symmetries,
     lie_generators,
-    scattered_derivatives,
     simulate,
     validity_pde,
 )
+from pyro_ext.models.symmetry.equations import scattered_derivatives
 
 
 def graph(function, num_t=7, num_x=9, noise=0.0, length=4.0):
@@ -190,11 +190,9 @@ def test_a_checkpoint_knows_the_equation(tmp_path):
     solutions = simulate("kdv", 1, num_x=16, num_t=8, seed=0)
     options = dict(n=2, patch=(5, 8), batch_size=2, num_patches=4, trunk=4, flow_steps=1)
     options |= dict(seed=0, progress=False, checkpoint=tmp_path / "f")
-    learned = learn_lie_symmetries("kdv", solutions, 1, **options)
+    learn_lie_symmetries("kdv", solutions, 1, **options)
     with pytest.raises(CheckpointError, match="validity"):
         learn_lie_symmetries("nkdv", solutions, 1, **options)
-    with pytest.raises(ValueError, match="points must have the shape"):
-        learned(solutions[0, 0, 0])
 
 
 @pytest.mark.slow

@@ -214,15 +214,9 @@ def test_random_tangent_kernels_have_mean_and_variance_of_theory():
 
 def test_bad_arguments_are_named(subtests):
     for call, message in [
-        (lambda: AsymmetricNetwork(1, 1, torch.ones(2), 0.0), "weight_scale must be .* > 0"),
-        (lambda: AsymmetricNetwork(1, 1, -torch.ones(2)), "variances must be a vector of finite"),
         (
             lambda: network_of(4, 0.3).features(points(4, 5), 5),
             "number must be at most 4, .* got 5",
-        ),
-        (
-            lambda: tangent_kernel(1, torch.ones(2), 1.5),
-            "symmetric_fraction must be .* <= 1, got 1.5",
         ),
         (lambda: tangent_kernel(1, torch.zeros(2), 0.5), "weights must be numbers >= 0"),
     ]:

@@ -1,16 +1,12 @@
-"""Kernels of GPyTorch against covariances, and regression with mixtures against closed forms."""
+"""Kernels of GPyTorch against covariances."""
 
-import math
 import sys
 
-import pyro.distributions as dist
 import pytest
 import torch
-from scipy import special
 
 from pyro_ext.models.wide_networks import (
     beta_variances,
-    condition_mixture,
     equal_variances,
     horseshoe_variances,
     mixture_kernel,
@@ -127,70 +123,6 @@ def test_seeds_fix_kernels():
     assert (first == again).all() and not (first == other).any()
 
 
-def test_one_process_predicts_as_gaussians_do():
-    covariance = network_covariance(INPUTS, 1, 1.3, 0.4)
-    targets = torch.tensor([[0.3, -0.2], [1.0, 0.5], [0.0, 0.1]])
-    prediction = condition_mixture(covariance[None], targets, 0.2)
-    inner = covariance[:2, :2] + 0.04 * torch.eye(2)
-    fn = dist.MultivariateNormal(torch.zeros(2), inner)
-    torch.testing.assert_close(prediction.log_evidence, fn.log_prob(targets).sum()[None])
-    torch.testing.assert_close(prediction.log_marginal, prediction.log_evidence[0])
-    gain = covariance[2:, :2] @ inner.inverse()
-    torch.testing.assert_close(prediction.mean, targets @ gain.T)
-    rest = (covariance[2:, 2:] - gain @ covariance[:2, 2:]).diagonal()
-    torch.testing.assert_close(prediction.total_variance, rest.expand(3, 2))
-    assert float(prediction.effective_size) == 1.0
-
-
-def test_mixtures_weigh_processes_by_evidence():
-    covariances = torch.stack([torch.eye(2), 9.0 * torch.ones(2, 2)])
-    prediction = condition_mixture(covariances, torch.tensor([[3.0]]), 1.0)
-    small, large = (dist.Normal(0.0, math.sqrt(v)).log_prob(torch.tensor(3.0)) for v in (2.0, 10.0))
-    weight = (large - small).sigmoid()
-    torch.testing.assert_close(prediction.weights[1], weight)
-    torch.testing.assert_close(prediction.mean, (weight * 2.7)[None, None])
-    second = (1.0 - weight) * 1.0 + weight * (0.9 + 2.7**2)
-    torch.testing.assert_close(
-        prediction.total_variance, (second - (weight * 2.7) ** 2)[None, None]
-    )
-    size = 1.0 / (weight**2 + (1.0 - weight) ** 2)
-    torch.testing.assert_close(prediction.effective_size, size)
-
-
-@pytest.mark.statistical
-def test_evidence_of_the_horseshoe_limit_is_a_voigt_profile():
-    """A Cauchy output with Gaussian noise. Within 5 standard errors: under 1 seed in 10,000."""
-    covariances = sample_covariances(torch.ones(1, 1), horseshoe_variances(), 4000, seed=0)
-    for target in (0.1, 1.0, 6.0):
-        prediction = condition_mixture(covariances, torch.tensor([[target]]), 0.3)
-        density = prediction.log_evidence.exp()
-        error = 5.0 * float(density.std()) / math.sqrt(4000)
-        expected = special.voigt_profile(target, 0.3, 0.5)
-        assert float(prediction.log_marginal.exp()) == pytest.approx(expected, abs=error)
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_wide_networks_have_the_posterior_of_the_limit():
-    """Predictive means of 20 batches within 5 standard errors: under 1 seed in 1,000 fails."""
-    targets = torch.tensor([[0.8, -0.4]])
-    means = []
-    for width, seed in ((None, 0), (300, 1)):
-        covariances = sample_covariances(
-            INPUTS[:3], beta_variances(), 16_000, width=width, bias_scale=0.4, seed=seed
-        )
-        means.append(
-            torch.stack(
-                [condition_mixture(part, targets, 0.3).mean[0, 0] for part in covariances.chunk(20)]
-            )
-        )
-    error = math.sqrt(sum(float(part.var()) for part in means) / 20)
-    assert abs(float(means[0].mean() - means[1].mean())) < 5.0 * error
-    # Noise does not hide what the mixture adds to the Gaussian process of the same mean.
-    plain = condition_mixture(network_covariance(INPUTS[:3], 1, 1.0, 0.4)[None], targets, 0.3)
-    assert abs(float(means[0].mean() - plain.mean[0, 0])) > 5.0 * error
-
-
 def test_without_gpytorch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpytorch", None)
     for name in ("pyro_ext.models.wide_networks._gpytorch_kernels",):
@@ -200,22 +132,3 @@ def test_without_gpytorch_the_extra_is_named(monkeypatch):
     monkeypatch.delattr(package, "_gpytorch_kernels", raising=False)
     with pytest.raises(ImportError, match=r"pyro-ext\[gp\]"):
         network_kernel()
-
-
-EYE = torch.eye(2)[None]
-
-
-def test_bad_arguments_are_named(subtests):
-    for call, message in [
-        (lambda: condition_mixture(torch.eye(2), torch.ones(1, 1), 1.0), "covariances must have"),
-        (lambda: condition_mixture(torch.eye(2)[None], torch.ones(3), 1.0), "targets must have"),
-        (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 3), 1.0), "targets must have"),
-        (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 1), 0.0), "noise_scale must"),
-        (
-            lambda: condition_mixture(EYE, torch.nan * EYE[0, :1], 1.0),
-            "targets must be fin.* row 0",
-        ),
-        (lambda: condition_mixture(torch.inf * EYE, EYE[0, :1], 1.0), "covariances must be finite"),
-    ]:
-        with subtests.test(message), pytest.raises(ValueError, match=message):
-            call()

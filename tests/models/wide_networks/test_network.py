@@ -199,14 +199,3 @@ def test_outputs_have_the_law_of_their_covariances():
 
 def test_it_is_a_bayesian_module():
     assert isinstance(network_of(equal_variances()), BayesianModule)
-
-
-def test_bad_arguments_are_named(subtests):
-    for arguments, options, message in [
-        ((2, [], 3), {}, "hidden_features must be a list of widths, at least 1"),
-        ((2, [4, 0], 3), {}, r"hidden_features\[1\] must be an integer >= 1, got 0"),
-        ((2, [4], 3), {"weight_scale": 0.0}, "weight_scale must be .* > 0, got 0.0"),
-        ((2, [4], 3), {"bias_scale": -1.0}, "bias_scale must be .* >= 0, got -1.0"),
-    ]:
-        with subtests.test(message), pytest.raises(ValueError, match=message):
-            DependentWeightNetwork(*arguments, horseshoe_variances(), **options)

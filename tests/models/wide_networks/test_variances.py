@@ -11,7 +11,6 @@ from scipy import integrate, stats
 
 from pyro_ext.models.wide_networks import (
     EqualJumps,
-    NodeVariances,
     bernoulli_variances,
     beta_variances,
     equal_variances,
@@ -255,21 +254,8 @@ def test_supports_have_their_bounds():
     assert float(bounded.upper_bound) == 0.25
 
 
-def test_bad_arguments_are_named(subtests):
-    for call, message in [
-        (lambda: inverse_gamma_variances(1.0), "concentration must be .* > 1, got 1.0"),
-        (lambda: scaled_variances(dist.InverseGamma(0.5, 1.0)), "the mean of base must be"),
-        (lambda: bernoulli_variances(0.0), "rate must be .* > 0, got 0.0"),
-        (lambda: beta_variances(-1.0), "mass must be .* > 0, got -1.0"),
-        (lambda: beta_variances(1.0, 0.0), "concentration must be .* > 0, got 0.0"),
-        (lambda: horseshoe_variances(0.0), "scale must be .* > 0, got 0.0"),
-        (lambda: regularized_horseshoe_variances(1.0, 0.0), "slab must be .* > 0, got 0.0"),
-        (lambda: NodeVariances(dist.Delta, drift=-1.0), "drift must be .* >= 0, got -1.0"),
-        (lambda: EqualJumps(1.0, -1.0), "size must be .* > 0, got -1.0"),
-        (
-            lambda: measure_variances(GeneralizedGammaProcess(torch.ones(2), 0.5, 1.0)),
-            r"measure must have no batch shape, got \(2,\)",
-        ),
-    ]:
-        with subtests.test(message), pytest.raises(ValueError, match=message):
-            call()
+def test_laws_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="the mean of base must be"):
+        scaled_variances(dist.InverseGamma(0.5, 1.0))
+    with pytest.raises(ValueError, match=r"measure must have no batch shape, got \(2,\)"):
+        measure_variances(GeneralizedGammaProcess(torch.ones(2), 0.5, 1.0))
