@@ -257,7 +257,7 @@ READER = {
         lambda k: run(k, X),
     ),
     "AuxiliaryGibbs(prior, model)": ({"prior": PROCESS, "model": location}, lambda k: run(k, Y)),
-    "FrequencyModel(beta_prime_prior())": ({}, lambda m: run_model(m.with_tilt, TABLE)),
+    "FrequencyModel(beta_prime_prior)": ({}, lambda m: run_model(m.with_scaled_tilt, TABLE)),
     "GraphModel(bfry_weights(num_nodes))": ({"num_nodes": 30}, None),
     "IndependenceMetropolis(model)": ({"model": location}, lambda k: run(k, Y)),
     'Gibbs([(NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])])': (

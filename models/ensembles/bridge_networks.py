@@ -99,23 +99,13 @@ class BridgeNetwork(nn.Module):
         logits: Tensor = self.head(torch.cat(features, 1) if len(features) > 1 else features[0])
         return logits.log_softmax(-1)
 
-    @torch.no_grad()
-    def run_ends(self, inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Features and logits of the ends, from one pass through each.
-
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :returns: a list of features and one of logits.
-        """
-        inputs = _as_inputs(inputs, self)
-        return _run(self.ends, self.features, inputs)
-
     def log_prob(self, inputs: Tensor) -> Tensor:
         """Log probabilities of the classes.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(n, classes)``.
         """
-        features, _ = self.run_ends(inputs)
+        features, _ = _run(self.ends, self.features, _as_inputs(inputs, self))
         log_prob: Tensor = self(*features)
         return log_prob
 
@@ -137,7 +127,7 @@ class BridgeNetwork(nn.Module):
         repulsion = checks.number("repulsion", repulsion, least=0.0)
         if mixup_alpha:
             inputs = _mixed(inputs, mixup_alpha)
-        features, logits = self.run_ends(inputs)
+        features, logits = _run(self.ends, self.features, inputs)
         log_prob = self(*features)
         with torch.no_grad():
             target = self.target(inputs).log_softmax(-1)
@@ -221,6 +211,7 @@ def _as_inputs(inputs: Any, module: nn.Module) -> Tensor:
     return checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
 
 
+@torch.no_grad()
 def _run(
     modules: Iterable[nn.Module], name: Features, inputs: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,7 +14,7 @@ from pyro_ext.models.molecules.likelihood import (
     ensemble_prediction,
     potential_loss,
 )
-from pyro_ext.models.molecules.race import RACE, Prediction, polynomial_envelope
+from pyro_ext.models.molecules.race import RACE, Prediction
 from pyro_ext.models.molecules.structures import (
     Neighbors,
     all_pairs,
@@ -47,7 +47,6 @@ __all__ = [
     "ensemble_prediction",
     "molecule_frames",
     "periodic_neighbors",
-    "polynomial_envelope",
     "potential_loss",
     "predictive_moments",
     "training_region",

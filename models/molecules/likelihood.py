@@ -22,7 +22,6 @@ _SETTINGS = (
     "species",
     "cutoff",
     "num_radial",
-    "envelope_power",
     "num_neighbors",
     "covariance",
     "extensive",

@@ -41,35 +41,14 @@ class Prediction(NamedTuple):
     virial: Tensor
 
 
-def polynomial_envelope(x: Tensor, power: int = 2) -> Tensor:
-    r"""A polynomial that goes from one at zero to zero at one, where its slope is zero too.
-
-    .. math:: 1 - \tfrac{(p + 1)(p + 2)}{2} x^p + p (p + 2) x^{p + 1}
-              - \tfrac{p (p + 1)}{2} x^{p + 2}
-
-    :param Tensor x: distances over the cutoff; the envelope is zero from one on.
-    :param int power: :math:`p`.
-
-    Example::
-
-        >>> polynomial_envelope(torch.tensor([0.0, 0.5, 1.0, 2.0]))
-        tensor([1.0000, 0.3125, 0.0000, 0.0000])
-    """
-    x = checks.as_tensor("x", x, finite=True, allow_empty=True)
-    p = checks.integer("power", power, 1)
-    inside = x.clamp(max=1.0)
-    value = 1.0 - inside**p * (
-        (p + 1) * (p + 2) / 2 - p * (p + 2) * inside + p * (p + 1) / 2 * inside.square()
-    )
-    return torch.where(x < 1.0, value, torch.zeros_like(value))
-
-
-def _bessel(distance: Tensor, cutoff: float, num_features: int, power: int) -> Tensor:
-    """The features of distances above zero."""
+def _bessel(distance: Tensor, cutoff: float, num_features: int) -> Tensor:
+    """The features of distances above zero, times an envelope that is zero from the cutoff on."""
     orders = torch.arange(1, num_features + 1)
     angles = distance[..., None] * (orders.to(distance) * (math.pi / cutoff))
-    envelope = math.sqrt(2.0 / cutoff) * polynomial_envelope(distance / cutoff, power) / distance
-    return angles.sin() * envelope[..., None]
+    inside = (distance / cutoff).clamp(max=1.0)
+    envelope = 1.0 - inside.square() * (6.0 - 8.0 * inside + 3.0 * inside.square())
+    envelope = torch.where(inside < 1.0, envelope, torch.zeros_like(envelope))
+    return angles.sin() * (math.sqrt(2.0 / cutoff) * envelope / distance)[..., None]
 
 
 class _Layer(nn.Module):
@@ -161,7 +140,6 @@ class RACE(nn.Module):
     :param int num_layers: how many layers.
     :param int num_radial: Bessel functions of a distance.
     :param int radial_hidden: width of the two hidden layers of networks of a distance.
-    :param int envelope_power: of :func:`polynomial_envelope`.
     :param float num_neighbors: by which sums over neighbors are divided.
     :param str covariance: ``"invariant"`` or ``"equivariant"``.
     :param bool extensive: whether the variance of the energy is a sum over atoms.
@@ -195,7 +173,6 @@ class RACE(nn.Module):
         num_layers: int = 3,
         num_radial: int = 12,
         radial_hidden: int = 32,
-        envelope_power: int = 2,
         num_neighbors: float = 5.0,
         covariance: str = "invariant",
         extensive: bool = False,
@@ -207,7 +184,6 @@ class RACE(nn.Module):
         num_layers = checks.integer("num_layers", num_layers, 1)
         self.num_radial = checks.integer("num_radial", num_radial, 1)
         hidden = checks.integer("radial_hidden", radial_hidden, 1)
-        self.envelope_power = checks.integer("envelope_power", envelope_power, 1)
         self.num_neighbors = checks.number("num_neighbors", num_neighbors, above=0)
         checks.choice("covariance", covariance, ("invariant", "equivariant"))
         self.covariance = covariance
@@ -342,7 +318,7 @@ class RACE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Energies, log variances and heads of forces, of vectors to neighbors ``(3, k, n, b)``."""
         distances = vectors.square().sum(0).sqrt()
-        features = _bessel(distances, self.cutoff, self.num_radial, self.envelope_power)
+        features = _bessel(distances, self.cutoff, self.num_radial)
         scaled = features.movedim(-1, 0) * math.sqrt(self.cutoff)
         edges = _Edges(index, vectors / distances, scaled, 1.0 / self.num_neighbors)
         scalars = self.embedding[places].mT[..., None].expand(-1, -1, vectors.shape[-1])

@@ -19,6 +19,7 @@ from pyro_ext.random import fresh_seed
 Kernel = Literal["rbf", "matern", "periodic"]
 
 _MATERN_SMOOTHNESS = 2.5
+_AMPLITUDES, _PERIODS = (0.1, 1.0), (0.1, 0.5)
 _STUDENT_DEGREES = 2.1
 
 
@@ -27,7 +28,8 @@ class GPTasks:
     r"""Functions from Gaussian processes whose kernels are random too, as in [4].
 
     Each task has its own length scale :math:`\ell`, amplitude :math:`a` and period :math:`p`, drawn
-    uniformly. The kernels of GPyTorch are, with the distance :math:`d`,
+    uniformly, the latter two from (0.1, 1) and (0.1, 0.5); inputs are from -2 to 2. The kernels of
+    GPyTorch are, with the distance :math:`d`,
 
     - ``"rbf"``: :math:`a^2 \exp(-d^2 / 2 \ell^2)`,
     - ``"matern"``: the Matern kernel of smoothness 5/2,
@@ -45,9 +47,6 @@ class GPTasks:
     :param int num_target: number of points that are asked for; by default it is drawn.
     :param int max_points: number of all points, at most, where that of targets is drawn.
     :param tuple lengthscale: range of :math:`\ell`.
-    :param tuple amplitude: range of :math:`a`.
-    :param tuple period: range of :math:`p`.
-    :param tuple input_range: range of inputs.
     :param float noise: standard deviation of the normal noise.
     :param float student_noise: the largest scale of Student's t noise.
     :param torch.dtype dtype: floating type of the tasks.
@@ -69,9 +68,6 @@ class GPTasks:
     num_target: int | None = None
     max_points: int = 50
     lengthscale: tuple[float, float] = (0.1, 0.6)
-    amplitude: tuple[float, float] = (0.1, 1.0)
-    period: tuple[float, float] = (0.1, 0.5)
-    input_range: tuple[float, float] = (-2.0, 2.0)
     noise: float = 0.02
     student_noise: float = 0.0
     dtype: torch.dtype = torch.float32
@@ -90,9 +86,7 @@ class GPTasks:
                 f"targets, whose number is drawn; got {given}"
             )
         checks.optional(checks.integer, "num_target", self.num_target, 1)
-        for argument in ("lengthscale", "amplitude", "period"):
-            check_range(argument, getattr(self, argument), above=0)
-        check_range("input_range", self.input_range)
+        check_range("lengthscale", self.lengthscale, above=0)
         checks.number("noise", self.noise, above=0)
         checks.number("student_noise", self.student_noise, least=0)
 
@@ -109,7 +103,7 @@ class GPTasks:
         if num_target is None:
             num_target = number_between(generator, 3, self.max_points - num_context - 1)
         shape = (self.num_tasks, num_context + num_target, self.x_dim)
-        inputs = torch.from_numpy(generator.uniform(*self.input_range, size=shape))
+        inputs = torch.from_numpy(generator.uniform(-2.0, 2.0, size=shape))
         outputs = self._functions(inputs, generator)
         return split_batch(inputs.to(self.dtype), outputs.to(self.dtype), num_context)
 
@@ -155,7 +149,7 @@ class GPTasks:
         def drawn(bounds: tuple[float, float]) -> Tensor:
             return torch.from_numpy(generator.uniform(*bounds, size=len(inputs)))
 
-        hyperparameters = [drawn(b) for b in (self.lengthscale, self.amplitude, self.period)]
+        hyperparameters = [drawn(b) for b in (self.lengthscale, _AMPLITUDES, _PERIODS)]
         covariance = self.covariance(inputs, *hyperparameters)
         covariance.diagonal(dim1=-2, dim2=-1).add_(self.noise**2)
         shape = (*inputs.shape[:2], 1)
@@ -271,6 +265,9 @@ class ImageTasks:
 Floats = npt.NDArray[np.float64]
 
 _MAX_TRIALS = 1000
+_RATES = (0.01, 0.5, 1.0, 0.01)  # of births and deaths of predators, then of prey
+_START = (50, 100)  # predators and prey, to which a rounded standard normal number is added
+_TIME_SCALE, _POPULATION_SCALE = 0.1, 0.01
 
 
 @dataclass(frozen=True)
@@ -279,7 +276,8 @@ class PredatorPreyTasks:
 
     With :math:`X` predators and :math:`Y` prey, events are births and deaths of predators with the
     rates :math:`0.01 XY` and :math:`0.5 X`, and of prey with :math:`Y` and :math:`0.01 XY`. Inputs
-    are times, outputs are both populations, predators first. Points are events drawn uniformly
+    are times / 10, outputs are both populations / 100, predators first, of which there are about 50
+    and 100 at the start. Points are events drawn uniformly
     out of a course. Courses on which a population dies out are drawn again.
 
     :param int num_tasks: number of courses in a batch.
@@ -291,11 +289,6 @@ class PredatorPreyTasks:
     :param int num_target: number of points that are asked for; by default drawn uniformly, at least
         15.
     :param int max_points: number of all points, at most.
-    :param tuple rates: of the four events.
-    :param tuple start: predators and prey at the start, to which a rounded standard normal number
-        is added.
-    :param float time_scale: what times are multiplied by.
-    :param float population_scale: what populations are multiplied by.
     :param torch.dtype dtype: floating type of the tasks.
 
     [6] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
@@ -315,10 +308,6 @@ class PredatorPreyTasks:
     num_context: int | None = None
     num_target: int | None = None
     max_points: int = 100
-    rates: tuple[float, float, float, float] = (0.01, 0.5, 1.0, 0.01)
-    start: tuple[int, int] = (50, 100)
-    time_scale: float = 0.1
-    population_scale: float = 0.01
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -330,14 +319,6 @@ class PredatorPreyTasks:
         checks.optional(checks.integer, "num_context", self.num_context, 1)
         checks.optional(checks.integer, "num_target", self.num_target, 1)
         checks.optional(checks.number, "duration", self.duration, above=0)
-        for argument, length in (("rates", 4), ("start", 2)):
-            values = getattr(self, argument)
-            if len(checks.sequence(argument, values, f"{length} numbers")) != length:
-                raise ValueError(f"{argument} must be {length} numbers, got {values!r:.80}")
-            for i, value in enumerate(values):
-                checks.number(f"{argument}[{i}]", value, above=0)
-        checks.number("time_scale", self.time_scale, above=0)
-        checks.number("population_scale", self.population_scale, above=0)
 
     def __call__(self, seed: int | None = None) -> Batch:
         """Draw a batch of tasks, as :class:`GPTasks` do."""
@@ -353,7 +334,7 @@ class PredatorPreyTasks:
             torch.tensor(np.stack(parts), dtype=self.dtype) for parts in zip(*pieces, strict=True)
         )
         return split_batch(
-            inputs[..., None] * self.time_scale, outputs * self.population_scale, num_context
+            inputs[..., None] * _TIME_SCALE, outputs * _POPULATION_SCALE, num_context
         )
 
     def course(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
@@ -366,11 +347,11 @@ class PredatorPreyTasks:
         from pyro_ext.models.neural_processes._predator_prey_loops import simulate
 
         noise = np.rint(generator.standard_normal(2)).astype(int)
-        predators, prey = (max(int(a + b), 1) for a, b in zip(self.start, noise, strict=True))
+        predators, prey = (max(int(a + b), 1) for a, b in zip(_START, noise, strict=True))
         times, populations = simulate(
             predators,
             prey,
-            np.asarray(self.rates),
+            np.asarray(_RATES),
             generator.standard_exponential(self.num_events),
             generator.random(self.num_events),
         )
@@ -392,7 +373,7 @@ class PredatorPreyTasks:
                 chosen = generator.choice(len(times), number, replace=False)
                 return times[chosen] - begin, populations[chosen]
         raise ValueError(
-            f"rates and start must let both populations live for {self.num_events} events, of "
-            f"which {number} are in the piece of the duration; none of {_MAX_TRIALS} courses did, "
-            f"with rates={self.rates}, start={self.start} and duration={self.duration}"
+            f"num_events must be such that both populations live so long, got {self.num_events}, "
+            f"and duration such that {number} of them are within it, got {self.duration}; none of "
+            f"{_MAX_TRIALS} courses was so"
         )

@@ -9,14 +9,11 @@ Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -42,156 +39,88 @@ from pyro_ext.random_measures import (
 from pyro_ext.random_measures.cluster_counts import as_table
 
 
-def generalized_bfry_prior(
-    mass: TorchDistribution | None = None,
-    discount: TorchDistribution | None = None,
-    excess: TorchDistribution | None = None,
-) -> Callable[[], NormalizedRandomMeasure]:
+def generalized_bfry_prior() -> NormalizedRandomMeasure:
     r"""Prior of a normalized generalized BFRY process, with two power laws [2].
 
-    The index at infinity exceeds the discount: it is ``discount + excess``.
-
-    :param mass: distribution of :math:`\eta`, by default log-normal with median 150 and a factor of
-        :math:`e^3`.
-    :param discount: distribution of :math:`\sigma`, by default uniform.
-    :param excess: distribution of :math:`\tau - \sigma`, by default log-normal with median 1 and a
-        factor of :math:`e`, as in [2].
-    :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
+    The index at infinity exceeds the discount: it is ``discount + excess``. The sites are
+    ``"mass"``, :math:`\eta`, log-normal with median 150 and a factor of :math:`e^3`;
+    ``"discount"``, :math:`\sigma`, uniform; and ``"excess"``, :math:`\tau - \sigma`, log-normal
+    with median 1 and a factor of :math:`e`, as in [2].
 
     Example::
 
-        >>> prior = generalized_bfry_prior(mass=dist.Gamma(2.0, 0.1))
-        >>> prior().index_at_zero < 1.0
+        >>> generalized_bfry_prior().index_at_zero < 1.0
         tensor(True)
     """
-    return _prior(_generalized_bfry, mass=mass, discount=discount, excess=excess)
-
-
-def beta_prime_prior(
-    mass: TorchDistribution | None = None,
-    discount: TorchDistribution | None = None,
-    excess: TorchDistribution | None = None,
-) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized beta prime process, with two power laws [2].
-
-    :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
-    :param discount: distribution of :math:`\sigma`.
-    :param excess: distribution of :math:`\tau - \sigma`.
-    :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
-
-    Example::
-
-        >>> beta_prime_prior()().log_eppf([1])
-        tensor(0.)
-    """
-    return _prior(_beta_prime, mass=mass, discount=discount, excess=excess)
-
-
-def pareto_mixture_prior(
-    mass: TorchDistribution | None = None,
-    discount: TorchDistribution | None = None,
-    excess: TorchDistribution | None = None,
-    pareto_mass: TorchDistribution | None = None,
-    pareto_scale: TorchDistribution | None = None,
-) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [2].
-
-    :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
-    :param discount: distribution of :math:`\sigma`.
-    :param excess: distribution of :math:`\tau - \sigma`.
-    :param pareto_mass: distribution of :math:`\beta`, by default that of the mass.
-    :param pareto_scale: distribution of :math:`w_0`, by default as of ``excess``.
-    :returns: a model with the sites ``"mass"``, ``"discount"``, ``"excess"``, ``"pareto_mass"`` and
-        ``"pareto_scale"``.
-
-    Example::
-
-        >>> round(abs(float(pareto_mixture_prior()().log_eppf([1]))), 9)
-        0.0
-    """
-    pareto: Any = {"pareto_mass": pareto_mass, "pareto_scale": pareto_scale}
-    return _prior(_pareto_mixture, mass=mass, discount=discount, excess=excess, **pareto)
-
-
-def generalized_gamma_prior(
-    mass: TorchDistribution | None = None, discount: TorchDistribution | None = None
-) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized generalized gamma process, with one power law.
-
-    :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
-    :param discount: distribution of :math:`\sigma`.
-    :returns: a model with the sites ``"mass"`` and ``"discount"``.
-
-    Example::
-
-        >>> generalized_gamma_prior()().log_eppf([1])
-        tensor(0.)
-    """
-    return _prior(_generalized_gamma, mass=mass, discount=discount)
-
-
-def pitman_yor_prior(
-    concentration: TorchDistribution | None = None, discount: TorchDistribution | None = None
-) -> Callable[[], PitmanYor]:
-    r"""Prior of a Pitman-Yor process, with one power law.
-
-    :param concentration: distribution of :math:`\theta`, by default that of a mass.
-    :param discount: distribution of :math:`\sigma`, by default uniform.
-    :returns: a model with the sites ``"concentration"`` and ``"discount"``.
-
-    Example::
-
-        >>> pitman_yor_prior()().log_eppf([1])
-        tensor(0.)
-    """
-    return _prior(_pitman_yor, concentration=concentration, discount=discount)
-
-
-# What priors call is a function of the module each, so that models can be sent to other processes.
-
-
-def _prior(make: Callable[..., Any], **given: TorchDistribution | None) -> Callable[[], Any]:
-    for name, one in given.items():
-        checks.optional(
-            checks.instance, name, one, TorchDistributionMixin, "a distribution or None"
-        )
-    return partial(_sampled, make, given)
-
-
-def _sampled(make: Callable[..., Any], given: Mapping[str, TorchDistribution | None]) -> Any:
-    """Make what depends on hyperparameters that are sampled in turn."""
-    return make(*(pyro.sample(name, one or _default(name)) for name, one in given.items()))
-
-
-def _default(name: str) -> TorchDistribution:
-    if name == "discount":
-        return dist.Beta(1.0, 1.0)
-    if name in ("excess", "pareto_scale"):
-        return dist.LogNormal(0.0, 1.0)
-    return dist.LogNormal(5.0, 3.0)  # of masses
-
-
-def _generalized_bfry(mass: Tensor, discount: Tensor, excess: Tensor) -> Any:
+    mass, discount, excess = _hyperparameters("mass", "discount", "excess")
     return GeneralizedBFRYProcess(mass, discount, discount + excess).normalize()
 
 
-def _beta_prime(mass: Tensor, discount: Tensor, excess: Tensor) -> Any:
+def beta_prime_prior() -> NormalizedRandomMeasure:
+    """Prior of a normalized beta prime process, with two power laws [2].
+
+    The sites are those of :func:`generalized_bfry_prior`.
+
+    Example::
+
+        >>> round(abs(float(beta_prime_prior().log_eppf([1]))), 9)
+        0.0
+    """
+    mass, discount, excess = _hyperparameters("mass", "discount", "excess")
     return BetaPrimeProcess(mass, discount, discount + excess).normalize()
 
 
-def _pareto_mixture(
-    mass: Tensor, discount: Tensor, excess: Tensor, pareto_mass: Tensor, pareto_scale: Tensor
-) -> Any:
-    pareto = pareto_mass, pareto_scale, discount + excess
-    return ParetoMixtureProcess(mass, discount, 1.0, *pareto).normalize()
+def pareto_mixture_prior() -> NormalizedRandomMeasure:
+    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [2].
+
+    The sites are those of :func:`generalized_bfry_prior`, ``"pareto_mass"``, :math:`\beta`, with
+    the distribution of the mass, and ``"pareto_scale"``, :math:`w_0`, with that of the excess.
+
+    Example::
+
+        >>> round(abs(float(pareto_mixture_prior().log_eppf([1]))), 9)
+        0.0
+    """
+    names = ("mass", "discount", "excess", "pareto_mass", "pareto_scale")
+    mass, discount, excess, pareto_mass, scale = _hyperparameters(*names)
+    measure = ParetoMixtureProcess(mass, discount, 1.0, pareto_mass, scale, discount + excess)
+    return measure.normalize()
 
 
-def _generalized_gamma(mass: Tensor, discount: Tensor) -> Any:
+def generalized_gamma_prior() -> NormalizedRandomMeasure:
+    """Prior of a normalized generalized gamma process, with one power law.
+
+    The sites are ``"mass"`` and ``"discount"``, as of :func:`generalized_bfry_prior`.
+
+    Example::
+
+        >>> round(abs(float(generalized_gamma_prior().log_eppf([1]))), 9)
+        0.0
+    """
+    mass, discount = _hyperparameters("mass", "discount")
     return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
 
 
-def _pitman_yor(concentration: Tensor, discount: Tensor) -> PitmanYor:
+def pitman_yor_prior() -> PitmanYor:
+    r"""Prior of a Pitman-Yor process, with one power law.
+
+    The sites are ``"concentration"``, :math:`\theta`, with the distribution of a mass, and
+    ``"discount"``, as of :func:`generalized_bfry_prior`.
+
+    Example::
+
+        >>> round(abs(float(pitman_yor_prior().log_eppf([1]))), 9)
+        0.0
+    """
+    concentration, discount = _hyperparameters("concentration", "discount")
     return PitmanYor(discount, concentration)
+
+
+def _hyperparameters(*names: str) -> list[Tensor]:
+    """Draw the sites of a prior."""
+    laws = {"discount": dist.Beta(1.0, 1.0)}
+    laws |= dict.fromkeys(("excess", "pareto_scale"), dist.LogNormal(0.0, 1.0))
+    return [pyro.sample(name, laws.get(name, dist.LogNormal(5.0, 3.0))) for name in names]
 
 
 _SITE = "counts"
@@ -201,15 +130,14 @@ _NUM_NEWTON_STEPS = 2
 class FrequencyModel:
     r"""Sizes of the clusters of samples of a normalized random measure [2].
 
-    It comes in three forms, each of which is a Pyro model, with the same posterior of the sites of
+    It comes in two forms, each of which is a Pyro model, with the same posterior of the sites of
     the prior:
 
     * the model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
       normalized measure is an integral over an auxiliary variable, by quadrature: it is for small
       data, for draws of data and for calibration.
-    * :meth:`with_tilt` has the auxiliary variable as a site, ``"tilt"``, which makes the likelihood
-      some hundred times faster.
-    * :meth:`with_scaled_tilt` has it in units that go with the measure, and is the one to sample:
+    * :meth:`with_scaled_tilt` has the auxiliary variable as a site, in units that go with the
+      measure. It is some hundred times faster, and the one to sample:
       ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
@@ -221,11 +149,11 @@ class FrequencyModel:
         >>> from pyro_ext.models.nonparametric import generalized_bfry_prior
         >>> from pyro_ext.potential import Potential
         >>> from pyro_ext.random_measures import frequency_table
-        >>> model = FrequencyModel(generalized_bfry_prior())
+        >>> model = FrequencyModel(generalized_bfry_prior)
         >>> table = frequency_table([40, 9, 3, 2, 1, 1, 1])
-        >>> potential = Potential(model.with_tilt, table)
+        >>> potential = Potential(model.with_scaled_tilt, table)
         >>> sorted(potential.sites)
-        ['discount', 'excess', 'mass', 'tilt']
+        ['discount', 'excess', 'mass', 'scaled_tilt']
     """
 
     def __init__(self, prior: Process | Callable[[], Process]) -> None:
@@ -252,28 +180,13 @@ class FrequencyModel:
         value: Tensor = pyro.sample(_SITE, FrequencyCounts(process, number, num_rows), obs=table)
         return value
 
-    def with_tilt(self, table: Tensor) -> None:
-        r"""Run the model on data, with the auxiliary variable :math:`u` as the site ``"tilt"``.
-
-        A Pitman-Yor process has none, and its likelihood is a closed form.
-
-        :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
-        :raises TypeError: where the prior returns something else than it should.
-        """
-        table = _check_table(table)
-        process, (sizes, numbers) = process_of(self.prior), table.unbind(-1)
-        if isinstance(process, PitmanYor):
-            log_density = _log_closed(process, table)
-        else:
-            log_density = process.log_joint(sizes, _positive("tilt").double(), numbers)
-        _count(table, log_density, process)
-
     def with_scaled_tilt(self, table: Tensor) -> None:
         r"""Run the model on data, with the auxiliary variable in units that go with the measure.
 
         The site is ``"scaled_tilt"``, :math:`r = u / u_0`, where :math:`u_0` is about the tilt at
         which as many clusters are expected as there are. It depends little on the hyperparameters,
-        while :math:`u` spans many powers of ten with them; ``"tilt"`` is a deterministic site.
+        while :math:`u` spans many powers of ten with them; ``"tilt"`` is a deterministic site. A
+        Pitman-Yor process has neither, and its likelihood is a closed form.
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
@@ -299,7 +212,7 @@ class FrequencyModel:
 
             >>> from pyro_ext.models.nonparametric import pitman_yor_prior
             >>> values = {"concentration": torch.tensor(2.0), "discount": torch.tensor(0.5)}
-            >>> FrequencyModel(pitman_yor_prior()).process(values)
+            >>> FrequencyModel(pitman_yor_prior).process(values)
             PitmanYor(discount=0.5, concentration=2.0)
         """
         with poutine.block(), poutine.condition(data=dict(values or {})):
@@ -327,7 +240,7 @@ class FrequencyModel:
 
             >>> from pyro_ext.models.nonparametric import pitman_yor_prior
             >>> samples = {"concentration": torch.rand(3), "discount": torch.rand(3)}
-            >>> tables = FrequencyModel(pitman_yor_prior()).predictive(samples, 50)
+            >>> tables = FrequencyModel(pitman_yor_prior).predictive(samples, 50)
             >>> [int(table.prod(-1).sum()) for table in tables]
             [50, 50, 50]
         """

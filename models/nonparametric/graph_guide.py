@@ -3,7 +3,6 @@
 Numbers in brackets are those of the papers in the docstring of the package.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoGuide, init_to_median
+from pyro.infer.autoguide import AutoDelta, init_to_median
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -32,10 +31,10 @@ from pyro_ext.models.nonparametric.graph_model import (
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
 from pyro_ext.random import fresh_seed, seeded
 
+_OWN_PROPORTION = 0.9  # of a node in the community where it starts
 
-def spectral_memberships(
-    graph: SimpleGraph, num_communities: int, *, proportion: float = 0.9, seed: int = 0
-) -> Tensor:
+
+def spectral_memberships(graph: SimpleGraph, num_communities: int, *, seed: int = 0) -> Tensor:
     r"""Memberships from regularized spectral clustering [4].
 
     Nodes are clustered by the directions of their rows in the largest eigenvectors of
@@ -44,7 +43,6 @@ def spectral_memberships(
 
     :param SimpleGraph graph: the graph.
     :param int num_communities: two at least, and fewer than there are nodes.
-    :param float proportion: of a node in its own community; the rest is spread over the others.
     :param int seed: of the start of eigenvectors and clusters.
     :returns: **Shape:** ``(num_nodes, num_communities)``.
     :raises ImportError: without scikit-learn; names the extra.
@@ -70,7 +68,6 @@ def spectral_memberships(
             f"num_communities must be less than the number of nodes, {graph.num_nodes}, got "
             f"{num_communities}"
         )
-    checks.number("proportion", proportion, above=1 / num_communities, below=1)
     degrees = graph.degrees.cpu().double().numpy()
     root = 1.0 / np.sqrt(degrees + max(degrees.mean(), 1e-12))
     first, second = graph.edges.cpu().numpy().T
@@ -81,9 +78,9 @@ def spectral_memberships(
     _, vectors = eigsh((half + half.T).tocsr(), k=num_communities, which="LA", v0=start)
     rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     labels = cluster.KMeans(num_communities, n_init=10, random_state=seed).fit(rows).labels_
-    rest = (1.0 - proportion) / (num_communities - 1)
+    rest = (1.0 - _OWN_PROPORTION) / (num_communities - 1)
     memberships = torch.full(shape[:1] + (num_communities,), rest)
-    memberships[torch.arange(graph.num_nodes), torch.from_numpy(labels).long()] = proportion
+    memberships[torch.arange(graph.num_nodes), torch.from_numpy(labels).long()] = _OWN_PROPORTION
     return memberships.to(graph.edges.device)
 
 
@@ -96,8 +93,8 @@ class GraphGuide(PyroModule):
     r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [3].
 
     Weights are gamma variables, rectified at the end of the prior's support where it has one.
-    Hyperparameters are points, as in [3], or what another guide makes of them. Memberships are
-    Dirichlet, which are normalized gamma variables, and rates of communities are gamma variables.
+    Hyperparameters are points, as in [3]. Memberships are Dirichlet, which are normalized gamma
+    variables, and rates of communities are gamma variables.
 
     It draws once at a time: :class:`~pyro.infer.Trace_ELBO` takes several particles, but not with
     ``vectorize_particles``.
@@ -107,8 +104,6 @@ class GraphGuide(PyroModule):
 
     :param GraphModel model: the model.
     :param SimpleGraph graph: the graph.
-    :param hyperparameters: makes a guide of the prior; by default
-        :class:`~pyro.infer.autoguide.AutoDelta`.
     :param Tensor memberships: where memberships start, rows that sum to one, such as
         :func:`spectral_memberships` finds them; by default at random, which seldom ends well.
         **Shape:** ``(num_nodes, num_communities)``.
@@ -131,12 +126,9 @@ class GraphGuide(PyroModule):
         model: GraphModel,
         graph: SimpleGraph,
         *,
-        hyperparameters: Callable[[Callable[..., Any]], AutoGuide] | None = None,
         memberships: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        wanted = "a function that makes a guide"
-        checks.optional(checks.function, "hyperparameters", hyperparameters, wanted)
         checks.instance("model", model, GraphModel, "a GraphModel")
         checks.instance("graph", graph, SimpleGraph, "a SimpleGraph")
         check_num_nodes(model.prior, graph)
@@ -145,8 +137,7 @@ class GraphGuide(PyroModule):
             self.model, self.graph, self.seed = model, graph, seed
             self._next_seed = seed
             self.losses: list[float] = []
-            make = hyperparameters or (lambda prior: AutoDelta(prior, init_loc_fn=init_to_median))
-            self.hyperparameters = make(model.prior)
+            self.hyperparameters = AutoDelta(model.prior, init_loc_fn=init_to_median)
             with poutine.block(), torch.no_grad():
                 self.high = getattr(model.prior(), "high", None)
             degrees = graph.degrees.to(torch.get_default_dtype())

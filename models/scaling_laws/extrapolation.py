@@ -83,13 +83,9 @@ class Extrapolation:
 
         :param Tensor y: **Shape:** ``(num_queries,)``.
         """
-        values = checks.as_tensor(
-            "y", y, "(num_queries,)", like=self.prediction.logits, finite=True
-        ).to(self.prediction.logits)
-        if values.shape != self.query.shape:
-            raise ValueError(
-                f"y must have the shape {tuple(self.query.shape)}, got {checks.shown(y)}"
-            )
+        logits = self.prediction.logits
+        shape = f"({len(self.query)},)"
+        values = checks.as_tensor("y", y, shape, like=logits, finite=True).to(logits)
         return self.prediction.log_prob(values / self.scale) - torch.tensor(self.scale).log()
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":

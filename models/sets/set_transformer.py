@@ -119,12 +119,9 @@ class SetTransformer(nn.Module):
             "x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own
         )
         if mask is not None:
-            mask = checks.as_tensor("mask", mask, kind="booleans", allow_empty=True).to(own.device)
-            if mask.shape != hidden.shape[:-1]:
-                raise ValueError(
-                    f"mask must have the shape {tuple(hidden.shape[:-1])} of the sets in x, got "
-                    f"{tuple(mask.shape)}"
-                )
+            shape = str(tuple(hidden.shape[:-1]))
+            mask = checks.as_tensor("mask", mask, shape, kind="booleans", allow_empty=True)
+            mask = mask.to(own.device)
             hidden = hidden.masked_fill(~mask[..., None], 0)
         checks.all_finite("x", hidden)
         for block in self.encoder:

@@ -112,11 +112,8 @@ def lipschitz_loss(
     values = field_values(values)
     checks.number("threshold", threshold, least=0)
     if points is not None:
-        points = as_floating(checks.as_tensor("points", points, finite=True))
-        if points.shape != values.shape[1:]:
-            raise ValueError(
-                f"points must have the shape {tuple(values.shape[1:])}, got {tuple(points.shape)}"
-            )
+        shape = str(tuple(values.shape[1:]))
+        points = as_floating(checks.as_tensor("points", points, shape, finite=True))
     grid_dim = values.dim() - 2 if grid_dim is None else checks.integer("grid_dim", grid_dim, 1)
     if grid_dim > values.dim() - 2:
         raise ValueError(f"grid_dim must be at most {values.dim() - 2}, got {grid_dim}")
@@ -463,12 +460,8 @@ def train_generators(
     if points is None and batches is None:
         raise ValueError("points must be given where there are no batches, got None")
     if weights is not None:
-        weights = checks.as_tensor("weights", weights, finite=True)
-        if points is not None and weights.shape != points.shape[:-1]:
-            raise ValueError(
-                f"weights must have the shape {tuple(points.shape[:-1])} of the points, got "
-                f"{tuple(weights.shape)}"
-            )
+        shape = None if points is None else str(tuple(points.shape[:-1]))
+        weights = checks.as_tensor("weights", weights, shape, finite=True)
     checks.instance("loss", loss, GeneratorLoss, "a GeneratorLoss")
     sigma, flow_steps = loss.sigma, loss.flow_steps
     data = {"points": points, "weights": weights}

@@ -182,12 +182,10 @@ class SoftEMLP(nn.Module):
         strengths: Any = None,
         *,
         num_steps: int = 2000,
-        tune_at: float = 0.25,
         power: float = 2.0,
         batch_size: int = 200,
         learning_rate: float = 1e-3,
         weight_decay: float = 2e-5,
-        gate_decay: float = 1.0,
         seed: int = 0,
         progress: bool = True,
     ) -> SoftEMLPFit:
@@ -208,14 +206,13 @@ class SoftEMLP(nn.Module):
         :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
         :param strengths: at first; by default zero for the first group and the mean variance of the
             targets for the others, or for a single one. **Shape:** ``(num_groups,)``.
-        :param int num_steps: of the optimizer.
-        :param float tune_at: fraction of them after which the strengths are set; residuals are
-            taken from the half before that.
+        :param int num_steps: of the optimizer. The strengths are set after a quarter of them, by
+            residuals from the half before that.
         :param float power: of the tuner; zero leaves the strengths as they are.
         :param int batch_size: of minibatches.
         :param float learning_rate: of the first step.
-        :param float weight_decay: times half the squared weights of linear layers.
-        :param float gate_decay: times the squared weights of soft gates.
+        :param float weight_decay: times half the squared weights of linear layers. Those of
+            soft gates count once.
         :param int seed: of minibatches.
         :param bool progress: whether there is a progress bar.
         :returns: losses, strengths and residuals.
@@ -230,10 +227,8 @@ class SoftEMLP(nn.Module):
             "y", y, f"({len(x)}, {self.rep_out.size(dim)})", like=like, finite=True
         ).to(like)
         checks.integer("num_steps", num_steps, 2)
-        checks.number("tune_at", tune_at, above=0.0, below=1.0)
         checks.number("power", power, least=0.0)
         checks.number("weight_decay", weight_decay, least=0.0)
-        checks.number("gate_decay", gate_decay, least=0.0)
         checks.boolean("progress", progress)
         if strengths is None:
             first, *others = self.groups
@@ -258,7 +253,7 @@ class SoftEMLP(nn.Module):
                 decay = linear.weight.square().sum() + linear.bias.square().sum()
                 found = found + 0.5 * weight_decay * decay
             for weight in soft:
-                found = found + gate_decay * weight.square().sum()
+                found = found + weight.square().sum()
             return found
 
         trainer = Trainer(
@@ -267,7 +262,7 @@ class SoftEMLP(nn.Module):
             scheduler=partial(CosineAnnealingLR, T_max=num_steps),
             seed=seed,
         )
-        turn = min(max(int(tune_at * num_steps), 1), num_steps - 1)
+        turn = min(max(num_steps // 4, 1), num_steps - 1)
         for step in torch.linspace(turn / 2, turn, 20).long().unique().tolist():
             trainer.run(loss, step, batches, progress=progress)
             with torch.no_grad():

@@ -145,18 +145,6 @@ class EventStream:
         parts = zip(edges, edges[1:], strict=False)
         return tuple(self[low:high] for low, high in parts)
 
-    def merge(self, other: "EventStream") -> "EventStream":
-        """Events of both streams by time, those of this one first where times are the same.
-
-        :param EventStream other: a stream of the same nodes with as many features.
-        """
-        checks.instance("other", other, EventStream, "an EventStream")
-        for name in ("num_nodes", "num_features", "bipartite"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                raise ValueError(f"other must have the {name} {mine}, got {its}")
-        return merged([self, other])
-
     def negatives(self, num_negatives: int, pool: Tensor | None = None) -> Tensor:
         """Draw nodes that might have been the destinations, from PyTorch's generator.
 

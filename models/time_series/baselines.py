@@ -41,11 +41,7 @@ def fill_gaps(x: Tensor, mask: Tensor, how: Fill = "mean") -> Tensor:
     """
     checks.choice("how", how, get_args(Fill))
     x = checks.as_tensor("x", x, "(*batch, num_steps, num_channels)")
-    mask = checks.as_tensor("mask", mask, "(*batch, num_steps, num_channels)", kind="booleans")
-    if mask.shape != x.shape:
-        raise ValueError(
-            f"mask must have the shape of x, {tuple(x.shape)}, got {tuple(mask.shape)}"
-        )
+    mask = checks.as_tensor("mask", mask, str(tuple(x.shape)), kind="booleans")
     x = torch.where(mask, x, 0.0)
     checks.all_finite("x", x)
     if how == "zero":

@@ -21,7 +21,7 @@ from pyro_ext.nn.generators import (
     image_grid,
     inner_products,
 )
-from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers, merge_lora
+from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers
 from pyro_ext.nn.lora_files import load_lora, save_lora
 from pyro_ext.nn.mean_teacher import (
     MeanTeacher,
@@ -75,7 +75,6 @@ __all__ = [
     "largest_nodes",
     "load_lora",
     "lora_layers",
-    "merge_lora",
     "project_weights_",
     "save_lora",
     "teacher_gradient_decomposition",

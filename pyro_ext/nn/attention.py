@@ -55,7 +55,6 @@ class MAB(nn.Module):
     :param int key_features: number of features of a key.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_heads: number of heads.
-    :param int value_features: number of features of a value; by default that of a key.
     :param str scaling: whether :math:`d` is the full ``"width"``, as in [1], or that of a
         ``"head"``, as in [2].
     :param bool layer_norm: whether to normalize; otherwise :math:`\mathrm{LN}` is the identity.
@@ -89,7 +88,6 @@ class MAB(nn.Module):
         width: int,
         num_heads: int = 8,
         *,
-        value_features: int | None = None,
         scaling: Scaling = "width",
         layer_norm: bool = True,
         bias: bool = False,
@@ -100,8 +98,6 @@ class MAB(nn.Module):
         super().__init__()
         checks.integer("query_features", query_features, 1)
         checks.integer("key_features", key_features, 1)
-        value_features = key_features if value_features is None else value_features
-        checks.integer("value_features", value_features, 1)
         check_heads("width", width, num_heads)
         self.num_heads = num_heads
         checks.choice("scaling", scaling, get_args(Scaling))
@@ -112,7 +108,7 @@ class MAB(nn.Module):
         checks.choice("normalize", normalize, get_args(Normalization))
         self.query = nn.Linear(query_features, width, bias)
         self.key = nn.Linear(key_features, width, bias)
-        self.value = nn.Linear(value_features, width, bias)
+        self.value = nn.Linear(key_features, width, bias)
         self.feedforward: nn.Module = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         if residual == "input":
             if query_features != width:
@@ -137,7 +133,7 @@ class MAB(nn.Module):
         :param Tensor queries: **Shape:** ``(*batch, num_queries, query_features)``.
         :param Tensor keys: **Shape:** ``(*batch, num_keys, key_features)``.
         :param Tensor values: by default the keys. **Shape:**
-            ``(*batch, num_keys, value_features)``.
+            ``(*batch, num_keys, key_features)``.
         :param Tensor key_mask: bool, true for keys that are there and false for padding.
             **Shape:** ``(*batch, num_keys)``.
         :returns: **Shape:** ``(*batch, num_queries, width)``.

@@ -155,13 +155,6 @@ class LoRALinear(nn.Module):
         else:
             self.A.copy_(torch.linalg.qr(_widened(self.A.T)).Q.T)
 
-    @torch.no_grad()
-    def merge(self) -> nn.Linear:
-        """An ordinary layer with the same outputs, whose parameters require gradients."""
-        layer = copy.deepcopy(self.base)
-        layer.weight.copy_(self.weight)
-        return layer.requires_grad_()
-
     def extra_repr(self) -> str:
         """Return the settings for the module's ``repr``."""
         dropout = f", dropout={self.dropout:g}" if self.dropout else ""
@@ -234,24 +227,6 @@ def add_lora(
             layer, rank, alpha, train_A=train_A, dropout=dropout, generator=generator
         )
     return replace_layers(copy.deepcopy(module).requires_grad_(False), adapted)
-
-
-def merge_lora(module: nn.Module) -> nn.Module:
-    """Copy a network with ordinary layers in place of those with adapters.
-
-    :param torch.nn.Module module: the network; it stays as it is.
-    :returns: the copy, with the same outputs.
-
-    Example::
-
-        >>> adapted = add_lora(torch.nn.Sequential(torch.nn.Linear(6, 4)), rank=2)
-        >>> merge_lora(adapted)
-        Sequential(
-          (0): Linear(in_features=6, out_features=4, bias=True)
-        )
-    """
-    merged = {name: layer.merge() for name, layer in lora_layers(module).items()}
-    return replace_layers(copy.deepcopy(module), merged)
 
 
 def replace_layers(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:

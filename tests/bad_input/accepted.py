@@ -90,7 +90,6 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.ensembles (diffusion bridges).*.mixup", "0", "inputs are not mixed"),
     ("models.ensembles (diffusion bridges).*.ema_decay", "0", "the last weights"),
     ("models.ensembles (diffusion bridges).BridgeSchedule.*.x?", "-1", "a number is a point"),
-    ("models.molecules.polynomial_envelope.x", "0, -1, [], empty", "points, or none"),
     ("models.molecules.potential_loss.*_weight", "0", "the other term alone"),
     ("models.molecules.training_region.distance_margin", "0", "no margin"),
     ("distributions (forces).ForceNormal.eps", "0", "the factor as it is"),

@@ -25,7 +25,6 @@ def adapters() -> dict[str, Call]:
     return {
         "LoRALinear": call(base=nn.Linear(3, 2), **settings),
         "add_lora": call(module=network, layers=["0"], **settings),
-        "merge_lora": call(module=adapted),
         "lora_layers": call(module=adapted),
         "save_lora": call(module=adapted, folder=str(Path(folder) / "new")),
         "load_lora": call(module=network, folder=folder),

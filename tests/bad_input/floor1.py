@@ -387,7 +387,7 @@ def nn() -> dict[str, Call]:
     inputs = torch.randn(8, 4)
     return {
         "ISAB": call(in_features=3, num_inducing=2, **attention),
-        "MAB": call(query_features=3, key_features=2, value_features=2, **attention),
+        "MAB": call(query_features=3, key_features=2, **attention),
         "MLP": call(in_features=3, hidden_features=[4], out_features=2, activation=torch.nn.ReLU),
         "PMA": call(in_features=3, num_seeds=1, **attention),
         "SAB": call(in_features=3, **attention),

@@ -171,9 +171,6 @@ def neural_processes() -> dict[str, Call]:
             x_dim=1,
             max_points=9,
             lengthscale=(0.1, 0.6),
-            amplitude=(0.1, 1.0),
-            period=(0.1, 0.5),
-            input_range=(-2.0, 2.0),
             noise=0.02,
             student_noise=0.0,
         ),
@@ -187,9 +184,6 @@ def neural_processes() -> dict[str, Call]:
             **numbers,
             num_events=2000,
             max_points=40,
-            start=(50, 100),
-            time_scale=0.1,
-            population_scale=0.01,
         ),
         "RepresentationGenerator": call(encoder=encoder, num_heads=2),
         "expected_improvement": call(
@@ -225,10 +219,7 @@ def nonparametric() -> dict[str, Call]:
     guide = GraphGuide(model, graph, seed=0).fit(1, progress=False)
     odds = EdgeOdds(torch.tensor([1.0, 2.0, 0.5, 1.0, 2.0, 0.5]))
     first, second = torch.tensor([0, 1]), torch.tensor([2, 3])
-    table = torch.tensor([[1, 3], [2, 1], [9, 1]])
-    frequencies = FrequencyModel(pitman_yor_prior())
-    fns = dict(mass=dist.Gamma(2.0, 0.1), discount=dist.Beta(1.0, 1.0))
-    three: dict[str, Any] = dict(**fns, excess=dist.Gamma(1.0, 1.0))
+    frequencies = FrequencyModel(pitman_yor_prior)
     prior, cluster = DirichletProcess(1.0), GaussianCluster.from_data(POINTS)
     mixture = NRMMixture(prior, cluster)
     labels = torch.arange(8) % 2
@@ -240,8 +231,7 @@ def nonparametric() -> dict[str, Call]:
 
     draws = {"concentration": torch.rand(2) + 0.5, "discount": torch.rand(2)}
     return {
-        "FrequencyModel": call(prior=pitman_yor_prior()),
-        "FrequencyModel.with_tilt": of(FrequencyModel(lambda: DirichletProcess(1.0)), table=table),
+        "FrequencyModel": call(prior=pitman_yor_prior),
         "FrequencyModel.predictive": of(
             frequencies, samples=draws, num_samples=4, num_replicates=1, seed=0
         ),
@@ -271,13 +261,11 @@ def nonparametric() -> dict[str, Call]:
         ),
         "SimpleGraph": call(num_nodes=6, edges=edges, held_out=None),
         "SimpleGraph.hold_out": of(graph, fraction=0.3, seed=0),
-        "beta_prime_prior": call(**three),
-        "generalized_bfry_prior": call(**three),
-        "generalized_gamma_prior": call(**fns),
-        "pareto_mixture_prior": call(
-            **three, pareto_mass=dist.Gamma(1.0, 1.0), pareto_scale=dist.Gamma(1.0, 1.0)
-        ),
-        "pitman_yor_prior": call(concentration=dist.Gamma(1.0, 1.0), discount=dist.Beta(1.0, 1.0)),
+        "beta_prime_prior": call(),
+        "generalized_bfry_prior": call(),
+        "generalized_gamma_prior": call(),
+        "pareto_mixture_prior": call(),
+        "pitman_yor_prior": call(),
         "bfry_weights": call(num_nodes=6, truncation=1.0),
         "gamma_weights": call(),
         "EdgeOdds": call(weights=torch.tensor([1.0, 2.0, 0.5])),
@@ -289,7 +277,7 @@ def nonparametric() -> dict[str, Call]:
         "sample_graph": call(odds=odds, seed=0),
         "score_links": call(odds=[degree_odds(train)], test=test),
         "simulate_graphs": call(guide=guide, num_graphs=1, seed=0),
-        "spectral_memberships": call(graph=graph, num_communities=2, proportion=0.9, seed=0),
+        "spectral_memberships": call(graph=graph, num_communities=2, seed=0),
     }
 
 

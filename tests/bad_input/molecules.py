@@ -32,7 +32,6 @@ def molecules() -> dict[str, Call]:
         num_layers=2,
         num_radial=4,
         radial_hidden=4,
-        envelope_power=2,
         num_neighbors=3.0,
         covariance="invariant",
         extensive=False,
@@ -49,7 +48,6 @@ def molecules() -> dict[str, Call]:
         "RACE.center": of(race, species=SPECIES, energies=ENERGIES, forces=FORCES),
         "RACE.reference_energy": of(race, species=SPECIES),
         "RACE.relative": of(race, species=SPECIES, energies=ENERGIES),
-        "polynomial_envelope": call(x=torch.ones(3), power=2),
         "atomic_numbers": call(species=torch.tensor(SPECIES)),
         "all_pairs": call(num_atoms=3),
         "periodic_neighbors": call(

@@ -57,7 +57,6 @@ def bridges() -> dict[str, Call]:
         "BridgeNetwork": call(
             path=path, features="1", head=nn.Linear(3, 2), kind=1, r=0.5, batches=[X]
         ),
-        "BridgeNetwork.run_ends": of(bridge, inputs=X),
         "BridgeNetwork.log_prob": of(bridge, inputs=X),
         "BridgeNetwork.loss": of(bridge, inputs=X, mixup_alpha=0.4, repulsion=0.1),
     }

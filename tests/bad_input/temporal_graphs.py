@@ -33,7 +33,6 @@ def streams() -> dict[str, Call]:
             **ENDS, times=TIMES, features=torch.randn(6, 2), num_nodes=4, fake=fake
         ),
         "EventStream.batches": of(STREAM, batch_size=2),
-        "EventStream.merge": of(STREAM, other=STREAM),
         "EventStream.negatives": of(STREAM, num_negatives=2, pool=torch.tensor([0, 1, 2])),
     }
 

@@ -112,7 +112,7 @@ MODELS = {
     "BayesianClassifier": (classifier, {"label", "0.weight"}),
     "DiffusionBridgeNetwork": (bridge, {"obs", "l_1"}),
     "FrequencyModel": (
-        lambda: partial(FrequencyModel(pitman_yor_prior()), num_samples=20),
+        lambda: partial(FrequencyModel(pitman_yor_prior), num_samples=20),
         {"discount"},
     ),
     "GaussianCluster": (lambda: GaussianCluster.hyperprior(torch.randn(5, 2)), {"loc_precision"}),

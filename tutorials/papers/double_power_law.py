@@ -163,10 +163,10 @@ page.claim(
 
 # %%
 MODELS = {
-    "Pitman-Yor": FrequencyModel(pitman_yor_prior()),
-    "NGGP": FrequencyModel(generalized_gamma_prior()),
-    "generalized BFRY": FrequencyModel(generalized_bfry_prior()),
-    "beta prime": FrequencyModel(beta_prime_prior()),
+    "Pitman-Yor": FrequencyModel(pitman_yor_prior),
+    "NGGP": FrequencyModel(generalized_gamma_prior),
+    "generalized BFRY": FrequencyModel(generalized_bfry_prior),
+    "beta prime": FrequencyModel(beta_prime_prior),
 }
 TWO_LAWS = ("generalized BFRY", "beta prime")
 PAIR = ("Pitman-Yor", "generalized BFRY")

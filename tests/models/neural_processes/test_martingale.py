@@ -127,5 +127,3 @@ def test_weights_of_zero_are_not_computed():
 def test_what_users_may_get_wrong():
     with pytest.raises(ValueError, match=r"weights must be three numbers, got \[1, 1\]"):
         MPNP(weights=(1, 1))
-    with pytest.raises(ValueError, match=r"weights\[2\] must be a finite number >= 0, got -1"):
-        MPANP(weights=(1, 1, -1))

@@ -38,14 +38,14 @@ def test_course_ends_where_nothing_happens():
 
 
 def test_tasks_are_points_of_courses():
-    tasks = PredatorPreyTasks(num_tasks=3, time_scale=1.0, population_scale=1.0)
-    batch = tasks(seed=0)
-    points = batch.points
+    points = PredatorPreyTasks(num_tasks=3, dtype=torch.float64)(seed=0).points
     assert points.outputs.shape[-1] == 2 and 30 <= points.inputs.shape[1] <= 100
-    assert (points.outputs == points.outputs.round()).all() and points.outputs.min() >= 1
+    populations = 100.0 * points.outputs
+    torch.testing.assert_close(populations, populations.round())
+    assert populations.min() > 0.5
     assert points.inputs.min() >= 0
     # Predators and prey swing about 100 and 50.
-    mean = points.outputs.mean((0, 1))
+    mean = populations.mean((0, 1))
     assert 60 < mean[0] < 250 and 30 < mean[1] < 150
 
 
@@ -67,9 +67,5 @@ def test_seeds_and_sizes():
 
 
 def test_what_users_may_get_wrong():
-    with pytest.raises(ValueError, match="rates must be 4 numbers, got"):
-        PredatorPreyTasks(rates=(1.0, 1.0))
-    with pytest.raises(ValueError, match=r"start\[1\] must be a finite number > 0, got 0"):
-        PredatorPreyTasks(start=(5, 0))
-    with pytest.raises(ValueError, match="rates and start must let both populations live"):
-        PredatorPreyTasks(num_tasks=1, start=(1, 1), rates=(0.01, 50.0, 0.1, 0.01))(0)
+    with pytest.raises(ValueError, match="num_events must be such that both populations live so"):
+        PredatorPreyTasks(num_tasks=1, num_events=100, max_points=100, duration=1e-9)(0)

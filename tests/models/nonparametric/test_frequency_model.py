@@ -54,7 +54,7 @@ VALUES = {
     "pareto_mass": 2.0,
     "pareto_scale": 1.5,
     "concentration": 2.0,
-    "tilt": 2.5,
+    "scaled_tilt": 2.5,
 }
 
 
@@ -64,11 +64,6 @@ def table():
 
 def values(*names):
     return {name: torch.tensor(VALUES[name]) for name in names}
-
-
-def sites_of(name):
-    potential = Potential(FrequencyModel(PRIORS[name]()).with_tilt, table(), backend="eager")
-    return list(potential.sites)
 
 
 def log_density(model, *args, **data):
@@ -92,23 +87,23 @@ def log_density(model, *args, **data):
     ],
 )
 def test_priors_return_the_process_of_their_sites(name, measure):
-    process = FrequencyModel(PRIORS[name]()).process(values(*VALUES))
+    process = FrequencyModel(PRIORS[name]).process(values(*VALUES))
     torch.testing.assert_close(process.log_eppf([5, 2, 1]), measure().log_eppf([5, 2, 1]))
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_integral_over_the_tilt_is_the_likelihood(name):
-    model, given = FrequencyModel(PRIORS[name]()), values(*VALUES)
+    model, given = FrequencyModel(PRIORS[name]), values(*VALUES)
     whole, _ = log_density(model, table(), **given)
     if name == "Pitman-Yor":
-        other, trace = log_density(model.with_tilt, table(), **given)
-        assert "tilt" not in trace.nodes
+        other, trace = log_density(model.with_scaled_tilt, table(), **given)
+        assert "scaled_tilt" not in trace.nodes
         torch.testing.assert_close(whole, other)
         return
 
     def integrand(point):
-        given["tilt"] = torch.tensor(math.exp(point))
-        value, _ = log_density(model.with_tilt, table(), **given)
+        given["scaled_tilt"] = torch.tensor(math.exp(point))
+        value, _ = log_density(model.with_scaled_tilt, table(), **given)
         return math.exp(float(value - whole) + point)
 
     total = sum(quad(integrand, *ends, epsabs=1e-8)[0] for ends in ((-12.0, 0.0), (0.0, 9.0)))
@@ -116,7 +111,7 @@ def test_integral_over_the_tilt_is_the_likelihood(name):
 
 
 def test_forms_are_recorded_as_graphs_with_the_same_numbers():
-    model = FrequencyModel(generalized_bfry_prior()).with_tilt
+    model = FrequencyModel(generalized_bfry_prior).with_scaled_tilt
     traced, eager = (Potential(model, table(), backend=kind) for kind in ("trace", "eager"))
     params = traced.init(num_chains=2, seed=0)
     for first, second in zip(
@@ -126,9 +121,9 @@ def test_forms_are_recorded_as_graphs_with_the_same_numbers():
 
 
 def test_the_form_without_tilts_is_recorded_where_the_number_of_samples_is_given():
-    model = FrequencyModel(pitman_yor_prior())
+    model = FrequencyModel(pitman_yor_prior)
     first = Potential(model, table(), num_samples=24, backend="trace")
-    second = Potential(model.with_tilt, table(), backend="eager")
+    second = Potential(model.with_scaled_tilt, table(), backend="eager")
     params = first.init(num_chains=2, seed=0)
     torch.testing.assert_close(first(params), second(params))
 
@@ -139,7 +134,7 @@ def test_large_terms_cancel_before_they_are_rounded(name):
     words = load_frequencies("bible_words").table
     given = {key: value.float() for key, value in values(*VALUES).items()}
     wide = {key: value.double() for key, value in given.items()}
-    model = FrequencyModel(PRIORS[name]()).with_tilt
+    model = FrequencyModel(PRIORS[name]).with_scaled_tilt
     expected, _ = log_density(model, words, **wide)
     torch.set_default_dtype(torch.float32)
     found, _ = log_density(model, words, **given)
@@ -149,15 +144,15 @@ def test_large_terms_cancel_before_they_are_rounded(name):
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_models_can_be_sent_to_other_processes(name):
-    model = pickle.loads(pickle.dumps(FrequencyModel(PRIORS[name]())))
+    model = pickle.loads(pickle.dumps(FrequencyModel(PRIORS[name])))
     found, expected = (
-        each.process(values(*VALUES)) for each in (model, FrequencyModel(PRIORS[name]()))
+        each.process(values(*VALUES)) for each in (model, FrequencyModel(PRIORS[name]))
     )
     torch.testing.assert_close(found.log_eppf([5, 2, 1]), expected.log_eppf([5, 2, 1]))
 
 
 def test_draws_of_the_model_have_the_number_of_samples():
-    model = FrequencyModel(pitman_yor_prior())
+    model = FrequencyModel(pitman_yor_prior)
     assert int(model(num_samples=40).prod(-1).sum()) == 40
     samples = {"concentration": torch.tensor([1.0, 60.0]), "discount": torch.tensor([0.1, 0.5])}
     tables = model.predictive(samples, 200, num_replicates=3, seed=1)
@@ -171,7 +166,7 @@ def test_draws_of_the_model_have_the_number_of_samples():
 
 
 def test_wrong_arguments_are_refused():
-    model = FrequencyModel(pitman_yor_prior())
+    model = FrequencyModel(pitman_yor_prior)
     with pytest.raises(ValueError, match="table or num_samples must be given, got neither"):
         model()
     with pytest.raises(ValueError, match=r"samples lacks the sites \['discount'\]"):
@@ -236,11 +231,11 @@ def test_samplers_agree_with_quadrature(kind):
     prior_laws = {"mass": dist.LogNormal(1.0, 0.7), "discount": dist.Beta(2.0, 2.0)}
     exact = reference(prior_laws, lambda mass, discount: kind(mass, discount, discount + 0.9))
     model = FrequencyModel(fixed_excess(kind, prior_laws))
-    start = values("mass", "discount", "tilt")
-    potential = Potential(model.with_tilt, table(), backend="eager")
+    start = values("mass", "discount", "scaled_tilt")
+    potential = Potential(model.with_scaled_tilt, table(), backend="eager")
     by_nuts = nuts_at_the_mode(potential, start, 150, warmup_steps=40)
     chain = {name: value[None] for name, value in start.items()}
-    kernel = Gibbs([(RandomWalk(0.9), list(chain))], model=model.with_tilt)
+    kernel = Gibbs([(RandomWalk(0.9), list(chain))], model=model.with_scaled_tilt)
     mcmc = MCMC(kernel, 700, warmup_steps=20, initial_params=chain, progress=False, seed=0)
     for draws in (by_nuts, mcmc.run(table()).get_samples()):
         for name, value in {"mass": draws["mass"].log(), "discount": draws["discount"]}.items():
@@ -272,7 +267,12 @@ def test_independence_metropolis_is_calibrated():
 
     Spreads of 20 ranks have a standard deviation of about 0.12.
     """
-    prior = generalized_gamma_prior(dist.LogNormal(1.5, 1.0), dist.Beta(2.0, 2.0))
+
+    def prior():
+        mass = pyro.sample("mass", dist.LogNormal(1.5, 1.0))
+        discount = pyro.sample("discount", dist.Beta(2.0, 2.0))
+        return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
+
     model = FrequencyModel(prior)
 
     def infer(observing, *args, **options):
@@ -308,27 +308,13 @@ def test_independence_metropolis_agrees_with_quadrature(kind):
         assert float(value.std()) == pytest.approx(deviation, rel=0.15)
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_scaled_tilts_have_the_density_of_tilts(name):
-    model = FrequencyModel(PRIORS[name]())
-    sites = values(*sites_of(name))
-    process = model.process(sites)
-    if "tilt" not in sites:
-        assert log_density(model.with_scaled_tilt, table(), **sites)[0] == pytest.approx(
-            float(log_density(model.with_tilt, table(), **sites)[0])
-        )
-        return
-    hyperparameters = {name: value for name, value in sites.items() if name != "tilt"}
-    for scaled in (0.3, 2.0):
-        found, trace = log_density(
-            model.with_scaled_tilt, table(), scaled_tilt=torch.tensor(scaled), **hyperparameters
-        )
-        tilt = trace.nodes["tilt"]["value"]
-        expected, _ = log_density(model.with_tilt, table(), tilt=tilt, **hyperparameters)
-        assert float(found) == pytest.approx(float(expected + (tilt / scaled).log()))
-    unit = tilt / scaled
-    number = table()[:, 1].sum()
-    assert 0.7 < float(process.measure.laplace_exponent(unit)) / float(number) < 1.3
+@pytest.mark.parametrize("name", ["generalized BFRY", "Pareto mixture"])
+def test_at_the_unit_tilt_as_many_clusters_are_expected(name):
+    model, given = FrequencyModel(PRIORS[name]), values(*VALUES)
+    _, trace = log_density(model.with_scaled_tilt, table(), **given)
+    unit = trace.nodes["tilt"]["value"] / given["scaled_tilt"]
+    expected = float(model.process(given).measure.laplace_exponent(unit))
+    assert 0.7 < expected / float(table()[:, 1].sum()) < 1.3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 from torch.distributions import kl_divergence
 
@@ -137,11 +136,10 @@ def test_what_goes_on_has_new_random_numbers():
     assert len(set(guide.losses)) == 12
 
 
-@pytest.mark.parametrize("hyperparameters", [None, AutoNormal])
-def test_vectorized_particles_are_refused(hyperparameters):
+def test_vectorized_particles_are_refused():
     _, graph = simulated(40, 0.5, 0)
     model = GraphModel(bfry_weights(40))
-    guide = GraphGuide(model, graph, seed=0, hyperparameters=hyperparameters)
+    guide = GraphGuide(model, graph, seed=0)
     bound = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     with pytest.raises(ValueError, match="a GraphGuide must run outside of other plates"):
         bound.loss(model, guide, graph)
@@ -158,13 +156,6 @@ def test_guide_runs_under_svi():
     losses = [svi.step(graph, num_pairs=200) for _ in range(60)]
     assert np.mean(losses[-20:]) < np.mean(losses[:20])
     assert "GraphGuide.concentration" in set(pyro.get_param_store())
-
-
-def test_hyperparameters_can_have_a_guide_with_a_spread():
-    _, graph = simulated(60, 0.5, 0)
-    guide = GraphGuide(GraphModel(bfry_weights(60)), graph, hyperparameters=AutoNormal, seed=0)
-    draws = guide.fit(150, progress=False).sample(50)["discount"]
-    assert 0.01 < float(draws.std()) < 0.3
 
 
 @pytest.mark.slow
@@ -215,7 +206,6 @@ def test_losses_that_are_no_numbers_end_the_run():
 
 def test_arguments_that_do_not_fit_are_refused():
     _, graph = simulated(40, 0.5, 0)
-    model = GraphModel(gamma_weights())
     shares = torch.full((40, 2), 0.5)
     mixed = GraphModel(gamma_weights(), MixedMembership(3))
     for wrong in (shares, torch.ones(40, 3)):
@@ -223,12 +213,3 @@ def test_arguments_that_do_not_fit_are_refused():
             ValueError, match=r"memberships must be rows of proportions .*\(40, 3\)"
         ):
             GraphGuide(mixed, graph, memberships=wrong)
-    guide = GraphGuide(model, graph)
-    for call, message in (
-        (lambda: guide.fit(0), "num_steps must be an integer >= 1, got 0"),
-        (lambda: guide.fit(1, learning_rate=0.0), "learning_rate must be a finite number > 0"),
-        (lambda: guide.sample(0), "num_samples must be an integer >= 1, got 0"),
-        (lambda: guide.elbo(0), "num_samples must be an integer >= 1, got 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()

@@ -155,18 +155,13 @@ def test_draws_come_in_parts_and_with_a_seed(monkeypatch):
 TWO = torch.tensor([2.0, 3.0, 1.0])
 SHARED = torch.full((3, 2), 0.5)
 BAD_ODDS = {
-    "weights must have the shape": lambda: EdgeOdds(torch.ones(3, 3)),
     "weights must be finite and >= 0, got -3 in row 1": lambda: EdgeOdds([1.0, -3.0, 2.0]),
-    "weights must be finite and >= 0, got nan in row 2": lambda: EdgeOdds([1.0, 2.0, math.nan]),
-    "weights must be finite and >= 0, got inf in row 0": lambda: EdgeOdds([math.inf, 2.0]),
     "weights must not all be zero": lambda: EdgeOdds([0.0, 0.0]),
     "memberships and rates must be given together": lambda: EdgeOdds(TWO, SHARED),
     "memberships must have the shape [(]3, num_comm": lambda: EdgeOdds(
         TWO, SHARED[:2], torch.eye(2)
     ),
-    "memberships must be finite and >= 0": lambda: EdgeOdds(TWO, -SHARED, torch.eye(2)),
     "rates must have the shape [(]2, 2[)]": lambda: EdgeOdds(TWO, SHARED, torch.eye(3)),
-    "rates must be finite and >= 0, got -1": lambda: EdgeOdds(TWO, SHARED, -torch.ones(2, 2)),
     "rates must be symmetric": lambda: EdgeOdds(
         TWO, SHARED, torch.tensor([[1.0, 2.0], [0.0, 1.0]])
     ),

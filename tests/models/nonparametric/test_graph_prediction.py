@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
 
 from pyro_ext.models.nonparametric import graph_prediction
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide, spectral_memberships
@@ -78,7 +77,7 @@ def test_baselines_expect_as_many_edges_as_there_are():
 def test_new_graphs_are_of_new_weights():
     graph = SimpleGraph(60, torch.triu_indices(12, 12, 1).T)
     model = GraphModel(bfry_weights(60))
-    guide = GraphGuide(model, graph, hyperparameters=AutoNormal, seed=0).fit(20, progress=False)
+    guide = GraphGuide(model, graph, seed=0).fit(20, progress=False)
     graphs = list(simulate_graphs(guide, 3, seed=0))
     again = list(simulate_graphs(guide, 3, seed=0))
     assert all(

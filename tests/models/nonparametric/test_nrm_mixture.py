@@ -249,12 +249,6 @@ def test_model_refuses(subtests):
     for arguments, message in [
         ({}, "either x or num_points must be given, got x=None and num_points=None"),
         ({"x": torch.zeros(2, 2), "num_points": 2}, "either x or num_points must be given"),
-        ({"x": torch.zeros(3)}, r"x must have shape \(n, 2\).*got \(3,\)"),
-        ({"x": torch.zeros(0, 2)}, r"x must have shape .*got \(0, 2\)"),
-        (
-            {"x": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])},
-            r"x must be finite .*got \[nan, 0.0\] in row 1",
-        ),
     ]:
         with subtests.test(message):
             mixture = NRMMixture(
@@ -267,8 +261,6 @@ def test_model_refuses(subtests):
 def test_predictive_density_refuses(subtests):
     for changed, error, message in [
         ({"x_new": torch.tensor([1.0, -2.0])}, ValueError, r"x_new .*PoissonCluster, got \[-2.0\]"),
-        ({"x_new": torch.zeros(2, 3)}, ValueError, r"x_new must have shape \(n, 1\)"),
-        ({"samples": {"mass": torch.ones(2)}}, ValueError, r"samples lacks .*\['assignment'\]"),
         (
             {"samples": {"assignment": torch.zeros(2, 3).long()}},
             ValueError,
@@ -283,11 +275,6 @@ def test_predictive_density_refuses(subtests):
             {"samples": {"assignment": torch.zeros(2, 3).long(), "mass": torch.ones(4)}},
             ValueError,
             r"samples must have 2 draws of each site, got \{'mass': \(4,\)\}",
-        ),
-        (
-            {"samples": {"assignment": torch.zeros(2, 3), "mass": torch.ones(2)}},
-            TypeError,
-            "integers",
         ),
     ]:
         with subtests.test(message):

@@ -98,5 +98,3 @@ def test_wrong_histories_are_refused():
         XMPP()(torch.randn(1, 2, 4, 5, 1))
     with pytest.raises(ValueError, match=r"history must have the shape \(batch, 2, \*spatial, 1\)"):
         XCViT(2)(torch.randn(1, 3, 4, 4, 1), torch.rand(1, 2))
-    with pytest.raises(ValueError, match="points must have the shape"):
-        XCViT(2)(torch.randn(1, 2, 4, 4, 1), torch.rand(1, 3))

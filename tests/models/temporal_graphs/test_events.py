@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pyro_ext.models.temporal_graphs import EventStream
+from pyro_ext.models.temporal_graphs.events import merged
 from tests.models.temporal_graphs.helpers import random_stream
 
 FIELDS = ("sources", "destinations", "times", "features", "fake")
@@ -33,10 +34,7 @@ def test_seconds_since_1970_are_exact():
 def test_batches_and_splits_are_the_stream_again():
     stream = random_stream(num_features=2)
     for parts in (stream.batches(25), stream.split(0.5, 0.2)):
-        joined = parts[0]
-        for part in parts[1:]:
-            joined = joined.merge(part)
-        assert same(joined, stream)
+        assert same(merged(parts), stream)
     assert [len(part) for part in stream.split(0.5, 0.2)] == [30, 12, 18]
     assert [len(part) for part in stream.batches(25)] == [25, 25, 10]
     assert [event.sources.item() for event in stream] == stream.sources.tolist()
@@ -45,14 +43,11 @@ def test_batches_and_splits_are_the_stream_again():
 def test_merging_sorts_and_marks():
     stream = random_stream()
     fake = EventStream([0, 1], [1, 2], [-1.0, 30.0], num_nodes=7, fake=[True, True])
-    merged = stream.merge(fake)
-    assert len(merged) == 62 and int(merged.fake.sum()) == 2 and bool(merged.fake[0])
-    assert bool((merged.times.diff() >= 0).all()) and same(merged.real, stream)
+    joined = merged([stream, fake])
+    assert len(joined) == 62 and int(joined.fake.sum()) == 2 and bool(joined.fake[0])
+    assert bool((joined.times.diff() >= 0).all()) and same(joined.real, stream)
     none = stream[:0]
-    assert same(stream.merge(none), stream) and same(none.merge(stream), stream)
-    assert len(none.merge(none)) == 0
-    with pytest.raises(ValueError, match=r"other must have the num_features 0, got 1"):
-        stream.merge(random_stream(num_features=1))
+    assert same(merged([stream, none]), stream) and len(merged([none, none])) == 0
 
 
 def test_negatives_are_uniform_without_the_true_destination():
