@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
 from pyro_ext.nn import MLP, BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear, ResNet
 
@@ -167,16 +166,6 @@ class TestLayers:
         merged = ensemble.merge()
         assert torch.equal(merged[0].weight, embedding.weight)
         assert not torch.equal(merged[1].weight, embedding.weight)
-
-    def test_resnet_of_torchvision(self):
-        network = resnet18(num_classes=10).eval()
-        ensemble = BatchEnsemble(network, 2)
-        disperse(ensemble)
-        merged, x = ensemble.merge(), torch.randn(2, 3, 32, 32)
-        average(ensemble)
-        with torch.no_grad():
-            torch.testing.assert_close(merged(x), ensemble(x, members=[1])[0], rtol=1e-4, atol=1e-4)
-        assert type(merged) is type(network)
 
 
 class TestErrors:

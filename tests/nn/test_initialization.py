@@ -3,7 +3,6 @@
 import pickle
 
 import torch
-from torch import nn
 
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, ResNet, init_to_module
 from pyro_ext.potential import Potential
@@ -42,7 +41,3 @@ def test_the_module_is_left_alone():
     starts(BayesianModule(module), module)
     for one, other in zip(before, module.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-def test_a_module_is_needed():
-    assert callable(init_to_module(module=nn.Linear(2, 2)))

@@ -78,16 +78,6 @@ class TestMeanTeacher:
         given.update(4)
         assert torch.equal(given.teacher.weight, start)
 
-    def test_without_memory_it_is_the_student_and_with_all_of_it_the_start(self):
-        student = nn.Linear(3, 2)
-        same, start = MeanTeacher(student, 0.0), MeanTeacher(student, 1.0)
-        first = student.weight.detach().clone()
-        moved(student)
-        same.update()
-        start.update()
-        assert torch.equal(same.teacher.weight, student.weight)
-        assert torch.equal(start.teacher.weight, first)
-
     def test_no_gradient_no_training_mode_and_buffers_of_the_student(self):
         student = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
         teacher = MeanTeacher(student, 0.9)

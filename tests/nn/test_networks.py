@@ -28,29 +28,6 @@ def test_mlp_without_hidden_layers_and_with_another_activation():
     assert isinstance(MLP(3, [4], 2, nn.Tanh)[1], nn.Tanh)
 
 
-def number_of(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def number_by_hand(in_channels, num_classes, channels, num_blocks):
-    total = in_channels * channels[0] * 9 + 2 * channels[0]
-    before = channels[0]
-    for width in channels:
-        for block in range(num_blocks):
-            total += before * width * 9 + width * width * 9 + 4 * width
-            if block == 0 and width != before:
-                total += before * width + 2 * width
-            before = width
-    return total + before * num_classes + num_classes
-
-
-@pytest.mark.parametrize(
-    "sizes", [(1, 10, (8, 16, 32), 1), (3, 10, (16, 32, 64), 3), (1, 4, (2,), 2), (2, 3, (4, 5), 1)]
-)
-def test_number_of_parameters(sizes):
-    assert number_of(ResNet(*sizes)) == number_by_hand(*sizes)
-
-
 def test_resnet_of_twenty_layers():
     """As in the paper, where shortcuts are no layers of their own."""
     network = ResNet(3, 10, (16, 32, 64), num_blocks=3)

@@ -31,18 +31,7 @@ def test_a_sample_on_its_own_and_a_channel_on_its_own(spatial):
     torch.testing.assert_close(norm(scaled), y, rtol=1e-3, atol=1e-4)
 
 
-def test_parameters():
-    state = FilterResponseNorm(5).state_dict()
-    assert set(state) == {"weight", "bias"}
-    assert torch.equal(state["weight"], torch.ones(5))
-    assert torch.equal(state["bias"], torch.zeros(5))
-
-
 def test_zeros_have_a_value_and_a_gradient():
     x = torch.zeros(1, 1, 3, requires_grad=True)
     FilterResponseNorm(1)(x).sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
-
-
-def test_repr():
-    assert repr(FilterResponseNorm(3, 1e-3)) == "FilterResponseNorm(3, epsilon=0.001)"

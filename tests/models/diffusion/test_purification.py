@@ -147,6 +147,8 @@ def test_what_is_not_finite_is_reported(x):
         purifier(lambda x: torch.where(torch.arange(6)[:, None] == 1, torch.nan, x))(x)
     with pytest.raises(ValueError, match="score must be finite, got nan in row 0"):
         purifier(lambda seen: x if torch.equal(seen, x) else seen * torch.nan)(x)
+    with pytest.raises(ValueError, match="classifier must be finite"):
+        purifier(lambda x: 0.5 - x, num_runs=2).predict(lambda x: x / 0.0 - x / 0.0, x)
     with pytest.raises(ValueError, match=r"score must keep the shape of images \(6, 3\)"):
         purifier(lambda x: x[:, :1])(x)
     with pytest.raises(ValueError, match=r"clamp must be two numbers, .* got \(0.1, 0.1\)"):
@@ -169,9 +171,3 @@ def test_a_pipeline_with_prompts_has_a_score():
     prompts = {"encoder_hidden_states": encode("seven", "seven", "seven")}
     other = DiffusersScore(pipeline.unet, pipeline.scheduler, 200, prompts)
     torch.testing.assert_close(score(x), other(x))
-
-
-def test_a_classifier_that_is_not_finite_predicts_nothing():
-    purifier = AdaptiveScorePurifier(lambda x: 0.5 - x, num_runs=2)
-    with pytest.raises(ValueError, match="classifier must be finite"):
-        purifier.predict(lambda x: x / 0.0 - x / 0.0, torch.rand(2, 3))

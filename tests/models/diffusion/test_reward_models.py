@@ -163,11 +163,8 @@ def test_feedback_is_told_apart():
     [
         ([0] * 10, "labels must hold two images of each class.* 0 with 1 and 10 with 0"),
         ([1] * 9 + [0], "labels must hold two images of each class.* 9 with 1 and 1 with 0"),
-        ([0, 1] * 4 + [math.nan, 0], "labels must be finite"),
         ([[0, 1], [2, 10]], "rankings must hold indices from 0 to 9, got .2, 10."),
-        ([[0, 1], [2, -1]], "rankings must hold indices from 0 to 9"),
         ([[0, 1], [2, 2]], "rankings must each order two or more different images"),
-        ([[0, 1], [2]], "rankings must each order two or more different images"),
         ([[0, 1, 2]], "rankings must be two at least"),
     ],
 )

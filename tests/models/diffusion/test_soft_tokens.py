@@ -186,7 +186,6 @@ def test_best_token_of_gaussians_is_the_mean_weighted_by_rewards(pipeline):
     [
         ({"token": "seven</w>"}, "token must be one that the tokenizer does not have"),
         ({"token": "seven"}, "token must be one that the tokenizer does not have"),
-        ({"token": " "}, "token must be one that the tokenizer does not have"),
         ({"init": ""}, "init must be a prompt that the tokenizer knows, got ''"),
         ({"init": "Ω7"}, "init must be a prompt that the tokenizer knows, got 'Ω7'"),
     ],
@@ -200,8 +199,6 @@ def test_words_that_will_not_do_are_refused(pipeline, options, message):
     ("options", "message"),
     [
         ({"weights": [1.0, -0.1, 1.0, 0.0]}, "weights must be >= 0 and not all zero"),
-        ({"weights": [0.0] * 4}, "weights must be >= 0 and not all zero"),
-        ({"weights": [1.0]}, "weights must have the shape"),
         ({"prompt": "seven"}, "prompt must have the token '<hfi>' in it, got 'seven'"),
         ({"prompt": "one two three four five six <hfi>"}, "prompts must have at most 6 tokens"),
     ],

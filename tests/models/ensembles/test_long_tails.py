@@ -88,12 +88,6 @@ def test_what_is_refused(subtests):
             ValueError,
             "labels must be of at least two classes",
         ),
-        (
-            lambda: BalancedBatches(x, -torch.arange(4), batch_size=2),
-            ValueError,
-            "labels must be f",
-        ),
-        (lambda: LearnableScales(nn.ReLU()), TypeError, "classifier must be a torch.nn.Linear"),
         (lambda: logit_adjusted(layer, torch.ones(2).long()), ValueError, "of the 3 classes"),
         (
             lambda: accuracy_by_count(x, torch.full((4,), 2), torch.ones(2).long()),

@@ -101,8 +101,9 @@ def bayesian():
     return Regression(net)
 
 
-@pytest.mark.parametrize("guide", [AutoNormal, AutoDelta])
-@pytest.mark.parametrize("kind", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize(
+    ("guide", "kind"), [(AutoNormal, TraceMeanField_ELBO), (AutoDelta, Trace_ELBO)]
+)
 def test_guides(guide, kind):
     pyro.clear_param_store()
     model = bayesian()

@@ -129,9 +129,3 @@ def test_draws(link):
     assert not any(networkx.number_of_selfloops(graph) for graph in graphs)
     again = vae.sample([5, 1, 9], seed=0)
     assert all(networkx.utils.graphs_equal(*pair) for pair in zip(graphs, again, strict=True))
-
-
-def test_bad_arguments():
-    vae, (adjacency, mask) = small(), pad_graphs(GRAPHS)
-    with pytest.raises(ValueError, match="mask must have the shape"):
-        vae.log_likelihood(adjacency, mask[:, 1:])

@@ -252,18 +252,8 @@ def test_wrong_arguments_are_named():
     labels = torch.arange(4) % 2
     with pytest.raises(ValueError, match="hidden_size must be a multiple of num_heads=3, got 13"):
         SlotMIL(3, 2, hidden_size=13, num_heads=3)
-    with pytest.raises(ValueError, match=r"x must have the shape \(\*batch, num_instances, 3\)"):
-        network(torch.randn(4, 5, 2))
     with pytest.raises(ValueError, match=r"mask must have the shape \(4, 5\), got \(4, 4\)"):
         network(x, torch.ones(4, 4, dtype=torch.bool))
-    with pytest.raises(TypeError, match="mask must be .* booleans"):
-        network(x, torch.ones(4, 5))
-    with pytest.raises(ValueError, match=r"slots must have the shape \(\*batch, num_slots, 12\)"):
-        network.classify(torch.randn(4, 5, 3))
-    with pytest.raises(ValueError, match=r"labels must have the shape \(4,\), got \(3,\)"):
-        slot_mixup(network.slots(x), labels[:3])
-    with pytest.raises(TypeError, match="labels must be .* integers"):
-        slot_mixup(network.slots(x), labels.float())
     for alpha in (None, 1.0):
         with pytest.raises(ValueError, match=r"labels must be classes below 2, got \[2, 3, 2, 3\]"):
             submix_loss(network, x, labels + 2, alpha=alpha)
@@ -282,7 +272,3 @@ def test_wrong_arguments_are_named():
         submix_loss(network, x[:, :0], labels)
     with pytest.raises(TypeError, match="network must have slots and classify"):
         submix_loss(NETWORKS["ABMIL"](), x, labels, alpha=1.0)
-    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got 3"):
-        subsample_bags(x, generator=3)
-    with pytest.raises(ValueError, match="weights must be finite, got nan in row 1"):
-        attention_concentration(torch.tensor([[1.0], [math.nan]]))

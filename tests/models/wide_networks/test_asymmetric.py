@@ -112,38 +112,6 @@ def test_mean_gram_matrix_has_the_arc_cosine_form():
     torch.testing.assert_close(mean_tangent_gram(inputs), expected, atol=1e-7, rtol=1e-7)
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_a_small_step_changes_outputs_as_the_gram_matrix_says(share):
-    """On half the sum of squares, up to the square of the step."""
-    network, inputs = network_of(50, share), points(6, 5)
-    targets = inputs[:, :1].sin()
-    before = network(inputs)
-    loss = 0.5 * (before - targets).square().sum()
-    (gradient,) = torch.autograd.grad(loss, network.hidden.weight)
-    step = 1e-6
-    with torch.no_grad():
-        network.hidden.weight -= step * gradient
-    change = (network(inputs) - before) / step
-    expected = -tangent_gram(network, inputs) @ (before - targets)
-    torch.testing.assert_close(change, expected, atol=1e-5, rtol=1e-4)
-
-
-def test_nodes_move_no_more_than_their_scale_allows():
-    """By the integral of the residuals, at each step of a discretized flow."""
-    network, inputs = network_of(50, 0.3), points(6, 5)
-    targets, start = 3.0 * inputs[:, :1].sin(), network.hidden.weight.detach().clone()
-    bound, step = torch.zeros(50, dtype=torch.float64), 0.1
-    for _ in range(200):
-        residuals = network(inputs) - targets
-        (gradient,) = torch.autograd.grad(0.5 * residuals.square().sum(), network.hidden.weight)
-        with torch.no_grad():
-            network.hidden.weight -= step * gradient
-            size = (residuals.abs()[:, 0] * inputs.norm(dim=-1) / math.sqrt(5)).sum()
-            bound += step * network.variances.sqrt() * size
-    moved = (network.hidden.weight.detach() - start).norm(dim=-1)
-    assert (moved <= bound * (1 + 1e-9)).all() and float(moved.max()) > 0.1
-
-
 def test_the_flow_converges_at_the_rate_of_the_symmetric_part():
     r"""Half the sum of squares falls at least as :math:`e^{-\gamma \kappa_n t / 2}`."""
     share, inputs = 0.5, points(8, 5)

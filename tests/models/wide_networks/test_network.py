@@ -26,7 +26,7 @@ from pyro_ext.models.wide_networks import (
     sample_covariances,
     sample_outputs,
 )
-from pyro_ext.nn import BayesianClassifier, BayesianModule, init_to_module
+from pyro_ext.nn import BayesianClassifier, init_to_module
 from pyro_ext.potential import Potential
 from pyro_ext.random_measures import BetaPrimeProcess, GeneralizedGammaProcess
 
@@ -195,7 +195,3 @@ def test_outputs_have_the_law_of_their_covariances():
     for direction in (torch.tensor([1.0, 0.0]), torch.tensor([1.0, -0.7])):
         ours, other = ((values @ direction).numpy() for values in (drawn, direct))
         assert stats.ks_2samp(ours, other).pvalue > 1e-4
-
-
-def test_it_is_a_bayesian_module():
-    assert isinstance(network_of(equal_variances()), BayesianModule)
