@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy.stats import linregress
 
 from pyro_ext.nn import teacher_gradient_decomposition
 from tests.pages import check_short_report
@@ -14,16 +15,14 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"gradient", "reconstructions", "variants"})
+    check_short_report(folder, PAGE, 7, {"gradient", "reconstructions"})
 
 
 def test_a_wrong_momentum_is_seen(short_run):
-    """Of the decomposition, and by the slope where theory has another one."""
+    """By the slope, where theory has another one."""
     names, _ = short_run
-    run = names["linear"][0]
-    wrong = teacher_gradient_decomposition(run.gradients, run.inputs, 0.6, 0.05)
-    assert float((wrong.differences - run.differences).abs().max()) > 1e-3
-    assert names["regression"](wrong)[1] > 1.1 * 0.05 * 0.5
+    wrong = teacher_gradient_decomposition(*names["linear"][0], 0.6, 0.05)
+    assert linregress(wrong.similarity, wrong.undone).slope > 1.1 * 0.05 * 0.5
 
 
 def test_digits_have_gray_levels_from_zero_to_one(short_run):
@@ -46,9 +45,9 @@ def test_errors_are_relative_to_means_of_pixels(short_run):
 def test_student_and_rivals_start_alike(short_run):
     """With one seed they have the same weights, and the same masks."""
     names, _ = short_run
-    first = names["variants"]["MAE"][0].error
-    assert names["variants"]["RC-MAE"][0].error == first  # two steps, and no memory
-    assert names["variants"]["slow teacher"][0].error != first
+    first = names["mae"]["error"][0]
+    assert names["rc_mae"]["error"][0] == first  # two steps, and no memory
+    assert names["slow"]["error"][0] != first
 
 
 def test_the_probe_reads_classes_from_features(short_run):
