@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 10, {"curves", "calibration", "log-density"})
+    check_short_report(folder, PAGE, 7, {"curves"})
 
 
 def test_sizes():
@@ -42,8 +42,7 @@ def test_scores(short_run):
     found = names["scores"](2.0 * truth, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), truth)
     assert found == pytest.approx({"LL": 2.5, "RMSLE": 0.6931472})
     even = (torch.arange(1_000) + 0.5) / 1_000
-    assert names["distance"](even) < 1e-6 and names["coverage"](even, 0.9) == pytest.approx(0.9)
-    assert names["distance"](even.square()) == pytest.approx(0.25, abs=1e-3)
+    assert names["coverage"](even, 0.9) == pytest.approx(0.9)
 
 
 @pytest.mark.page
@@ -54,7 +53,7 @@ def test_full_run_meets_its_claims_but_some(full_run):
     """
     claims = full_run.report.claims
     failed = [number for number, claim in enumerate(claims) if not claim.holds]
-    assert failed == [0, 4, 6] and all(claims[number].reason for number in failed)
+    assert failed == [0, 4] and all(claims[number].reason for number in failed)
     assert sum(claims[0].values.values()) / 3 > 0.05
     assert full_run.returncode == 1
 
