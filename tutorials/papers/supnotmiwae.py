@@ -10,16 +10,17 @@
 # classifier, by one importance-weighted bound. In training some of the observed values are hidden
 # from the classifier (ObsDropout), or it would learn to do without the imputed ones.
 #
-# The data are real and complete, so that the truth in the gaps is known: two Japanese vowels from
-# nine speakers, 12 channels and 7 to 29 steps. The speaker is to be recognized. A value is removed
-# with a probability that rises with it, and of those above the mean few are left: 44 % of all.
+# The paper reports that this classifies better than other ways to fill gaps. Here the data are real
+# and complete, so that the truth in the gaps is known: two Japanese vowels from nine speakers, in
+# 12 channels. The speaker is to be recognized. A value is removed with a probability that rises
+# with it, and of those above the mean few are left.
 #
-# `pyro-ext reproduce supnotmiwae` runs the page; claims and figures are saved in
-# `figures/supnotmiwae`.
+# `pyro-ext reproduce supnotmiwae` runs the page.
 
 # %%
 from collections.abc import Callable
 from functools import partial
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -51,7 +52,6 @@ page = Page(
     "missing data, arXiv 2308.06738",
 )
 SEEDS = page.seeds
-BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#588157"
 
 # %% [markdown]
 # ## Supervised not-MIWAE as a Pyro program
@@ -163,13 +163,8 @@ for seed, (train, _) in data.items():
 
 # %%
 NUM_EPOCHS = page.length(28, smoke=1)
-TRAINING: dict[str, Any] = {
-    "num_epochs": NUM_EPOCHS,
-    "batch_size": 16,
-    "learning_rate": 3e-3,
-    "validation_fraction": 0.0,
-    "progress": False,
-}
+TRAINING: dict[str, Any] = {"num_epochs": NUM_EPOCHS, "batch_size": 16, "learning_rate": 3e-3}
+TRAINING |= {"validation_fraction": 0.0, "progress": False}
 filled = partial(FilledClassifier, NUM_CHANNELS, 9, num_layers=1)
 BASELINES: dict[str, Callable[[], FilledClassifier | GRUD]] = {
     "zero imputation": lambda: filled("zero"),
@@ -210,10 +205,9 @@ fitted = {name: {seed: of_variant(name, seed) for seed in SEEDS} for name in VAR
 probs |= {name: {seed: fitted[name][seed][1].probs for seed in SEEDS} for name in VARIANTS}
 
 # %% [markdown]
-# Imputations are compared with the truth on the cells that were removed from the test series, by
-# the root mean square error. After the standardization the mean of what is observed is zero. The
-# weight $\gamma$ of the last observed value, right after it, says how far a classifier relies on
-# observed values alone.
+# Imputations are compared with the truth on the cells that were removed, by the root mean square
+# error (RMSE). The mean of what is observed is zero. The weight $\gamma$ of the last observed
+# value, right after it, says how far a classifier relies on observed values alone.
 
 
 # %%
@@ -231,41 +225,24 @@ def gamma(model: SupervisedNotMIWAE) -> float:
 
 tests = {seed: test for seed, (_, test) in data.items()}
 error = {
-    "zero imputation": {s: rmse(torch.zeros_like(test.x), test) for s, test in tests.items()},
-    "mean imputation": {
-        s: rmse(fill_gaps(test.x, test.mask, "mean"), test) for s, test in tests.items()
-    },
+    f"{fill} imputation": {s: rmse(fill_gaps(t.x, t.mask, fill), t) for s, t in tests.items()}
+    for fill in ("zero", "mean")
 } | {n: {s: rmse(fitted[n][s][1].loc, test) for s, test in tests.items()} for n in VARIANTS}
-loss = {
-    name: {seed: nll(found, tests[seed].labels) for seed, found in by_seed.items()}
-    for name, by_seed in probs.items()
-}
-weight = {
-    name: {seed: gamma(model) for seed, (model, _) in by_seed.items()}
-    for name, by_seed in fitted.items()
-}
-
-
-def mean(values: dict[int, float]) -> float:
-    """Over seeds."""
-    return sum(values.values()) / len(values)
+loss = {n: {s: nll(p, tests[s].labels) for s, p in row.items()} for n, row in probs.items()}
+weight = {n: {s: gamma(model) for s, (model, _) in row.items()} for n, row in fitted.items()}
 
 
 METRICS = {"accuracy": accuracy, "nll": nll, "brier": brier, "ece": ece}
-page.table(
-    {
-        name: {
-            column: mean({s: metric(found, tests[s].labels) for s, found in by_seed.items()})
-            for column, metric in METRICS.items()
-        }
-        for name, by_seed in probs.items()
-    },
-    title="classification of test series, mean of seeds",
-)
-page.table({name: {"rmse": mean(by_seed)} for name, by_seed in error.items()}, title="imputation")
-ess = {n: mean({s: float(fitted[n][s][1].ess.mean()) for s in SEEDS}) for n in VARIANTS}
-rows = {n: {"gamma": mean(weight[n]), "ess of 10": ess[n]} for n in VARIANTS}
-page.table(rows, title="weights")
+table = {
+    name: {
+        column: fmean(metric(found, tests[s].labels) for s, found in by_seed.items())
+        for column, metric in METRICS.items()
+    }
+    for name, by_seed in probs.items()
+}
+page.table(table, title="classification of test series, mean of seeds")
+page.table({n: {"rmse": fmean(row.values())} for n, row in error.items()}, title="imputation")
+page.table({n: {"gamma": fmean(row.values())} for n, row in weight.items()}, title="weights")
 
 
 def ratio(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
@@ -279,8 +256,8 @@ def gap(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
 
 
 # %% [markdown]
-# What is missing says what was there, and the networks that see the mask are ahead. Among those
-# that see values only, several imputations are better than one as a rule.
+# Networks that see the mask are ahead. Among those that see values only, several imputations are
+# better than one as a rule.
 
 # %%
 SOURCE = "Kim et al. (2023), abstract; bound preregistered"
@@ -336,7 +313,8 @@ page.claim(
 # ## Imputations
 #
 # Test series with the truth in their gaps, means of the imputations and bands of two standard
-# deviations. Large values are missing, and the model was never shown one in their place.
+# deviations. Large values are missing, and the model was never shown one in their place: bands
+# miss the largest ones.
 
 # %%
 seed = SEEDS[0]
@@ -348,78 +326,24 @@ for axes, index in zip(grid.flat, torch.linspace(0, NUM_TEST - 1, 6).long().toli
     cells = (index, slice(0, length), channel)
     loc, band = found.loc[cells], 2.0 * found.scale[cells]
     seen, truth = test.mask[cells], test.x[cells]
-    axes.fill_between(steps, loc - band, loc + band, color=BLUE, alpha=0.2, lw=0)
-    axes.plot(steps, loc, color=BLUE, label="imputation")
+    axes.fill_between(steps, loc - band, loc + band, color="tab:blue", alpha=0.2, lw=0)
+    axes.plot(steps, loc, color="tab:blue", label="imputation")
     axes.plot(steps[seen], truth[seen], "o", color="black", ms=4, label="observed")
-    axes.plot(steps[~seen], truth[~seen], "o", mfc="none", color=RED, ms=4, label="truth in gaps")
+    axes.plot(
+        steps[~seen], truth[~seen], "o", mfc="none", color="tab:red", ms=4, label="truth in gaps"
+    )
     axes.set_title(f"series {index}, channel {channel}", fontsize=8)
 grid[1, 1].set_xlabel("step")
 grid[0, 0].legend(frameon=False, fontsize=7)
 page.figure("imputations", figure, despine=True)
 
 # %% [markdown]
-# How often the truth is in the band, by how large it is: bands are honest where values are like
-# those that were seen, and miss the large ones, of which hardly any was.
-
-# %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.0), layout="constrained")
-edges = torch.arange(-2.0, 5.0)
-for name, color in zip(VARIANTS, (GRAY, YELLOW, BLUE), strict=True):
-    prediction = fitted[name][seed][1]
-    covered = (prediction.loc - test.x).abs() < 2.0 * prediction.scale
-    chosen = [covered[test.hidden & (test.x >= low) & (test.x < low + 1)] for low in edges]
-    shares = [float(cells.float().mean().nan_to_num()) for cells in chosen]
-    left.plot(edges + 0.5, shares, "o-", ms=3, color=color, label=name)
-left.set(xlabel="value that was removed", ylabel="fraction within two deviations")
-left.legend(frameon=False, fontsize=7)
-names = list(probs)
-right.barh(names, [mean(loss[name]) for name in names], color=[GRAY] * 4 + [BLUE] * 3)
-for number, name in enumerate(names):
-    right.plot(list(loss[name].values()), [number] * len(SEEDS), "k.", ms=3)
-right.set(xlabel="NLL of test labels")
-right.invert_yaxis()
-page.figure("comparison", figure, despine=True)
-
-# %% [markdown]
-# ## As the series goes on
+# ## In use
 #
-# The online model says at each step who speaks, from what came before; here it is trained briefly,
-# on series of which a third of the steps is left out, so that times are irregular. Weights of the
-# latent draws are those of the past, too.
+# Use `SupervisedNotMIWAE` where what is missing depends on its value, and several imputations are
+# wanted with the labels. For labels alone first try a network that sees the mask: what is missing
+# says what was there, and here such networks are ahead. Don't trust bands for values of which
+# hardly any was observed.
 
 # %%
-train, test = data[seed]
-generator = torch.Generator().manual_seed(seed)
-
-
-def thinned(part: Part) -> tuple[Part, Tensor]:
-    """A part without a third of the steps, and the times of the others."""
-    noise = torch.rand(part.x.shape[:2], generator=generator)
-    noise[torch.arange(NUM_STEPS) >= part.lengths[:, None]] = 2.0
-    lengths = (2 * part.lengths / 3).long()
-    order = noise.argsort(1)
-    kept = torch.where(torch.arange(NUM_STEPS) < lengths[:, None], order, NUM_STEPS).sort(1).values
-    index = kept.clamp(max=NUM_STEPS - 1)[..., None].expand_as(part.x)
-    x, mask = part.x.gather(1, index), part.mask.gather(1, index)
-    return Part(x, mask, lengths, part.labels), kept + 0.0
-
-
-(online_train, train_times), (online_test, test_times) = thinned(train), thinned(test)
-torch.manual_seed(seed)
-online = SupervisedNotMIWAE(NUM_CHANNELS, 9, num_layers=1, online=True, duration=29.0)
-labels = online_train.labels[:, None].expand(-1, NUM_STEPS)
-options = TRAINING | {"num_epochs": page.length(8, smoke=1), "num_latents": 2, "seed": seed}
-x, mask, lengths = online_train[:3]
-online.fit(x, labels, mask, train_times, lengths, **options)
-x, mask, lengths = online_test[:3]
-by_step = online.predict(x, mask, test_times, lengths, num_latents=10, num_draws=1, seed=seed)
-is_right = by_step.probs.argmax(-1) == online_test.labels[:, None]
-figure, axes = plt.subplots(figsize=(4.5, 3.0), layout="constrained")
-window = torch.arange(0, 24, 3)  # few series are longer
-valid = torch.arange(NUM_STEPS) < online_test.lengths[:, None]
-here = [valid & (test_times >= low) & (test_times < low + 3) for low in window.tolist()]
-shares = [float(is_right[cells].float().mean().nan_to_num()) for cells in here]
-axes.plot(window + 1.5, shares, "o-", ms=3, color=GREEN)
-axes.set(xlabel="time, in steps of the recording", ylabel="accuracy", ylim=(0, 1.02))
-page.figure("online", figure, despine=True)
-page.finish({"num_epochs": NUM_EPOCHS, "num_latents": 2, "left": 0.44, "dropout": 0.4})
+page.finish({"epochs": NUM_EPOCHS, "latent draws": 2})

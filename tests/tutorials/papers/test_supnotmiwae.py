@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 6, {"imputations", "comparison", "online"})
+    check_short_report(folder, PAGE, 6, {"imputations"})
 
 
 def test_large_values_are_missing(short_run):
@@ -31,19 +31,6 @@ def test_errors_are_those_of_removed_cells(short_run):
     names, _ = short_run
     test = names["data"][0][1]
     assert names["rmse"](torch.where(test.hidden, test.x + 2.0, 0.0), test) == pytest.approx(2.0)
-
-
-def test_steps_are_left_out(short_run):
-    """Those that are kept are in order, with their own times."""
-    names, _ = short_run
-    part = names["data"][0][1]
-    x = torch.arange(float(names["NUM_STEPS"]))[:, None].expand_as(part.x)
-    thinned, times = names["thinned"](part._replace(x=x))
-    assert torch.equal(thinned.lengths, (2 * part.lengths / 3).long())
-    for row, length in enumerate(thinned.lengths.tolist()):
-        assert torch.equal(thinned.x[row, :length, 0], times[row, :length])
-        assert bool((times[row, :length].diff() > 0).all())
-        assert float(times[row, length - 1]) < part.lengths[row]
 
 
 @pytest.mark.page
