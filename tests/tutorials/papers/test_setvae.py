@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 5, {"sets", "sizes", "parts"})
+    check_short_report(folder, PAGE, 5, {"sets"})
 
 
 def test_points_are_dark_pixels(short_run):
