@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 8, {"communities", "real"})
+    check_short_report(folder, PAGE, 8, {"communities"})
 
 
 def test_communities(short_run):
