@@ -225,7 +225,7 @@ page.claim(
 )
 
 # %%
-figure, panels = plt.subplots(3, 4, figsize=(10, 7), sharex="col", sharey="col")
+figure, panels = plt.subplots(3, 4, figsize=(10, 7), layout="constrained")
 with seeded(7):
     examples = [gaussian_mixtures(1, 300, size, 3.0) for size in (4, 8, 12, 16)]
 for column, (x, labels) in zip(panels.T, examples, strict=True):
@@ -234,7 +234,7 @@ for column, (x, labels) in zip(panels.T, examples, strict=True):
         clusterings[kind] = by_seed[SEEDS[0]].cluster(x[0], seed=0).labels
     for axes, (name, chosen) in zip(column, clusterings.items(), strict=True):
         axes.scatter(*x[0].T, s=4, c=chosen, cmap="tab20", vmin=0, vmax=19)
-        axes.set(title=f"{name}, {len(chosen.unique())} clusters", xticks=[], yticks=[])
+        axes.set(title=f"{name}, K = {len(chosen.unique())}", xticks=[], yticks=[])
 page.figure("clusterings", figure)
 
 # %% [markdown]
