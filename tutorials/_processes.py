@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple, Self
@@ -52,27 +53,15 @@ class Recorder(SchedulerPlugin):
 
 
 class Counted(Executor):
-    """Hands tasks on to another executor, and counts them and the bytes that travel."""
+    """Hands tasks on to another executor, and counts them."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self.num_sent = self.num_returned = self.bytes_returned = 0
-        self.sizes: list[int] = []  # bytes of each argument
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes of all arguments together."""
-        return sum(self.sizes)
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the largest argument: model and data, which go to each worker."""
-        return max(self.sizes)
+        self.num_sent = self.num_returned = 0
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Send a task."""
         self.num_sent += 1
-        self.sizes += [len(part) for part in args if isinstance(part, bytes)]
         future = self._executor.submit(function, *args, **kwargs)
         future.add_done_callback(self._count)
         return future
@@ -80,7 +69,6 @@ class Counted(Executor):
     def _count(self, future: Future[Any]) -> None:
         if not future.cancelled() and future.exception() is None:
             self.num_returned += 1
-            self.bytes_returned += len(future.result())
 
 
 class Disturbed(NamedTuple):
@@ -93,17 +81,12 @@ class Disturbed(NamedTuple):
     killed_at: float
 
 
-class Usage(NamedTuple):
-    """What a stretch of time took: by the clock, and by the processors and memory of each part."""
+@dataclass
+class Usage:
+    """What a stretch of time took: by the clock, and by the processors for each part."""
 
-    seconds: float
-    cpu_seconds: dict[str, float]
-    megabytes: dict[str, float]
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds of all parts."""
-        return sum(self.cpu_seconds.values())
+    seconds: float = 0.0
+    cpu_seconds: Counter[str] = field(default_factory=Counter)
 
 
 class Cluster:
@@ -157,13 +140,11 @@ class Cluster:
         while self._num_known() > len(self.workers):
             time.sleep(0.02)
 
-    def renew(self, number: int) -> float:
-        """Go on with new workers alone; returns the CPU seconds that each took to start."""
+    def renew(self, number: int) -> None:
+        """Go on with new workers alone."""
         while self.workers:
             self.kill()
         self.add(number)
-        spent = self._cpu_seconds({worker.pid: "workers" for worker in self.workers})
-        return spent["workers"] / number
 
     def _num_known(self) -> int:
         def number(dask_scheduler: Scheduler) -> int:
@@ -200,7 +181,7 @@ class Cluster:
         return Disturbed(result, executor, tasks, num_lost, times[0])
 
     def executor(self) -> Counted:
-        """The executor of the client, which counts what travels."""
+        """The executor of the client, which counts tasks."""
         return Counted(self.client.get_executor())
 
     def recorded(self) -> Recorder:
@@ -214,47 +195,22 @@ class Cluster:
         found.tasks, found.lost = self.client.run_on_scheduler(recorder)
         return found
 
-    def _processes(self) -> dict[int, str]:
+    def _cpu_seconds(self) -> Counter[str]:
         parts = {os.getpid(): "this process", self._scheduler.pid: "scheduler"}
-        return parts | {worker.pid: "workers" for worker in self.workers}
-
-    def _cpu_seconds(self, processes: dict[int, str]) -> Counter[str]:
         spent: Counter[str] = Counter()
-        for pid, part in processes.items():
+        for pid, part in (parts | {worker.pid: "workers" for worker in self.workers}).items():
             times = psutil.Process(pid).cpu_times()
             spent[part] += times.user + times.system
         return spent
 
     @contextmanager
-    def measured(self) -> Iterator[list[Usage]]:
+    def measured(self) -> Iterator[Usage]:
         """Measure what is done within, with workers that are there at its beginning and end."""
-        usage: list[Usage] = []
-        processes = self._processes()
-        before, started = self._cpu_seconds(processes), time.perf_counter()
-        peaks: dict[str, float] = dict.fromkeys(processes.values(), 0.0)
-        has_ended = Event()
-        watcher = Thread(target=_watch, args=(processes, peaks, has_ended), daemon=True)
-        watcher.start()
-        try:
-            yield usage
-        finally:
-            has_ended.set()
-            watcher.join()
-        seconds = time.perf_counter() - started
-        spent = self._cpu_seconds(processes)
-        usage.append(Usage(seconds, {part: spent[part] - before[part] for part in spent}, peaks))
-
-
-def _watch(processes: dict[int, str], peaks: dict[str, float], has_ended: Event) -> None:
-    """Take note of the most memory that each part of the cluster has, in megabytes."""
-    while not has_ended.wait(1.0):
-        now: Counter[str] = Counter()
-        for pid, part in processes.items():
-            info = psutil.Process(pid).memory_full_info()
-            # Pages that processes of one machine share count once in all; Linux knows them.
-            now[part] += getattr(info, "pss", info.rss) / 1e6
-        for part, value in now.items():
-            peaks[part] = max(peaks[part], value)
+        usage = Usage()
+        before, started = self._cpu_seconds(), time.perf_counter()
+        yield usage
+        usage.seconds = time.perf_counter() - started
+        usage.cpu_seconds = self._cpu_seconds() - before
 
 
 def plot_tasks(axes: Axes, found: Disturbed) -> None:
@@ -269,16 +225,3 @@ def plot_tasks(axes: Axes, found: Disturbed) -> None:
     axes.set(xlabel="seconds", ylim=(len(workers) - 0.4, -0.6))
     axes.set_yticks(range(len(workers)), [f"worker {n + 1}" for n in range(len(workers))])
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-
-
-def plot_memory(axes: Axes, usages: dict[int, Usage]) -> None:
-    """Draw the memory of the parts of the cluster, by the number of workers."""
-    bottom = [0.0] * len(usages)
-    colors = {"this process": "#444444", "scheduler": "#e09f3e", "workers": "#2a6f97"}
-    for part, color in colors.items():
-        heights = [usage.megabytes[part] for usage in usages.values()]
-        axes.bar(range(len(usages)), heights, bottom=bottom, color=color, label=part, width=0.6)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    axes.set(xlabel="workers", ylabel="MB of memory")
-    axes.set_xticks(range(len(usages)), [str(number) for number in usages])
-    axes.legend(frameon=False)
