@@ -8,10 +8,9 @@
 # posteriors trains it. Whatever samples a posterior then runs on a hundred rows instead of on
 # a hundred thousand.
 #
-# This page shows the parts on models whose posteriors are known: weights, learned labels, where
-# pseudo observations go in the plane, a large regression made small, and the subsets of the data
-# that a coreset has to beat. `python tutorials/pseudocoresets.py` prints the numbers and saves the
-# figures in `figures/pseudocoresets`.
+# This page shows the parts on models whose posteriors are known: where pseudo observations go in
+# the plane, their weights and learned labels, a large regression made small, and the subsets of the
+# data that a coreset has to beat. `pyro-ext reproduce pseudocoresets` runs it.
 
 # %%
 import time
@@ -31,11 +30,8 @@ from pyro_ext import datasets
 from pyro_ext.inference import MCMC, LaplaceHMC
 from pyro_ext.inference.pseudocoresets import (
     AutoPseudocoreset,
-    CoresetScores,
     ForwardKL,
     GaussianSurrogate,
-    ReverseKL,
-    Wasserstein,
     evaluate_coreset,
     gaussian_kl,
     herding_subset,
@@ -44,7 +40,6 @@ from pyro_ext.inference.pseudocoresets import (
     standard_deviation_ratios,
     standardized_mean_differences,
 )
-from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import Weights
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -55,48 +50,30 @@ page = Page(
 SEEDS = page.seeds
 FIRST = SEEDS[0]  # the seed of figures and tables
 torch.set_default_dtype(torch.float64)
-BLUE, RED, GRAY = "#2a6f97", "#d1495b", "0.75"
 
 
 class Distance(NamedTuple):
     """How far the posterior of a coreset is from that of the data, by Gaussians at the modes."""
 
     divergence: float
-    mean: float
     scale: float
 
 
 def distance(guide: AutoPseudocoreset, surrogate: GaussianSurrogate) -> Distance:
-    """Forward divergence, distance of means in standard deviations, largest ratio of scales."""
+    """Forward divergence, and the largest ratio of standard deviations."""
     data, coreset = surrogate.data_gaussian(guide), surrogate.coreset_gaussian(guide)
-    means, scales = zip(
-        *(
-            (mean.detach(), covariance.detach().diag().sqrt())
-            for mean, covariance in (data, coreset)
-        ),
-        strict=True,
-    )
-    return Distance(
-        float(gaussian_kl(*data, *coreset).detach()),
-        float(((means[1] - means[0]) / scales[0]).abs().max()),
-        float((scales[1] / scales[0]).max()),
-    )
+    variances = [covariance.detach().diag() for _, covariance in (data, coreset)]
+    ratio = (variances[1] / variances[0]).sqrt().max()
+    return Distance(float(gaussian_kl(*data, *coreset).detach()), float(ratio))
 
 
 # %% [markdown]
-# ## Weights
+# ## Twenty pseudo patients
 #
 # Linear regression of the progress of diabetes on ten measures of 442 patients. With known noise
-# the posterior is Gaussian, and the divergences of `GaussianSurrogate` are exact. Twenty pseudo
-# patients have
-#
-# * `weights="uniform"`: they count as twenty patients. Their posterior is wide, wherever they go,
-#   unless they go far out, and `fit` warns of that.
-# * `weights="scaled"`: each counts as 442 / 20 patients, all together as much as the data.
-# * `weights="learned"`, as without a word: they start there and are learned.
-#
-# Adam takes steps of a fraction of 0.005 of the spread of the data, unless it is told otherwise.
-# That is slow for uniform weights, whose pseudo observations have far to go.
+# the posterior is Gaussian, and the divergences of `GaussianSurrogate` are exact. With
+# `weights="scaled"` each of twenty pseudo patients counts as 442 / 20, all together as much as the
+# data. Training starts from a random subset.
 
 # %%
 NOISE = 0.7
@@ -115,49 +92,31 @@ def linear(x: Tensor, y: Tensor) -> None:
 
 STEPS = page.length(300, smoke=5)
 fast = partial(Adam, lr=0.02)
-before: dict[int, Distance] = {}
-by_weights: dict[Weights, dict[int, Distance]] = {"uniform": {}, "scaled": {}, "learned": {}}
-for weights, found in by_weights.items():
-    for seed in SEEDS if weights == "scaled" else SEEDS[:1]:
-        guide = AutoPseudocoreset(linear, x, y, size=20, weights=weights, seed=seed)
-        surrogate = GaussianSurrogate()
-        if weights == "scaled":
-            before[seed] = distance(guide, surrogate)
-        guide.fit(ForwardKL(surrogate), STEPS, optimizer=fast, progress=False)
-        found[seed] = distance(guide, surrogate)
-print(f"{'weights':20}{'divergence':>12}{'means':>8}{'scales':>8}")
-rows = {"random, scaled": before[FIRST]} | {str(w): by_weights[w][FIRST] for w in by_weights}
-for name, row in rows.items():
-    print(f"{name:20}{row.divergence:12.4f}{row.mean:8.3f}{row.scale:8.3f}")
+before, after = {}, {}
+for seed in SEEDS:
+    guide = AutoPseudocoreset(linear, x, y, size=20, weights="scaled", seed=seed)
+    surrogate = GaussianSurrogate()
+    before[seed] = distance(guide, surrogate)
+    guide.fit(ForwardKL(surrogate), STEPS, optimizer=fast, progress=False)
+    after[seed] = distance(guide, surrogate)
 
 page.claim(
     "Twenty scaled pseudo observations of a linear regression leave little of the divergence "
     "of a random subset (fraction).",
-    {s: by_weights["scaled"][s].divergence / before[s].divergence for s in SEEDS},
+    {s: after[s].divergence / before[s].divergence for s in SEEDS},
     "<",
     0.05,
     source="preregistered",
 )
 
 # %% [markdown]
-# The three divergences differ where a coreset cannot be perfect. Of twenty pseudo patients and ten
-# coefficients it can, but the reverse divergence and the distance take more steps to get there.
-
-# %%
-for kind in (ForwardKL, ReverseKL, Wasserstein):
-    surrogate = GaussianSurrogate()
-    guide = AutoPseudocoreset(linear, x, y, size=20, weights="scaled", seed=FIRST)
-    guide.fit(kind(surrogate), STEPS, optimizer=fast, progress=False)
-    row = distance(guide, surrogate)
-    print(f"{kind.__name__:20}{row.divergence:12.4f}{row.mean:8.3f}{row.scale:8.3f}")
-
-# %% [markdown]
 # ## Where pseudo observations go, and learned labels
 #
 # Logistic regression in the plane, with eight pseudo observations. Their inputs are learned; labels
 # keep the values they start with, half of them ones. With `learnable=["x", "y"]` labels are learned
-# too: each pseudo observation gets a probability of each class, and counts with it for both.
-# Colors are labels, areas weights.
+# too: each pseudo observation gets a probability of each class, and counts with it for both. With
+# `weights="uniform"` eight pseudo observations count as eight: their posterior is wide, unless they
+# go far out, of which `fit` warns. Without a word, weights start as scaled and are learned.
 
 # %%
 CLASSES = 600
@@ -181,34 +140,22 @@ labels = labels.double()
 KINDS: dict[str, dict[str, Any]] = {
     "weights of one": {"weights": "uniform"},
     "scaled weights": {"weights": "scaled"},
-    "learned weights": {"weights": "learned"},
     "learned labels": {"weights": "scaled", "learnable": ["x", "y"]},
 }
 in_plane: dict[str, dict[int, Distance]] = {name: {} for name in KINDS}
-figure, panels = plt.subplots(
-    2, 2, figsize=(8, 7.4), layout="constrained", sharex=True, sharey=True
-)
-for (name, options), axes in zip(KINDS.items(), panels.flat, strict=True):
-    for seed in SEEDS if name != "learned weights" else SEEDS[:1]:
+figure, panels = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
+for (name, options), axes in zip(KINDS.items(), panels, strict=True):
+    for seed in reversed(SEEDS):
         surrogate = GaussianSurrogate()
         guide = AutoPseudocoreset(logistic, plane, labels, size=8, seed=seed, **options)
         guide.fit(ForwardKL(surrogate), 2 * STEPS, optimizer=fast, progress=False)
         in_plane[name][seed] = distance(guide, surrogate)
-        if seed != FIRST:
-            continue
-        inputs, ones = guide.pseudodata
-        ones = ones if ones.dim() == 1 else ones[:, 1]
-        axes.scatter(*plane.T, c=labels, cmap="coolwarm", s=6, alpha=0.25, linewidths=0)
-        fraction = guide.weights / guide.weights.sum()
-        axes.scatter(
-            *inputs.T, c=ones, cmap="coolwarm", vmin=0, vmax=1, s=800 * fraction, edgecolors="black"
-        )
-        axes.set(title=f"{name}: divergence {in_plane[name][seed].divergence:.3f}")
+    inputs, ones = guide.pseudodata  # of the first seed
+    ones = ones if ones.dim() == 1 else ones[:, 1]
+    axes.scatter(*plane.T, c=labels, cmap="coolwarm", s=6, alpha=0.25)
+    axes.scatter(*inputs.T, c=ones, cmap="coolwarm", vmin=0, vmax=1, s=100, edgecolors="black")
+    axes.set(title=f"{name}: divergence {in_plane[name][FIRST].divergence:.3f}")
 page.figure("in-the-plane", figure)
-for name, found in in_plane.items():
-    print(
-        f"{name:20}{found[FIRST].divergence:12.4f}{found[FIRST].mean:8.3f}{found[FIRST].scale:8.3f}"
-    )
 page.claim(
     "In the plane eight pseudo observations with learned labels are nearer to the posterior "
     "than those with labels that stay (ratio of divergences).",
@@ -235,10 +182,9 @@ page.claim(
 # coreset of a hundred pseudo observations with learned labels. It takes Hamiltonian Monte Carlo
 # in the coordinates of a Laplace approximation, with as many chains side by side as one likes; any
 # other kernel of Pyro or of ours runs on `guide.condition()`. Only the coreset has to be trained
-# once more for other seeds, so that NUTS runs for one of them. Ours on all data would gain nothing
-# here, as nearly all of the time goes into gradients of a hundred thousand points. A long run on
-# all data says how far the coresets are off: means are right, and some standard deviations are too
-# wide by a quarter and more after so short a training.
+# once more for other seeds, so that NUTS runs for one of them. A long run on all data says how far
+# the coresets are off: means are right, and some standard deviations are too wide after so short a
+# training.
 
 # %%
 NUM_POINTS, NUM_COVARIATES = page.length((100_000, 20), smoke=(2_000, 3))
@@ -272,14 +218,14 @@ seconds_on_all = time.process_time() - started
 long_run = MCMC(LaplaceHMC(logistic), 2 * COUNT, 10, num_chains=4, seed=1, progress=False)
 reference = long_run.run(many, ones).get_samples()
 
-building, sampling, off, wide = {}, {}, {}, {}
+rows, sampling, off = {}, {}, {}
 for seed in SEEDS:
     started = time.process_time()
     guide = AutoPseudocoreset(
         logistic, many, ones, size=100, weights="scaled", learnable=["x", "y"], seed=seed
     )
     guide.fit(ForwardKL(), STEPS, optimizer=fast, progress=False)
-    building[seed] = time.process_time() - started
+    building = time.process_time() - started
     started = time.process_time()
     run = guide.sample_posterior(100, warmup_steps=10, num_chains=16)
     seconds = time.process_time() - started
@@ -287,12 +233,15 @@ for seed in SEEDS:
     draws = run.get_samples()
     off[seed] = float(standardized_mean_differences(draws, reference)["weight"].abs().max())
     ratios = standard_deviation_ratios(draws, reference)["weight"]
-    wide[seed] = float((ratios - 1).abs().max())
-    print(
-        f"seed {seed}: {building[seed]:.1f} s to train, {seconds:.2f} s for {effective(run):.0f} "
-        f"effective draws; Pyro's NUTS on all {seconds_on_all:.1f} s for {effective(on_all):.0f}; "
-        f"means off by {off[seed]:.3f}, scales by {wide[seed]:.1%}"
-    )
+    rows[f"seed {seed}"] = {
+        "s to train": building,
+        "s to draw": seconds,
+        "effective draws": effective(run),
+        "means off by": off[seed],
+        "scales off by": float((ratios - 1).abs().max()),
+    }
+print(f"Pyro's NUTS on all: {seconds_on_all:.1f} s, {effective(on_all):.0f} effective draws")
+page.table(rows, number_format=".2f")
 page.claim(
     "A hundred pseudo observations of a logistic regression of a hundred thousand have its "
     "posterior means (largest distance in standard deviations).",
@@ -323,94 +272,47 @@ covariates = torch.randn(4000, 6, generator=generator)
 truth = torch.linspace(1.5, -1.5, 6)
 targets = (torch.rand(4000, generator=generator) < (covariates @ truth).sigmoid()).double()
 train, test = (covariates[:2000], targets[:2000]), (covariates[2000:], targets[2000:])
-whole = MCMC(
-    LaplaceHMC(logistic), 5 if page.smoke else 100, 10, num_chains=8, seed=0, progress=False
-).run(*train)
+kernel, number = LaplaceHMC(logistic), page.length(100, smoke=5)
+whole = MCMC(kernel, number, 10, num_chains=8, seed=0, progress=False).run(*train)
 reference = whole.get_samples()
 
 
-def variation(score: CoresetScores) -> float:
+def variation(seed: int, init: Callable[..., Any], **options: Any) -> float:
     """Total variation distance of the predictions from those of the posterior of the data."""
+    guide = AutoPseudocoreset(
+        logistic, *train, size=20, weights="scaled", init=init, seed=seed, **options
+    )
+    if options:
+        guide.fit(ForwardKL(), STEPS, optimizer=fast, progress=False)
+    score = evaluate_coreset(
+        guide.condition(),
+        *test,
+        reference=reference,
+        num_samples=page.length(50, smoke=10),
+        warmup_steps=page.length(50, smoke=5),
+        options={"seed": seed, "num_chains": 8},
+    )
     assert score.total_variation is not None
     return score.total_variation
 
 
-STARTS: dict[str, Callable[..., Any]] = {
-    "random": random_subset,
-    "k-means": k_means_subset,
-    "herding": herding_subset,
+by_herding = variation(FIRST, herding_subset)  # nothing in it is random
+subsets = {
+    s: min(variation(s, random_subset), variation(s, k_means_subset), by_herding) for s in SEEDS
 }
-scores: dict[str, dict[int, CoresetScores]] = {name: {} for name in (*STARTS, "coreset")}
-for name, of_kind in scores.items():
-    for seed in SEEDS:
-        if name == "herding" and seed != FIRST:
-            of_kind[seed] = of_kind[FIRST]  # nothing in it is random
-            continue
-        options = {} if name in STARTS else {"learnable": ["x", "y"]}
-        guide = AutoPseudocoreset(
-            logistic,
-            *train,
-            size=20,
-            weights="scaled",
-            init=STARTS.get(name, random_subset),
-            seed=seed,
-            **options,
-        )
-        if name not in STARTS:
-            guide.fit(ForwardKL(), STEPS, optimizer=fast, progress=False)
-        of_kind[seed] = evaluate_coreset(
-            guide.condition(),
-            *test,
-            reference=reference,
-            num_samples=10 if page.smoke else 50,
-            warmup_steps=5 if page.smoke else 50,
-            options={"seed": seed, "num_chains": 8},
-        )
-print(f"{'':12}{'accuracy':>9}{'nll':>8}{'ece':>8}{'variation':>11}{'means':>8}")
-for name, of_kind in scores.items():
-    score = of_kind[FIRST]
-    means = float(standardized_mean_differences(score.samples, reference)["weight"].abs().max())
-    print(
-        f"{name:12}{score.accuracy:9.3f}{score.nll:8.3f}{score.ece:8.3f}"
-        f"{score.total_variation:11.4f}{means:8.2f}"
-    )
+trained = {s: variation(s, random_subset, learnable=["x", "y"]) for s in SEEDS}
 page.claim(
     "Predictions of a coreset are nearer to those of the data than those of the best of three "
     "subsets (ratio of total variations).",
-    {
-        s: variation(scores["coreset"][s]) / min(variation(scores[n][s]) for n in STARTS)
-        for s in SEEDS
-    },
+    {s: trained[s] / subsets[s] for s in SEEDS},
     "<",
     0.5,
     source="preregistered",
 )
 
 # %% [markdown]
-# ## Saved and loaded
-#
-# A coreset is a small file of safetensors: all that another machine needs to sample the posterior
-# of the data, and no data in it.
+# `guide.save(path)` writes a coreset as a small file, which is all that another machine needs to
+# sample the posterior of the data.
 
 # %%
-path = page.folder / "coreset.safetensors"
-guide.save(path)
-other = AutoPseudocoreset(logistic, *train, size=20, weights="scaled", learnable=["x", "y"]).load(
-    path
-)
-worst = max(
-    float((one - two).abs().max())
-    for one, two in zip(guide.pseudodata, other.pseudodata, strict=True)
-)
-print(f"{path.stat().st_size:,} bytes; pseudo observations differ by {worst:.1e} at most")
-
-# %% [markdown]
-# ## The claims
-
-# %%
-page.finish(
-    {
-        "steps": STEPS,
-        "points": NUM_POINTS,
-    }
-)
+page.finish({"steps": STEPS, "points": NUM_POINTS})

@@ -14,11 +14,10 @@ pytestmark = [pytest.mark.slow, FITS_ARE_SHORT]
 
 def test_short_run_saves_a_report_and_figures(short_run):
     check_short_report(short_run[1], PAGE, 6, {"in-the-plane"})
-    assert (short_run[1] / "coreset.safetensors").stat().st_size < 4_000
 
 
 def test_distances_by_hand(parts):
-    """Divergence, means and scales of Gaussian posteriors, from their formulas."""
+    """Divergence and scales of Gaussian posteriors, from their formulas."""
     x, y, noise = parts["x"][:60], parts["y"][:60], parts["NOISE"]
     guide = AutoPseudocoreset(parts["linear"], x, y, size=20, weights="scaled", seed=0)
     found = parts["distance"](guide, GaussianSurrogate())
@@ -34,7 +33,6 @@ def test_distances_by_hand(parts):
     divergence = torch.distributions.kl_divergence(distribution, own)
     scale = precision.inverse().diag().sqrt()
     assert found.divergence == pytest.approx(float(divergence), rel=1e-6)
-    assert found.mean == pytest.approx(float(((own_mean - mean) / scale).abs().max()), rel=1e-6)
     ratio = own_precision.inverse().diag().sqrt() / scale
     assert found.scale == pytest.approx(float(ratio.max()), rel=1e-6)
 
@@ -43,7 +41,7 @@ def test_all_of_the_data_is_its_own_coreset(parts):
     x, y = parts["x"][:30], parts["y"][:30]
     guide = AutoPseudocoreset(parts["linear"], x, y, size=30, weights="uniform", seed=0)
     found = parts["distance"](guide, GaussianSurrogate())
-    assert found == pytest.approx((0.0, 0.0, 1.0), abs=1e-6)
+    assert found == pytest.approx((0.0, 1.0), abs=1e-6)
 
 
 def test_data_are_large(parts):
