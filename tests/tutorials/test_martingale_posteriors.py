@@ -2,7 +2,6 @@
 
 import math
 
-import pyro.distributions as dist
 import pytest
 import torch
 
@@ -13,7 +12,7 @@ pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 5, {"bayesian-model", "functionals", "horizon"})
+    check_short_report(short_run[1], PAGE, 5, {"bayesian-model", "functionals"})
 
 
 def test_columns_are_those_of_the_source(parts):
@@ -29,7 +28,7 @@ def test_exact_variances(parts):
     """At a horizon of one they follow from the distribution of one observation."""
     n, scale = parts["n"], parts["SCALE"]
     spread = float(parts["few"].var(correction=0))
-    one = {"Polya urn": spread, "normal": scale**2 * (1 + 1 / n), "plug-in": scale**2}
+    one = {"Polya urn": spread, "normal": scale**2 * (1 + 1 / n)}
     for name, variance in one.items():
         found = parts["exact_variance"](name, n + 1)
         assert found == pytest.approx(variance / (n + 1) ** 2)
@@ -56,14 +55,3 @@ def test_distance_of_a_median_from_its_law(parts):
     # A value that comes twice has the probabilities of both.
     twice = torch.tensor([1.0, 1.0, 2.0])
     assert parts["distance_to_exact"](torch.ones(4), twice) == pytest.approx(0.25)
-
-
-def test_functionals_of_logarithms_are_transformed_back(parts):
-    """With normal logarithms it is a log-normal distribution, whose quantiles are known."""
-    loc, scale = torch.tensor([3.0, 3.5]), torch.tensor([0.5, 1.0])
-    found = parts["of_logarithms"](dist.Normal(loc, scale))
-    distribution = dist.LogNormal(loc, scale)
-    lower, median, upper = (distribution.icdf(torch.tensor(p)) for p in (0.25, 0.5, 0.75))
-    torch.testing.assert_close(found["median"], median)
-    torch.testing.assert_close(found["range"], upper - lower)
-    torch.testing.assert_close(found["share above 100"], 1 - distribution.cdf(torch.tensor(100.0)))
