@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 11, {"coverage", "logistic"})
+    check_short_report(short_run[1], PAGE, 10, {"coverage"})
 
 
 def test_least_squares(parts):
@@ -44,7 +44,7 @@ def test_penalty_is_the_log_prior(parts):
     distribution = dist.StudentT(2.0, 0.0, 1.0)
     expected = (distribution.log_prob(torch.zeros(2)) - distribution.log_prob(slopes)).sum() / 7
     torch.testing.assert_close(parts["penalty"](7, {"slopes": slopes}), expected)
-    x, y = parts["x"][:, :2], parts["y_half"]
+    (x, y), _ = parts["halves"](0, [0, 1])
     prior = PosteriorBootstrap(
         parts["logistic"], 5, include_prior=True, seed=0, progress=False
     ).run(x, y)
@@ -57,7 +57,7 @@ def test_penalty_is_the_log_prior(parts):
 
 def test_mode_and_deviations(parts):
     """By derivatives of the model's own joint density."""
-    x, y = parts["x"][:, :4], parts["y_half"]
+    (x, y), _ = parts["halves"](0, [0, 1, 2, 3])
     mode, deviations = parts["mode_and_deviations"](x, y)
 
     def energy(flat):
