@@ -5,8 +5,7 @@
 #
 # In Pyro a model says itself which part of the data it looks at: a plate with a `subsample_size`.
 # This page shows in numbers that minibatches leave the potential unbiased, that plates may be
-# nested and hold latent variables, and how to go wrong. Run it by `python
-# tutorials/minibatch_and_plates.py`.
+# nested and hold latent variables, and how to go wrong.
 
 # %%
 import math
@@ -317,6 +316,5 @@ if not page.smoke:
 #
 # - Write `with pyro.plate(name, size, subsample_size=batch_size) as index:` and use `index` on
 #   everything that belongs to the elements. Scale nothing.
-# - `Potential(model, ...).full(z)` is the potential of all of the data, and `to_arviz` computes log
-#   likelihoods over all of it, however small the minibatches were.
+# - `to_arviz` computes log likelihoods over all of the data, however small the minibatches were.
 # - A step size belongs to an amount of data: start at `0.1 / N` for SGLD.
