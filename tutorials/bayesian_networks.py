@@ -6,10 +6,8 @@
 # What a sampler is good for depends on what is asked of it: the posterior itself, or an ensemble
 # that predicts well. This page measures both. A small network on handwritten digits comes with what
 # a long run of HMC predicts, so that it can be seen how near each sampler gets, and what it costs.
-# Then a residual network shows how the same is done for a network of one's own.
-#
-# `python tutorials/bayesian_networks.py` prints the tables and saves the figures in
-# `figures/bayesian-networks`.
+# Then a residual network shows how the same is done for a network of one's own. `python
+# tutorials/bayesian_networks.py` runs the page.
 
 # %%
 import math
