@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
-    check_short_report(short_run[1], PAGE, 7, {"a-mean", "restarts"})
+    check_short_report(short_run[1], PAGE, 7, {"restarts"})
 
 
 def test_exact_moments_of_a_mean(parts):
