@@ -194,8 +194,8 @@ page.figure("coverage", figure)
 
 # %% [markdown]
 # The intervals of the wrong models lose the same with 400 points as with 100: more data do not help
-# them. Those of the bootstrap are a little short, more so with 100. It puts no weight where no
-# observation is, and is no method for few data.
+# them. Those of the bootstrap, in the rows "counts" and "slope", are a little short, more so with
+# 100. It puts no weight where no observation is, and is no method for few data.
 #
 # ## Logistic regression, and a claim that fails
 #

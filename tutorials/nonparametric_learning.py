@@ -11,10 +11,8 @@
 #
 # This page shows the parts of it on models so small that the answers are known: weights, a prior
 # guess, restarts, the handler that weighs observations, and what is there for much data. Whether
-# its intervals are right where a model is wrong is on `misspecified_models.py`.
-#
-# `python tutorials/nonparametric_learning.py` prints the numbers and saves the figures in
-# `figures/nonparametric-learning`.
+# its intervals are right where a model is wrong is on `misspecified_models.py`. `pyro-ext reproduce
+# nonparametric-learning` runs the page.
 
 # %%
 import math
@@ -35,7 +33,7 @@ from torch import Tensor
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.handlers import data_weights
 from pyro_ext.inference import MCMC, NUTS, BatchOptimizer, PosteriorBootstrap
-from pyro_ext.inference.martingale import BootstrapWeights, EmpiricalBase
+from pyro_ext.inference.martingale import BootstrapWeights
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -47,7 +45,6 @@ SEEDS = page.seeds
 FIRST = SEEDS[0]  # the seed of figures and tables
 torch.set_default_dtype(torch.float64)
 pyro.set_rng_seed(FIRST)
-BLUE, RED, GRAY = "#2a6f97", "#d1495b", "0.45"
 MANY = page.length(4000, smoke=40)  # draws where one costs little
 
 bootstrap: Callable[..., PosteriorBootstrap] = partial(PosteriorBootstrap, progress=False)
@@ -101,7 +98,7 @@ def distance(draws: Tensor, concentration: float) -> float:
 
 
 means: dict[float, dict[int, Tensor]] = {}
-print(f"{'concentration':14}{'mean':>9}{'exact':>9}{'variance':>11}{'exact':>9}")
+rows = {}
 for concentration in (0.0, 2.0, 20.0, 200.0):
     means[concentration] = {}
     for seed in SEEDS if concentration <= 2.0 else SEEDS[:1]:
@@ -110,9 +107,13 @@ for concentration in (0.0, 2.0, 20.0, 200.0):
         ).run(y)
         means[concentration][seed] = done.get_samples()["mean"]
     draws, exact = means[concentration][FIRST], exact_moments(concentration)
-    print(
-        f"{concentration:<14}{draws.mean():9.3f}{exact[0]:9.3f}{draws.var():11.4f}{exact[1]:9.4f}"
-    )
+    rows[f"a guess worth {concentration:g}"] = {
+        "mean": float(draws.mean()),
+        "exactly": exact[0],
+        "variance": float(draws.var()),
+        "exactly, too": exact[1],
+    }
+page.table(rows)
 
 page.claim(
     "Draws of a mean have the mean and the variance of the Bayesian bootstrap (largest "
@@ -130,33 +131,12 @@ page.claim(
     4,
     source="derived: 2.5 and 1.3233; as before",
 )
-figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-for (concentration, found), color in zip(means.items(), (BLUE, RED, GRAY, "black"), strict=True):
-    axes.hist(
-        found[FIRST],
-        40,
-        density=True,
-        histtype="step",
-        color=color,
-        label=f"a guess worth {concentration:g}",
-    )
-axes.set(xlabel="mean", ylabel="density of the draws", yscale="log")
-axes.legend(frameon=False)
-page.figure("a-mean", figure)
 
 # %% [markdown]
 # A little weight moves the mean and may narrow it; a guess that is worth far more than the data
 # takes over. Where the guess is data, from an earlier study or a simulator, `EmpiricalBase` holds
-# them, and all draws have the same atoms:
-
-# %%
-earlier = EmpiricalBase(torch.tensor([0.5, 1.5, 2.5]))
-shrunk = (
-    bootstrap(normal, MANY, BootstrapWeights(4.0, earlier), seed=FIRST).run(y).get_samples()["mean"]
-)
-print(f"three earlier values, worth four: {shrunk.mean():.3f} (exactly {(15 + 4 * 1.5) / 8:.3f})")
-
-# %% [markdown]
+# them.
+#
 # ## Losses with several minima
 #
 # Three clusters and a mixture of two: one component takes two clusters, those on the left or those
@@ -195,10 +175,6 @@ for seed in SEEDS:
     reached["one"][seed] = float((left[1] <= lowest).double().mean())
     reached["ten"][seed] = float((ten[1] <= lowest).double().mean())
     pictures[seed] = {"one start": left[0], "ten starts": ten[0]}
-    print(
-        f"seed {seed}: lowest minimum in {reached['one'][seed]:.1%} of the draws from one start, "
-        f"in {reached['ten'][seed]:.1%} from ten"
-    )
 page.claim(
     "With ten starts draws reach the lower of two minima (fraction).",
     reached["ten"],
@@ -215,7 +191,7 @@ page.claim(
 )
 figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
 for axes, (title, loc) in zip(panels, pictures[FIRST].items(), strict=True):
-    axes.plot(loc[:, 0], loc[:, 1], ".", color=BLUE)
+    axes.plot(loc[:, 0], loc[:, 1], ".")
     axes.set(title=title, xlabel="smaller location", ylabel="larger location")
 page.figure("restarts", figure)
 
@@ -233,7 +209,7 @@ weighted = data_weights("data", weights)(normal)
 exact_mean, exact_sd = float(weights @ y / weights.sum()), float(weights.sum().rsqrt())
 by_handler: dict[str, dict[int, tuple[float, float]]] = {"NUTS": {}, "SVI": {}}
 for seed in SEEDS:
-    count = 5 if page.smoke else 400
+    count = page.length(400, smoke=5)
     sampler = MCMC(NUTS(weighted), count, count, num_chains=4, seed=seed, progress=False)
     draws = sampler.run(y).get_samples()["mean"]
     by_handler["NUTS"][seed] = float(draws.mean()), float(draws.std())
@@ -247,9 +223,6 @@ for seed in SEEDS:
         svi.step(y)
     low, high = (guide.quantiles([0.5 - 0.3413447, 0.5 + 0.3413447])["mean"]).tolist()
     by_handler["SVI"][seed] = (low + high) / 2, (high - low) / 2
-for name, of_handler in by_handler.items():
-    print(f"{name:8}{of_handler[FIRST][0]:.3f} +- {of_handler[FIRST][1]:.3f}")
-print(f"exactly {exact_mean:.3f} +- {exact_sd:.3f}")
 page.claim(
     "NUTS and SVI of a weighted model find its posterior (largest distance of mean and "
     "standard deviation, in standard deviations).",
@@ -302,10 +275,7 @@ spreads = {
     name: {seed: spread_of(seed, **way) for seed in (SEEDS if "num_seen" not in way else SEEDS[:1])}
     for name, way in WAYS.items()
 }
-for name, by_seed in spreads.items():
-    print(f"{name:20}{by_seed[FIRST][0]:.4f} +- {by_seed[FIRST][1]:.4f}")
 usual = float(long.std(correction=0)) / math.sqrt(len(long) + 1)
-print(f"{'exactly':20}{long.mean():.4f} +- {usual:.4f}")
 page.claim(
     "Blocks of unit concentration leave the standard deviation of draws as it is (relative "
     "distance).",
@@ -338,13 +308,5 @@ predictive = Predictive(mixture, posterior.get_samples(), return_sites=["y"])
 predicted = predictive()["y"]
 print(f"data have the standard deviation {clusters.std():.2f}, predictions {predicted.std():.2f}")
 
-# %% [markdown]
-# ## The claims
-
 # %%
-page.finish(
-    {
-        "draws": MANY,
-        "fits": FITS,
-    }
-)
+page.finish({"draws": MANY, "fits": FITS})

@@ -5,11 +5,8 @@
 #
 # How many clusters do data have, which are they, and what is the density of the next point? A
 # mixture over random partitions answers all three at once, and the answers depend on the prior over
-# partitions. This page puts three of them on the same data: a Dirichlet process, a Pitman-Yor
-# process, and the normalized generalized gamma process (NGGP).
-#
-# `python tutorials/nrm_mixture.py` prints the numbers and saves the figures in
-# `figures/nrm-mixture`.
+# partitions. `python tutorials/nrm_mixture.py` puts three of them on the same data: a Dirichlet
+# process, a Pitman-Yor process, and the normalized generalized gamma process (NGGP).
 
 # %%
 from collections.abc import Callable
@@ -51,13 +48,12 @@ pyro.set_rng_seed(0)
 # ## The data
 #
 # 178 wines of three growers, two measurements of each, standardized. A fifth of the wines is kept
-# aside. The growers are not told; there is no reason why each should be one Gaussian cluster.
+# aside. There is no reason why each grower should be one Gaussian cluster.
 
 # %%
 wines = load_wine(test_fraction=0.2, dtype=torch.float64)
 columns = [list(wines.feature_names or ()).index(name) for name in ("flavanoids", "proline")]
 x, x_new = wines.train_inputs[:, columns], wines.test_inputs[:, columns]
-print(f"{len(x)} wines, and {len(x_new)} kept aside")
 
 # %% [markdown]
 # ## The model
@@ -304,7 +300,7 @@ print(
 
 # %% [markdown]
 # The wines see no need of heavy tails: their degrees of freedom are large. And since these clusters
-# have no correlations, they score less than the Gaussian ones, by half a tenth.
+# have no correlations, they score less than the Gaussian ones.
 #
 # What this page claims, checked:
 

@@ -8,10 +8,7 @@
 # averages of weights along a training, paths between two networks, heads that stand for a network,
 # ensembles that are distilled into one, and a sparse network. For each it says how accurate and how
 # well calibrated it is, also on images that are rotated, and what a prediction costs. It ends with
-# a table to choose by.
-#
-# `python tutorials/one_network_or_many.py` prints the numbers and saves the figures in
-# `figures/one-network-or-many`.
+# a table to choose by. `python tutorials/one_network_or_many.py` runs it.
 
 # %%
 import math
@@ -49,7 +46,6 @@ from pyro_ext.reproduction import Page
 
 page = Page("one-network-or-many")
 torch.manual_seed(0)  # of first weights
-BLUE, INK = "#2a6f97", "#444444"
 
 # %% [markdown]
 # ## Five networks
@@ -243,9 +239,8 @@ add("distilled from 4", members(distiller.merge()), 4)
 # for the first one, and what comes out is small. The cost counts the weights that are left, as if
 # zeros cost nothing; that needs sparse products.
 
+
 # %%
-
-
 class RandomShifts(nn.Module):
     """Shifts images in training."""
 
@@ -277,16 +272,12 @@ for axes, column, title in (
     (panels[0], "nll", "images as they are"),
     (panels[1], "rotated nll", "images turned by 30 degrees"),
 ):
-    losses = [rows[name][column] for name in shown]
-    colors = [
-        INK if name == "one network" or name.startswith("ensemble") else BLUE for name in shown
-    ]
-    axes.scatter(losses, range(len(shown)), c=colors, s=30)
+    axes.plot([rows[name][column] for name in shown], range(len(shown)), "o")
     axes.axvline(rows["one network"][column], color="0.8", zorder=0)
     axes.axvline(rows["ensemble of 5"][column], color="0.8", zorder=0)
     axes.set(xlabel="NLL", title=title)
-labels_of_rows = [f"{name}  ({rows[name]['cost']:.2g})" for name in shown]
-panels[0].set_yticks(range(len(shown)), labels_of_rows)
+costs = [f"{name}  ({rows[name]['cost']:.2g})" for name in shown]
+panels[0].set_yticks(range(len(shown)), costs)
 panels[0].set_ylabel("method (cost of a prediction)")
 page.figure("cost", figure, despine=True)
 
@@ -310,8 +301,7 @@ page.figure("cost", figure, despine=True)
 # validation metrics (`ModelFusion`); classes of which there are few examples
 # (`StochasticRepresentations`); predictions far from all data (`PriorAugmentedELBO`); and data that
 # may not leave where they are (`FederatedServer`). Each has a page of its own among the papers.
-
-# %% [markdown]
+#
 # What this page claims, checked:
 
 # %%
