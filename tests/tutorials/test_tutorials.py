@@ -13,7 +13,7 @@ from tests.tutorials.papers.test_claims import FAILED
 
 WORKFLOWS = [page for page in pages() if page.path.parent != PAPERS]
 FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
-WITHOUT_A_PROGRAM = {"bridge-network"}
+WITHOUT_A_PROGRAM: set[str] = set()
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 
 

@@ -14,9 +14,8 @@ def test_costs(names):
     network, means = 784 * 100 + 100 * 100 + 100 * 10, names["means"]
     one, two = ((100 * kind * 64 + 64 * 10) / network for kind in (1, 2))
     assert means["one + 2 type I"]["cost"] == pytest.approx(1 + 2 * one)
-    assert means["one + control"]["cost"] == pytest.approx(1 + one)
+    assert means["one + 1 type I"]["cost"] == pytest.approx(1 + one)
     assert means["DE-2 + 1 type II"]["cost"] == pytest.approx(2 + two)
-    assert means["DE-3 + 3 type II"]["cost"] == pytest.approx(3 + 3 * two)
 
 
 def test_reference_ensembles_count_themselves(names):
@@ -37,8 +36,8 @@ def test_paths_begin_and_end_at_the_networks(names):
     losses = names["along"]["curve"][seed][[0, -1]]
     ends = [names["test_loss"](seed, network) for network in networks[:2]]
     torch.testing.assert_close(losses, torch.stack(ends).detach())
-    aligned = names["along"]["straight, aligned"][seed]
-    torch.testing.assert_close(aligned[[0, -1]], losses, rtol=1e-4, atol=1e-5)
+    straight = names["along"]["straight"][seed]
+    torch.testing.assert_close(straight[[0, -1]], losses)
 
 
 @pytest.mark.page
@@ -50,7 +49,7 @@ def test_full_run_meets_its_claims_but_two_or_three(full_run):
     """
     claims = full_run.report.claims
     failed = [claim for claim in claims if not claim.holds]
-    assert len(claims) == 12 and all(claim.reason for claim in failed)
+    assert len(claims) == 10 and all(claim.reason for claim in failed)
     words = ("batch ensemble of three", "distilled", "averaged")
     found = [word for word in words if any(word in claim.statement for claim in failed)]
     assert len(found) == len(failed) and found[-2:] == ["distilled", "averaged"]

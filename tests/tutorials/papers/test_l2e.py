@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 def test_samplers_that_are_compared_have_seen_mnist_alone(names):
     assert all(task.args[0].shape == (800, 49) for task in names["TASKS"])
     assert all(task.args[0].shape == (800, 64) for task in names["DIGITS"])
-    for trainer in (*names["trainers"].values(), names["single"], names["meta"]):
+    for trainer in (*names["trainers"].values(), names["meta"]):
         assert trainer.tasks == names["TASKS"]
 
 
