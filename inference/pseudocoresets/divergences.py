@@ -56,7 +56,7 @@ class Divergence(ELBO):
         """
         checks.instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         guide.check_model(model, args, kwargs)
-        return self.surrogate.compare(self, guide, guide.coreset())  # type: ignore[arg-type]
+        return self.surrogate.compare(self, guide, guide.coreset())
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number; arguments as of ``differentiable_loss``."""

@@ -39,11 +39,7 @@ from pyro_ext.distributions.gaussian_clusters import (
 )
 from pyro_ext.distributions.generalized_bfry import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY
 from pyro_ext.distributions.graphs import BernoulliExponentialGraph, LogitGraph
-from pyro_ext.distributions.normal_vectors import (
-    GaussianRandomWalk,
-    ZeroSumNormal,
-    ZeroSumTransform,
-)
+from pyro_ext.distributions.normal_vectors import GaussianRandomWalk, ZeroSumNormal
 from pyro_ext.distributions.sequence_gp import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.distributions.soft_equivariant import SoftEquivariantNormal
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
@@ -81,6 +77,5 @@ __all__ = [
     "TruncatedDistribution",
     "TruncatedNormal",
     "ZeroSumNormal",
-    "ZeroSumTransform",
     "bar_borders",
 ]

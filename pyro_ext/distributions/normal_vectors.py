@@ -88,19 +88,11 @@ class _ZeroSum(constraints.Constraint):
 zero_sum: Any = _ZeroSum
 
 
-class ZeroSumTransform(Transform):
+class _ZeroSumTransform(Transform):
     r"""Rotation of free numbers to tensors whose sums along each dimension are zero.
 
     One along each of the last dimensions, from :math:`n - 1` elements to :math:`n`; distances, and
     so volumes, stay as they are.
-
-    :param int event_dim: number of these dimensions.
-
-    Example::
-
-        >>> value = ZeroSumTransform(1)(torch.tensor([3.0, 4.0]))
-        >>> round(float(value.norm()), 4), abs(float(value.sum())) < 1e-5
-        (5.0, True)
     """
 
     bijective = True
@@ -114,7 +106,7 @@ class ZeroSumTransform(Transform):
         self.codomain = zero_sum(event_dim)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ZeroSumTransform) and self._dims == other._dims
+        return isinstance(other, _ZeroSumTransform) and self._dims == other._dims
 
     def with_cache(self, cache_size: int = 1) -> Self:
         """The same rotation, which remembers its last value."""
@@ -154,8 +146,8 @@ class ZeroSumTransform(Transform):
 
 @biject_to.register(_ZeroSum)  # type: ignore[untyped-decorator]
 @transform_to.register(_ZeroSum)  # type: ignore[untyped-decorator]
-def _zero_sum_transform(constraint: Any) -> ZeroSumTransform:
-    return ZeroSumTransform(constraint.event_dim)
+def _transform_of(constraint: Any) -> _ZeroSumTransform:
+    return _ZeroSumTransform(constraint.event_dim)
 
 
 class ZeroSumNormal(ParametricDistribution):

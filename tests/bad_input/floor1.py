@@ -87,6 +87,7 @@ def diagnostics() -> dict[str, Call]:
             seed=0,
             progress=False,
         ),
+        "nested_rhat": call(draws=torch.randn(8, 3), num_superchains=2),
         "psis": call(
             {"x": torch.randn(5)}, guide=normal_guide, model=model, num_samples=20, seed=0
         ),
@@ -258,7 +259,6 @@ def distributions() -> dict[str, Call]:
         "GaussianRandomWalk": call(scale=0.5, num_steps=3),
         "TruncatedDistribution": call(base=dist.Exponential(1.0), low=0.5, high=3.0),
         "ZeroSumNormal": call(scale=0.5, event_shape=(2, 3)),
-        "ZeroSumTransform": call(event_dim=1),
         "TruncatedNormal": call(loc=0.0, scale=1.0, low=-1.0, high=3.0),
     }
 

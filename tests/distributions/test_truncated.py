@@ -53,7 +53,7 @@ def test_as_a_prior():
     def model():
         pyro.sample("x", TruncatedNormal(0.0, 1.0, low=0.5, high=3.0))
 
-    mcmc = MCMC(NUTS(model), 400, num_chains=4, seed=0, progress=False)
+    mcmc = MCMC(NUTS(model, backend="trace"), 400, num_chains=4, seed=0, progress=False)
     draws = mcmc.run().get_samples()["x"]
     exact = TruncatedNormal(0.0, 1.0, 0.5, 3.0)
     assert float(draws.mean()) == pytest.approx(float(exact.mean), abs=0.06)

@@ -105,7 +105,7 @@ def of_functions(buffers: dict[Perceptron, ExpertBuffer]) -> FunctionSpaceKL:
     """The divergence of functions, summed over architectures."""
     snapshots = partial(TrajectorySnapshots, num_steps=NUM_INNER_STEPS, learning_rate=0.2)
     likelihood = lambda logits: dist.Categorical(logits=logits)  # noqa: E731
-    surrogate = partial(FunctionSpaceSurrogate, likelihood=likelihood, backend=BACKEND)
+    surrogate = partial(FunctionSpaceSurrogate, likelihood=likelihood)
     terms = []
     for model, buffer in buffers.items():
         runs = snapshots(buffer, NUM_SNAPSHOTS, init_strategy=model.init_strategy)
