@@ -116,7 +116,7 @@ def look(mcmc: MCMC) -> dict[str, float]:
 #
 # Eight chains whose noise scales were drawn from the prior. Those with a small one find themselves
 # where the potential is steep, and a step that is small enough elsewhere is far too large there. A
-# chain that leaves the finite numbers stops; the others go on, and a warning says which.
+# chain that diverges stops; the others go on, and a warning says which.
 
 # %%
 generator = torch.Generator().manual_seed(1)

@@ -97,7 +97,7 @@ class PyroRunner(Runner):
 
     @property
     def has_segments(self) -> bool:
-        """Whether the state of the kernel is known."""
+        """Tell whether the state of the kernel is known."""
         return has_known_state(self.kernel)
 
     def setup(self) -> None:

@@ -97,7 +97,7 @@ class GroupState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all chains have stopped."""
+        """Tell whether all chains have stopped."""
         return all(chain.stopped_at is not None for chain in self.chains)
 
     def is_done(self, until: int) -> bool:

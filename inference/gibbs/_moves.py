@@ -79,6 +79,7 @@ class Joint:
         """Values of one chain, which conditional models read."""
         self.layout = Layout.of(self.values)
         self.fallback = Fallback(is_quiet=True)
+        self._num_examples = 0
         leaves = pytree.tree_leaves((args, kwargs))
         self._data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self._density = self.function(
@@ -102,6 +103,16 @@ class Joint:
         value: Tensor = self._density.interpreted(flat)
         return value
 
+    def example(self) -> Values:
+        """Other values of the latent sites, at which records are compared with the model."""
+        self._num_examples += 1
+        with own_generators():
+            _set_seed(self._num_examples)
+            try:
+                return self.drawn({})
+            except NotImplementedError:  # a prior that does not sample
+                return self.values
+
     def function(
         self, function: Callable[..., Tensor], *others: Callable[[], Tensor]
     ) -> BatchedFunction:
@@ -112,16 +123,11 @@ class Joint:
                 return function(self.layout.unflatten(flat), *tensors)
 
         def example() -> list[Tensor]:
+            flat = self.layout.flatten(self.example())
             with own_generators():
-                _set_seed(len(tried))
-                tried.append(None)
-                try:
-                    values = self.drawn({})
-                except NotImplementedError:  # a prior that does not sample
-                    values = self.values
-                return [self.layout.flatten(values), *(draw() for draw in others)]
+                _set_seed(self._num_examples)
+                return [flat, *(draw() for draw in others)]
 
-        tried: list[None] = []
         return BatchedFunction(of_flat, example, "trace", self._data, self.fallback)
 
     def conditional(self, sites: Sequence[str]) -> Model:
@@ -207,7 +213,7 @@ class KernelMove(Move):
         assert isinstance(potential, Potential)
         self._potential = potential
         backend = "trace" if kernel.backend == "auto" else kernel.backend
-        potential.take_given(joint.values, self._others, backend)
+        potential.take_given(joint.values, self._others, backend, joint.example)
         kernel._loop = kernel._make_loop()
 
     def _give(self, values: Values) -> Tensor:

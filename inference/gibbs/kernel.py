@@ -184,7 +184,7 @@ class Gibbs(VectorizedKernel):
 
     @property
     def has_known_state(self) -> bool:  # type: ignore[override]
-        """Whether a chain can be stopped between two steps and go on elsewhere."""
+        """Tell whether a chain can be stopped between two steps and go on elsewhere."""
         return all(
             has_known_state(block)
             for block, _ in self.blocks
@@ -198,7 +198,7 @@ class Gibbs(VectorizedKernel):
 
     @property
     def adapts(self) -> bool:
-        """Whether a kernel of its blocks needs a warm-up."""
+        """Tell whether a kernel of its blocks needs a warm-up."""
         return any(adapts(block) for block, _ in self.blocks)
 
     @property

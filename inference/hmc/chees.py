@@ -56,9 +56,7 @@ def begun(log_length: Tensor) -> LengthSearch:
     return LengthSearch(log_length, log_length.clone(), zero, zero.clone())
 
 
-def lengthened(
-    search: LengthSearch, slope: Tensor, step_size: Tensor, num_chains: int
-) -> LengthSearch:
+def lengthened(search: LengthSearch, slope: Tensor, step_size: Tensor) -> LengthSearch:
     """Climb the criterion by a step of Adam without momentum; stay where it is not finite."""
     number = search.num_updates + 1.0
     square = _FORGETTING * search.square + (1.0 - _FORGETTING) * slope.square()
@@ -261,7 +259,7 @@ class ChEES(_Hamiltonian):
                     rate,
                     step_size * number,
                 )
-                search = lengthened(search, slope, step_size, len(rate))
+                search = lengthened(search, slope, step_size)
                 if step + 1 == self._warmup_steps:
                     search = search._replace(log_length=search.log_average)
                 elif step + 1 in self._masses.windows.switches:

@@ -94,7 +94,7 @@ class _Hamiltonian(VectorizedKernel):
 
     @property
     def adapts(self) -> bool:
-        """Whether it needs a warm-up."""
+        """Tell whether it needs a warm-up."""
         return self.adapt_step_size or self.adapt_mass_matrix
 
     @property

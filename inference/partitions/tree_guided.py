@@ -98,7 +98,7 @@ class TreeGuided(ConjugateKernel):
 
     @property
     def adapts(self) -> bool:
-        """Whether it needs a warm-up."""
+        """Tell whether it needs a warm-up."""
         return self.num_global_moves is None
 
     def setup(self, warmup_steps: int, x: Tensor) -> None:

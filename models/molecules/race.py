@@ -284,7 +284,7 @@ class RACE(nn.Module):
 
     @property
     def is_centered(self) -> bool:
-        """Whether :meth:`center` has been called."""
+        """Tell whether :meth:`center` has been called."""
         return bool(self.reference.any()) or float(self.scale) != 1.0
 
     def reference_energy(self, species: Any) -> float:

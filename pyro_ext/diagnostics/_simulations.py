@@ -166,7 +166,8 @@ def _distances(values: Mapping[str, Tensor], reference: Mapping[str, Tensor]) ->
     total = torch.zeros(())
     for name, rows in values.items():
         apart = (rows - reference[name]).double().flatten(1)
-        total = total + (apart / rows.double().flatten(1).std(0).clamp(min=1e-300)).square().sum(1)
+        spread = rows.double().flatten(1).std(0)
+        total = total + (apart / torch.where(spread > 0, spread, 1.0)).square().sum(1)
     return total
 
 

@@ -208,7 +208,7 @@ class TruncatedDistribution(ScalarDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws have gradients."""
+        """Tell whether draws have gradients."""
         return type(self.base).icdf is not Distribution.icdf
 
     def _bounds(self) -> tuple[Any, Any]:

@@ -174,7 +174,7 @@ class Record:
 
     @property
     def has_density(self) -> bool:
-        """Whether it is a factor of the joint density."""
+        """Tell whether it is a factor of the joint density."""
         return not self.is_deterministic or getattr(self.fn, "_mask", None) is not False
 
     def masks(self) -> list[tuple[Any, int]]:

@@ -110,7 +110,13 @@ class Potential(ModelAtValues):
             )
         }
 
-    def take_given(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
+    def take_given(
+        self,
+        values: dict[str, Tensor],
+        names: Sequence[str],
+        backend: Backend,
+        draw: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
         """Let functions of the model take values that it reads from a dict as arguments.
 
         Without it, a record would hold the values as they were when it was made. :meth:`give` says
@@ -119,6 +125,8 @@ class Potential(ModelAtValues):
         :param dict values: what the model reads, of one chain.
         :param names: of the values that are to be arguments.
         :param backend: how potential and gradient run; other functions are not compiled.
+        :param draw: gives other values, at which a record is compared with the model: what it has
+            frozen of the first ones shows there.
         """
         number = len(names)
 
@@ -135,7 +143,8 @@ class Potential(ModelAtValues):
             return run
 
         def example() -> list[Tensor]:
-            return [*self._example(), *(values[name] for name in names)]
+            other = draw()
+            return [*self._example(), *(other[name] for name in names)]
 
         def constrained_example() -> list[Tensor]:
             tensors = example()

@@ -70,7 +70,7 @@ class Site:
 
     @property
     def is_subsampled(self) -> bool:
-        """Whether the site stands in a subsampled plate."""
+        """Tell whether the site stands in a subsampled plate."""
         return any(plate.is_subsampled for plate in self.plates)
 
     @property

@@ -194,7 +194,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the inequality holds; with a NaN it never does."""
+        """Tell whether the inequality holds; with a NaN it never does."""
         return _COMPARE[self.comparison](self.measured, self.bound)
 
 
@@ -262,7 +262,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether all claims hold."""
+        """Tell whether all claims hold."""
         return all(claim.holds for claim in self.claims)
 
     @property

@@ -63,12 +63,12 @@ class Outcome:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the page ran to its end, with or without claims that fail."""
+        """Tell whether the page ran to its end, with or without claims that fail."""
         return self.returncode == (self.report.status if self.report else 0)
 
     @property
     def passed(self) -> bool:
-        """Whether the page ran to its end and no claim failed."""
+        """Tell whether the page ran to its end and no claim failed."""
         return self.returncode == 0 and self.report is not None and self.report.status == 0
 
     @property

@@ -208,7 +208,7 @@ def losses(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 # %% [markdown]
 # Each method gets the step size whose averaged prediction is best on 120 of the training images
-# after learning from the other 480. One at which a chain leaves the finite numbers is out.
+# after learning from the other 480. One at which a chain diverges is out.
 
 # %%
 outer, outer_labels = digits.train_inputs[NUM_INNER:], digits.train_targets[NUM_INNER:]
