@@ -16,7 +16,7 @@ from typing import Any
 
 import jupytext
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from sphinx.application import Sphinx
 
@@ -252,6 +252,7 @@ def _as_page(page: SavedPage, titles: dict[str, SavedPage]) -> NotebookNode:
     )
     made = [head, new_markdown_cell(_what_was_measured(page))]
     left = dict(page.figures)
+    printed = iter(_printed_by_cell(page))
     for number, cell in enumerate(cells):
         cell = cell.copy()
         if cell.cell_type == "markdown":
@@ -266,6 +267,8 @@ def _as_page(page: SavedPage, titles: dict[str, SavedPage]) -> NotebookNode:
                     "code_prompt_hide": "Set-up",
                 },
             }
+        if text := next(printed, ""):
+            cell.outputs = [new_output("stream", name="stdout", text=text)]
         made.append(cell)
         names = FIGURE_CALL.findall(cell.source)
         if "" in names:  # named where it is drawn: what no other cell makes
@@ -274,17 +277,24 @@ def _as_page(page: SavedPage, titles: dict[str, SavedPage]) -> NotebookNode:
         shown = [_figure(page, name) for name in names if left.pop(name, None)]
         if shown:
             made.append(new_markdown_cell("\n\n".join(shown)))
-    printed = page.folder / PRINTED_NAME
-    if page.outcome and printed.exists():
-        block = f"````text\n{printed.read_text('utf-8').rstrip()}\n````"
-        if page.is_paper:
-            block = f":::::{{dropdown}} What the run prints\n{block}\n:::::"
-        else:
-            block = f"## What the run prints\n\n{block}"
-        made.append(new_markdown_cell(block))
     language = {"name": "python", "pygments_lexer": "python"}
     metadata = page.notebook.metadata | {"language_info": language}
     return new_notebook(cells=made, metadata=metadata)
+
+
+def _printed_by_cell(page: SavedPage) -> list[str]:
+    """Text that the saved run printed in each cell of code."""
+    if page.outcome is None:
+        return []
+    lines = (page.folder / PRINTED_NAME).read_text("utf-8").splitlines(keepends=True)
+    num_cells = sum(cell.cell_type == "code" for cell in page.notebook.cells)
+    before = page.outcome.lines_before or {num_cells - 1: 0}  # runs of 0.2 do not know their cells
+    ends = [*list(before.values())[1:], len(lines)]
+    shown = {
+        cell: "".join(lines[start:end])
+        for (cell, start), end in zip(before.items(), ends, strict=True)
+    }
+    return [shown.get(cell, "") for cell in range(num_cells)]
 
 
 def _what_was_measured(page: SavedPage) -> str:
@@ -318,7 +328,7 @@ def _claims_table(content: dict[str, Any]) -> str:
     lines = ["| | claim | bound | by seed |", "|---|---|---|---|"]
     for claim in content["claims"]:
         result = "[holds]{.holds}" if claim["holds"] else "[fails]{.fails}"
-        words = _plain(claim["statement"])
+        words = "**Central:** " * claim["central"] + _plain(claim["statement"])
         if claim["reason"] and not claim["holds"]:
             words += f" [Fails: {_plain(claim['reason'])}.]{{.reason}}"
         words += f" [{_plain(claim['source'])}]{{.source}}"
@@ -413,14 +423,23 @@ def _scoreboard_page(papers: Sequence[SavedPage]) -> str:
     content = scoreboard([page.outcome for page in run if page.outcome])
     lines = ["# Scoreboard of papers", "", _plain(summary(content)), ""]
     rows = [(page, found) for page, found in zip(run, content["pages"], strict=True)]
-    table = ["| page | result | CPU s | run | notes |", "|---|---|---|---|---|"]
+    table = [
+        "| page | central claim | by seed | | all claims | run | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for page, found in rows:
+        claim = found["central"]
         marks = [
             "reconstruction" if found["reconstruction"] else "",
             "" if page.outcome and page.outcome.is_current else "script changed since",
         ]
         link = f"{{doc}}`{found['slug']} </gallery/{page.document}>`"
-        cells = (link, found["verdict"], found["time"], found["date"][:10])
+        words = ("", "", "")
+        if claim:
+            bound = f"{claim['by_seed']} ({claim['inequality']})"
+            result = "[holds]{.holds}" if claim["holds"] else "[fails]{.fails}"
+            words = (_plain(claim["statement"]), _plain(bound), result)
+        cells = (link, *words, found["verdict"], found["date"][:10])
         table.append(f"| {' | '.join(cells)} | {', '.join(filter(None, marks))} |")
     if rows:
         lines += [":::{container} dense", *table, ":::"]

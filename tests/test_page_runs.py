@@ -150,3 +150,44 @@ def test_commits_take_turns(ran, monkeypatch, capsys):
     assert main(monkeypatch, capsys, "--part-of-commit", "7") == "3/5\n"
     durations.save("tests", {"tests/test_it.py::test_more": 511.0})
     assert part_of_commit(5) == "6/7"
+
+
+CELLS = '''"""A page."""
+
+from __future__ import annotations
+
+# %% [markdown]
+# # Words
+
+# %%
+import pickle
+import sys
+
+
+class Thing: ...
+
+
+print("first", end="")
+
+# %%
+
+# %%
+assert isinstance(pickle.loads(pickle.dumps(Thing())), Thing)
+print("second")
+print(sys.argv, __file__, file=sys.stderr)
+print("third")
+'''
+
+
+def test_a_run_knows_which_cell_printed_what(tmp_path):
+    page = write(tmp_path, CELLS)
+    outcome = run_page(page, tmp_path / "reports", range(3), quiet=True)
+    printed = (tmp_path / "reports" / "a-page" / "printed.txt").read_text()
+    assert printed == f"firstsecond\n['{page.path}'] {page.path}\nthird\n"
+    assert outcome.returncode == 0 and outcome.lines_before == {0: 0, 2: 0}
+    assert last_outcome(page, tmp_path / "reports") == outcome
+    page = write(tmp_path, CELLS.replace('"first", end=""', '"first"') + "print(1 / 0)\n")
+    outcome = run_page(page, tmp_path / "reports", range(3), quiet=True)
+    assert outcome.returncode == 1 and outcome.lines_before == {0: 0, 2: 1}
+    printed = (tmp_path / "reports" / "a-page" / "printed.txt").read_text()
+    assert f'a_page.py", line {CELLS.count(chr(10)) + 1}, in' in printed

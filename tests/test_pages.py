@@ -108,7 +108,11 @@ def test_run_of_a_page_object(tmp_path, monkeypatch):
         dict.fromkeys(range(5, 9), FAILS),
         {seed: float(seed) for seed in range(5, 9)},
     ]
-    assert [claim.across for claim in report.claims] == ["every seed", "mean", "every seed"]
+    assert [claim.across for claim in report.claims] == [
+        "one number",
+        "one number",
+        "every seed",
+    ]
     monkeypatch.setenv("PYRO_EXT_SMOKE", "1")
     outcome = run_page(counting, tmp_path, range(3))
     assert outcome.passed and outcome.report.smoke and outcome.report.settings["steps"] == 10

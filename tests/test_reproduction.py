@@ -233,6 +233,7 @@ def test_file_is_strict_json_with_a_stable_schema(tmp_path):
         "source": "a paper, table 1",
         "across": "every seed",
         "reason": None,
+        "central": False,
         "measured": "nan",
         "holds": False,
     }
@@ -400,3 +401,11 @@ def test_table_goes_by_the_names_of_columns(capsys):
         page.table({"x": {"a": 1.0, "b": 2.0}, "y": {"a": 3.0}})
     with pytest.raises(ValueError, match="^rows must have one row at least, got"):
         page.table({})
+
+
+def test_one_claim_is_central(tmp_path):
+    claims = [claim(), claim(central=True)]
+    saved = Report("a-page", claims).save(tmp_path)
+    assert [one.central for one in Report.load(saved).claims] == [False, True]
+    with pytest.raises(ValueError, match="claims must hold at most one that is central"):
+        Report("a-page", [claims[1], claims[1]])

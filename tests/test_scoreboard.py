@@ -15,7 +15,15 @@ NAN = float("nan")
 @pytest.fixture
 def outcomes(tmp_path):
     good = Claim("One <is> one | or less.", {0: 1, 1: 0.5, 2: 1}, "<=", 1.0, "table 1")
-    bad = Claim("It is > 2.", {0: 3, 1: NAN, 2: 3}, ">", 2.0, "figure 2", reason="it is not & was")
+    bad = Claim(
+        "It is > 2.",
+        {0: 3, 1: NAN, 2: 3},
+        ">",
+        2.0,
+        "figure 2",
+        reason="it is not & was",
+        central=True,
+    )
     claims = {"counts": [good, bad], "short": [bad]}
     found = []
     for slug in ("counts", "short", "crashes"):
@@ -46,6 +54,8 @@ def test_content(outcomes):
     counts, short, crashes = content["pages"]
     assert counts["claims"][1]["values"] == {"0": "3.0", "1": "nan", "2": "3.0"}
     assert [claim["holds"] for claim in counts["claims"]] == [True, False]
+    assert counts["central"] == counts["claims"][1] and crashes["central"] is None
+    assert (content["num_central"], content["num_central_that_hold"]) == (1, 0)
     assert short["smoke"] and crashes["claims"] == [] and not crashes["passed"]
     assert crashes["verdict"] == "stopped with status 1"
     assert content["machine"] == counts["machine"] == "Linux x86_64, 2 CPUs"
@@ -55,9 +65,11 @@ def test_content(outcomes):
 
 def test_markdown(outcomes):
     text = to_markdown(scoreboard(outcomes))
-    assert "1 of 2 claims of 3 pages hold" in text
+    assert "0 of 1 central claims hold, and 1 of 2 claims of 3 pages in all" in text
     assert "; Linux x86_64, 2 CPUs; torch 2.13 and 2.14." in text
-    assert "| [counts](#counts) | 1 of 2 claims hold | 61 | reconstruction |" in text
+    central = "It is > 2. | every seed > 2 | 3, nan, 3 | fails"
+    assert f"| [counts](#counts) | {central} | 1 of 2 claims hold | 61 |" in text
+    assert "| [crashes](#crashes) |  |  |  |  | stopped with status 1 | 61 |" in text
     words = "One &lt;is> one \\| or less. (table 1)"
     assert f"| {words} | every seed &lt;= 1 | 1, 0.5, 1 | holds |" in text
     assert "**fails**: it is not &amp; was |" in text and "short run" in text
@@ -68,6 +80,7 @@ def test_html(outcomes):
     text = to_html(scoreboard(outcomes))
     assert "One &lt;is&gt; one | or less." in text and "it is not &amp; was" in text
     assert "A reconstruction: its algorithm" in text
+    assert "<b>Central:</b> It is &gt; 2." in text
     assert (
         '<img src="counts/a-figure.png" loading="lazy" alt="a figure, a figure of counts">' in text
     )

@@ -50,7 +50,7 @@ axes.set(xlabel="$n$", ylabel="fingers", title="Counted")
 axes.legend()
 page.figure("a-figure", figure)
 page.claim("One is | less than *two*.", 1.0, "<", 2, source="table 1")
-page.claim("One is three.", 1.0, ">=", 3, source="table 2", reason="it is one")
+page.claim("One is three.", 1.0, ">=", 3, source="table 2", reason="it is one", central=True)
 
 # %%
 print("counted")
@@ -107,7 +107,7 @@ def test_gallery_shows_what_a_saved_run_measured(small, tmp_path, monkeypatch, c
     assert run_page(page, tmp_path / "reports", range(3), quiet=True).returncode == 1
     assert save(monkeypatch, capsys) == "a-page: saved: 1 of 2 claims hold\n"
     written = small()
-    head, results, set_up, one, _, figure, *_, printed = cells_of(written["papers/a_page.ipynb"])
+    head, results, set_up, one, drawn, figure, counted = cells_of(written["papers/a_page.ipynb"])
     assert "".join(head["source"]).startswith("# Counting\n")
     assert "{doc}`other_page.py </gallery/other_page>`" in "".join(head["source"])
     results = "".join(results["source"])
@@ -121,13 +121,17 @@ def test_gallery_shows_what_a_saved_run_measured(small, tmp_path, monkeypatch, c
     assert "reconstruction" in results and "CPU s" in results
     assert set_up["metadata"]["tags"] == ["hide-input"] and one["source"] == ["## One"]
     assert "a-figure.png" in "".join(figure["source"])
-    assert "counted" in "".join(printed["source"])
+    assert set_up["outputs"] == drawn["outputs"] == []  # what is printed stands where it was
+    assert counted["outputs"][0]["text"][0] == "counted\n"
+    assert len(counted["outputs"][0]["text"]) > 5  # and the table of claims
     index = written["index.md"].read_text()
     assert index.index("Other") < index.index("Numbers") < index.index("Counting")
     assert "thumbnails/a-page.png" in index and "thumbnails/other-page.svg" in index
     assert "1 of 2 claims hold" in index and "not run in full for this release" in index
     board = written["scoreboard.md"].read_text()
-    assert "| {doc}`a-page </gallery/papers/a_page>` | 1 of 2 claims hold |" in board
+    row = "One is three. | 1 (one number \\>= 3) | [fails]{.fails} | 1 of 2 claims hold |"
+    assert f"| {{doc}}`a-page </gallery/papers/a_page>` | {row}" in board
+    assert "| [fails]{.fails} | **Central:** One is three." in board
     plain = "".join("".join(cell["source"]) for cell in cells_of(written["notebooks/a_page.ipynb"]))
     assert "claims" not in plain and "a figure of" not in plain
 

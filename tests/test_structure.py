@@ -119,6 +119,7 @@ MAY_OPEN = {
     "pyro_ext.checkpoint.files",  # has opened what safetensors reads
     "pyro_ext.datasets._records",  # has opened what NumPy reads
     # Read what is in the package, was found to be a file, or is the compiler's.
+    "pyro_ext.reproduction.cells",
     "pyro_ext.reproduction.notebooks",
     "pyro_ext.reproduction.pages",
     "pyro_ext.ratings",

@@ -131,6 +131,7 @@ class Claim:
     :param str source: where the claim and its bound come from: paper, and table, figure or section.
     :param str across: whether it is about ``"every seed"``, their ``"mean"``, or ``"one number"``.
     :param str reason: why the claim fails, where it is known to.
+    :param bool central: whether it tests what the paper's abstract promises; one claim of a page.
 
     Example::
 
@@ -152,6 +153,7 @@ class Claim:
     source: str
     across: Across = "every seed"
     reason: str | None = None
+    central: bool = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -241,6 +243,8 @@ class Report:
 
         checks.mapping("figures", self.figures, "a dict of figures by name")
         checks.sequence("claims", self.claims, "a list of claims", 1, Claim)
+        if sum(claim.central for claim in self.claims) > 1:
+            raise ValueError(f"claims must hold at most one that is central, got {self.claims!r}")
         _check_slug("slug", self.slug)
         for name in self.figures:
             _check_slug("figures", name)
@@ -378,7 +382,7 @@ class Report:
             by_seed = [f"{seed}: {value:.4g}" for seed, value in claim.values.items()]
             table.add_row(
                 str(number),
-                escape(claim.statement),
+                ("[bold]Central:[/] " if claim.central else "") + escape(claim.statement),
                 "" if claim.across == "one number" else "\n".join(by_seed),
                 f"{claim.across}\n{claim.measured:.4g} {claim.comparison} {claim.bound:.4g}",
                 "[dim]short run[/]" if self.smoke else result,
@@ -455,6 +459,7 @@ class Page:
         source: str,
         across: Across = "every seed",
         reason: str | None = None,
+        central: bool = False,
     ) -> Claim:
         """Make a :class:`Claim`, whose statement stands there in plain text for ``pyro-ext list``.
 
@@ -463,7 +468,7 @@ class Page:
         if _is_number(values):
             values = dict.fromkeys(self.seeds, values)
             across = "one number"
-        claim = Claim(statement, values, comparison, bound, source, across, reason)
+        claim = Claim(statement, values, comparison, bound, source, across, reason, central)
         self.claims.append(claim)
         return claim
 

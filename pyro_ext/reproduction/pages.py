@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,7 @@ from pyro_ext.reproduction import (
     is_smoke,
     versions,
 )
+from pyro_ext.reproduction.cells import MARK
 
 RUN_NAME, PRINTED_NAME = "run.json", "printed.txt"
 
@@ -60,6 +61,8 @@ class Outcome:
     machine: str = ""  # what it ran on
     smoke: bool = False  # whether it was a short run
     is_current: bool = True  # whether the script is still the one that ran
+    # How many lines were printed before each cell of code that has output, by its number from 0.
+    lines_before: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def is_whole(self) -> bool:
@@ -141,7 +144,9 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
     started = time.perf_counter()
     # -u: what it prints is seen at once. -P: modules beside a page of ours belong to its package.
     is_ours = (page.path.parent / "__init__.py").exists()
-    command = [sys.executable, "-u", *["-P"] * is_ours, str(page.path)]
+    runner = "pyro_ext.reproduction.cells"
+    command = [sys.executable, "-u", *["-P"] * is_ours, "-m", runner, str(page.path)]
+    num_lines, lines_before = 0, {"0": 0}
     if not quiet:
         print(f"{page.slug}: {page.title}", flush=True)
     with (
@@ -157,9 +162,13 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            print(line, end="", file=printed, flush=True)
+            text, mark, cell = line.partition(MARK)
+            if mark:
+                lines_before[cell.strip()] = num_lines
+            num_lines += text.endswith("\n")
+            print(text, end="", file=printed, flush=True)
             if not quiet:
-                print(line, end="", flush=True)
+                print(text, end="", flush=True)
         cpu_seconds = _wait(process)
     record = {
         "returncode": process.returncode,
@@ -167,6 +176,7 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
         "cpu_seconds": cpu_seconds,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "smoke": is_smoke(),
+        "lines_before": lines_before,
         **source,
     }
     write_bytes(folder / RUN_NAME, json.dumps(record, indent=1).encode())
@@ -258,6 +268,7 @@ def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:
         record.get("machine", ""),
         record.get("smoke", False) or bool(report and report.smoke),
         record["script"] == _source(page, ())["script"],
+        {int(cell): lines for cell, lines in record.get("lines_before", {}).items()},
     )
 
 

@@ -36,6 +36,7 @@ def scoreboard(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Plain values that say how pages ended, claim by claim."""
     pages = [_page(outcome) for outcome in outcomes]
     claims = [claim for page in pages for claim in page["claims"] if not page["smoke"]]
+    central = [page["central"] for page in pages if page["central"] and not page["smoke"]]
     return {
         "schema": _SCHEMA,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -44,6 +45,8 @@ def scoreboard(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "num_pages": len(pages),
         "num_claims": len(claims),
         "num_claims_that_hold": sum(claim["holds"] for claim in claims),
+        "num_central": len(central),
+        "num_central_that_hold": sum(claim["holds"] for claim in central),
         "pages": pages,
     }
 
@@ -55,13 +58,15 @@ def to_markdown(content: dict[str, Any]) -> str:
         "",
         _cell(summary(content)),
         "",
-        "| page | result | CPU s | |",
-        "|---|---|---|---|",
+        "| page | central claim | bound | by seed | | all claims | CPU s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for page in content["pages"]:
-        mark = "reconstruction" if page["reconstruction"] else ""
-        cells = (f"[{page['slug']}](#{page['slug']})", page["verdict"], page["time"], mark)
-        lines.append(f"| {' | '.join(map(_cell, cells))} |")
+        claim = page["central"] or dict.fromkeys(("statement", "inequality", "by_seed"), "")
+        result = ("holds" if claim["holds"] else "fails") if page["central"] else ""
+        shown = (claim["statement"], claim["inequality"], claim["by_seed"], result)
+        row = (f"[{page['slug']}](#{page['slug']})", *shown, page["verdict"], page["time"])
+        lines.append(f"| {' | '.join(map(_cell, row))} |")
     for page in content["pages"]:
         lines += ["", f"## {page['slug']}", "", f"{_cell(page['paper'] or page['title'])}", ""]
         if page["reconstruction"]:
@@ -90,6 +95,7 @@ def _page(outcome: Outcome) -> dict[str, Any]:
     """Describe the result of a page."""
     report = outcome.report
     cpu_seconds = outcome.cpu_seconds
+    claims = [_claim(claim, report.smoke) for claim in report.claims] if report else []
     return {
         "slug": outcome.page.slug,
         "title": outcome.page.title,
@@ -105,7 +111,8 @@ def _page(outcome: Outcome) -> dict[str, Any]:
         "date": report.date if report else "",
         "versions": dict(report.versions) if report else {},
         "figures": [Path(path).name for path in report.figures.values()] if report else [],  # type: ignore[arg-type]
-        "claims": [_claim(claim, report.smoke) for claim in report.claims] if report else [],
+        "claims": claims,
+        "central": next((claim for claim in claims if claim["central"]), None),
     }
 
 
@@ -122,6 +129,7 @@ def _claim(claim: Claim, smoke: bool) -> dict[str, Any]:
         "values": {str(seed): repr(value) for seed, value in claim.values.items()},
         "holds": claim.holds,
         "reason": claim.reason or "",
+        "central": claim.central,
         "result": "short run" if smoke else "holds" if claim.holds else f"**fails**{reason}",
     }
 
@@ -131,9 +139,10 @@ def summary(content: dict[str, Any]) -> str:
     facts = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     found = "; ".join(filter(None, [content["date"][:10], content["machine"], facts]))
     return (
+        f"{content['num_central_that_hold']} of {content['num_central']} central claims hold, and "
         f"{content['num_claims_that_hold']} of {content['num_claims']} claims of "
-        f"{content['num_pages']} pages hold. A claim that fails stays, with the reason where it is "
-        f"known. {found}."
+        f"{content['num_pages']} pages in all. A claim that fails stays, with the reason where it "
+        f"is known. {found}."
     )
 
 
