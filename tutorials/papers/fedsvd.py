@@ -280,6 +280,7 @@ page.claim(
     "difference of accuracies).",
     difference(tuned["fedsvd"], tuned["ffa"]),
     **above,
+    central=True,
 )
 page.claim(
     "With the best learning rate of each FedSVD is more accurate than FedAvg (sigma = 10, "

@@ -205,6 +205,7 @@ page.claim(
     0.03,
     source=SOURCE,
     across="mean",
+    central=True,
 )
 page.claim(
     "With five images per class the coreset of functions predicts better than that of weights "

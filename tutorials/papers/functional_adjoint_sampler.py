@@ -5,15 +5,13 @@
 #
 # A diffusion is to end with a given density, of which only the energy is known. Adjoint sampling
 # (A. Havens et al., 2025) simulates it with the control it has, takes one gradient of the energy at
-# each end, and regresses the control on these gradients, without going back through the
-# simulation. B. Park, J. Lee, G.-H. Liu (2026), Functional adjoint sampler: scalable sampling on
-# infinite dimensional spaces, do this for whole functions: paths between two states, written in
-# sines, so that their ends are exact and one model serves any grid of times.
-#
-# The page samples the posterior of a Pyro model, then transition paths between the wells of two
-# potentials. Rivals are an exact Markov chain over paths, the Brownian bridge, dynamics with more
-# noise, dynamics that are pulled, and two-way shooting.
-# `pyro-ext reproduce functional-adjoint-sampler` runs the page.
+# each end, and regresses the control on these gradients, without going back through the simulation.
+# B. Park, J. Lee, G.-H. Liu (2026), Functional adjoint sampler: scalable sampling on infinite
+# dimensional spaces, do this for whole functions: paths between two states, written in sines, so
+# that their ends are exact and one model serves any grid of times. The page samples the posterior
+# of a Pyro model, then transition paths between the wells of two potentials. Rivals are an exact
+# Markov chain over paths, the Brownian bridge, dynamics with more noise, dynamics that are pulled,
+# and two-way shooting. `pyro-ext reproduce functional-adjoint-sampler` runs the page.
 
 # %%
 import math
@@ -296,6 +294,7 @@ page.claim(
     "<",
     0,
     source="the paper compares with steered dynamics; of it only the sign",
+    central=True,
 )
 
 shown = ("Brownian bridge", f"functional sampler {SEEDS[0]}", "exact chain")

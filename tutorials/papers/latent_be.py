@@ -102,9 +102,8 @@ with seeded(0):
 # ## Teachers and students
 #
 # Teachers are networks with two hidden layers of 100 units that have learned half of 5,000 images
-# of MNIST, shifted at random. A student has the size of one teacher, and learns from them alone:
-# no label is used. The batch ensemble costs as much as four networks while it learns, and as much
-# as one after.
+# of MNIST, shifted at random. A student has the size of one teacher, and learns from them alone: no
+# label is used. The batch ensemble costs as much as four networks while it learns, then as one.
 
 
 # %%
@@ -197,6 +196,7 @@ page.claim(
     0.003,
     source="Nam et al. (2022), CIFAR-100: NLL 1.072 and 1.012; bound preregistered",
     across="mean",
+    central=True,
 )
 page.claim(
     "Merging the members costs little (NLL merged and un-merged, absolute difference).",

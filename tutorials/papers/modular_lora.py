@@ -13,9 +13,8 @@
 #
 # Here the model is a small Stable Diffusion of handwritten digits, the concept is `seven`, and the
 # harmless images are all digits but sevens. Whoever has the weights can leave the safety adapter
-# out: it protects a service, not a model that is given away.
-#
-# `pyro-ext reproduce modular-lora` runs the page. Training the pipeline, once, takes some minutes.
+# out: it protects a service, not a model that is given away. `pyro-ext reproduce modular-lora` runs
+# the page. Training the pipeline, once, takes some minutes.
 
 # %%
 import copy
@@ -244,6 +243,7 @@ page.claim(
     "<=",
     0.1,
     **ABSTRACT,
+    central=True,
 )
 page.claim(
     "Adapters that were trained apart draw fewer sevens than those on top of each other with SDD "

@@ -8,11 +8,9 @@
 # ones. H. Lee, G. Nam, E. Fong, J. Lee (2024), Enhancing transfer learning with flexible
 # nonparametric posterior sampling, put the prior on the data: each member of an ensemble is fitted
 # to the images with random weights, and to a guess of their labels that a linear probe of the
-# pretrained network makes.
-#
-# The page fine-tunes a network that knows the digits 0 to 4 to the digits 5 to 9, from 50 and from
-# 100 images. Rivals are an ensemble without any prior, and one with a Gaussian prior around the
-# pretrained weights (L2-SP). `pyro-ext reproduce nptl` runs the page.
+# pretrained network makes. The page fine-tunes a network that knows the digits 0 to 4 to the digits
+# 5 to 9, from 50 and from 100 images. Rivals are an ensemble without any prior, and one with a
+# Gaussian prior around the pretrained weights (L2-SP). `pyro-ext reproduce nptl` runs the page.
 
 # %%
 from collections.abc import Callable
@@ -290,6 +288,7 @@ page.claim(
     ">",
     0.0,
     source=SOURCE,
+    central=True,
 )
 page.claim(
     "NPTL predicts clearly better than an ensemble on average (difference of test losses).",

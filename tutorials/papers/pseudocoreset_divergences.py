@@ -284,6 +284,7 @@ page.claim(
     0.2,
     source=f"{SOURCE}; bound preregistered",
     across="mean",
+    central=True,
 )
 
 # %% [markdown]

@@ -12,8 +12,7 @@
 # Here a small Stable Diffusion draws digits of 8 x 8 pixels from words, and "seven" is erased. The
 # rivals are a negative prompt and safe latent guidance, which change how images are drawn and not
 # the model, and ESD, which trains as well but pushes predictions away from the concept. What is
-# erased is the word; what it meant may still come under other words. None of this makes a model
-# safe to publish.
+# erased is the word; what it meant may still come under others.
 #
 # `pyro-ext reproduce sdd` runs the page. The model is trained once, which takes some minutes more.
 
@@ -231,6 +230,7 @@ page.claim(
     "<",
     0.0,
     source="Kim et al. (2023), table 1: 1.68 % against 20.44 % and 4.30 %",
+    central=True,
 )
 page.claim(
     "After as many steps ESD has hurt the other words more than SDD (difference, ESD less SDD, of "

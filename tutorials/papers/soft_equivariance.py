@@ -222,6 +222,7 @@ page.claim(
     "<",
     1.0,
     source="Kim et al. (2023), baselines: residual pathway priors; direction ours",
+    central=True,
 )
 page.claim(
     "Strengths for another group do worse (ratio of test errors, wrong over right).",

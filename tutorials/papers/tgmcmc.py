@@ -232,6 +232,7 @@ page.claim(
     "<=",
     1.0,
     source=RIVALS,
+    central=True,
 )
 page.claim(
     "On 10,000 points about 50 centers the exact tree-guided kernel needs no more time than "

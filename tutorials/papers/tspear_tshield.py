@@ -220,6 +220,7 @@ page.claim(
     across="mean",
     reason="without node features the logits are nearly a sum over both people, so that whoever is "
     "assigned to whom costs the same, and 60 pairs of some 22 active people leave little choice",
+    central=True,
 )
 page.claim(
     "With node features probabilities tell real contacts from those of T-SPEAR (AUC in the last "

@@ -12,8 +12,7 @@
 # learns from the twisted sampler, with a potential that makes up for it.
 #
 # Here the model writes words of eight letters, and the words shall have two of the letters j, q, x
-# and z. All that is estimated is known exactly. `pyro-ext reproduce twisted-smc` runs
-# the page.
+# and z. All that is estimated is known exactly. `pyro-ext reproduce twisted-smc` runs the page.
 
 # %%
 import math
@@ -245,6 +244,7 @@ page.claim(
     reason="in a fifth of the first steps one of 64 words of the base model has two rare letters, "
     "which is enough to tune a small network directly; it gets all of the steps, of which "
     "self-distillation spends half on twists",
+    central=True,
 )
 page.claim(
     "The last generation is nearer to the target than the first (ratio of divergences of target "
