@@ -11,8 +11,7 @@
 #
 # The pipeline is built of the real parts of `diffusers` and `transformers`, so that every line
 # works with a `StableDiffusionPipeline` of yours. `python tutorials/diffusion.py` prints the
-# numbers and saves the figures in `figures/diffusion`. It was run with diffusers 0.42,
-# transformers 5.24 and peft 0.21.
+# numbers and saves the figures in `figures/diffusion`.
 
 # %%
 from functools import partial

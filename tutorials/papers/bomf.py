@@ -244,10 +244,9 @@ page.claim(
     0.01,
     across="mean",
     source=f"{SPEC}, abstract: plain averages of weights help little; bound preregistered",
-    reason="It is ahead by 0.003 to 0.006, and on some processors the greedy soup and the best "
-    "checkpoint are ahead of it. On test data all of these differ by about 0.01 on average over "
-    "seeds: what a search gains on 600 validation images, of which one in five counts for F1, is "
-    "in part luck",
+    reason="It is ahead by less, and on some processors the greedy soup and the best checkpoint "
+    "are ahead of it. On test data all of these differ by little on average over seeds: what a "
+    "search gains on 600 validation images, of which one in five counts for F1, is in part luck",
     central=True,
 )
 page.claim(

@@ -213,7 +213,7 @@ page.claim(
     difference(noisy["fedsvd"], noisy["ffa"]),
     **ABSTRACT,
     bound=0.03,
-    reason="the difference is near the bound itself, which was set where two tasks had 0.059; with "
+    reason="the difference is near the bound itself, which was set by trials with two tasks; with "
     "orthonormal rows both the steps and their noise change the product more",
 )
 page.claim(

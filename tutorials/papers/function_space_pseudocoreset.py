@@ -295,7 +295,7 @@ page.claim(
     source="Kim et al. (2023), robustness to corruptions, at another scale; only the sign",
     across="mean",
     reason="it does so with noise and blur. Shifts in both directions leave both with a loss "
-    "far above that of a uniform guess, 2.30, and those losses decide the mean",
+    "far above that of a uniform guess, and those losses decide the mean",
 )
 
 figure, panels = plt.subplots(1, 3, figsize=(9, 3), layout="constrained", sharey=True)
