@@ -72,7 +72,7 @@ class Counted(Executor):
 
 
 class Disturbed(NamedTuple):
-    """What became of a computation on a cluster that lost a worker and got one."""
+    """Outcome of a computation on a cluster that lost a worker and got one."""
 
     result: Any
     executor: Counted
@@ -83,7 +83,7 @@ class Disturbed(NamedTuple):
 
 @dataclass
 class Usage:
-    """What a stretch of time took: by the clock, and by the processors for each part."""
+    """Seconds that a stretch of time took: by the clock, and by the processors for each part."""
 
     seconds: float = 0.0
     cpu_seconds: Counter[str] = field(default_factory=Counter)
@@ -185,7 +185,7 @@ class Cluster:
         return Counted(self.client.get_executor())
 
     def recorded(self) -> Recorder:
-        """What the scheduler took note of so far."""
+        """Return the record of the scheduler so far."""
 
         def recorder(dask_scheduler: Scheduler) -> tuple[list[Task], list[str]]:
             plugin: Any = dask_scheduler.plugins[Recorder.name]

@@ -1,4 +1,4 @@
-"""Whether an inference can be trusted: simulation-based calibration of NUTS and of SGHMC."""
+"""Calibration of an inference by simulation: NUTS and SGHMC."""
 
 # %% [markdown]
 # # Calibration

@@ -50,7 +50,7 @@ def read_some() -> tuple[Tensor, int]:
 
 # %%
 class Occurrences(dist.TorchDistribution):
-    """How often a kind occurs that occurs at all, where rates are weights of a random measure."""
+    """Counts of kinds that occur at all, where rates are weights of a random measure."""
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.positive_integer

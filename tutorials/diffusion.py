@@ -61,7 +61,7 @@ PROMPTS = [*WORDS, "odd", "even", ""]
 
 
 def model() -> Tensor:
-    """Which word, and an image for it."""
+    """Draw a word, and an image for it."""
     word = pyro.sample("word", dist.Categorical(torch.ones(10)))
     digits = DiffusionSampler.from_pipeline(
         pipeline, WORDS[int(word)], guidance_scale=GUIDANCE, num_steps=NUM_STEPS

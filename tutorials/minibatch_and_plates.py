@@ -1,4 +1,4 @@
-"""What a subsampled plate means: unbiased potentials, nested plates, local latents, pitfalls."""
+"""Subsampled plates: unbiased potentials, nested plates, local latents, pitfalls."""
 
 # %% [markdown]
 # # Minibatches and plates

@@ -53,7 +53,7 @@ torch.set_default_dtype(torch.float64)
 
 
 class Distance(NamedTuple):
-    """How far the posterior of a coreset is from that of the data, by Gaussians at the modes."""
+    """Distance of the posterior of a coreset from that of the data, by Gaussians at the modes."""
 
     divergence: float
     scale: float

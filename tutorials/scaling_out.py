@@ -164,7 +164,7 @@ resumed = Checkpoint(killed).get_samples(group_by_chain=True)
 
 
 def are_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether draws agree in every bit."""
+    """Tell whether draws agree in every bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 

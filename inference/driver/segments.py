@@ -19,7 +19,7 @@ ROWS_PER_CALL = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is of, besides its kernel.
+    """Settings of a run besides its kernel.
 
     :param int warmup_steps: steps before the first kept ones.
     :param int thinning: steps between two kept draws.

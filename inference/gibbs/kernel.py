@@ -193,7 +193,7 @@ class Gibbs(VectorizedKernel):
 
     @property
     def one_at_a_time(self) -> bool:  # type: ignore[override]
-        """Whether chains run one after the other, since a block is an object of a single chain."""
+        """Tell whether chains run one by one, since a block is an object of a single chain."""
         return any(_runs_alone(block) for block, _ in self.blocks)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether the posterior of a coreset is where that of the data is, and as wide, by Gaussians."""
+"""Compare the posterior of a coreset with that of the data, in place and width, by Gaussians."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Whether data fit a network and its loss, which is looked at before a training begins."""
+"""Check that data fit a network and its loss before a training begins."""
 
 from collections.abc import Callable
 from typing import Any

@@ -46,7 +46,7 @@ _ADAMW = partial(torch.optim.AdamW, lr=1e-5, weight_decay=1e-4)
 
 @dataclass(frozen=True)
 class ConceptOrder:
-    """Which of several concepts a step removes, and by which prompt its latents are drawn.
+    """Order in which steps remove several concepts, with the prompts that draw their latents.
 
     :param str order: ``"iterative"``, the next concept; ``"random"``; ``"composite"``, all, as one
         prompt with commas; ``"sequential"``, one after the other, each in an equal part of the

@@ -1,4 +1,4 @@
-"""Whether data lie where a network was trained."""
+"""Check that data lie where a network was trained."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Whether chains agree in the function that they predict with.
+"""Agreement of chains in the function that they predict with.
 
 The weights of a network have symmetric modes: exchanging hidden units, or the signs around an odd
 activation, leaves its predictions as they are. R-hat and effective sample sizes of weights

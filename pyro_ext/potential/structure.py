@@ -33,7 +33,7 @@ class Plate:
 
     @property
     def is_subsampled(self) -> bool:
-        """Whether one run of the model sees a part of the plate, and any other part as well."""
+        """Tell whether a run of the model sees one part of the plate as well as any other."""
         return self.subsample_size < self.size and not self.is_given
 
 

@@ -53,7 +53,7 @@ class ConvNetwork(nn.Module):
         return found.relu()
 
     def _of_images(self, images: Tensor) -> Tensor:
-        """What the padded cube gives, of which layer ``l`` sees the image in ``l + 1`` slices.
+        """Apply the padded cube, of which layer ``l`` sees the image in ``l + 1`` slices.
 
         All other slices are those of an empty cube, which is run once for the whole batch.
         """

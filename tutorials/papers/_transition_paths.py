@@ -1,4 +1,4 @@
-"""What transition paths are compared with: an exact chain, dynamics and two-way shooting."""
+"""Rivals of sampled transition paths: an exact chain, dynamics and two-way shooting."""
 
 import math
 import warnings

@@ -138,7 +138,7 @@ CHAINS: dict[str, Any] = {"num_chains": 2, "thinning": CYCLE, "progress": False}
 
 
 def score(guide: AutoPseudocoreset, model: Perceptron, seed: int) -> CoresetScores:
-    """What the posterior of a coreset is worth on test images."""
+    """Score the posterior of a coreset on test images."""
     return evaluate_coreset(
         guide.condition(model),
         *test,

@@ -108,7 +108,7 @@ with seeded(0):
 
 # %%
 class Task(NamedTuple):
-    """What is distilled into what, and how."""
+    """Teachers, student, and settings of a distillation."""
 
     teachers: Sequence[nn.Module]
     network: nn.Module

@@ -192,7 +192,7 @@ CHAINS: dict[str, Any] = {"num_chains": 4, "thinning": CYCLE, "progress": False}
 
 
 def scores(guide: AutoPseudocoreset, seed: int) -> CoresetScores:
-    """What draws from the posterior of a coreset are worth on test images."""
+    """Score draws from the posterior of a coreset on test images."""
     return evaluate_coreset(
         guide.condition(),
         *test,

@@ -176,7 +176,7 @@ def auc(result: Result) -> float:
 
 
 def removed(result: Result) -> tuple[float, float]:
-    """Which part of fake and of real events is left out in the last epoch."""
+    """Return the fractions of fake and of real events that the last epoch leaves out."""
     kept, fake = result.fit.kept[-1].double(), result.train.fake
     return float(1.0 - kept[fake].mean()), float(1.0 - kept[~fake].mean())
 

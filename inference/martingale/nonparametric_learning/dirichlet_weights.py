@@ -174,7 +174,7 @@ class EmpiricalBase:
 
 @dataclass(frozen=True)
 class BootstrapWeights:
-    r"""How a :class:`~pyro_ext.inference.PosteriorBootstrap` draws weights, and its prior guess.
+    r"""Weights that a :class:`~pyro_ext.inference.PosteriorBootstrap` draws, and its prior guess.
 
     :param float concentration: :math:`\alpha`, how many observations the prior guess is worth.
     :param base_measure: the prior guess. A Pyro distribution, for data of one tensor; or a function
