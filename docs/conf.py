@@ -19,6 +19,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx.ext.autodoc",
+    "api_tables",
     "gallery_pages",
     "mathml",
 ]
