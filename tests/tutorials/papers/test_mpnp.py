@@ -16,27 +16,27 @@ def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(na
     tasks = names["gp_tasks"][0]
     assert tasks.cache_info().hits >= 2 * tasks.cache_info().misses > 0
     training = {tuple(image.flatten().tolist()) for image in names["image_tasks"].images}
-    held_out = {tuple(image.flatten().tolist()) for image in names["test_images"].images}
+    held_out = {tuple(image.flatten().tolist()) for image in names["test_images"]}
     assert len(names["image_tasks"].images) == 1200 and len(held_out) > 500
     assert len(training & held_out) < 5  # images that the collection has twice
 
 
 def test_scores_are_log_likelihoods_of_targets(names):
     for kind, batches in names["EVALUATION"].items():
-        for key, process in names["processes"].items():
-            expected = log_likelihoods(process, batches, 20).target
-            assert names["gp_scores"][kind][key] == pytest.approx(expected, rel=1e-5)
+        for name, by_seed in names["processes"].items():
+            for seed, process in by_seed.items():
+                expected = log_likelihoods(process, batches, 20).target
+                assert names["gp_scores"][kind][name][seed] == pytest.approx(expected, rel=1e-5)
 
 
 def test_differences_have_the_sign_that_the_claims_say(names):
-    score = {("A", 0): 1.0, ("A", 1): 2.0, ("A", 2): 3.0}
-    score |= {("B", 0): 0.5, ("B", 1): 3.0, ("B", 2): 3.0}
+    score = {"A": {0: 1.0, 1: 2.0, 2: 3.0}, "B": {0: 0.5, 1: 3.0, 2: 3.0}}
     assert names["difference"](score, "A", "B") == {0: 0.5, 1: -1.0, 2: 0.0}
 
 
 def test_pictures_are_those_of_the_source(names):
     digits = names["digits"]
-    images = names["pictures"](digits.train_inputs)
+    images = names["train_images"]
     source = datasets.load_digits().images[digits.train_indices.numpy()] / 16 - 0.5
     torch.testing.assert_close(images, torch.tensor(source).float(), atol=1e-6, rtol=0)
 
