@@ -245,11 +245,11 @@ def mode_and_deviations(x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor
     return slopes, covariance.diagonal()[:-1].sqrt()
 
 
-def halves(seed: int, columns: list[int]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def halves(seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Half of the masses to learn from, and half to predict."""
     data = load_breast_cancer(dtype=torch.float64, test_fraction=0.5, split_seed=seed)
-    train = data.train_inputs[:, columns], data.train_targets.double()
-    return train, (data.test_inputs[:, columns], data.test_targets.double())
+    train = data.train_inputs, data.train_targets.double()
+    return train, (data.test_inputs, data.test_targets.double())
 
 
 def widths(draws: Tensor) -> Tensor:
@@ -258,9 +258,9 @@ def widths(draws: Tensor) -> Tensor:
     return ends[1] - ends[0]
 
 
-def against_the_model(seed: int, columns: list[int], number: int) -> tuple[float, Tensor]:
+def against_the_model(seed: int, number: int) -> tuple[float, Tensor]:
     """What averaging draws wins over the mode, and widths over those of Laplace."""
-    (x, y), test = halves(seed, columns)
+    (x, y), test = halves(seed)
     options: dict[str, Any] = {"regularizer": partial(penalty, len(x)), "seed": seed}
     draws = bootstrap(logistic, number, **options).run(x, y).get_samples()
     mode, deviations = mode_and_deviations(x, y)
@@ -269,30 +269,22 @@ def against_the_model(seed: int, columns: list[int], number: int) -> tuple[float
 
 
 masses: Dataset = load_breast_cancer(dtype=torch.float64)
-NAMES = list(masses.feature_names or ())
 everything = torch.cat([masses.train_inputs, masses.test_inputs])
 kurtosis = ((everything - everything.mean(0)) / everything.std(0)).pow(4).mean(0) - 3
 heavy = kurtosis.argsort(descending=True)[:10]
-ERRORS = [NAMES.index(f"{name} error") for name in ("concavity", "smoothness", "fractal dimension")]
-ERRORS += [NAMES.index(f"{name} error") for name in ("symmetry", "compactness")]
 NUM_SPLITS, DRAWS = page.length((10, 200), smoke=(1, 20))
-SUBSETS = {"all 30 columns": list(range(30)), "five errors": ERRORS}
-gains: dict[str, dict[int, float]] = {}
-ratios: dict[str, dict[int, Tensor]] = {}
-for subset, columns in SUBSETS.items():
-    gains[subset], ratios[subset] = {}, {}
-    for seed in SEEDS:
-        outcomes = [
-            against_the_model(NUM_SPLITS * seed + split, columns, DRAWS)
-            for split in range(NUM_SPLITS)
-        ]
-        gains[subset][seed] = sum(gain for gain, _ in outcomes) / NUM_SPLITS
-        ratios[subset][seed] = torch.stack([ratio for _, ratio in outcomes]).mean(0)
+gains: dict[int, float] = {}
+ratios: dict[int, Tensor] = {}
+for seed in SEEDS:
+    splits = range(NUM_SPLITS * seed, NUM_SPLITS * (seed + 1))
+    outcomes = [against_the_model(split, DRAWS) for split in splits]
+    gains[seed] = sum(gain for gain, _ in outcomes) / NUM_SPLITS
+    ratios[seed] = torch.stack([ratio for _, ratio in outcomes]).mean(0)
 
 page.claim(
     "On 30 columns the average over the draws predicts as well as the mode (difference of mean "
     "log scores, over ten halves).",
-    gains["all 30 columns"],
+    gains,
     ">=",
     0,
     source="preregistered; a trial had seen 3 of the 30 halves",
@@ -301,7 +293,7 @@ page.claim(
 page.claim(
     "On 30 columns intervals of the ten with the heaviest tails are wider than those of "
     "Laplace (mean ratio).",
-    {seed: float(found[heavy].mean()) for seed, found in ratios["all 30 columns"].items()},
+    {seed: float(found[heavy].mean()) for seed, found in ratios.items()},
     ">",
     1,
     source="preregistered; a trial with other halves had failed as well",
@@ -309,30 +301,11 @@ page.claim(
     "penalty is the same in all draws, which therefore agree, while the posterior is as wide "
     "as the prior",
 )
-page.claim(
-    "On five columns of errors the average over the draws predicts better than the mode "
-    "(difference of mean log scores, over ten halves).",
-    gains["five errors"],
-    ">",
-    0,
-    source="columns chosen, and the bound chosen, after a trial on other halves",
-)
-page.claim(
-    "On five columns of errors, all with heavy tails, intervals are wider than those of "
-    "Laplace (mean ratio).",
-    {seed: float(found.mean()) for seed, found in ratios["five errors"].items()},
-    ">",
-    1,
-    source="columns chosen, and the bound chosen, after a trial on other halves",
-)
 
 # %% [markdown]
 # Where many columns say nearly the same, the draws agree on a value that the data do not know. They
 # are intervals of the penalized fit, and are right for that; they are no statement about slopes
 # without a penalty.
-#
-# On five columns that do not predict well, the data decide and the model is visibly wrong. There
-# the draws are wider than the posterior, and the average over them predicts better than the mode.
 #
 # A penalty is no uncertainty: all draws have the same one. Prior knowledge that should be uncertain
 # belongs into a base measure (`BootstrapWeights`), of which each draw has atoms of its own.

@@ -39,7 +39,8 @@ def test_penalty_is_the_log_prior(parts):
     distribution = dist.StudentT(2.0, 0.0, 1.0)
     expected = (distribution.log_prob(torch.zeros(2)) - distribution.log_prob(slopes)).sum() / 7
     torch.testing.assert_close(parts["penalty"](7, {"slopes": slopes}), expected)
-    (x, y), _ = parts["halves"](0, [0, 1])
+    (x, y), _ = parts["halves"](0)
+    x = x[:, :2]
     prior = PosteriorBootstrap(
         parts["logistic"], 5, include_prior=True, seed=0, progress=False
     ).run(x, y)
@@ -52,7 +53,8 @@ def test_penalty_is_the_log_prior(parts):
 
 def test_mode_and_deviations(parts):
     """By derivatives of the model's own joint density."""
-    (x, y), _ = parts["halves"](0, [0, 1, 2, 3])
+    (x, y), _ = parts["halves"](0)
+    x = x[:, :4]
     mode, deviations = parts["mode_and_deviations"](x, y)
 
     def energy(flat):
@@ -82,14 +84,6 @@ def test_heavy_columns(parts):
     source = load_breast_cancer()
     expected = np.argsort(-kurtosis(source.data))[:10]
     assert set(parts["heavy"].tolist()) == set(expected.tolist())
-    assert [source.feature_names[position] for position in parts["ERRORS"]] == [
-        "concavity error",
-        "smoothness error",
-        "fractal dimension error",
-        "symmetry error",
-        "compactness error",
-    ]
-    assert kurtosis(source.data)[parts["ERRORS"]].min() > 5
 
 
 def test_over_dispersed_counts(parts):
