@@ -98,7 +98,7 @@ page.claim(
     ">",
     1.5,
     source="bound preregistered",
-    reason="exactly it is 1.54, to which the bound is too near: seeds 3, 4 and 5 fail",
+    reason="the bound is too near to the exact ratio for all seeds to be beyond it",
 )
 
 # %% [markdown]

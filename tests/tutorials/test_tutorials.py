@@ -77,7 +77,6 @@ NOT_FROM_A_RUN = {
 
 
 WAITING = {
-    "misspecified-models",
     "bayesian-e3-potential",
     "bfry-graph",
     "crm-series",

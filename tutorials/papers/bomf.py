@@ -125,7 +125,7 @@ with seeded(0):
 # so that single checkpoints lie between 0 and 1. Rivals are 30 random points; a search for F1 or
 # the loss alone; single checkpoints; their average (SWA); and the greedy soup, which adds
 # checkpoints as long as F1 does not fall. In the paper the search does not see the checkpoints,
-# which only set the scale; so it was behind random points here, with the paper's AdamW.
+# which only set the scale; so it was behind random points in trials.
 
 
 # %%

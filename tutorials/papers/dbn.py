@@ -4,8 +4,8 @@
 # # Diffusion bridge networks
 #
 # A deep ensemble of three networks predicts better than one, and costs three times as much. Its
-# members agree on most inputs, and where they do not, a hidden layer of one of them predicts the
-# ensemble better than its logits alone. H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with
+# members agree on most inputs, and where they do not, a hidden layer of one of them should say more
+# of the ensemble than its logits alone. H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with
 # diffusion Schrödinger bridge, learn a bridge, a random path whose start and end are given, from
 # the logits of one network to those of the ensemble: a small network, which sees the hidden layer,
 # takes noisy logits from the start to the end in a few steps.

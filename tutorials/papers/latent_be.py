@@ -226,9 +226,9 @@ page.figure("students", figure, despine=True)
 # %% [markdown]
 # ## Where teachers disagree
 #
-# On images that they were trained on teachers agree, and a student can't learn of them what makes
-# them an ensemble. One gradient step finds images nearby on which they do not: the mutual
-# information of the ensemble says how much they disagree.
+# Images on which teachers agree can't show a student what makes them an ensemble. One gradient step
+# finds images nearby on which they disagree more; the mutual information of the ensemble says by
+# how much.
 
 
 # %%
@@ -266,8 +266,8 @@ page.claim(
 # ## Students smaller than their teachers
 #
 # 300 images of 8 x 8 digits that are not shifted, teachers with two layers of 64 units and students
-# with two of 32. After 400 steps of Adam the batch ensemble is far ahead. Much of this is speed: in
-# a run with twice the steps, plain distillation came near its teachers, and the claim failed.
+# with two of 32. After 400 steps of Adam the batch ensemble is ahead. Much of this is speed: in a
+# trial with twice the steps, which this page does not run, the claim failed.
 
 # %%
 adam = partial(torch.optim.Adam, lr=3e-3)

@@ -142,7 +142,7 @@ def upstream(seed: int) -> nn.Sequential:
 # images: the weight decay, or the width of its prior. NPTL gets the weight decay of the plain
 # ensemble, and chooses the penalty of its probe and the concentration of its prior: the smallest
 # whose validation loss is within one standard error of the least. The least loss itself, by which
-# the paper chooses, brings in too much of a poor guess now and then.
+# the paper chooses, brought in too much of a poor guess now and then in trials.
 
 # %%
 NUM_TRIED = page.length(None, smoke=1)  # all of them

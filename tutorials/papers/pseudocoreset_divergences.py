@@ -290,8 +290,8 @@ page.claim(
 # %% [markdown]
 # The forward divergence and the Wasserstein distance are about as good as each other. The reverse
 # divergence is the weakest, as in the paper: its coresets beat random subsets, but not those of
-# k-means. Its gradient is a covariance of a few draws, and the rate has to fit the size: the one
-# that is better for five images per class destroys a coreset of one.
+# k-means. Its gradient is a covariance of a few draws, and needs another learning rate for each
+# size.
 #
 # ## What was learned
 #

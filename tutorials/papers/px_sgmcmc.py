@@ -149,8 +149,8 @@ page.claim(
 # 600 images are there to learn from, 1,197 to test. The first layer has no `Q`, the last no `P`.
 # Both networks have 64-32-32-10 units, and weights, or `V`, a prior variance of 0.05. The entries
 # of `P` and `Q` have one over their size, 1/32: with the paper's 1/2, for wide convolutions, chains
-# diverge here. Chains start as in the paper, weights and `V` from the normal distribution of He:
-# at the same function for both. Of 12 cycles the last nine leave draws, with noise at every step.
+# diverged in trials. Chains start as in the paper, weights and `V` from the normal distribution of
+# He: at one function for both. Of 12 cycles the last nine leave draws, with noise at every step.
 
 # %%
 NUM_NETWORK_STEPS, NUM_CHAINS = page.length((2_400, 4), smoke=(24, 2))
@@ -313,8 +313,8 @@ page.figure("expansion", figure, despine=True)
 # ## In use
 #
 # Put `ExpansionReparam` on matrices, or `expand_module` around a network, and tune the step size
-# anew. The friction is part of the gain here: it bounds the step size of SGHMC, which comes nearer
-# with less of it, or with twice the steps. Cyclical steps find modes, but do not weigh them.
+# anew. Compare with SGHMC at less friction, and with more steps: in trials, which this page does
+# not run, either brought it nearer. Cyclical steps find modes, but do not weigh them.
 
 # %%
 page.finish({"network steps": NUM_NETWORK_STEPS, "step sizes": chosen})
