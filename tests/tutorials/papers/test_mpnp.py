@@ -48,12 +48,13 @@ def test_full_run_meets_its_claims_but_those_that_have_a_reason(full_run):
 
     The draws are the same with each run, but for rounding, which other machines do otherwise. Of
     both claims on periodic functions only the sign is asked, less 0.01 of the one beside CNP, and
-    of that beside CANP a factor of two.
+    of that beside CANP a factor of two. On functions like those of training NP is ahead.
     """
-    _, _, of_cnp, of_np, *_, of_canp, without_attention = claims = full_run.report.claims
+    claims = full_run.report.claims
+    _, _, of_cnp, of_np, on_rbf, *_, of_canp, without_attention = claims
     for claim in claims:
         assert claim.holds or claim.reason or claim is of_cnp, claim
     assert of_cnp.measured > -0.01
     assert of_np.measured > 0
     assert of_canp.measured < 2
-    assert not without_attention.holds
+    assert not on_rbf.holds and not without_attention.holds
