@@ -3,17 +3,16 @@
 # %% [markdown]
 # # Bridge networks
 #
-# E. Yun, H. Lee, G. Nam, J. Lee (2023), Traversing between modes in function space for fast
-# ensembling. Networks that were trained from different starts lie in different valleys of the loss,
-# and on the straight line between their weights there is a barrier. A curve goes around it, and the
-# network in its middle is a good member of an ensemble with those at its ends, at the cost of one
-# network more. A bridge network is a small head on features that an end has computed anyway. It
-# learns to say what the network in the middle would say, and costs next to nothing.
+# Networks that were trained from different starts lie in different valleys of the loss, and on the
+# straight line between their weights there is a barrier. A curve goes around it, and the network in
+# its middle is a good member of an ensemble with those at its ends, at the cost of one network
+# more. E. Yun, H. Lee, G. Nam, J. Lee (2023), Traversing between modes in function space for fast
+# ensembling, save that cost: a bridge network is a small head on features that an end has computed
+# anyway, and learns to say what the network in the middle would say.
 #
-# Here the networks have two hidden layers and know half of 5,000 digits of MNIST. Bridges of type I
-# take features of one end, those of type II of both. Their rivals are deep and batch ensembles,
-# knowledge distillation and stochastic weight averaging (SWA). `pyro-ext reproduce bridge-network`
-# runs the page.
+# Here networks with two hidden layers learn half of 5,000 digits of MNIST. Bridges of type I take
+# features of one end, those of type II of both. Rivals are deep and batch ensembles, distillation
+# and stochastic weight averaging (SWA). `pyro-ext reproduce bridge-network` runs the page.
 
 # %%
 import copy
@@ -34,7 +33,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.datasets import random_shifts
 from pyro_ext.diagnostics import metrics
-from pyro_ext.inference.averaging import SWA, BezierPath, path_losses
+from pyro_ext.inference.averaging import SWA, BezierPath
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.ensembles import BridgeEnsemble, BridgeNetwork, base_networks
 from pyro_ext.nn import MLP, BatchEnsemble, BayesianClassifier, BayesianModule
@@ -47,89 +46,79 @@ page = Page(
     "fast ensembling, arXiv 2306.11304",
 )
 SEEDS = page.seeds
+Loss = Callable[[Tensor, Tensor], Tensor]
 RIVALS = "Yun et al. (2023), baselines of the comparison; direction ours"
 
 # %% [markdown]
 # ## A path and its bridge as a Pyro program
 #
 # The model is a Bayesian network that tells quadrants of the plane apart. A path is a guide of its
-# weights: it draws a position, and has the weights there. SVI trains its control point, so that the
-# curve goes where both likelihood and prior are high. Predictions of a path are those of positions
-# anywhere on it, and a bridge learns what its middle says.
+# weights: it draws a position, and has the weights there. A new path is a straight line; SVI trains
+# its control point, so that the curve goes where both likelihood and prior are high. Predictions of
+# a path are those of positions anywhere on it, and a bridge learns what its middle says.
 
 # %%
 classifier = BayesianClassifier(BayesianModule(MLP(2, [16, 16], 2), 3.0))
 with seeded(0):
     x, new_x = torch.randn(300, 2), torch.randn(1000, 2)
     y, new_y = ((points.prod(-1) > 0).long() for points in (x, new_x))
-    ends = [MLP(2, [16, 16], 2), MLP(2, [16, 16], 2)]
-for end in ends:
-    fit_end = Trainer(end, partial(torch.optim.Adam, lr=0.01), seed=0)
-    fit_end.run(lambda net=end: cross_entropy(net(x), y), page.length(300, smoke=3), progress=False)
-paths = {"straight line": BezierPath(*ends), "curve": BezierPath(*ends)}
+    ends = nn.ModuleList([MLP(2, [16, 16], 2), MLP(2, [16, 16], 2)])
+num_steps, adam = page.length(300, smoke=3), partial(torch.optim.Adam, lr=0.01)
+train_ends = Trainer(ends, adam, seed=0)
+train_ends.run(lambda: sum(cross_entropy(end(x), y) for end in ends), num_steps, progress=False)
+path = BezierPath(*ends)
 
 
-def along_curve(*args: Tensor) -> dict[str, Tensor]:
+def along_path(*args: Tensor) -> dict[str, Tensor]:
     """Weights at a random position, with the control point as a parameter."""
-    pyro.module("control", paths["curve"].control)
-    return paths["curve"].guide(*args)
+    pyro.module("control", path.control)
+    return path.guide(*args)
 
 
-svi = SVI(classifier, along_curve, ClippedAdam({"lr": 0.01}), Trace_ELBO())
+svi = SVI(classifier, along_path, ClippedAdam({"lr": 0.01}), Trace_ELBO())
 with seeded(0):
-    for _ in range(page.length(400, smoke=3)):
-        svi.step(x, y)
-    for name, path in paths.items():
+    for name, number in {"straight line": 0, "curve": num_steps}.items():
+        for _ in range(number):
+            svi.step(x, y)
         drawn = Predictive(classifier, guide=path.guide, num_samples=200)(new_x)["label"]
         print(f"{name}: accuracy {float((drawn == new_y).double().mean()):.3f}")
-    small = BridgeNetwork(paths["curve"], "3", MLP(32, [16], 2), kind=2)
-learn = Trainer(small, partial(torch.optim.Adam, lr=0.01), seed=0)
-learn.run(lambda: small.loss(x), page.length(300, smoke=3), progress=False)
-error = small.log_prob(new_x).exp() - small.target(new_x).softmax(-1)
-print(f"the bridge differs from the middle by {float(error.detach().abs().mean()):.3f} on average")
+    small = BridgeNetwork(path, "3", MLP(32, [16], 2), kind=2)
+Trainer(small, adam, seed=0).run(lambda: small.loss(x), num_steps, progress=False)
+members = BridgeEnsemble([small]).probabilities(new_x)
+print(f"the ends and the bridge: accuracy {metrics.accuracy(members, new_y):.3f}")
 
 # %% [markdown]
-# ## Paths
+# ## Networks, curves and bridges
 #
 # Five networks of MNIST for each seed, trained by Adam with a constant learning rate on images that
-# are shifted at random. From one to another paths go in a straight line, and along a curve whose
-# control point is trained at positions drawn at random.
+# are shifted at random. Curves go from the first to two others. Bridges, heads of one hidden layer
+# on the first hidden layer of one end or of both, learn the middle of a curve at mixtures of
+# images, with a learning rate that decays.
 
 # %%
-bases = {
-    seed: base_networks(5, seed=seed, num_epochs=page.length(50, smoke=1), progress=False)
-    for seed in SEEDS
-}
+num_epochs = page.length(50, smoke=1)
+bases = {s: base_networks(5, seed=s, num_epochs=num_epochs, progress=False) for s in SEEDS}
 
 
 def trained(
-    module: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    seed: int,
-    num_epochs: int,
-    *,
-    decays: bool = False,
-    after_epoch: Callable[[], object] = lambda: None,
+    module: nn.Module, loss: Loss, seed: int, num_epochs: int, average: SWA | None = None
 ) -> None:
-    """Train a module on shifted images, with a learning rate that is constant or decays."""
+    """Train a module on shifted images; an average takes in its weights after each epoch."""
     batches = ShuffledBatches(bases[seed].train_inputs, bases[seed].train_targets, batch_size=128)
     num_epochs, generator = page.length(num_epochs, smoke=1), torch.Generator().manual_seed(seed)
-    scheduler = partial(CosineAnnealingLR, T_max=num_epochs * len(batches)) if decays else None
+    decay = partial(CosineAnnealingLR, T_max=num_epochs * len(batches))
+    scheduler = decay if isinstance(module, BridgeNetwork) else None
     adam = partial(torch.optim.Adam, lr=2e-3)
     trainer = Trainer(module, adam, scheduler=scheduler, stateful=[generator], seed=seed)
-    for epoch in range(num_epochs):
+    for epoch in range(1, num_epochs + 1):
         trainer.run(
             lambda x, y: loss(random_shifts(x, 3, generator), y),
-            (epoch + 1) * len(batches),
+            epoch * len(batches),
             batches,
             progress=False,
         )
-        after_epoch()
-
-
-def test_loss(seed: int, network: nn.Module) -> Tensor:
-    """Mean cross-entropy of the test images."""
-    return cross_entropy(network(bases[seed].test_inputs), bases[seed].test_targets)
+        if average is not None:
+            average.collect(module)
 
 
 def curve(seed: int, j: int) -> BezierPath:
@@ -140,35 +129,14 @@ def curve(seed: int, j: int) -> BezierPath:
 
 
 curves = {(seed, j): curve(seed, j) for seed in SEEDS for j in (1, 2)}
-positions = torch.linspace(0.0, 1.0, page.length(21, smoke=3))
-along: dict[str, dict[int, Tensor]] = {"straight": {}, "curve": {}}
-for seed, base in bases.items():
-    for name, path in zip(along, (BezierPath(*base.networks[:2]), curves[seed, 1]), strict=True):
-        along[name][seed] = path_losses(path, partial(test_loss, seed), positions)
-middles = {name: {s: float(x[len(x) // 2]) for s, x in row.items()} for name, row in along.items()}
-page.claim(
-    "The network in the middle of the straight line is worse than that in the middle of the curve "
-    "(difference of test NLL).",
-    {seed: middles["straight"][seed] - middles["curve"][seed] for seed in SEEDS},
-    ">",
-    0.5,
-    source="Yun et al. (2023), low-loss Bezier curves; bound preregistered",
-)
-
-# %% [markdown]
-# ## Bridges
-#
-# Heads of one hidden layer, on the first hidden layer of one end or of both, learn the middle of
-# each curve at mixtures of images.
 
 
-# %%
 def bridge(seed: int, j: int, kind: int) -> BridgeNetwork:
     """A trained bridge."""
     with seeded(seed):
         head = MLP(100 * kind, [64], 10)
     found = BridgeNetwork(curves[seed, j], "2", head, kind)
-    trained(found, lambda x, _: found.loss(x), seed, 80, decays=True)
+    trained(found, lambda x, _: found.loss(x), seed, 80)
     return found
 
 
@@ -179,8 +147,8 @@ twos = {seed: bridge(seed, 1, kind=2) for seed in SEEDS}
 @torch.no_grad()
 def fit(found: BridgeNetwork, seed: int) -> float:
     """Coefficient of determination of the probabilities in the middle by those of the bridge."""
-    x = bases[seed].test_inputs
-    middle, own = found.target(x).softmax(-1), found.log_prob(x).exp()
+    middle = found.target(bases[seed].test_inputs).softmax(-1)
+    own = found.log_prob(bases[seed].test_inputs).exp()
     return float(r2_score(middle, own, multioutput="variance_weighted"))
 
 
@@ -224,8 +192,7 @@ def rivals(seed: int) -> dict[str, nn.Module]:
     trained(student, teach, seed, 100)
     trained(batch, lambda x, y: cross_entropy(batch(x).mT, y.expand(3, -1)), seed, 100)
     first = copy.deepcopy(base.networks[0]).requires_grad_()
-    collect = partial(swa.collect, first)
-    trained(first, lambda x, y: cross_entropy(first(x), y), seed, 25, after_epoch=collect)
+    trained(first, lambda x, y: cross_entropy(first(x), y), seed, 25, average=swa)
     return {"batch ensemble": batch, "distilled": student, "SWA": swa.module(first)}
 
 
@@ -236,22 +203,26 @@ others = {seed: rivals(seed) for seed in SEEDS}
 #
 # Temperatures are fitted on 500 of the test images, and all is evaluated on the others. The deep
 # ensemble equivalent (DEE) is how many networks an ensemble needs for as low a calibrated negative
-# log likelihood (NLL), by averages over all ensembles of one to five. The cost counts
-# floating-point operations in units of one network.
+# log likelihood (NLL). The cost counts floating-point operations in units of one network.
 
 
 # %%
-@torch.no_grad()
-def members(seed: int) -> dict[str, tuple[Tensor, float]]:
-    """Probabilities of the members of each ensemble, and its cost."""
-    inputs = bases[seed].test_inputs
-    ends = torch.stack([network(inputs).softmax(-1) for network in bases[seed].networks])
-    middle = twos[seed].target(inputs).softmax(-1)[None]
+def calibrated_nll(probabilities: Tensor, labels: Tensor) -> float:
+    """NLL of the images after the first ones, at the best temperature for those."""
+    scaling = metrics.temperature_scale(probabilities[:, :500], labels[:500])
+    return metrics.nll(scaling(probabilities[:, 500:]), labels[500:])
+
+
+results: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in SEEDS}
+for seed, base in bases.items():
+    inputs, labels, reference = base.test_inputs, base.test_targets, []
+    ends = torch.stack([network(inputs).softmax(-1) for network in base.networks])
     found = {f"DE-{m}": (ends[:m], float(m)) for m in range(1, 6)}
+    middle = twos[seed].target(inputs).softmax(-1)[None]
     found["DE-2 + midpoint"] = torch.cat([ends[:2], middle]), 3.0
     for name, network in others[seed].items():
-        probabilities = network(inputs).softmax(-1).reshape(-1, *middle.shape[1:])
-        found[name] = probabilities, float(len(probabilities))
+        own = network(inputs).softmax(-1).detach().reshape(-1, *middle.shape[1:])
+        found[name] = own, float(len(own))
     for name, bridges in {
         "one + 1 type I": [ones[seed, 1]],
         "one + 2 type I": [ones[seed, 1], ones[seed, 2]],
@@ -259,34 +230,14 @@ def members(seed: int) -> dict[str, tuple[Tensor, float]]:
     }.items():
         ensemble = BridgeEnsemble(bridges)
         found[name] = ensemble.probabilities(inputs), ensemble.relative_cost(inputs)
-    return found
-
-
-def calibrated(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Probabilities of the images after the first ones, at the best temperature for those."""
-    return metrics.temperature_scale(probabilities[:, :500], labels[:500])(probabilities[:, 500:])
-
-
-results: dict[int, dict[str, dict[str, float]]] = {}
-for seed, base in bases.items():
-    labels, found = base.test_targets, members(seed)
-    reference = []
     for size in range(1, 6):
-        chosen = [found["DE-5"][0][[*some]] for some in combinations(range(5), size)]
-        reference.append(mean(metrics.nll(calibrated(p, labels), labels[500:]) for p in chosen))
-    results[seed] = {}
+        chosen = [ends[[*some]] for some in combinations(range(5), size)]
+        reference.append(mean(calibrated_nll(one, labels) for one in chosen))
     for name, (probabilities, cost) in found.items():
-        scaled, own = calibrated(probabilities, labels), probabilities[:, 500:]
-        dee = metrics.deep_ensemble_equivalent(
-            metrics.nll(scaled, labels[500:]), torch.tensor(reference)
-        )
-        results[seed][name] = {
-            "accuracy": metrics.accuracy(own, labels[500:]),
-            "NLL": metrics.nll(own, labels[500:]),
-            "cost": cost,
-            "DEE": dee,
-            "DEE - cost": dee - cost,
-        }
+        row = {"NLL": metrics.nll(probabilities[:, 500:], labels[500:]), "cost": cost}
+        nll = calibrated_nll(probabilities, labels)
+        row["DEE"] = metrics.deep_ensemble_equivalent(nll, reference)
+        results[seed][name] = row | {"DEE - cost": row["DEE"] - cost}
 means = {
     name: {column: mean(results[seed][name][column] for seed in SEEDS) for column in row}
     for name, row in results[SEEDS[0]].items()
@@ -299,20 +250,6 @@ def difference(column: str, name: str, other: str) -> dict[int, float]:
     return {seed: row[name][column] - row[other][column] for seed, row in results.items()}
 
 
-page.claim(
-    "A bridge of type I makes one network better (difference of test NLL).",
-    difference("NLL", "one + 1 type I", "DE-1"),
-    "<=",
-    -0.006,
-    source="Yun et al. (2023), one network with bridges; bound preregistered",
-)
-page.claim(
-    "A bridge of type II makes two networks better (difference of test NLL).",
-    difference("NLL", "DE-2 + 1 type II", "DE-2"),
-    "<=",
-    -0.002,
-    source="Yun et al. (2023), two networks with a bridge; bound preregistered",
-)
 page.claim(
     "To one network a bridge of type I adds more than it costs (in networks: deep ensemble "
     "equivalent less relative cost).",
@@ -354,29 +291,24 @@ page.claim(
     "<",
     0.0,
     source=RIVALS,
+    central=True,
     reason="the networks were trained at a constant learning rate, and bridges keep its noise, "
     "which averaging takes out",
 )
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
-for (name, rows), color in zip(along.items(), ("C3", "C0"), strict=True):
-    left.plot(positions, torch.stack([*rows.values()], 1), color=color)
-    left.plot([], color=color, label=name)
-left.set(xlabel="position", ylabel="test NLL", yscale="log", title="along paths")
-left.legend(frameon=False)
-right.plot(range(1, 6), [means[f"DE-{m}"]["DEE"] for m in range(1, 6)], "o-", color="0.5")
+figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+axes.plot(range(1, 6), [means[f"DE-{m}"]["DEE"] for m in range(1, 6)], "o-", color="0.5")
 for name, row in means.items():
-    right.plot(row["cost"], row["DEE"], "o", color="C0" if "type" in name else "0.5")
-    right.annotate(name, (row["cost"], row["DEE"]), (5, -4), textcoords="offset points", fontsize=7)
-right.set(xlabel="relative cost", ylabel="deep ensemble equivalent", xlim=(0.6, 5.8))
-page.figure("paths-and-cost", figure, despine=True)
+    axes.plot(row["cost"], row["DEE"], "o", color="C0" if "type" in name else "0.5")
+    axes.annotate(name, (row["cost"], row["DEE"]), (5, -4), textcoords="offset points", fontsize=7)
+axes.set(xlabel="relative cost", ylabel="deep ensemble equivalent", xlim=(0.6, 5.8))
+page.figure("cost", figure, despine=True)
 
 # %% [markdown]
 # A bridge is worth about a network and costs little, while a second one of type I adds hardly
 # anything. What goes the other way: a network whose weights are averaged costs no more than one,
-# and does better than two bridges. These networks were trained at a constant learning rate, and
-# averaging takes its noise out.
+# and does better than two bridges, as it has none of the noise of a constant learning rate.
 #
 # ## In use
 #
@@ -385,4 +317,4 @@ page.figure("paths-and-cost", figure, despine=True)
 # constant learning rate, try `SWA` first.
 
 # %%
-page.finish({"middles": middles, "means": means})
+page.finish({"means": means})
