@@ -32,8 +32,8 @@ FAILED: dict[str, tuple[set[int], set[int]]] = {
     # FedAvg wins without noise; with noise the gain over FFA-LoRA is as large as its bound.
     "fedsvd": ({3}, {0}),
     "functional-adjoint-sampler": (set(), set()),
-    # Safe guidance at its strongest takes more than the token says, and no token says bold.
-    "hfi": ({8, 9}, set()),
+    # Safe guidance at its strongest takes more than the token says.
+    "hfi": ({8}, set()),
     "l2e": (set(), set()),
     "latent-be": (set(), set()),
     # A new classifier is calibrated before it is distilled.
