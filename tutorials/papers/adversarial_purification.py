@@ -7,8 +7,8 @@
 # J. Lee (2021), Adversarial purification with score-based generative models, leave the classifier
 # as it is and clean the image: noise drowns the change, and then a few steps go up the score of
 # noisy images, a network trained by denoising. How far each step goes follows from how the score
-# changes along it. Predictions are averaged over several such runs. The paper says that this takes
-# a few steps, where purification by Langevin dynamics takes long chains.
+# changes along it, and predictions of several runs are averaged. The paper says that this takes a
+# few steps, where purification by Langevin dynamics takes long chains.
 #
 # **This is no security.** Attacks that were found later and know the purifier break most of it:
 # F. Croce et al. (2022), Evaluating the adversarial robustness of adaptive test-time defenses,
@@ -19,7 +19,8 @@
 # %%
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pyro
@@ -32,7 +33,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.datasets import load_digits
 from pyro_ext.handlers import purify
-from pyro_ext.inference import Trainer, bpda_eot, joint_score_attack, pgd
+from pyro_ext.inference import Trainer, bpda_eot, pgd
 from pyro_ext.inference.diffusion import NoiseConditionalScore
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.diffusion import AdaptiveScorePurifier
@@ -65,17 +66,8 @@ NUM_IMAGES, NUM_ATTACKED, NUM_ATTACK_STEPS = page.length((300, 150, 15), smoke=(
 Predict = Callable[[Tensor], Tensor]
 
 
-class Setting(NamedTuple):
-    """Images held out, a classifier and a score."""
-
-    images: Tensor
-    labels: Tensor
-    classifier: nn.Module
-    score: NoiseConditionalScore
-
-
-def setting(seed: int) -> Setting:
-    """Train both networks."""
+def setting(seed: int) -> SimpleNamespace:
+    """A classifier, a score, and images held out, as they are and attacked."""
     data = load_digits(num_test=300, split_seed=seed)
     train, test = (
         ((inputs * data.input_scale + data.input_loc) / 16).clamp(0.0, 1.0).reshape(-1, 1, 8, 8)
@@ -97,22 +89,16 @@ def setting(seed: int) -> Setting:
     trainer = Trainer(score, scheduler=partial(CosineAnnealingLR, T_max=NUM_SCORE_STEPS), seed=seed)
     batches = ShuffledBatches(train, batch_size=128)
     trainer.run(score.loss, NUM_SCORE_STEPS, batches, progress=False)
-    return Setting(
-        test[:NUM_IMAGES],
-        data.test_targets[:NUM_IMAGES],
-        classifier.eval().requires_grad_(False),
-        score.eval().requires_grad_(False),
-    )
+    own = SimpleNamespace(images=test[:NUM_IMAGES], labels=data.test_targets[:NUM_IMAGES])
+    own.classifier, own.score = (x.eval().requires_grad_(False) for x in (classifier, score))
+    own.attacked = pgd(classifier, own.images, own.labels, eps=EPS, seed=seed, progress=False)
+    return own
 
 
 settings = {seed: setting(seed) for seed in SEEDS}
-attacked = {
-    seed: pgd(own.classifier, own.images, own.labels, eps=EPS, seed=seed, progress=False)
-    for seed, own in settings.items()
-}
 
 
-def purifier(own: Setting, noise: float = NOISE) -> AdaptiveScorePurifier:
+def purifier(own: SimpleNamespace, noise: float = NOISE) -> AdaptiveScorePurifier:
     """Adaptive steps along the score, with bounds that do not bind."""
     score, num_runs = partial(own.score.score, level=1), NUM_RUNS if noise else 1
     bounds: dict[str, Any] = {"max_iter": NUM_STEPS, "tau": 0.0, "clamp": (1e-7, 10.0)}
@@ -131,15 +117,15 @@ def classify(x: Tensor) -> Tensor:
     """A Pyro model of labels given images."""
     with pyro.plate("images", len(x)):
         x = pyro.deterministic("x", x, event_dim=3)
-        logits = settings[SEEDS[0]].classifier(x)
-        return pyro.sample("label", dist.Categorical(logits=logits))
+        return pyro.sample("label", dist.Categorical(logits=first.classifier(x)))
 
 
-purified = purify(purifier(settings[SEEDS[0]]), ["x"])(classify)
+first = settings[SEEDS[0]]
+purified = purify(purifier(first), ["x"])(classify)
 for name, program in (("as it is", classify), ("purified", purified)):
     with seeded(0):
-        draws = Predictive(program, num_samples=NUM_RUNS)(attacked[SEEDS[0]])["label"]
-    right = (draws.mode(0).values == settings[SEEDS[0]].labels).double().mean()
+        draws = Predictive(program, num_samples=NUM_RUNS)(first.attacked)["label"]
+    right = (draws.mode(0).values == first.labels).double().mean()
     print(f"{name}: {right:.3f} of attacked images right")
 
 # %% [markdown]
@@ -147,18 +133,16 @@ for name, program in (("as it is", classify), ("purified", purified)):
 #
 # All but the first add the same noise and average as many predictions. Langevin dynamics and fixed
 # steps get as many evaluations of the score as adaptive steps, which take two each, and the best of
-# several step sizes, chosen by the attacked test images themselves. Without noise a single run is
-# enough.
+# several step sizes, chosen by the attacked test images. Without noise a single run is enough.
 
 
 # %%
-def adaptive(own: Setting, noise: float = NOISE) -> Predict:
+def adaptive(own: SimpleNamespace, noise: float = NOISE) -> Predict:
     """Predictions with adaptive steps."""
-    predict = purifier(own, noise).predict
-    return lambda x: predict(own.classifier, x, seed=0)
+    return partial(purifier(own, noise).predict, own.classifier, seed=0)
 
 
-def averaged(own: Setting, step: Predict, num_steps: int = 2 * NUM_STEPS) -> Predict:
+def averaged(own: SimpleNamespace, step: Predict, num_steps: int = 2 * NUM_STEPS) -> Predict:
     """Predictions with noise and then any other steps."""
 
     def predict(x: Tensor) -> Tensor:
@@ -174,12 +158,12 @@ def averaged(own: Setting, step: Predict, num_steps: int = 2 * NUM_STEPS) -> Pre
     return predict
 
 
-def fixed(own: Setting, size: float) -> Predict:
+def fixed(own: SimpleNamespace, size: float) -> Predict:
     """A step of a fixed size."""
     return lambda x: x + size * own.score.score(x, 1)
 
 
-def langevin(own: Setting, size: float) -> Predict:
+def langevin(own: SimpleNamespace, size: float) -> Predict:
     """A step of Langevin dynamics, at the level that is nearest to the noise."""
     level = int((own.score.levels - NOISE).abs().argmin())
     return lambda x: x + size / 2 * own.score.score(x, level) + size**0.5 * torch.randn_like(x)
@@ -191,18 +175,17 @@ def accuracy(predict: Predict, x: Tensor, labels: Tensor) -> float:
         return float((predict(x).argmax(-1) == labels[: len(x)]).double().mean())
 
 
-def accuracies(own: Setting, attacked: Tensor, *rivals: Predict) -> dict[str, float]:
+def accuracies(own: SimpleNamespace, *rivals: Predict) -> dict[str, float]:
     """Of clean and attacked images, by the rival that does best on attacked ones."""
-    robust = [accuracy(rival, attacked, own.labels) for rival in rivals]
+    robust = [accuracy(rival, own.attacked, own.labels) for rival in rivals]
     best = rivals[robust.index(max(robust))]
     return {"natural": accuracy(best, own.images, own.labels), "robust": max(robust)}
 
 
-# %%
 LANGEVIN_SIZES, FIXED_SIZES = (3e-4, 1e-3, 3e-3), (0.002, 0.005, 0.01, 0.02)
 table = {}
 for seed, own in settings.items():
-    score = partial(accuracies, own, attacked[seed])
+    score = partial(accuracies, own)
     table[seed] = {
         "none": score(own.classifier),
         "noise only": score(averaged(own, fixed(own, 0.0), num_steps=0)),
@@ -250,6 +233,7 @@ page.claim(
     source="Yoon et al. (2021), abstract: within a few steps, where earlier methods need long "
     "chains",
     across="mean",
+    central=True,
 )
 page.claim(
     "Adaptive steps, whose size nobody chose, come near fixed steps of the best size (difference "
@@ -265,32 +249,27 @@ page.claim(
 # ## Attacks that know of the purifier
 #
 # BPDA with EOT takes the gradient of the classifier at purified images, and the purifier's own
-# Jacobian for the identity. The joint attack also goes where the purifier goes, which costs it half
-# of each step and does not pay here. The last attack does what was left out: it takes the gradient
-# through noise and steps, as automatic differentiation gives it, and finds more with fewer draws.
+# Jacobian for the identity. The other attack does what was left out: it takes the gradient through
+# noise and steps, as automatic differentiation gives it, and finds more with fewer draws.
+
 
 # %%
-options: dict[str, Any] = {"eps": EPS, "step": EPS / 4, "num_steps": NUM_ATTACK_STEPS}
-options |= {"progress": False}
-
-
-def mean_logits(own: Setting, model: AdaptiveScorePurifier, x: Tensor) -> Any:
+def mean_logits(own: SimpleNamespace, model: AdaptiveScorePurifier, x: Tensor) -> Any:
     """Of two runs, with the gradient through them."""
     return (own.classifier(model(x)) + own.classifier(model(x))) / 2
 
 
 broken = {}
 for seed, own in settings.items():
-    x, labels = own.images[:NUM_ATTACKED], own.labels[:NUM_ATTACKED]
-    model = purifier(own)
+    model, x, labels = purifier(own), own.images[:NUM_ATTACKED], own.labels[:NUM_ATTACKED]
     logits = partial(mean_logits, own, model)
-    through = {"num_draws": 5, "seed": seed, **options}
+    through: dict[str, Any] = {"eps": EPS, "step": EPS / 4, "num_steps": NUM_ATTACK_STEPS}
+    through |= {"seed": seed, "progress": False}
     made = {
         "none": x,
-        "PGD": attacked[seed][:NUM_ATTACKED],
-        "joint": joint_score_attack(own.classifier, model, x, labels, **through),
-        "BPDA and EOT": bpda_eot(own.classifier, model, x, labels, **through),
-        "full gradient": pgd(logits, x, labels, random_start=False, seed=seed, **options),
+        "PGD": own.attacked[:NUM_ATTACKED],
+        "BPDA and EOT": bpda_eot(own.classifier, model, x, labels, num_draws=5, **through),
+        "full gradient": pgd(logits, x, labels, random_start=False, **through),
     }
     broken[seed] = {name: accuracy(adaptive(own), x, labels) for name, x in made.items()}
 page.table({f"seed {seed}": row for seed, row in broken.items()}, title="right, purified")
@@ -319,13 +298,12 @@ page.claim(
 # steps take both away.
 
 # %%
-own, shown = settings[SEEDS[0]], attacked[SEEDS[0]][:10]
-path = purifier(own).trajectory(shown, seed=0)
-strips = {"clean": own.images[:10], "attacked": shown, "with noise": path.images[0]}
+path = purifier(first).trajectory(first.attacked[:10], seed=0)
+strips = {"clean": first.images[:10], "attacked": first.attacked[:10], "with noise": path.images[0]}
 strips |= {f"{k} steps": path.images[min(k, len(path.step_sizes))] for k in (5, 20)}
 figure, panels = plt.subplots(len(strips), figsize=(6.0, 5.5), layout="constrained")
 for (name, images), axes in zip(strips.items(), panels, strict=True):
-    found = ", ".join(map(str, own.classifier(images).argmax(-1).tolist()))
+    found = ", ".join(map(str, first.classifier(images).argmax(-1).tolist()))
     axes.imshow(torch.cat([*images[:, 0]], 1).numpy(), cmap="gray_r", vmin=0.0, vmax=1.0)
     axes.set_title(f"{name}: taken for {found}", fontsize=9)
     axes.set_axis_off()

@@ -1,5 +1,7 @@
 """The page on adversarial purification: its parts, and in full its claims."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -19,8 +21,8 @@ def test_images_are_digits_that_were_held_out(names):
 
 
 def test_attacks_stay_in_the_ball(names):
-    for seed, attacked in names["attacked"].items():
-        change = (attacked - names["settings"][seed].images).abs()
+    for own in names["settings"].values():
+        change = (own.attacked - own.images).abs()
         assert 0.05 < float(change.max()) < 0.12 + 1e-6
     change = (names["made"]["full gradient"] - names["x"]).abs().max()
     assert 0.0 < float(change) < 0.12 + 1e-6
@@ -37,7 +39,7 @@ def test_rivals_have_as_many_evaluations_of_the_score(names):
             seen.append(level)
             return own.score.score(x, level)
 
-    counted, twice = own._replace(score=Counted()), 2 * names["NUM_STEPS"]
+    counted, twice = SimpleNamespace(**{**vars(own), "score": Counted()}), 2 * names["NUM_STEPS"]
     for predict, wanted in (
         (names["adaptive"](counted), [1] * twice),
         (names["averaged"](counted, names["fixed"](counted, 0.01)), [1] * twice),
@@ -49,8 +51,8 @@ def test_rivals_have_as_many_evaluations_of_the_score(names):
 
 
 def test_rivals_are_the_best_of_their_sizes(names):
-    own, attacked = names["settings"][0], names["attacked"][0]
+    own = names["settings"][0]
     wrong = lambda x: torch.nn.functional.one_hot((own.labels + 1) % 10, 10).float()  # noqa: E731
     right = lambda x: torch.nn.functional.one_hot(own.labels, 10).float()  # noqa: E731
-    found = names["accuracies"](own, attacked, wrong, right, wrong)
+    found = names["accuracies"](own, wrong, right, wrong)
     assert found == {"natural": 1.0, "robust": 1.0}
