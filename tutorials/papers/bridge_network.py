@@ -52,21 +52,21 @@ RIVALS = "Yun et al. (2023), baselines of the comparison; direction ours"
 # %% [markdown]
 # ## A path and its bridge as a Pyro program
 #
-# The model is a Bayesian network that tells quadrants of the plane apart. A path is a guide of its
-# weights: it draws a position, and has the weights there. A new path is a straight line; SVI trains
-# its control point, so that the curve goes where both likelihood and prior are high. Predictions of
-# a path are those of positions anywhere on it, and a bridge learns what its middle says.
+# A Bayesian network tells quadrants of the plane apart. A path is a guide of its weights: it draws
+# a position, and has the weights there. A new path is a straight line; SVI trains its control point
+# for likelihood and prior to be high along it. A bridge learns what the middle of the curve says.
 
 # %%
 classifier = BayesianClassifier(BayesianModule(MLP(2, [16, 16], 2), 3.0))
 with seeded(0):
     x, new_x = torch.randn(300, 2), torch.randn(1000, 2)
     y, new_y = ((points.prod(-1) > 0).long() for points in (x, new_x))
-    ends = nn.ModuleList([MLP(2, [16, 16], 2), MLP(2, [16, 16], 2)])
+    modes = nn.ModuleList([MLP(2, [16, 16], 2), MLP(2, [16, 16], 2)])
 num_steps, adam = page.length(300, smoke=3), partial(torch.optim.Adam, lr=0.01)
-train_ends = Trainer(ends, adam, seed=0)
-train_ends.run(lambda: sum(cross_entropy(end(x), y) for end in ends), num_steps, progress=False)
-path = BezierPath(*ends)
+Trainer(modes, adam, seed=0).run(
+    lambda: cross_entropy(torch.cat([m(x) for m in modes]), y.repeat(2)), num_steps, progress=False
+)
+path = BezierPath(*modes)
 
 
 def along_path(*args: Tensor) -> dict[str, Tensor]:

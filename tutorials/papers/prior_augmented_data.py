@@ -251,7 +251,7 @@ def of_digits(seed: int, name: str) -> list[list[float]]:
     net = network([64, 64, 64, 64, 10], 0.2, seed)
     generator = PseudoInputGenerator(64, bounds=(0.0, 1.0))
     augmented = partial(PriorAugmentedELBO, lengthscale=0.15, repulsion=0.0, seed=seed)
-    losses = {
+    losses: dict[str, Any] = {
         "plain": of_model(net, classification, Trace_ELBO()),
         "uniform noise": partial(with_noise, net),
         "PAD": of_model(net, classification, augmented(generator, UNIFORM)),
