@@ -11,6 +11,7 @@ from pyro_ext.random_measures import (
     CompletelyRandomMeasure,
     GeneralizedBFRYProcess,
     GeneralizedGammaProcess,
+    ParetoMixtureProcess,
     ParetoProcess,
 )
 from tests.random_measures.references import (
@@ -201,6 +202,19 @@ def test_superposition():
     assert measure.variance == torch.inf
     with pytest.raises(ValueError, match="two or more measures, got 1"):
         type(measure)(first.measure())
+
+
+def test_slopes_of_tails_are_the_indices_far_out_at_both_ends():
+    for measure, far in (
+        (generalized_bfry(2.0, 0.4, 2.3, 1.0).measure(), 40.0),
+        (beta_prime(2.0, 0.4, 2.3, 1.0).measure(), 1e5),
+        (ParetoMixtureProcess(2.0, 0.4, 1.0, 2.0, 2.0, 2.3), 40.0),
+    ):
+        levels = torch.tensor([[1e-12, 1e-9], [far, 2.0 * far]])
+        slopes = -measure.log_tail(levels).diff()[:, 0] / levels.log().diff()[:, 0]
+        indices = [measure.index_at_zero, measure.index_at_infinity]
+        close(slopes, indices, 1e-4)
+        close(slopes, [0.4, 2.3], 1e-4)
 
 
 def test_special_cases_of_the_discount():

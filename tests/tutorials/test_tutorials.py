@@ -79,8 +79,6 @@ NOT_FROM_A_RUN = {
 WAITING = {
     "bayesian-e3-potential",
     "bfry-graph",
-    "crm-series",
-    "double-power-law",
     "mogp",
     "setvae",
 }
