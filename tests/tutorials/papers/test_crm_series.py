@@ -75,23 +75,6 @@ def test_rivals_invert_the_tail_of_the_stable_beta_process(names):
     np.testing.assert_allclose(names["by_table"](tails), sizes, rtol=1e-4)
 
 
-def test_differences_are_judged_by_their_own_error(names, monkeypatch):
-    difference = torch.linspace(-1.0, 1.0, 101).double() - 0.3
-    results = {"own": {7: (difference, 0.0)}, "stick-breaking": {7: (0.0 * difference, 0.0)}}
-    monkeypatch.setitem(names["against_sticks"].__globals__, "results", results)
-    expected = (0.05 - 0.3) / float(difference.std() / 101**0.5)
-    assert names["against_sticks"]("own", 7) == pytest.approx(expected)
-
-
-def test_finite_errors_are_those_that_are_known(names):
-    """The Laplace transforms at 1 with 1,000 atoms are 0.26361 and 0.26154, of 0.26366."""
-    transform = math.exp(-float(names["exponent"]))
-    assert transform == pytest.approx(0.26366, abs=5e-6)
-    for rule, expected in (("exact", 0.26361), ("group", 0.26154)):
-        error = names["finite_errors"](1000, rule)[1]
-        assert transform + error == pytest.approx(expected, abs=1e-5)
-
-
 def test_principal_components_have_variance_one(names):
     train, test = names["train"].double(), names["test"].double()
     assert train.shape == (1200, 10) and test.shape == (597, 10)
@@ -100,7 +83,7 @@ def test_principal_components_have_variance_one(names):
 
 
 def test_mixture_is_that_of_its_components(names):
-    distribution, truncation, _ = names["DISTRIBUTIONS"]["NGGP, σ = 0.5"]
+    distribution, truncation = names["DISTRIBUTIONS"]["NGGP"]
     images = names["train"][:7]
     atoms, jumps = 0.3 * torch.randn(50, 20), torch.rand(50)
     conditioned = poutine.condition(names["mixture"], {"G_atoms": atoms, "G_jumps": jumps})
@@ -110,9 +93,3 @@ def test_mixture_is_that_of_its_components(names):
     each = dist.Normal(positions, scales).log_prob(images[:, None]).sum(-1)
     expected = (each + (jumps / jumps.sum()).log()).logsumexp(-1)
     torch.testing.assert_close(trace.nodes["x"]["log_prob"], expected)
-
-
-def test_without_discount_the_process_is_that_of_the_sticks(names):
-    distributions = [names["DISTRIBUTIONS"][name][0] for name in ("NGGP, σ = 0", "stick-breaking")]
-    first, second = (distribution.log_eppf([5, 3, 1, 1]) for distribution in distributions)
-    torch.testing.assert_close(first, second)
