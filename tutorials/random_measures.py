@@ -300,7 +300,7 @@ shown = weights.mean(0).sort(descending=True)
 print("mean weights:", " ".join(f"{value:.3f}" for value in shown.values[:8]))
 
 # %% [markdown]
-# A few components hold nearly all wines, and the weights after them fall by orders of magnitude. The
+# A few components hold nearly all wines, and other weights are smaller by orders of magnitude. The
 # guide is one of independent normal variables, so its spread is too narrow, and a different start
 # may end elsewhere. What so few wines say about the discount is little, as it should be.
 #
