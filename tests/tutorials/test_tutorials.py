@@ -80,7 +80,6 @@ WAITING = {
     "bayesian-e3-potential",
     "bfry-graph",
     "mogp",
-    "setvae",
 }
 
 
