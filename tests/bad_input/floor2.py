@@ -240,10 +240,8 @@ def published() -> dict[str, Call]:
         "PublishedTreeGuided": call(
             prior=DirichletProcess(1.0),
             cluster=GaussianCluster.from_data(POINTS),
-            local="tree",
             num_global_moves=1,
             local_fraction=0.5,
-            depth=1,
             init="one",
         )
     }

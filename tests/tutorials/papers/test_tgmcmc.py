@@ -78,12 +78,12 @@ def test_error_of_a_mean_counts_that_chains_differ(names):
     assert error > 1.0
 
 
-# Total variation to the posterior of moves of clusters, of points, and of both in turn, worked out
-# from the transition matrix on all partitions of four points and their trees.
+# Total variation to the posterior of moves of clusters, worked out from the transition matrix on
+# all partitions of four points and their trees. Moves of single points at random leave none.
 WORKED_OUT = {
-    ("Gaussian", "generalized gamma"): (0.07354, 0.2970, 0.1431),
-    ("multinomial", "generalized gamma"): (0.0756, 0.1919, 0.1213),
-    ("Gaussian", "Dirichlet"): (0.0858, 0.2758, 0.1297),
+    ("Gaussian", "generalized gamma"): 0.07354,
+    ("multinomial", "generalized gamma"): 0.0756,
+    ("Gaussian", "Dirichlet"): 0.0858,
 }
 
 
@@ -96,14 +96,13 @@ def test_published_kernel_is_as_biased_as_was_worked_out(data, weights):
     states, expected = enumeration.posterior(make(), points, enumeration.log_prior_of(log_weights))
     kind, center, parameters = centered(make())
     model = trees.model_of(kind, parameters, points.numpy() - center, *log_weights)
-    for moves, distance in zip(((1, 0), (0, 2), (1, 2)), WORKED_OUT[data, weights], strict=True):
+    for moves, distance in ((1, WORKED_OUT[data, weights]), (0, 0.0)):
         rng, counts = np.random.default_rng(0), np.zeros(len(states))
         forest, roots = trees.new_forest(model, 400), np.arange(4)
         for seed in rng.integers(2**31, size=20_000):
             forest, roots = _tgmcmc_moves.replanted(model, forest, roots, 400)
-            _, roots, _ = _tgmcmc_moves.paper_sweep(
-                model, forest, roots, *moves, np.empty(0, np.int64), int(seed)
-            )
+            points = np.array([seed % 4])[moves:]
+            roots, _ = _tgmcmc_moves.paper_sweep(model, forest, roots, moves, points, int(seed))
             labels = np.empty(4, np.int64)
             leaves = [trees.leaves_below(forest, root) for root in roots]
             roots = roots[np.argsort([below[0] for below in leaves])]
@@ -130,9 +129,7 @@ def test_published_kernel_is_biased(float64):
         lambda sizes: dirichlet().log_eppf(torch.tensor(sizes)),
     )
     expected = sum(p * (max(state) + 1) for state, p in zip(every, exact, strict=True))
-    kernel = PublishedTreeGuided(
-        dirichlet(), enumeration.gaussian_cluster(), local="tree", num_global_moves=1
-    )
+    kernel = PublishedTreeGuided(dirichlet(), enumeration.gaussian_cluster())
     mcmc = MCMC(kernel, 4000, warmup_steps=50, seed=0, progress=False).run(enumeration.POINTS)
     assert expected - mcmc.sample_statistics()["num_clusters"].mean() > 0.1
 
@@ -141,7 +138,5 @@ def test_published_kernel_has_its_defaults_and_no_checkpoint(tmp_path):
     kernel = PublishedTreeGuided(dirichlet(), enumeration.gaussian_cluster())
     settings = kernel.settings()
     assert settings["num_global_moves"] == 20 and settings["local_fraction"] == 0.1
-    with pytest.raises(ValueError, match="local must be one of"):
-        PublishedTreeGuided(dirichlet(), enumeration.gaussian_cluster(), local="all")
     with pytest.raises(ValueError, match="whose state is known"):
         MCMC(kernel, 5, checkpoint=tmp_path / "run")
