@@ -81,7 +81,6 @@ WAITING = {
     "bfry-graph",
     "crm-series",
     "double-power-law",
-    "mogp",
     "setvae",
 }
 
