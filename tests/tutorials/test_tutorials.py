@@ -78,7 +78,6 @@ NOT_FROM_A_RUN = {
 
 WAITING = {
     "bayesian-e3-potential",
-    "bfry-graph",
     "crm-series",
     "double-power-law",
     "setvae",
