@@ -12,9 +12,8 @@ from pyro_ext.reproduction.pages import Outcome
 # Numbers of claims, from 0: those that fail, and those that may.
 FAILED: dict[str, tuple[set[int], set[int]]] = {
     "adversarial-purification": (set(), set()),
-    # Of the loss less than a tenth of the bound is left, in the control more than thirty times the
-    # bound; rates are twice their bound or more.
-    "asymmetric-scaling": ({9}, set()),
+    # Of the loss less than a tenth of the bound is left.
+    "asymmetric-scaling": ({7}, set()),
     # The padded CNN is not far behind, and inflated kernels are better on advection.
     "axial-networks": ({2, 3, 8}, set()),
     # Occupied clusters, and the best rival in time. The errors of Laplace transforms are 21 numbers
