@@ -77,7 +77,6 @@ NOT_FROM_A_RUN = {
 
 
 WAITING = {
-    "bayesian-e3-potential",
     "crm-series",
     "double-power-law",
     "setvae",
