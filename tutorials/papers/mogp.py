@@ -14,6 +14,7 @@
 
 # %%
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pyro
@@ -110,7 +111,7 @@ NOISE = math.sqrt(math.log(200.0 * len(DISTRIBUTIONS) * len(SEEDS)) / 10_000)
 
 def outputs(variances: NodeVariances, seed: int, width: int | None = None) -> Tensor:
     """Outputs of networks with two hidden layers, `(NUM_DRAWS,)`."""
-    sizes = {"width": width, "num_hidden": 2, "num_jumps": 50}
+    sizes: Any = {"width": width, "num_hidden": 2, "num_jumps": 50}
     covariances = wide.sample_covariances(ONE, variances, NUM_DRAWS, **sizes, seed=seed)
     return wide.sample_outputs(covariances, 1, seed + 1).flatten()
 
@@ -242,8 +243,9 @@ def accuracies(name: str) -> dict[int, list[float]]:
     classifier = BayesianClassifier(network, batch_size=100)
     start = init_to_module(module=network.module)
     kernel = SGHMC(classifier, step_size=0.02, momentum_decay=0.1, init_strategy=start)
-    options = {"thinning": NUM_STEPS // 2 // NUM_KEPT, "num_chains": len(SEEDS), "seed": SEEDS[0]}
-    mcmc = MCMC(kernel, NUM_KEPT, NUM_STEPS // 2, progress=False, **options)
+    options: Any = {"num_chains": len(SEEDS), "seed": SEEDS[0], "progress": False}
+    half = NUM_STEPS // 2
+    mcmc = MCMC(kernel, NUM_KEPT, half, thinning=half // NUM_KEPT, **options)
     mcmc.run(digits.train_inputs, digits.train_targets)
     draws = mcmc.get_samples(group_by_chain=True)
     found: dict[int, list[float]] = {seed: [] for seed in SEEDS}
