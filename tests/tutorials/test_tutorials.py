@@ -76,16 +76,7 @@ NOT_FROM_A_RUN = {
 }
 
 
-WAITING = {
-    "bayesian-e3-potential",
-    "bfry-graph",
-    "mogp",
-}
-
-
-@pytest.mark.parametrize(
-    "page", [p for p in pages() if p.slug not in WAITING], ids=lambda page: page.slug
-)
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.slug)
 def test_numbers_in_prose_are_settings(page):
     """What a run found is printed by it; decimals in text and reasons are constants of the code."""
     text = page.path.read_text("utf-8")

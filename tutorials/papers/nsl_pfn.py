@@ -10,12 +10,9 @@
 # then extrapolated in one pass, with a distribution for each size. Rivals are laws with few
 # parameters, by least squares, which say nothing of uncertainty, and by MCMC.
 #
-# The network that predicts here ships with the package. It has seen draws of the prior alone, and
-# `tools/pretrain_scaling_laws.py` makes it. It was trained longer, twice, after claims below had
-# failed. More training can't help with all of them: exact predictions of the prior, which
-# importance sampling finds, are too wide for these curves and do not meet the first claim either.
-#
-# `pyro-ext reproduce nsl-pfn` runs the page.
+# The network that predicts here ships with the package, and has seen draws of the prior alone. More
+# training can't help with all claims that fail: exact predictions of the prior, which importance
+# sampling finds, do not meet the first one either. `pyro-ext reproduce nsl-pfn` runs the page.
 
 # %%
 import warnings
@@ -83,8 +80,7 @@ def scores(prediction: Tensor, log_density: Tensor, truth: Tensor) -> dict[str, 
 
 def by_network(x: Tensor, y: Tensor, net: PriorDataFittedNetwork) -> tuple[Tensor, Tensor, Tensor]:
     """Medians, log densities, and probabilities of less, at the last points of all curves."""
-    place = 0.01 + 0.99 * (x - x[0]) / (x[-1] - x[0])
-    place = place.expand_as(y)
+    place = (0.01 + 0.99 * (x - x[0]) / (x[-1] - x[0])).expand_as(y)
     future = y[:, NUM_CONTEXT:]
     prediction = net.predictive(place[:, :NUM_CONTEXT], y[:, :NUM_CONTEXT], place[:, NUM_CONTEXT:])
     median = prediction.icdf(torch.tensor(0.5)).clamp(min=1e-4)
@@ -103,12 +99,38 @@ def by_least_squares(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # %% [markdown]
+# ## A law as a Pyro program
+#
+# `ScalingLaw.model` is a law with Gaussian noise as a Pyro model: here M2, a power law and a floor,
+# by NUTS, on three of the learning curves of each seed, since that takes seconds where the network
+# takes milliseconds. LL is the mean log density, RMSLE the root mean squared error of logarithms.
+
+# %%
+SAMPLED = page.length((0, 5, 8), smoke=(0,))
+bayes: dict[int, dict[str, float]] = {}
+on_sampled: dict[int, dict[str, float]] = {}
+for seed in SEEDS:
+    x, y = SIZES["learning"].double(), curves[seed]["learning"].double()[list(SAMPLED)]
+    given, truth = y[:, :NUM_CONTEXT], y[:, NUM_CONTEXT:]
+    law = ScalingLaw("M2").fit(x[:NUM_CONTEXT].expand_as(given), given)
+    kernel, number = NUTS(law.model, max_tree_depth=6), page.length(100, smoke=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mcmc = MCMC(kernel, number, number, seed=seed, progress=False).run()
+    mixture = law.predictive(x[NUM_CONTEXT:], mcmc.get_samples())
+    median = mixture.component_distribution.loc.median(-1).values
+    bayes[seed] = scores(median, mixture.log_prob(truth), truth)
+    median, density, _ = by_network(SIZES["learning"], y.float(), network)
+    on_sampled[seed] = scores(median, density, truth)
+both = {"M2": bayes, "network": on_sampled}
+page.table({f"seed {s}, {n}": by[s] for s in SEEDS for n, by in both.items()}, title="NUTS")
+
+# %% [markdown]
 # ## The network against least squares
 #
 # M1 is a power law, M2 adds a floor, M3 an offset, M4 a ceiling and an inflection, and BNSL a
 # break. They predict a normal distribution around the fit, whose standard deviation is the root
-# mean square of the residuals. LL is the mean log density, RMSLE the root mean squared error of
-# logarithms.
+# mean square of the residuals.
 
 # %%
 results: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
@@ -136,56 +158,19 @@ def coverage(probs: Tensor, level: float) -> float:
 
 
 # %% [markdown]
-# ## A law as a Pyro program
-#
-# `ScalingLaw.model` is the law with Gaussian noise as a Pyro model: here M2, by NUTS, on three of
-# the learning curves of each seed at once, since that takes seconds where the network takes
-# milliseconds.
-
-# %%
-SAMPLED = page.length((0, 5, 8), smoke=(0,))
-bayes: dict[int, dict[str, float]] = {}
-on_sampled: dict[int, dict[str, float]] = {}
-for seed in SEEDS:
-    x, y = SIZES["learning"].double(), curves[seed]["learning"].double()[list(SAMPLED)]
-    given, truth = y[:, :NUM_CONTEXT], y[:, NUM_CONTEXT:]
-    law = ScalingLaw("M2").fit(x[:NUM_CONTEXT].expand_as(given), given)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        mcmc = MCMC(
-            NUTS(law.model, max_tree_depth=6),
-            num_samples=page.length(100, smoke=5),
-            warmup_steps=page.length(100, smoke=5),
-            seed=seed,
-            progress=False,
-        ).run()
-    mixture = law.predictive(x[NUM_CONTEXT:], mcmc.get_samples())
-    median = mixture.component_distribution.loc.median(-1).values
-    bayes[seed] = scores(median, mixture.log_prob(truth), truth)
-    median, density, _ = by_network(SIZES["learning"], y.float(), network)
-    on_sampled[seed] = scores(median, density, truth)
-page.table(
-    {f"seed {s}, {n}": r[s] for s in SEEDS for n, r in (("M2", bayes), ("network", on_sampled))},
-    title="NUTS",
-)
-
-# %% [markdown]
 # ## What the rise in the prior is for
 #
 # Two small networks for each seed, trained briefly in the same way: one on the full prior, one on
 # curves that fall by a single law.
 
+
 # %%
-NUM_STEPS = page.length(350, smoke=2)
-
-
 def trained(seed: int, family: str | None) -> PriorDataFittedNetwork:
     """A small network, with borders of its own prior."""
     torch.manual_seed(seed)
-    net = PriorFittedTransformer(100, width=32, num_layers=2, log_inputs=True)
     made = PriorDataFittedNetwork(
         partial(scaling_curve_prior, family=family),
-        net,
+        PriorFittedTransformer(100, width=32, num_layers=2, log_inputs=True),
         inputs=partial(scaling_grid, spacing="mixed"),
         sampler=partial(sample_scaling_curves, family=family),
         num_points=(10, 40),
@@ -193,7 +178,7 @@ def trained(seed: int, family: str | None) -> PriorDataFittedNetwork:
         regress_context=True,
         seed=seed,
     )
-    return made.fit(NUM_STEPS, learning_rate=2e-3, progress=False)
+    return made.fit(page.length(350, smoke=2), learning_rate=2e-3, progress=False)
 
 
 ablation: dict[str, dict[int, float]] = {"full": {}, "down": {}}
@@ -201,10 +186,6 @@ for seed in SEEDS:
     for name, family in (("full", None), ("down", "down")):
         _, density, _ = by_network(SIZES["descent"], curves[seed]["descent"], trained(seed, family))
         ablation[name][seed] = float(density.mean())
-page.table(
-    {f"seed {s}": {name: rows[s] for name, rows in ablation.items()} for s in SEEDS},
-    title="LL on double descent",
-)
 
 # %% [markdown]
 # ## Curves of other people
@@ -216,14 +197,11 @@ page.table(
 language: dict[str, dict[str, float]] = {}
 for name in ("translation", "language_modeling", "big_bench"):
     rows: dict[str, list[float]] = {"network": [], "M2": [], "M4": []}
-    for curve in load_scaling_curves(name).curves():
-        x, y, given = curve
-        expected = extrapolate(x[given], y[given], x[~given], network=network)
-        predictions = {"network": expected.median}
+    for x, y, given in load_scaling_curves(name).curves():
+        found = {"network": extrapolate(x[given], y[given], x[~given], network=network).median}
         for law_name in ("M2", "M4"):
-            law = ScalingLaw(law_name).fit(x[given], y[given])
-            predictions[law_name] = law.predict(x[~given])
-        for key, value in predictions.items():
+            found[law_name] = ScalingLaw(law_name).fit(x[given], y[given]).predict(x[~given])
+        for key, value in found.items():
             rows[key].append(float((value.log() - y[~given].log()).square().mean().sqrt()))
     language[name] = {key: fmean(errors) for key, errors in rows.items()}
 page.table(language, title="RMSLE", number_format=".4f")
@@ -233,30 +211,32 @@ page.table(language, title="RMSLE", number_format=".4f")
 
 
 # %%
-def gap(kind: str, first: str, second: str, key: str = "LL") -> dict[int, float]:
-    """A score of one method minus that of another."""
+def gap(kind: str) -> dict[int, float]:
+    """The mean log density of the network minus that of M2 by least squares."""
     table = results[kind]
-    return {seed: table[first][seed][key] - table[second][seed][key] for seed in SEEDS}
+    return {seed: table["network"][seed]["LL"] - table["M2"][seed]["LL"] for seed in SEEDS}
+
+
+def error(name: str, seed: int) -> float:
+    """RMSLE of a method on learning curves."""
+    return results["learning"][name][seed]["RMSLE"]
 
 
 page.claim(
     "On learning curves the network's mean log density is above that of M2 by least squares with "
     "normal residuals.",
-    gap("learning", "network", "M2"),
+    gap("learning"),
     ">=",
     0.3,
     source=f"{VISION}; bound preregistered",
     reason="exact predictions of the prior, by importance sampling, do not meet it either. They "
     "are too wide for these curves, of which M2 has nearly the right form, as the paper finds for "
     "simple ones",
+    central=True,
 )
 page.claim(
     "Its error is at most 1.1 times that of the better one of M2 and M4 (ratio of RMSLE).",
-    {
-        seed: results["learning"]["network"][seed]["RMSLE"]
-        / min(results["learning"][name][seed]["RMSLE"] for name in ("M2", "M4"))
-        for seed in SEEDS
-    },
+    {seed: error("network", seed) / min(error("M2", seed), error("M4", seed)) for seed in SEEDS},
     "<=",
     1.1,
     source=f"{VISION}; bound preregistered",
@@ -270,11 +250,7 @@ page.claim(
 )
 page.claim(
     "Its error is below that of a broken law by least squares (ratio of RMSLE).",
-    {
-        seed: results["learning"]["network"][seed]["RMSLE"]
-        / results["learning"]["BNSL"][seed]["RMSLE"]
-        for seed in SEEDS
-    },
+    {seed: error("network", seed) / error("BNSL", seed) for seed in SEEDS},
     "<",
     1.0,
     source=f"{VISION}: 0.028 against 0.041",
@@ -289,7 +265,7 @@ page.claim(
 )
 page.claim(
     "On double descent its mean log density is above that of M2 by least squares.",
-    gap("descent", "network", "M2"),
+    gap("descent"),
     ">",
     0.0,
     source="Lee et al. (2025), table of results on double descent",
@@ -316,9 +292,8 @@ page.claim(
 # %%
 figure, panels = plt.subplots(2, 3, figsize=(9.0, 5.2), layout="constrained")
 shown = [("learning", number, name) for number, name in list(enumerate(NAMES))[::2]]
-for axes, (kind, number, title) in zip(
-    panels.flat, [("descent", 0, "random features"), *shown], strict=False
-):
+shown.insert(0, ("descent", 0, "random features"))
+for axes, (kind, number, title) in zip(panels.flat, shown, strict=False):
     x, y = SIZES[kind].double(), curves[SEEDS[0]][kind][number].double()
     asked = torch.logspace(x[NUM_CONTEXT - 1].log10(), x[-1].log10(), 40).double()
     place = 0.01 + 0.99 * (torch.cat([x[:NUM_CONTEXT], asked]) - x[0]) / (x[-1] - x[0])

@@ -35,7 +35,7 @@ def test_inflated_kernels_do_the_same_on_constant_volumes():
 
 
 def test_relative_errors(names):
-    """At all cells X-CViT is measured as X-MPP is, and no prediction at all has the error one."""
+    """Half of the way to the next state has half of the error of staying."""
     data = states, following = names["solutions"](3, 2, "heat", 0)
 
     class Still(torch.nn.Module):
@@ -45,14 +45,8 @@ def test_relative_errors(names):
     change = (states[:, -1] - following).flatten(1).norm(dim=1)
     expected = 0.5 * change / following.flatten(1).norm(dim=1)
     torch.testing.assert_close(names["error"](Still(), data), expected)
-    points, cells = names["points_of"](following)
-    assert torch.equal(points[9], torch.tensor([1.5, 1.5]) / 8) and len(cells) == 64
-    network = names["XCViT"](2, channels=4, num_blocks=1)
-    for parameter in network.output.parameters():
-        torch.nn.init.zeros_(parameter)
-    torch.testing.assert_close(names["error"](network, data), torch.ones(3))
 
 
 def test_networks_see_images_only(names):
     assert names["kernel_fields"](2, 2, seed=0)[0].dim() == 4
-    assert len(names["accuracies"]["SXCNN"][3]) == 3
+    assert len(names["accuracies"]["SXCNN, 3-D"]) == 3
