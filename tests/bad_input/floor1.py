@@ -227,9 +227,6 @@ def distributions() -> dict[str, Call]:
             BlockDirichlet(torch.ones(3), [2, 2, 2]), totals=torch.full((3,), 1.0 / 3)
         ),
         "ClusterBlock": call(cluster=cluster, num_points=3),
-        "DiagonalGaussianCluster": call(
-            loc=torch.zeros(2), loc_precision=1.0, concentration=2.0, rate=1.0
-        ),
         "DirichletOU": call(
             length=2.0, num_modes=2, dim=1, noise=1.0, rate=torch.ones(2), start=0.0, end=1.0
         ),

@@ -14,7 +14,6 @@ from pyro_ext.distributions import (
     BernoulliCluster,
     ClusterBlock,
     ConjugateCluster,
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
     PartitionedBlock,
@@ -104,7 +103,7 @@ def test_types(make):
 
 
 def test_numbers_stand_for_vectors_and_one_argument_tells_the_size():
-    cluster = DiagonalGaussianCluster(0.0, 1.0, torch.tensor([2.0, 2.0]), 1.0)
+    cluster = KnownVarianceGaussianCluster(0.0, torch.tensor([2.0, 2.0]), 1.0)
     assert cluster.event_shape == (2,) and cluster.loc.tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="BernoulliCluster takes the shapes concentration1"):
         BernoulliCluster(1.0, 1.0)

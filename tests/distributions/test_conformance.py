@@ -19,7 +19,6 @@ from pyro_ext.distributions import (
     BernoulliExponentialGraph,
     BetaPrimeBFRY,
     BlockDirichlet,
-    DiagonalGaussianCluster,
     DirichletOU,
     ForceNormal,
     GaussianCluster,
@@ -160,15 +159,6 @@ MULTIVARIATE = [
     Row(
         symmetric_gaussian_cluster,
         {"loc": (0.3, -0.5), "loc_precision": 0.6, "dof": 12.5, "scale": SQUARE},
-    ),
-    Row(
-        DiagonalGaussianCluster,
-        {
-            "loc": (0.3, -0.5),
-            "loc_precision": (0.6, 1.4),
-            "concentration": (5.6, 6.2),
-            "rate": (3.3, 1.7),
-        },
     ),
     Row(
         KnownVarianceGaussianCluster,
