@@ -69,6 +69,14 @@ def symmetric_gaussian_cluster(loc, loc_precision, dof, scale):
     return GaussianCluster(loc, loc_precision, dof, (scale + scale.mT) / 2)
 
 
+def block_of_gaussian_points(**parameters):
+    return symmetric_gaussian_cluster(**parameters).block(2)
+
+
+def block_of_known_variance(**parameters):
+    return KnownVarianceGaussianCluster(**parameters).block(2)
+
+
 def two_blocks(concentration):
     return BlockDirichlet(concentration, [1, 2])
 
@@ -155,15 +163,13 @@ UNIVARIATE = [
     Row(TruncatedNormal, {"loc": 0.3, "scale": 1.4, "low": -0.5, "high": 2.5}),
     Row(TruncatedNormal, {"loc": -3.0, "scale": 0.4, "low": 1.0}),
 ]
+WISHART = {"loc": (0.3, -0.5), "loc_precision": 0.6, "dof": 12.5, "scale": SQUARE}
+KNOWN = {"loc": (0.3, -0.5), "loc_scale": (1.4, 0.6), "scale": (0.5, 0.8)}
 MULTIVARIATE = [
-    Row(
-        symmetric_gaussian_cluster,
-        {"loc": (0.3, -0.5), "loc_precision": 0.6, "dof": 12.5, "scale": SQUARE},
-    ),
-    Row(
-        KnownVarianceGaussianCluster,
-        {"loc": (0.3, -0.5), "loc_scale": (1.4, 0.6), "scale": (0.5, 0.8)},
-    ),
+    Row(symmetric_gaussian_cluster, WISHART),
+    Row(block_of_gaussian_points, WISHART),
+    Row(KnownVarianceGaussianCluster, KNOWN),
+    Row(block_of_known_variance, KNOWN),
     Row(pair_of_counts, {"concentration": (0.5, 1.7)}, {"points": pairs(3)[[2, 4, 6]]}),
     Row(
         BernoulliCluster,
