@@ -53,7 +53,7 @@ def datasets() -> dict[str, Call]:
         "load_frequencies": call(name="news_words"),
         "load_graph": call(name="new_testament_names"),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
-        "load_words": call(num_words=100, min_length=4),
+        "load_words": call(),
         "names": call(),
         "random_shifts": call(images=torch.rand(3, 4, 4), max_shift=1, generator=torch.Generator()),
     }
@@ -99,7 +99,6 @@ def diagnostics() -> dict[str, Call]:
             seed=0,
             coords={"kind": [0]},
             dims={"loc": []},
-            partitions=(),
         ),
     }
 
