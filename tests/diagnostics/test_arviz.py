@@ -340,24 +340,6 @@ def test_summary_loo_and_compare() -> None:
     assert list(comparison.index) == ["right", "wide"]
 
 
-def test_plots() -> None:
-    from matplotlib import pyplot
-
-    az = arviz()
-    y = torch.randn(10)
-    data = to_arviz(FakeSampler(conjugate_posterior(y), global_only, y), posterior_predictive=True)
-    if az.__version__.startswith("0."):
-        az.plot_trace(data)
-        az.plot_ppc(data, num_pp_samples=5)
-    else:
-        az.plot_trace(data, backend="matplotlib")
-        az.plot_trace_dist(data, backend="matplotlib")
-        az.plot_ppc_dist(data, num_samples=5, backend="matplotlib")
-    figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
-    assert len(figures) >= 2
-    assert all(any(ax.has_data() for ax in figure.axes) for figure in figures)
-
-
 def test_round_trip_through_netcdf(tmp_path: Path) -> None:
     y = count_data()
     draws = count_draws(2, 10)

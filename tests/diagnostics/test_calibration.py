@@ -1,7 +1,6 @@
 """Simulation-based calibration: its ranks, how it runs, its result and plots."""
 
 import multiprocessing
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -515,19 +514,5 @@ def test_axes_that_are_given_are_used(result):
     assert len(pyplot.get_fignums()) == 1
     assert plot_sbc(result, ["wrong"], pool=True)[0].get_title() == "wrong: 1 of 1 outside"
     pyplot.close("all")
-    for options, message in (
-        ({"kind": "bars"}, "kind must be one of"),
-        ({"prob": 1.0}, "prob must be a finite number > 0 and < 1"),
-        ({"names": ["x"]}, "names must be a list of names"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            plot_sbc(result, **options)
-    assert pyplot.get_fignums() == []
     with pytest.raises(ValueError, match="ax must hold 3 axes"):
         plot_sbc(result, ax=second)
-
-
-def test_missing_matplotlib_names_the_extra(result, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"plot_sbc needs .*pip install 'pyro-ext\[plots\]'"):
-        plot_sbc(result)

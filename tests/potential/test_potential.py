@@ -23,9 +23,7 @@ SUBSAMPLED = [
 
 
 LONG = [
-    "correlated_normal",
     "gaussian_mixture",
-    "hidden_markov",
     "local_latents",
     "nested_subsampled_plates",
     "ordinal_regression",
