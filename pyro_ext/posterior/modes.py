@@ -6,6 +6,7 @@ of gradients, so that a posterior needs no more than its gradient.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -279,11 +280,7 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
             f"the model has {layout.size}"
         )
     mode = anchor_at(potential, minimum(potential, start))
-
-    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = potential.full_value_and_grad(layout.unflatten(flat))
-        return value, layout.flatten(gradient)
-
+    value_and_gradient = partial(_at_positions, potential)
     distances = 0.01 * mode.position.abs().clamp(min=1.0)
     for num_left in reversed(range(_MOST_NEWTON_STEPS + 1)):
         hessian, distances = _second_derivatives(value_and_gradient, mode.position, distances)
@@ -309,6 +306,11 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
             "on very different scales hide one: standardize them, or compute in float64"
         )
     return Laplace(mode, hessian)
+
+
+def _at_positions(potential: Potential | FunctionPotential, flat: Tensor) -> tuple[Tensor, Tensor]:
+    value, gradient = potential.full_value_and_grad(potential.layout.unflatten(flat))
+    return value, potential.layout.flatten(gradient)
 
 
 def _second_derivatives(
@@ -372,13 +374,8 @@ def dispersed_starts(
     keys = chain_keys(seed, numbers, center.device)
     step = torch.zeros((), dtype=torch.int64, device=center.device)
     noise = normal(keys, step, len(center), stream=_STREAM_OF_STARTS, dtype=center.dtype)
-
-    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = potential.full_value_and_grad(layout.unflatten(flat))
-        return value, layout.flatten(gradient)
-
     starts = center + _INFLATION * noise @ factor.mT
-    return layout.unflatten(finite_starts(starts, value_and_gradient, center)[0])
+    return layout.unflatten(finite_starts(starts, partial(_at_positions, potential), center)[0])
 
 
 def gradient_differences(
