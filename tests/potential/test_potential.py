@@ -163,9 +163,7 @@ def test_transforms_of_torch(name: str, float64: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["logistic_regression", "local_latents", "lifted_by_hand", "convolutional_network"]
-)
+@pytest.mark.parametrize("name", ["logistic_regression", "local_latents", "convolutional_network"])
 def test_compiled(name: str) -> None:
     """Compiled numbers are those of the graph; no warning is given on the way."""
     potential, graph = build(name, backend="compile"), build(name)

@@ -209,18 +209,6 @@ def sequential_plate(full: bool) -> Problem:
     return Problem(model, (draws(3, 4),))
 
 
-@zoo
-def minibatch_as_argument(full: bool) -> Problem:
-    """The caller gives the subsample: it is data, not an input of the potential."""
-
-    def model(y: Tensor, index: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 9, subsample=index):
-            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-    return Problem(model, (draws(3), torch.tensor([2, 5, 7])))
-
-
 # Mixtures, matrices, time -------------------------------------------------------------------------
 
 
@@ -256,20 +244,6 @@ def continuous_mixture_prior(full: bool) -> Problem:
 
 
 # Networks -----------------------------------------------------------------------------------------
-
-
-@zoo
-def lifted_by_hand(full: bool) -> Problem:
-    def model(x: Tensor, y: Tensor, size: int | None) -> None:
-        weight0 = pyro.sample("weight0", standard(2, 4))
-        bias0 = pyro.sample("bias0", standard(4))
-        weight1 = pyro.sample("weight1", standard(4, 3))
-        with pyro.plate("data", len(x), subsample_size=size) as index:
-            hidden = torch.tanh(x[index] @ weight0 + bias0)
-            logits = pyro.deterministic("logits", hidden @ weight1, event_dim=1)
-            pyro.sample("y", dist.Categorical(logits=logits), obs=y[index])
-
-    return Problem(model, (draws(9, 2), torch.arange(9) % 3, None if full else 4))
 
 
 class BayesianRegression(PyroModule):  # type: ignore[misc]
