@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pyro_ext._lib.compiled import compiled
 
-GAUSSIAN, DIAGONAL_GAUSSIAN, KNOWN_VARIANCE, MULTINOMIAL, BERNOULLI, POISSON = range(6)
+GAUSSIAN, KNOWN_VARIANCE, MULTINOMIAL, BERNOULLI, POISSON = range(5)
 
 _LOG_PI = math.log(math.pi)
 _LOG_TWO_PI = math.log(2.0 * math.pi)
@@ -35,7 +35,7 @@ def num_sums(kind: int, size: int) -> int:
     """Length of the sums of points of a size."""
     if kind == GAUSSIAN:
         return size + size * size
-    if kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE:
+    if kind == KNOWN_VARIANCE:
         return 2 * size
     return size
 
@@ -64,7 +64,7 @@ def add_point(kind: int, sums: Floats, point: Floats, sign: float) -> None:
         for i in range(size):
             for j in range(size):
                 sums[size + i * size + j] += sign * point[i] * point[j]
-    elif kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE:
+    elif kind == KNOWN_VARIANCE:
         for i in range(size):
             sums[size + i] += sign * point[i] * point[i]
 
@@ -77,8 +77,7 @@ def in_range(kind: int, parameters: Floats, size: int) -> bool:
             return False
     if kind == GAUSSIAN:  # only a positive definite matrix has a finite log determinant
         return parameters[0] > 0.0 and parameters[1] > size - 1.0
-    has_loc = kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE
-    return parameters[size if has_loc else 0 :].min() > 0.0
+    return parameters[size if kind == KNOWN_VARIANCE else 0 :].min() > 0.0
 
 
 @compiled
@@ -92,13 +91,6 @@ def constants(kind: int, parameters: Floats, size: int, most: int) -> Floats:
             table[m] = 0.5 * size * (math.log(precision + m) - math.log(precision + m + 1.0))
             table[m] += math.lgamma(0.5 * (degrees + 1.0))
             table[m] -= math.lgamma(0.5 * (degrees + 1.0 - size)) + 0.5 * size * _LOG_PI
-    elif kind == DIAGONAL_GAUSSIAN:
-        for m in range(most + 1):
-            for i in range(size):
-                precision = parameters[size + i] + m
-                shape = parameters[2 * size + i] + 0.5 * m
-                table[m] += math.lgamma(shape + 0.5) - math.lgamma(shape) - 0.5 * _LOG_TWO_PI
-                table[m] += 0.5 * (math.log(precision) - math.log(precision + 1.0))
     return table
 
 
@@ -123,13 +115,6 @@ def block_constant(kind: int, parameters: Floats, size: int, count: float) -> fl
         total += 0.5 * dof * parameters[2] - 0.5 * count * size * _LOG_PI
         for i in range(size):
             total += math.lgamma(0.5 * (dof + count - i)) - math.lgamma(0.5 * (dof - i))
-    elif kind == DIAGONAL_GAUSSIAN:
-        for i in range(size):
-            precision, shape = parameters[size + i], parameters[2 * size + i]
-            total += math.lgamma(shape + 0.5 * count) - math.lgamma(shape)
-            total += shape * math.log(parameters[3 * size + i])
-            total += 0.5 * (math.log(precision) - math.log(precision + count))
-        total -= 0.5 * count * size * _LOG_TWO_PI
     elif kind == KNOWN_VARIANCE:
         for i in range(size):
             prior, own = parameters[size + i], parameters[2 * size + i]
@@ -153,14 +138,7 @@ def log_of_sums(
     if kind == GAUSSIAN:
         return _gaussian_of_sums(parameters, size, count, sums, scratch)
     total = 0.0
-    if kind == DIAGONAL_GAUSSIAN:
-        for i in range(size):
-            precision, shape = parameters[size + i], parameters[2 * size + i]
-            mean = sums[i] / count
-            scatter = max(sums[size + i] - sums[i] * mean, 0.0)
-            scatter += precision * count / (precision + count) * mean * mean
-            total -= (shape + 0.5 * count) * math.log(parameters[3 * size + i] + 0.5 * scatter)
-    elif kind == KNOWN_VARIANCE:
+    if kind == KNOWN_VARIANCE:
         for i in range(size):
             prior, own = parameters[size + i], parameters[2 * size + i]
             mean = sums[i] / count
@@ -344,18 +322,6 @@ def log_predictive(
         degrees = parameters[1] + count
         return table[count] - 0.5 * record[0] - 0.5 * (degrees + 1.0) * math.log1p(distance)
     total = 0.0
-    if kind == DIAGONAL_GAUSSIAN:
-        for i in range(size):
-            prior = parameters[size + i]
-            precision = prior + count
-            mean = record[i] / precision
-            scatter = record[size + i] - record[i] * mean
-            rate = parameters[3 * size + i] + 0.5 * max(scatter, 0.0)
-            shape = parameters[2 * size + i] + 0.5 * count
-            gap = point[i] - mean
-            excess = 0.5 * precision / (precision + 1.0) * gap * gap / rate
-            total -= 0.5 * math.log(rate) + (shape + 0.5) * math.log1p(excess)
-        return total + table[count]
     if kind == KNOWN_VARIANCE:
         for i in range(size):
             prior, own = parameters[size + i], parameters[2 * size + i]

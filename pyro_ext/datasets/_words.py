@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from pyro_ext._lib import checks, optional
+from pyro_ext._lib import optional
 
-_WORD = re.compile("[a-z]+")
+_WORD = re.compile("[a-z]{4,}")
+_NUM_WORDS = 50_000  # the most frequent, of which many have other letters
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,12 +29,9 @@ class WordData:
         return f"WordData({len(self.words):,} words)"
 
 
-def load_words(num_words: int = 50_000, min_length: int = 4) -> WordData:
-    """Load frequent English words that are written with the letters from a to z.
+def load_words() -> WordData:
+    """Load frequent English words of at least four letters from a to z.
 
-    :param int num_words: how many of the most frequent words are looked through.
-    :param int min_length: letters of a word at least.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without wordfreq; names the extra.
 
     Reference: R. Speer (2022), *rspeer/wordfreq: v3.0*, https://doi.org/10.5281/zenodo.7199437.
@@ -41,16 +39,14 @@ def load_words(num_words: int = 50_000, min_length: int = 4) -> WordData:
     Example::
 
         >>> from pyro_ext.datasets import load_words
-        >>> data = load_words(1000)
+        >>> data = load_words()
         >>> data, data.words[:4]
-        (WordData(799 words), ('that', 'with', 'this', 'have'))
+        (WordData(44,461 words), ('that', 'with', 'this', 'have'))
     """
-    checks.integer("num_words", num_words, 1)
-    checks.integer("min_length", min_length, 1)
     wordfreq = optional.optional_module("wordfreq", "this data set", "wordfreq", "language")
-    words = wordfreq.top_n_list("en", num_words)
+    words = wordfreq.top_n_list("en", _NUM_WORDS)
     return WordData(
-        tuple(word for word in words if len(word) >= min_length and _WORD.fullmatch(word)),
+        tuple(word for word in words if _WORD.fullmatch(word)),
         "English words of the letters from a to z, by falling frequency.",
         "wordfreq top_n_list: R. Speer (2022), from texts of many kinds",
         "Apache-2.0 (wordfreq); its data CC BY-SA 4.0",

@@ -62,7 +62,7 @@ class ModelGroups:
     """Groups that a model and its data give to draws of its posterior."""
 
     def __init__(self, model: ModelAtValues, observed: Collection[str]) -> None:
-        self.model = model
+        self.model, self._discrete = model, model.structure.discrete
         _check_names("observed", observed, model.observed_sites)
         conditioned = {name for name, site in model.observed_sites.items() if site.is_conditioned}
         constant = model.depended_on(conditioned - set(observed))
@@ -71,7 +71,7 @@ class ModelGroups:
         self.sites: dict[str, Site] = {
             **model.sites,
             **model.deterministic_sites,
-            **model.transformed_sites,
+            **model.structure.transformed,
             **model.observed_sites,
         }
         """Site of each variable."""
@@ -100,7 +100,7 @@ class ModelGroups:
         missing = [name for name in self.model.deterministic_sites if name not in arrays]
         lacking = self._lacking(arrays)
         has_none = len(lacking) == len(self.model.sites)
-        if not missing or has_none or not set(lacking) <= set(self.model.discrete_sites):
+        if not missing or has_none or not set(lacking) <= set(self._discrete):
             return arrays
         latents = self._latents(arrays, seed=0)
         try:
@@ -145,7 +145,7 @@ class ModelGroups:
         if not names:
             return {}
         lacking = self._lacking(arrays)
-        if set(lacking) & set(self.model.discrete_sites):
+        if set(lacking) & set(self._discrete):
             return self._enumerated(arrays, names, is_default)
         latents = self._latents(arrays, "log_likelihood")
         with _explained(["log_likelihood"]):
@@ -154,7 +154,7 @@ class ModelGroups:
 
     def _enumerated(self, arrays: Arrays, names: Sequence[str], is_default: bool) -> Arrays:
         """Log likelihoods with the discrete sites that draws lack summed out."""
-        continuous = [name for name in self.model.sites if name not in self.model.discrete_sites]
+        continuous = [name for name in self.model.sites if name not in self._discrete]
         self._check_lacking([n for n in continuous if n not in arrays], "log_likelihood")
         given = self._tensors(arrays)
         try:
@@ -257,7 +257,7 @@ class ModelGroups:
         """Values of all latent sites; those that lack are drawn given the others."""
         lacking = self._lacking(arrays)
         if purpose is not None:
-            self._check_lacking([n for n in lacking if n not in self.model.discrete_sites], purpose)
+            self._check_lacking([n for n in lacking if n not in self._discrete], purpose)
         latents = self._tensors(arrays)
         return self.model.completed(latents, seed) if lacking else latents
 

@@ -35,7 +35,6 @@ def to_arviz(
     log_likelihood: bool | Sequence[str] = True,
     posterior_predictive: bool | Mapping[str, Any] = False,
     prior: bool | int | Mapping[str, Any] = False,
-    partitions: str | Sequence[str] | None = None,
     observed: str | Sequence[str] = (),
     num_samples: int = 1000,
     group_by_chain: bool = False,
@@ -50,6 +49,11 @@ def to_arviz(
     along the one dimension ``y_observation``; the coordinates ``y_data`` and so on say where in its
     dimensions ``data`` and so on they are. So masked points do not enter LOO. Values that
     ``obs_mask`` imputes are in the posterior, in the sites ``y`` and ``y_unobserved``.
+
+    The label vectors of a sampler over partitions are beside its statistics. In their place the
+    posterior holds what does not depend on the names of labels, such as
+    ``"assignment_num_clusters"``; see
+    :func:`pyro_ext.diagnostics.partitions.partition_quantities`.
 
     Observed sites that share discrete sites of which there are no draws, such as the steps of a
     hidden Markov model, have one likelihood for each element of the plates around them all: in the
@@ -83,12 +87,6 @@ def to_arviz(
     :param prior: how many draws from the prior to take (``True`` for 500); or a dict of them.
         **Shape:** ``(num_prior_draws, *event)`` each. The observed sites among them become the
         group ``prior_predictive``.
-    :param partitions: names of variables that are label vectors of partitions, by default those of
-        a sampler over partitions; ``()`` for none. **Shape:** ``(num_chains, num_draws, n)`` each.
-        The posterior holds, in their place, what does not
-        depend on the names of labels, such as ``"assignment_num_clusters"``; see
-        :func:`pyro_ext.diagnostics.partitions.partition_quantities`. The labels are beside the
-        statistics of the sampler.
     :param observed: names of sites given by :func:`pyro.condition` that are observations although
         other sites depend on them, as those of a time series do. By default they count as constants
         of the model, in the group ``constant_data``, and have no likelihood.
@@ -119,9 +117,7 @@ def to_arviz(
     if isinstance(posterior, Checkpoint) and model is None:
         dims = _recorded_dims(posterior) | dict(dims or {})
     context = context_of(posterior, model, args)
-    if partitions is None:
-        partitions = getattr(posterior, "partitions", ())
-    partition_names = check_names("partitions", partitions)
+    partitions: Sequence[str] = getattr(posterior, "partitions", ())
     needs = _needs(log_likelihood, posterior_predictive, prior, observed_names)
     at_data = model_of(context, needs)
     of_model = ModelGroups(at_data, observed_names) if at_data is not None else None
@@ -163,14 +159,14 @@ def to_arviz(
         if log_likelihood:
             groups["log_likelihood"] = of_model.log_likelihood(latents, log_likelihood)
         groups["observed_data"], groups["constant_data"] = of_model.observed()
-    groups["posterior"], labels = with_partition_quantities(groups["posterior"], partition_names)
+    groups["posterior"], labels = with_partition_quantities(groups["posterior"], partitions)
     groups["sample_stats"] |= labels
     return label(
         groups,
         sites,
         coords,
         dims,
-        partitions=partition_names,
+        partitions=partitions,
         points=of_model.points if of_model is not None else {},
         chains=getattr(posterior, "chain_numbers", None),
     )
@@ -230,8 +226,6 @@ def _check_types(
 
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:
     """Part label vectors from the rest, which gets numbers that describe the partitions."""
-    if unknown := sorted(set(partitions) - arrays.keys()):
-        raise ValueError(f"partitions names {unknown}, but the variables are {sorted(arrays)}")
     labels = {name: arrays[name] for name in partitions}
     rest = {name: array for name, array in arrays.items() if name not in labels}
     for name, array in labels.items():
@@ -241,6 +235,8 @@ def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tupl
         quantities = partition_quantities(check_draws(f"posterior[{name!r}]", array))
         added = {f"{name}_{quantity}": value.numpy() for quantity, value in quantities.items()}
         if taken := sorted(added.keys() & rest.keys()):
-            raise ValueError(f"partitions names {name!r}, but the variables {taken} exist already")
+            raise ValueError(
+                f"posterior has partitions {name!r}, but the variables {taken} as well"
+            )
         rest |= added
     return rest, labels

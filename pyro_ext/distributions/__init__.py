@@ -33,7 +33,6 @@ from pyro_ext.distributions.count_clusters import (
 from pyro_ext.distributions.dirichlet_ou import DirichletOU
 from pyro_ext.distributions.force_normal import ForceNormal
 from pyro_ext.distributions.gaussian_clusters import (
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "CauchyGP",
     "ClusterBlock",
     "ConjugateCluster",
-    "DiagonalGaussianCluster",
     "DirichletOU",
     "ForceNormal",
     "GaussianCluster",

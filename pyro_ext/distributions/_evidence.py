@@ -64,29 +64,6 @@ def full_evidence(
 
 
 @in_double
-def diagonal_evidence(
-    count: Tensor,
-    mean: Tensor,
-    scatter: Tensor,
-    loc: Tensor,
-    loc_precision: Tensor,
-    concentration: Tensor,
-    rate: Tensor,
-) -> Tensor:
-    """Log density of a block under a normal-gamma prior of each dimension."""
-    count = count.unsqueeze(-1)
-    weight = loc_precision * count / (loc_precision + count)
-    spread = (scatter + weight * (mean - loc).square()) / (2.0 * rate)
-    terms = (
-        log_rising(concentration, count / 2.0)
-        - 0.5 * count * (math.log(2.0 * math.pi) + rate.log())
-        - 0.5 * torch.log1p(count / loc_precision)
-        - (concentration + count / 2.0) * torch.log1p(spread)
-    )
-    return terms.sum(-1)
-
-
-@in_double
 def known_variance_evidence(
     count: Tensor, mean: Tensor, scatter: Tensor, loc: Tensor, loc_scale: Tensor, scale: Tensor
 ) -> Tensor:

@@ -53,7 +53,7 @@ class MultinomialCluster(_CountCluster):
 
     concentration: Tensor
     arg_constraints = {"concentration": _POSITIVE_VECTOR}
-    _kind = 3
+    _kind = 2
 
     def __init__(
         self, concentration: Any, total_count: int = 1, *, validate_args: bool | None = None
@@ -108,7 +108,7 @@ class BernoulliCluster(_CountCluster):
     concentration0: Tensor
     arg_constraints = {"concentration1": _POSITIVE_VECTOR, "concentration0": _POSITIVE_VECTOR}
     support = constraints.independent(constraints.boolean, 1)
-    _kind = 4
+    _kind = 3
 
     def __init__(
         self, concentration1: Any, concentration0: Any, *, validate_args: bool | None = None
@@ -159,7 +159,7 @@ class PoissonCluster(_CountCluster):
     concentration: Tensor
     rate: Tensor
     arg_constraints = {"concentration": _POSITIVE_VECTOR, "rate": _POSITIVE_VECTOR}
-    _kind = 5
+    _kind = 4
 
     def __init__(self, concentration: Any, rate: Any, *, validate_args: bool | None = None) -> None:
         super().__init__({"concentration": concentration, "rate": rate}, validate_args)

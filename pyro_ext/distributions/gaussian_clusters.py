@@ -280,92 +280,6 @@ def _is_constant(x: Tensor, deviation: Tensor) -> Tensor:
     return deviation <= 4.0 * torch.finfo(x.dtype).eps * x.abs().amax(0)
 
 
-class DiagonalGaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster with independent dimensions of unknown means and variances [7].
-
-    The prior of each dimension is normal-gamma,
-
-    .. math:: \lambda \sim \text{Gamma}(a, b) , \quad \mu \sim \text{Normal}(\xi, 1 / (r \lambda)) ,
-              \quad x_i \sim \text{Normal}(\mu, 1 / \lambda) ,
-
-    with variances as second arguments. The statistics of a point are 1, 0, :math:`x` and
-    :math:`x^2`.
-
-    :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``, as of the others; numbers are equal in all
-        dimensions, but one argument must have the number of dimensions.
-    :param loc_precision: :math:`r > 0`, a number of points.
-    :param concentration: :math:`a > 0`.
-    :param rate: :math:`b > 0`.
-
-    Example::
-
-        >>> cluster = DiagonalGaussianCluster(torch.zeros(2), 0.5, 2.0, 1.0)
-        >>> cluster.log_marginal(torch.tensor([[0.0, 0.0], [0.4, -0.1]]))
-        tensor(-4.0485)
-    """
-
-    loc_precision: Tensor
-    concentration: Tensor
-    rate: Tensor
-    arg_constraints = {
-        "loc": constraints.real_vector,
-        "loc_precision": _POSITIVE_VECTOR,
-        "concentration": _POSITIVE_VECTOR,
-        "rate": _POSITIVE_VECTOR,
-    }
-    _kind = 1
-
-    def __init__(
-        self,
-        loc: Any,
-        loc_precision: Any,
-        concentration: Any,
-        rate: Any,
-        *,
-        validate_args: bool | None = None,
-    ) -> None:
-        parameters = {
-            "loc": loc,
-            "loc_precision": loc_precision,
-            "concentration": concentration,
-            "rate": rate,
-        }
-        super().__init__(parameters, validate_args)
-
-    @property
-    def _point_distribution(self) -> Any:
-        variance = self.rate / self.concentration * (1.0 + 1.0 / self.loc_precision)
-        dof, scale = 2.0 * self.concentration, variance.sqrt()
-        return dist.StudentT(dof, self.loc, scale, validate_args=False).to_event(1)
-
-    def _log_marginal(self, summary: Summary) -> Tensor:
-        count, mean, scatter = summary
-        return evidence.diagonal_evidence(
-            count, mean, scatter, self.loc, self.loc_precision, self.concentration, self.rate
-        )
-
-    def _posterior(self, summary: Summary) -> dict[str, Any]:
-        count, mean, scatter = summary
-        count = count.unsqueeze(-1)
-        precision = self.loc_precision + count
-        shift = mean - self.loc
-        weight = self.loc_precision * count / precision
-        return {
-            "loc": self.loc + count / precision * shift,
-            "loc_precision": precision,
-            "concentration": self.concentration + count / 2.0,
-            "rate": self.rate + (scatter + weight * shift.square()) / 2.0,
-        }
-
-    def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
-        size = self.event_shape[0]
-        gamma = torch._standard_gamma(self.concentration.expand(*shape, size))
-        deviation = (self.rate / gamma).sqrt().unsqueeze(-2)
-        center = self._noise(*shape, 1, size) * self.loc_precision.rsqrt().unsqueeze(-2)
-        points = center + self._noise(*shape, num_points, size)
-        return self.loc.unsqueeze(-2) + deviation * points
-
-
 class KnownVarianceGaussianCluster(LocatedCluster):
     r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [7].
 
@@ -392,7 +306,7 @@ class KnownVarianceGaussianCluster(LocatedCluster):
         "loc_scale": _POSITIVE_VECTOR,
         "scale": _POSITIVE_VECTOR,
     }
-    _kind = 2
+    _kind = 1
 
     def __init__(
         self, loc: Any, loc_scale: Any, scale: Any, *, validate_args: bool | None = None

@@ -111,9 +111,8 @@ class BatchEnsembleLinear(_BatchEnsembleLayer, nn.Linear):
     :param int in_features: number of features of an input.
     :param int out_features: number of outputs.
     :param int num_members: number of members.
-    :param bool bias: whether there is a bias, to which the output factors apply as well.
-    :param device: as of :class:`torch.nn.Linear`.
-    :param dtype: likewise.
+    :param options: the other arguments of :class:`torch.nn.Linear`, by name. The output factors
+        apply to the bias as well.
 
     Example::
 
@@ -127,18 +126,12 @@ class BatchEnsembleLinear(_BatchEnsembleLayer, nn.Linear):
     _ordinary, _channel_dim = nn.Linear, -1
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        num_members: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
+        self, in_features: int, out_features: int, num_members: int, **options: Any
     ) -> None:
         checks.integer("in_features", in_features, 1)
         checks.integer("out_features", out_features, 1)
         num_members = checks.integer("num_members", num_members, 1)
-        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        nn.Linear.__init__(self, in_features, out_features, **options)
         self._add_factors(num_members)
 
 

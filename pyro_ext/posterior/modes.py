@@ -6,6 +6,7 @@ of gradients, so that a posterior needs no more than its gradient.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -38,6 +39,8 @@ _MOST_DECREMENT = 1.0
 _MOST_CORRELATION = 1.5  # one, and room for rounding and for tails that are not Gaussian
 _INFLATION = 2.0
 _STREAM_OF_STARTS = 2
+_MOST_ITERATIONS = 1000
+HISTORY = 20  # steps of a path from which second derivatives are known
 
 Vector = npt.NDArray[np.float64]
 
@@ -47,7 +50,6 @@ def find_map(
     initial_params: Mapping[str, Tensor] | None = None,
     *,
     init_strategy: InitStrategy = init_to_suggested,
-    max_iterations: int = 1000,
 ) -> dict[str, Tensor]:
     """Find a mode of the posterior in unconstrained space, by L-BFGS over all of the data.
 
@@ -57,7 +59,6 @@ def find_map(
     :param Potential potential: the potential.
     :param Mapping initial_params: where to start, in constrained space. **Shape:** ``(*event)``.
     :param init_strategy: where to start otherwise, with seed zero.
-    :param int max_iterations: number of iterations at most.
     :returns: the mode in constrained space. **Shape:** ``(*event)`` each.
     :raises ValueError: for arguments out of range.
 
@@ -73,13 +74,12 @@ def find_map(
     """
     checks.instance("potential", potential, Potential, "a Potential")
     checks.function("init_strategy", init_strategy)
-    checks.integer("max_iterations", max_iterations, 1)
     if initial_params is None:
         batched = potential.init_chains(range(1), 0, init_strategy)
         start = potential.layout.flatten(batched)[0]
     else:
         start = flat_point(potential, initial_params, "initial_params")
-    position = minimum(potential, start, max_iterations)
+    position = minimum(potential, start)
     return potential.constrain(potential.layout.unflatten(position))
 
 
@@ -108,9 +108,7 @@ def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str
     return potential.layout.flatten(unconstrained)
 
 
-def minimum(
-    potential: Potential | FunctionPotential, start: Tensor, max_iterations: int = 1000
-) -> Tensor:
+def minimum(potential: Potential | FunctionPotential, start: Tensor) -> Tensor:
     """Find a minimum of a potential over all of the data.
 
     Shapes: start, returns (size,).
@@ -123,7 +121,7 @@ def minimum(
         method="L-BFGS-B",
         jac=True,
         # In single precision a search gets stuck in rounding before smaller changes.
-        options={"maxiter": max_iterations, "ftol": _ROUNDING * torch.finfo(start.dtype).eps},
+        options={"maxiter": _MOST_ITERATIONS, "ftol": _ROUNDING * torch.finfo(start.dtype).eps},
     )
     if not _is_near_minimum(result):
         warnings.warn(
@@ -134,13 +132,7 @@ def minimum(
     return torch.from_numpy(result.x).to(start)
 
 
-def follow(
-    potential: Potential,
-    start: Tensor,
-    max_iterations: int,
-    history: int,
-    take: Callable[[Vector, Vector], bool],
-) -> None:
+def follow(potential: Potential, start: Tensor, take: Callable[[Vector, Vector], bool]) -> None:
     """Go towards a minimum, and show each point with its gradient, until told to stop.
 
     Shapes: start (size,).
@@ -169,7 +161,7 @@ def follow(
         method="L-BFGS-B",
         jac=True,
         callback=accepted,
-        options={"maxiter": max_iterations, "maxcor": history, "ftol": _ROUNDING * eps},
+        options={"maxiter": _MOST_ITERATIONS, "maxcor": HISTORY, "ftol": _ROUNDING * eps},
     )
 
 
@@ -288,11 +280,7 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
             f"the model has {layout.size}"
         )
     mode = anchor_at(potential, minimum(potential, start))
-
-    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = potential.full_value_and_grad(layout.unflatten(flat))
-        return value, layout.flatten(gradient)
-
+    value_and_gradient = partial(_at_positions, potential)
     distances = 0.01 * mode.position.abs().clamp(min=1.0)
     for num_left in reversed(range(_MOST_NEWTON_STEPS + 1)):
         hessian, distances = _second_derivatives(value_and_gradient, mode.position, distances)
@@ -318,6 +306,11 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
             "on very different scales hide one: standardize them, or compute in float64"
         )
     return Laplace(mode, hessian)
+
+
+def _at_positions(potential: Potential | FunctionPotential, flat: Tensor) -> tuple[Tensor, Tensor]:
+    value, gradient = potential.full_value_and_grad(potential.layout.unflatten(flat))
+    return value, potential.layout.flatten(gradient)
 
 
 def _second_derivatives(
@@ -381,13 +374,8 @@ def dispersed_starts(
     keys = chain_keys(seed, numbers, center.device)
     step = torch.zeros((), dtype=torch.int64, device=center.device)
     noise = normal(keys, step, len(center), stream=_STREAM_OF_STARTS, dtype=center.dtype)
-
-    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = potential.full_value_and_grad(layout.unflatten(flat))
-        return value, layout.flatten(gradient)
-
     starts = center + _INFLATION * noise @ factor.mT
-    return layout.unflatten(finite_starts(starts, value_and_gradient, center)[0])
+    return layout.unflatten(finite_starts(starts, partial(_at_positions, potential), center)[0])
 
 
 def gradient_differences(

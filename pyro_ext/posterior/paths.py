@@ -22,11 +22,11 @@ from pyro_ext._lib import checks
 from pyro_ext.posterior.convergence import ConvergenceWarning
 from pyro_ext.posterior.importance import MOST_K_HAT, SmoothedWeights, smoothed_weights
 from pyro_ext.posterior.independent_draws import IndependentDraws
-from pyro_ext.posterior.modes import follow
+from pyro_ext.posterior.modes import HISTORY, follow
 from pyro_ext.potential import InitStrategy, Potential, sum_out
 from pyro_ext.random import fresh_seed, spawn_seed
 
-_NUM_PATHS, NUM_SAMPLES, _HISTORY, _NUM_ELBO_DRAWS, _MOST_ITERATIONS = 4, 1000, 20, 25, 1000
+_NUM_PATHS, NUM_SAMPLES, _NUM_ELBO_DRAWS = 4, 1000, 25
 _MOST_CURVATURE = 1e12
 _NUMBERS_AT_ONCE = 1 << 21
 _POINTS_PER_CALL = 256
@@ -157,9 +157,6 @@ def find_paths(
     *,
     num_paths: int = _NUM_PATHS,
     num_samples: int = NUM_SAMPLES,
-    history: int = _HISTORY,
-    num_elbo_draws: int = _NUM_ELBO_DRAWS,
-    max_iterations: int = _MOST_ITERATIONS,
 ) -> Paths:
     """Follow paths of the optimizer, and draw from the best approximation of each."""
     layout = potential.layout
@@ -169,9 +166,8 @@ def find_paths(
     elbos = []
     for number, start in enumerate(starts):
         generator = np.random.default_rng(spawn_seed(seed, number, 3))
-        noise = generator.standard_normal((num_elbo_draws, layout.size))
-        path = _Path(potential, history, noise)
-        follow(potential, start, max_iterations, history, path.take)
+        path = _Path(potential, generator.standard_normal((_NUM_ELBO_DRAWS, layout.size)))
+        follow(potential, start, path.take)
         path.look()
         elbos.append(path.elbo)
         if path.best is not None:
@@ -203,15 +199,14 @@ class _Path:
     """The best approximation on a path of the optimizer so far.
 
     :param Potential potential: of the model.
-    :param int history: steps that are remembered.
     :param ndarray noise: for the draws of lower bounds. **Shape:** ``(num_draws, size)``.
     """
 
-    def __init__(self, potential: Potential, history: int, noise: Array) -> None:
+    def __init__(self, potential: Potential, noise: Array) -> None:
         self.best: Approximation | None = None
         self.elbo = -math.inf
         self._potential, self._noise = potential, noise
-        self._curvature = Curvature(history)
+        self._curvature = Curvature(HISTORY)
         self._waiting: list[Approximation] = []
         self._num_worse = 0
         self._most = min(_POINTS_PER_LOOK, max(1, _NUMBERS_AT_ONCE // noise.size))
@@ -308,9 +303,6 @@ def pathfinder(
     *args: Any,
     num_samples: int = NUM_SAMPLES,
     num_paths: int = _NUM_PATHS,
-    history: int = _HISTORY,
-    num_elbo_draws: int = _NUM_ELBO_DRAWS,
-    max_iterations: int = _MOST_ITERATIONS,
     init_strategy: InitStrategy = init_to_uniform,
     seed: int | None = None,
     **kwargs: Any,
@@ -334,10 +326,6 @@ def pathfinder(
     :param args: arguments of the model.
     :param int num_samples: draws of each path, and draws that are kept.
     :param int num_paths: number of paths.
-    :param int history: steps from which second derivatives are known.
-    :param int num_elbo_draws: draws for the lower bound of each point on a path.
-    :param int max_iterations: most steps of a path, which ends before that where lower bounds get
-        no better.
     :param init_strategy: where paths start, one of :mod:`pyro.infer.autoguide.initialization`.
     :param int seed: of all random numbers; ``None`` takes one from PyTorch's generator.
     :param kwargs: keyword arguments of the model.
@@ -355,22 +343,15 @@ def pathfinder(
         >>> posterior.k_hat < 0.7, round(float(posterior.get_samples()["loc"].mean()), 1)
         (True, 1.0)
     """
-    counts = {
-        "num_samples": num_samples,
-        "num_paths": num_paths,
-        "history": history,
-        "num_elbo_draws": num_elbo_draws,
-        "max_iterations": max_iterations,
-    }
-    for name, value in counts.items():
-        checks.integer(name, value, 1)
+    checks.integer("num_samples", num_samples, 1)
+    checks.integer("num_paths", num_paths, 1)
     checks.function("init_strategy", init_strategy)
     checks.function("model", model, "a Pyro model")
     seed = fresh_seed(seed)
     potential = Potential(
         sum_out(model, *args, **kwargs), *args, init_strategy=init_strategy, **kwargs
     )
-    paths = find_paths(potential, seed, init_strategy, **counts)
+    paths = find_paths(potential, seed, init_strategy, num_paths=num_paths, num_samples=num_samples)
     generator = torch.Generator().manual_seed(spawn_seed(seed, 0, 4))
     weights = paths.weights.log_weights.exp().cpu()
     chosen = torch.multinomial(weights, num_samples, replacement=True, generator=generator)

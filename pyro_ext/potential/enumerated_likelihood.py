@@ -40,7 +40,6 @@ class EnumeratedLikelihood:
         self._function = whole.batched(self._evaluate, self._example)
         flat, *indices = self._example()
         found, _ = self._marginals(flat, indices)
-        by_name = {plate.name: plate for plate in whole.plates}
         self.sites: dict[str, Site] = {}
         """Site of each likelihood."""
         self.members: dict[str, tuple[str, ...]] = {}
@@ -53,7 +52,7 @@ class EnumeratedLikelihood:
                 self.left_out += marginal.sites
                 continue
             self.members[name] = self.members.get(name, ()) + marginal.sites
-            plates = [by_name[plate] for plate in marginal.plates]
+            plates = [whole.structure.plates[plate] for plate in marginal.plates]
             numbered = [replace(p, dim=i - len(plates)) for i, p in enumerate(plates)]
             self.sites[name] = whole.observed_sites.get(name) or Site(
                 name=name,

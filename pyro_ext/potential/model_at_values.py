@@ -92,24 +92,9 @@ class ModelAtValues:
         return MappingProxyType(dict(self._runner.structure.deterministic))
 
     @property
-    def transformed_sites(self) -> Mapping[str, Site]:
-        """Data that a reparameterization took to another site, at which their density is."""
-        return MappingProxyType(dict(self._runner.structure.transformed))
-
-    @property
-    def discrete_sites(self) -> tuple[str, ...]:
-        """Names of the latent sites whose values are discrete."""
-        return tuple(self._runner.structure.discrete)
-
-    @property
     def whole_indices(self) -> Mapping[str, Any]:
         """Elements of each plate that takes no subsample, by its name."""
         return MappingProxyType(dict(self._runner.whole_indices))
-
-    @property
-    def plates(self) -> tuple[Plate, ...]:
-        """All plates around sites, in the order of the model."""
-        return tuple(self._runner.structure.plates.values())
 
     @property
     def values_layout(self) -> Layout:

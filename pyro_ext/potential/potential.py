@@ -104,7 +104,6 @@ class Potential(ModelAtValues):
             for kind, function, example, function_backend in (
                 ("value", runner.value, self._example, backend),
                 ("gradient", Gradient(runner.value), self._example, backend),
-                ("weighted", runner.weighted_value, self._weighted_example, backend),
                 ("whole", Gradient(runner.weighted_value), self._weighted_example, self._plain),
                 ("constrain", runner.constrain, self._example, self._plain),
             )
@@ -277,19 +276,7 @@ class Potential(ModelAtValues):
         :param Mapping params: unconstrained values. **Shape:** ``(num_chains, *event)`` each.
         :returns: **Shape:** ``(num_chains,)``.
         """
-        num_chains = self.layout.check(params, "params")
-        if not self.subsampled_plates:
-            return self(params)
-        flat = self.layout.flatten(params)
-        total = torch.zeros(num_chains, dtype=self.layout.dtype, device=self.layout.device)
-        with torch.no_grad():
-            for block in self._runner.blocks():
-                tensors = [
-                    tensor.expand(num_chains, *tensor.shape)
-                    for tensor in self._runner.block_tensors(block)
-                ]
-                total = total + self._functions["weighted"](flat, *tensors)
-        return total
+        return self.full_value_and_grad(params)[0]
 
     def full_value_and_grad(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Potential and its gradient for each chain over all of the data.

@@ -53,7 +53,7 @@ def datasets() -> dict[str, Call]:
         "load_frequencies": call(name="news_words"),
         "load_graph": call(name="new_testament_names"),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
-        "load_words": call(num_words=100, min_length=4),
+        "load_words": call(),
         "names": call(),
         "random_shifts": call(images=torch.rand(3, 4, 4), max_shift=1, generator=torch.Generator()),
     }
@@ -99,7 +99,6 @@ def diagnostics() -> dict[str, Call]:
             seed=0,
             coords={"kind": [0]},
             dims={"loc": []},
-            partitions=(),
         ),
     }
 
@@ -227,9 +226,6 @@ def distributions() -> dict[str, Call]:
             BlockDirichlet(torch.ones(3), [2, 2, 2]), totals=torch.full((3,), 1.0 / 3)
         ),
         "ClusterBlock": call(cluster=cluster, num_points=3),
-        "DiagonalGaussianCluster": call(
-            loc=torch.zeros(2), loc_precision=1.0, concentration=2.0, rate=1.0
-        ),
         "DirichletOU": call(
             length=2.0, num_modes=2, dim=1, noise=1.0, rate=torch.ones(2), start=0.0, end=1.0
         ),

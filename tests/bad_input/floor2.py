@@ -515,26 +515,13 @@ def sgmcmc() -> dict[str, Call]:
         "LearnedDiffusion": call(num_hidden=3, max_diffusion=5.0, output_scale=0.1, seed=0),
         "LearnedKinetics": call(**options, force_scale=0.1, velocity_scale=0.1),
         "ResidualKinetics": call(**options, force_scale=3.0, velocity_scale=1.0, output_scale=0.1),
-        "find_map": call(
-            potential=Potential(model, X),
-            initial_params={"loc": torch.tensor(0.0)},
-            max_iterations=3,
-        ),
+        "find_map": call(potential=Potential(model, X), initial_params={"loc": torch.tensor(0.0)}),
     }
 
 
 def posterior() -> dict[str, Call]:
     return {
-        "pathfinder": call(
-            {"x": X},
-            model=model,
-            num_samples=200,
-            num_paths=1,
-            history=5,
-            num_elbo_draws=5,
-            max_iterations=20,
-            seed=0,
-        ),
+        "pathfinder": call({"x": X}, model=model, num_samples=200, num_paths=1, seed=0),
         "smoothed_weights": call(log_weights=X),
     }
 

@@ -103,6 +103,7 @@ class FakeSampler:
         self.potential = Potential(model, *args) if model is not None else None
         self.statistics = statistics or {}
         self.chain_numbers: tuple[int, ...] | None = None
+        self.partitions: tuple[str, ...] = ()
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
         return {k: v if group_by_chain else v.flatten(0, 1) for k, v in self.draws.items()}

@@ -96,19 +96,20 @@ def test_nested_plates(sizes: tuple[int | None, int | None]) -> None:
     )
 
 
-def test_dims_without_plates_are_numbered() -> None:
+def test_dims_without_plates_are_numbered_or_given() -> None:
     y = torch.randn(4, 3)
     draws = {"loc": torch.randn(30, 4, 3)}
     data = to_arviz(draws, y, model=reading)
     assert data["posterior"]["loc"].dims == ("chain", "draw", "loc_dim_0", "loc_dim_1")
     assert data["log_likelihood"]["y"].dims == ("chain", "draw", "y_dim_0")
     assert data["log_likelihood"]["total"].dims == ("chain", "draw")
-    some = to_arviz(draws, y, model=reading, log_likelihood=["y"])
-    assert list(some["log_likelihood"].data_vars) == ["y"]
-    assert "log_likelihood" not in groups_of(to_arviz(draws, y, model=reading, log_likelihood=[]))
-    assert "log_likelihood" not in groups_of(
-        to_arviz(draws, y, model=reading, log_likelihood=False)
-    )
+    data = to_arviz(draws, y, model=reading, dims={"y": ["person", "test"]}, log_likelihood=["y"])
+    assert list(data["log_likelihood"].data_vars) == ["y"]
+    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "person")
+    assert data["observed_data"]["y"].dims == ("person", "test")
+    for nothing in ([], False):
+        data = to_arviz(draws, y, model=reading, log_likelihood=nothing)
+        assert "log_likelihood" not in groups_of(data)
 
 
 def test_events_in_a_plate() -> None:
@@ -183,18 +184,12 @@ def test_seed_fixes_all_that_is_drawn() -> None:
     y = count_data()
     options: dict[str, Any] = {"model": counts, "posterior_predictive": True, "prior": 6}
     draws = count_draws(10)
+    state = torch.get_rng_state()
     first, second, other = (to_arviz(draws, y, seed=seed, **options) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
     for group, name in (("posterior_predictive", "count"), ("prior", "trend")):
         np.testing.assert_array_equal(values(first, group, name), values(second, group, name))
         assert (values(first, group, name) != values(other, group, name)).any()
-
-
-def test_conversion_without_draws_leaves_the_generator_alone() -> None:
-    y = count_data()
-    draws = count_draws(10)
-    state = torch.get_rng_state()
-    to_arviz(draws, y, model=counts, seed=0, posterior_predictive=True, prior=3)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_counts_are_drawn_as_integers() -> None:
@@ -278,15 +273,6 @@ def test_dims_override_plates() -> None:
     assert list(data["observed_data"]["place"].values) == [10, 11, 12]
 
 
-def test_dims_of_an_event_reach_the_log_likelihood() -> None:
-    y = torch.randn(4, 3)
-    data = to_arviz(
-        {"loc": torch.randn(10, 4, 3)}, y, model=reading, dims={"y": ["person", "test"]}
-    )
-    assert data["log_likelihood"]["y"].dims == ("chain", "draw", "person")
-    assert data["observed_data"]["y"].dims == ("person", "test")
-
-
 @pytest.mark.parametrize("name", ["y", "loc", "chain", "draw", "sample"])
 def test_plate_with_a_name_that_is_taken(name: str) -> None:
     def model(y: Tensor) -> None:
@@ -338,24 +324,6 @@ def test_summary_loo_and_compare() -> None:
     other = to_arviz(FakeSampler(conjugate_posterior(y, 3.0), global_only, y, 3.0))
     comparison = az.compare({"wide": other, "right": data})
     assert list(comparison.index) == ["right", "wide"]
-
-
-def test_plots() -> None:
-    from matplotlib import pyplot
-
-    az = arviz()
-    y = torch.randn(10)
-    data = to_arviz(FakeSampler(conjugate_posterior(y), global_only, y), posterior_predictive=True)
-    if az.__version__.startswith("0."):
-        az.plot_trace(data)
-        az.plot_ppc(data, num_pp_samples=5)
-    else:
-        az.plot_trace(data, backend="matplotlib")
-        az.plot_trace_dist(data, backend="matplotlib")
-        az.plot_ppc_dist(data, num_samples=5, backend="matplotlib")
-    figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
-    assert len(figures) >= 2
-    assert all(any(ax.has_data() for ax in figure.axes) for figure in figures)
 
 
 def test_round_trip_through_netcdf(tmp_path: Path) -> None:

@@ -82,31 +82,24 @@ def test_wrong_posterior(subtests: pytest.Subtests) -> None:
             to_arviz(draws)
 
 
-def test_draws_that_do_not_fit_the_model() -> None:
+def test_draws_model_and_arguments_belong_together(subtests: pytest.Subtests) -> None:
     x, y = linear_data()
     draws = linear_draws(5)
-    with pytest.raises(ValueError, match=r"posterior\['weight'\] has the shape \(3,\)"):
-        to_arviz(draws | {"weight": torch.zeros(5, 3)}, x, y, model=linear)
-    with pytest.raises(ValueError, match=r"lacks draws of the latent sites \['noise'\]"):
-        to_arviz({"weight": draws["weight"]}, x, y, model=linear)
-    with pytest.raises(ValueError, match="rather than a subsample"):
-        to_arviz(draws | {"y": torch.zeros(5, 4)}, x, y, 4, model=linear)
-
-
-def test_model_and_arguments_belong_together() -> None:
-    x, y = linear_data()
-    draws = linear_draws(5)
-    with pytest.raises(ValueError, match="no model: give it as model="):
-        to_arviz(draws, x, y)
-    with pytest.raises(ValueError, match="prior needs a model"):
-        to_arviz(draws, prior=3)
-    with pytest.raises(ValueError, match="posterior_predictive needs a model"):
-        to_arviz(draws, posterior_predictive=True)
-    with pytest.raises(ValueError, match="model is a Potential"):
-        to_arviz(draws, x, model=Potential(linear, x, y))
-    with pytest.raises(ValueError, match="give them in one place"):
-        twice = draws | {"y": torch.zeros(5, NUM_DATA)}
-        to_arviz(twice, x, y, model=linear, posterior_predictive={"y": torch.zeros(5, NUM_DATA)})
+    twice = {"y": torch.zeros(5, NUM_DATA)}
+    wide, subsampled = {"weight": torch.zeros(5, 3)}, {"y": torch.zeros(5, 4)}
+    weight, both = {"weight": draws["weight"]}, {"model": linear, "posterior_predictive": twice}
+    for own, args, options, message in [
+        (draws | wide, (x, y), {"model": linear}, r"posterior\['weight'\] has the shape \(3,\)"),
+        (weight, (x, y), {"model": linear}, r"lacks draws of the latent sites \['noise'\]"),
+        (draws | subsampled, (x, y, 4), {"model": linear}, "rather than a subsample"),
+        (draws, (x, y), {}, "no model: give it as model="),
+        (draws, (), {"prior": 3}, "prior needs a model"),
+        (draws, (), {"posterior_predictive": True}, "posterior_predictive needs a model"),
+        (draws, (x,), {"model": Potential(linear, x, y)}, "model is a Potential"),
+        (draws | twice, (x, y), both, "give them in one place"),
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            to_arviz(own, *args, **options)
 
 
 def test_sampler_that_has_not_run() -> None:

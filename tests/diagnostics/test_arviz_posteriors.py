@@ -12,7 +12,6 @@ import torch
 from pyro.infer import HMC, MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor
 
@@ -113,28 +112,6 @@ def test_custom_kernel_under_pyro() -> None:
     y = torch.randn(5)
     data = to_arviz(run_pyro(Walk(global_only), y))
     assert groups_of(data) == {"posterior", "log_likelihood", "observed_data"}
-
-
-def test_reparametrized_model() -> None:
-    def model(y: Tensor) -> None:
-        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        with pyro.plate("school", len(y)):
-            effect = pyro.sample("effect", dist.Normal(0.0, scale))
-            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
-
-    centered = pyro.poutine.reparam(model, config={"effect": LocScaleReparam(0.0)})
-    y = torch.randn(8)
-    data = to_arviz(run_pyro(NUTS(centered), y))
-    posterior = data["posterior"]
-    assert posterior["effect"].dims == posterior["effect_decentered"].dims
-    assert posterior["effect"].dims == ("chain", "draw", "school")
-    effect = values(data, "posterior", "effect")
-    decentered = values(data, "posterior", "effect_decentered")
-    np.testing.assert_allclose(
-        effect, values(data, "posterior", "scale")[..., None] * decentered, rtol=1e-4
-    )
-    expected = dist.Normal(torch.from_numpy(effect), 1.0).log_prob(y).numpy()
-    np.testing.assert_allclose(values(data, "log_likelihood", "y"), expected, rtol=1e-4)
 
 
 def test_own_mcmc() -> None:

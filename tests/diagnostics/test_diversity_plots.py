@@ -70,18 +70,3 @@ def test_missing_matplotlib_names_the_extra(monkeypatch):
     for function, arguments in calls():
         with pytest.raises(ImportError, match=rf"^{function.__name__} .* 'pyro-ext\[plots\]'"):
             function(*arguments)
-
-
-def test_wrong_arguments_leave_no_figure():
-    for function, arguments, message in [
-        (
-            diversity_plots.plot_predictive_rhat,
-            (torch.zeros(2) / 0.0,),
-            "r_hat must hold at least one",
-        ),
-        (diversity_plots.plot_predictive_rhat, ({},), "r_hat must hold at least one"),
-        (diversity_plots.plot_predictive_ess, ({"a": torch.zeros(0)},), r"sizes\['a'\] must not"),
-    ]:
-        with pytest.raises((TypeError, ValueError), match=message):
-            function(*arguments)
-    assert pyplot.get_fignums() == []

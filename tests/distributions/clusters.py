@@ -5,7 +5,6 @@ import torch
 
 from pyro_ext.distributions import (
     BernoulliCluster,
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
     MultinomialCluster,
@@ -15,7 +14,6 @@ from pyro_ext.distributions import (
 SQUARE = ((1.3, 0.4), (0.4, 0.7))
 PARAMETERS = {
     GaussianCluster: ((0.3, -0.5), 0.6, 12.5, SQUARE),
-    DiagonalGaussianCluster: ((0.3, -0.5), (0.6, 1.4), (5.6, 6.2), (3.3, 1.7)),
     KnownVarianceGaussianCluster: ((0.3, -0.5), (1.4, 0.6), (0.5, 0.8)),
     MultinomialCluster: ((0.5, 1.7),),
     BernoulliCluster: ((0.5, 1.7), (1.2, 0.4)),
@@ -27,7 +25,7 @@ DATA = dict.fromkeys(PARAMETERS, POINTS) | dict.fromkeys(
     [MultinomialCluster, PoissonCluster], COUNTS
 )
 DATA[BernoulliCluster] = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
-GAUSSIAN = (GaussianCluster, DiagonalGaussianCluster, KnownVarianceGaussianCluster)
+GAUSSIAN = (GaussianCluster, KnownVarianceGaussianCluster)
 everything = pytest.mark.parametrize("make", PARAMETERS, ids=lambda make: make.__name__)
 gaussian = pytest.mark.parametrize("make", GAUSSIAN, ids=lambda make: make.__name__)
 

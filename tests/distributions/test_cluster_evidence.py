@@ -11,7 +11,6 @@ from scipy import integrate, special, stats
 
 from pyro_ext.distributions import (
     BernoulliCluster,
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
     MultinomialCluster,
@@ -41,10 +40,6 @@ def scipy_log_prob(make, x):
         df = dof - 1
         shape = scale * (precision + 1) / (precision * df)
         return np.array([stats.multivariate_t.logpdf(row, first, shape, df=df) for row in x])
-    if make is DiagonalGaussianCluster:
-        precision, a, b = others
-        deviation = np.sqrt(b / a * (1 + 1 / precision))
-        return stats.t.logpdf(x, 2 * a, first, deviation).sum(-1)
     if make is KnownVarianceGaussianCluster:
         return stats.norm.logpdf(x, first, np.hypot(*others)).sum(-1)
     if make is MultinomialCluster:
@@ -79,8 +74,6 @@ def test_log_marginal_by_quadrature_of_the_parameters(make):
         cluster = make(torch.tensor([0.3]), 0.6, 6.5, torch.tensor([[1.3]]))
         exact = gaussian_evidence(x[:, 0], 0.3, 0.6, 6.5 / 2, 1.3 / 2)
         data = data[:, :1]
-    elif make is DiagonalGaussianCluster:
-        exact = sum(gaussian_evidence(x[:, k], *(v[k] for v in numbers)) for k in range(2))
     else:
         exact = 0.0
         for k in range(2):
@@ -170,7 +163,6 @@ def test_layout_of_statistics(make):
     }.get(make, zeros)
     more = {
         GaussianCluster: (x[:, :, None] * x[:, None, :]).reshape(len(x), -1),
-        DiagonalGaussianCluster: x**2,
         KnownVarianceGaussianCluster: x**2,
     }.get(make, x[:, :0])
     exact = np.concatenate([zeros[:, None] + 1, base[:, None], x, more], -1)

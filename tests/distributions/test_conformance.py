@@ -19,7 +19,6 @@ from pyro_ext.distributions import (
     BernoulliExponentialGraph,
     BetaPrimeBFRY,
     BlockDirichlet,
-    DiagonalGaussianCluster,
     DirichletOU,
     ForceNormal,
     GaussianCluster,
@@ -68,6 +67,14 @@ class Row:
 def symmetric_gaussian_cluster(loc, loc_precision, dof, scale):
     """Only the symmetric part of a matrix counts, so that its gradients are symmetric too."""
     return GaussianCluster(loc, loc_precision, dof, (scale + scale.mT) / 2)
+
+
+def block_of_gaussian_points(**parameters):
+    return symmetric_gaussian_cluster(**parameters).block(2)
+
+
+def block_of_known_variance(**parameters):
+    return KnownVarianceGaussianCluster(**parameters).block(2)
 
 
 def two_blocks(concentration):
@@ -156,24 +163,13 @@ UNIVARIATE = [
     Row(TruncatedNormal, {"loc": 0.3, "scale": 1.4, "low": -0.5, "high": 2.5}),
     Row(TruncatedNormal, {"loc": -3.0, "scale": 0.4, "low": 1.0}),
 ]
+WISHART = {"loc": (0.3, -0.5), "loc_precision": 0.6, "dof": 12.5, "scale": SQUARE}
+KNOWN = {"loc": (0.3, -0.5), "loc_scale": (1.4, 0.6), "scale": (0.5, 0.8)}
 MULTIVARIATE = [
-    Row(
-        symmetric_gaussian_cluster,
-        {"loc": (0.3, -0.5), "loc_precision": 0.6, "dof": 12.5, "scale": SQUARE},
-    ),
-    Row(
-        DiagonalGaussianCluster,
-        {
-            "loc": (0.3, -0.5),
-            "loc_precision": (0.6, 1.4),
-            "concentration": (5.6, 6.2),
-            "rate": (3.3, 1.7),
-        },
-    ),
-    Row(
-        KnownVarianceGaussianCluster,
-        {"loc": (0.3, -0.5), "loc_scale": (1.4, 0.6), "scale": (0.5, 0.8)},
-    ),
+    Row(symmetric_gaussian_cluster, WISHART),
+    Row(block_of_gaussian_points, WISHART),
+    Row(KnownVarianceGaussianCluster, KNOWN),
+    Row(block_of_known_variance, KNOWN),
     Row(pair_of_counts, {"concentration": (0.5, 1.7)}, {"points": pairs(3)[[2, 4, 6]]}),
     Row(
         BernoulliCluster,

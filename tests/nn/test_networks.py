@@ -1,13 +1,11 @@
 """The networks: formulas by hand, shapes, numbers of parameters, transforms."""
 
-import pyro.poutine as poutine
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from pyro_ext.nn import MLP, FilterResponseNorm, ResNet
-from pyro_ext.reparam import expand_module
 
 
 def test_mlp_by_hand():
@@ -80,36 +78,6 @@ def test_resnet_by_hand():
         h = functional.silu(h + path)
     wanted = h.mean((2, 3)) @ state["head.weight"].T + state["head.bias"]
     torch.testing.assert_close(network(x), wanted)
-
-
-@pytest.mark.parametrize(
-    ("make", "x"),
-    [
-        (lambda: MLP(4, [5], 3), torch.randn(6, 4)),
-        (lambda: ResNet(1, 3, (2, 4)), torch.randn(2, 1, 8, 8)),
-    ],
-    ids=["mlp", "resnet"],
-)
-def test_expanded_networks_start_at_the_plain_ones(make, x):
-    module = make()
-    expanded = expand_module(module)
-    trace = poutine.trace(expanded).get_trace(x)
-    state = module.state_dict()
-    start = {}
-    for name in trace.stochastic_nodes:
-        value = trace.nodes[name]["value"]
-        is_factor = name.rpartition(".")[2] in ("P1", "Q1")
-        start[name] = torch.eye(len(value)) if is_factor else state[name.removesuffix(".V")]
-    assert len(start) > len(state)
-    with poutine.condition(data=start):
-        torch.testing.assert_close(expanded(x), module(x), rtol=1e-6, atol=1e-6)
-
-
-def test_only_the_ends_of_an_expanded_network_lack_factors():
-    expanded = expand_module(ResNet(1, 3, (2, 4)))
-    names = poutine.trace(expanded).get_trace(torch.randn(1, 1, 8, 8)).stochastic_nodes
-    assert {"stem.P1", "head.Q1", "stem_norm.P1", "blocks.1.shortcut.0.Q1"} <= set(names)
-    assert not {"stem.Q1", "head.P1"} & set(names)
 
 
 def test_norms_follow_every_convolution():

@@ -276,7 +276,7 @@ def test_a_run_does_not_go_on_under_another_density(name, tmp_path):
     assert all(torch.equal(value, again[site][:3]) for site, value in first.items())
     kept = Checkpoint(tmp_path).get_samples()
     assert all(torch.equal(value, again[site]) for site, value in kept.items())
-    assert set(to_arviz(tmp_path, partitions=())["posterior"]) == set(kept)
+    assert list(to_arviz(tmp_path)["posterior"]["chain"].values) == [0]
 
 
 def test_moments_are_no_draws(tmp_path):

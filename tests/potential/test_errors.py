@@ -1,6 +1,6 @@
 """What a potential refuses, and that it says which site is at fault."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -324,65 +324,54 @@ def test_batch_norm_in_training_mode(is_argument: bool) -> None:
         potential(potential.init(1, seed=0))
 
 
+LOC, SCALE, PAIRS = torch.zeros(3, 2), torch.ones(3), torch.zeros(3, 2, dtype=torch.int64)
+IN_PARAMS = ("__call__", "value_and_grad", "full")
+IN_SAMPLES = ("unconstrain", "log_likelihood", "predictive")
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("methods", "changes", "message"),
     [
-        ("more", torch.zeros(3), "params has the sites .*'more'"),
-        ("loc", torch.zeros(3, 1), r"params\['loc'\] has shape \(3, 1\)"),
-        ("loc", torch.zeros(2), r"params\['loc'\] has shape \(2,\)"),
-        ("scale", torch.zeros(2), r"params\['scale'\] has the leading dimensions \(2,\)"),
-        ("scale", torch.zeros(3, 1), r"params\['scale'\] has shape \(3, 1\)"),
-        ("scale", torch.arange(3), r"params\['scale'\] must be a floating tensor"),
-        ("scale", [0.0, 1.0, 2.0], r"params\['scale'\] must be a floating tensor"),
+        (IN_PARAMS, {"more": SCALE}, "params has the sites .*'more'"),
+        (IN_PARAMS, {"loc": LOC[:, :1]}, r"params\['loc'\] has shape \(3, 1\)"),
+        (IN_PARAMS, {"loc": LOC[0]}, r"params\['loc'\] has shape \(2,\)"),
+        (IN_PARAMS, {"scale": SCALE[:2]}, r"params\['scale'\] has the leading dimensions \(2,\)"),
+        (IN_PARAMS, {"scale": LOC[:, :1]}, r"params\['scale'\] has shape \(3, 1\)"),
+        (IN_PARAMS, {"scale": SCALE.long()}, r"params\['scale'\] must be a floating tensor"),
+        (IN_PARAMS, {"scale": [0.0, 1.0, 2.0]}, r"params\['scale'\] must be a floating tensor"),
+        # A missing value must not be drawn from the prior in silence.
+        (IN_PARAMS, {"scale": None}, r"params has the sites \['loc'\], but the model has"),
+        (["potential"], {"scale": None}, r"params lacks the latent sites \['scale'\]"),
+        (["constrain"], {"loc": None}, r"params lacks the latent sites \['loc'\]"),
+        (IN_SAMPLES, {"scale": None}, r"samples lacks the latent sites \['scale'\]"),
+        (IN_SAMPLES, {"loc": torch.zeros(3, 3)}, r"samples\['loc'\] has shape \(3, 3\)"),
+        (IN_SAMPLES, {"scale": SCALE[:2]}, r"samples\['scale'\] has the leading dimensions"),
     ],
 )
-def test_wrong_params(name: str, value: Any, message: str) -> None:
-    potential = Potential(normal, torch.zeros(3), backend="eager")
-    params = potential.init(3, seed=0) | {name: value}
-    for function in (potential, potential.value_and_grad, potential.full):
+def test_wrong_values(methods: Sequence[str], changes: dict[str, Any], message: str) -> None:
+    potential = Potential(normal, torch.zeros(5), backend="eager")
+    values = {"loc": LOC, "scale": SCALE} | changes
+    values = {name: value for name, value in values.items() if value is not None}
+    for method in methods:
         with pytest.raises((TypeError, ValueError), match=message):
-            function(params)
-
-
-def test_missing_site() -> None:
-    """A missing value must not be drawn from the prior in silence."""
-    potential = Potential(normal, torch.zeros(3), backend="eager")
-    with pytest.raises(ValueError, match=r"params has the sites \['loc'\], but the model has"):
-        potential({"loc": torch.zeros(3, 2)})
-    with pytest.raises(ValueError, match=r"params lacks the latent sites \['scale'\]"):
-        potential.potential({"loc": torch.zeros(2)})
+            getattr(potential, method)(values)
 
 
 @pytest.mark.parametrize(
     ("subsample", "message"),
     [
-        ({"rows": torch.arange(2)}, r"names \['rows'\].*plates are \['data'\]"),
-        ({"data": torch.arange(3)}, r"subsample\['data'\] has shape \(3,\)"),
-        ({"data": torch.zeros(2, 2, dtype=torch.int64)}, r"wanted \(3, 2\) or \(2,\)"),
-        ({"data": torch.zeros(2)}, r"subsample\['data'\] must be an int64 tensor"),
+        ({"rows": PAIRS[0]}, r"names \['rows'\].*plates are \['data'\]"),
+        ({"data": PAIRS[:, 0]}, r"subsample\['data'\] has shape \(3,\)"),
+        ({"data": PAIRS[:2]}, r"wanted \(3, 2\) or \(2,\)"),
+        ({"data": PAIRS[0].float()}, r"subsample\['data'\] must be an int64 tensor"),
         ({"data": [0, 1]}, r"subsample\['data'\] must be an int64 tensor"),
     ],
 )
 def test_wrong_subsample(subsample: Any, message: str) -> None:
     potential = Potential(normal, torch.zeros(5), 2, backend="eager")
-    params = potential.init(3, seed=0)
     for function in (potential, potential.value_and_grad):
         with pytest.raises((TypeError, ValueError), match=message):
-            function(params, subsample)
-
-
-def test_wrong_samples() -> None:
-    potential = Potential(normal, torch.zeros(5), backend="eager")
-    loc, scale = torch.zeros(4, 2), torch.ones(4)
-    for function in (potential.unconstrain, potential.log_likelihood, potential.predictive):
-        with pytest.raises(ValueError, match=r"samples lacks the latent sites \['scale'\]"):
-            function({"loc": loc})
-        with pytest.raises(ValueError, match=r"samples\['loc'\] has shape \(4, 3\)"):
-            function({"loc": torch.zeros(4, 3), "scale": scale})
-        with pytest.raises(ValueError, match=r"samples\['scale'\] has the leading dimensions"):
-            function({"loc": loc, "scale": scale[:3]})
-    with pytest.raises(ValueError, match=r"params lacks the latent sites \['loc'\]"):
-        potential.constrain({"scale": scale})
+            function({"loc": LOC, "scale": SCALE}, subsample)
 
 
 def test_improper_prior_is_not_drawn() -> None:

@@ -23,9 +23,7 @@ SUBSAMPLED = [
 
 
 LONG = [
-    "correlated_normal",
     "gaussian_mixture",
-    "hidden_markov",
     "local_latents",
     "nested_subsampled_plates",
     "ordinal_regression",
@@ -165,9 +163,7 @@ def test_transforms_of_torch(name: str, float64: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["logistic_regression", "local_latents", "lifted_by_hand", "convolutional_network"]
-)
+@pytest.mark.parametrize("name", ["logistic_regression", "local_latents", "convolutional_network"])
 def test_compiled(name: str) -> None:
     """Compiled numbers are those of the graph; no warning is given on the way."""
     potential, graph = build(name, backend="compile"), build(name)

@@ -126,18 +126,6 @@ def ordinal_regression(full: bool) -> Problem:
     return Problem(model, (draws(9), torch.arange(9) % 4, None if full else 4))
 
 
-@zoo
-def gaussian_process(full: bool) -> Problem:
-    def model(x: Tensor, y: Tensor) -> None:
-        length = pyro.sample("length", dist.LogNormal(0.0, 0.5))
-        amplitude = pyro.sample("amplitude", dist.LogNormal(0.0, 0.5))
-        distance = (x[:, None] - x) / length
-        kernel = amplitude * torch.exp(-0.5 * distance**2) + 0.1 * torch.eye(len(x)).to(x)
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), kernel), obs=y)
-
-    return Problem(model, (torch.linspace(0, 3, 6), draws(6)))
-
-
 # Plates -------------------------------------------------------------------------------------------
 
 
@@ -221,18 +209,6 @@ def sequential_plate(full: bool) -> Problem:
     return Problem(model, (draws(3, 4),))
 
 
-@zoo
-def minibatch_as_argument(full: bool) -> Problem:
-    """The caller gives the subsample: it is data, not an input of the potential."""
-
-    def model(y: Tensor, index: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 9, subsample=index):
-            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-    return Problem(model, (draws(3), torch.tensor([2, 5, 7])))
-
-
 # Mixtures, matrices, time -------------------------------------------------------------------------
 
 
@@ -267,49 +243,7 @@ def continuous_mixture_prior(full: bool) -> Problem:
     return Problem(model, (draws(2),))
 
 
-@zoo
-def correlated_normal(full: bool) -> Problem:
-    def model(x: Tensor) -> None:
-        factor = pyro.sample("factor", dist.LKJCholesky(3, 2.0))
-        scale = pyro.sample("scale", dist.HalfNormal(1.0).expand([3]).to_event(1))
-        with pyro.plate("data", len(x)):
-            normal = dist.MultivariateNormal(torch.zeros(3), scale_tril=scale[:, None] * factor)
-            pyro.sample("x", normal, obs=x)
-
-    return Problem(model, (draws(6, 3),))
-
-
-@zoo
-def hidden_markov(full: bool) -> Problem:
-    def model(x: Tensor) -> None:
-        decay = pyro.sample("decay", dist.Uniform(0.0, 1.0))
-        noise = pyro.sample("noise", dist.LogNormal(-1.0, 0.3))
-        start = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
-        transition = dist.Normal(torch.zeros(2), 0.5).to_event(1)
-        emission = dist.Normal(torch.zeros(1), noise).to_event(1)
-        matrix = decay * torch.eye(2)
-        observe = torch.ones(2, 1)
-        hmm = dist.GaussianHMM(start, matrix, transition, observe, emission, duration=len(x))
-        pyro.sample("x", hmm, obs=x)
-
-    return Problem(model, (draws(2, 1),))
-
-
 # Networks -----------------------------------------------------------------------------------------
-
-
-@zoo
-def lifted_by_hand(full: bool) -> Problem:
-    def model(x: Tensor, y: Tensor, size: int | None) -> None:
-        weight0 = pyro.sample("weight0", standard(2, 4))
-        bias0 = pyro.sample("bias0", standard(4))
-        weight1 = pyro.sample("weight1", standard(4, 3))
-        with pyro.plate("data", len(x), subsample_size=size) as index:
-            hidden = torch.tanh(x[index] @ weight0 + bias0)
-            logits = pyro.deterministic("logits", hidden @ weight1, event_dim=1)
-            pyro.sample("y", dist.Categorical(logits=logits), obs=y[index])
-
-    return Problem(model, (draws(9, 2), torch.arange(9) % 3, None if full else 4))
 
 
 class BayesianRegression(PyroModule):  # type: ignore[misc]

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from pyro_ext.random_measures import (
+    BetaPrimeProcess,
     CompletelyRandomMeasure,
     GeneralizedBFRYProcess,
     GeneralizedGammaProcess,
     ParetoMixtureProcess,
     ParetoProcess,
+    StableBetaProcess,
 )
 from tests.random_measures.references import (
     ALL,
@@ -21,7 +23,6 @@ from tests.random_measures.references import (
     GENERALIZED_BFRY,
     NOTED,
     STABLE_BETA,
-    Reference,
     beta_prime,
     exponent_in_closed_form,
     gamma,
@@ -163,31 +164,6 @@ def test_tail_of_the_generalized_bfry_process_in_closed_form():
         close(value, float(mpmath.log(expected)), 1e-12)
 
 
-@pytest.mark.parametrize("reference", NOTED, ids=str)
-def test_tilts_and_scales(reference):
-    measure = reference.measure()
-    tilted, scaled = measure.exponential_tilt(0.6), measure.rescale(2.5)
-    both = tilted.rescale(2.5).exponential_tilt(0.3)
-    for t in (1e-6, 0.8, 1e5):
-        # psi(t + u) - psi(u) loses digits for a small t; an integral does not.
-        if isinstance(reference, Reference):
-            shift = math.log(t)
-            expected = reference.log_integral(
-                lambda v, s=shift: (
-                    np.where(v + s < -40, v + s, np.log(-np.expm1(-np.exp(v + s))))
-                    - 0.6 * np.exp(np.minimum(v, 700.0))
-                ),
-                (-shift, -math.log(0.6)),
-                order=-math.inf,
-            )
-            close(tilted.laplace_exponent(t).log(), expected)
-        close(scaled.laplace_exponent(t), reference.exponent(2.5 * t), 1e-10 * max(1.0, t))
-    close(both.log_kappa(3, 0.2), 3 * math.log(2.5) + reference.log_kappa(3, 0.6 + 2.5 * 0.5))
-    size, inner = torch.logspace(-5, 0, 6) * 2.4, np.logspace(-5, 0, 6) * 2.4 / 2.5
-    expected = reference.log_density(inner) - math.log(2.5) - (0.6 + 2.5 * 0.3) * inner
-    close(both.log_levy_density(size), expected, 1e-8)
-
-
 def test_superposition():
     first, second = gamma(2.0, 0.4, 1.5), stable_beta(2.0, 0.0, 1.5, 0.0, 3.0)
     third = generalized_bfry(1.0, 0.2, 1.3, 2.0)
@@ -298,3 +274,15 @@ def test_a_steep_tail_is_a_tilt_at_the_cutoff(log_excess):
         found = torch.stack([steep._log_exponent(point), steep._log_moment(order, point)])
         expected = torch.stack([limit._log_exponent(point), limit._log_moment(order, point)])
         torch.testing.assert_close(found, expected, **tolerance)
+
+
+def test_beta_prime_weights_are_the_odds_of_stable_beta_weights():
+    r"""The tail of odds is that of the weights, with :math:`\eta_0 = \eta \Gamma(c)`, in mass."""
+    discount, concentration, mass = 0.4, 1.3, 1.5
+    odds = BetaPrimeProcess(mass, discount, discount + concentration, 1.0)
+    scale = math.gamma(concentration) * math.gamma(concentration + discount)
+    other = StableBetaProcess(mass * scale / math.gamma(1 + concentration), discount, concentration)
+    size = torch.logspace(-6, 6, 13)
+    torch.testing.assert_close(
+        odds.log_tail(size), other.log_tail(size / (1 + size)), rtol=1e-11, atol=1e-11
+    )

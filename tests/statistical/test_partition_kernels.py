@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_ext.distributions import DiagonalGaussianCluster, PoissonCluster
+from pyro_ext.distributions import KnownVarianceGaussianCluster, PoissonCluster
 from pyro_ext.inference import AuxiliaryGibbs, MarginalGibbs, SliceSampler, SplitMerge, TreeGuided
 from pyro_ext.random_measures import GeneralizedGammaProcess, PitmanYor
 from pyro_ext.tutorials.papers import PublishedTreeGuided
@@ -48,8 +48,7 @@ def pitman_yor_prior():
 
 def gaussian():
     rate = pyro.sample("rate", dist.Gamma(one(3.0), 2.0))
-    two = torch.ones(2, dtype=torch.float64)
-    return DiagonalGaussianCluster(0.0 * two, 0.2 * two, 2.0 * two, rate * two)
+    return KnownVarianceGaussianCluster(torch.zeros(2, dtype=torch.float64), 2.0, rate.rsqrt())
 
 
 def poisson():

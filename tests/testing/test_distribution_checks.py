@@ -8,6 +8,7 @@ import torch
 from torch.distributions import constraints, register_kl
 
 from pyro_ext.testing import distributions as checks
+from tests.testing.wrong import wrong, wrong_type
 
 pytestmark = [pytest.mark.statistical, pytest.mark.usefixtures("float64")]
 
@@ -15,68 +16,13 @@ NORMAL = {"loc": 0.3, "scale": 2.0}
 GAMMA = {"concentration": 2.5, "rate": 2.0}
 
 
-class WrongNormalizer(dist.Normal):
-    def log_prob(self, value):
-        return super().log_prob(value) + 1e-6
-
-
-class WrongMean(dist.Gamma):
-    @property
-    def mean(self):
-        return super().mean * 1.0001
-
-
-class WrongVariance(dist.Normal):
-    @property
-    def variance(self):
-        return super().variance * 1.0001
-
-
 class WrongSupport(dist.Normal):
     support = constraints.positive
-
-
-class WrongCdf(dist.Normal):
-    def cdf(self, value):
-        return super().cdf(value) + 1e-6
-
-
-class WrongQuantiles(dist.Normal):
-    def icdf(self, value):
-        return super().icdf(value) * 1.0001
-
-
-class WrongDraws(dist.Normal):
-    def sample(self, sample_shape=()):
-        return 1.1 * super().sample(sample_shape)
-
-
-class WrongGradientOfDraws(dist.Normal):
-    def rsample(self, sample_shape=()):
-        draws = super().rsample(sample_shape)
-        return draws.detach() + 1.2 * (draws - draws.detach())
 
 
 class GradientLost(dist.Normal):
     def rsample(self, sample_shape=()):
         return self.loc + (super().rsample(sample_shape) - self.loc).detach()
-
-
-class WrongGradientOfDensity(dist.Normal):
-    def log_prob(self, value):
-        exact = super().log_prob(value)
-        return exact.detach() + 1.001 * (exact - exact.detach())
-
-
-class WrongType(dist.Normal):
-    def log_prob(self, value):
-        return super().log_prob(value).double()
-
-
-class RoughInSinglePrecision(dist.Normal):
-    def log_prob(self, value):
-        exact = super().log_prob(value)
-        return exact if exact.dtype == torch.float64 else exact + 1e-3
 
 
 class AnyValue(dist.Gamma):
@@ -95,38 +41,42 @@ class AnyParameter(dist.Normal):
         return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
 
 
-class WrongShape(dist.Normal):
-    def log_prob(self, value):
-        return super().log_prob(value).sum(-1, keepdim=True)
-
-
 class SeedOfItsOwn(dist.Normal):
     def sample(self, sample_shape=()):
         torch.seed()
         return super().sample(sample_shape)
 
 
-class WrongCounts(dist.Binomial):
-    def log_prob(self, value):
-        return super().log_prob(value) + 0.1 * value
+def steeper(factor):
+    """The same values with derivatives that are larger by a factor."""
+    return lambda value: value.detach() + factor * (value - value.detach())
 
 
+def rough_in_single_precision(density):
+    return density if density.dtype == torch.float64 else density + 1e-3
+
+
+# Of a normal distribution: the method that is wrong, what it makes of its results, and the error.
+CHANGED = [
+    ("log_prob", lambda density: density + 1e-6, "integrates to 1"),
+    ("variance", lambda value: value * 1.0001, "a variance of 0.9999, not 1"),
+    ("cdf", lambda value: value + 1e-6, "cdf of Wrong and integral of its density differ"),
+    ("icdf", lambda value: value * 1.0001, "cdf of Wrong at its quantiles"),
+    ("sample", lambda draws: 1.1 * draws, r"draws of Wrong do not have the cdf \(distance"),
+    ("rsample", steeper(1.2), "gradient of rsample of Wrong in loc is"),
+    ("log_prob", steeper(1.001), "gradient of log_prob of Wrong"),
+    ("log_prob", torch.Tensor.double, "log_prob of Wrong is torch.float64, not torch.float32"),
+    ("log_prob", rough_in_single_precision, "log_prob of .* in float32 and in float64 differ"),
+    ("log_prob", lambda density: density.sum(-1, keepdim=True), "log_prob of Wrong"),
+]
+WrongMean = wrong_type(dist.Gamma, mean=lambda value: value * 1.0001)
 WRONG = [
-    (WrongNormalizer, NORMAL, "integrates to 1"),
+    *((wrong_type(dist.Normal, **{name: one}), NORMAL, message) for name, one, message in CHANGED),
     (WrongMean, GAMMA, "a mean of 0.9999, not 1"),
-    (WrongVariance, NORMAL, "a variance of 0.9999, not 1"),
     (WrongSupport, NORMAL, "draws of WrongSupport are outside of its support"),
-    (WrongCdf, NORMAL, "cdf of WrongCdf and integral of its density differ"),
-    (WrongQuantiles, NORMAL, "cdf of WrongQuantiles at its quantiles"),
-    (WrongDraws, NORMAL, r"draws of WrongDraws do not have the cdf \(distance"),
-    (WrongGradientOfDraws, NORMAL, "gradient of rsample of WrongGradientOfDraws in loc is"),
     (GradientLost, NORMAL, "gradient of rsample of GradientLost in scale|no gradient in scale"),
-    (WrongGradientOfDensity, NORMAL, "gradient of log_prob of WrongGradientOfDensity"),
-    (WrongType, NORMAL, "log_prob of WrongType is torch.float64, not torch.float32"),
-    (RoughInSinglePrecision, NORMAL, "log_prob of .* in float32 and in float64 differ"),
     (AnyValue, GAMMA, "AnyValue accepts -inf outside of its support"),
     (AnyParameter, NORMAL, "loc = nan of AnyParameter is accepted"),
-    (WrongShape, NORMAL, "log_prob of WrongShape"),
     (SeedOfItsOwn, NORMAL, "draws of SeedOfItsOwn differ with the same seed"),
 ]
 
@@ -160,11 +110,13 @@ def test_distributions_of_pyro_pass(make, parameters):
 
 def test_discrete_distributions():
     points, probs = torch.arange(5.0), torch.tensor(0.3)
+    other = dist.Binomial(4, probs).log_prob(points) + 0.1 * points
+    counts = wrong(dist.Binomial, 4, probs, log_prob=lambda _: other)
     checks.check_distribution(partial(dist.Binomial, 4), {"probs": probs}, points=points)
-    with pytest.raises(AssertionError, match="sum of the probabilities of WrongCounts and 1"):
-        checks.check_density(WrongCounts(4, probs), points=points)
+    with pytest.raises(AssertionError, match="sum of the probabilities of Wrong and 1"):
+        checks.check_density(counts, points=points)
     with pytest.raises(AssertionError, match="do not have the probabilities: p = "):
-        checks.check_draws(WrongCounts(4, probs), points=points)
+        checks.check_draws(counts, points=points)
 
 
 def test_divergences():
@@ -173,7 +125,7 @@ def test_divergences():
         return torch.distributions.kl_divergence(dist.Gamma(p.concentration, p.rate), q) * 1.001
 
     p, q = (WrongMean(torch.tensor(a), torch.tensor(1.5)) for a in (2.0, 3.0))
-    with pytest.raises(AssertionError, match="divergence of WrongMean from WrongMean and its int"):
+    with pytest.raises(AssertionError, match="divergence of Wrong from Wrong and its int"):
         checks.check_divergence(p, q)
 
 
@@ -188,12 +140,7 @@ def test_numbers_that_are_not_finite():
 
 
 def test_in_a_model():
-    class Branches(dist.Normal):
-        def log_prob(self, value):
-            exact = super().log_prob(value)
-            return exact.detach() + 1.1 * (exact - exact.detach())
-
     parameters = {name: torch.tensor(value) for name, value in NORMAL.items()}
     checks.check_in_model(dist.Normal, parameters)
     with pytest.raises(AssertionError, match="slope and finite difference"):
-        checks.check_in_model(Branches, parameters)
+        checks.check_in_model(wrong_type(dist.Normal, log_prob=steeper(1.1)), parameters)

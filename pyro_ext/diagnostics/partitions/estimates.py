@@ -146,24 +146,14 @@ _ROUNDING = 1e-9
 
 
 class CredibleBall(NamedTuple):
-    """The smallest ball around a partition that holds a fraction of the posterior, and its bounds.
-
-    Each bound is all the different partitions for which it is attained, in the order of first
-    occurrence. **Shape:** ``(num_partitions, n)``.
+    """The smallest ball around a partition that holds a fraction of the posterior.
 
     :param float radius: of the ball.
     :param float probability: fraction of the draws in it, the level or more.
-    :param Tensor vertical_upper: of the draws in the ball with the fewest clusters, the most
-        distant from the center.
-    :param Tensor vertical_lower: of those with the most clusters, the most distant.
-    :param Tensor horizontal: of all of them, the most distant.
     """
 
     radius: float
     probability: float
-    vertical_upper: Tensor
-    vertical_lower: Tensor
-    horizontal: Tensor
 
 
 def credible_ball(labels: Labels, center: Labels, level: float = 0.95) -> CredibleBall:
@@ -175,7 +165,7 @@ def credible_ball(labels: Labels, center: Labels, level: float = 0.95) -> Credib
         ``(num_chains, num_draws, n)``.
     :param center: a partition, such as :func:`point_estimate` finds. **Shape:** ``(n,)``.
     :param float level: the fraction, above 0 and at most 1.
-    :returns: the radius and the bounds.
+    :returns: the radius, and the fraction of the draws that the ball holds.
     :raises TypeError: if labels are not integers.
 
     [1] S. Wade, Z. Ghahramani (2018), *Bayesian cluster analysis: point estimation and credible
@@ -185,8 +175,8 @@ def credible_ball(labels: Labels, center: Labels, level: float = 0.95) -> Credib
 
         >>> draws = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 2, 3]])
         >>> ball = credible_ball(draws, draws[0], level=0.9)
-        >>> round(ball.radius, 4), ball.vertical_upper.tolist(), ball.vertical_lower.tolist()
-        (0.6931, [[0, 0, 0, 0]], [[0, 1, 2, 3]])
+        >>> round(ball.radius, 4), ball.probability
+        (0.6931, 1.0)
     """
     level = checks.number("level", level, above=0.0, most=1.0)
     draws = check_draws("labels", labels).flatten(0, -2)
@@ -196,19 +186,4 @@ def credible_ball(labels: Labels, center: Labels, level: float = 0.95) -> Credib
     # Rounding up 0.07 * 100 would give 8.
     num_inside = max(math.ceil(level * len(draws) - _ROUNDING), 1)
     radius = float(distances.kthvalue(num_inside).values)
-    is_inside = distances <= radius + _ROUNDING
-    inside, distances = draws[is_inside], distances[is_inside]
-    numbers = inside.amax(-1)
-    fewest, most = numbers == numbers.min(), numbers == numbers.max()
-    return CredibleBall(
-        radius,
-        float(is_inside.double().mean()),
-        _most_distant(inside[fewest], distances[fewest]),
-        _most_distant(inside[most], distances[most]),
-        _most_distant(inside, distances),
-    )
-
-
-def _most_distant(draws: Tensor, distances: Tensor) -> Tensor:
-    different: Tensor = draws[distances >= distances.max() - _ROUNDING].unique(dim=0)
-    return different
+    return CredibleBall(radius, float((distances <= radius + _ROUNDING).double().mean()))

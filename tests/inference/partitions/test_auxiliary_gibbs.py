@@ -123,7 +123,7 @@ def test_runs_under_pyro_and_in_arviz():
     mcmc.run(X)
     assert set(mcmc.get_samples()) == {"assignment", "u", "loc"}
     ours = MCMC(AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster), 8, seed=0, progress=False).run(X)
-    posterior_group = to_arviz(ours, partitions="assignment").posterior
+    posterior_group = to_arviz(ours).posterior
     assert posterior_group["loc"].shape == (1, 8, 5)
 
 

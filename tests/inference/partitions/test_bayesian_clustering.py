@@ -10,7 +10,6 @@ import torch
 from pyro_ext.datasets import load_wine
 from pyro_ext.distributions import (
     BernoulliCluster,
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
     MultinomialCluster,
@@ -29,7 +28,6 @@ OFFSET = torch.tensor([1.0, -2.0], dtype=torch.float64)
 TWO = torch.ones(2, dtype=torch.float64)
 CLUSTERS = {
     "Gaussian": GaussianCluster(OFFSET, 0.5, 4.0, 0.5 * torch.eye(2, dtype=torch.float64)),
-    "diagonal": DiagonalGaussianCluster(OFFSET, 0.5, 2.0, TWO),
     "known variance": KnownVarianceGaussianCluster(OFFSET, 2.0, 0.5 * TWO),
     "multinomial": MultinomialCluster(0.5 * TWO),
     "Bernoulli": BernoulliCluster(0.5 * TWO, 0.7),
@@ -209,7 +207,7 @@ def test_a_point_far_away():
     """It comes last, and takes no digits from the other merges."""
     near = points_for("Gaussian", 30, seed=5)
     far = torch.cat([near, torch.tensor([[1e6, 1.0]], dtype=torch.float64)])
-    for name in ("Gaussian", "diagonal", "known variance"):
+    for name in ("Gaussian", "known variance"):
         tree, alone = bhc(far, CLUSTERS[name]), bhc(near, CLUSTERS[name])
         assert 30 in tree.merges[-1] or name != "known variance"
         assert int((tree.cut() == tree.cut()[30]).sum()) == 1, name

@@ -8,7 +8,6 @@ import torch
 
 from pyro_ext.distributions import (
     BernoulliCluster,
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
     MultinomialCluster,
@@ -33,7 +32,6 @@ def cases():
     scale = torch.eye(SIZE, dtype=torch.float64) + 0.3
     return {
         "Gaussian": (GaussianCluster(loc, 0.3, 5.0, scale), real),
-        "diagonal": (DiagonalGaussianCluster(loc, positive, positive + 1.0, positive), real),
         "known variance": (KnownVarianceGaussianCluster(loc, positive, positive + 0.2), real),
         "multinomial": (MultinomialCluster(positive), counts),
         "Bernoulli": (BernoulliCluster(positive, positive.flip(0)), (counts > 3.0).double()),

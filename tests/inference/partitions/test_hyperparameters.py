@@ -10,7 +10,6 @@ import torch
 
 from pyro_ext.distributions import (
     BernoulliCluster,
-    DiagonalGaussianCluster,
     GaussianCluster,
     KnownVarianceGaussianCluster,
     MultinomialCluster,
@@ -171,11 +170,6 @@ def gaussian():
     )
 
 
-def diagonal():
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    return DiagonalGaussianCluster(loc, positives("r"), positives("a"), positives("b", 2))
-
-
 def known():
     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     return KnownVarianceGaussianCluster(loc, positives("s0"), positives("s"))
@@ -193,7 +187,7 @@ def poisson():
     return PoissonCluster(positives("a", 2), positives("b"))
 
 
-MODELS = (gaussian, diagonal, known, multinomial, bernoulli, poisson)
+MODELS = (gaussian, known, multinomial, bernoulli, poisson)
 
 
 def recorded_cluster(hyperparameters):
@@ -332,7 +326,7 @@ def test_held_sites_of_a_graph_stay():
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("model", [diagonal, poisson])
+@pytest.mark.parametrize("model", [known, poisson])
 def test_both_ways_of_moving_have_the_same_distribution(model):
     """Means of 900 draws of each, in batches of 30; apart by 5 standard errors: one in 10^4."""
     x = torch.tensor([[1.0, 2.0], [0.0, 3.0], [4.0, 1.0]])
