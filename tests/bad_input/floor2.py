@@ -476,13 +476,6 @@ def pseudocoresets() -> dict[str, Call]:
         other_covariance=2.0 * torch.eye(2),
     )
     guide = AutoPseudocoreset(regression, X, Y, size=2, backend="eager", seed=0)
-    descent: dict[str, Any] = dict(
-        posterior=guide.posterior,
-        coreset=guide.coreset(),
-        start=torch.zeros(2, 1),
-        num_steps=2,
-        learning_rate=0.5,
-    )
     draws, other = {"slope": torch.randn(5)}, {"slope": torch.randn(6)}
     data = {"x": X, "y": Y}
 
@@ -490,9 +483,13 @@ def pseudocoresets() -> dict[str, Call]:
         return inputs @ flat
 
     return {
-        "descend": call(**descent),
-        "descent_snapshots": call(**descent, thinning=1),
-        "unrolled_descent": call(**descent),
+        "descend": call(
+            posterior=guide.posterior,
+            coreset=guide.coreset(),
+            start=torch.zeros(2, 1),
+            num_steps=2,
+            learning_rate=0.5,
+        ),
         "diagonal_marginal": call(function=linear, snapshots=snapshots, mean="average"),
         "full_marginal": call(function=linear, snapshots=snapshots, mean="average"),
         "linearized_marginal": call(function=linear, mean=torch.ones(2), covariance=torch.ones(2)),
