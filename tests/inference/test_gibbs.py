@@ -27,6 +27,7 @@ from pyro_ext.inference.partitions import MarginalGibbs
 from pyro_ext.potential import Potential
 from pyro_ext.potential.enumeration import full_conditional
 from pyro_ext.random_measures import PitmanYor
+from pyro_ext.testing.kernels import check_segments
 from tests.inference.models import assert_same
 from tests.inference.partitions.enumeration import partitions
 
@@ -388,18 +389,9 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_runs_go_on_from_a_checkpoint(name, tmp_path):
-    """After some draws, in pieces of any length."""
+def test_a_run_goes_on_after_any_step(name):
     make, data = RESUMED[name]
-    options = {"warmup_steps": 5, "num_chains": 2, "seed": 3, "progress": False}
-    expected = MCMC(make(), 9, **options).run(*data).get_samples(group_by_chain=True)
-    for number in (4, 9):
-        mcmc = MCMC(make(), number, checkpoint=tmp_path / "run", **options).run(*data)
-        for site, values in mcmc.get_samples(group_by_chain=True).items():
-            assert torch.equal(values, expected[site][:, :number])
-    with pytest.raises(CheckpointError, match="kernel"):
-        other = Gibbs([(NUTS(model, step_size=0.3), ["loc"]), (PriorProposals(), ["kind"])])
-        MCMC(other, 9, checkpoint=tmp_path / "run", **options).run(X)
+    check_segments(make(), *data, warmup_steps=5)
 
 
 class Slowing(RandomWalk):

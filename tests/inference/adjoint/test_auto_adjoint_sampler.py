@@ -132,11 +132,6 @@ def test_errors():
 
     with pytest.raises(ValueError, match=r"model must see all of its data, but.*\['data'\]"):
         AutoAdjointSampler(minibatches).fit(COUNTS, progress=False)
-    for options, kind, message in (
-        ({"ema_decay": 0.9}, ValueError, "ema_decay must be None, since"),
-        ({"schedule": 3}, TypeError, "schedule must be one such as ConstantNoise"),
-        ({"hidden_features": (0,)}, ValueError, "hidden_features"),
-    ):
-        with pytest.raises(kind, match=message):
-            made(**options)
+    with pytest.raises(ValueError, match="ema_decay must be None, since"):
+        made(ema_decay=0.9)
     assert made(schedule=ConstantNoise(2.0)).schedule.sigma == 2.0

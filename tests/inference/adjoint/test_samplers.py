@@ -15,7 +15,6 @@ from pyro_ext.inference.adjoint import (
     ControlNetwork,
     DoubleWell1D,
     GeometricNoise,
-    NoiseSchedule,
     OnsagerMachlup,
 )
 from pyro_ext.inference.training import TrainingDiverged
@@ -358,45 +357,31 @@ def test_errors():
     schedule, reference = ConstantNoise(1.0), DirichletOU(2.0, 3, 1)
     network = ControlNetwork(2, (4,))
     cases = [
-        (lambda: AdjointSampler(3, network, schedule), TypeError, "energy must be"),
-        (lambda: AdjointSampler(torch.sum, 3, schedule, event_shape=2), TypeError, "control must"),
-        (lambda: AdjointSampler(torch.sum, network, 1.0), TypeError, "schedule must be one such"),
-        (lambda: AdjointSampler(torch.sum, torch.sin, schedule), ValueError, "event_shape must be"),
+        (lambda: AdjointSampler(torch.sum, torch.sin, schedule), "event_shape must be"),
         (
             lambda: AdjointSampler(lambda x: x, network, schedule).step(),
-            ValueError,
             r"energy must return a tensor of shape \(1024,\)",
         ),
         (
             lambda: AdjointSampler(torch.sum, lambda t, x: t, schedule, event_shape=2).sample(5),
-            ValueError,
             r"control must return a tensor of shape \(5, 2\), got a",
         ),
         (
             lambda: AdjointSampler(torch.sum, torch.sin, schedule, event_shape=2).step(),
-            ValueError,
             "control must be a module with parameters",
         ),
         (
-            lambda: FunctionalAdjointSampler(3, torch.sum, network),
-            TypeError,
-            "reference must be a DirichletOU, got 3",
-        ),
-        (
             lambda: FunctionalAdjointSampler(reference.expand([2]), torch.sum, network),
-            ValueError,
             "reference must be a single process",
         ),
         (
             lambda: FunctionalAdjointSampler(
                 reference, torch.sum, network, grid=torch.tensor([1.0, 0.0])
             ),
-            ValueError,
             "grid must increase",
         ),
-        (lambda: GeometricNoise(1.0, 0.5), ValueError, "high must be greater than low = 1, got 0"),
+        (lambda: GeometricNoise(1.0, 0.5), "high must be greater than low = 1, got 0"),
     ]
-    for call, kind, message in cases:
-        with pytest.raises(kind, match=message):
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
             call()
-    assert isinstance(schedule, NoiseSchedule)
