@@ -26,6 +26,7 @@ from tests.inference.adjoint.harmonic import (
     optimal_coefficient,
     quadratic,
 )
+from tests.inference.models import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -86,8 +87,7 @@ def test_weights_at_the_optimal_control():
     for num_steps in (5, 40, 160):
         draw = partial(sampler.sample, 20_000, return_log_weight=True, seed=num_steps)
         path, log_weight = draw(num_time_steps=num_steps)
-        weight = (log_weight - LOG_Z).exp()
-        assert abs(float(weight.mean()) - 1.0) < 4.5 * float(weight.std()) / 20_000**0.5
+        assert_mean((log_weight - LOG_Z).exp(), 1.0)
         deviations[num_steps] = float(log_weight.std())
     assert deviations[160] == pytest.approx(0.0548, rel=0.03)
     assert deviations[40] / deviations[160] == pytest.approx(2.0, rel=0.1)
@@ -130,8 +130,7 @@ def test_weights_of_vectors(schedule):
         num_time_steps=11,
     )
     _, log_weight = sampler.sample(50_000, return_log_weight=True, seed=0)
-    weight = log_weight.exp() / (math.pi * 0.9)
-    assert abs(float(weight.mean()) - 1.0) < 4.5 * float(weight.std()) / 50_000**0.5
+    assert_mean(log_weight.exp() / (math.pi * 0.9), 1.0)
 
 
 @pytest.mark.slow
