@@ -188,7 +188,7 @@ def optimization() -> dict[str, Call]:
         return position.square().sum(-1), 2.0 * position
 
     return {
-        "BatchLBFGS": call(max_steps=5, tolerance=1e-5, history_size=2),
+        "BatchLBFGS": call(max_steps=5, tolerance=1e-5),
         "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
         "BatchOptimizer": call(optimizer=torch.optim.SGD, num_steps=2),
         "laplace_posterior": call(potential=made, starts=[start]),
@@ -333,8 +333,6 @@ def coresets() -> dict[str, Call]:
             num_experts=2,
             num_epochs=2,
             learning_rate=0.05,
-            momentum=0.0,
-            weight_decay=0.0,
             batch_size=4,
             plate="data",
             backend="eager",
