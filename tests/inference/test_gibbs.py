@@ -16,6 +16,7 @@ from pyro_ext.inference import (
     SGHMC,
     SGLD,
     ConditionalUpdate,
+    EarlyStopping,
     EnumeratedSites,
     Gibbs,
     IndependenceMetropolis,
@@ -271,14 +272,16 @@ def test_runs_go_on_after_interruption_in_the_warm_up(tmp_path):
     assert all(torch.equal(found[site], expected[site]) for site in expected)
 
 
-def test_updates_with_a_state_take_no_checkpoint(tmp_path):
+@pytest.mark.parametrize("option", ["checkpoint", "early_stopping"])
+def test_chains_of_updates_with_a_state_do_not_stop_on_their_way(option, tmp_path):
     class Counting(ConditionalUpdate):  # which does not say that it keeps no state
         def update(self, log_joint, values, sites):
             return {name: values[name] for name in sites}
 
     kernel = Gibbs([(NUTS(model), ["loc"]), (Counting(), ["kind"])])
-    with pytest.raises(ValueError, match="checkpoint takes a kernel whose state is known"):
-        MCMC(kernel, 3, checkpoint=tmp_path / "run")
+    value = {"checkpoint": tmp_path / "run", "early_stopping": EarlyStopping()}[option]
+    with pytest.raises(ValueError, match=f"{option} takes a kernel whose state is known"):
+        MCMC(kernel, 3, **{option: value})
 
 
 def funnel():
