@@ -13,6 +13,7 @@ from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gat
 from pyro_ext.inference.driver.driver import ChainMethod, Driver, DriverOptions
 from pyro_ext.inference.driver.early_stopping import EarlyStopping
 from pyro_ext.inference.driver.end_of_run import warn_at_end
+from pyro_ext.inference.driver.numbers import check_state_is_known
 from pyro_ext.inference.driver.segments import Segment
 from pyro_ext.inference.driver.stores import FolderStore, MemoryStore
 from pyro_ext.posterior.convergence import (
@@ -72,7 +73,8 @@ class MCMC(Driver):
         dict of values by site, deterministic ones included, to a tensor.
     :param Sequence extra_fields: fields of the state of the sampler to record at each draw, such as
         ``"momentum"`` of :class:`~pyro_ext.inference.SGHMC`; :meth:`get_extra_fields` gives them.
-    :param EarlyStopping early_stopping: when to stop before all samples are drawn.
+    :param EarlyStopping early_stopping: when to stop before all samples are drawn. It takes the
+        same kernels as a checkpoint, since chains wait at each look.
     :raises TypeError: if ``kernel`` is not an MCMC kernel, or for an unknown argument.
     :raises ValueError: for numbers out of range.
 
@@ -117,6 +119,8 @@ class MCMC(Driver):
             raise TypeError(
                 f"early_stopping must be an EarlyStopping or None, got {early_stopping!r:.80}"
             )
+        if early_stopping is not None:
+            check_state_is_known("early_stopping", kernel)
         self.early_stopping = early_stopping
         self._limit = self.num_samples
         self._store: MemoryStore | FolderStore = MemoryStore()

@@ -19,6 +19,7 @@ _ARMIJO = 1e-4
 _MOST_FAILURES = 25
 _CURVATURE = 1e-10
 _RESOLUTION = 4.0
+_HISTORY_SIZE = 10  # earlier steps that a direction takes into account
 
 
 def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
@@ -79,7 +80,6 @@ class BatchLBFGS(Minimizer):
 
     :param int max_steps: steps of a problem at most.
     :param float tolerance: largest element of a gradient that counts as zero.
-    :param int history_size: number of earlier steps that the direction takes into account.
 
     [1] J. Nocedal, S. J. Wright (2006), Numerical optimization, algorithm 7.5.
 
@@ -99,15 +99,12 @@ class BatchLBFGS(Minimizer):
 
     takes_minibatches = False
 
-    def __init__(
-        self, max_steps: int = 500, tolerance: float = 1e-5, history_size: int = 10
-    ) -> None:
+    def __init__(self, max_steps: int = 500, tolerance: float = 1e-5) -> None:
         self.max_steps = checks.integer("max_steps", max_steps, 1)
         self.tolerance = checks.number("tolerance", tolerance, above=0)
-        self.history_size = checks.integer("history_size", history_size, 1)
 
     def __repr__(self) -> str:
-        return f"BatchLBFGS({self.max_steps}, {self.tolerance}, {self.history_size})"
+        return f"BatchLBFGS({self.max_steps}, {self.tolerance})"
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Search; see :meth:`Minimizer.minimize`."""
@@ -125,7 +122,7 @@ class BatchLBFGS(Minimizer):
         length = gradient.norm(dim=-1).clamp(min=1.0).reciprocal()  # no earlier step sets a scale
         rays = _Rays(position[rows], value[rows], gradient, -gradient, length, rows)
         num_failures = torch.zeros_like(rows)
-        history = _History(self.history_size)
+        history = _History()
         for _ in range(self.max_steps):
             if not len(rays.rows):
                 break
@@ -259,8 +256,7 @@ class _Rays(NamedTuple):
 class _History:
     """Earlier steps and changes of the gradient, and the direction that follows from them."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self) -> None:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, step: Tensor, change: Tensor) -> None:
@@ -268,7 +264,7 @@ class _History:
         product = (step * change).sum(-1)
         least = _CURVATURE * step.norm(dim=-1) * change.norm(dim=-1)
         inverse = torch.where(product > least, product.reciprocal(), 0.0)
-        self.pairs = [*self.pairs[1 - self.size :], (step, change, inverse)]
+        self.pairs = [*self.pairs[1 - _HISTORY_SIZE :], (step, change, inverse)]
 
     def keep(self, chosen: Tensor) -> None:
         """Drop problems."""

@@ -2,7 +2,7 @@
 
 from pyro_ext.inference.averaging.alignment import align_units
 from pyro_ext.inference.averaging.auto_swag import AutoSWAG
-from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer, BoTorchOptimizer
+from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer
 from pyro_ext.inference.averaging.bezier_path import BezierPath
 from pyro_ext.inference.averaging.fusion import CheckpointCollector, FusionHistory, ModelFusion
 from pyro_ext.inference.averaging.hypervolumes import (
@@ -11,11 +11,9 @@ from pyro_ext.inference.averaging.hypervolumes import (
     pareto_mask,
 )
 from pyro_ext.inference.averaging.landscape import (
-    PlaneLosses,
     TraceEstimate,
     hutchinson_trace,
     path_losses,
-    plane_losses,
 )
 from pyro_ext.inference.averaging.pruning import MagnitudePruner, snip_scores, synflow_scores
 from pyro_ext.inference.averaging.soups import GreedySoup, LearnedSoup, greedy_soup, learned_soup
@@ -43,7 +41,6 @@ __all__ = [
     "AutoSWAG",
     "BayesianOptimizer",
     "BezierPath",
-    "BoTorchOptimizer",
     "CheckpointCollector",
     "FineTunedEnsemble",
     "FusionHistory",
@@ -51,7 +48,6 @@ __all__ = [
     "LearnedSoup",
     "MagnitudePruner",
     "ModelFusion",
-    "PlaneLosses",
     "SWAGPrior",
     "SWAGState",
     "Soup",
@@ -67,7 +63,6 @@ __all__ = [
     "learned_soup",
     "pareto_mask",
     "path_losses",
-    "plane_losses",
     "snip_scores",
     "soft_cross_entropy",
     "swag_distribution",

@@ -5,9 +5,7 @@ continue it elsewhere.
 """
 
 import math
-import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +13,6 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from pyro_ext._lib import checks
-from pyro_ext._lib.optional import optional_module
 from pyro_ext.inference.averaging.hypervolumes import (
     expected_hypervolume_improvement,
     hypervolume,
@@ -76,7 +73,6 @@ class BayesianOptimizer:
         num_initial: int | None = None,
         seed: int | None = None,
     ) -> None:
-        self._check_installed()
         self.bounds = checks.as_tensor(
             "bounds", bounds, "(2, num_inputs)", finite=True, dtype=torch.float64
         )
@@ -95,7 +91,11 @@ class BayesianOptimizer:
         )
         if self.reference is not None:
             self.reference = self.reference.double()
-            self._check_objectives(len(self.reference))
+            if len(self.reference) != 2:
+                raise ValueError(
+                    "reference must have the shape (2,), or be None for one objective, got "
+                    f"{len(self.reference)} numbers: BoTorch takes more"
+                )
         self.num_initial = (
             max(num_inputs, 2)
             if num_initial is None
@@ -106,9 +106,6 @@ class BayesianOptimizer:
         """Evaluated points. **Shape:** ``(num_points, num_inputs)``."""
         self.y = self.bounds.new_empty(0, self.num_objectives)
         """Their values. **Shape:** ``(num_points, num_objectives)``."""
-
-    def _check_installed(self) -> None:
-        """Refuse to begin without a package that is optional."""
 
     @property
     def num_objectives(self) -> int:
@@ -176,13 +173,6 @@ class BayesianOptimizer:
         # None is less than the one before, but for rounding.
         return torch.stack(volumes).cummax(0).values if volumes else self.y[:, 0]
 
-    def _check_objectives(self, number: int) -> None:
-        if number != 2:
-            raise ValueError(
-                "reference must have the shape (2,), or be None for one objective; "
-                f"BoTorchOptimizer takes more than two: got {number} numbers"
-            )
-
     def _propose(self, x: Tensor, y: Tensor) -> Tensor:
         """The next point, in the unit box."""
         surrogate = _fit(x, y)
@@ -203,83 +193,6 @@ class BayesianOptimizer:
             return expected_hypervolume_improvement(mean, sd, front, reference)
 
         return _maximize(gain, good)
-
-
-class BoTorchOptimizer(BayesianOptimizer):
-    """Bayesian optimization with BoTorch's surrogates and acquisition functions.
-
-    Several objectives go by noisy expected hypervolume improvement,
-    ``qLogNoisyExpectedHypervolumeImprovement`` [1], one by ``qLogExpectedImprovement``. It takes
-    any number of objectives and several times as long as
-    :class:`~pyro_ext.inference.averaging.BayesianOptimizer`, whose arguments and methods it has. It
-    needs the extra ``gp``.
-
-    [1] S. Daulton, M. Balandat, E. Bakshy (2021),
-    Parallel Bayesian optimization of multiple noisy objectives with expected hypervolume
-    improvement.
-
-    Example::
-
-        >>> search = BoTorchOptimizer([[-2.0], [2.0]], seed=0)
-        >>> search.ask().shape
-        torch.Size([1])
-    """
-
-    def _check_installed(self) -> None:
-        if find_spec("botorch") is None:  # to import it takes seconds
-            optional_module("botorch", "BoTorchOptimizer", "botorch", "gp")
-
-    def _check_objectives(self, number: int) -> None:
-        if number < 2:
-            raise ValueError(
-                "reference must have two numbers or more, or be None for one objective, got "
-                f"{number}"
-            )
-
-    def _propose(self, x: Tensor, y: Tensor) -> Tensor:
-        from botorch import acquisition, fit, models, optim
-        from botorch.acquisition.multi_objective.logei import (
-            qLogNoisyExpectedHypervolumeImprovement,
-        )
-        from botorch.models.transforms import Standardize
-        from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-        from botorch.sampling import SobolQMCNormalSampler
-        from gpytorch.mlls import SumMarginalLogLikelihood
-
-        surrogate = models.ModelListGP(
-            *(
-                models.SingleTaskGP(
-                    x,
-                    column[:, None],
-                    covar_module=get_covar_module_with_dim_scaled_prior(
-                        ard_num_dims=x.shape[-1], use_rbf_kernel=False
-                    ),
-                    outcome_transform=Standardize(m=1),
-                )
-                for column in y.unbind(-1)
-            )
-        )
-        sampler = SobolQMCNormalSampler(torch.Size([128]), seed=spawn_seed(self.seed, 2))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of fits that it repeats by itself
-            fit.fit_gpytorch_mll(SumMarginalLogLikelihood(surrogate.likelihood, surrogate))
-            gain: Any = (
-                acquisition.qLogExpectedImprovement(surrogate, y.max(), sampler)
-                if self.reference is None
-                else qLogNoisyExpectedHypervolumeImprovement(
-                    surrogate, self.reference, x, sampler, prune_baseline=True
-                )
-            )
-            found, _ = optim.optimize_acqf(
-                gain,
-                torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])]),
-                q=1,
-                num_restarts=_NUM_RESTARTS,
-                raw_samples=_NUM_RAW,
-                options={"maxiter": 200},
-            )
-        inside: Tensor = found[0].detach()
-        return inside
 
 
 def _is_good(y: Tensor) -> Tensor:

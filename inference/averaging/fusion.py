@@ -164,8 +164,8 @@ class ModelFusion:
     :param Iterable batches: minibatches of inputs for a module with batch normalization, whose
         statistics are recomputed for each average, as by
         :func:`~pyro_ext.inference.averaging.update_batch_norm`.
-    :param Callable optimizer: :class:`~pyro_ext.inference.averaging.BayesianOptimizer` for one or
-        two objectives, or :class:`~pyro_ext.inference.averaging.BoTorchOptimizer`.
+    :param Callable optimizer: :class:`~pyro_ext.inference.averaging.BayesianOptimizer`, for one or
+        two objectives, or a class of your own with the same arguments and methods.
     :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
     :raises ValueError: for checkpoints that do not fit each other or the module, or are not finite.
 

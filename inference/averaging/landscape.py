@@ -1,4 +1,4 @@
-"""Losses along paths and in planes of weights, and the trace of a loss's Hessian."""
+"""Losses along paths of weights, and the trace of a loss's Hessian."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from pyro_ext._lib import checks
 from pyro_ext._lib.progress import progress_bar
-from pyro_ext.inference.averaging.bezier_path import BezierPath, check_same_parameters, with_weights
+from pyro_ext.inference.averaging.bezier_path import BezierPath, with_weights
 from pyro_ext.random import fresh_seed
 
 _NUMBERS_PER_CALL = 2**22
-_MARGIN = 0.2  # of the grid around the networks, as a fraction of their extent
 
 
 def path_losses(
@@ -48,85 +47,6 @@ def path_losses(
     positions = checks.as_tensor("positions", positions, "(n,)", finite=True)
     weights = (path.weights(r) for r in positions)
     return _losses(path.control, weights, len(positions), loss, batches, progress)
-
-
-class PlaneLosses(NamedTuple):
-    """Losses on a grid in the plane through three networks, in units of distance of weights.
-
-    :param Tensor x: first coordinates. **Shape:** ``(num_points,)``.
-    :param Tensor y: second coordinates. **Shape:** ``(num_points,)``.
-    :param Tensor losses: of each pair. **Shape:** ``(num_points, num_points)``, rows by ``y``.
-    :param Tensor corners: coordinates of the networks. **Shape:** ``(3, 2)``.
-    """
-
-    x: Tensor
-    y: Tensor
-    losses: Tensor
-    corners: Tensor
-
-
-def plane_losses(
-    module_a: nn.Module,
-    module_b: nn.Module,
-    module_c: nn.Module,
-    loss: Callable[[nn.Module], Tensor | float],
-    num_points: int = 21,
-    batches: Iterable[Any] | None = None,
-    *,
-    progress: bool = False,
-) -> PlaneLosses:
-    """Losses in the plane through the weights of three networks [1].
-
-    The first network is the origin, and the second lies on the first axis.
-
-    :param torch.nn.Module module_a: a network.
-    :param torch.nn.Module module_b: one with the same parameters.
-    :param torch.nn.Module module_c: likewise, not on the line through the others.
-    :param Callable loss: of a network in evaluation mode, a scalar.
-    :param int num_points: of the grid in each direction.
-    :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
-        through at each point.
-    :param bool progress: whether to show a progress bar.
-    :raises ValueError: where a loss is not finite, or the networks lie on a line.
-
-    [1] T. Garipov et al. (2018),
-    Loss surfaces, mode connectivity, and fast ensembling of DNNs.
-
-    Example::
-
-        >>> x, y = torch.randn(64, 3), torch.arange(64) % 2
-        >>> networks = [torch.nn.Linear(3, 2) for _ in range(3)]
-        >>> plane = plane_losses(
-        ...     *networks, lambda net: torch.nn.functional.cross_entropy(net(x), y), num_points=4)
-        >>> plane.losses.shape, plane.corners.shape
-        (torch.Size([4, 4]), torch.Size([3, 2]))
-    """
-    check_same_parameters(module_a, module_b, "module_b")
-    check_same_parameters(module_a, module_c, "module_c")
-    num_points = checks.integer("num_points", num_points, 2)
-    origin, *others = (
-        {name: parameter.detach() for name, parameter in module.named_parameters()}
-        for module in (module_a, module_b, module_c)
-    )
-    first, second = ({name: w[name] - origin[name] for name in w} for w in others)
-    length, reach = math.sqrt(_dot(first, first)), math.sqrt(_dot(second, second))
-    along = _dot(first, second) / (length or 1.0)
-    height = math.sqrt(max(reach**2 - along**2, 0.0))
-    if height <= 1e-6 * reach or length == 0:
-        raise ValueError("module_c must not lie on the line through module_a and module_b")
-    corners = torch.tensor([[0.0, 0.0], [length, 0.0], [along, height]])
-    low, high = corners.amin(0), corners.amax(0)
-    low, high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
-    x, y = (torch.linspace(float(a), float(b), num_points) for a, b in zip(low, high, strict=True))
-
-    def weights(u: float, v: float) -> dict[str, Tensor]:
-        of_second = v / height
-        of_first = (u - of_second * along) / length
-        return {n: w + of_first * first[n] + of_second * second[n] for n, w in origin.items()}
-
-    points = (weights(u, v) for v in y.tolist() for u in x.tolist())
-    losses = _losses(module_a, points, num_points**2, loss, batches, progress)
-    return PlaneLosses(x, y, losses.reshape(num_points, num_points), corners)
 
 
 class TraceEstimate(NamedTuple):
@@ -189,10 +109,6 @@ def hutchinson_trace(
     values = torch.cat(found)
     checks.all_finite("loss", values)
     return TraceEstimate(float(values.mean()), float(values.std() / math.sqrt(num_probes)))
-
-
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
 
 
 @torch.no_grad()

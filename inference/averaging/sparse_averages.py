@@ -21,12 +21,11 @@ from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import (
     comparable,
-    differences,
     read_training,
     write_training,
 )
 from pyro_ext.inference.training.fits import check_fits
-from pyro_ext.posterior.identity import data_identity
+from pyro_ext.posterior.identity import data_identity, differences
 from pyro_ext.random import fresh_seed, spawn_seed
 
 _SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)

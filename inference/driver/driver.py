@@ -21,7 +21,7 @@ from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference.driver.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference.driver.numbers import has_known_state, usual_warmup
+from pyro_ext.inference.driver.numbers import check_state_is_known, usual_warmup
 from pyro_ext.inference.driver.pyro_kernels import PyroOptions, PyroRunner
 from pyro_ext.inference.driver.segments import (
     GroupState,
@@ -129,11 +129,8 @@ class Driver(ABC):
             )
         if checkpoint is not None and not isinstance(checkpoint, str | Path):
             raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.80}")
-        if checkpoint is not None and not has_known_state(kernel):
-            raise ValueError(
-                "checkpoint takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
-                f"NUTS, or Gibbs with blocks of such kernels; got {type(kernel).__name__}"
-            )
+        if checkpoint is not None:
+            check_state_is_known("checkpoint", kernel)
         is_vectorized = isinstance(kernel, VectorizedKernel) and not kernel.one_at_a_time
         if group_size not in (None, 1) and not is_vectorized:
             raise ValueError(

@@ -30,6 +30,15 @@ def has_known_state(kernel: object) -> bool:
     return bool(getattr(kernel, "has_known_state", known))
 
 
+def check_state_is_known(option: str, kernel: object) -> None:
+    """Raise where an option stops chains on their way and the kernel cannot go on from there."""
+    if not has_known_state(kernel):
+        raise ValueError(
+            f"{option} takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
+            f"NUTS, or Gibbs with blocks of such kernels; got {type(kernel).__name__}"
+        )
+
+
 def adapts(kernel: object) -> bool:
     """Tell whether a kernel finds settings of its own in the warm-up."""
     return isinstance(kernel, HMC) or bool(getattr(kernel, "adapts", False))

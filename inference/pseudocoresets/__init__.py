@@ -40,8 +40,6 @@ from pyro_ext.inference.pseudocoresets.trajectories import (
     TrajectorySnapshots,
     TrajectorySurrogate,
     descend,
-    descent_snapshots,
-    unrolled_descent,
 )
 
 __all__ = [
@@ -66,7 +64,6 @@ __all__ = [
     "TrajectorySurrogate",
     "Wasserstein",
     "descend",
-    "descent_snapshots",
     "diagonal_marginal",
     "evaluate_coreset",
     "evaluate_draws",
@@ -83,5 +80,4 @@ __all__ = [
     "reverse_kl_loss",
     "standard_deviation_ratios",
     "standardized_mean_differences",
-    "unrolled_descent",
 ]

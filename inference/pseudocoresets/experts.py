@@ -38,8 +38,8 @@ class ExpertBuffer:
     :param Tensor losses: mean loss of each epoch. **Shape:** ``(num_experts, num_checkpoints -
         1)``.
     :param int num_steps: number of steps of an epoch, where it is known.
-    :param float learning_rate: of these steps, where it is known; with momentum that of plain
-        descent that goes as far, over one minus the momentum.
+    :param float learning_rate: of these steps, where it is known; with momentum, that over
+        one minus the momentum.
     :raises ValueError: for shapes that do not fit each other, values that are not finite, numbers
         out of range, or trajectories that jump from one epoch to the next, after the first one,
         more than five times as far as in any other epoch: pieces of different runs do not make an
@@ -120,8 +120,6 @@ class ExpertBuffer:
         num_experts: int = 20,
         num_epochs: int = 12,
         learning_rate: float = 0.05,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
         batch_size: int | None = None,
         init_strategy: InitStrategy | None = None,
         plate: str | None = None,
@@ -142,8 +140,6 @@ class ExpertBuffer:
         :param int num_epochs: number of passes over the data. What does not fill a minibatch is
             left out of a pass, each time other observations.
         :param float learning_rate: step size on the mean loss.
-        :param float momentum: as of :class:`torch.optim.SGD`.
-        :param float weight_decay: as of :class:`torch.optim.SGD`, on unconstrained values.
         :param int batch_size: size of the minibatches; without it that of the model where it takes
             any, and 64 otherwise, but no more than there are observations.
         :param init_strategy: where experts start, a function of a site as in
@@ -162,8 +158,6 @@ class ExpertBuffer:
         num_experts = checks.integer("num_experts", num_experts, 1)
         num_epochs = checks.integer("num_epochs", num_epochs, 1)
         checks.number("learning_rate", learning_rate, above=0)
-        checks.number("momentum", momentum, least=0, below=1)
-        checks.number("weight_decay", weight_decay, least=0)
         seed = fresh_seed(seed)
         args, kwargs = data_arguments(model, args, kwargs)
         whole = WeightedPotential(
@@ -182,11 +176,7 @@ class ExpertBuffer:
         size = _batch_size(whole, batch_size)
         loss = whole.with_rows([row[:size] for row in whole.rows])
         position = whole.start(range(num_experts), seed, init_strategy)
-        trainer = Trainer(
-            [position],
-            partial(SGD, lr=learning_rate, momentum=momentum, weight_decay=weight_decay),
-            independent_rows=True,
-        )
+        trainer = Trainer([position], partial(SGD, lr=learning_rate), independent_rows=True)
         # Orders of an expert do not depend on the number of experts.
         generators = [
             torch.Generator().manual_seed(spawn_seed(seed, number, 2))
@@ -226,7 +216,7 @@ class ExpertBuffer:
             whole.layout.shapes,
             by_epoch[is_good],
             num_steps=len(whole.rows[0]) // size,
-            learning_rate=learning_rate / (1.0 - momentum),
+            learning_rate=learning_rate,
         )
 
     # Using ---------------------------------------------------------------------------------------

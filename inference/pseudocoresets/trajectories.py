@@ -53,26 +53,27 @@ def descend(
         tensor([[0.7500],
                 [0.7500]])
     """
-    return descent_snapshots(posterior, coreset, start, num_steps, learning_rate, num_steps)[-1]
+    checks.instance("posterior", posterior, WeightedPosterior, "the posterior of a guide")
+    checks.instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
+    checks.instance("start", start, Tensor, "a tensor")
+    checks.as_tensor("start", start, f"(*batch, {posterior.layout.size})")
+    if not start.is_floating_point():
+        raise TypeError(f"start must have a floating-point type, got {checks.shown(start)}")
+    num_steps = checks.integer("num_steps", num_steps, 1)
+    if not isinstance(learning_rate, Tensor):
+        checks.number("learning_rate", learning_rate, least=0)
+    return _descent_snapshots(posterior, coreset, start, num_steps, learning_rate, num_steps)[-1]
 
 
-def descent_snapshots(
+def _descent_snapshots(
     posterior: WeightedPosterior,
     coreset: Coreset,
     start: Tensor,
     num_steps: int,
     learning_rate: float | Tensor,
-    thinning: int = 1,
+    thinning: int,
 ) -> list[Tensor]:
-    """Take steps of gradient descent as :func:`descend` does, and keep points on the way.
-
-    :param int thinning: number of steps from one point that is kept to the next; further arguments
-        are those of :func:`descend`.
-    :returns: the points, without the start. **Shape:** as the start, each.
-    """
-    _check(posterior, coreset, start, learning_rate)
-    num_steps = checks.integer("num_steps", num_steps, 1)
-    thinning = checks.integer("thinning", thinning, 1)
+    """Points on the way of a descent, one after each ``thinning`` steps, without the start."""
     fixed, position = coreset.detached(), start.detach()
     if isinstance(learning_rate, Tensor):
         learning_rate = learning_rate.detach()
@@ -85,7 +86,7 @@ def descent_snapshots(
     return kept
 
 
-def unrolled_descent(
+def _unrolled_descent(
     posterior: WeightedPosterior,
     coreset: Coreset,
     start: Tensor,
@@ -94,32 +95,15 @@ def unrolled_descent(
 ) -> Tensor:
     """Take steps of gradient descent that can be differentiated.
 
-    Arguments and numbers are those of :func:`descend`. Gradients flow into rows, weights, start and
-    learning rate, through second derivatives of the model. The memory grows with the number of
-    steps.
+    Gradients flow into rows, weights, start and learning rate, through second derivatives of the
+    model. The memory grows with the number of steps.
     """
-    _check(posterior, coreset, start, learning_rate)
-    num_steps = checks.integer("num_steps", num_steps, 1)
     rate = learning_rate / coreset.weights.sum()
     position = start
     for _ in range(num_steps):
         gradient = posterior.likelihood.differentiable_gradient(position, coreset)
         position = position - rate * gradient
     return position
-
-
-def _check(
-    posterior: WeightedPosterior, coreset: Coreset, start: Tensor, learning_rate: float | Tensor
-) -> None:
-    """Check what all of them take."""
-    checks.instance("posterior", posterior, WeightedPosterior, "the posterior of a guide")
-    checks.instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
-    checks.instance("start", start, Tensor, "a tensor")
-    checks.as_tensor("start", start, f"(*batch, {posterior.layout.size})")
-    if not start.is_floating_point():
-        raise TypeError(f"start must have a floating-point type, got {checks.shown(start)}")
-    if not isinstance(learning_rate, Tensor):
-        checks.number("learning_rate", learning_rate, least=0)
 
 
 _MAX_START = 10
@@ -284,7 +268,7 @@ class TrajectorySurrogate(Surrogate):
         start, of_data = self.random_segment(guide)
         steps = (coreset, start[None], self.num_steps, self.learning_rate)
         if hasattr(divergence, "of_trajectory_ends"):
-            (end,) = unrolled_descent(posterior, *steps)
+            (end,) = _unrolled_descent(posterior, *steps)
             loss: Tensor = divergence.of_trajectory_ends(start, of_data, end)
             return loss
         (of_coreset,) = descend(posterior, *steps)
@@ -418,7 +402,7 @@ class TrajectorySnapshots:
         position = descend(posterior, coreset, position, first, self.learning_rate)
         snapshots = [position]
         if between:
-            snapshots += descent_snapshots(
+            snapshots += _descent_snapshots(
                 posterior, coreset, position, between, self.learning_rate, self.thinning
             )
         return SnapshotPair(expert[-self.num_snapshots :], torch.cat(snapshots))

@@ -1,7 +1,7 @@
 """Sequential Monte Carlo: over steps of a model, over sequences, and from prior to posterior."""
 
 from pyro_ext.inference.smc.autoregressive import IncrementalModel, sequence_log_prob
-from pyro_ext.inference.smc.distillation import EffectivePotential, SelfDistilledTwistedSMC
+from pyro_ext.inference.smc.distillation import SelfDistilledTwistedSMC
 from pyro_ext.inference.smc.filters import TwistedSMCFilter
 from pyro_ext.inference.smc.huggingface import CausalLM
 from pyro_ext.inference.smc.losses import (
@@ -25,7 +25,6 @@ __all__ = [
     "CTLLoss",
     "CausalLM",
     "DPGLoss",
-    "EffectivePotential",
     "FUDGELoss",
     "IncrementalModel",
     "MarkovSMC",

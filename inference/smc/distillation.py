@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.smc.autoregressive import check_model, sequence_log_prob
+from pyro_ext.inference.smc.autoregressive import sequence_log_prob
 from pyro_ext.inference.smc.losses import CTLLoss, TwistLoss, weighted_cross_entropy
 from pyro_ext.inference.smc.twisted import TwistedSMC, twist_trainer
 from pyro_ext.inference.training import Trainer
@@ -21,56 +21,13 @@ from pyro_ext.random import fresh_seed, spawn_seed
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
-class EffectivePotential:
-    r"""The potential with which another base model has the same target.
-
-    :math:`\log \phi'(s) = \log \phi(s) + \log p_0(s) - \log p'(s)`, so that
-    :math:`p'(s)\, \phi'(s) = p_0(s)\, \phi(s)` for all sequences.
-
-    :param Callable log_potential: :math:`\log \phi`.
-    :param original: the model :math:`p_0`.
-    :param current: the model :math:`p'`, which must not change any more.
-    :param int length: number of tokens of a sequence, without the prompt.
-
-    Example::
-
-        >>> def coin(prefix):
-        ...     return torch.tensor([0.5, 0.5]).log().expand(len(prefix), 2)
-        >>> def biased(prefix):
-        ...     return torch.tensor([0.25, 0.75]).log().expand(len(prefix), 2)
-        >>> potential = EffectivePotential(lambda s: s.sum(-1).float(), coin, biased, length=1)
-        >>> potential(torch.tensor([[0], [1]]))
-        tensor([0.6931, 0.5945])
-    """
-
-    def __init__(
-        self, log_potential: Callable[[Tensor], Tensor], original: Any, current: Any, length: int
-    ) -> None:
-        checks.function("log_potential", log_potential, "a function of sequences", or_class=False)
-        check_model("original", original)
-        check_model("current", current)
-        self.log_potential, self.original, self.current = log_potential, original, current
-        self.length = checks.integer("length", length, 1)
-
-    @torch.no_grad()
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Log potentials of prompts followed by sequences, or of sequences."""
-        num_prompt = tokens.shape[1] - self.length
-        return (
-            self.log_potential(tokens)
-            + sequence_log_prob(self.original, tokens, num_prompt)
-            - sequence_log_prob(self.current, tokens, num_prompt)
-        )
-
-
 class SelfDistilledTwistedSMC:
     r"""Twisted SMC that learns its base model along with its twists [1].
 
     Where the target :math:`\sigma \propto p_0 \phi` lives in places of little mass under the base
     model, twists get no signal. Generation :math:`m` therefore learns twists for a base
-    :math:`p^{(m)}` with the potential :math:`\phi^{(m)} = \phi\, p_0 / p^{(m)}`
-    (:class:`~pyro_ext.inference.smc.EffectivePotential`), and its weighted sequences train the next
-    base model by maximum likelihood. The target stays the same.
+    :math:`p^{(m)}` with the potential :math:`\phi^{(m)} = \phi\, p_0 / p^{(m)}`, and its weighted
+    sequences train the next base model by maximum likelihood. The target stays the same.
 
     Each generation begins with the base model and the twists of the one before. A base model that
     adds what it learns to a fixed one, as
@@ -249,8 +206,8 @@ class SelfDistilledTwistedSMC:
         self._num_phases += 1
         if not is_twist:
             base = _frozen(self._student)
-            length = self.sampler.length
-            potential = EffectivePotential(self.log_potential, self.original, base, length)
+            before = self.log_potential, self.original
+            potential = partial(_effective_potential, *before, base, self.sampler.length)
             self.sampler = _changed(self.sampler, base=base, log_potential=potential)
         return True
 
@@ -263,6 +220,24 @@ class SelfDistilledTwistedSMC:
         found = sampler.run(self.prompt)
         weights = found.log_weights.softmax(-1)
         return weighted_cross_entropy(self._student, found.sequences, weights, self.prompt)
+
+
+@torch.no_grad()
+def _effective_potential(
+    log_potential: Callable[[Tensor], Tensor],
+    original: nn.Module,
+    current: nn.Module,
+    length: int,
+    tokens: Tensor,
+) -> Tensor:
+    r"""The potential with which another base model has the same target.
+
+    :math:`\log \phi'(s) = \log \phi(s) + \log p_0(s) - \log p'(s)`, so that
+    :math:`p'(s)\, \phi'(s) = p_0(s)\, \phi(s)` for all sequences, which may follow a prompt.
+    """
+    num_prompt = tokens.shape[1] - length
+    before = log_potential(tokens) + sequence_log_prob(original, tokens, num_prompt)
+    return before - sequence_log_prob(current, tokens, num_prompt)
 
 
 def _check_folder(checkpoint: Any) -> None:

@@ -89,23 +89,6 @@ def comparable(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Say what differs between two nested descriptions."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        old, new = (dict(enumerate(values)) for values in (old, new))
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            text
-            for key in dict.fromkeys([*old, *new])
-            for text in differences(
-                old.get(key, "missing"),
-                new.get(key, "missing"),
-                f"{path}.{key}" if path else str(key),
-            )
-        ]
-    return [] if old == new else [f"{path} was {old!r:.80} and is {new!r:.80}"]
-
-
 def random_states() -> list[Tensor]:
     """States of PyTorch's global generators: of the CPU, and of the GPUs in use."""
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()

@@ -36,7 +36,6 @@ from pyro_ext.inference.training._pyro_optimizer import PyroOptimizer
 from pyro_ext.inference.training.batches import ShuffledBatches
 from pyro_ext.inference.training.checkpoints import (
     comparable,
-    differences,
     joined,
     random_states,
     read_training,
@@ -45,6 +44,7 @@ from pyro_ext.inference.training.checkpoints import (
     write_training,
 )
 from pyro_ext.inference.training.outcome import TrainingDiverged, warn_of_losses, warn_of_rows
+from pyro_ext.posterior.identity import differences
 from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["Loss", "Optimizer", "Parameters", "Trainer", "TrainingDiverged"]

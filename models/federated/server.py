@@ -20,7 +20,6 @@ from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
 from pyro_ext.inference.training.checkpoints import (
     comparable,
-    differences,
     read_training,
     write_training,
 )
@@ -28,7 +27,7 @@ from pyro_ext.inference.training.fits import check_fits
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.models.federated.strategies import STRATEGIES, Strategy
 from pyro_ext.nn import LoRALinear, add_lora, lora_layers
-from pyro_ext.posterior.identity import data_identity
+from pyro_ext.posterior.identity import data_identity, differences
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 Clients = Sequence[tuple[Tensor, Tensor]]

@@ -25,7 +25,7 @@ _USUAL_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 # What extras are for; the others are sums of these, or for work on the package itself.
 PURPOSES = {
     "data": "data sets of scikit-learn and mlxtend",
-    "gp": "Gaussian processes, Bayesian optimization",
+    "gp": "Gaussian processes",
     "plots": "figures",
     "scale": "chains on a cluster of Dask",
     "mpi": "chains on processes of MPI",

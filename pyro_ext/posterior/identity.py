@@ -191,6 +191,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     for key in dict.fromkeys([*old, *new]):
         entry = f"{prefix}{key}"
         one, other = old.get(key), new.get(key)
+        if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+            one, other = (dict(enumerate(values)) for values in (one, other))
         if _is_fingerprint(one) and _is_fingerprint(other):
             if (number := _first_difference(one, other)) is not None:
                 there, here = _number(one, number), _number(other, number)

@@ -188,7 +188,7 @@ def optimization() -> dict[str, Call]:
         return position.square().sum(-1), 2.0 * position
 
     return {
-        "BatchLBFGS": call(max_steps=5, tolerance=1e-5, history_size=2),
+        "BatchLBFGS": call(max_steps=5, tolerance=1e-5),
         "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
         "BatchOptimizer": call(optimizer=torch.optim.SGD, num_steps=2),
         "laplace_posterior": call(potential=made, starts=[start]),
@@ -331,8 +331,6 @@ def coresets() -> dict[str, Call]:
             num_experts=2,
             num_epochs=2,
             learning_rate=0.05,
-            momentum=0.0,
-            weight_decay=0.0,
             batch_size=4,
             plate="data",
             backend="eager",
@@ -474,13 +472,6 @@ def pseudocoresets() -> dict[str, Call]:
         other_covariance=2.0 * torch.eye(2),
     )
     guide = AutoPseudocoreset(regression, X, Y, size=2, backend="eager", seed=0)
-    descent: dict[str, Any] = dict(
-        posterior=guide.posterior,
-        coreset=guide.coreset(),
-        start=torch.zeros(2, 1),
-        num_steps=2,
-        learning_rate=0.5,
-    )
     draws, other = {"slope": torch.randn(5)}, {"slope": torch.randn(6)}
     data = {"x": X, "y": Y}
 
@@ -488,9 +479,13 @@ def pseudocoresets() -> dict[str, Call]:
         return inputs @ flat
 
     return {
-        "descend": call(**descent),
-        "descent_snapshots": call(**descent, thinning=1),
-        "unrolled_descent": call(**descent),
+        "descend": call(
+            posterior=guide.posterior,
+            coreset=guide.coreset(),
+            start=torch.zeros(2, 1),
+            num_steps=2,
+            learning_rate=0.5,
+        ),
         "diagonal_marginal": call(function=linear, snapshots=snapshots, mean="average"),
         "full_marginal": call(function=linear, snapshots=snapshots, mean="average"),
         "linearized_marginal": call(function=linear, mean=torch.ones(2), covariance=torch.ones(2)),

@@ -7,7 +7,6 @@ from torch import nn
 
 from pyro_ext.inference.averaging import (
     BayesianOptimizer,
-    BoTorchOptimizer,
     CheckpointCollector,
     ModelFusion,
 )
@@ -44,10 +43,6 @@ def fusion() -> dict[str, Call]:
         ),
         "BayesianOptimizer": call(**searched),
         "BayesianOptimizer.tell": of(search, x=torch.rand(2), y=torch.rand(2)),
-        "BoTorchOptimizer": call(**searched),
-        "BoTorchOptimizer.tell": of(
-            BoTorchOptimizer(**searched), x=torch.rand(1, 2), y=torch.rand(1, 2)
-        ),
         "CheckpointCollector": call(module=module, num_steps=10, num=2, start=0.5),
         "CheckpointCollector.watch": of(
             collector, optimizer=torch.optim.SGD(module.parameters(), lr=0.1)

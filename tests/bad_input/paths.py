@@ -19,9 +19,8 @@ def half(module: nn.Module) -> torch.Tensor:
 
 def averaging() -> dict[str, Call]:
     torch.manual_seed(0)
-    modules: Any = [MLP(4, [3], 2) for _ in range(3)]
-    path = BezierPath(*modules[:2])
-    two: dict[str, Any] = dict(module_a=modules[0], module_b=modules[1])
+    two: dict[str, Any] = {f"module_{name}": MLP(4, [3], 2) for name in "ab"}
+    path = BezierPath(**two)
     weights = {"x": torch.ones(3)}
     return {
         "BezierPath": call(**two),
@@ -33,9 +32,6 @@ def averaging() -> dict[str, Call]:
         ),
         "path_losses": call(
             path=path, loss=half, positions=torch.tensor([0.2, 0.5]), batches=[X], progress=False
-        ),
-        "plane_losses": call(
-            **two, module_c=modules[2], loss=half, num_points=2, batches=[X], progress=False
         ),
     }
 

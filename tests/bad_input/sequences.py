@@ -112,9 +112,6 @@ def smc() -> dict[str, Call]:
         ),
         "SelfDistilledTwistedSMC.run": of(distilled, num_generations=1, progress=False),
         "SelfDistilledTwistedSMC.step": of(distilled, progress=False),
-        "EffectivePotential": call(
-            log_potential=number_of_heads, original=coins, current=coins, length=3
-        ),
         "CTLLoss": call(num_particles=4),
         "CTLLoss.differentiable_loss": of(CTLLoss(), smc=sampler),
         "SoftQLoss": call(num_particles=4),

@@ -1,4 +1,4 @@
-"""A model for tests of drivers, where its posterior does not matter, and draws to compare with."""
+"""A model for tests of drivers, where its posterior does not matter, and what compares draws."""
 
 import pyro
 import pyro.distributions as dist
@@ -47,6 +47,12 @@ def assert_same(one, other):
     assert set(one) == set(other)
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
+
+
+def assert_mean(values, exact, most=4.5):
+    """The mean of independent rows is within so many standard errors of what it should be."""
+    scores = (values.mean(0) - exact) / (values.std(0) / len(values) ** 0.5)
+    assert float(scores.abs().max()) < most, scores
 
 
 def data():

@@ -16,6 +16,7 @@ from pyro_ext.inference import (
     SGHMC,
     SGLD,
     ConditionalUpdate,
+    EarlyStopping,
     EnumeratedSites,
     Gibbs,
     IndependenceMetropolis,
@@ -27,6 +28,7 @@ from pyro_ext.inference.partitions import MarginalGibbs
 from pyro_ext.potential import Potential
 from pyro_ext.potential.enumeration import full_conditional
 from pyro_ext.random_measures import PitmanYor
+from pyro_ext.testing.kernels import check_segments
 from tests.inference.models import assert_same
 from tests.inference.partitions.enumeration import partitions
 
@@ -270,14 +272,16 @@ def test_runs_go_on_after_interruption_in_the_warm_up(tmp_path):
     assert all(torch.equal(found[site], expected[site]) for site in expected)
 
 
-def test_updates_with_a_state_take_no_checkpoint(tmp_path):
+@pytest.mark.parametrize("option", ["checkpoint", "early_stopping"])
+def test_chains_of_updates_with_a_state_do_not_stop_on_their_way(option, tmp_path):
     class Counting(ConditionalUpdate):  # which does not say that it keeps no state
         def update(self, log_joint, values, sites):
             return {name: values[name] for name in sites}
 
     kernel = Gibbs([(NUTS(model), ["loc"]), (Counting(), ["kind"])])
-    with pytest.raises(ValueError, match="checkpoint takes a kernel whose state is known"):
-        MCMC(kernel, 3, checkpoint=tmp_path / "run")
+    value = {"checkpoint": tmp_path / "run", "early_stopping": EarlyStopping()}[option]
+    with pytest.raises(ValueError, match=f"{option} takes a kernel whose state is known"):
+        MCMC(kernel, 3, **{option: value})
 
 
 def funnel():
@@ -388,18 +392,9 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_runs_go_on_from_a_checkpoint(name, tmp_path):
-    """After some draws, in pieces of any length."""
+def test_a_run_goes_on_after_any_step(name):
     make, data = RESUMED[name]
-    options = {"warmup_steps": 5, "num_chains": 2, "seed": 3, "progress": False}
-    expected = MCMC(make(), 9, **options).run(*data).get_samples(group_by_chain=True)
-    for number in (4, 9):
-        mcmc = MCMC(make(), number, checkpoint=tmp_path / "run", **options).run(*data)
-        for site, values in mcmc.get_samples(group_by_chain=True).items():
-            assert torch.equal(values, expected[site][:, :number])
-    with pytest.raises(CheckpointError, match="kernel"):
-        other = Gibbs([(NUTS(model, step_size=0.3), ["loc"]), (PriorProposals(), ["kind"])])
-        MCMC(other, 9, checkpoint=tmp_path / "run", **options).run(X)
+    check_segments(make(), *data, warmup_steps=5)
 
 
 class Slowing(RandomWalk):

@@ -161,7 +161,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     assert again.losses == whole.losses
     for one, other in zip(again.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(CheckpointError, match="training: identity.num_pairs was 3 and is 2"):
+    with pytest.raises(CheckpointError, match="training: identity: num_pairs is 3 there and 2"):
         trainer(checkpoint=path, num_pairs=2)
 
 

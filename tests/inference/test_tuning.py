@@ -416,12 +416,6 @@ def test_a_diverged_candidate_is_infinitely_bad(x):
         short(SGLD(model), x, grid={"step_size": [1e3, 1e6]})
 
 
-def test_a_candidate_that_diverges_late_falls_behind_those_that_were_dropped():
-    ranked = [(0.7, 80), (0.1, 40), (0.5, 40), (math.inf, 160)]
-    trials = [tuning.Trial({}, *numbers) for numbers in sorted(ranked)]
-    assert [(t.score, t.num_steps) for t in sorted(trials, key=tuning._rank)] == ranked
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 7])
 def test_after_an_interrupt_the_best_so_far_is_returned(calls, x, monkeypatch):

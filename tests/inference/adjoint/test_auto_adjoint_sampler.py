@@ -11,6 +11,7 @@ from pyro.infer import Predictive, Trace_ELBO
 from pyro_ext.inference import AutoAdjointSampler
 from pyro_ext.inference.adjoint import ConstantNoise
 from pyro_ext.testing.guides import check_guide
+from tests.inference.models import assert_mean
 
 COUNTS = torch.tensor([3.0, 5.0, 4.0])
 
@@ -75,8 +76,7 @@ def test_weights_without_training():
     """The evidence from the coordinates alone, within 4.5 standard errors: 7e-6."""
     guide = made().fit(COUNTS, num_steps=0, progress=False)
     _, log_weight = guide.sample(20_000, return_log_weight=True, seed=0)
-    weight = (log_weight - log_evidence()).exp()
-    assert abs(float(weight.mean()) - 1.0) < 4.5 * float(weight.std()) / 20_000**0.5
+    assert_mean((log_weight - log_evidence()).exp(), 1.0)
 
 
 @pytest.mark.statistical
@@ -132,11 +132,6 @@ def test_errors():
 
     with pytest.raises(ValueError, match=r"model must see all of its data, but.*\['data'\]"):
         AutoAdjointSampler(minibatches).fit(COUNTS, progress=False)
-    for options, kind, message in (
-        ({"ema_decay": 0.9}, ValueError, "ema_decay must be None, since"),
-        ({"schedule": 3}, TypeError, "schedule must be one such as ConstantNoise"),
-        ({"hidden_features": (0,)}, ValueError, "hidden_features"),
-    ):
-        with pytest.raises(kind, match=message):
-            made(**options)
+    with pytest.raises(ValueError, match="ema_decay must be None, since"):
+        made(ema_decay=0.9)
     assert made(schedule=ConstantNoise(2.0)).schedule.sigma == 2.0

@@ -15,7 +15,6 @@ from pyro_ext.inference.adjoint import (
     ControlNetwork,
     DoubleWell1D,
     GeometricNoise,
-    NoiseSchedule,
     OnsagerMachlup,
 )
 from pyro_ext.inference.training import TrainingDiverged
@@ -27,6 +26,7 @@ from tests.inference.adjoint.harmonic import (
     optimal_coefficient,
     quadratic,
 )
+from tests.inference.models import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -87,8 +87,7 @@ def test_weights_at_the_optimal_control():
     for num_steps in (5, 40, 160):
         draw = partial(sampler.sample, 20_000, return_log_weight=True, seed=num_steps)
         path, log_weight = draw(num_time_steps=num_steps)
-        weight = (log_weight - LOG_Z).exp()
-        assert abs(float(weight.mean()) - 1.0) < 4.5 * float(weight.std()) / 20_000**0.5
+        assert_mean((log_weight - LOG_Z).exp(), 1.0)
         deviations[num_steps] = float(log_weight.std())
     assert deviations[160] == pytest.approx(0.0548, rel=0.03)
     assert deviations[40] / deviations[160] == pytest.approx(2.0, rel=0.1)
@@ -131,8 +130,7 @@ def test_weights_of_vectors(schedule):
         num_time_steps=11,
     )
     _, log_weight = sampler.sample(50_000, return_log_weight=True, seed=0)
-    weight = log_weight.exp() / (math.pi * 0.9)
-    assert abs(float(weight.mean()) - 1.0) < 4.5 * float(weight.std()) / 50_000**0.5
+    assert_mean(log_weight.exp() / (math.pi * 0.9), 1.0)
 
 
 @pytest.mark.slow
@@ -358,45 +356,31 @@ def test_errors():
     schedule, reference = ConstantNoise(1.0), DirichletOU(2.0, 3, 1)
     network = ControlNetwork(2, (4,))
     cases = [
-        (lambda: AdjointSampler(3, network, schedule), TypeError, "energy must be"),
-        (lambda: AdjointSampler(torch.sum, 3, schedule, event_shape=2), TypeError, "control must"),
-        (lambda: AdjointSampler(torch.sum, network, 1.0), TypeError, "schedule must be one such"),
-        (lambda: AdjointSampler(torch.sum, torch.sin, schedule), ValueError, "event_shape must be"),
+        (lambda: AdjointSampler(torch.sum, torch.sin, schedule), "event_shape must be"),
         (
             lambda: AdjointSampler(lambda x: x, network, schedule).step(),
-            ValueError,
             r"energy must return a tensor of shape \(1024,\)",
         ),
         (
             lambda: AdjointSampler(torch.sum, lambda t, x: t, schedule, event_shape=2).sample(5),
-            ValueError,
             r"control must return a tensor of shape \(5, 2\), got a",
         ),
         (
             lambda: AdjointSampler(torch.sum, torch.sin, schedule, event_shape=2).step(),
-            ValueError,
             "control must be a module with parameters",
         ),
         (
-            lambda: FunctionalAdjointSampler(3, torch.sum, network),
-            TypeError,
-            "reference must be a DirichletOU, got 3",
-        ),
-        (
             lambda: FunctionalAdjointSampler(reference.expand([2]), torch.sum, network),
-            ValueError,
             "reference must be a single process",
         ),
         (
             lambda: FunctionalAdjointSampler(
                 reference, torch.sum, network, grid=torch.tensor([1.0, 0.0])
             ),
-            ValueError,
             "grid must increase",
         ),
-        (lambda: GeometricNoise(1.0, 0.5), ValueError, "high must be greater than low = 1, got 0"),
+        (lambda: GeometricNoise(1.0, 0.5), "high must be greater than low = 1, got 0"),
     ]
-    for call, kind, message in cases:
-        with pytest.raises(kind, match=message):
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
             call()
-    assert isinstance(schedule, NoiseSchedule)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_ext.inference.averaging import BayesianOptimizer, BoTorchOptimizer
+from pyro_ext.inference.averaging import BayesianOptimizer
 from pyro_ext.inference.averaging.bayesian_optimization import _fit
 
 BOX = ((-5.0, 0.0), (10.0, 15.0))
@@ -94,22 +94,13 @@ def test_evaluations_that_fail(reference):
     assert torch.equal(again.ask(), search.ask())
 
 
-def test_more_objectives_are_for_botorch():
-    with pytest.raises(ValueError, match="reference must have the shape .* BoTorchOptimizer"):
+def test_refusals():
+    with pytest.raises(ValueError, match="reference must have the shape .* BoTorch takes more"):
         BayesianOptimizer(BOX, [0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="bounds must be"):
         BayesianOptimizer([[0.0], [0.0]])
     with pytest.raises(ValueError, match="y must have the shape"):
         BayesianOptimizer(BOX, [0.0, 0.0]).tell([0.0, 0.0], [1.0])
-
-
-def test_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(
-        "pyro_ext.inference.averaging.bayesian_optimization.find_spec", lambda name: None
-    )
-    monkeypatch.setitem(__import__("sys").modules, "botorch", None)
-    with pytest.raises(ImportError, match=r"pyro-ext\[gp\]"):
-        BoTorchOptimizer(BOX)
 
 
 @pytest.mark.slow
@@ -144,20 +135,3 @@ def test_surrogate_is_that_of_botorch():
         )
         theirs_sd = posterior.variance[:, 0].detach().sqrt()
         torch.testing.assert_close(sd[:, number], theirs_sd, rtol=0.02, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_botorch_one_two_and_three_objectives():
-    pytest.importorskip("botorch")
-    best = course(BoTorchOptimizer(BOX, seed=0), branin, 20).y.max()
-    assert float(best) > -0.6
-    bounds = torch.stack([torch.zeros(3), torch.ones(3)])
-    search = course(BoTorchOptimizer(bounds, [-1.0, -1.0], seed=0), two_bowls, 12)
-    assert float(search.hypervolumes()[-1]) > 0.75
-    again = BoTorchOptimizer(bounds, [-1.0, -1.0], seed=0)
-    again.tell(search.x[:11], search.y[:11])
-    assert torch.equal(again.ask(), search.x[11])
-    search = BoTorchOptimizer(bounds, [-1.0, -1.0, -2.0], seed=0)
-    course(search, lambda x: torch.cat([two_bowls(x), -x[:1]]), 6)
-    assert bool(search.ask().isfinite().all())

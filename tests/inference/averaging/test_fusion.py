@@ -306,7 +306,7 @@ def test_what_is_wrong_is_named(trained):
             ModelFusion(network, given, evaluate, BOTH)
     with pytest.raises(ValueError, match=r"objectives\['f1'\] must be one of"):
         ModelFusion(network, weights, evaluate, {"f1": "max"})
-    with pytest.raises(ValueError, match="reference must have the shape .* BoTorchOptimizer"):
+    with pytest.raises(ValueError, match="reference must have the shape .* BoTorch takes more"):
         ModelFusion(network, weights, evaluate, dict.fromkeys("abc", "minimize"))
     with pytest.raises(ValueError, match=r"evaluate must return the objectives \['f1'\]"):
         ModelFusion(network, weights, evaluate, {"f1": "maximize"}).run(progress=False)

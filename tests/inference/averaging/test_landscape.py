@@ -1,11 +1,11 @@
-"""Losses along paths and in planes, and the trace of a Hessian."""
+"""Losses along paths, and the trace of a Hessian."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pyro_ext.inference.averaging import BezierPath, hutchinson_trace, path_losses, plane_losses
+from pyro_ext.inference.averaging import BezierPath, hutchinson_trace, path_losses
 from pyro_ext.nn import MLP
 
 
@@ -19,40 +19,6 @@ def test_losses_along_a_path(float64):
     torch.testing.assert_close(losses, torch.stack(expected).detach())
     with pytest.raises(ValueError, match="loss must be finite, got nan in row 0"):
         path_losses(path, lambda net: torch.tensor(torch.nan), positions)
-
-
-def test_losses_in_a_plane(float64):
-    """A squared distance from one corner is known everywhere."""
-    a, b, c = (MLP(4, [6], 3) for _ in range(3))
-
-    def flat(module):
-        return nn.utils.parameters_to_vector(module.parameters()).detach()
-
-    plane = plane_losses(a, b, c, lambda net: (flat(net) - flat(c)).square().sum(), 7)
-    distances = torch.stack([flat(m) for m in (a, b, c)])
-    torch.testing.assert_close(
-        torch.cdist(plane.corners, plane.corners), torch.cdist(*[distances] * 2)
-    )
-    grid = torch.stack(torch.meshgrid(plane.x, plane.y, indexing="xy"), -1)
-    torch.testing.assert_close(plane.losses, (grid - plane.corners[2]).square().sum(-1))
-    assert (plane.x[0], plane.y[-1]) == pytest.approx(
-        (
-            float(
-                plane.corners[:, 0].min()
-                - 0.2 * (plane.corners[:, 0].max() - plane.corners[:, 0].min())
-            ),
-            1.2 * float(plane.corners[2, 1]),
-        )
-    )
-    with pytest.raises(ValueError, match="module_c must not lie on the line"):
-        plane_losses(a, b, BezierPath(a, b).module_at(0.2), lambda net: 0.0)
-
-
-def test_batch_normalization_in_a_plane():
-    networks = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(3)]
-    x = torch.randn(50, 4) + 5.0
-    means = plane_losses(*networks, lambda net: net(x).mean().abs(), 3, batches=[x])
-    assert float(means.losses.max()) < 1e-5
 
 
 def test_trace_of_a_quadratic(float64):

@@ -1,13 +1,14 @@
-"""Trajectories whose length many chains find: its criterion, what it finds, stops, errors."""
+"""Trajectories whose length many chains find: its criterion, what it finds, and broken chains."""
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_ext.inference import MCMC, ChEES
+from pyro_ext.inference import MCMC, MEADS, ChEES
 from pyro_ext.inference.hmc.chees import criterion_slope
 from tests.inference.hmc.test_nuts import data, regression
 
@@ -69,17 +70,16 @@ def test_draws_do_not_depend_on_other_chains() -> None:
     torch.testing.assert_close(many.position[:8], few.position)
 
 
-def test_a_broken_chain_does_the_others_no_harm() -> None:
-    kernel = ChEES(regression)
+@pytest.mark.parametrize(("kernel_type", "number"), [(ChEES, 8), (MEADS, 16)])
+def test_chains_that_tune_each_other(kernel_type: Any, number: int) -> None:
+    """A broken one does the others no harm; fewer are refused."""
+    kernel = kernel_type(regression)
     kernel.setup(40, *data())
-    params = kernel.potential.layout.unflatten(kernel.begin(range(8), 0).position.clone())
+    params = kernel.potential.layout.unflatten(kernel.begin(range(number), 0).position.clone())
     params["scale"][3] = math.nan
-    chains = kernel.advance(kernel.begin(range(8), 0, params), 40)
+    chains = kernel.advance(kernel.begin(range(number), 0, params), 40)
     finite = chains.position.isfinite().all(-1)
-    assert finite.sum() == 7 and not finite[3]
+    assert finite.sum() == number - 1 and not finite[3]
     assert 0.3 < float(kernel.statistics(chains)["acceptance_rate"][finite].mean())
-
-
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="num_chains must be >= 8, all run together.*got 4"):
-        MCMC(ChEES(regression), 5, num_chains=4, progress=False).run(*data())
+    with pytest.raises(ValueError, match=f"num_chains must be >= {number}, all run together.*4"):
+        MCMC(kernel, 5, num_chains=4, progress=False).run(*data())

@@ -127,20 +127,6 @@ def test_runs_under_pyro_and_in_arviz():
     assert posterior_group["loc"].shape == (1, 8, 5)
 
 
-def test_a_run_goes_on_from_a_checkpoint(tmp_path):
-    def run(number, **more):
-        kernel = AuxiliaryGibbs(prior, regression, shared=["noise"])
-        x, y = lines()
-        mcmc = MCMC(kernel, number, warmup_steps=2, seed=3, progress=False, **more)
-        return mcmc.run(x[:20], y[:20]).get_samples()
-
-    whole = run(6)
-    run(3, checkpoint=tmp_path)
-    continued = run(6, checkpoint=tmp_path)
-    for name, values in whole.items():
-        assert torch.equal(values, continued[name])
-
-
 def test_a_start_that_is_given():
     kernel = AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster)
     labels = torch.tensor([0, 0, 1, 1, 1])

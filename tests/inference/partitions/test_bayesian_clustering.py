@@ -227,16 +227,11 @@ def test_points_on_a_line_and_of_other_types():
 
 def test_errors(subtests):
     for options, error, message in [
-        ({"x": torch.ones(2, 2, 2)}, ValueError, r"x must have shape \(n, d\)"),
-        ({"x": torch.ones(0, 2)}, ValueError, r"x must .*got .*\(0, 2\)"),
-        ({"x": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])}, ValueError, "x must be.*in row 1"),
         ({"x": POINTS * 1e200}, ValueError, "x must hold finite numbers.*1e.100.*in row 1"),
         ({"x": torch.ones(3, 3)}, ValueError, "x has points of size 3.*of points of size 2"),
         ({"cluster": CLUSTERS["Poisson"]}, ValueError, "inside the support of PoissonCluster"),
-        ({"cluster": torch.ones(2)}, TypeError, "cluster must be a conjugate cluster, got a tor"),
         ({"cluster": gaussian_cluster().expand((3,))}, TypeError, "without batch shape"),
         ({"concentration": 2.0, "log_concentration": 0.0}, ValueError, "exclude each other"),
-        ({"log_concentration": math.inf}, ValueError, "log_concentration must be a finite"),
     ]:
         with subtests.test(message), pytest.raises(error, match=message):
             bhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)

@@ -235,7 +235,6 @@ def test_points_on_a_line_and_a_prior_that_requires_gradients():
 
 def test_errors(subtests):
     for options, error, message in [
-        ({"x": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])}, ValueError, "x must be.*in row 1"),
         ({"x": torch.ones(3, 3)}, ValueError, "x has points of size 3"),
         ({"x": POINTS * 1e200}, ValueError, "x must hold finite numbers.*1e.100.*in row 1"),
         ({"cluster": MultinomialCluster(torch.ones(2))}, ValueError, "inside the support"),

@@ -8,13 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.pseudocoresets import (
-    AutoPseudocoreset,
-    Coreset,
-    descend,
-    descent_snapshots,
-    unrolled_descent,
-)
+from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, Coreset, descend
+from pyro_ext.inference.pseudocoresets.trajectories import _descent_snapshots, _unrolled_descent
 from tests.inference.pseudocoresets.coreset_models import (
     gamma,
     labeled,
@@ -24,7 +19,7 @@ from tests.inference.pseudocoresets.coreset_models import (
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-BOTH = pytest.mark.parametrize("method", [descend, unrolled_descent])
+BOTH = pytest.mark.parametrize("method", [descend, _unrolled_descent])
 
 
 def gamma_guide(**options: Any) -> AutoPseudocoreset:
@@ -79,11 +74,11 @@ def test_other_observations_are_no_part_of_it() -> None:
 def test_snapshots_lie_on_the_way() -> None:
     guide = gamma_guide()
     posterior, coreset, start = guide.posterior, guide.coreset(), starts(2, 2)
-    every = descent_snapshots(posterior, coreset, start, 7, 0.1)
+    every = _descent_snapshots(posterior, coreset, start, 7, 0.1, 1)
     assert len(every) == 7
     for number, point in enumerate(every, start=1):
         assert torch.equal(point, descend(posterior, coreset, start, number, 0.1))
-    third = descent_snapshots(posterior, coreset, start, 7, 0.1, thinning=3)
+    third = _descent_snapshots(posterior, coreset, start, 7, 0.1, 3)
     assert len(third) == 2
     assert torch.equal(third[0], every[2]) and torch.equal(third[1], every[5])
 
@@ -101,7 +96,7 @@ def test_gradient_of_unrolled_descent_by_differences(model: Any, backend: Any) -
 
     def loss(*leaves: Tensor) -> Tensor:
         u, v, weights, start, rate = leaves
-        end = unrolled_descent(guide.posterior, Coreset((u, v), weights), start, 3, rate)
+        end = _unrolled_descent(guide.posterior, Coreset((u, v), weights), start, 3, rate)
         return (end - goal).square().sum()
 
     coreset = weighted(guide)

@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.pseudocoresets import (
@@ -66,20 +65,6 @@ def test_descent_on_all_data_in_closed_form() -> None:
     losses = -dist.Normal(before, 1.0).log_prob(x).sum(-1).mean(-1)
     torch.testing.assert_close(buffer.losses, losses)
     assert len(start[:, 0].unique(dim=0)) == 3
-
-
-def test_momentum_and_weight_decay_as_in_torch() -> None:
-    x, y = labeled()
-    options = {"momentum": 0.5, "weight_decay": 0.1}
-    buffer = collect(logistic, x, y, batch_size=400, learning_rate=0.2, **options)
-    for number in range(3):
-        weight = buffer.trajectories[number, 0].clone().requires_grad_()
-        optimizer = torch.optim.SGD([weight], 0.2, **options)
-        for epoch in range(1, 5):
-            optimizer.zero_grad()
-            binary_cross_entropy_with_logits(x @ weight, y).backward()
-            optimizer.step()
-            torch.testing.assert_close(buffer.trajectories[number, epoch], weight.detach())
 
 
 def test_loss_has_neither_prior_nor_jacobian() -> None:

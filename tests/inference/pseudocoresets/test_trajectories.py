@@ -256,9 +256,7 @@ def test_steps_are_those_of_the_experts() -> None:
     """So many of an epoch, for as many epochs; what goes farther than twice as far is told."""
     x, y = labeled(100)
     options: Any = {"num_experts": 2, "num_epochs": 4, "seed": 0, "progress": False}
-    buffer = ExpertBuffer.collect(
-        logistic, x, y, batch_size=32, learning_rate=0.1, momentum=0.5, **options
-    )
+    buffer = ExpertBuffer.collect(logistic, x, y, batch_size=32, learning_rate=0.2, **options)
     assert (buffer.num_steps, buffer.learning_rate) == (3, 0.2)
     own = TrajectorySurrogate(buffer, num_epochs=2)
     assert (own.num_steps, own.learning_rate) == (6, 0.2)

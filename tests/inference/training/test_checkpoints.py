@@ -43,13 +43,13 @@ def test_another_training_is_refused_by_what_differs(tmp_path):
     path = tmp_path / "file"
     run(2, seed=0, checkpoint=path)
     for options, message in [
-        ({"seed": 1}, "seed was 0 and is 1"),
-        ({"seed": 0, "learning_rate": 0.5}, r"optimizer\.groups\.0\.lr was 0\.05 and is 0\.5"),
-        ({"seed": 0, "horizon": 99}, r"scheduler\.state\.T_max was 23 and is 99"),
-        ({"seed": 0, "width": 9}, r"parameters\.0\.weight\.1\.0 was 8 and is 9"),
-        ({"seed": 0, "ema_decay": None}, "ema_decay was 0.9 and is None"),
-        ({"seed": 0, "y": Y + 1}, "batches.digest was"),
-        ({"seed": 0, "identity": {"note": 2}}, "note was 'missing' and is 2"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"seed": 0, "learning_rate": 0.5}, r"optimizer: groups: 0: lr is 0\.05 there and 0\.5"),
+        ({"seed": 0, "horizon": 99}, "scheduler: state: T_max is 23 there and 99"),
+        ({"seed": 0, "width": 9}, r"parameters: 0\.weight: 1: 0 is 8 there and 9"),
+        ({"seed": 0, "ema_decay": None}, "ema_decay is 0.9 there and absent here"),
+        ({"seed": 0, "y": Y + 1}, "batches: digest is"),
+        ({"seed": 0, "identity": {"note": 2}}, "note is absent there and 2 here"),
     ]:
         with pytest.raises(CheckpointError, match=f"is of another training: .*{message}"):
             run(3, checkpoint=path, **options)
@@ -120,12 +120,12 @@ class Fussy:
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        ({"a": 2}, {"b": 2}, "buffers.a was .* and is 'missing'"),
-        ({"a": 2}, {"a": 3}, "buffers.a.1.0 was 2 and is 3"),
-        ({"stateful": []}, {"stateful": [torch.Generator()]}, "stateful was .* and is"),
+        ({"a": 2}, {"b": 2}, "buffers: a is .* there and absent"),
+        ({"a": 2}, {"a": 3}, "buffers: a: 1: 0 is 2 there and 3"),
+        ({"stateful": []}, {"stateful": [torch.Generator()]}, "stateful is .* there and"),
         ({"stateful": [Fussy(1)]}, {"stateful": [Fussy(2)]}, "kind 1"),
-        ({"independent_rows": True}, {}, "independent_rows was True and is False"),
-        ({"identity": {"seed": 0}}, {}, "identity.seed was 0"),
+        ({"independent_rows": True}, {}, "independent_rows is True there and False"),
+        ({"identity": {"seed": 0}}, {}, "identity: seed is 0"),
     ],
 )
 def test_a_checkpoint_of_an_unlike_training_changes_nothing(one, other, message, tmp_path):
@@ -149,7 +149,7 @@ def test_the_identity_of_the_user_hides_no_setting(tmp_path):
     stateful.append(torch.Generator())  # the trainer has a list of its own
     trainer.save(tmp_path / "file")
     Trainer([x], identity={"seed": 3}, seed=0).load(tmp_path / "file")
-    with pytest.raises(CheckpointError, match="seed was 0 and is 1"):
+    with pytest.raises(CheckpointError, match="seed is 0 there and 1 here"):
         Trainer([x], identity={"seed": 3}, seed=1).load(tmp_path / "file")
 
 
@@ -165,7 +165,7 @@ def test_batches_are_compared_where_both_have_them(tmp_path):
     trainer.run(loss, 2, batches, checkpoint=path, progress=False)
     trainer.run(loss, 3, checkpoint=path, progress=False)
     trainer.run(loss, 4, batches, checkpoint=path, progress=False)
-    with pytest.raises(CheckpointError, match="batches.batch_size was 4 and is 5"):
+    with pytest.raises(CheckpointError, match="batches: batch_size is 4 there and 5"):
         trainer.run(loss, 5, ShuffledBatches(X, batch_size=5), checkpoint=path, progress=False)
     trainer.save(path)  # by hand it is of no batches
     trainer.run(loss, 5, ShuffledBatches(X, batch_size=5), checkpoint=path, progress=False)

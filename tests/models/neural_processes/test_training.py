@@ -96,7 +96,7 @@ def test_a_checkpoint_gives_the_seed_and_wants_the_number_of_steps(tmp_path):
     path = tmp_path / "training"
     first = trained(3, seed=None, checkpoint=path)[1]
     assert trained(3, seed=None, checkpoint=path)[1] == first
-    with pytest.raises(CheckpointError, match="num_steps was 3 and is 4"):
+    with pytest.raises(CheckpointError, match="num_steps is 3 there and 4"):
         trained(4, seed=None, checkpoint=path)
 
 

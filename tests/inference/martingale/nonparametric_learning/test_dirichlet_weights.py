@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_ext.inference.martingale import DirichletWeights
+from tests.inference.models import assert_mean
 
 
 @pytest.mark.statistical
@@ -27,9 +28,7 @@ def test_moments(num_blocks: int | None, variance: float, pseudo_variance: float
     for part, wanted in ((draws[:, :100], variance), (draws[:, 100:], pseudo_variance)):
         by_draw = part.var(1, correction=0)  # about its own mean, which varies a little
         mean = part.mean(1)
-        total = by_draw + (mean - mean.mean()).square()
-        error = 4.5 * float(total.std()) / 8000**0.5
-        assert float(total.mean()) == pytest.approx(wanted, abs=error)
+        assert_mean(by_draw + (mean - mean.mean()).square(), wanted)
 
 
 @pytest.mark.statistical
@@ -39,9 +38,7 @@ def test_marginals_of_small_concentrations() -> None:
     share = distribution.draw(range(5000), seed=1)[:, 5:].sum(-1)
     mean, variance = 0.5 / 5.5, 0.5 * 5.0 / (5.5**2 * 6.5)
     assert float(share.mean()) == pytest.approx(mean, abs=4.5 * (variance / 5000) ** 0.5)
-    squares = (share - mean).square()
-    error = 4.5 * float(squares.std()) / 5000**0.5
-    assert float(squares.mean()) == pytest.approx(variance, abs=error)
+    assert_mean((share - mean).square(), variance)
 
 
 def test_blocks_share_a_weight_and_are_drawn_anew() -> None:

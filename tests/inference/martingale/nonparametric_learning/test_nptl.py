@@ -262,7 +262,6 @@ def test_bad_settings(subtests: pytest.Subtests, parts: Any) -> None:
         (lambda p: NPTL(p[0], nn.Tanh()), ValueError, "head must have parameters"),
         (lambda p: nptl(p, concentration=[]), ValueError, "a number or several"),
         (lambda p: nptl(p, concentration=[1.0, -2.0]), ValueError, r"concentration\[1\] must be"),
-        (lambda p: nptl(p, optimizer="adam"), TypeError, "optimizer must be a BatchOptimizer"),
         (
             lambda p: SWAGPrior([{}]),
             ValueError,
