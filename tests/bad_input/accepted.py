@@ -91,7 +91,6 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.ensembles (diffusion bridges).*.ema_decay", "0", "the last weights"),
     ("models.ensembles (diffusion bridges).BridgeSchedule.*.x?", "-1", "a number is a point"),
     ("models.molecules.potential_loss.*_weight", "0", "the other term alone"),
-    ("models.molecules.training_region.distance_margin", "0", "no margin"),
     ("distributions (forces).ForceNormal.eps", "0", "the factor as it is"),
     ("inference (active learning).*.event_dim", "0", "numbers"),
     ("*.IsotonicRecalibrator.inverse.probabilities", "empty, '[]', []", "none are asked for"),

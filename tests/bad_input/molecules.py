@@ -6,13 +6,7 @@ import torch
 
 from pyro_ext.diagnostics import IsotonicRecalibrator
 from pyro_ext.inference import IVON
-from pyro_ext.models.molecules import (
-    RACE,
-    EnergyForceModel,
-    all_pairs,
-    ensemble_prediction,
-    training_region,
-)
+from pyro_ext.models.molecules import RACE, EnergyForceModel, all_pairs, ensemble_prediction
 from tests.bad_input.walk import Call, call, of
 
 SPECIES = [8, 1, 1]
@@ -39,7 +33,6 @@ def molecules() -> dict[str, Call]:
     weights = dict(energy_weight=1.0, force_weight=1.0)
     structures: dict[str, Any] = dict(positions=WATERS, species=SPECIES, neighbors=neighbors)
     model = EnergyForceModel(race, SPECIES)
-    region = training_region([race], WATERS, SPECIES)
     return {
         "RACE": call(species=SPECIES, **settings),
         "RACE.forward": of(race, **structures),
@@ -76,8 +69,7 @@ def molecules() -> dict[str, Call]:
         "EnergyForceModel.forward": of(model, positions=WATERS, energies=ENERGIES, forces=FORCES),
         "ensemble_prediction": call(networks=[race], **structures),
         "predictive_moments": call(prediction=many),
-        "training_region": call(networks=[race], **structures, margin=1.5, distance_margin=0.1),
-        "RACECalculator": call(networks=[race], region=region),
+        "RACECalculator": call(networks=[race]),
     }
 
 
