@@ -342,14 +342,12 @@ def wide_networks() -> dict[str, Call]:
         "beta_variances": call(mass=1.0, concentration=0.5),
         "equal_variances": call(),
         "horseshoe_variances": call(scale=1.0),
-        "input_covariance": call(inputs=inputs, **scales),
         "inverse_gamma_variances": call(concentration=2.0),
         "mean_tangent_gram": call(inputs=inputs),
         "measure_variances": call(measure=GeneralizedBFRYProcess(4.5, 0.5, 5.0), drift=0.5),
         "mixture_kernel": call(
             in_features=2, variances=horseshoe, num_samples=2, num_jumps=5, seed=0, **scales
         ),
-        "network_covariance": call(inputs=inputs, num_hidden=1, **scales),
         "network_kernel": call(num_hidden=1, **scales),
         "pruning_error": call(
             variances=horseshoe, threshold=torch.tensor([0.01]), second_moment=0.5, weight_scale=1.0
@@ -374,13 +372,6 @@ def wide_networks() -> dict[str, Call]:
         ),
         "tangent_gram": call(
             network=AsymmetricNetwork(2, 1, torch.full((4,), 0.25), seed=0), inputs=inputs
-        ),
-        "tangent_kernel": call(
-            in_features=2,
-            weights=torch.full((4,), 0.25),
-            symmetric_fraction=0.2,
-            num_samples=1,
-            seed=0,
         ),
     }
 
