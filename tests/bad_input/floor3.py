@@ -101,9 +101,6 @@ def graphs() -> dict[str, Call]:
         ),
         "GraphEmbeddingVAE.log_likelihood": of(vae, **data, num_particles=2, seed=0),
         "GraphEmbeddingVAE.sample": of(vae, sizes=[3, 4], seed=0),
-        "NodeActNorm": call(dim=2, mean_scale=20.0),
-        "NodeLinear": call(dim=2),
-        "NodeSplineCoupling": call(dim=2, **sizes),
         "pad_graphs": call(graphs=paths, num_nodes=4, dtype=torch.float32),
         "spectral_embedding": call(adjacency=adjacency, mask=mask, dim=2, sign="cubes"),
     }

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from pyro_ext.inference.averaging import MagnitudePruner, SparseWeightAveraging
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.models.ensembles import PriorAugmentedELBO, PseudoInputGenerator
+from pyro_ext.models.ensembles import PseudoInputGenerator
 from tests.bad_input.walk import Call, call, of
 
 NETWORK = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -64,7 +64,6 @@ def averaging() -> dict[str, Call]:
 
 def ensembles() -> dict[str, Call]:
     generator, prior = PseudoInputGenerator(2, 4), dist.Categorical(torch.ones(2))
-    elbo = PriorAugmentedELBO(generator, prior, seed=0)
     options: dict[str, Any] = dict(elbo=Trace_ELBO(), site="obs", optimizer=SGD, seed=0)
     numbers = dict(weight=1.0, gamma=1.0, repulsion=1.0)
     return {
@@ -76,7 +75,6 @@ def ensembles() -> dict[str, Call]:
         "PriorAugmentedELBO": call(
             generator=generator, prior=prior, **options, **numbers, lengthscale=0.5, reference=X
         ),
-        "PriorAugmentedELBO.pseudo_inputs": of(elbo, inputs=X),
     }
 
 

@@ -71,7 +71,6 @@ def time_series() -> dict[str, Call]:
         ),
         "SupervisedNotMIWAE.fit": of(model, y=Y, **given, num_latents=2, num_draws=1, **FIT),
         "fill_gaps": call(x=X, mask=MASK, how="last"),
-        "pad_series": call(series=[torch.ones(2, 3), torch.ones(4, 3)]),
     }
 
 

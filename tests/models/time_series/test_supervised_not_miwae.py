@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.handlers import obs_dropout
 from pyro_ext.inference.training import TrainingWarning
-from pyro_ext.models.time_series import CauchyGP, SupervisedNotMIWAE, pad_series
+from pyro_ext.models.time_series import CauchyGP, SupervisedNotMIWAE
 from pyro_ext.random import seeded
 
 NUM_SERIES, NUM_STEPS, NUM_CHANNELS, NUM_CLASSES = 6, 7, 3, 4
@@ -396,12 +396,3 @@ def test_series_are_checked():
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call()
-
-
-def test_series_are_padded():
-    x, lengths = pad_series([torch.ones(2, 3), torch.ones(4, 3)])
-    assert lengths.tolist() == [2, 4] and bool((x[0, 2:] == 0).all()) and x.shape == (2, 4, 3)
-    mixed = [torch.ones(2, 1, dtype=torch.int64), torch.full((1, 1), 0.5, dtype=torch.float64)]
-    assert pad_series(mixed)[0].flatten().tolist() == [1.0, 1.0, 0.5, 0.0]
-    with pytest.raises(ValueError, match="series must have the same channels"):
-        pad_series([torch.ones(2, 3), torch.ones(4, 2)])
