@@ -43,7 +43,7 @@ class NetworkKernel(gpytorch.kernels.Kernel):
         """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
         weight, bias = self.weight_variance, self.bias_variance
         cross, left, right = (bias + weight * part for part in _products(x1, x2, diag))
-        for _ in range(self.num_hidden):
+        for _layer in range(self.num_hidden):
             cross = bias + weight * relu_covariance(cross, left, right)
             left, right = (bias + weight * part / 2.0 for part in (left, right))
         return cross

@@ -42,7 +42,7 @@ def exits() -> dict[str, Call]:
     tuner = AdaptiveScoreFineTuner(**given, **tuned)
     x = torch.randn(4, 3)
     return {
-        "digit_transformer_pipeline": call(num_steps=0, seed=0, progress=False),
+        "digit_transformer_pipeline": call(num_steps=0),
         "ExitSchedule": call(depths=[8, 6, 4], num_train_timesteps=1000.0),
         "ExitSchedule.linear": call(num_blocks=8, least=4),
         "ExitSchedule.uniform": call(depth=6),

@@ -48,7 +48,7 @@ def fusion() -> dict[str, Call]:
         "BoTorchOptimizer.tell": of(
             BoTorchOptimizer(**searched), x=torch.rand(1, 2), y=torch.rand(1, 2)
         ),
-        "CheckpointCollector": call(module=module, num_steps=10, num=2, start=0.5),
+        "CheckpointCollector": call(module=module, num_steps=10, num=2),
         "CheckpointCollector.watch": of(
             collector, optimizer=torch.optim.SGD(module.parameters(), lr=0.1)
         ),
@@ -56,7 +56,7 @@ def fusion() -> dict[str, Call]:
         "ModelFusion": call(**fused),
         "ModelFusion.fuse": of(one, coefficients=torch.rand(3)),
         "ModelFusion.evaluate": of(one, coefficients=torch.rand(3)),
-        "ModelFusion.run": of(one, num_iterations=0, progress=False),
+        "ModelFusion.run": of(one),
     }
 
 

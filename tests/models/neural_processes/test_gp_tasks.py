@@ -107,17 +107,6 @@ def test_hyperparameters_differ_between_tasks(monkeypatch):
         assert low <= values.min() < low + 0.01 and high - 0.01 < values.max() <= high
 
 
-def test_seeds():
-    tasks = GPTasks("periodic", student_noise=0.1)
-    one, same, other = tasks(3), tasks(3), tasks(4)
-    assert torch.equal(one.points.outputs, same.points.outputs)
-    assert one.points.outputs.shape != other.points.outputs.shape
-    torch.manual_seed(0)
-    first = tasks()
-    torch.manual_seed(0)
-    assert torch.equal(tasks().points.outputs, first.points.outputs)
-
-
 def test_what_users_may_get_wrong():
     with pytest.raises(ValueError, match="lengthscale must be two numbers, the first not above"):
         GPTasks(lengthscale=(0.5, 0.1))

@@ -120,13 +120,6 @@ def test_mixture_kernel_has_the_law_of_the_covariances():
         assert ((first.mean(0) - second.mean(0)).abs() <= 5.0 * error).all()
 
 
-def test_seeds_fix_kernels():
-    first, again, other = (
-        dense(mixture_kernel(2, horseshoe_variances(), 3, seed=seed), INPUTS) for seed in (0, 0, 1)
-    )
-    assert (first == again).all() and not (first == other).any()
-
-
 def test_without_gpytorch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpytorch", None)
     for name in ("pyro_ext.models.wide_networks._gpytorch_kernels",):
