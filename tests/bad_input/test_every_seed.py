@@ -17,6 +17,7 @@ from tests.bad_input.walk import Call
 # What another seed does not change in its valid call, where little or nothing is drawn.
 ALIKE = (
     "AmortizedClusterer.cluster",
+    "AutoPseudocoreset.fit",
     "CNP.predict",
     "CNP.posterior_predictive",
     "MaskedAutoencoder.reconstruct",
@@ -28,11 +29,13 @@ ALIKE = (
     "bpda_eot",
     "check_axis_equivariance",
     "digit_pipeline",
+    "digit_transformer_pipeline",
     "hutchinson_trace",
     "joint_score_attack",
     "learned_soup",
     "log_likelihoods",
     "point_estimate",
+    "tune",
 )
 MOVES = ("AsymmetricNetwork",)  # its layers start as PyTorch's do before they get their weights
 
