@@ -49,9 +49,8 @@ def test_tasks_are_points_of_courses():
     assert 60 < mean[0] < 250 and 30 < mean[1] < 150
 
 
-def test_seeds_and_sizes():
+def test_sizes():
     make = PredatorPreyTasks(num_tasks=2, num_events=2000)
-    assert torch.equal(make(1).points.outputs, make(1).points.outputs)
     sizes = []
     for seed in range(40):
         batch = make(seed)
