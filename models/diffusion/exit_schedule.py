@@ -1,6 +1,6 @@
 """Schedules of exits: how many blocks of a diffusion model run at which timestep."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -23,13 +23,15 @@ class ExitSchedule:
         as those of Flux.
     :raises ValueError: for depths that increase or are not positive.
 
+    The example is that of the paper for DiT-XL/2.
+
     Example::
 
         >>> schedule = ExitSchedule([28, 28, 24, 24, 20, 20, 16, 16, 12, 12])
         >>> schedule(99), schedule(100), schedule(torch.tensor([0, 500, 999]))
         (28, 28, tensor([28, 20, 12]))
-        >>> schedule.mean_cost(range(0, 1000, 20))  # of 28 blocks
-        20.0
+        >>> schedule(torch.arange(0, 1000, 20)).double().mean()  # of 28 blocks
+        tensor(20., dtype=torch.float64)
     """
 
     def __init__(self, depths: Sequence[int], num_train_timesteps: float = 1000) -> None:
@@ -67,17 +69,6 @@ class ExitSchedule:
         """
         return cls([checks.integer("depth", depth, 1)])
 
-    @classmethod
-    def dit_xl(cls) -> Self:
-        """The schedule that the paper's code has for DiT-XL/2: 71 % of its 28 blocks on average.
-
-        Example::
-
-            >>> ExitSchedule.dit_xl().mean_cost(range(1000)) / 28
-            0.7142857142857143
-        """
-        return cls([28, 28, 24, 24, 20, 20, 16, 16, 12, 12])
-
     def __repr__(self) -> str:
         return f"ExitSchedule({list(self.depths)}, num_train_timesteps={self.num_train_timesteps})"
 
@@ -98,12 +89,3 @@ class ExitSchedule:
         bins = (t * num_bins / self.num_train_timesteps).long().clamp(max=num_bins - 1)
         depths = torch.tensor(self.depths, device=t.device)[bins]
         return depths if isinstance(timesteps, Tensor) else depths.tolist()
-
-    def mean_cost(self, timesteps: Any) -> float:
-        """Mean number of blocks of a sampling run.
-
-        :param timesteps: of the run, such as ``scheduler.timesteps``: a tensor or a list.
-        """
-        if isinstance(timesteps, Iterable) and not isinstance(timesteps, Tensor):
-            timesteps = list(timesteps)
-        return float(self(checks.as_tensor("timesteps", timesteps)).double().mean())

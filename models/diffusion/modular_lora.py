@@ -145,24 +145,6 @@ class ModularLoRA:
             name, {layer: (rank, float(rank if alpha is None else alpha)) for layer in found}, seed
         )
 
-    def remove(self, name: str) -> None:
-        """Take an adapter away; without adapters a layer is the original one again.
-
-        :param str name: the adapter.
-        """
-        adapted = self._adapted(name)
-        trained = None if self._trained == name else self._trained
-        self._switch({**self._weights, name: 0.0}, trained)
-        for layer_name, layer in adapted.items():
-            layer.delete_adapter(name)
-            if not layer.lora_A:
-                self.module.set_submodule(layer_name, layer.get_base_layer())
-        del self.layers[name], self._weights[name]
-        if self.layers:
-            del self.module.peft_config[name]  # type: ignore[operator, union-attr]
-        else:
-            _forget_adapters(self.module)
-
     def copy_from(self, name: str, module: nn.Module) -> None:
         """Take the factors that an adapter has in a copy of ``module``.
 

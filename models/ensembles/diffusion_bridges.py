@@ -5,8 +5,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any, Unpack
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.modes import in_mode
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
@@ -313,7 +313,7 @@ class DiffusionBridgeNetwork(PyroModule):
                 batch = batch.lerp(batch[torch.randperm(len(batch))], weight)
             return self.loss(batch, members, teacher=teacher, alpha=alpha)
 
-        with _evaluating(members):
+        with in_mode(False, *members):
             self._check_logits(x[:2], members)
             try:
                 return trainer.run(loss, num_steps, batches, **training)
@@ -404,17 +404,3 @@ def average_bridges(
         start = first._start(x)
         draws = torch.stack([bridge._draw(*start, num_samples) for bridge in bridges])
     return draws.softmax(-1).mean((0, 1))
-
-
-@contextmanager
-def _evaluating(members: Sequence[Any]) -> Iterator[None]:
-    """Put modules in evaluation mode, and each of their layers back after."""
-    layers = [layer for one in members if isinstance(one, nn.Module) for layer in one.modules()]
-    modes = [layer.training for layer in layers]
-    try:
-        for layer in layers:
-            layer.training = False
-        yield
-    finally:
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.training = mode

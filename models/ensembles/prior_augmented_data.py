@@ -255,16 +255,6 @@ class PriorAugmentedELBO(ELBO):
             added.backward()
         return value + float(added.detach())
 
-    def pseudo_inputs(self, inputs: Tensor) -> Tensor:
-        """Generate pseudo-inputs for a minibatch, with new noise and no gradient.
-
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :returns: **Shape:** as the inputs.
-        """
-        inputs = checks.as_tensor("inputs", inputs, "(n, ...)")
-        with torch.no_grad(), self._undisturbed():
-            return self._made(inputs)
-
     def _added(
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor:

@@ -2,19 +2,11 @@
 
 from pyro_ext.models.graphs.embedding import pad_graphs, spectral_embedding
 from pyro_ext.models.graphs.embedding_vae import GraphEmbeddingVAE
-from pyro_ext.models.graphs.flow import (
-    EquivariantSplineFlow,
-    NodeActNorm,
-    NodeLinear,
-    NodeSplineCoupling,
-)
+from pyro_ext.models.graphs.flow import EquivariantSplineFlow
 
 __all__ = [
     "EquivariantSplineFlow",
     "GraphEmbeddingVAE",
-    "NodeActNorm",
-    "NodeLinear",
-    "NodeSplineCoupling",
     "pad_graphs",
     "spectral_embedding",
 ]

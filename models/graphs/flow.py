@@ -274,12 +274,15 @@ class NodeSplineCoupling(NodeLayer):
 
 
 class EquivariantSplineFlow(NodeLayer):
-    """Layers of scales, rotations and spline couplings, and scales again at the end [1].
+    r"""Layers of scales, rotations and spline couplings, and scales again at the end [1].
 
     :param int dim: number of features of a node, which is even.
     :param int num_layers: how many of each; without any there is only the scale at the end.
-    :param float mean_scale: of the first layer, as of :class:`NodeActNorm`.
-    :param int num_bins: as of :class:`NodeSplineCoupling`, as all else is.
+    :param float mean_scale: of the first layer, the scale of the mean over the nodes at the start.
+    :param int num_bins: bins of each rational-quadratic spline.
+    :param float bound: :math:`T`; outside of :math:`[-T, T]` splines are the identity.
+    :param int width: of the networks.
+    :param int num_blocks: blocks of attention of each.
 
     [1] T. Duan, J. Lee (2019),
     Graph embedding VAE: a permutation invariant model of graph structure.

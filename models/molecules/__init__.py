@@ -21,27 +21,19 @@ from pyro_ext.models.molecules.structures import (
     atomic_numbers,
     periodic_neighbors,
 )
-from pyro_ext.models.molecules.uncertainty import (
-    LeftTrainingRegion,
-    PredictiveMoments,
-    TrainingRegion,
-    predictive_moments,
-    training_region,
-)
+from pyro_ext.models.molecules.uncertainty import PredictiveMoments, predictive_moments
 
 if TYPE_CHECKING:
     from pyro_ext.models.molecules.calculator import RACECalculator
 
 __all__ = [
     "EnergyForceModel",
-    "LeftTrainingRegion",
     "MoleculeFrames",
     "Neighbors",
     "Prediction",
     "PredictiveMoments",
     "RACE",
     "RACECalculator",
-    "TrainingRegion",
     "all_pairs",
     "atomic_numbers",
     "ensemble_prediction",
@@ -49,7 +41,6 @@ __all__ = [
     "periodic_neighbors",
     "potential_loss",
     "predictive_moments",
-    "training_region",
 ]
 
 

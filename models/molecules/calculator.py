@@ -1,6 +1,5 @@
-"""A trained potential as a calculator of ase, which says where it leaves its training region."""
+"""A trained potential as a calculator of ase."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,16 +7,10 @@ import torch
 from ase.calculators.calculator import Calculator, all_changes
 from torch import Tensor
 
-from pyro_ext._lib import checks
 from pyro_ext.models.molecules.likelihood import as_members, members_prediction
 from pyro_ext.models.molecules.race import RACE
 from pyro_ext.models.molecules.structures import all_pairs, periodic_neighbors
-from pyro_ext.models.molecules.uncertainty import (
-    LeftTrainingRegion,
-    TrainingRegion,
-    departures,
-    predictive_moments,
-)
+from pyro_ext.models.molecules.uncertainty import predictive_moments
 
 
 class RACECalculator(Calculator):
@@ -32,15 +25,7 @@ class RACECalculator(Calculator):
     fixed results, such as ``SinglePointCalculator`` of ase, takes those of
     ``implemented_properties`` alone.
 
-    With a ``region`` each calculation is compared with the training data. The first that is unlike
-    them gives a :class:`~pyro_ext.models.molecules.LeftTrainingRegion` warning, all are counted in
-    ``departures``, and ``results["in_training_region"]`` says it of the last.
-
     :param networks: one :class:`~pyro_ext.models.molecules.RACE`, or several of the same form.
-    :param TrainingRegion region: as of :func:`~pyro_ext.models.molecules.training_region`.
-    :ivar int num_calculations: how many structures have been calculated.
-    :ivar list departures: number of the calculation, and in what it was unlike the data, of each
-        outside of the region.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for networks of different forms.
 
@@ -57,19 +42,11 @@ class RACECalculator(Calculator):
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
     nolabel = True
 
-    def __init__(
-        self, networks: RACE | Sequence[RACE], region: TrainingRegion | None = None
-    ) -> None:
+    def __init__(self, networks: RACE | Sequence[RACE]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if isinstance(networks, RACE):
             networks = [networks]
         self.networks = as_members(networks)
-        checks.optional(
-            checks.instance, "region", region, TrainingRegion, "a TrainingRegion or None"
-        )
-        self.region = region
-        self.num_calculations = 0
-        self.departures: list[tuple[int, list[str]]] = []
 
     def calculate(
         self,
@@ -117,23 +94,6 @@ class RACECalculator(Calculator):
             stresses = _array(found.virial.flatten(1)[:, _VOIGT]) / atoms.get_volume()
             self.results["stress"] = stresses.mean(0)
             self.results["stress_uncertainty"] = stresses.std(0)
-        self.num_calculations += 1
-        if self.region is not None:
-            reasons = departures(self.region, moments, positions, species, neighbors)
-            self.results["in_training_region"] = not reasons
-            if reasons:
-                self._report(reasons)
-
-    def _report(self, reasons: list[str]) -> None:
-        """Count a structure outside of the region, and warn of the first."""
-        self.departures.append((self.num_calculations, reasons))
-        if len(self.departures) == 1:
-            warnings.warn(
-                f"calculation {self.num_calculations} left the training region: "
-                f"{'; '.join(reasons)}",
-                LeftTrainingRegion,
-                stacklevel=3,
-            )
 
 
 def _array(tensor: Tensor) -> Any:

@@ -49,7 +49,6 @@ class GPTasks:
     :param tuple lengthscale: range of :math:`\ell`.
     :param float noise: standard deviation of the normal noise.
     :param float student_noise: the largest scale of Student's t noise.
-    :param torch.dtype dtype: floating type of the tasks.
     :raises ImportError: without GPyTorch, when tasks are drawn; names the extra.
 
     Example::
@@ -70,11 +69,9 @@ class GPTasks:
     lengthscale: tuple[float, float] = (0.1, 0.6)
     noise: float = 0.02
     student_noise: float = 0.0
-    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _check_dtype(self.dtype)
         checks.choice("kernel", self.kernel, get_args(Kernel))
         checks.integer("num_tasks", self.num_tasks, 1)
         checks.integer("x_dim", self.x_dim, 1)
@@ -105,7 +102,7 @@ class GPTasks:
         shape = (self.num_tasks, num_context + num_target, self.x_dim)
         inputs = torch.from_numpy(generator.uniform(-2.0, 2.0, size=shape))
         outputs = self._functions(inputs, generator)
-        return split_batch(inputs.to(self.dtype), outputs.to(self.dtype), num_context)
+        return split_batch(inputs.float(), outputs.float(), num_context)
 
     def functions(self, inputs: Tensor, seed: int | None = None) -> Tensor:
         """Draw functions at the inputs given, with noise.
@@ -115,7 +112,7 @@ class GPTasks:
         :returns: **Shape:** ``(num_tasks, n, 1)``.
         """
         generator = np.random.default_rng(fresh_seed(seed))
-        return self._functions(inputs.double().cpu(), generator).to(self.dtype)
+        return self._functions(inputs.double().cpu(), generator).float()
 
     @torch.no_grad()
     def covariance(
@@ -159,11 +156,6 @@ class GPTasks:
             scale = generator.uniform(0, self.student_noise, shape)
             outputs += torch.from_numpy(scale * generator.standard_t(_STUDENT_DEGREES, shape))
         return outputs
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {checks.shown(dtype)}")
 
 
 @dataclass(frozen=True)
@@ -282,14 +274,11 @@ class PredatorPreyTasks:
 
     :param int num_tasks: number of courses in a batch.
     :param int num_events: length of a course.
-    :param float duration: length of the piece of the course, beginning at a random time, out of
-        which points are drawn, with its times from zero on; by default the whole course.
     :param int num_context: number of points that are given; by default drawn uniformly, at least
         15.
     :param int num_target: number of points that are asked for; by default drawn uniformly, at least
         15.
     :param int max_points: number of all points, at most.
-    :param torch.dtype dtype: floating type of the tasks.
 
     [6] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
 
@@ -304,21 +293,17 @@ class PredatorPreyTasks:
     _: KW_ONLY
     num_tasks: int = 16
     num_events: int = 20_000
-    duration: float | None = None
     num_context: int | None = None
     num_target: int | None = None
     max_points: int = 100
-    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _check_dtype(self.dtype)
         checks.integer("num_tasks", self.num_tasks, 1)
         checks.integer("max_points", self.max_points, 30)
         checks.integer("num_events", self.num_events, self.max_points)
         checks.optional(checks.integer, "num_context", self.num_context, 1)
         checks.optional(checks.integer, "num_target", self.num_target, 1)
-        checks.optional(checks.number, "duration", self.duration, above=0)
 
     def __call__(self, seed: int | None = None) -> Batch:
         """Draw a batch of tasks, as :class:`GPTasks` do."""
@@ -331,7 +316,8 @@ class PredatorPreyTasks:
         number = num_context + num_target
         pieces = [self._piece(generator, number) for _ in range(self.num_tasks)]
         inputs, outputs = (
-            torch.tensor(np.stack(parts), dtype=self.dtype) for parts in zip(*pieces, strict=True)
+            torch.tensor(np.stack(parts), dtype=torch.float32)
+            for parts in zip(*pieces, strict=True)
         )
         return split_batch(
             inputs[..., None] * _TIME_SCALE, outputs * _POPULATION_SCALE, num_context
@@ -362,18 +348,10 @@ class PredatorPreyTasks:
     def _piece(self, generator: np.random.Generator, number: int) -> tuple[Floats, Floats]:
         for _ in range(_MAX_TRIALS):
             times, populations = self.course(generator)
-            if len(times) < self.num_events:
-                continue
-            begin = 0.0
-            if self.duration is not None:
-                begin = generator.uniform(0, max(times[-1] - self.duration, 0))
-                inside = (times >= begin) & (times <= begin + self.duration)
-                times, populations = times[inside], populations[inside]
-            if len(times) >= number:
+            if number <= len(times) == self.num_events:
                 chosen = generator.choice(len(times), number, replace=False)
-                return times[chosen] - begin, populations[chosen]
+                return times[chosen], populations[chosen]
         raise ValueError(
-            f"num_events must be such that both populations live so long, got {self.num_events}, "
-            f"and duration such that {number} of them are within it, got {self.duration}; none of "
-            f"{_MAX_TRIALS} courses was so"
+            f"num_events must be at least the {number} points of a task, and such that both "
+            f"populations live so long, got {self.num_events}; none of {_MAX_TRIALS} courses was so"
         )

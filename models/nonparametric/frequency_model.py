@@ -244,8 +244,8 @@ class FrequencyModel:
             >>> [int(table.prod(-1).sum()) for table in tables]
             [50, 50, 50]
         """
-        samples = checks.tensors("samples", samples) if self._sites() else {}
         names = self._sites()
+        samples = checks.tensors("samples", samples) if names else {}
         check_sites("samples", samples, names)
         checks.integer("num_replicates", num_replicates, 1)
         num_draws = _num_draws({name: samples[name] for name in names})
@@ -259,7 +259,8 @@ class FrequencyModel:
 
     def _sites(self) -> list[str]:
         """Names of the hyperparameters."""
-        return [] if isinstance(self.prior, Process) else sites_of(self.prior)
+        with seeded(0):  # what is drawn to see the sites is not used
+            return [] if isinstance(self.prior, Process) else sites_of(self.prior)
 
 
 def _check_table(table: Tensor) -> Tensor:

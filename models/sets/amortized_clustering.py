@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.modes import in_mode
 from pyro_ext.inference.training import Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.inference.training.trainer import Optimizer
@@ -134,12 +135,8 @@ class AmortizedClusterer:
             output = network(x, anchor=anchor)
             return anchored_filtering_loss(output, labels, anchor, density_weight=density_weight)
 
-        was_training = network.training
-        network.train()
-        try:
+        with in_mode(True, network):
             return trainer.run(loss, num_steps, description="Clustering", **training)
-        finally:
-            network.train(was_training)
 
     @torch.no_grad()
     def cluster(
@@ -179,15 +176,10 @@ class AmortizedClusterer:
         x = checks.as_tensor("x", x.masked_fill(~mask[..., None], 0), finite=True)
         x, mask = x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, x.shape[-2])
         x, loc, scale = self._standardized(x, mask)
-        was_training = self.network.training
-        self.network.eval()
-        try:
-            with seeded(seed):
-                labels, parameters, log_likelihood, num_passes, failed = self._cluster(
-                    x, mask, max_passes
-                )
-        finally:
-            self.network.train(was_training)
+        with in_mode(False, self.network), seeded(seed):
+            labels, parameters, log_likelihood, num_passes, failed = self._cluster(
+                x, mask, max_passes
+            )
         if log_likelihood is not None:
             log_likelihood = log_likelihood - x.shape[-1] * scale.log()
         flat = (labels, parameters, log_likelihood, num_passes, failed, loc, scale)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks, optional
+from pyro_ext._lib.modes import in_mode
 from pyro_ext.models.temporal_graphs.events import EventStream, check_stream, merged
-from pyro_ext.models.temporal_graphs.link_prediction import evaluating, replay
+from pyro_ext.models.temporal_graphs.link_prediction import replay
 from pyro_ext.models.temporal_graphs.network import TemporalGraphNetwork
 from pyro_ext.random import seeded
 
@@ -250,7 +251,7 @@ class TSpear(_Attack):
     def _costs(self, memory: Any, sources: Tensor, destinations: Tensor, time: Tensor) -> Tensor:
         """Logits."""
         nodes = torch.cat([sources, destinations])
-        with evaluating(self.surrogate):
+        with in_mode(False, self.surrogate):
             embeddings = self.surrogate.embed(memory, nodes, time.expand(len(nodes)))
         first, second = embeddings.split([len(sources), len(destinations)])
         return self.surrogate.decode(first[:, None], second)

@@ -1,8 +1,7 @@
 """Training of temporal graph networks, and how well they tell where the next event goes."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.modes import in_mode
 from pyro_ext.diagnostics.ranking import hits_at, mean_reciprocal_rank
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
@@ -113,7 +113,7 @@ def fit_links(
     num_steps = num_epochs * len(batches)
     cosine = partial(CosineAnnealingLR, T_max=max(num_steps, 1))
     trainer = Trainer(network, optimizer, scheduler=cosine, seed=seed)
-    with evaluating(network, training=True):
+    with in_mode(True, network):
         losses = trainer.run(walk.loss, num_steps, progress=progress)
     probabilities = torch.full((num_epochs * len(stream),), torch.nan).to(network.omega.detach())
     kept = torch.zeros_like(probabilities, dtype=torch.bool)
@@ -175,7 +175,7 @@ def evaluate_links(
         negatives = real.negatives(num_negatives, pool)
     columns = iter(negatives.split([len(b.real) for b in stream.batches(batch_size)], 1))
     found = []
-    with evaluating(network):
+    with in_mode(False, network):
         state = replay(network, network.reset(), history, batch_size, defense)
         for batch in stream.batches(batch_size):
             events, others = batch.real, next(columns)
@@ -238,7 +238,7 @@ class _Walk:
             self._restart()
         events, keep = self.batches[number], None
         if self.defense.filters:
-            with torch.no_grad(), evaluating(self.network):
+            with torch.no_grad(), in_mode(False, self.network):
                 embeddings = _embed_ends(self.network, self.state, events)
                 wrong = torch.tensor(torch.nan)  # the trainer's error says what helps
                 if not bool(embeddings.isfinite().all()):
@@ -297,18 +297,6 @@ def _embed_ends(network: TemporalGraphNetwork, state: GraphState, events: EventS
     nodes = torch.cat([events.sources, events.destinations])
     embeddings: Tensor = network.embed(state, nodes, events.times.repeat(2)).unflatten(0, (2, -1))
     return embeddings
-
-
-@contextmanager
-def evaluating(network: TemporalGraphNetwork, training: bool = False) -> Iterator[None]:
-    """Put a network in evaluation or training mode, and each of its modules back after."""
-    before = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def _warn_of_units(network: TemporalGraphNetwork, stream: EventStream) -> None:

@@ -3,7 +3,6 @@
 from pyro_ext.distributions import CauchyGP
 from pyro_ext.models.time_series.baselines import GRUD, FilledClassifier, fill_gaps
 from pyro_ext.models.time_series.networks import DecayImputer
-from pyro_ext.models.time_series.series import pad_series
 from pyro_ext.models.time_series.supervised_not_miwae import SeriesPrediction, SupervisedNotMIWAE
 from pyro_ext.models.time_series.training import SeriesTraining
 
@@ -16,5 +15,4 @@ __all__ = [
     "SeriesTraining",
     "SupervisedNotMIWAE",
     "fill_gaps",
-    "pad_series",
 ]

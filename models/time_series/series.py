@@ -1,7 +1,5 @@
 """Time series with gaps, padded to one length, at times that need not be regular."""
 
-from collections.abc import Sequence
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -35,32 +33,6 @@ class Series(NamedTuple):
         return Series(x, mask, times, self.lengths, self.static)
 
 
-def pad_series(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad series of different lengths with zeros to the longest one.
-
-    :param Sequence series: tensors with the steps first. **Shape:** ``(num_steps, *event)`` each.
-    :returns: the padded series, **Shape:** ``(num_series, num_steps, *event)``, and their lengths,
-        **Shape:** ``(num_series,)``.
-
-    Example::
-
-        >>> x, lengths = pad_series([torch.ones(3, 2), torch.ones(5, 2)])
-        >>> x.shape, lengths
-        (torch.Size([2, 5, 2]), tensor([3, 5]))
-    """
-    given = checks.sequence("series", series, "a list of series")
-    tensors = [
-        checks.as_tensor(f"series[{i}]", one, "(num_steps, ...)") for i, one in enumerate(given)
-    ]
-    shapes = {tuple(one.shape[1:]) for one in tensors}
-    if len(shapes) > 1:
-        raise ValueError(f"series must have the same channels each, got shapes {sorted(shapes)}")
-    dtype = reduce(torch.promote_types, (one.dtype for one in tensors))
-    tensors = [one.to(dtype) for one in tensors]
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-    return padded, torch.tensor([len(one) for one in tensors])
-
-
 def as_series(
     x: Any,
     mask: Any,
@@ -78,7 +50,7 @@ def as_series(
     if isinstance(x, list | tuple) and len({len(one) for one in x if hasattr(one, "__len__")}) > 1:
         raise ValueError(
             f"x must have the shape {shape}, got series of different lengths: pad them by "
-            "pad_series, and say how long they are by lengths"
+            "torch.nn.utils.rnn.pad_sequence, and say how long they are by lengths"
         )
     x = checks.as_tensor("x", x, shape, like=like).to(like)
     num_series, num_steps = x.shape[:2]

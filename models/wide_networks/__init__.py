@@ -17,13 +17,8 @@ networks with asymmetrical node scaling: global convergence guarantees and featu
 other shrinkage priors.
 """
 
-from pyro_ext.models.wide_networks.gaussian_processes import (
-    mixture_kernel,
-    network_kernel,
-)
+from pyro_ext.models.wide_networks.gaussian_processes import mixture_kernel, network_kernel
 from pyro_ext.models.wide_networks.limit import (
-    input_covariance,
-    network_covariance,
     pruning_error,
     relu_covariance,
     sample_covariances,
@@ -36,7 +31,6 @@ from pyro_ext.models.wide_networks.networks import (
     DependentWeightNetwork,
     mean_tangent_gram,
     tangent_gram,
-    tangent_kernel,
 )
 from pyro_ext.models.wide_networks.variances import (
     EqualJumps,
@@ -60,12 +54,10 @@ __all__ = [
     "beta_variances",
     "equal_variances",
     "horseshoe_variances",
-    "input_covariance",
     "inverse_gamma_variances",
     "mean_tangent_gram",
     "measure_variances",
     "mixture_kernel",
-    "network_covariance",
     "network_kernel",
     "pruning_error",
     "regularized_horseshoe_variances",
@@ -76,5 +68,4 @@ __all__ = [
     "square_correlation",
     "step_covariance",
     "tangent_gram",
-    "tangent_kernel",
 ]

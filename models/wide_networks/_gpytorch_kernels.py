@@ -6,7 +6,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from pyro_ext.models.wide_networks.limit import propagate, relu_covariance, step_covariance
+from pyro_ext.models.wide_networks.limit import relu_covariance
 
 
 class NetworkKernel(gpytorch.kernels.Kernel):
@@ -43,7 +43,10 @@ class NetworkKernel(gpytorch.kernels.Kernel):
         """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
         weight, bias = self.weight_variance, self.bias_variance
         cross, left, right = (bias + weight * part for part in _products(x1, x2, diag))
-        return propagate(cross, left, right, self.num_hidden, weight, bias)
+        for _layer in range(self.num_hidden):
+            cross = bias + weight * relu_covariance(cross, left, right)
+            left, right = (bias + weight * part / 2.0 for part in (left, right))
+        return cross
 
 
 class FeatureKernel(gpytorch.kernels.Kernel):
@@ -78,33 +81,11 @@ class FeatureKernel(gpytorch.kernels.Kernel):
         weight, bias = self.weight_variance, self.bias_variance
         smooth = relu_covariance(*(bias + weight * part for part in _products(x1, x2, diag)))
         left, right = ((x @ self.weights.mT + self.biases[..., None, :]).relu() for x in (x1, x2))
-        inner = _sum_of_features(left, right, self.jumps, diag)
+        left = left * self.jumps[..., None, :]
+        inner = (left * right).sum(-1) if diag else left @ right.mT
         drift = self.drift[..., None] if diag else self.drift[..., None, None]
         covariance: Tensor = bias + weight * (inner + drift * smooth)
         return covariance
-
-
-class TangentKernel(gpytorch.kernels.Kernel):
-    """Tangent kernels of infinitely wide ReLU networks with unequal scales, as a batch.
-
-    The nodes that stay visible are as in :class:`FeatureKernel`.
-    """
-
-    has_lengthscale = False
-
-    def __init__(self, jumps: Tensor, weights: Tensor, symmetric_fraction: float) -> None:
-        super().__init__(batch_shape=jumps.shape[:-1])
-        self.symmetric_fraction = symmetric_fraction
-        self.register_buffer("jumps", jumps)
-        self.register_buffer("weights", weights)
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
-        """Tangent kernels at the start. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
-        cross, left, right = _products(x1, x2, diag)
-        here, there = ((x @ self.weights.mT > 0).to(cross.dtype) for x in (x1, x2))
-        inner = _sum_of_features(here, there, self.jumps, diag)
-        inner = inner + self.symmetric_fraction * step_covariance(cross, left, right)
-        return cross * inner
 
 
 def _products(x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,8 +94,3 @@ def _products(x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tenso
     if diag:
         return (x1 * x2).mean(-1), left, right
     return x1 @ x2.mT / x1.shape[-1], left[..., :, None], right[..., None, :]
-
-
-def _sum_of_features(left: Tensor, right: Tensor, jumps: Tensor, diag: bool) -> Tensor:
-    weighted = left * jumps[..., None, :]
-    return (weighted * right).sum(-1) if diag else weighted @ right.mT

@@ -18,8 +18,10 @@ from pyro_ext.random import fresh_seed
 def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: float = 0.0) -> Any:
     r"""Kernel of an infinitely wide ReLU network with equal variances of nodes.
 
-    It is :func:`network_covariance` as a kernel of GPyTorch, whose parameters
-    ``raw_weight_variance`` and, with biases, ``raw_bias_variance`` can be fitted.
+    .. math:: K^{(l)} = \sigma_b^2 + \sigma_v^2 \, E \, \phi(\zeta) \phi(\zeta)^\top , \quad
+              \zeta \sim \text{Normal}(0, K^{(l-1)}) .
+
+    The parameters ``raw_weight_variance`` and, with biases, ``raw_bias_variance`` can be fitted.
 
     :param int num_hidden: number of hidden layers.
     :param float weight_scale: :math:`\sigma_v`, where it starts.

@@ -4,7 +4,6 @@ Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,62 +63,6 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
     # Near equal nodes the angle is the root of a difference, which leaves half the precision.
     angle = _cosine(cross.double(), _scale(left, right)).arccos()
     return ((math.pi - angle) / (2.0 * math.pi)).to(cross.dtype)
-
-
-def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: float = 0.0) -> Tensor:
-    r"""Covariance of a node of the first layer, :math:`\sigma_b^2 + \sigma_v^2 x^\top x' / d`.
-
-    :param Tensor inputs: **Shape:** ``(n, d)``.
-    :param float weight_scale: :math:`\sigma_v`.
-    :param float bias_scale: :math:`\sigma_b`.
-    :returns: **Shape:** ``(n, n)``.
-
-    Example::
-
-        >>> input_covariance(torch.tensor([[1.0, 1.0], [2.0, 0.0]]), bias_scale=1.0)
-        tensor([[2., 2.],
-                [2., 3.]])
-    """
-    inputs = checks.as_tensor("inputs", inputs, "(n, d)", finite=True)
-    checks.number("weight_scale", weight_scale, above=0.0)
-    checks.number("bias_scale", bias_scale, least=0.0)
-    return bias_scale**2 + weight_scale**2 * inputs @ inputs.mT / inputs.shape[1]
-
-
-def network_covariance(
-    inputs: Tensor, num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: float = 0.0
-) -> Tensor:
-    r"""Covariance of an output of an infinitely wide ReLU network with equal variances of nodes.
-
-    .. math:: K^{(l)} = \sigma_b^2 + \sigma_v^2 \, E \, \phi(\zeta) \phi(\zeta)^\top , \quad
-              \zeta \sim \text{Normal}(0, K^{(l-1)}) .
-
-    :param Tensor inputs: **Shape:** ``(n, d)``.
-    :param int num_hidden: number of hidden layers.
-    :param float weight_scale: :math:`\sigma_v`.
-    :param float bias_scale: :math:`\sigma_b`.
-    :returns: **Shape:** ``(n, n)``.
-
-    Example::
-
-        >>> network_covariance(torch.tensor([[2.0]]), num_hidden=2)
-        tensor([[1.0000]])
-    """
-    covariance = input_covariance(inputs, weight_scale, bias_scale)
-    checks.integer("num_hidden", num_hidden, 1)
-    diagonal = covariance.diagonal()
-    parts = covariance, diagonal[:, None], diagonal
-    return propagate(*parts, num_hidden, weight_scale**2, bias_scale**2)
-
-
-def propagate(
-    cross: Tensor, left: Tensor, right: Tensor, num_hidden: int, weight: Any, bias: Any
-) -> Tensor:
-    """Covariances behind ReLU layers of infinite width, with variances of weights and biases."""
-    for _ in range(num_hidden):
-        cross = bias + weight * relu_covariance(cross, left, right)
-        left, right = (bias + weight * part / 2.0 for part in (left, right))
-    return cross
 
 
 def _relu_matrix(covariance: Tensor) -> Tensor:
@@ -192,7 +135,9 @@ def sample_covariances(
     checks.integer("num_samples", num_samples, 1)
     checks.integer("num_hidden", num_hidden, 1)
     distribution = None if width is None else variances.distribution(width)
-    covariance = input_covariance(inputs, weight_scale, bias_scale)
+    checks.number("weight_scale", weight_scale, above=0.0)
+    checks.number("bias_scale", bias_scale, least=0.0)
+    covariance = bias_scale**2 + weight_scale**2 * inputs @ inputs.mT / inputs.shape[1]
     covariance = covariance.expand(num_samples, *covariance.shape)
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))

@@ -15,7 +15,6 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_ext._lib import checks
-from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.nn import BayesianModule, NodeScale
@@ -279,47 +278,3 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
     products = inputs @ inputs.mT / inputs.shape[-1]
     diagonal = products.diagonal()
     return products * step_covariance(products, diagonal[:, None], diagonal)
-
-
-def tangent_kernel(
-    in_features: int,
-    weights: Tensor,
-    symmetric_fraction: float,
-    num_samples: int = 1,
-    seed: int | None = None,
-) -> Any:
-    r"""Draw tangent kernels at the start of networks of infinite width [2].
-
-    .. math:: \frac{\langle x, x' \rangle}{d} \Bigl\{ \gamma \, P(z > 0, z' > 0) + (1 - \gamma)
-              \sum_j \frac{w_j}{\sum_k w_k} 1\{z_j(x) > 0\} 1\{z_j(x') > 0\} \Bigr\} .
-
-    It is random unless :math:`\gamma = 1`, where it is the neural tangent kernel of the layer.
-
-    :param int in_features: number of inputs :math:`d`.
-    :param Tensor weights: :math:`w_j`; as many as matter. **Shape:** ``(num_weights,)``, or
-        ``(num_samples, num_weights)`` for random ones.
-    :param float symmetric_fraction: :math:`\gamma`, in [0, 1].
-    :param int num_samples: how many kernels.
-    :param int seed: of the draws; by default PyTorch's generator gives one.
-    :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
-    :raises ImportError: without GPyTorch; names the extra.
-
-    Example::
-
-        >>> from pyro_ext.nn import zipf_weights
-        >>> kernel = tangent_kernel(2, zipf_weights(100, 0.5), 0.2, num_samples=5, seed=0)
-        >>> kernel(torch.ones(3, 2)).to_dense().shape
-        torch.Size([5, 3, 3])
-    """
-    weights = checks.as_tensor("weights", weights, "(num_nodes,)")
-    checks.integer("in_features", in_features, 1)
-    checks.integer("num_samples", num_samples, 1)
-    checks.number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
-    fractions = weights / weights.sum(-1, keepdim=True)
-    if not bool((fractions.isfinite() & (fractions >= 0)).all()):
-        raise ValueError(f"weights must be numbers >= 0 and not all zero, got {weights!r:.80}")
-    jumps = (1.0 - symmetric_fraction) * fractions.expand(num_samples, -1)
-    generator = torch.Generator().manual_seed(fresh_seed(seed))
-    shape = (*jumps.shape, in_features)
-    nodes = torch.randn(shape, generator=generator, dtype=jumps.dtype, device="cpu").to(jumps)
-    return gpytorch_kernels("tangent_kernel").TangentKernel(jumps, nodes, symmetric_fraction)

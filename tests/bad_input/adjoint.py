@@ -50,7 +50,7 @@ def adjoint() -> dict[str, Call]:
     sampler = AdjointSampler(**vector, **options)
     paths = FunctionalAdjointSampler(**path, **options)
     guide = AutoAdjointSampler(model, backend="eager", **options).fit(X, num_steps=0)
-    drawn: dict[str, Any] = dict(num_samples=2, num_time_steps=2, seed=0)
+    drawn: dict[str, Any] = dict(num_samples=2, num_time_steps=2)
     return {
         "AdjointSampler": call(**vector, **options, ema_decay=0.9),
         "AdjointSampler.fit": of(sampler, num_steps=1, save_every=1, progress=False),
@@ -59,30 +59,21 @@ def adjoint() -> dict[str, Call]:
         "FunctionalAdjointSampler": call(**path, **options, ema_decay=0.9),
         "FunctionalAdjointSampler.sample": of(paths, **drawn, grid=grid),
         "AutoAdjointSampler": call(
-            model=model,
-            schedule=ConstantNoise(1.0),
-            hidden_features=(4,),
-            backend="eager",
-            **options,
+            model=model, schedule=ConstantNoise(1.0), hidden_features=(4,), **options
         ),
-        "AutoAdjointSampler.fit": of(guide, {"x": X}, num_steps=0, progress=False),
+        "AutoAdjointSampler.fit": of(guide, {"x": X}),
         "AutoAdjointSampler.sample": of(guide, **drawn),
         "PathPCN": call(
-            reference=reference,
-            path_energy=energy,
-            step_size=0.4,
-            grid=grid,
-            backend="eager",
-            steps_per_sample=1,
+            reference=reference, path_energy=energy, grid=grid, backend="eager", steps_per_sample=1
         ),
         "PathModel": call(reference=reference, path_energy=energy, grid=grid),
         "ControlNetwork": call(event_shape=(2, 1), hidden_features=(4,), scale=torch.cos),
         "ConstantNoise": call(scale=1.0),
-        "GeometricNoise": call(low=0.1, high=1.0),
-        "DoubleWell1D": call(height=1.0),
+        "GeometricNoise": call(),
+        "DoubleWell1D": call(),
         "DoubleWell2D": call(),
         "MullerBrown": call(),
-        "OnsagerMachlup": call(potential=DoubleWell1D(), noise=1.0),
+        "OnsagerMachlup": call(potential=DoubleWell1D()),
     }
 
 

@@ -20,7 +20,7 @@ def bridges() -> dict[str, Call]:
     options |= dict(augment=torch.sin, mixup=0.4, alpha=0.5, optimizer=torch.optim.Adam)
     options |= dict(ema_decay=0.9, seed=0, checkpoint=None, progress=False)
     return {
-        "BridgeSchedule": call(b1=0.1, b2=0.2, num_steps=4, kind="linear"),
+        "BridgeSchedule": call(b1=0.1, b2=0.2),
         "BridgeSchedule.marginal": of(schedule, n=2, x0=points, x1=-points),
         "BridgeSchedule.posterior": of(schedule, n=2, x0=points, xn=-points),
         "BridgeSource": call(network=members[0], x=x, feature="1"),
@@ -30,14 +30,14 @@ def bridges() -> dict[str, Call]:
             source=source, schedule=schedule, score=ScoreMLP(3, 8), annealing=(2.0, 0.4, 1.0, 5.0)
         ),
         "DiffusionBridgeNetwork.forward": of(bridge, x=x, y=torch.zeros(6, dtype=torch.int64)),
-        "DiffusionBridgeNetwork.sample": of(bridge, x=x, num_samples=2, seed=0),
-        "DiffusionBridgeNetwork.probs": of(bridge, x=x, num_samples=2, seed=0),
-        "DiffusionBridgeNetwork.loss": of(bridge, x=x, members=members, teacher=teacher, alpha=0.5),
+        "DiffusionBridgeNetwork.sample": of(bridge, x=x),
+        "DiffusionBridgeNetwork.probs": of(bridge, x=x),
+        "DiffusionBridgeNetwork.loss": of(bridge, x=x, members=members, teacher=teacher),
         "DiffusionBridgeNetwork.fit": of(bridge, **options, teacher=teacher),
         "DiffusionBridgeNetwork.distill": of(
             bridge, x=x, members=members, num_steps=1, batch_size=3, mixup=0.4, progress=False
         ),
-        "average_bridges": call(bridges=[bridge], x=x, num_samples=2, seed=0),
+        "average_bridges": call(bridges=[bridge], x=x),
         "ensemble_logits": call(logits=torch.randn(2, 5, 3)),
     }
 

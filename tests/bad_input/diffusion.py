@@ -11,10 +11,10 @@ def shared() -> dict[str, Call]:
     pipeline = digit_pipeline(num_steps=0)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     x, states = torch.randn(2, 1, 8, 8), torch.randn(1, 8, 32)
-    settings = dict(guidance_scale=3.0, num_steps=1)
+    settings = dict()
     sampler = DiffusionSampler(unet, scheduler, states, states[0], num_steps=1)
     return {
-        "denoise": call(predict=lambda z, t: z, scheduler=scheduler, noise=x, num_steps=2, stop=1),
+        "denoise": call(predict=lambda z, t: z, scheduler=scheduler, noise=x, stop=1),
         "noise_prediction_loss": call(
             predict=lambda z, t: z,
             scheduler=scheduler,
@@ -24,7 +24,7 @@ def shared() -> dict[str, Call]:
             weights=torch.ones(2),
         ),
         "classifier_free_guidance": call(unconditional=x, conditional=x, scale=2.0),
-        "SafeLatentGuidance": call(preset="medium", scale=3.0),
+        "SafeLatentGuidance": call(),
         "SafeLatentGuidance.__call__": of(
             SafeLatentGuidance(), unconditional=x, conditional=x, concept=x
         ),
@@ -50,7 +50,7 @@ def shared() -> dict[str, Call]:
             **settings,
         ),
         "DiffusionSampler.from_pipeline": call(
-            pipeline=pipeline, prompts=["six", "odd"], negative_prompt="one", **settings
+            pipeline=pipeline, prompts=["six", "odd"], **settings
         ),
         "DiffusionSampler.sample": of(sampler, sample_shape=[2]),
     }
@@ -58,7 +58,7 @@ def shared() -> dict[str, Call]:
 
 def digits() -> dict[str, Call]:
     return {
-        "digit_pipeline": call(num_steps=0, seed=0, progress=False),
+        "digit_pipeline": call(num_steps=0),
         "digit_images": call(),
         "digit_judge": call(),
     }

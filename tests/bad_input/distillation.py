@@ -21,14 +21,7 @@ def distillation() -> dict[str, Call]:
     network, x = MLP(4, [3], 3), torch.rand(5, 4)
     return {
         "BatchEnsembleDistiller": call(
-            network=network,
-            teachers=teachers,
-            tau=4.0,
-            alpha=0.5,
-            weight_decay=5e-4,
-            perturbation="tdiv",
-            eta=0.1,
-            bounds=(0.0, 1.0),
+            network=network, teachers=teachers, perturbation="tdiv", bounds=(0.0, 1.0)
         ),
         "BatchEnsembleDistiller.loss": of(
             BatchEnsembleDistiller(network, teachers, alpha=0.5),
@@ -36,13 +29,7 @@ def distillation() -> dict[str, Call]:
             labels=torch.arange(5) % 3,
         ),
         "diversify": call(
-            inputs=x,
-            teachers=teachers,
-            student=BatchEnsemble(network, 2),
-            perturbation="tdiv-sdiv",
-            eta=0.1,
-            bounds=(0.0, 1.0),
-            seed=0,
+            inputs=x, teachers=teachers, student=BatchEnsemble(network, 2), bounds=(0.0, 1.0)
         ),
     }
 

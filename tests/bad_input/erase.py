@@ -33,12 +33,12 @@ def erasure() -> dict[str, Call]:
             batch_size=2,
             optimizer=partial(torch.optim.SGD, lr=0.1),
         ),
-        "ConceptOrder": call(order="random", generate_with="single"),
+        "ConceptOrder": call(),
         "SafeSelfDistillation.from_pipeline": call(pipeline=pipeline, concepts=["seven"]),
         "SafeSelfDistillation.run": of(distilled, num_steps=1, save_every=1, progress=False),
         "SafeSelfDistillation.steps_before": of(distilled, timestep=3),
         "SafeSelfDistillation.erased_pipeline": of(distilled, pipeline=pipeline),
-        "ESD": call(**required, negative_guidance=3.0),
+        "ESD": call(**required),
     }
 
 

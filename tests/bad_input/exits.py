@@ -42,13 +42,11 @@ def exits() -> dict[str, Call]:
     tuner = AdaptiveScoreFineTuner(**given, **tuned)
     x = torch.randn(4, 3)
     return {
-        "digit_transformer_pipeline": call(num_steps=0, seed=0, progress=False),
+        "digit_transformer_pipeline": call(num_steps=0),
         "ExitSchedule": call(depths=[8, 6, 4], num_train_timesteps=1000.0),
         "ExitSchedule.linear": call(num_blocks=8, least=4),
         "ExitSchedule.uniform": call(depth=6),
-        "ExitSchedule.dit_xl": call(),
         "ExitSchedule.__call__": of(schedule, timesteps=torch.tensor([0.0, 500.0])),
-        "ExitSchedule.mean_cost": of(schedule, timesteps=torch.tensor([0.0, 500.0])),
         "EarlyExit": call(**given),
         "EarlyExit.wrap": call(**given),
         "AdaptiveScoreFineTuner": call(**given, **tuned),

@@ -21,7 +21,7 @@ def adapters() -> dict[str, Call]:
     adapted = add_lora(network, rank=2)
     folder = tempfile.mkdtemp()
     save_lora(adapted, folder)
-    settings: dict[str, Any] = dict(rank=2, alpha=4.0, train_A=True, dropout=0.1)
+    settings: dict[str, Any] = dict(rank=2, alpha=4.0)
     return {
         "LoRALinear": call(base=nn.Linear(3, 2), **settings),
         "add_lora": call(module=network, layers=["0"], **settings),
@@ -61,21 +61,18 @@ def federated() -> dict[str, Call]:
     return {
         "FederatedServer": call(
             module=network,
-            strategy="fedsvd",
             loss=nn.functional.cross_entropy,
-            fraction=0.5,
             optimizer=torch.optim.SGD,
-            max_norm=1.0,
             noise_multiplier=1.0,
             chunk_size=2,
             **options,
         ),
         "FederatedServer.round": of(server, clients=clients),
-        "FederatedServer.run": of(server, clients=clients, num_rounds=1, save_every=1),
-        "FederatedServer.epsilon": of(server, delta=1e-5),
+        "FederatedServer.run": of(server, clients=clients, num_rounds=1),
+        "FederatedServer.epsilon": of(server),
         "FederatedServer.sampling_rate": of(server, size=10),
-        "Strategy": call(train_A=True, aggregate=average, svd_period=1, svd_warmup=1),
-        "dirichlet_split": call(labels=Y, num_clients=2, concentration=0.5, seed=0),
+        "Strategy": call(train_A=True, aggregate=average, svd_period=1),
+        "dirichlet_split": call(labels=Y, num_clients=2),
     }
 
 

@@ -35,14 +35,7 @@ def rewards() -> dict[str, Call]:
     return {
         "bradley_terry_loss": call(rewards=torch.randn(7), rankings=RANKINGS),
         "reward_weights": call(rewards=torch.randn(7), num_kept=3),
-        "RewardModel": call(
-            features=features,
-            hidden=[3],
-            held_out=0.2,
-            num_steps=2,
-            patience=10,
-            optimizer=torch.optim.Adam,
-        ),
+        "RewardModel": call(features=features, hidden=[3], optimizer=torch.optim.Adam),
         "RewardModel.__call__": of(reward, images=images),
         "RewardModel.fit_binary": of(new, labels=LABELS, **options),
         "RewardModel.fit_ranking": of(new, rankings=RANKINGS, **options),
@@ -74,7 +67,6 @@ def inversion() -> dict[str, Call]:
             prompt="odd <hfi>",
             batch_size=2,
             optimizer=torch.optim.Adam,
-            seed=0,
             **settings,
         ),
         "RewardWeightedInversion.loss": of(
@@ -86,12 +78,9 @@ def inversion() -> dict[str, Call]:
             token="<new>",
             inversion={"batch_size": 2},
             erasure={"batch_size": 2},
-            seed=0,
             **feedback,
         ),
-        "HumanFeedbackInversion.run": of(
-            whole, num_inversion_steps=1, num_erasing_steps=1, progress=False
-        ),
+        "HumanFeedbackInversion.run": of(whole, num_inversion_steps=1, num_erasing_steps=1),
     }
 
 

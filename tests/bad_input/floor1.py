@@ -72,7 +72,7 @@ def diagnostics() -> dict[str, Call]:
 
     paths = [networkx.path_graph(3), networkx.path_graph(4)]
     return {
-        "graph_mmd": call(reference=paths, generated=paths, kind="degree"),
+        "graph_mmd": call(reference=paths, generated=paths),
         "SBCResult": call(ranks={"loc": ranks}, num_draws=99),
         "SBCResult.coverage": of(result, probs=[0.5, 0.9]),
         "SBCResult.uniformity": of(result),
@@ -84,19 +84,14 @@ def diagnostics() -> dict[str, Call]:
             num_simulations=2,
             quantities={"square": lambda values: values["loc"] ** 2},
             num_draws=9,
-            seed=0,
-            progress=False,
         ),
         "nested_rhat": call(draws=torch.randn(8, 3), num_superchains=2),
-        "psis": call(
-            {"x": torch.randn(5)}, guide=normal_guide, model=model, num_samples=20, seed=0
-        ),
+        "psis": call({"x": torch.randn(5)}, guide=normal_guide, model=model, num_samples=20),
         "to_arviz": call(
             {"x": torch.randn(5)},
             posterior=draws,
             model=model,
             num_samples=5,
-            seed=0,
             coords={"kind": [0]},
             dims={"loc": []},
         ),
@@ -108,10 +103,7 @@ def diversity() -> dict[str, Call]:
     return {
         "consecutive_distances": call(samples={"loc": torch.randn(2, 5, 3)}),
         "path_values": call(
-            function=lambda samples: samples["w"].square().sum(-1),
-            start=ends[0],
-            end=ends[1],
-            num_points=3,
+            function=lambda samples: samples["w"].square().sum(-1), start=ends[0], end=ends[1]
         ),
         "pairwise_kl": call(probabilities=torch.randn(4, 3, 2).softmax(-1)),
         "weight_singular_values": call(weight=torch.randn(4, 3)),
@@ -145,12 +137,12 @@ def metrics() -> dict[str, Call]:
         "agreement": call(**pair),
         "ambiguity": call(**both),
         "brier": call(**both),
-        "calibration_bins": call(**both, num_bins=5),
+        "calibration_bins": call(**both),
         "deep_ensemble_equivalent": call(value=0.2, reference=[0.3, 0.25, 0.24]),
-        "ece": call(**both, num_bins=5),
+        "ece": call(**both),
         "ensemble_mutual_information": call(probabilities=both["probabilities"]),
         "nll": call(**both),
-        "quantile_calibration_error": call(cdf_values=torch.rand(4, 3), num_levels=9),
+        "quantile_calibration_error": call(cdf_values=torch.rand(4, 3)),
         "temperature_scale": call(**both),
         "TemperatureScaling": call(temperature=2.0),
         "total_variation": call(**pair),
@@ -168,9 +160,9 @@ def partitions() -> dict[str, Call]:
         "num_clusters": call(labels=draws),
         "num_clusters_distribution": call(labels=draws),
         "partition_quantities": call(labels=draws),
-        "credible_ball": call(labels=draws, center=draws[0], level=0.9),
+        "credible_ball": call(labels=draws, center=draws[0]),
         "expected_loss": call(candidate=draws[0], labels=draws),
-        "point_estimate": call(labels=draws, seed=0),
+        "point_estimate": call(labels=draws),
     }
 
 
@@ -182,12 +174,9 @@ def plots() -> dict[str, Call]:
         "plot_co_clustering": call(labels=draws, order=draws[0], ax=ax),
         "plot_num_clusters": call(labels=draws, ax=ax),
         "plot_reliability": call(
-            probabilities=torch.randn(9, 2).softmax(-1),
-            labels=torch.arange(9) % 2,
-            num_bins=5,
-            ax=ax,
+            probabilities=torch.randn(9, 2).softmax(-1), labels=torch.arange(9) % 2, ax=ax
         ),
-        "plot_sbc": call(result=result, names=["loc"], kind="ecdf", prob=0.9, ax=ax),
+        "plot_sbc": call(result=result, names=["loc"], prob=0.9, ax=ax),
     }
 
 
@@ -197,11 +186,7 @@ def temperature() -> dict[str, Call]:
 
 
 def stein() -> dict[str, Call]:
-    return {
-        "kernel_stein_discrepancy": call(
-            samples=POINTS, gradients=-POINTS, scale=1.0, exponent=-0.5
-        )
-    }
+    return {"kernel_stein_discrepancy": call(samples=POINTS, gradients=-POINTS)}
 
 
 def distributions() -> dict[str, Call]:
@@ -220,7 +205,7 @@ def distributions() -> dict[str, Call]:
         "BernoulliExponentialGraph": call(rates=torch.ones(3, 2), node_mask=mask),
         "BernoulliExponentialGraph.log_prob": of(graph, value=adjacency),
         "BernoulliExponentialGraph.log_prob_edges": of(graph, edges=torch.tensor([[0, 1]])),
-        "BetaPrimeBFRY": call(discount=two, tail_index=1.5, level=2.0, rate=1.0),
+        "BetaPrimeBFRY": call(discount=two, tail_index=1.5, level=2.0),
         "BlockDirichlet": call(concentration=torch.ones(6), sizes=[1, 1, 1, 1, 2, 2]),
         "BlockDirichlet.share_out": of(
             BlockDirichlet(torch.ones(3), [2, 2, 2]), totals=torch.full((3,), 1.0 / 3)
@@ -236,10 +221,10 @@ def distributions() -> dict[str, Call]:
         "GaussianCluster.posterior": of(cluster, x=POINTS),
         "GaussianCluster.log_prob": of(cluster, value=POINTS),
         "GaussianCluster.block": of(cluster, num_points=3),
-        "GeneralizedBFRY": call(discount=two, tail_index=1.5, level=2.0, scale=1.0),
+        "GeneralizedBFRY": call(discount=two, tail_index=1.5, level=2.0),
         "KnownVarianceGaussianCluster": call(loc=torch.zeros(2), loc_scale=2.0, scale=1.0),
-        "LogitGraph": call(features=torch.ones(3, 2), log_scale=0.1, bias=-1.0, node_mask=mask),
-        "MultinomialCluster": call(concentration=torch.ones(3), total_count=4),
+        "LogitGraph": call(features=torch.ones(3, 2), node_mask=mask),
+        "MultinomialCluster": call(concentration=torch.ones(3)),
         "MultinomialCluster.log_marginal": of(counts, x=x),
         "BernoulliCluster.log_marginal": of(binary, x=torch.eye(2)),
         "PartitionedBlock": call(cluster=cluster, labels=LABELS),
@@ -247,7 +232,7 @@ def distributions() -> dict[str, Call]:
         "PositiveStable": call(stability=0.5),
         "RectifiedGamma": call(concentration=2.0, rate=1.0, high=3.0),
         "StableBetaBFRY": call(discount=two, concentration=1.5, level=2.0),
-        "TiltedBFRY": call(discount=0.5, level=2.0, tilt=1.0),
+        "TiltedBFRY": call(discount=0.5, level=2.0),
         "TiltedBFRY.log_prob": of(tilted, value=torch.tensor([0.5, 2.0])),
         "TiltedBFRY.cdf": of(tilted, value=torch.tensor([0.5, 2.0])),
         "TiltedStable": call(mass=1.0, stability=0.5, tilt=1.0),
@@ -279,16 +264,14 @@ def random_measures() -> dict[str, Call]:
         return mass.log() - w.log() - w
 
     return {
-        "ApproximateTotalMass": call(measure=measure, num_jumps=50, method="size_biased"),
-        "BetaPrimeProcess": call(mass=1.5, discount=0.4, tail_index=2.3, rate=1.0, tilt=0.5),
+        "ApproximateTotalMass": call(measure=measure),
+        "BetaPrimeProcess": call(mass=1.5, discount=0.4, tail_index=2.3),
         "DirichletProcess": call(concentration=1.0),
-        "ExponentialArrivals": call(concentration=1.0),
-        "FiniteApproximation": call(num_atoms=5, rule="exact", family=GammaArrivals(1.0)),
+        "ExponentialArrivals": call(),
+        "FiniteApproximation": call(num_atoms=5, family=GammaArrivals(1.0)),
         "FrequencyCounts": call(measure=fn, num_samples=5, num_rows=5),
         "GammaArrivals": call(concentration=1.0),
-        "GeneralizedBFRYProcess": call(
-            mass=1.5, discount=0.4, tail_index=2.3, cutoff=1.2, tilt=0.5
-        ),
+        "GeneralizedBFRYProcess": call(mass=1.5, discount=0.4, tail_index=2.3),
         "GeneralizedGammaProcess": call(mass=2.0, discount=0.4, tilt=1.5),
         "InverseGammaArrivals": call(concentration=1.0),
         "JumpDistribution": call(measure=measure, order=1.0, tilt=0.5),
@@ -306,7 +289,7 @@ def random_measures() -> dict[str, Call]:
         "ParetoMixtureProcess": call(
             mass=1.5, discount=0.4, tilt=1.0, pareto_mass=1.5, pareto_scale=2.0, tail_index=2.2
         ),
-        "ParetoProcess": call(mass=3.0, scale=2.0, tail_index=1.5, tilt=0.5),
+        "ParetoProcess": call(mass=3.0, scale=2.0, tail_index=1.5),
         "PitmanYor": call(discount=0.4, concentration=1.3),
         "PitmanYor.log_eppf": of(pitman_yor, counts=torch.tensor([2, 1])),
         "PitmanYor.predictive": of(pitman_yor, counts=torch.tensor([2, 1])),
@@ -314,13 +297,13 @@ def random_measures() -> dict[str, Call]:
         "PitmanYor.sticks": of(pitman_yor, num_sticks=5),
         "PitmanYor.log_num_clusters": of(pitman_yor, num_samples=3),
         "RandomPartition": call(measure=fn, num_samples=5),
-        "StableBetaProcess": call(mass=2.0, discount=0.4, concentration=1.5, tilt=0.5, scale=1.0),
-        "GeneralizedGammaProcess.finite": of(measure, num_atoms=5, rule="exact"),
+        "StableBetaProcess": call(mass=2.0, discount=0.4, concentration=1.5),
+        "GeneralizedGammaProcess.finite": of(measure, num_atoms=5),
         "GeneralizedGammaProcess.finite_error": of(measure, num_atoms=5, value=1.0),
-        "GeneralizedGammaProcess.series": of(measure, num_jumps=5, method="size_biased", seed=0),
+        "GeneralizedGammaProcess.series": of(measure, num_jumps=5),
         "GeneralizedGammaProcess.num_jumps": of(measure, tolerance=0.1),
         "GeneralizedGammaProcess.lost_mass": of(measure, num_jumps=5),
-        "GeneralizedGammaProcess.jumps_above": of(measure, level=0.1, seed=0),
+        "GeneralizedGammaProcess.jumps_above": of(measure, level=0.1),
         "GeneralizedGammaProcess.tail": of(measure, value=torch.tensor([0.1, 1.0])),
         "GeneralizedGammaProcess.inverse_tail": of(measure, value=torch.tensor([0.1, 1.0])),
         "GeneralizedGammaProcess.log_levy_density": of(measure, value=torch.tensor([0.1, 1.0])),
@@ -330,16 +313,16 @@ def random_measures() -> dict[str, Call]:
         "GeneralizedGammaProcess.rescale": of(measure, scale=2.0),
         "Superposition": call({"measures": measure, "measures[1]": prime}),
         "TotalMass": call(measure=measure),
-        "TruncatedSeries": call(num_atoms=5, method="size_biased"),
+        "TruncatedSeries": call(num_atoms=5),
         "DeterministicArrivals": call(),
         "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
-        "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=9.0),
+        "kolmogorov_smirnov": call(observed=table, predicted=other),
         "log_num_partitions": call(table=table),
-        "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0), truncation=5),
-        "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
+        "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0)),
+        "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2])),
         "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
-        "reweighted_kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=9.0),
-        "split_frequencies": call(table=table, num_samples=4, seed=0),
+        "reweighted_kolmogorov_smirnov": call(observed=table, predicted=other),
+        "split_frequencies": call(table=table, num_samples=4),
     }
 
 
@@ -368,15 +351,15 @@ def reparam() -> dict[str, Call]:
     return {
         "ExpandedModule": call(module=network, prior_scale=1.0, **options),
         "ExpansionReparam": call(**options),
-        "expand_module": call(module=network, prior_scale=1.0, **options),
+        "expand_module": call(module=network, **options),
         "merge_factors": call(
-            left=[2.0 * torch.eye(3)], middle=torch.ones(3, 2), right=[torch.eye(2)], event_dim=2
+            left=[2.0 * torch.eye(3)], middle=torch.ones(3, 2), right=[torch.eye(2)]
         ),
     }
 
 
 def nn() -> dict[str, Call]:
-    attention: dict[str, Any] = dict(width=8, num_heads=2, scaling="width")
+    attention: dict[str, Any] = dict(width=8, scaling="width")
     classifier = BayesianClassifier(BayesianModule(MLP(4, [3], 3), 0.5), batch_size=4)
     with pyro.poutine.block(), torch.no_grad():
         trace = pyro.poutine.trace(classifier).get_trace(torch.randn(8, 4), LABELS)
@@ -387,7 +370,7 @@ def nn() -> dict[str, Call]:
         "ISAB": call(in_features=3, num_inducing=2, **attention),
         "MAB": call(query_features=3, key_features=2, **attention),
         "MLP": call(in_features=3, hidden_features=[4], out_features=2, activation=torch.nn.ReLU),
-        "PMA": call(in_features=3, num_seeds=1, **attention),
+        "PMA": call(in_features=3, **attention),
         "SAB": call(in_features=3, **attention),
         "BayesianClassifier": call(network=BayesianModule(MLP(4, [3], 3), 0.5), batch_size=4),
         "BayesianClassifier.probabilities": of(classifier, samples=samples, inputs=inputs),
@@ -395,11 +378,11 @@ def nn() -> dict[str, Call]:
             classifier, samples=samples, inputs=inputs, labels=LABELS
         ),
         "BayesianModule": call(module=MLP(4, [3], 3), prior_scale=0.5),
-        "FilterResponseNorm": call(num_channels=3, epsilon=1e-6),
+        "FilterResponseNorm": call(num_channels=3),
         "InducedSetAttention": call(in_features=3, inducing_features=2, **attention),
         "NodeScale": call(variances=torch.rand(3)),
         "NodeScale.prune": of(NodeScale(torch.rand(3)), fraction=0.5),
-        "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4), num_blocks=1),
+        "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4)),
         "asymmetric_variances": call(weights=torch.rand(3), symmetric_fraction=0.5),
         "init_to_module": call(module=MLP(4, [3], 3)),
         "largest_nodes": call(importance=torch.rand(4), fraction=0.5),
@@ -424,23 +407,21 @@ def potential() -> dict[str, Call]:
     loc = {"loc": torch.tensor(0.0)}
     chains = {"loc": torch.zeros(2)}
     return {
-        "FunctionPotential": call(potential_fn=potential_fn, params=chains, backend="eager"),
+        "FunctionPotential": call(potential_fn=potential_fn, params=chains),
         "PointPotential": call({"x": X}, model=model, backend="eager"),
-        "Potential": call({"x": X}, model=model, backend="eager"),
+        "Potential": call({"x": X}, model=model),
         "sum_out": call({"x": X}, model=model),
         "Potential.__call__": of(made, params=params),
         "Potential.value_and_grad": of(made, params=params),
         "Potential.full": of(made, params=params),
-        "Potential.init": of(made, num_chains=2, seed=0),
+        "Potential.init": of(made),
         "Potential.constrain": of(made, params=params),
         "Potential.samples": of(made, params=params),
         "Potential.unconstrain": of(made, samples=params),
         "Potential.log_likelihood": of(made, samples=params),
-        "Potential.predictive": of(made, samples=params, seed=0),
-        "Potential.prior": of(made, num_samples=2, seed=0),
-        "WeightedFunction": call(
-            loss_fn=loss_fn, args=(X,), params=loc, subsample_size=4, backend="eager"
-        ),
+        "Potential.predictive": of(made, samples=params),
+        "Potential.prior": of(made, num_samples=2),
+        "WeightedFunction": call(loss_fn=loss_fn, args=(X,), params=loc, subsample_size=4),
         "WeightedPotential": call(
             model=model, args=(X,), kwargs={}, plate="data", prior_weight=0.5, backend="eager"
         ),
@@ -485,8 +466,8 @@ def reproduction() -> dict[str, Call]:
         source="section 1",
     )
     return {
-        "Claim": call(**claim, across="mean"),
-        "Page": call(slug="page", num_threads=1),
+        "Claim": call(**claim),
+        "Page": call(slug="page"),
         "Report": call(slug="page", claims=[Claim(**claim)]),
         "seeds": call(),
     }

@@ -117,38 +117,36 @@ HAMILTONIAN: dict[str, Any] = dict(
 def kernels() -> dict[str, Call]:
     x_start = {"loc": torch.zeros(2)}
     return {
-        "SGLD": call(**KERNEL, mass=1.0, minibatches=Minibatches, noise_estimate=0.0),
-        "SGHMC": call(**KERNEL, momentum_decay=0.1, mass=1.0, noise_estimate=0.0),
-        "SGNHT": call(**KERNEL, friction=1.0, mass=1.0),
-        "PSGLD": call(**KERNEL, decay=0.9, regularization=1e-5),
+        "SGLD": call(**KERNEL, minibatches=Minibatches),
+        "SGHMC": call(**KERNEL, momentum_decay=0.1),
+        "SGNHT": call(**KERNEL, friction=1.0),
+        "PSGLD": call(**KERNEL),
         "L2E": call(**KERNEL, kinetics=ResidualKinetics(hidden_sizes=(4,))),
         "L2E.pretrained": call(model=model, step_size=0.01),
         "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
-        "LaplaceHMC": call(model=model, num_steps=2, trajectory_length=1.5, **EAGER),
+        "LaplaceHMC": call(model=model, num_steps=2, **EAGER),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
-        "ChEES": call(model=model, trajectory_length=1.5, target_accept_prob=0.7, **EAGER),
-        "MAMS": call(model=model, num_steps=4, target_accept_prob=0.9, **EAGER),
-        "MEADS": call(model=model, step_size=0.5, damping=1.0, **EAGER),
-        "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
-        "IndependenceMetropolis": call(model=model, num_points=32, local_fraction=0.25, **EAGER),
+        "ChEES": call(model=model, trajectory_length=1.5, **EAGER),
+        "MAMS": call(model=model, **EAGER),
+        "MEADS": call(model=model, **EAGER),
+        "NUTS": call(**HAMILTONIAN),
+        "IndependenceMetropolis": call(model=model, **EAGER),
         "RandomWalk": call(scale=1.0),
         "Gibbs": call(blocks=[(RandomWalk(1.0), ["loc"])], model=model),
         "LogJoint": call(model=model, args=(X,), kwargs={}),
         "ConstantSchedule": call(step_size=0.1),
-        "CyclicalSchedule": call(
-            step_size=0.1, num_cycles=2, num_steps=10, exploration=0.5, minimum=0.1
-        ),
-        "PolynomialSchedule": call(step_size=0.1, exponent=0.6, offset=1.0, start=0),
+        "CyclicalSchedule": call(step_size=0.1, num_cycles=2, num_steps=10),
+        "PolynomialSchedule": call(step_size=0.1),
         "EllipticalSlice": call(),
         "EnumeratedSites": call(),
         "PriorProposals": call(),
-        "EarlyStopping": call(names=["loc"], r_hat=1.01, effective_sample_size=10.0, interval=4),
+        "EarlyStopping": call(names=["loc"]),
         "MCMC": call(
             kernel=SGLD(model), initial_params=x_start, early_stopping=EarlyStopping(), **DRIVER
         ),
         "MCMC.run": of(MCMC(SGLD(model, backend="eager"), 1, progress=False, seed=0), {"x": X}),
         "MCMC.get_samples": of(MCMC(SGLD(model), 1, progress=False).run(X)),
-        "MCMC.summary": of(MCMC(SGLD(model), 9, progress=False).run(X), prob=0.9),
+        "MCMC.summary": of(MCMC(SGLD(model), 9, progress=False).run(X)),
         "StreamingMCMC": call(kernel=SGLD(model), initial_params=x_start, **DRIVER),
         "StreamingMCMC.run": of(
             StreamingMCMC(SGLD(model, backend="eager"), 1, progress=False, seed=0), {"x": X}
@@ -160,8 +158,6 @@ def kernels() -> dict[str, Call]:
             num_steps=4,
             num_chains=2,
             num_samples=2,
-            seed=0,
-            progress=False,
         ),
     }
 
@@ -190,7 +186,7 @@ def optimization() -> dict[str, Call]:
     return {
         "BatchLBFGS": call(max_steps=5, tolerance=1e-5),
         "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
-        "BatchOptimizer": call(optimizer=torch.optim.SGD, num_steps=2),
+        "BatchOptimizer": call(optimizer=torch.optim.SGD),
         "laplace_posterior": call(potential=made, starts=[start]),
         "antithetic_gradient": call(
             function=lambda points: points.square().sum(-1),
@@ -199,9 +195,9 @@ def optimization() -> dict[str, Call]:
             num_pairs=2,
             generator=torch.Generator(),
         ),
-        "Task": call(model=model, args=(X,), log_likelihood=log_likelihood, kwargs={}, name="t"),
+        "Task": call(model=model, args=(X,), log_likelihood=log_likelihood, kwargs={}),
         "MetaTrainer": call(**trainer),
-        "MetaTrainer.fit": of(MetaTrainer(**trainer), num_iterations=1, progress=False),
+        "MetaTrainer.fit": of(MetaTrainer(**trainer), num_iterations=1),
         "ensemble_loss": call(log_likelihood=logs),
         "single_draw_loss": call(log_likelihood=logs),
     }
@@ -220,18 +216,16 @@ def clustering() -> dict[str, Call]:
     marginal = MCMC(MarginalGibbs(prior, cluster), 1, progress=False)
     auxiliary = MCMC(AuxiliaryGibbs(prior, latent, backend="eager"), 1, progress=False)
     return {
-        "MarginalGibbs": call(**both, init="one"),
-        "AuxiliaryGibbs": call(
-            prior=prior, cluster=latent, shared=(), num_auxiliary=2, backend="eager", init="one"
-        ),
-        "SliceSampler": call(prior=prior, cluster=cluster, init="one"),
-        "SplitMerge": call(**both, num_proposals=1, num_scans=2, init="one"),
-        "TreeGuided": call(**both, num_global_moves=1, local_fraction=0.5, init="one"),
+        "MarginalGibbs": call(**both),
+        "AuxiliaryGibbs": call(prior=prior, cluster=latent, shared=()),
+        "SliceSampler": call(prior=prior, cluster=cluster),
+        "SplitMerge": call(**both),
+        "TreeGuided": call(**both, num_global_moves=1),
         "MCMC.run": of(marginal, {"x": POINTS}),
         "MCMC.run of a model": of(auxiliary, {"x": X}),
-        "bhc": call(x=POINTS, cluster=cluster, concentration=1.0),
-        "ibhc": call(x=POINTS, cluster=cluster, prior=prior, noisy=False, seed=0),
-        "rbhc": call(x=POINTS, family="gaussian", num_clusters=2, method="greedy"),
+        "bhc": call(x=POINTS, cluster=cluster),
+        "ibhc": call(x=POINTS, cluster=cluster, prior=prior),
+        "rbhc": call(x=POINTS, num_clusters=2, method="greedy"),
     }
 
 
@@ -250,7 +244,7 @@ def published() -> dict[str, Call]:
 def predictions() -> dict[str, Call]:
     rule = PolyaUrn()
     options: dict[str, Any] = dict(num_samples=3, horizon=20, seed=0, progress=False)
-    posterior: dict[str, Any] = dict(**options, batch_size=2, num_checks=2, tolerance=0.1)
+    posterior: dict[str, Any] = dict(**options)
     bootstrap: dict[str, Any] = dict(
         num_samples=2,
         backend="eager",
@@ -264,7 +258,7 @@ def predictions() -> dict[str, Call]:
     draws = {"loc": torch.randn(10)}
     nptl = NPTL(**{**TRANSFER, "num_samples": 1, "backend": "eager"}, concentration=1.0)
     return {
-        "MartingalePosterior": call(predictive=rule, functional=Mean(), name="theta", **posterior),
+        "MartingalePosterior": call(predictive=rule, functional=Mean(), **posterior),
         "MartingalePosterior.run": of(MartingalePosterior(rule, Mean(), **options), {"data": X}),
         "MartingalePosterior.run of a model": of(
             MartingalePosterior(PosteriorPredictive(model, draws), Mean(), **options), {"data": X}
@@ -277,23 +271,15 @@ def predictions() -> dict[str, Call]:
             **bootstrap,
         ),
         "PosteriorBootstrap.run": of(PosteriorBootstrap(model, **bootstrap), {"x": X}),
-        "PosteriorPredictive": call(model=model, posterior=draws, num_samples=9, warmup_steps=1),
-        "PolyaUrn": call(base_measure=dist.Normal(0.0, 1.0), concentration=1.0),
-        "CopulaDensity": call(bandwidth=0.9, num_permutations=1, seed=0),
+        "PosteriorPredictive": call(model=model, posterior=draws),
+        "PolyaUrn": call(base_measure=dist.Normal(0.0, 1.0)),
+        "CopulaDensity": call(bandwidth=0.9),
         "CopulaDensity.fit": of(CopulaDensity(0.9, 1), data=X),
-        "CopulaRegression": call(**bandwidths, queries=X, seed=0),
+        "CopulaRegression": call(**bandwidths, queries=X),
         "CopulaRegression.fit": of(CopulaRegression(**bandwidths), x=X, y=X.sin()),
-        "CopulaClassifier": call(**bandwidths, queries=X, seed=0),
+        "CopulaClassifier": call(**bandwidths, queries=X),
         "CopulaClassifier.fit": of(CopulaClassifier(**bandwidths), x=X, y=X > 0.0),
-        "NPTL": call(
-            **TRANSFER,
-            concentration=1.0,
-            num_standard_errors=1.0,
-            validation_fraction=0.2,
-            num_blocks=2,
-            block_concentration="unit",
-            probe_penalty=0.01,
-        ),
+        "NPTL": call(**TRANSFER, concentration=1.0, num_blocks=2),
         "NPTL.run": of(nptl, inputs=torch.randn(8, 4), labels=torch.arange(8) % 2),
     }
 
@@ -310,16 +296,12 @@ def coresets() -> dict[str, Call]:
             size=2,
             learnable=["x"],
             weights="scaled",
-            init="subset",
             plate="data",
             num_samples=2,
             warmup_steps=1,
             backend="eager",
-            seed=0,
         ),
-        "AutoPseudocoreset.fit": of(
-            guide(), divergence=ForwardKL(), num_steps=1, seed=0, progress=False
-        ),
+        "AutoPseudocoreset.fit": of(guide(), divergence=ForwardKL(), num_steps=1),
         "AutoPseudocoreset.condition": of(guide(), model=model),
         "AutoPseudocoreset.sample_posterior": of(guide(), num_samples=1, warmup_steps=1),
         "ExpertBuffer": call(
@@ -334,8 +316,6 @@ def coresets() -> dict[str, Call]:
             batch_size=4,
             plate="data",
             backend="eager",
-            seed=0,
-            progress=False,
         ),
         "ForwardKL": call(surrogate=GaussianSurrogate()),
         "ReverseKL": call(surrogate=GaussianSurrogate()),
@@ -355,22 +335,14 @@ def coresets() -> dict[str, Call]:
             kernel=NUTS, num_samples=2, warmup_steps=1, batch_size=4, data_samples=None
         ),
         "TrajectorySnapshots": call(
-            buffer=buffer,
-            num_snapshots=2,
-            thinning=1,
-            num_steps=3,
-            learning_rate=0.1,
-            inner="fresh",
-            max_start=1,
+            buffer=buffer, num_snapshots=2, thinning=1, num_steps=3, max_start=1
         ),
         "TrajectorySurrogate": call(
             buffer=buffer,
             num_steps=2,
             learning_rate=0.05,
-            noise_scale=0.01,
             num_particles=2,
             max_start=1,
-            num_epochs=1,
             batch_size=4,
         ),
     }
@@ -381,13 +353,13 @@ def transfer_ensembles() -> dict[str, Call]:
     ensemble = FineTunedEnsemble(**{**TRANSFER, "num_samples": 1, "backend": "eager"})
     inputs, labels = torch.randn(8, 4), torch.arange(8) % 2
     return {
-        "L2SP": call(backbone=torch.nn.Linear(2, 2), scale=0.1, head_scale=1.0),
+        "L2SP": call(backbone=torch.nn.Linear(2, 2), scale=0.1),
         "FineTunedEnsemble": call(**TRANSFER),
         "FineTunedEnsemble.run": of(ensemble, inputs=inputs, labels=labels),
         "FineTunedEnsemble.probabilities": of(
             FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs
         ),
-        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0),
+        "SWAGPrior": call(snapshots=path),
         "soft_cross_entropy": call(logits=torch.zeros(3), targets=torch.tensor([0.5, 0.5, 0.0])),
     }
 
@@ -399,28 +371,18 @@ def martingale() -> dict[str, Call]:
     posterior = MartingalePosterior(PolyaUrn(), Mean(), 9, 20, progress=False, seed=0).run(X)
     wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
     return {
-        "BootstrapWeights": call(
-            concentration=0.0,
-            base_measure=None,
-            truncation=2,
-            num_blocks=2,
-            block_concentration="unit",
-        ),
-        "DirichletWeights": call(
-            num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2, block_concentration="unit"
-        ),
+        "BootstrapWeights": call(base_measure=None, num_blocks=2),
+        "DirichletWeights": call(num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2),
         "EmpiricalBase": call({"atoms": X}),
-        "Expectation": call(function=lambda y: y, num_points=10),
-        "MEstimator": call(
-            loss_fn=loss_fn, initial_params={"loc": torch.tensor(0.0)}, num_points=5
-        ),
+        "Expectation": call(function=lambda y: y),
+        "MEstimator": call(loss_fn=loss_fn, initial_params={"loc": torch.tensor(0.0)}),
         "Mean": call(),
         "Variance": call(),
-        "NormalPredictive": call(scale=1.0, loc=0.0, loc_scale=1.0),
-        "PlugInNormal": call(scale=1.0),
+        "NormalPredictive": call(),
+        "PlugInNormal": call(),
         "Quantile": call(probability=0.5),
-        "StudentTPredictive": call(loc=0.0, loc_precision=1.0, concentration=1.0, rate=1.0),
-        "WeightedMLE": call(model=model, plate="data", num_points=5),
+        "StudentTPredictive": call(),
+        "WeightedMLE": call(model=model, plate="data"),
         "WeightedSample": call(values=(values,), weights=weights),
         "WeightedSample.icdf": of(population, value=torch.tensor(0.6)),
         "density_drift": call(
@@ -454,7 +416,7 @@ def trees() -> dict[str, Call]:
             labels=("a", "b", "c"),
         ),
         "Dendrogram.cut": of(tree, num_clusters=2),
-        "GaussianCovarianceGenerator": call(floor=0.01),
+        "GaussianCovarianceGenerator": call(),
         "GaussianGenerator": call(),
         "ItakuraSaitoGenerator": call(),
         "MultinomialGenerator": call(),
@@ -497,15 +459,15 @@ def pseudocoresets() -> dict[str, Call]:
         "gaussian_kl": call(**gaussians),
         "gaussian_wasserstein": call(**gaussians),
         "herding_subset": call({"rows": X}, size=2),
-        "k_means_subset": call({"rows": X}, size=2, seed=0),
-        "random_subset": call({"rows": X}, size=2, seed=0),
+        "k_means_subset": call({"rows": X}, size=2),
+        "random_subset": call({"rows": X}, size=2),
         "standard_deviation_ratios": call(samples=draws, reference=other),
         "standardized_mean_differences": call(samples=draws, reference=other),
     }
 
 
 def sgmcmc() -> dict[str, Call]:
-    options: dict[str, Any] = dict(hidden_sizes=(4,), decays=(0.5,), seed=0)
+    options: dict[str, Any] = dict(hidden_sizes=(4,), decays=(0.5,))
     return {
         "LearnedDiffusion": call(num_hidden=3, max_diffusion=5.0, output_scale=0.1, seed=0),
         "LearnedKinetics": call(**options, force_scale=0.1, velocity_scale=0.1),
@@ -536,14 +498,12 @@ def training() -> dict[str, Call]:
             scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
             max_norm=1.0,
             ema_decay=0.9,
-            independent_rows=False,
             stateful=[torch.Generator()],
             identity={"note": 1},
-            seed=0,
         ),
         "Trainer.step": of(trainer, loss=loss),
-        "Trainer.run": of(trainer, loss=loss, num_steps=3, save_every=1, progress=False),
-        "ShuffledBatches": call({"rows": X}, batch_size=4, drop_last=False),
+        "Trainer.run": of(trainer, loss=loss, num_steps=3),
+        "ShuffledBatches": call({"rows": X}, batch_size=4),
     }
 
 

@@ -41,7 +41,7 @@ def fields() -> dict[str, Call]:
     transform = FlowTransform(still, 0.5)
     return {
         "VectorField": call(dim=2, n=3),
-        "GeneratorField": call(dim=2, n=3, trunk=8, head=4, periods={0: 1.0}),
+        "GeneratorField": call(dim=2, n=3, periods={0: 1.0}),
         "GeneratorField.forward": of(field, z=Z),
         "GeneratorField.each": of(field, z=torch.randn(3, 6, 2)),
         "VectorField.combination": of(field, weights=torch.randn(3)),
@@ -50,12 +50,10 @@ def fields() -> dict[str, Call]:
         "FunctionField": call(function=fields_of, dim=2, n=1),
         "ScaledField": call(field=field, scale=torch.randn(3)),
         "inner_products": call(values=torch.randn(3, 8, 8, 2), weights=WEIGHTS),
-        "flow": call(field=still, z=Z, s=0.5, num_steps=2),
-        "FlowTransform": call(field=still, s=0.5, num_steps=2),
+        "flow": call(field=still, z=Z),
+        "FlowTransform": call(field=still),
         "FlowTransform.log_abs_det_jacobian": of(transform, x=Z, y=Z),
-        "OneParameterGroupAugmentation": call(
-            field=AffineField(2), scale=0.1, name="s", num_steps=2
-        ),
+        "OneParameterGroupAugmentation": call(field=AffineField(2)),
         "OneParameterGroupAugmentation.forward": of(augment, x=IMAGES),
         "image_grid": call(height=8, width=8),
     }
@@ -70,14 +68,12 @@ def generators() -> dict[str, Call]:
 
     return {
         "ortho_loss": call(values=values, weights=WEIGHTS),
-        "lipschitz_loss": call(values=values, threshold=0.5, points=GRID, grid_dim=2),
+        "lipschitz_loss": call(values=values, points=GRID, grid_dim=2),
         "sobolev_loss": call(values=values),
         "warp_images": call(images=IMAGES, grid=GRID),
         "validity_images": call(features=features, images=IMAGES, grid=GRID[None]),
         "validity_images_tangent": call(features=features, images=IMAGES, velocity=GRID[None]),
-        "feature_weights": call(
-            features=features, images=IMAGES, num_windows=4, width=0.1, batch_size=2, seed=0
-        ),
+        "feature_weights": call(features=features, images=IMAGES, num_windows=4),
         "train_generators": call(
             field=field,
             validity=validity,
@@ -87,20 +83,11 @@ def generators() -> dict[str, Call]:
             weights=WEIGHTS,
             loss=GeneratorLoss(flow_steps=1),
             optimizer=ADAM,
-            seed=0,
             progress=False,
         ),
-        "GeneratorLoss": call(
-            sigma=0.4, flow_steps=1, ortho=10.0, lipschitz=10.0, threshold=0.5, sobolev=0.1
-        ),
+        "GeneratorLoss": call(),
         "validity_scores": call(
-            field=field,
-            validity=validity,
-            points=GRID,
-            weights=WEIGHTS,
-            sigma=0.4,
-            num_times=2,
-            flow_steps=1,
+            field=field, validity=validity, points=GRID, weights=WEIGHTS, num_times=2, flow_steps=1
         ),
     }
 
@@ -108,22 +95,16 @@ def generators() -> dict[str, Call]:
 def equations() -> dict[str, Call]:
     solutions = simulate("kdv", 2, num_x=16, num_t=8, substeps=2, seed=0)
     return {
-        "simulate": call(equation="kdv", num_solutions=1, num_x=16, num_t=3, substeps=2, seed=0),
+        "simulate": call(equation="kdv", num_solutions=1, num_t=3, substeps=2),
         "validity_pde": call(equation="kdv", points=solutions),
         "lie_generators": call(equation="kdv"),
         "learn_lie_symmetries": call(
             equation="kdv",
             solutions=solutions,
             num_steps=1,
-            n=2,
             patch=(5, 8),
             batch_size=2,
-            num_patches=4,
-            trunk=4,
-            sigma=0.4,
-            flow_steps=1,
             optimizer=ADAM,
-            seed=0,
             progress=False,
         ),
     }

@@ -21,7 +21,7 @@ def model(x: torch.Tensor) -> None:
 
 def blocks() -> dict[str, Call]:
     return {
-        "MeanTeacher": call(module=nn.Linear(2, 1), momentum=0.9, schedule="cosine", num_steps=5),
+        "MeanTeacher": call(module=nn.Linear(2, 1), num_steps=5),
         "MeanTeacher.update": of(MeanTeacher(nn.Linear(2, 1)), step=3),
         "MeanTeacher.momentum_at": of(MeanTeacher(nn.Linear(2, 1)), step=3),
         "teacher_gradient_decomposition": call(
@@ -31,7 +31,7 @@ def blocks() -> dict[str, Call]:
 
 
 def handlers() -> dict[str, Call]:
-    return {"consistency": call(teacher=model, sites=["x"], weight=0.5, name="consistency")}
+    return {"consistency": call(teacher=model, sites=["x"])}
 
 
 def autoencoders() -> dict[str, Call]:
@@ -39,43 +39,27 @@ def autoencoders() -> dict[str, Call]:
     images, order = torch.rand(6, 1, 4, 4), network.random_order(6, seed=0)
     given = dict(images=images, order=order)
     return {
-        "MaskedAutoencoder": call(
-            image_shape=(1, 4, 4),
-            patch_size=2,
-            width=4,
-            depth=1,
-            num_heads=2,
-            decoder_width=4,
-            decoder_depth=1,
-            decoder_heads=2,
-            mask_ratio=0.75,
-            scale=1.0,
-            normalize=True,
-        ),
+        "MaskedAutoencoder": call(image_shape=(1, 4, 4), patch_size=2),
         "MaskedAutoencoder.patchify": of(network, images=images),
         "MaskedAutoencoder.unpatchify": of(network, patches=torch.rand(6, 4, 4)),
         "MaskedAutoencoder.targets": of(network, images=images),
-        "MaskedAutoencoder.random_order": of(network, num_images=3, seed=0),
+        "MaskedAutoencoder.random_order": of(network, num_images=3),
         "MaskedAutoencoder.visible": of(network, order=order),
         "MaskedAutoencoder.encode": of(network, **given),
         "MaskedAutoencoder.forward": of(network, **given),
         "MaskedAutoencoder.features": of(network, images=images),
-        "MaskedAutoencoder.reconstruct": of(network, **given, seed=0),
-        "MaskedAutoencoder.terms": of(network, **given, teacher=network, patches="masked"),
+        "MaskedAutoencoder.reconstruct": of(network, **given),
+        "MaskedAutoencoder.terms": of(network, **given, teacher=network),
         "MaskedAutoencoder.fit": of(
             network,
             images=images,
             num_steps=1,
-            batch_size=2,
-            consistency=1.0,
-            patches="all",
             momentum=0.5,
-            optimizer=partial(torch.optim.Adam, lr=1e-3),
-            seed=0,
+            optimizer=partial(torch.optim.Adam, lr=0.001),
             progress=False,
         ),
-        "MaskedAutoencoder.model": of(network, images=images, subsample_size=2, predict=True),
-        "MaskedAutoencoder.guide": of(network, images=images, subsample_size=2, predict=True),
+        "MaskedAutoencoder.model": of(network, images=images, subsample_size=2),
+        "MaskedAutoencoder.guide": of(network, images=images, subsample_size=2),
     }
 
 

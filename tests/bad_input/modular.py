@@ -35,7 +35,7 @@ def modular() -> dict[str, Call]:
         "ModularLoRA.deltas": of(lora, name="task"),
         "ModularLoRA.norm": of(lora, name="task"),
         "ModularLoRA.cosine": of(lora, first="task", second="safety"),
-        "ModularLoRA.save": of(lora, name="task", folder=folder, component="unet"),
+        "ModularLoRA.save": of(lora, name="task", folder=folder),
         "fine_tune": call(
             unet=Scale(),
             scheduler=DDIMScheduler(),
@@ -44,10 +44,7 @@ def modular() -> dict[str, Call]:
             captions=["odd", "even"],
             num_steps=1,
             batch_size=2,
-            optimizer=partial(torch.optim.AdamW, lr=1e-4),
-            caption_dropout=0.1,
-            seed=0,
-            progress=False,
+            optimizer=partial(torch.optim.AdamW, lr=0.0001),
         ),
     }
 

@@ -6,13 +6,7 @@ import torch
 
 from pyro_ext.diagnostics import IsotonicRecalibrator
 from pyro_ext.inference import IVON
-from pyro_ext.models.molecules import (
-    RACE,
-    EnergyForceModel,
-    all_pairs,
-    ensemble_prediction,
-    training_region,
-)
+from pyro_ext.models.molecules import RACE, EnergyForceModel, all_pairs, ensemble_prediction
 from tests.bad_input.walk import Call, call, of
 
 SPECIES = [8, 1, 1]
@@ -26,20 +20,10 @@ def molecules() -> dict[str, Call]:
     neighbors = all_pairs(3)
     found = race(WATERS, SPECIES)
     many = ensemble_prediction([race], WATERS, SPECIES)
-    settings: dict[str, Any] = dict(
-        cutoff=5.0,
-        channels=4,
-        num_layers=2,
-        num_radial=4,
-        radial_hidden=4,
-        num_neighbors=3.0,
-        covariance="invariant",
-        extensive=False,
-    )
-    weights = dict(energy_weight=1.0, force_weight=1.0)
+    settings: dict[str, Any] = dict()
+    weights = dict(force_weight=1.0)
     structures: dict[str, Any] = dict(positions=WATERS, species=SPECIES, neighbors=neighbors)
     model = EnergyForceModel(race, SPECIES)
-    region = training_region([race], WATERS, SPECIES)
     return {
         "RACE": call(species=SPECIES, **settings),
         "RACE.forward": of(race, **structures),
@@ -50,62 +34,34 @@ def molecules() -> dict[str, Call]:
         "RACE.relative": of(race, species=SPECIES, energies=ENERGIES),
         "atomic_numbers": call(species=torch.tensor(SPECIES)),
         "all_pairs": call(num_atoms=3),
-        "periodic_neighbors": call(
-            positions=WATER[0], cell=4.0 * torch.eye(3), cutoff=2.0, pbc=True
-        ),
-        "molecule_frames": call(
-            name="H2O",
-            num_frames=1,
-            temperature=300.0,
-            every=1,
-            time_step=0.5,
-            friction=0.02,
-            seed=0,
-        ),
-        "potential_loss": call(
-            prediction=found,
-            energies=torch.zeros(2),
-            forces=FORCES,
-            kind="joint",
-            densities=False,
-            **weights,
-        ),
+        "periodic_neighbors": call(positions=WATER[0], cell=4.0 * torch.eye(3), cutoff=2.0),
+        "molecule_frames": call(name="H2O", num_frames=1, every=1),
+        "potential_loss": call(prediction=found, energies=torch.zeros(2), forces=FORCES, **weights),
         "EnergyForceModel": call(
             network=race, species=SPECIES, neighbors=neighbors, batch_size=1, **weights
         ),
         "EnergyForceModel.forward": of(model, positions=WATERS, energies=ENERGIES, forces=FORCES),
         "ensemble_prediction": call(networks=[race], **structures),
         "predictive_moments": call(prediction=many),
-        "training_region": call(networks=[race], **structures, margin=1.5, distance_margin=0.1),
-        "RACECalculator": call(networks=[race], region=region),
+        "RACECalculator": call(networks=[race]),
     }
 
 
 def distributions() -> dict[str, Call]:
-    return {"ForceNormal": call(loc=torch.zeros(2, 3), l6=torch.zeros(2, 6), eps=1e-3)}
+    return {"ForceNormal": call(loc=torch.zeros(2, 3), l6=torch.zeros(2, 6))}
 
 
 def inference() -> dict[str, Call]:
     weight = torch.nn.Parameter(torch.zeros(2))
     means, variances = torch.zeros(3, 4), torch.ones(3, 4)
-    mixture: dict[str, Any] = dict(means=means, variances=variances, event_dim=0)
+    mixture: dict[str, Any] = dict(means=means, variances=variances)
     return {
-        "IVON": call(
-            params=[weight],
-            lr=0.1,
-            ess=10.0,
-            hess_init=1.0,
-            betas=(0.9, 0.99),
-            weight_decay=1e-4,
-            clip_radius=1.0,
-            num_samples=1,
-            seed=0,
-        ),
+        "IVON": call(params=[weight], ess=10.0, betas=(0.9, 0.99), clip_radius=1.0),
         "IVON.sampled": of(IVON([weight], ess=10.0), loss=lambda: weight.square().sum()),
         "IVON.add_param_group": of(
             IVON([weight], ess=10.0), param_group={"params": torch.zeros(2, requires_grad=True)}
         ),
-        "IVON.draws": of(IVON([weight], ess=10.0), num_samples=2, seed=0),
+        "IVON.draws": of(IVON([weight], ess=10.0), num_samples=2),
         "diagonal_laplace": call(
             function=lambda weights, x: weights["w"] * x,
             parameters={"w": torch.ones(())},
@@ -113,9 +69,6 @@ def inference() -> dict[str, Call]:
             targets=torch.arange(3.0) + 0.1,
             noise=0.5,
             prior_scale=1.0,
-            num_steps=2,
-            learning_rate=0.1,
-            batch_size=2,
         ),
         "mixture_moments": call(**mixture),
         "bald": call(**mixture),
@@ -135,7 +88,7 @@ def diagnostics() -> dict[str, Call]:
 
 def metrics() -> dict[str, Call]:
     values = torch.tensor([0.2, 0.5, 0.9])
-    return {"interval_calibration_error": call(cdf_values=values, num_levels=19)}
+    return {"interval_calibration_error": call(cdf_values=values)}
 
 
 TABLES = {

@@ -25,7 +25,7 @@ def averaging() -> dict[str, Call]:
     return {
         "BezierPath": call(**two),
         "BezierPath.weights": of(path, r=torch.tensor([0.2, 0.5])),
-        "BezierPath.module_at": of(path, r=0.5, batches=[X]),
+        "BezierPath.module_at": of(path, batches=[X]),
         "align_units": call(**two, inputs=X),
         "hutchinson_trace": call(
             loss=lambda w: w["x"].pow(4).sum(), weights=weights, num_probes=3, seed=0
@@ -45,11 +45,9 @@ def bridges() -> dict[str, Call]:
         "BridgeEnsemble": call(bridges=[bridge]),
         "BridgeEnsemble.probabilities": of(ensemble, inputs=X),
         "BridgeEnsemble.relative_cost": of(ensemble, inputs=X),
-        "BridgeNetwork": call(
-            path=path, features="1", head=nn.Linear(3, 2), kind=1, r=0.5, batches=[X]
-        ),
+        "BridgeNetwork": call(path=path, features="1", head=nn.Linear(3, 2), batches=[X]),
         "BridgeNetwork.log_prob": of(bridge, inputs=X),
-        "BridgeNetwork.loss": of(bridge, inputs=X, mixup_alpha=0.4, repulsion=0.1),
+        "BridgeNetwork.loss": of(bridge, inputs=X),
     }
 
 

@@ -59,16 +59,12 @@ def inference() -> dict[str, Call]:
             num_points=(4, 6),
             context=(0.1, 0.9),
         ),
-        "PriorDataFittedNetwork.draw": of(
-            network(), num_sets=2, num_points=5, num_context=2, seed=0
-        ),
+        "PriorDataFittedNetwork.draw": of(network(), num_sets=2, num_points=5, num_context=2),
         "PriorDataFittedNetwork.fit": of(network(), num_steps=1, progress=False),
         "PriorDataFittedNetwork.predictive": of(network(), xc=X, yc=Y, xq=XQ),
         "PriorDataFittedNetwork.save": of(network(), path=path),
         "PriorDataFittedNetwork.load": call(path=path),
-        "PriorFittedTransformer": call(
-            num_bars=4, num_features=1, width=8, num_heads=2, log_inputs=True
-        ),
+        "PriorFittedTransformer": call(num_bars=4),
         "PriorFittedTransformer.take_units": of(
             PriorFittedTransformer(4, width=8), x=torch.rand(5, 1), y=torch.rand(5)
         ),
@@ -82,21 +78,19 @@ def scaling_laws() -> dict[str, Call]:
     grid = torch.linspace(0.01, 1.0, 12)
     return {
         "Extrapolation.quantile": of(found, prob=0.5),
-        "Extrapolation.interval": of(found, level=0.9),
+        "Extrapolation.interval": of(found),
         "Extrapolation.log_prob": of(found, y=torch.tensor([0.2, 0.2])),
         "Extrapolation.plot": of(found),
-        "ScalingLaw": call(name="M2"),
-        "ScalingLaw.fit": of(ScalingLaw(), x=SIZES, y=ERRORS, num_starts=2, num_steps=2),
+        "ScalingLaw": call(),
+        "ScalingLaw.fit": of(ScalingLaw(), x=SIZES, y=ERRORS, num_steps=2),
         "ScalingLaw.predict": of(law, x=SIZES),
         "ScalingLaw.predictive": of(law, x=SIZES),
         "extrapolate": call(x=SIZES, y=ERRORS, query=2.0 * SIZES, horizon=4000.0, scale=1.0),
         "pretrained_network": call(),
         "read_curve": call(path=path, x="size", y="error"),
-        "sample_scaling_curves": call(
-            x=grid.expand(3, 12), family="down", num_context=5, full_rise=False, seed=0
-        ),
-        "scaling_curve_prior": call(x=grid, family="down", num_context=5, full_rise=False),
-        "scaling_grid": call(num_curves=2, num_points=5, spacing="log", seed=0),
+        "sample_scaling_curves": call(x=grid.expand(3, 12), family="down", num_context=5),
+        "scaling_curve_prior": call(x=grid, family="down", num_context=5),
+        "scaling_grid": call(num_curves=2, num_points=5),
     }
 
 

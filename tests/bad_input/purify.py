@@ -32,11 +32,9 @@ def scores() -> dict[str, Call]:
     shift = {"shift": torch.zeros(1, 1, 1, 1)}
     diffusion: dict[str, Any] = dict(unet=unet, scheduler=SCHEDULER, timestep=3, conditioning=shift)
     return {
-        "NoiseConditionalScore": call(
-            network=nn.Linear(3, 3), largest=1.0, smallest=0.1, num_levels=3
-        ),
+        "NoiseConditionalScore": call(network=nn.Linear(3, 3)),
         "NoiseConditionalScore.loss": of(model, x=torch.rand(4, 3)),
-        "NoiseConditionalScore.score": of(model, x=torch.rand(4, 3), level=1),
+        "NoiseConditionalScore.score": of(model, x=torch.rand(4, 3)),
         "DiffusersScore": call(**diffusion),
         "DiffusersScore.__call__": of(DiffusersScore(**diffusion), x=torch.rand(2, 1, 4, 4)),
     }
@@ -50,11 +48,9 @@ def purification() -> dict[str, Call]:
     model = AdaptiveScorePurifier(downhill, **options)
     return {
         "AdaptiveScorePurifier": call(score=downhill, bounds=(0.0, 1.0), **options),
-        "AdaptiveScorePurifier.__call__": of(model, x=x, seed=0),
-        "AdaptiveScorePurifier.trajectory": of(model, x=x, seed=0),
-        "AdaptiveScorePurifier.predict": of(
-            model, classifier=logits, x=x, reduce="softmax", seed=0
-        ),
+        "AdaptiveScorePurifier.__call__": of(model, x=x),
+        "AdaptiveScorePurifier.trajectory": of(model, x=x),
+        "AdaptiveScorePurifier.predict": of(model, classifier=logits, x=x),
         "AdaptiveScorePurifier.detect": of(model, x=x, threshold=1.0),
     }
 

@@ -18,7 +18,7 @@ def ratings() -> dict[str, Call]:
     return {
         "read_ratings": call(path="answers.jsonl"),
         "add_ratings": call(folder="images", path="answers.jsonl"),
-        "rating_page": call(folder="images", concept="seven", rank=1, seed=1),
+        "rating_page": call(folder="images", concept="seven", rank=1),
     }
 
 

@@ -72,42 +72,33 @@ def smc() -> dict[str, Call]:
     )
     exact = exact_markov_twist(**markov)
     return {
-        "TemperedSMC": call(model=location, num_particles=10, seed=0, progress=False),
+        "TemperedSMC": call(model=location),
         "TemperedSMC.run": of(
             TemperedSMC(location, 10, seed=0, progress=False), {"y": torch.zeros(3)}
         ),
         "TwistedSMC": call(
-            base=coins,
-            twist=table_twist(),
-            log_potential=number_of_heads,
-            num_particles=4,
-            length=3,
-            ess_threshold=0.5,
+            base=coins, twist=table_twist(), log_potential=number_of_heads, length=3
         ),
-        "TwistedSMC.run": of(prompted, prompt=prompt, clamp=heads[0], num_runs=2, seed=0),
-        "TwistedSMC.propose": of(prompted, num_samples=2, prompt=prompt, from_base=False, seed=0),
+        "TwistedSMC.run": of(prompted, prompt=prompt, clamp=heads[0], num_runs=2),
+        "TwistedSMC.propose": of(prompted, num_samples=2, prompt=prompt),
         "TwistedSMC.proposal_log_prob": of(prompted, sequences=heads, prompt=prompt),
         "TwistedSMC.target_log_prob": of(prompted, sequences=heads, prompt=prompt),
-        "TwistedSMC.bidirectional_bounds": of(prompted, sequences=heads, prompt=prompt, seed=0),
+        "TwistedSMC.bidirectional_bounds": of(prompted, sequences=heads, prompt=prompt),
         "TwistedSMC.fit": of(
             prompted,
             loss=CTLLoss(),
             num_steps=1,
             prompt=prompt,
             optimizer=torch.optim.Adam,
-            max_norm=1.0,
-            seed=0,
             progress=False,
         ),
-        "SMCResult.sample": of(sampler.run(seed=0), num_samples=2, seed=0),
+        "SMCResult.sample": of(sampler.run(seed=0)),
         "SelfDistilledTwistedSMC": call(
             sampler=sampler,
             loss=CTLLoss(),
-            num_distillation_particles=4,
             twist_optimizer=torch.optim.Adam,
             base_optimizer=torch.optim.Adam,
             prompt=prompt,
-            seed=0,
             **small,
         ),
         "SelfDistilledTwistedSMC.run": of(distilled, num_generations=1, progress=False),
@@ -118,19 +109,15 @@ def smc() -> dict[str, Call]:
         "SIXOLoss": call(num_particles=4),
         "FUDGELoss": call(num_particles=4),
         "DPGLoss": call(num_particles=4),
-        "MarkovSMC": call(
-            model=walk, num_particles=4, max_plate_nesting=0, ess_threshold=0.5, seed=0
-        ),
-        "TwistedSMCFilter": call(
-            model=RandomWalk(), num_particles=4, max_plate_nesting=0, ess_threshold=0.5
-        ),
+        "MarkovSMC": call(model=walk),
+        "TwistedSMCFilter": call(model=RandomWalk()),
         "PolicyLoss": call(policy=coins, num_particles=4),
         "PolicyLoss.differentiable_loss": of(PolicyLoss(coins), smc=sampler),
-        "TabularTwist": call(length=3, vocabulary_size=2, num_prompt=0),
+        "TabularTwist": call(length=3, vocabulary_size=2),
         "exact_markov_twist": call(**markov),
-        "MarkovTwist.sample": of(exact, num_samples=2, seed=0),
+        "MarkovTwist.sample": of(exact, num_samples=2),
         "effective_sample_size": call(log_weights=torch.zeros(3)),
-        "sequence_log_prob": call(model=coins, tokens=heads, num_prompt=1),
+        "sequence_log_prob": call(model=coins, tokens=heads),
     }
 
 
@@ -139,7 +126,7 @@ def language_models() -> dict[str, Call]:
 
     tokens = {"vocab_size": 5, "bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(GPT2Config(n_embd=4, n_layer=1, n_head=1, **tokens))
-    return {"CausalLM": call(model=model, normalize=True, start_token=0)}
+    return {"CausalLM": call(model=model, start_token=0)}
 
 
 TABLES = {

@@ -28,7 +28,6 @@ def distances() -> dict[str, Call]:
             real_mask=mask,
             low=0.1,
             high=0.9,
-            num_cells=4,
         ),
     }
 
@@ -38,21 +37,14 @@ def autoencoder() -> dict[str, Call]:
     vae = SetVAE(2, (1, 2), 8, 3, 2, initial_set=GaussianMixtureSet(4, 2))
     x, mask = torch.rand(2, 3, 2), torch.tensor([[True, True, False], [True, True, True]])
     return {
-        "SetVAE": call(
-            input_size=2,
-            scales=(1, 2),
-            hidden_size=8,
-            latent_size=3,
-            num_heads=2,
-            initial_set=GaussianMixtureSet(4, 2),
-        ),
+        "SetVAE": call(input_size=2, scales=(1, 2), initial_set=GaussianMixtureSet(4, 2)),
         "SetVAE.model": of(vae, x=x, mask=mask, beta=0.5),
         "SetVAE.guide": of(vae, x=x, mask=mask, beta=0.5),
         "SetVAE.terms": of(vae, x=x, mask=mask),
         "SetVAE.sample": of(vae, sizes=[3, 4]),
         "SetVAE.reconstruct": of(vae, x=x, mask=mask),
         "SetVAE.partition": of(vae, x=x, mask=mask),
-        "GaussianMixtureSet": call(size=4, num_components=2),
+        "GaussianMixtureSet": call(),
     }
 
 

@@ -18,14 +18,14 @@ def groups() -> dict[str, Call]:
         "Group": call(
             lie_algebra=torch.zeros(1, 2, 2), discrete=torch.eye(2)[None], name="a group"
         ),
-        "Group.sample": of(O(3), num_elements=2, seed=0),
-        "Group.invariants": of(O(3), upper=1, lower=1),
+        "Group.sample": of(O(3), num_elements=2),
+        "Group.invariants": of(O(3), upper=1),
         "SO": call(dim=3),
         "O": call(dim=3),
         "Scale": call(dim=3),
-        "EmbeddedO2": call(i=0, j=1, dim=3),
+        "EmbeddedO2": call(i=0, j=1),
         "TensorRep": call(multiplicities={0: 1, 1: 2}, dim=3),
-        "TensorRep.uniform": of(TensorRep, size=20, dim=3, max_rank=1),
+        "TensorRep.uniform": of(TensorRep, size=20, dim=3),
         "TensorRep.size": of(rep, dim=3),
         "TensorRep.split": of(rep, x=x, dim=3),
         "TensorRep.act": of(rep, g=torch.eye(3), x=x),
@@ -42,7 +42,6 @@ def prior() -> dict[str, Call]:
             rep_out=MATRIX,
             groups=[O(3), EmbeddedO2(0, 1)],
             strengths=torch.tensor([0.0, 1.0]),
-            base_scale=0.5,
         )
     }
 
@@ -57,7 +56,6 @@ def layers() -> dict[str, Call]:
             rep_out=MATRIX,
             groups=[O(3), EmbeddedO2(0, 1)],
             strengths=torch.tensor([0.0, 1.0]),
-            base_scale=0.5,
         ),
         "SoftEquivariantLinear.forward": of(layer, x=x),
         "SoftEquivariantLinear.residuals": of(layer, weight=torch.randn(9, 3), bias=torch.randn(9)),
@@ -67,10 +65,8 @@ def layers() -> dict[str, Call]:
         "EquivariantBilinear": call(rep=rep, group=O(3)),
         "EquivariantBilinear.forward": of(EquivariantBilinear(rep, O(3)), x=torch.randn(5, 4)),
         "equivariance_residuals": call(module=layer),
-        "project_weights_": call(module=layer, group=0, fraction=0.5),
-        "equivariance_error": call(
-            function=layer, rep_in=VECTOR, rep_out=MATRIX, group=O(3), x=x, seed=0
-        ),
+        "project_weights_": call(module=layer, group=0),
+        "equivariance_error": call(function=layer, rep_in=VECTOR, rep_out=MATRIX, group=O(3), x=x),
     }
 
 
@@ -83,8 +79,8 @@ def networks() -> dict[str, Call]:
     return {
         "EquivarianceTuner": call(strengths=torch.tensor([0.0, 1.0])),
         "EquivarianceTuner.update": of(tuner, residuals=torch.tensor([1.0, 2.0])),
-        "EquivarianceTuner.adjust": of(tuner, power=2.0),
-        "SoftEMLP": call(rep_in=VECTOR, rep_out=MATRIX, groups=candidates, hidden=10, num_blocks=1),
+        "EquivarianceTuner.adjust": of(tuner),
+        "SoftEMLP": call(rep_in=VECTOR, rep_out=MATRIX, groups=candidates),
         "SoftEMLP.forward": of(network, x=torch.randn(5, 3)),
         "SoftEMLP.fit": of(
             network,
@@ -92,12 +88,6 @@ def networks() -> dict[str, Call]:
             y=torch.randn(5, 9),
             strengths=torch.tensor([0.0, 1.0]),
             num_steps=2,
-            power=2.0,
-            batch_size=5,
-            learning_rate=0.01,
-            weight_decay=0.1,
-            seed=0,
-            progress=False,
         ),
     }
 

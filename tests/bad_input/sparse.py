@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from pyro_ext.inference.averaging import MagnitudePruner, SparseWeightAveraging
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.models.ensembles import PriorAugmentedELBO, PseudoInputGenerator
+from pyro_ext.models.ensembles import PseudoInputGenerator
 from tests.bad_input.walk import Call, call, of
 
 NETWORK = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -31,31 +31,16 @@ def averaging() -> dict[str, Call]:
     swamp = SparseWeightAveraging(NETWORK, cycle_epochs=1, seed=0)
     masks = pruner.step(NETWORK)
     return {
-        "MagnitudePruner": call(rate=0.5, scope="layer"),
+        "MagnitudePruner": call(),
         "MagnitudePruner.step": of(MagnitudePruner(), weights=NETWORK),
         "MagnitudePruner.apply": of(MagnitudePruner(), module=NETWORK),
         "SparseWeightAveraging": call(
-            module=NETWORK,
-            loss=cross_entropy,
-            num_particles=2,
-            ticket_epochs=1,
-            cycle_epochs=1,
-            swa_start=0.5,
-            swa_lr=0.05,
-            optimizer=SGD,
-            pruner=pruner,
-            single_until=0.1,
-            seed=0,
+            module=NETWORK, loss=cross_entropy, optimizer=SGD, pruner=pruner
         ),
-        "SparseWeightAveraging.run": of(swamp, batches=batches, num_cycles=1, progress=False),
-        "SparseWeightAveraging.ticket": of(swamp, batches=batches, progress=False),
+        "SparseWeightAveraging.run": of(swamp, batches=batches, num_cycles=1),
+        "SparseWeightAveraging.ticket": of(swamp, batches=batches),
         "SparseWeightAveraging.particles": of(
-            swamp,
-            batches=batches,
-            ticket=dict(NETWORK.state_dict()),
-            masks=masks,
-            cycle=1,
-            progress=False,
+            swamp, batches=batches, ticket=dict(NETWORK.state_dict()), masks=masks
         ),
         "snip_scores": call(module=NETWORK, loss=lambda: cross_entropy(NETWORK(X), Y)),
         "synflow_scores": call(module=NETWORK, inputs=X),
@@ -64,19 +49,15 @@ def averaging() -> dict[str, Call]:
 
 def ensembles() -> dict[str, Call]:
     generator, prior = PseudoInputGenerator(2, 4), dist.Categorical(torch.ones(2))
-    elbo = PriorAugmentedELBO(generator, prior, seed=0)
-    options: dict[str, Any] = dict(elbo=Trace_ELBO(), site="obs", optimizer=SGD, seed=0)
-    numbers = dict(weight=1.0, gamma=1.0, repulsion=1.0)
+    options: dict[str, Any] = dict(elbo=Trace_ELBO(), site="obs", optimizer=SGD)
+    numbers = dict()
     return {
-        "PseudoInputGenerator": call(
-            event_shape=2, hidden_size=4, bounds=(0.0, 1.0), box=4.0, box_slope=1.0
-        ),
+        "PseudoInputGenerator": call(event_shape=2, bounds=(0.0, 1.0)),
         "PseudoInputGenerator.forward": of(generator, inputs=X, noise=torch.randn(6, 4)),
         "prior_weight": call(pseudo_inputs=X, inputs=X, lengthscale=0.5),
         "PriorAugmentedELBO": call(
-            generator=generator, prior=prior, **options, **numbers, lengthscale=0.5, reference=X
+            generator=generator, prior=prior, **options, **numbers, reference=X
         ),
-        "PriorAugmentedELBO.pseudo_inputs": of(elbo, inputs=X),
     }
 
 

@@ -45,8 +45,8 @@ def networks() -> dict[str, Call]:
     keep, negatives = torch.tensor([True] * 5 + [False]), ENDS["sources"]
     weights = torch.rand(6) + 0.5
     size: dict[str, Any] = dict(num_nodes=3, hidden_size=4, num_features=1, num_neighbors=2)
-    more: dict[str, Any] = dict(num_heads=2, dropout=0.1, node_features=torch.randn(3, 2))
-    every: dict[str, Any] = dict(batch_size=3, seed=0)
+    more: dict[str, Any] = dict(dropout=0.1, node_features=torch.randn(3, 2))
+    every: dict[str, Any] = dict(batch_size=3)
     fit: dict[str, Any] = dict(network=NETWORK, stream=STREAM, num_epochs=1)
     return {
         "TemporalGraphNetwork": call(**size, **more),
@@ -57,7 +57,7 @@ def networks() -> dict[str, Call]:
         "TemporalGraphNetwork.forward": of(
             NETWORK, state=state, events=STREAM, negatives=negatives, keep=keep, weights=weights
         ),
-        "fit_links": call(**fit, **every, optimizer=ADAM, defense=Defense(), progress=False),
+        "fit_links": call(**fit, **every, optimizer=ADAM, defense=Defense()),
         "evaluate_links": call(
             network=NETWORK, history=STREAM[:3], stream=STREAM[3:], num_negatives=2, **every
         ),
@@ -68,7 +68,7 @@ def networks() -> dict[str, Call]:
 def attacks() -> dict[str, Call]:
     options: dict[str, Any] = dict(budget=0.5, batch_size=3, extra_rounds=1)
     options |= dict(resolution=1.0, bandwidth=0.1)
-    given: dict[str, Any] = dict(stream=STREAM[3:], history=STREAM[:3], seed=0)
+    given: dict[str, Any] = dict(stream=STREAM[3:], history=STREAM[:3])
     return {
         "TSpear": call(surrogate=NETWORK, **options),
         "TSpear.perturb": of(TSpear(NETWORK, batch_size=2), **given),
@@ -83,14 +83,12 @@ def defenses() -> dict[str, Call]:
     given: dict[str, Any] = dict(logits=torch.randn(3), embeddings=torch.randn(2, 3, 4))
     rows = torch.randn(3, 4)
     return {
-        "CosineFilter": call(threshold=0.5),
+        "CosineFilter": call(),
         "CosineFilter.keep": of(CosineFilter(), **given, progress=0.5),
         "Defense": call(),
         "LowRankWeights": call(rank=2),
         "LowRankWeights.weights": of(LowRankWeights(2), stream=STREAM),
-        "TShield": call(
-            tau_start=0.1, tau_end=0.3, eta=0.1, theta=0.1, schedule="linear", min_kept=0.5
-        ),
+        "TShield": call(tau_start=0.1, theta=0.1, schedule="linear"),
         "TShield.threshold": of(shield, progress=0.5),
         "TShield.keep": of(shield, **given, progress=0.5),
         "temporal_smoothness": call(embeddings=rows, previous=rows, lapse=torch.rand(3), theta=0.1),
@@ -102,7 +100,7 @@ def ranking() -> dict[str, Call]:
     return {
         "ranks": call(**given),
         "mean_reciprocal_rank": call(**given),
-        "hits_at": call(**given, k=2),
+        "hits_at": call(**given),
     }
 
 

@@ -33,52 +33,32 @@ def time_series() -> dict[str, Call]:
     imputer = DecayImputer(2)
     given = SERIES | {"static": torch.randn(4, 1)}
     return {
-        "CauchyGP": call(length=7.0, scale=1.005, jitter=1e-3),
+        "CauchyGP": call(),
         "CauchyGP.covariance": of(Prior(), num_steps=4),
         "CauchyGP.prior": of(Prior(), lengths=LENGTHS, num_steps=5, dtype=torch.float32),
-        "DecayImputer": call(num_channels=2, bias=0.05),
+        "DecayImputer": call(num_channels=2),
         "DecayImputer.gamma": of(imputer, elapsed=torch.rand(3, 2)),
         "DecayImputer.forward": of(imputer, x=X, mask=MASK, generated=X, times=TIMES),
-        "FilledClassifier": call(
-            num_channels=2, num_classes=3, fill="mean", see_mask=True, width=4, num_layers=1
-        ),
+        "FilledClassifier": call(num_channels=2, num_classes=3),
         "FilledClassifier.forward": of(network, **SERIES),
         "FilledClassifier.predict": of(network, **SERIES),
         "FilledClassifier.fit": of(network, y=Y, **SERIES, **FIT),
-        "GRUD": call(num_channels=2, num_classes=3, width=4),
+        "GRUD": call(num_channels=2, num_classes=3),
         "GRUD.forward": of(recurrent, **SERIES),
-        "SupervisedNotMIWAE": call(
-            num_channels=2,
-            num_classes=3,
-            latent_size=2,
-            width=4,
-            num_layers=1,
-            prior=Prior(),
-            missing_model=True,
-            decay=True,
-            dropout_rate=0.3,
-            online=True,
-            num_static=1,
-            duration=2.0,
-        ),
+        "SupervisedNotMIWAE": call(num_channels=2, num_classes=3, prior=Prior(), duration=2.0),
         "SupervisedNotMIWAE.model": of(model, y=Y, **given),
         "SupervisedNotMIWAE.guide": of(model, y=Y, **given),
-        "SupervisedNotMIWAE.loss": of(
-            model, y=Y, **given, num_latents=2, num_draws=2, dropout_rate=0.2
-        ),
-        "SupervisedNotMIWAE.predict": of(
-            model, **given, num_latents=2, num_draws=2, batch_size=2, seed=0
-        ),
-        "SupervisedNotMIWAE.fit": of(model, y=Y, **given, num_latents=2, num_draws=1, **FIT),
-        "fill_gaps": call(x=X, mask=MASK, how="last"),
-        "pad_series": call(series=[torch.ones(2, 3), torch.ones(4, 3)]),
+        "SupervisedNotMIWAE.loss": of(model, y=Y, **given, dropout_rate=0.2),
+        "SupervisedNotMIWAE.predict": of(model, **given),
+        "SupervisedNotMIWAE.fit": of(model, y=Y, **given, **FIT),
+        "fill_gaps": call(x=X, mask=MASK),
     }
 
 
 def distributions() -> dict[str, Call]:
     factor = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
     return {
-        "CauchyGP": call(length=7.0, scale=1.005, jitter=1e-3),
+        "CauchyGP": call(),
         "PaddedMultivariateNormal": call(
             scale_tril=factor, lengths=torch.tensor([2, 1]), validate_args=True
         ),

@@ -19,12 +19,14 @@ from torch import Tensor
 
 REJECTED = ("clear", "unclear", "raw", "hanging")
 SECONDS = 5.0  # after which a call counts as one that does not return
+USUAL = {"seed": 0, "progress": False}  # where a call of what has these does not give them
 
 
 @dataclass
 class Call:
     """A valid call: of a function or constructor, or of a method of an instance.
 
+    What it does not give has its default, and is walked, too, with that as the valid value.
     What is passed on through ``*args`` stands in ``star`` by the names it has there, so that a
     message can be asked for them.
     """
@@ -35,13 +37,13 @@ class Call:
 
     def run(self, function: Callable[..., Any], wrong: Mapping[str, Any]) -> Any:
         """Call with wrong values in place of the valid ones."""
-        given = {**self.arguments, **{k: v for k, v in wrong.items() if k not in self.star}}
-        names = list(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
+        given = {name: value for name, value in USUAL.items() if name in parameters}
+        given |= self.arguments | {k: v for k, v in wrong.items() if k not in self.star}
         positional = []
         if self.star:
-            kinds = inspect.signature(function).parameters
-            for name in names:
-                if kinds[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            for name, parameter in parameters.items():
+                if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
                     break
                 if name in given:
                     positional.append(given.pop(name))
@@ -194,7 +196,7 @@ def arguments_of(function: Callable[..., Any], valid: Call) -> dict[str, Any]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.name not in ("self", "cls", "validate_args", "device"):
-            found[parameter.name] = parameter.default
+            found[parameter.name] = USUAL.get(parameter.name, parameter.default)
     return {**found, **valid.arguments, **valid.star}
 
 

@@ -43,22 +43,18 @@ def averages() -> dict[str, Call]:
         "SWA.weights": of(of_module, vector=torch.ones(12)),
         "SWA.module": of(of_module, module=network, vector=torch.ones(12), batches=[X]),
         "SWA.load_state_dict": of(SWA(), state=of_module.state_dict()),
-        "SWAG": call(max_rank=2),
-        "SWAG.distribution": of(swag, scale=1.0),
-        "SWAG.sample": of(swag, scale=1.0, sample_shape=(2,), generator=torch.Generator()),
-        "swag_distribution": call(
-            mean=torch.zeros(2), variance=torch.ones(2), deviations=VECTORS, scale=1.0
-        ),
+        "SWAG": call(),
+        "SWAG.distribution": of(swag),
+        "SWAG.sample": of(swag, sample_shape=(2,), generator=torch.Generator()),
+        "swag_distribution": call(mean=torch.zeros(2), variance=torch.ones(2), deviations=VECTORS),
         "update_batch_norm": call(module=nn.BatchNorm1d(3), batches=[X]),
-        "AutoSWAG": call(model=model, max_rank=2, start=0, every=1, scale=1.0),
+        "AutoSWAG": call(model=model),
         "greedy_soup": call(candidates=candidates, loss=loss),
         "learned_soup": call(
             candidates=candidates,
             loss=loss,
             num_steps=1,
             optimizer=partial(torch.optim.Adam, lr=0.1),
-            seed=0,
-            progress=False,
         ),
     }
 
@@ -78,12 +74,10 @@ def long_tails() -> dict[str, Call]:
         "BalancedBatches": call(inputs=X, labels=LABELS, batch_size=4),
         "BalancedBatches.batch": of(batches, step=1, seed=0),
         "LearnableScales": call(classifier=nn.Linear(4, 2)),
-        "tau_normalized": call(classifier=nn.Linear(4, 2), tau=1.0),
+        "tau_normalized": call(classifier=nn.Linear(4, 2)),
         "logit_adjusted": call(classifier=nn.Linear(4, 2), counts=counts),
         "accuracy_by_count": call(probabilities=logits[0], labels=LABELS, counts=counts),
-        "StochasticRepresentations": call(
-            **parts, num_samples=2, alpha=0.5, tau=2.0, variant="kd", scale=1.0, batches=[X], seed=0
-        ),
+        "StochasticRepresentations": call(**parts, batches=[X]),
         "StochasticRepresentations.fit": of(
             made,
             batches=batches,
@@ -91,7 +85,6 @@ def long_tails() -> dict[str, Call]:
             optimizer=partial(torch.optim.SGD, lr=0.1),
             scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
             augment=torch.clone,
-            seed=0,
             progress=False,
         ),
         "distillation": call(**losses),

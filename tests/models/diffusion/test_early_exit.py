@@ -337,9 +337,7 @@ def test_what_is_refused_before_work_begins():
     schedule = ExitSchedule.uniform(3)
     for options, wanted in [
         (dict(schedule=ExitSchedule.uniform(4)), "schedule must ask for 1 to 3 blocks, got 4"),
-        (dict(schedule=schedule, blocks="blocks"), "blocks must name a list of modules in DiT"),
         (dict(schedule=schedule, blocks="norm_out.eps"), "blocks must name a list of modules"),
-        (dict(schedule=schedule, timestep="t"), "timestep must be an argument of module.forward"),
     ]:
         with pytest.raises(ValueError, match=wanted):
             EarlyExit.wrap(network, **options)
@@ -351,13 +349,10 @@ def test_what_is_refused_before_work_begins():
 
 def test_what_is_refused_in_a_call():
     case = Case("DiT")
-    labels = case.conditions["class_labels"]
     wrapped = case.wrap(ASE)
     with pytest.raises(ValueError, match="timesteps must have one entry for each of 4 samples"):
         uvit = EarlyExit.wrap(UViT(), ExitSchedule([2, 1]), "in_blocks", timestep="timesteps")
         uvit(images(3, 6), torch.tensor([0, 999]))
-    with pytest.raises(ValueError, match="timesteps must be from 0 to 1000"):
-        wrapped(case.x, TIMES + 500, labels)
     with pytest.raises(ValueError, match="schedule must ask for 1 to 8 blocks, got 0"):
         case(EarlyExit.wrap(case.network, torch.zeros_like))
     with pytest.raises(ValueError, match=r"as many integers as timesteps, \(4,\), got \(2,\)"):

@@ -85,10 +85,9 @@ def test_what_embeds_the_timestep_is_frozen_and_the_rest_is_trained():
 
 def test_runs_with_one_seed_agree_and_learn():
     batches = ShuffledBatches(X, Y, batch_size=12)
-    runs = [tuner(seed=3).run(batches, 25, progress=False) for _ in range(2)]
-    assert runs[0] == runs[1]
-    assert sum(runs[0][-10:]) < 0.9 * sum(runs[0][:10])
-    assert tuner(seed=4).run(batches, 2, progress=False) != runs[0][:2]
+    one, other = (tuner(seed=seed).run(batches, 25, progress=False) for seed in (3, 3))
+    assert one == other and sum(one[-10:]) < 0.9 * sum(one[:10])
+    assert tuner(seed=4).run(batches, 2, progress=False) != one[:2]
 
 
 def test_a_checkpoint_goes_on_bit_for_bit(tmp_path):

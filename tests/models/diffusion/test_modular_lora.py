@@ -138,21 +138,6 @@ def test_weights_of_zero_and_one_are_exact(network, lora):
     alone.weights = {"safety": 1.0}
     lora.weights = {"safety": 1.0, "task": 0.0}
     assert torch.equal(lora.module(inputs()), alone.module(inputs()))
-    lora.weights = {"safety": 1.0, "task": 1.0}
-    lora.remove("task")
-    assert torch.equal(lora.module(inputs()), alone.module(inputs()))
-
-
-def test_removed_adapters_leave_the_network_behind(network, lora):
-    """The same modules and parameters, bit for bit, and a name that is free again."""
-    lora.weights = {"safety": 1.0, "task": 1.0}
-    lora.remove("safety")
-    assert lora.weights == {"task": 1.0} and list(lora.layers) == ["task"]
-    lora.remove("task")
-    assert repr(lora.module) == repr(network) and is_same(state(lora.module), state(network))
-    assert not hasattr(lora.module, "peft_config")
-    lora.add("safety")
-    assert torch.equal(lora.module(inputs()), network(inputs()))
 
 
 def test_only_switches_and_restores(lora):
@@ -280,7 +265,6 @@ def test_names_that_peft_cannot_have(network, name):
 def test_wrong_arguments_are_named(lora, tmp_path):
     """Those of methods that change the object, and so are no part of the walk; nothing changes."""
     for argument, value, method in (
-        ("name", "other", lambda name: lora.remove(name)),
         ("name", "other", lambda name: lora.only(name).__enter__()),
         ("beside", {"other": 1.0}, lambda w: lora.only("task", beside=w).__enter__()),
         ("weights", {"task": torch.nan}, lambda w: setattr(lora, "weights", w)),
@@ -358,7 +342,7 @@ def test_the_pipeline_switches_and_fuses(pipeline, released):
     assert torch.equal(images_of(mine), drawn)
     mine.fuse_lora()
     torch.testing.assert_close(images_of(mine), drawn, atol=1e-4, rtol=0.0)
-    for method in (lora.merge, partial(lora.remove, "task"), partial(lora.add, "new")):
+    for method in (lora.merge, partial(lora.add, "new")):
         with pytest.raises(ValueError, match="an adapter that is not fused, got"):
             method()
 

@@ -156,14 +156,9 @@ def test_a_killed_training_goes_on(tmp_path):
     assert torch.equal(trained(20, "part"), whole)
 
 
-def test_what_is_refused(subtests):
-    frozen = nn.Linear(6, 3).requires_grad_(False)
-    for call, error, message in [
-        (lambda: make(head=frozen), ValueError, "head must have parameters that require"),
-        (lambda: make()[0].fit([1]), TypeError, "batches must be minibatches of inputs and labels"),
-    ]:
-        with subtests.test(message), pytest.raises(error, match=message):
-            call()
+def test_a_head_that_is_frozen_is_refused():
+    with pytest.raises(ValueError, match="head must have parameters that require"):
+        make(head=nn.Linear(6, 3).requires_grad_(False))
 
 
 def test_the_distance_is_a_divergence_from_the_dirichlet_distribution_up_to_a_constant():

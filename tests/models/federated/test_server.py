@@ -231,7 +231,6 @@ def test_what_clients_have_spent():
 def test_bad_clients_are_named_before_training(subtests):
     x, y = clients_of(5)[0]
     cases = {
-        "none": ([], "clients must be pairs"),
         "no rows": ([(x[:0], y[:0])] * 2, r"clients must have rows.*\[0, 0\]"),
         "unequal": ([(x, y), (x, y[:3])], "as many inputs as targets.*client 1"),
         "no pair": ([(x, y), x], "clients must be pairs.*client 1"),

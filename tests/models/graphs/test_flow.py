@@ -4,13 +4,13 @@ import pytest
 import torch
 from pyro.distributions import Normal, TransformedDistribution
 
-from pyro_ext.models.graphs import (
+from pyro_ext.models.graphs.flow import (
     EquivariantSplineFlow,
     NodeActNorm,
     NodeLinear,
     NodeSplineCoupling,
+    SetNetwork,
 )
-from pyro_ext.models.graphs.flow import SetNetwork
 from pyro_ext.testing.nn import check_set_block
 
 LAYERS = {

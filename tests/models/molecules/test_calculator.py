@@ -1,13 +1,12 @@
-"""Potentials as calculators of ase: forces, stress, energy along dynamics, the training region."""
+"""Potentials as calculators of ase: forces, stress, energy along dynamics."""
 
 import copy
-import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from pyro_ext.models.molecules import RACE, LeftTrainingRegion, molecule_frames, training_region
+from pyro_ext.models.molecules import RACE, molecule_frames
 
 ase = pytest.importorskip("ase")
 
@@ -68,8 +67,6 @@ def test_references_that_differ_are_uncertainty():
     assert atoms.get_potential_energy() == pytest.approx(np.mean(totals))
     whole = (np.mean(own) + np.var(totals)) ** 0.5
     assert atoms.calc.results["energy_uncertainty"] == pytest.approx(whole)
-    region = training_region([one, other], x[None], [8, 1, 1], margin=1.0)
-    assert region.energy_scale == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -83,6 +80,10 @@ def test_atoms_without_neighbors(count):
     assert apart.get_potential_energy() == pytest.approx(2 * alone.get_potential_energy())
     with pytest.raises(ValueError, match="atoms must hold at least one atom"):
         Atoms(calculator=RACECalculator(members)).get_potential_energy()
+    with pytest.raises(ValueError, match="species must be among"):
+        Atoms("N", calculator=RACECalculator(members)).get_potential_energy()
+    with pytest.raises(ValueError, match="networks must all have the same form"):
+        RACECalculator([*members, RACE([1, 8], channels=3)])
 
 
 def test_large_clusters_have_a_list_of_neighbors(monkeypatch):
@@ -130,49 +131,6 @@ def test_energy_stays_along_dynamics():
     assert np.ptp(energies) < 0.01 * kinetic
 
 
-def test_says_where_it_leaves_the_training_region():
-    members = networks()
-    start = torch.from_numpy(water().positions)
-    noise = torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    region = training_region(members, start + 0.02 * noise, [8, 1, 1])
-    atoms = water()
-    atoms.calc = RACECalculator(members, region)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        atoms.get_forces()
-    assert atoms.calc.results["in_training_region"] and not atoms.calc.departures
-    atoms.positions[1] *= 2.0
-    with pytest.warns(LeftTrainingRegion, match=r"calculation 2 left .* atom 1 is .* A from"):
-        atoms.get_forces()
-    assert not atoms.calc.results["in_training_region"]
-    atoms.positions[1] *= 1.01
-    atoms.get_forces()  # one warning is enough
-    assert [number for number, _ in atoms.calc.departures] == [2, 3]
-    with pytest.raises(ValueError, match=r"species must be among"):
-        RACECalculator(members).calculate(Atoms("N2", [[0.0, 0.0, 0.0], [0.0, 0.0, 1.1]]))
-    with pytest.raises(ValueError, match="networks must all have the same form"):
-        RACECalculator([*members, RACE([1, 8], channels=3)])
-
-
-def test_region_is_of_standard_deviations():
-    """A margin times the largest of the training frames, in eV and eV per Angstrom."""
-    members = networks()
-    noise = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    positions = torch.from_numpy(water().positions) + 0.05 * noise
-    region = training_region(members, positions, [8, 1, 1], margin=2.0, distance_margin=0.1)
-    of_energy, of_force, nearest = [], [], []
-    for position in positions:
-        atoms = Atoms("OH2", position.numpy())
-        atoms.calc = RACECalculator(members)
-        atoms.get_forces()
-        of_energy.append(atoms.calc.results["energy_uncertainty"])
-        of_force.append(np.linalg.eigvalsh(atoms.calc.results["force_covariance"]).max() ** 0.5)
-        nearest.append(np.linalg.norm(position[1:] - position[0], axis=1).min())
-    assert region.energy_scale == pytest.approx(2.0 * max(of_energy))
-    assert region.force_scale == pytest.approx(2.0 * max(of_force))
-    assert region.nearest[8] == pytest.approx((0.9 * min(nearest), 1.1 * max(nearest)))
-
-
 def test_frames_are_those_of_the_labels(tmp_path, monkeypatch):
     tblite = pytest.importorskip("tblite.ase")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -183,5 +141,3 @@ def test_frames_are_those_of_the_labels(tmp_path, monkeypatch):
     np.testing.assert_allclose(atoms.get_forces(), frames.forces[1].numpy(), atol=1e-3)
     again = molecule_frames("H2O", 2, every=2, seed=3)
     assert torch.equal(again.positions, frames.positions)
-    with pytest.raises(ValueError, match="name must be a molecule"):
-        molecule_frames("nonsense")

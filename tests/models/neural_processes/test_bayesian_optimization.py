@@ -74,25 +74,8 @@ def test_an_oracle_goes_to_the_minimum_at_once():
     assert all(len(chosen[row].unique()) == 6 for row in rows)
 
 
-def test_seeds():
-    candidates = grid()
-    values = torch.randn(3, 101)
-    torch.manual_seed(0)
-    process = CNP(width=16)
-
-    def run(seed):
-        return minimize(
-            process, lambda chosen: values[torch.arange(3), chosen], candidates, seed=seed
-        ).inputs
-
-    assert torch.equal(run(1), run(1))
-    assert not torch.equal(run(1)[:, :3], run(2)[:, :3])
-
-
 def test_what_users_may_get_wrong():
     with pytest.raises(ValueError, match="candidates must be at least the 23 .*, got 10"):
         minimize(CNP(width=16), lambda chosen: chosen.float(), grid(number=10))
     with pytest.raises(ValueError, match="process must have one output, got y_dim=2"):
         minimize(CNP(1, 2, 16), lambda chosen: chosen.float(), grid())
-    with pytest.raises(ValueError, match="candidates must have the shape"):
-        minimize(CNP(2, 1, 16), lambda chosen: chosen.float(), grid())

@@ -50,12 +50,6 @@ def test_channels():
     )
 
 
-def test_seeds():
-    tasks = ImageTasks(numbered(), num_context=(2, 6))
-    assert torch.equal(tasks(1).context_outputs, tasks(1).context_outputs)
-    assert not torch.equal(tasks(1).points.outputs, tasks(2).points.outputs)
-
-
 def test_what_users_may_get_wrong():
     with pytest.raises(ValueError, match="images must be of a floating type, got torch.uint8"):
         ImageTasks(torch.zeros(3, 4, 5, dtype=torch.uint8))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext.models.neural_processes import PredatorPreyTasks
+from pyro_ext.models.neural_processes import PredatorPreyTasks, tasks
 
 RATES = (0.01, 0.5, 1.0, 0.01)
 
@@ -38,34 +38,28 @@ def test_course_ends_where_nothing_happens():
 
 
 def test_tasks_are_points_of_courses():
-    points = PredatorPreyTasks(num_tasks=3, dtype=torch.float64)(seed=0).points
+    points = PredatorPreyTasks(num_tasks=3)(seed=0).points
     assert points.outputs.shape[-1] == 2 and 30 <= points.inputs.shape[1] <= 100
     populations = 100.0 * points.outputs
     torch.testing.assert_close(populations, populations.round())
     assert populations.min() > 0.5
-    assert points.inputs.min() >= 0
+    assert 0 <= points.inputs.min() and points.inputs.max() > 1.5  # times are in tens
     # Predators and prey swing about 100 and 50.
     mean = populations.mean((0, 1))
     assert 60 < mean[0] < 250 and 30 < mean[1] < 150
 
 
-def test_duration_and_scales():
-    tasks = PredatorPreyTasks(num_tasks=3, duration=20.0, num_context=15, num_target=85)
-    inputs = tasks(seed=0).points.inputs
-    assert 0 <= inputs.min() and 1.5 < inputs.max() <= 2.0
-
-
-def test_seeds_and_sizes():
-    tasks = PredatorPreyTasks(num_tasks=2, num_events=2000)
-    assert torch.equal(tasks(1).points.outputs, tasks(1).points.outputs)
+def test_sizes():
+    make = PredatorPreyTasks(num_tasks=2, num_events=2000)
     sizes = []
     for seed in range(40):
-        batch = tasks(seed)
+        batch = make(seed)
         sizes.append((batch.context_inputs.shape[1], batch.target_inputs.shape[1]))
     assert min(min(size) for size in sizes) >= 15 and max(map(sum, sizes)) <= 100
     assert len(set(sizes)) > 30
 
 
-def test_what_users_may_get_wrong():
-    with pytest.raises(ValueError, match="num_events must be such that both populations live so"):
-        PredatorPreyTasks(num_tasks=1, num_events=100, max_points=100, duration=1e-9)(0)
+def test_what_users_may_get_wrong(monkeypatch):
+    monkeypatch.setattr(tasks, "_MAX_TRIALS", 0)
+    with pytest.raises(ValueError, match="num_events must be at least the .* points of a task"):
+        PredatorPreyTasks()(0)

@@ -214,8 +214,6 @@ def test_batch_of_another_size_is_refused():
         Batch(x, y, x[:2], y[:2])
     with pytest.raises(ValueError, match=r"target_outputs must have the shape \(4, 3, 1\), got"):
         Batch(x, y, x, y[:, :2])
-    with pytest.raises(ValueError, match="context_mask must be a bool tensor of the shape"):
-        Batch(x, y, x, y, context_mask=torch.ones(4, 2, dtype=torch.bool))
 
 
 def test_points_of_a_batch():

@@ -41,8 +41,6 @@ def test_probabilities_are_averages_over_draws(monkeypatch):
         expected = torch.tensor([probability(pair) for pair in range(3)])
         torch.testing.assert_close(present.exp(), expected)
         torch.testing.assert_close(absent.exp(), 1 - expected)
-    with pytest.raises(ValueError, match="odds must be a list of EdgeOdds, at least 1"):
-        log_link_probabilities([], FIRST, SECOND)
 
 
 def test_scores_count_pairs_by_their_weights():

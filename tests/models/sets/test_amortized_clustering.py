@@ -236,17 +236,6 @@ def parameters_of(clusterer):
     return torch.cat([p.detach().flatten() for p in clusterer.network.parameters()])
 
 
-@pytest.mark.parametrize("anchored", [False, True])
-def test_training_follows_the_seed(anchored):
-    fitted = []
-    for seed in (0, 0, 1):
-        clusterer = AmortizedClusterer(small(anchored=anchored))
-        losses = clusterer.fit(TASKS, 4, seed=seed, progress=False)
-        fitted.append((losses, parameters_of(clusterer)))
-    assert fitted[0][0] == fitted[1][0] != fitted[2][0]
-    assert torch.equal(fitted[0][1], fitted[1][1])
-
-
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     whole = AmortizedClusterer(small())
     losses = whole.fit(TASKS, 6, seed=0, progress=False)

@@ -212,19 +212,6 @@ def test_evaluation_scores_real_events_alone_and_takes_in_fake_ones():
     torch.testing.assert_close(blind.events[~poisoned.fake], marked.events)
 
 
-def test_seeds_decide_and_generators_go_on():
-    stream = random_stream()
-    before = torch.get_rng_state()
-    first, fit = fitted(stream, TShield(0.0, 0.6), seed=5)
-    second, other = fitted(stream, TShield(0.0, 0.6), seed=5)
-    assert fit.losses == other.losses and torch.equal(fit.kept, other.kept)
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    fit_links(first, stream, 1, seed=1, progress=False)
-    evaluate_links(first, *stream.split(0.5), seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_float64_and_no_epochs():
     stream = random_stream()
     network = network_for(stream).double()

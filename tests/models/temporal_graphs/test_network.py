@@ -274,5 +274,3 @@ def test_what_does_not_fit_is_refused_by_name():
     for take_in in (network.update, partial(network, negatives=stream.negatives(1)[0])):
         with pytest.raises(ValueError, match=r"events must have the num_features of the network"):
             take_in(state, with_features)
-    with pytest.raises(ValueError, match=r"weights must be positive, got 0"):
-        network(state, stream, stream.negatives(1)[0], weights=torch.zeros(60))

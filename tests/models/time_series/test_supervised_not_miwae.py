@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.handlers import obs_dropout
 from pyro_ext.inference.training import TrainingWarning
-from pyro_ext.models.time_series import CauchyGP, SupervisedNotMIWAE, pad_series
+from pyro_ext.models.time_series import CauchyGP, SupervisedNotMIWAE
 from pyro_ext.random import seeded
 
 NUM_SERIES, NUM_STEPS, NUM_CHANNELS, NUM_CLASSES = 6, 7, 3, 4
@@ -377,7 +377,6 @@ def test_series_are_checked():
         (lambda: model.predict([x[0], x[1, :3]]), "x must have the shape .* different lengths"),
         (lambda: model.predict(torch.where(mask, x, torch.nan)), "x has NaN: pass mask"),
         (lambda: model.predict(x, mask, unsorted, lengths), "times must .* in row 4"),
-        (lambda: model.predict(x, mask, times - 1), "times must be >= 0"),
         (
             lambda: model.predict(x, mask, 1_700_000_000 + torch.arange(7).expand(6, 7)),
             "times must be counted from the start of the series, got steps in row 0",
@@ -390,18 +389,8 @@ def test_series_are_checked():
         ),
         (lambda: model.predict(x, lengths=lengths + 1), "lengths must be from 1 to 7"),
         (lambda: model.loss(x, y + 1), "y must hold classes from 0 to 3"),
-        (lambda: small(num_static=2).predict(x), "static must have the shape"),
         (lambda: small(online=True), "duration must be a number with online"),
         (lambda: small(width=7), "width must be a multiple"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             call()
-
-
-def test_series_are_padded():
-    x, lengths = pad_series([torch.ones(2, 3), torch.ones(4, 3)])
-    assert lengths.tolist() == [2, 4] and bool((x[0, 2:] == 0).all()) and x.shape == (2, 4, 3)
-    mixed = [torch.ones(2, 1, dtype=torch.int64), torch.full((1, 1), 0.5, dtype=torch.float64)]
-    assert pad_series(mixed)[0].flatten().tolist() == [1.0, 1.0, 0.5, 0.0]
-    with pytest.raises(ValueError, match="series must have the same channels"):
-        pad_series([torch.ones(2, 3), torch.ones(4, 2)])
