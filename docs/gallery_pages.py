@@ -31,6 +31,7 @@ WORKFLOWS = (
     "nuts",
     "minibatch-and-plates",
     "choosing-a-sampler",
+    "hard-posteriors",
     "bayesian-networks",
     "diagnosing",
     "calibration",

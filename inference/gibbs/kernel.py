@@ -134,6 +134,11 @@ class Gibbs(VectorizedKernel):
                     f"blocks must be pairs of a kernel and a list of its sites, got {entry!r:.80}"
                 )
             checks.sequence("blocks", entry[1], "pairs of a kernel and a list of its sites")
+            if isinstance(entry[0], type):
+                raise TypeError(
+                    f"blocks must hold kernels, got the class {entry[0].__name__}; make an object "
+                    "of it"
+                )
         self.blocks = [(block, list(sites)) for block, sites in blocks]
         names = [name for _, sites in self.blocks for name in sites]
         if twice := sorted({name for name in names if names.count(name) > 1}):

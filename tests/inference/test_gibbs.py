@@ -211,6 +211,8 @@ def test_start():
 def test_errors():
     with pytest.raises(ValueError, match="blocks have the sites .'loc'. twice"):
         Gibbs([(NUTS(model), ["loc"]), (EnumeratedSites(), ["loc"])])
+    with pytest.raises(TypeError, match="blocks must hold kernels, got the class NUTS"):
+        Gibbs([(NUTS, ["loc"])], model=model)
     with pytest.raises(ValueError, match="model must be given"):
         Gibbs([(EnumeratedSites(), ["kind"])])
     with pytest.raises(ValueError, match=r"blocks have the sites \['loc'\], but the model has"):

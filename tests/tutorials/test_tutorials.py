@@ -14,7 +14,6 @@ from tests.tutorials.papers.test_claims import FAILED
 
 WORKFLOWS = [page for page in pages() if page.path.parent != PAPERS]
 FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
-WITHOUT_A_PROGRAM: set[str] = set()
 IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 
 
@@ -50,11 +49,27 @@ def test_full_run_meets_its_claims(full_run):
 
 
 def test_papers_are_pyro_programs():
-    """Each page shows its paper's method by sites and Pyro's machinery, but for those that wait."""
+    """Each page shows its paper's method by sites and Pyro's machinery."""
     program = re.compile(r"pyro\.sample\(|\b(SVI|MCMC|Predictive)\(")
     papers = set(pages()) - set(WORKFLOWS)
-    without = {page.slug for page in papers if not program.search(page.path.read_text("utf-8"))}
-    assert without == WITHOUT_A_PROGRAM
+    assert not [p.slug for p in papers if not program.search(p.path.read_text("utf-8"))]
+
+
+def test_every_page_can_be_read_in_five_minutes():
+    """No page or module beside one is longer than 320 lines."""
+    lines = {p: p.read_text("utf-8").count("\n") for p in PAPERS.parent.rglob("*.py")}
+    assert not {path.name: number for path, number in lines.items() if number > 320}
+
+
+def test_one_claim_of_every_paper_is_central():
+    for page in set(pages()) - set(WORKFLOWS):
+        calls = [n for n in ast.walk(ast.parse(page.path.read_text("utf-8"))) if is_central(n)]
+        assert len(calls) == 1, page.slug
+
+
+def is_central(node):
+    words = node.keywords if isinstance(node, ast.Call) else []
+    return any(word.arg == "central" and word.value.value is True for word in words)
 
 
 def test_every_paper_has_a_test_that_reads_its_report():
