@@ -30,7 +30,7 @@ from pyro_ext.reproduction import Page
 page = Page("hard-posteriors")
 torch.set_default_dtype(torch.float64)
 LENGTHS = {"num_samples": page.length(1000, smoke=20), "warmup_steps": page.length(500, smoke=20)}
-CHAINS = {"num_chains": 4, "seed": 0, "progress": False}
+CHAINS: dict[str, Any] = {"num_chains": 4, "seed": 0, "progress": False}
 
 
 def measured(
@@ -203,11 +203,11 @@ def of_process(draws: dict[str, Tensor]) -> dict[str, float]:
 
 slices = Gibbs([(EllipticalSlice(), ["f"]), (NUTS(process), ["scale"])])
 rows = {}
-for name, kernel in {
-    "elliptical slices and NUTS": slices,
-    "NUTS, whitened": NUTS(whitened),
+for name, run in {
+    "elliptical slices and NUTS": chains(slices, labels),
+    "NUTS, whitened": chains(NUTS(whitened), labels),
 }.items():
-    rows[name], _ = measured(chains(kernel, labels), of_process)
+    rows[name], _ = measured(run, of_process)
 page.table(rows, title="Gaussian process", number_format=".2f")
 
 # %% [markdown]
