@@ -34,7 +34,7 @@ _Schedule = Callable[[Tensor], Tensor]
 
 
 class EarlyExit:
-    r"""Changes a module so that its blocks run by a schedule, until :meth:`remove` is called.
+    r"""Changes a module so that its blocks run by a schedule, until :meth:`EarlyExit.remove`.
 
     :meth:`wrap` does the same to a copy. The module stays of its class, with the same parameters by
     the same names: it stands in pipelines, is trained and is saved as before. Schedules are not

@@ -59,9 +59,13 @@ def adjoint() -> dict[str, Call]:
         "FunctionalAdjointSampler": call(**path, **options, ema_decay=0.9),
         "FunctionalAdjointSampler.sample": of(paths, **drawn, grid=grid),
         "AutoAdjointSampler": call(
-            model=model, schedule=ConstantNoise(1.0), hidden_features=(4,), **options
+            model=model,
+            schedule=ConstantNoise(1.0),
+            hidden_features=(4,),
+            backend="eager",
+            **options,
         ),
-        "AutoAdjointSampler.fit": of(guide, {"x": X}),
+        "AutoAdjointSampler.fit": of(guide, {"x": X}, num_steps=0),
         "AutoAdjointSampler.sample": of(guide, **drawn),
         "PathPCN": call(
             reference=reference, path_energy=energy, grid=grid, backend="eager", steps_per_sample=1

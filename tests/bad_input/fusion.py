@@ -51,7 +51,7 @@ def fusion() -> dict[str, Call]:
         "ModelFusion": call(**fused),
         "ModelFusion.fuse": of(one, coefficients=torch.rand(3)),
         "ModelFusion.evaluate": of(one, coefficients=torch.rand(3)),
-        "ModelFusion.run": of(one),
+        "ModelFusion.run": of(one, num_iterations=0),
     }
 
 
