@@ -31,7 +31,7 @@ def _add_table(app: Sphinx, document: str, source: list[str]) -> None:
             names += [f"{name}.{member}" for member in members if member not in hidden]
     tables = ""
     for module, group in groupby(dict.fromkeys(names), lambda name: name.rpartition(".")[0]):
-        rows = "".join(f"   {name.rpartition(chr(46))[2]}\n" for name in group)
-        # Short names in the lines are those of the module.
+        # Short names are those of the module, here and in the lines.
+        rows = "".join(f"   {name.removeprefix(module + '.')}\n" for name in group)
         tables += f".. currentmodule:: {module}\n\n.. autosummary::\n   :nosignatures:\n\n{rows}\n"
     source[0] = source[0][: first.start()] + tables + source[0][first.start() :]

@@ -191,3 +191,6 @@ def test_a_run_knows_which_cell_printed_what(tmp_path):
     assert outcome.returncode == 1 and outcome.lines_before == {0: 0, 2: 1}
     printed = (tmp_path / "reports" / "a-page" / "printed.txt").read_text()
     assert f'a_page.py", line {CELLS.count(chr(10)) + 1}, in' in printed
+    record = tmp_path / "reports" / "a-page" / "run.json"
+    record.write_text(record.read_text().replace('"lines_before": {', '"lines_before": {"x": 1, '))
+    assert last_outcome(page, tmp_path / "reports") is None

@@ -67,8 +67,9 @@ def test_markdown(outcomes):
     text = to_markdown(scoreboard(outcomes))
     assert "0 of 1 central claims hold, and 1 of 2 claims of 3 pages in all" in text
     assert "; Linux x86_64, 2 CPUs; torch 2.13 and 2.14." in text
-    central = "It is > 2. | every seed > 2 | 3, nan, 3 | fails"
-    assert f"| [counts](#counts) | {central} | 1 of 2 claims hold | 61 |" in text
+    central = "It is > 2. | every seed > 2 | 3, nan, 3"
+    assert f"| [counts](#counts) | {central} | **fails** | 1 of 2 claims hold | 61 |" in text
+    assert f"| [short](#short) | {central} | short run | stopped with status 1" in text
     assert "| [crashes](#crashes) |  |  |  |  | stopped with status 1 | 61 |" in text
     words = "One &lt;is> one \\| or less. (table 1)"
     assert f"| {words} | every seed &lt;= 1 | 1, 0.5, 1 | holds |" in text

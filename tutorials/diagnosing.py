@@ -94,7 +94,7 @@ exact = flat(reference.get_samples())
 
 
 def look(mcmc: MCMC) -> dict[str, float]:
-    """What a run is worth."""
+    """Measure what a run is worth."""
     draws, diagnostics = flat(mcmc.get_samples()), mcmc.diagnostics()
     sites = [diagnostics[site] for site in SIZES]
     return {

@@ -7,8 +7,9 @@
 # without knowing it, each with an exact answer, and what to take in its place: another
 # parameterization, `TemperedSMC`, elliptical slices within `Gibbs`, `ChEES` or `MAMS`.
 #
-# Each table has the CPU seconds of a run, the recording of its model included, and the error of the
-# answer that is asked for. `python tutorials/hard_posteriors.py` prints them.
+# Each table has the CPU seconds of a run, the recording of its model included, the error of the
+# answer that is asked for, and how many warnings the run gave.
+# `python tutorials/hard_posteriors.py` prints them.
 
 # %%
 import time
@@ -55,8 +56,9 @@ def chains(kernel: Any, *args: Any, **options: Any) -> Callable[[], Any]:
 #
 # The scale of some effects is unknown, and so are the effects: where the scale is small they must
 # be small, too, and no step size suits both ends. The log scale `v` is normal with a standard
-# deviation of 3. `NUTS` never gets to the narrow end, and its warnings say that something is wrong.
-# `LocScaleReparam` makes the same model of independent noise, and nothing is left of the funnel.
+# deviation of 3. `NUTS` hardly gets to the narrow end, and its warnings say that something is
+# wrong; a smaller step helps, and is not enough. `LocScaleReparam` makes the same model of
+# independent noise, and nothing is left of the funnel.
 
 
 # %%
@@ -86,9 +88,9 @@ page.table(rows, title="funnel", number_format=".2f")
 # %% [markdown]
 # ## A banana
 #
-# Two parameters, of which one follows the square of the other. No parameterization by hand is
-# needed: `NUTS` is slow here, since its trajectories must be long and its steps short, but right,
-# and its warnings would say if it were not.
+# Two parameters, of which one follows the square of the other. The ends are far along a narrow
+# curve: trajectories must be long and steps short, and single chains seldom get there. `NUTS` and
+# `MAMS` warn of that. Many chains are nearer to the answer, at more cost.
 
 
 # %%
@@ -265,8 +267,9 @@ page.figure("funnels", figure, despine=True)
 # %% [markdown]
 # ## What to take
 #
-# - **A funnel**: another parameterization. A smaller step only hides it.
-# - **A curved posterior with one mode**: `NUTS`, and patience.
+# - **A funnel**: another parameterization. A smaller step is not enough.
+# - **A curved posterior with one mode**: many chains, as under `ChEES`, or far longer runs of
+#   `NUTS`, whose warnings say when they are too short. Or sample the residual, `y - x**2`.
 # - **Several modes**: `TemperedSMC`. No warning of a chain can see a mode that no chain has seen.
 # - **A Gaussian process**: whiten it, and take `NUTS`; elliptical slices where gradients are dear.
 # - **Hundreds of parameters**: compare `NUTS` and `MAMS` in a short run; `ChEES` for many chains.

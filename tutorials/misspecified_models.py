@@ -125,7 +125,7 @@ def weighted_lines(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def holds(draws: Tensor, truth: float) -> bool:
-    """Whether an interval of draws holds a value."""
+    """Tell whether an interval of draws holds a value."""
     low, high = draws.quantile(LEVELS)
     return bool(low < truth < high)
 
@@ -259,7 +259,7 @@ def widths(draws: Tensor) -> Tensor:
 
 
 def against_the_model(seed: int, number: int) -> tuple[float, Tensor]:
-    """What averaging draws wins over the mode, and widths over those of Laplace."""
+    """Return the gain of averaging draws over the mode, and widths over those of Laplace."""
     (x, y), test = halves(seed)
     options: dict[str, Any] = {"regularizer": partial(penalty, len(x)), "seed": seed}
     draws = bootstrap(logistic, number, **options).run(x, y).get_samples()

@@ -374,7 +374,7 @@ class ModelFusion:
 
     @property
     def best_coefficients(self) -> Tensor:
-        """Those with the best value of the first objective, of equal ones the next objectives.
+        """Return the coefficients with the best first objective, then the best next ones.
 
         **Shape:** ``(K,)``.
         """

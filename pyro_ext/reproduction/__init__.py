@@ -243,8 +243,8 @@ class Report:
 
         checks.mapping("figures", self.figures, "a dict of figures by name")
         checks.sequence("claims", self.claims, "a list of claims", 1, Claim)
-        if sum(claim.central for claim in self.claims) > 1:
-            raise ValueError(f"claims must hold at most one that is central, got {self.claims!r}")
+        if (number := sum(claim.central for claim in self.claims)) > 1:
+            raise ValueError(f"claims must hold at most one that is central, got {number}")
         _check_slug("slug", self.slug)
         for name in self.figures:
             _check_slug("figures", name)

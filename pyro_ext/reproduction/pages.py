@@ -250,7 +250,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {}
     number = int | float
     types = {"returncode": int, "seconds": number, "cpu_seconds": number | None, "script": str}
-    return record if all(isinstance(record.get(key), its) for key, its in types.items()) else {}
+    before = record.get("lines_before", {})  # runs of 0.2 do not have it
+    is_valid = isinstance(before, dict) and all(
+        cell.isdecimal() and isinstance(lines, int) for cell, lines in before.items()
+    )
+    is_valid = is_valid and all(isinstance(record.get(key), its) for key, its in types.items())
+    return record if is_valid else {}
 
 
 def _outcome(page: Script, folder: Path, record: Mapping[str, Any]) -> Outcome:

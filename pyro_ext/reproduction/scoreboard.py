@@ -62,9 +62,9 @@ def to_markdown(content: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for page in content["pages"]:
-        claim = page["central"] or dict.fromkeys(("statement", "inequality", "by_seed"), "")
-        result = ("holds" if claim["holds"] else "fails") if page["central"] else ""
-        shown = (claim["statement"], claim["inequality"], claim["by_seed"], result)
+        claim = page["central"] or {}
+        shown = [claim.get(key, "") for key in ("statement", "inequality", "by_seed", "result")]
+        shown[-1] = shown[-1].partition(":")[0]  # the reason stands below
         row = (f"[{page['slug']}](#{page['slug']})", *shown, page["verdict"], page["time"])
         lines.append(f"| {' | '.join(map(_cell, row))} |")
     for page in content["pages"]:

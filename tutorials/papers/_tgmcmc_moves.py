@@ -221,7 +221,7 @@ def move_point(model: Model, forest: Forest, trees: Integers, point: int) -> tup
 
 @compiled
 def beside(forest: Forest, tree: int, node: int) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """What stands beside the way from a node to the root, and whether on the right."""
+    """Nodes beside the way from a node to the root, and whether each is on the right."""
     nodes = nodes_below(forest, tree)
     parents = parents_of(forest, nodes)
     index = np.nonzero(nodes == node)[0][0]

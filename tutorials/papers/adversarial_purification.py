@@ -198,7 +198,7 @@ for seed, own in settings.items():
 
 
 def lead(rival: str) -> dict[int, float]:
-    """How much more often purified images are classified right."""
+    """Difference in accuracy on purified images."""
     return {s: rows["adaptive"]["robust"] - rows[rival]["robust"] for s, rows in table.items()}
 
 

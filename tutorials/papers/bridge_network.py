@@ -246,7 +246,7 @@ page.table(means, title="means over seeds")
 
 
 def difference(column: str, name: str, other: str) -> dict[int, float]:
-    """How much more of something one ensemble has than another, for each seed."""
+    """Difference of two ensembles in a column, for each seed."""
     return {seed: row[name][column] - row[other][column] for seed, row in results.items()}
 
 

@@ -131,7 +131,7 @@ def sample(model: str, table: Tensor, seed: int) -> Values:
 
 
 def worst_rhat(draws: Values) -> float:
-    """How far chains agree in the logarithms of their parameters, by the worst of them."""
+    """Return the largest R-hat of the logarithms of parameters."""
     logs = torch.stack([draws[name].log() for name in RANGES if name in draws], -1)
     return float(split_gelman_rubin(logs).max())
 

@@ -153,7 +153,7 @@ for kind in ("learning", "descent"):
 
 
 def coverage(probs: Tensor, level: float) -> float:
-    """How often central intervals hold what was measured."""
+    """Return how often central intervals hold what was measured."""
     return float(((probs - 0.5).abs() <= level / 2).double().mean())
 
 
