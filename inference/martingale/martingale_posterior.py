@@ -340,10 +340,8 @@ def plot_drift(posterior: MartingalePosterior, ax: "Axes | None" = None) -> "Axe
     dashed ones lead to the value of the last population.
 
     :param MartingalePosterior posterior: one that has run.
-    :param Collection names: of the functional's results, by default all.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: for an unknown name.
     :raises RuntimeError: before a run, or without checks.
     :raises ImportError: without matplotlib; names the extra.
 
