@@ -23,7 +23,7 @@ from .gibbs.conditional_updates import (
     RandomWalk,
 )
 from .gibbs.kernel import Gibbs
-from .hmc import HMC, MAMS, MEADS, NUTS, ChEES, LaplaceHMC
+from .hmc import HMC, MAMS, MCLMC, MEADS, NUTS, ChEES, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .ivon import IVON
 from .laplace import (
@@ -90,6 +90,7 @@ __all__ = [
     "L2E",
     "MAMS",
     "MCMC",
+    "MCLMC",
     "MEADS",
     "NPTL",
     "NUTS",

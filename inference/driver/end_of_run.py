@@ -58,6 +58,7 @@ def warn_at_end(
             warnings.warn(line, stacklevel=3)
     statistics = gather_chains(_statistics_of(groups), numbers, num_draws)[1]
     lines = [
+        _bias_warning(kernel),
         _divergence_warning(statistics),
         _depth_warning(statistics, getattr(kernel, "max_tree_depth", math.inf)),
     ]
@@ -108,6 +109,16 @@ def _warn(lines: Sequence[str | None]) -> None:
     for line in lines:
         if line is not None:
             warnings.warn(line, ConvergenceWarning, stacklevel=4)
+
+
+def _bias_warning(kernel: MCMCKernel) -> str | None:
+    if not getattr(kernel, "is_biased", False):
+        return None
+    return (
+        f"draws of {type(kernel).__name__} are biased, since no step is ever rejected: variances "
+        "can be off by some percent, and by more where scales differ. Compare with MAMS or NUTS, "
+        "which are exact"
+    )
 
 
 def _divergence_warning(statistics: Mapping[str, Tensor]) -> str | None:

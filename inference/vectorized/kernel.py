@@ -108,6 +108,8 @@ class VectorizedKernel(MCMCKernel):
     """Whether positions are values of the sites themselves, and there is no potential of them."""
     one_at_a_time: bool = False
     """Whether chains have to run one after the other."""
+    is_biased: ClassVar[bool] = False
+    """Whether draws are off however long a run is, so that each run ends with a warning."""
     takes_minibatches: ClassVar[bool] = False
     """Whether a model may subsample its plates; without it a model must see all of its data."""
     _operations_per_evaluation: ClassVar[int] = 30

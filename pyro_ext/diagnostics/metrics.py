@@ -47,6 +47,7 @@ __all__ = [
 ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 
 _SUM_TOLERANCE = 1e-4
+_ROUNDING = 1e-5
 _TEMPERATURES = (1e-2, 1e2)
 
 
@@ -539,12 +540,19 @@ def _check_all(argument: str, is_right: Tensor, values: Tensor, wanted: str) -> 
         raise ValueError(f"{argument} must {wanted}, got {values[where].item():.6g} at {where}")
 
 
+def in_unit_interval(argument: str, value: ArrayLike) -> Tensor:
+    """Numbers between zero and one; sums of weights that rounding has put outside are put back."""
+    values = as_numbers(argument, value)
+    is_inside = (values >= -_ROUNDING) & (values <= 1.0 + _ROUNDING)
+    _check_all(argument, is_inside, values, "lie between 0 and 1")
+    return values.clamp(0.0, 1.0)
+
+
 def _cdf_values(cdf_values: ArrayLike) -> Tensor:
     """Values of a predictive distribution function, averaged over draws, ``(n,)``."""
-    values = as_numbers("cdf_values", cdf_values)
+    values = in_unit_interval("cdf_values", cdf_values)
     values = values[None] if values.dim() == 1 else values
     checks.as_tensor("cdf_values", values, "(num_draws, n)")
-    _check_all("cdf_values", (values >= 0) & (values <= 1), values, "lie between 0 and 1")
     return values.mean(0, dtype=torch.float64).cpu()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._lib import checks
-from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers
+from pyro_ext.diagnostics.metrics import ArrayLike, in_unit_interval
 
 
 class IsotonicRecalibrator:
@@ -39,7 +39,7 @@ class IsotonicRecalibrator:
     """
 
     def __init__(self, cdf_values: ArrayLike) -> None:
-        values = _probabilities(cdf_values)
+        values = in_unit_interval("cdf_values", cdf_values)
         if values.dim() != 1 or not len(values):
             raise ValueError(
                 f"cdf_values must have the shape (n,) with n >= 1, got {tuple(values.shape)}"
@@ -67,7 +67,9 @@ class IsotonicRecalibrator:
         :param cdf_values: of the model, of any shape.
         :returns: of the same shape, in double precision.
         """
-        return self._interpolated(_probabilities(cdf_values), self.levels, self.fractions)
+        return self._interpolated(
+            in_unit_interval("cdf_values", cdf_values), self.levels, self.fractions
+        )
 
     def inverse(self, probabilities: ArrayLike) -> Tensor:
         """Probabilities whose quantiles of the model are the recalibrated quantiles.
@@ -75,21 +77,9 @@ class IsotonicRecalibrator:
         :param probabilities: of recalibrated quantiles, of any shape.
         :returns: :math:`R^{-1}`, of the same shape, in double precision.
         """
-        values = _probabilities(probabilities, "probabilities")
+        values = in_unit_interval("probabilities", probabilities)
         return self._interpolated(values, self.fractions, self.levels)
 
     def _interpolated(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
         found = np.interp(values.double().cpu().numpy(), start.numpy(), end.numpy())
         return torch.as_tensor(found, device=values.device)
-
-
-def _probabilities(values: ArrayLike, argument: str = "cdf_values") -> Tensor:
-    """Numbers between zero and one."""
-    found = as_numbers(argument, values)
-    checks.all_finite(argument, found)
-    if bool(((found < 0) | (found > 1)).any()):
-        raise ValueError(
-            f"{argument} must lie between 0 and 1, got {float(found.min()):g} to "
-            f"{float(found.max()):g}"
-        )
-    return found

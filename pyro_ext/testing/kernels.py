@@ -130,7 +130,7 @@ def _check_steps(
             **{f"statistic {name}": value[row] for name, value in statistics.items()},
         }
         expected = {
-            **chains.state._asdict(),
+            **_leaves(chains.state),
             "potential_energy": chains.potential_energy,
             **{f"statistic {name}": value for name, value in kernel.statistics(chains).items()},
         }
@@ -142,6 +142,14 @@ def _check_steps(
     assert end.step == steps[-1] == draws.steps[-1], f"{end.step} steps taken, not {steps[-1]}"
     _compare("the chains after the last draw", end.position, chains.position, 0.0)
     return end
+
+
+def _leaves(state: Any) -> dict[str, Tensor]:
+    """Tensors of nested named tuples, by their names there."""
+    leaves: dict[str, Tensor] = {}
+    for name, value in state._asdict().items():
+        leaves |= {name: value} if isinstance(value, Tensor) else _leaves(value)
+    return leaves
 
 
 def _check_chains(kernel: VectorizedKernel, end: Chains, tolerance: float) -> None:

@@ -128,6 +128,7 @@ def kernels() -> dict[str, Call]:
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
         "ChEES": call(model=model, trajectory_length=1.5, **EAGER),
         "MAMS": call(model=model, **EAGER),
+        "MCLMC": call(model=model, **EAGER),
         "MEADS": call(model=model, **EAGER),
         "NUTS": call(**HAMILTONIAN),
         "IndependenceMetropolis": call(model=model, **EAGER),

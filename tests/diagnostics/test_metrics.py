@@ -330,6 +330,13 @@ class TestQuantileCalibrationError:
         found = quantile_calibration_error(normal.cdf(observed))
         assert found == pytest.approx(expected, abs=2e-3)
 
+    def test_rounding(self):
+        """Weights of a mixture add up to a little more than one."""
+        above = torch.tensor([0.3, 1.0]).nextafter(torch.tensor(2.0))
+        assert quantile_calibration_error(above) == quantile_calibration_error(above.clamp(max=1))
+        with pytest.raises(ValueError, match="cdf_values must lie between 0 and 1, got 1.001"):
+            quantile_calibration_error([0.3, 1.001])
+
     def test_draws_are_a_mixture(self):
         draws = torch.tensor([[0.0, 1.0, 0.4], [0.4, 0.2, 0.4]])
         assert quantile_calibration_error(draws) == quantile_calibration_error(draws.mean(0))

@@ -71,6 +71,7 @@ RUNS: dict[str, tuple[Callable[[], MCMCKernel], Any, dict[str, Any]]] = {
     "HMC": (lambda: inference.HMC(normal), data(), {}),
     "LaplaceHMC": (lambda: inference.LaplaceHMC(normal), data(), {}),
     "MAMS": (lambda: inference.MAMS(normal), data(), {}),
+    "MCLMC": (lambda: inference.MCLMC(normal), data(), {}),
     "MEADS": (lambda: inference.MEADS(normal), data(), {"num_chains": 16}),
     "ChEES": (lambda: inference.ChEES(normal), data(), {"num_chains": 8}),
     "IndependenceMetropolis": (lambda: inference.IndependenceMetropolis(normal), data(), {}),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import HMC, MAMS, MCMC, NUTS, ChEES, LaplaceHMC
+from pyro_ext.inference import HMC, MAMS, MCLMC, MCMC, NUTS, ChEES, LaplaceHMC
 from pyro_ext.inference.hmc import loop
 from pyro_ext.inference.hmc.adaptation import (
     add_draw,
@@ -39,6 +39,7 @@ KERNELS = {
     "NUTS full": (NUTS, {"step_size": 0.05, "max_tree_depth": 3, "full_mass": True} | FIXED),
     "LaplaceHMC": (LaplaceHMC, {}),
     "MAMS": (MAMS, {"step_size": 0.03, "num_steps": 3} | FIXED),
+    "MCLMC": (MCLMC, {"step_size": 0.03} | FIXED),
 }
 each_kernel = pytest.mark.parametrize(("kernel_type", "options"), KERNELS.values(), ids=KERNELS)
 
@@ -86,7 +87,7 @@ def test_draws_on_a_device(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["HMC", "NUTS full", "LaplaceHMC", "MAMS"])
+@pytest.mark.parametrize("name", ["HMC", "NUTS full", "LaplaceHMC", "MAMS", "MCLMC"])
 def test_compiled_draws(name: str) -> None:
     """Over enough transitions for many calls of the loop."""
     kernel_type, options = KERNELS[name]
