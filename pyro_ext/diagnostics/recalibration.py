@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._lib import checks
 from pyro_ext.diagnostics.metrics import ArrayLike, in_unit_interval
 
 
