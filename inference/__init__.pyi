@@ -26,12 +26,7 @@ from .gibbs.kernel import Gibbs
 from .hmc import HMC, MAMS, MCLMC, MEADS, NUTS, ChEES, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .ivon import IVON
-from .laplace import (
-    DiagonalLaplace,
-    LaplacePosterior,
-    diagonal_laplace,
-    laplace_posterior,
-)
+from .laplace import AutoLaplaceGGN, LaplacePosterior, laplace_posterior
 from .martingale import (
     NPTL,
     CopulaClassifier,
@@ -101,6 +96,7 @@ __all__ = [
     "AdjointSampler",
     "AmortizedMixtureGuide",
     "AutoAdjointSampler",
+    "AutoLaplaceGGN",
     "AutoPseudocoreset",
     "AutoSWAG",
     "AuxiliaryGibbs",
@@ -113,7 +109,6 @@ __all__ = [
     "CopulaDensity",
     "CopulaRegression",
     "CyclicalSchedule",
-    "DiagonalLaplace",
     "EarlyStopping",
     "EllipticalSlice",
     "EnumeratedSites",
@@ -170,7 +165,6 @@ __all__ = [
     "best_by_turns",
     "bhc",
     "bpda_eot",
-    "diagonal_laplace",
     "ensemble_loss",
     "farthest_points",
     "ibhc",

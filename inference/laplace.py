@@ -1,18 +1,22 @@
-"""Gaussian posteriors at a mode, of few parameters and of weights."""
+"""Gaussian posteriors at a mode, of few parameters and of a network's weights, as guides."""
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import pyro
+import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.utils.data import DataLoader
 
 from pyro_ext._lib import checks
-from pyro_ext.inference.training import Trainer
+from pyro_ext.nn import BayesianModule
 from pyro_ext.posterior.modes import find_map, gradient_differences
-from pyro_ext.potential import Potential
-from pyro_ext.random import fresh_seed, seeded
+from pyro_ext.potential import Potential, bijection
 
 _STEP = 1e-3
 
@@ -20,14 +24,34 @@ _STEP = 1e-3
 class LaplacePosterior(NamedTuple):
     """Gaussian at the mode of a posterior, in unconstrained coordinates.
 
+    It is a guide of the model: give it to :class:`~pyro.infer.Predictive`,
+    :func:`~pyro_ext.diagnostics.to_arviz` or :func:`~pyro_ext.diagnostics.psis`.
+
     :param Tensor mode: where the posterior is largest. **Shape:** ``(size,)``.
     :param Tensor scale_tril: the root of the covariance. **Shape:** ``(size, size)``.
     :param Tensor log_evidence: logarithm of the integral of the joint density, approximately.
+    :param Potential potential: of the model.
     """
 
     mode: Tensor
     scale_tril: Tensor
     log_evidence: Tensor
+    potential: Potential
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample the latent sites; the arguments are those of the model."""
+        normal = dist.MultivariateNormal(self.mode, scale_tril=self.scale_tril)
+        flat = pyro.sample("_laplace_latent", normal, infer={"is_auxiliary": True})
+        params = self.potential.layout.unflatten(flat[None])
+        values = self.potential.constrain(params)
+        drawn = {}
+        for name, site in self.potential.sites.items():
+            transform = bijection(site.support)
+            point, value = params[name][0], values[name][0]
+            log_density = -transform.log_abs_det_jacobian(point, value).sum()
+            delta = dist.Delta(value, log_density=log_density, event_dim=site.event_dim)
+            drawn[name] = pyro.sample(name, delta)
+        return drawn
 
 
 def laplace_posterior(
@@ -72,194 +96,130 @@ def laplace_posterior(
         )
     scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(precision))
     log_volume = 0.5 * len(mode) * math.log(2.0 * math.pi) + scale_tril.diagonal().log().sum()
-    return LaplacePosterior(mode, scale_tril, log_volume - energy)
+    return LaplacePosterior(mode, scale_tril, log_volume - energy, potential)
 
 
-class DiagonalLaplace(NamedTuple):
-    """Independent normal distributions of weights around a mode.
+class AutoLaplaceGGN(nn.Module):
+    r"""A normal guide of a network's weights around those that it was trained to [1].
 
-    :param Mapping mode: where they are centered, by name.
-    :param Mapping scale: standard deviations, by name. **Shape:** as the mode.
-    :param Tensor noise: standard deviation of the targets. **Shape:** ``()``.
-    :param Tensor prior_scale: standard deviation of the prior of each weight. **Shape:** ``()``.
-    :param Tensor log_evidence: logarithm of the marginal likelihood, approximately.
-    """
+    The precision is that of the prior plus the generalized Gauss-Newton matrix of the data,
+    computed by laplace-torch (``pip install pyro-ext[laplace]``). Weights that are not among
+    ``subset_of_weights`` stay where they are. It is a guide for :class:`~pyro.infer.Predictive`,
+    :func:`~pyro_ext.diagnostics.to_arviz` and :func:`~pyro_ext.diagnostics.psis`, of each model
+    that calls the network. With few data for many weights, draws that are put through the network
+    go far astray; predictions of the linearized network, ``guide.laplace(inputs)``, do not.
 
-    mode: Mapping[str, Tensor]
-    scale: Mapping[str, Tensor]
-    noise: Tensor
-    prior_scale: Tensor
-    log_evidence: Tensor
-
-    def sample(self, num_samples: int, *, seed: int | None = None) -> dict[str, Tensor]:
-        """Draws of the weights.
-
-        :param int num_samples: how many.
-        :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
-        :returns: by name. **Shape:** ``(num_samples, *shape)`` each.
-        """
-        number = checks.integer("num_samples", num_samples, 1)
-        with seeded(fresh_seed(seed)):
-            return {
-                name: mean
-                + self.scale[name] * torch.randn(number, *mean.shape, dtype=mean.dtype).to(mean)
-                for name, mean in self.mode.items()
-            }
-
-    def predict(
-        self, function: Callable[..., Tensor], inputs: Tensor, *, batch_size: int = 32
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the outputs, without noise, of the function that is linearized.
-
-        Draws of the weights of a network put through the network itself go far astray where few
-        data determine many weights; the slopes at the mode do not.
-
-        :param Callable function: as of :func:`diagonal_laplace`.
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :param int batch_size: inputs whose slopes are in memory at the same time.
-        :returns: **Shape:** ``(n, *outputs)`` each.
-        """
-        checks.function("function", function)
-        inputs = _rows(inputs, self.mode)
-        means, variances = [], []
-        for rows in inputs.split(checks.integer("batch_size", batch_size, 1)):
-            slopes, values = _slopes(function, self.mode, rows)
-            means.append(values)
-            total = torch.zeros_like(values)
-            for name, slope in slopes.items():
-                terms = (slope * self.scale[name]).square().reshape(*values.shape, -1)
-                total = total + terms.sum(-1)
-            variances.append(total)
-        return torch.cat(means), torch.cat(variances)
-
-
-def _slopes(
-    function: Callable[..., Tensor], mode: Mapping[str, Tensor], rows: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Derivatives of the outputs of each row in the weights, and the outputs."""
-
-    def outputs(weights: dict[str, Tensor], row: Tensor) -> tuple[Tensor, Tensor]:
-        found = function(weights, row)
-        checks.instance("what function returns", found, Tensor, "a tensor")
-        return found, found
-
-    slopes = torch.vmap(torch.func.jacrev(outputs, has_aux=True), in_dims=(None, 0))
-    jacobian, values = slopes(dict(mode), rows)
-    return {name: one.detach() for name, one in jacobian.items()}, values.detach()
-
-
-def _rows(inputs: Any, mode: Mapping[str, Tensor]) -> Tensor:
-    """Inputs of the type and on the device of the weights."""
-    like = next(iter(mode.values()))
-    return checks.as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
-
-
-def diagonal_laplace(
-    function: Callable[..., Tensor],
-    parameters: Mapping[str, Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    noise: float | None = None,
-    prior_scale: float | None = None,
-    num_steps: int = 200,
-    learning_rate: float = 0.1,
-    batch_size: int = 32,
-) -> DiagonalLaplace:
-    r"""The normal posterior of the weights of a regression, after training, from its slopes [1].
-
-    The precision of a weight is the diagonal of the generalized Gauss-Newton matrix,
-    :math:`\sum_n (\partial f_n / \partial w)^2 / \sigma^2 + 1 / \tau^2`. Without ``noise`` and
-    ``prior_scale``, :math:`\sigma` and :math:`\tau` are where the marginal likelihood is largest,
-
-    .. math:: \log p(y) \approx \sum_n \log N(y_n; f_n, \sigma^2)
-              + \sum_w \bigl(\log N(w; 0, \tau^2) - \tfrac12 \log \tfrac{H_{ww}}{2 \pi}\bigr) .
-
-    The mode is taken to be where the weights are; for a linear function of weights whose slopes are
-    orthogonal all of it is exact. With many more weights than targets let ``noise`` be given: the
-    diagonal takes each weight as determined by itself, so that the marginal likelihood is largest
-    where the noise is far too large.
-
-    :param Callable function: of weights by name and one input, as a network by
-        :func:`torch.func.functional_call`; returns one or several outputs. Inputs take the type
-        of the weights.
-    :param Mapping parameters: the weights after training, by name.
-    :param Tensor inputs: **Shape:** ``(n, *event)``.
-    :param Tensor targets: **Shape:** ``(n, *outputs)``.
-    :param float noise: :math:`\sigma`.
-    :param float prior_scale: :math:`\tau`.
-    :param int num_steps: of Adam, with which the two are found.
-    :param float learning_rate: its learning rate, in their logarithms.
-    :param int batch_size: inputs whose slopes are in memory at the same time.
-    :raises ValueError: for shapes that do not fit, or numbers out of range.
+    :param BayesianModule network: around a network that was trained; its prior is that of the
+        guide. Inputs of a batch are its only argument.
+    :param DataLoader loader: the training data, as pairs of inputs and targets, without shuffling
+        or leaving out any. Targets are classes ``(n,)``, or numbers ``(n, outputs)``.
+    :param str likelihood: ``"classification"``, with the outputs as logits, or ``"regression"``.
+    :param str subset_of_weights: ``"all"`` or ``"last_layer"``.
+    :param str hessian_structure: ``"kron"``, Kronecker-factored by layer; ``"diag"``; or
+        ``"full"``, for some thousands of weights at most.
+    :param float noise: standard deviation of targets of a regression.
+    :ivar laplace: the object of laplace-torch, with ``log_marginal_likelihood()``, and
+        ``optimize_prior_precision()``, after which draws are those of the prior that it found.
+    :raises ValueError: for unknown words, or a number out of range.
+    :raises ImportError: without laplace-torch.
 
     [1] E. Daxberger and others (2021), Laplace redux: effortless Bayesian deep learning.
 
     Example::
 
-        >>> x = torch.tensor([1.0, -1.0, 1.0, -1.0])
-        >>> found = diagonal_laplace(
-        ...     lambda w, x: w["slope"] * x, {"slope": torch.tensor(2.0)}, x, 2.0 * x + 0.1,
-        ...     noise=0.5, prior_scale=10.0)
-        >>> round(float(found.scale["slope"]), 4)  # 1 / sqrt(4 / 0.25 + 0.01)
-        0.2499
+        >>> from pyro.infer import Predictive
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from pyro_ext.nn import MLP, BayesianClassifier
+        >>> inputs, labels = torch.randn(60, 4), torch.arange(60) % 3
+        >>> trained = MLP(4, [8], 3)  # as if it were
+        >>> network = BayesianModule(trained)
+        >>> loader = DataLoader(TensorDataset(inputs, labels), batch_size=20)
+        >>> guide = AutoLaplaceGGN(network, loader, "classification")
+        >>> model = BayesianClassifier(network)
+        >>> draws = Predictive(model, guide=guide, num_samples=5)(inputs)
+        >>> draws["0.weight"].shape, draws["label"].shape
+        (torch.Size([5, 1, 8, 4]), torch.Size([5, 60]))
     """
-    checks.function("function", function)
-    mode = {
-        name: value.detach().clone()
-        for name, value in checks.tensors("parameters", parameters, finite=True).items()
-    }
-    inputs = _rows(inputs, mode)
-    targets = checks.as_tensor("targets", targets, f"({len(inputs)}, ...)", finite=True)
-    fixed = {"noise": noise, "prior_scale": prior_scale}
-    for name, value in fixed.items():
-        if value is not None:
-            checks.number(name, value, above=0)
-    checks.integer("num_steps", num_steps, 1)
-    checks.number("learning_rate", learning_rate, above=0)
-    checks.integer("batch_size", batch_size, 1)
 
-    curvature = {name: torch.zeros_like(value) for name, value in mode.items()}
-    predicted = []
-    for rows in inputs.split(batch_size):
-        slopes, values = _slopes(function, mode, rows)
-        if values.shape[1:] != targets.shape[1:]:
-            raise ValueError(
-                f"targets of one input must have the shape {tuple(values.shape[1:])} of what "
-                f"function returns, got {tuple(targets.shape[1:])}"
-            )
-        predicted.append(values)
-        for name, found in slopes.items():
-            curvature[name] += found.reshape(-1, *mode[name].shape).square().sum(0)
-    errors = targets.to(predicted[0]) - torch.cat(predicted)
-    square = errors.double().square().sum()
-    weights = torch.cat([value.double().flatten() for value in mode.values()])
-    found_curvature = torch.cat([value.double().flatten() for value in curvature.values()])
-
-    def evidence(log_noise: Tensor, log_prior: Tensor) -> Tensor:
-        likelihood = -errors.numel() * (log_noise + 0.5 * math.log(2.0 * math.pi))
-        likelihood = likelihood - 0.5 * square * (-2.0 * log_noise).exp()
-        precision = found_curvature * (-2.0 * log_noise).exp() + (-2.0 * log_prior).exp()
-        prior = -0.5 * weights.square().sum() * (-2.0 * log_prior).exp()
-        volume = -len(weights) * log_prior - 0.5 * precision.log().sum()
-        return likelihood + prior + volume
-
-    start = 0.5 * (square / errors.numel()).clamp(min=1e-12).log()
-    logs = {
-        "noise": start if noise is None else start.new_tensor(noise).log(),
-        "prior_scale": start.new_tensor(1.0 if prior_scale is None else prior_scale).log(),
-    }
-    logs = {name: value.clone().requires_grad_(fixed[name] is None) for name, value in logs.items()}
-    free = [value for value in logs.values() if value.requires_grad]
-    if free:
-        Trainer(free, partial(torch.optim.Adam, lr=learning_rate)).run(
-            lambda: -evidence(*logs.values()), num_steps, progress=False
+    def __init__(
+        self,
+        network: BayesianModule,
+        loader: Iterable[Any],
+        likelihood: Literal["classification", "regression"],
+        *,
+        subset_of_weights: Literal["all", "last_layer"] = "all",
+        hessian_structure: Literal["kron", "diag", "full"] = "kron",
+        noise: float = 1.0,
+    ) -> None:
+        checks.instance("network", network, BayesianModule, "a BayesianModule")
+        checks.instance("loader", loader, DataLoader, "a DataLoader of inputs and targets")
+        checks.choice("likelihood", likelihood, ("classification", "regression"))
+        checks.choice("subset_of_weights", subset_of_weights, ("all", "last_layer"))
+        checks.choice("hessian_structure", hessian_structure, ("kron", "diag", "full"))
+        options = {"sigma_noise": checks.number("noise", noise, above=0)}
+        super().__init__()
+        module = copy.deepcopy(network.module).requires_grad_(True).eval()
+        self.laplace = laplace_of(
+            module,
+            likelihood,
+            subset_of_weights=subset_of_weights,
+            hessian_structure=hessian_structure,
+            **(options if likelihood == "regression" else {}),
         )
-    log_noise, log_prior = (value.detach() for value in logs.values())
-    scale = {
-        name: (value * (-2.0 * log_noise).exp() + (-2.0 * log_prior).exp()).rsqrt().to(value)
-        for name, value in curvature.items()
-    }
-    return DiagonalLaplace(
-        mode, scale, log_noise.exp(), log_prior.exp(), evidence(log_noise, log_prior)
-    )
+        self.laplace.fit(loader)
+        # For the last layer, laplace-torch wraps a copy of the network.
+        whole = self.laplace.model.model if subset_of_weights == "last_layer" else module
+        part = self.laplace.model.last_layer if subset_of_weights == "last_layer" else module
+        own = {id(parameter) for parameter in part.parameters()}
+        self._values = {name: value.detach() for name, value in module.named_parameters()}
+        self.names = [name for name, value in whole.named_parameters() if id(value) in own]
+        scales = torch.tensor([network.prior_scales[name] for name in self.names])
+        self.laplace.prior_precision = scales.to(self.laplace.mean).pow(-2.0)
+        means = [torch.full_like(self._values[name], name in network.gains) for name in self.names]
+        self.laplace.prior_mean = torch.cat([mean.flatten() for mean in means])
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample all parameters of the network; the arguments are those of the model."""
+        normal = _LaplaceNormal(self.laplace)
+        flat = pyro.sample("_laplace_latent", normal, infer={"is_auxiliary": True})
+        sizes = [self._values[name].numel() for name in self.names]
+        drawn = dict(zip(self.names, flat.split(sizes), strict=True))
+        values = {}
+        for name, value in self._values.items():
+            found = drawn.get(name, value).reshape(value.shape)
+            values[name] = pyro.sample(name, dist.Delta(found, event_dim=value.dim()))
+        return values
+
+
+def laplace_of(*args: Any, **options: Any) -> Any:
+    """Make an approximation of laplace-torch."""
+    try:
+        import laplace
+    except ImportError as error:
+        raise ImportError(
+            "AutoLaplaceGGN needs laplace-torch: pip install pyro-ext[laplace]"
+        ) from error
+    return laplace.Laplace(*args, **options)
+
+
+class _LaplaceNormal(TorchDistribution):
+    """The normal distribution of an approximation of laplace-torch, of flat weights."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+
+    def __init__(self, laplace: Any) -> None:
+        self._laplace = laplace
+        super().__init__(torch.Size(), laplace.mean.shape, validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw weights."""
+        shape = torch.Size(sample_shape)
+        draws: Tensor = self._laplace.sample(shape.numel()).detach()
+        return draws.reshape(*shape, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of weights."""
+        rows = value.reshape(-1, value.shape[-1])
+        logs = torch.stack([self._laplace.log_prob(row) for row in rows]).detach()
+        return logs.reshape(value.shape[:-1])

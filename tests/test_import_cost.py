@@ -24,6 +24,7 @@ HEAVY = (
     "gpytorch",
     "h5netcdf",
     "h5py",
+    "laplace",
     "matplotlib",
     "mlxtend",
     "numba",

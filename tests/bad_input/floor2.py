@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import NUTS
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import (
@@ -41,6 +42,7 @@ from pyro_ext.inference.martingale import Mean, WeightedSample
 from pyro_ext.inference.partitions import Dendrogram
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, Minibatches, ResidualKinetics
 from pyro_ext.inference.training import Trainer
+from pyro_ext.nn import BayesianModule
 from pyro_ext.potential import Potential
 from pyro_ext.random_measures import DirichletProcess
 from tests.bad_input.walk import Call, call, of
@@ -189,6 +191,12 @@ def optimization() -> dict[str, Call]:
         "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
         "BatchOptimizer": call(optimizer=torch.optim.SGD),
         "laplace_posterior": call(potential=made, starts=[start]),
+        "AutoLaplaceGGN": call(
+            network=BayesianModule(torch.nn.Linear(2, 1)),
+            loader=DataLoader(TensorDataset(torch.ones(3, 2), torch.ones(3, 1))),
+            likelihood="regression",
+            hessian_structure="diag",
+        ),
         "antithetic_gradient": call(
             function=lambda points: points.square().sum(-1),
             parameters=torch.tensor([1.0, 2.0]),

@@ -62,14 +62,6 @@ def inference() -> dict[str, Call]:
             IVON([weight], ess=10.0), param_group={"params": torch.zeros(2, requires_grad=True)}
         ),
         "IVON.draws": of(IVON([weight], ess=10.0), num_samples=2),
-        "diagonal_laplace": call(
-            function=lambda weights, x: weights["w"] * x,
-            parameters={"w": torch.ones(())},
-            inputs=torch.arange(3.0),
-            targets=torch.arange(3.0) + 0.1,
-            noise=0.5,
-            prior_scale=1.0,
-        ),
         "mixture_moments": call(**mixture),
         "bald": call(**mixture),
         "farthest_points": call(points=torch.rand(4, 2), num_points=2, chosen=torch.zeros(1, 2)),
