@@ -8,6 +8,7 @@ process mixture model.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from pyro_ext.inference.partitions.mixtures import (
 from pyro_ext.random_measures import NormalizedRandomMeasure
 
 _MOST_WEIGHTS = 10**6
+_LONG_WARMUP = 50
 
 
 class ConjugateKernel(PartitionKernel[ConjugateMixture]):
@@ -58,6 +60,13 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
             )
         self.cluster = cluster
         super().__init__(prior, init=init)
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Take the data, and compile what a long run asks often."""
+        super().setup(warmup_steps, *args, **kwargs)
+        # By the warm-up alone, so that a run that was stopped goes on with the same numbers.
+        if warmup_steps >= _LONG_WARMUP:
+            self.mixture.compile()
 
     @abstractmethod
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:

@@ -4,6 +4,7 @@ A model that can be recorded runs as a graph, and a prior of partitions in close
 loop, both of which are faster than the model.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
+from torch.fx import GraphModule
 
 from pyro_ext.inference.partitions._slice_sampling import (
     Floats,
@@ -23,7 +25,14 @@ from pyro_ext.inference.partitions._slice_sampling import (
     slice_sample_rows,
 )
 from pyro_ext.posterior.fixed_points import Noise
-from pyro_ext.potential import CaptureError, Layout, agree_but_for_rounding, capture, fold_constants
+from pyro_ext.potential import (
+    CaptureError,
+    Layout,
+    agree_but_for_rounding,
+    capture,
+    compile_graph,
+    fold_constants,
+)
 from pyro_ext.random_measures import GeneralizedGammaProcess, NormalizedRandomMeasure, PitmanYor
 from pyro_ext.random_measures.cluster_counts import ClusterSizes
 
@@ -133,9 +142,10 @@ class RecordedHyperparameters(Generic[Value]):
             shapes, dict.fromkeys(shapes, torch.float64), next(iter(draws[0].values())).device
         )
         self.example = self.vector(draws[0])
-        self._graph = self._checked_graph(
-            [torch.from_numpy(self.vector(draw)).to(self._layout.device) for draw in draws]
-        )
+        self._examples = [
+            torch.from_numpy(self.vector(draw)).to(self._layout.device) for draw in draws
+        ]
+        self._graph: Callable[..., Any] = self._checked_graph(self._examples)
         self._last: tuple[Floats, float, Floats] | None = None
 
     def __call__(self, vector: Floats) -> tuple[float, Floats]:
@@ -146,6 +156,15 @@ class RecordedHyperparameters(Generic[Value]):
                 found = self._graph(torch.from_numpy(vector).to(self._layout.device)).cpu().numpy()
             self._last = vector.copy(), float(found[0]), found[1:]
         return self._last[1:]
+
+    def compile(self) -> None:
+        """Run as machine code from here on, where it can be made and agrees."""
+        if not isinstance(self._graph, GraphModule):
+            return
+        with contextlib.suppress(Exception):  # the graph does as well, and without a compiler
+            compiled = compile_graph(self._graph, self._examples[0])
+            if self._agrees(compiled, self._examples):
+                self._graph = compiled
 
     def move(
         self,
@@ -281,6 +300,11 @@ class ClosedPrior:
             log_density = partial(_log_joint, counts, _log_u(moved))
             moved |= self._source.move(state, held, log_density)
         return moved
+
+    def compile(self) -> None:
+        """Run the model of the hyperparameters as machine code."""
+        if isinstance(self._source, RecordedHyperparameters):
+            self._source.compile()
 
     def _at(self, values: Mapping[str, Tensor]) -> tuple[float, Floats]:
         """Log density of the sites, and the process as a vector."""

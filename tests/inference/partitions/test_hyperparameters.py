@@ -19,6 +19,7 @@ from pyro_ext.inference import MarginalGibbs
 from pyro_ext.inference.partitions import _cluster_loops as loops
 from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, closed_prior, record
 from pyro_ext.inference.partitions.mixtures import ConjugateMixture, _vector, centered
+from pyro_ext.potential import CompiledGraph
 from pyro_ext.random_measures import (
     DirichletProcess,
     GeneralizedGammaProcess,
@@ -349,3 +350,27 @@ def test_both_ways_of_moving_have_the_same_distribution(model):
     moves = error > 0
     score = (one.mean(0) - other.mean(0))[moves] / error[moves]
     assert float(score.abs().max()) < 5.0
+
+
+@pytest.mark.slow
+def test_long_runs_are_compiled():
+    """Machine code gives the numbers of the graph; a short warm-up does not wait for it."""
+    x = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+
+    def prior():
+        return DirichletProcess(positives("concentration"))
+
+    ends = {}
+    for warmup_steps in (10, 50):
+        kernel = MarginalGibbs(prior, gaussian)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            kernel.setup(warmup_steps, x)
+            state = kernel.initial_params
+            for _ in range(3):
+                state = kernel.sample(state)
+        ends[warmup_steps] = state
+        for recorded in (kernel.mixture._recorded, kernel.mixture._closed._source):
+            assert isinstance(recorded._graph, CompiledGraph) == (warmup_steps == 50)
+    for name, value in ends[10].items():
+        torch.testing.assert_close(ends[50][name], value, rtol=1e-4, atol=1e-5)
