@@ -96,7 +96,7 @@ def test_draws_model_and_arguments_belong_together(subtests: pytest.Subtests) ->
         (draws, (), {"prior": 3}, "prior needs a model"),
         (draws, (), {"posterior_predictive": True}, "posterior_predictive needs a model"),
         (draws, (x,), {"model": Potential(linear, x, y)}, "model is a Potential"),
-        (draws | twice, (x, y), both, "give them in one place"),
+        (draws | twice, (x, y), both, "pass them in one place"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             to_arviz(own, *args, **options)

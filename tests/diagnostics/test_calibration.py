@@ -502,5 +502,5 @@ def test_axes_that_are_given_are_used(result):
     assert len(pyplot.get_fignums()) == 1
     assert plot_sbc(result, ["wrong"], pool=True)[0].get_title() == "wrong: 1 of 1 outside"
     pyplot.close("all")
-    with pytest.raises(ValueError, match="ax must hold 3 axes"):
+    with pytest.raises(ValueError, match="ax must have 3 axes"):
         plot_sbc(result, ax=second)
