@@ -1,13 +1,14 @@
 """Folders of runs: of chains, of independent draws, and of simulations.
 
-Of a run of chains:
+The folder of a run of chains contains:
 
-- ``run.json`` describes the run: model, kernel, data, versions, and which chains run side by side;
-- ``chains-00000/`` belongs to a group of chains, named after its first one;
-- ``chains-00000/draws-00000000.safetensors`` and so on hold its draws, each with the digest of the
-  one before;
-- ``chains-00000/state.safetensors`` holds the state after the last of these draws, and names and
-  digests of all files of draws that belong to it. It is written after them and replaced as a whole.
+- ``run.json``, which describes the run: model, kernel, data, versions, and which chains run
+  together;
+- ``chains-00000/``, the folder of a group of chains, named after the first of them;
+- ``chains-00000/draws-00000000.safetensors`` and so on, its draws, each file with the digest of the
+  previous one;
+- ``chains-00000/state.safetensors``, the state after the last of these draws, with the names and
+  digests of all files of draws. It is written after them and replaced atomically.
 """
 
 import hashlib
@@ -42,7 +43,9 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"checkpoint={str(folder)!r} cannot be made: {error}") from error
+            raise CheckpointError(
+                f"checkpoint={str(folder)!r} cannot be created: {error}"
+            ) from error
         names_in(self.folder)
         self._lock = take_lock(self.folder / "lock", folder)
 
@@ -54,7 +57,7 @@ class RunFolder:
             known = {"lock", f"{_FILE}{UNFINISHED}"}
             if others := [name for name in names if name not in known]:
                 raise CheckpointError(
-                    f"checkpoint={str(self.folder)!r} holds {others[:3]}, but no run; "
+                    f"checkpoint={str(self.folder)!r} contains {others[:3]}, but no run; "
                     "wanted a new or an empty folder, or that of an earlier run"
                 )
             return None
@@ -87,13 +90,13 @@ def read_description(folder: Path, kind: str) -> dict[str, Any]:
     digest = description.pop("digest", None)
     if digest != digest_of(description):
         raise CheckpointError(
-            f"{path} was changed after it was written: its digest does not fit. Put back what the "
+            f"{path} was changed after it was written: its digest does not fit. Restore what the "
             "run wrote, or name another folder"
         )
     if description["kind"] != kind:
         writer = description["identity"]["driver"]
         raise CheckpointError(
-            f"{folder} holds {description['kind']} of a {writer}, wanted {kind}; {writer} with "
+            f"{folder} contains {description['kind']} of a {writer}, wanted {kind}; {writer} with "
             "checkpoint=... reads them, or name another folder"
         )
     return description
@@ -154,16 +157,16 @@ class CheckpointWriter(RunFolder):
         """Draws of a group of chains, file by file."""
         if not self.folder.is_dir():
             raise CheckpointError(
-                f"checkpoint={str(self.folder)!r} is not there any more. If it was moved, "
-                "Checkpoint(folder) opens it where it is now"
+                f"checkpoint={str(self.folder)!r} no longer exists. If it was moved, "
+                "Checkpoint(folder) opens it in its new place"
             )
         files = self._files[members]
         written = files.names
         files.open()
         if lost := [name for name in written if name not in files.names]:
             raise CheckpointError(
-                f"{files.folder / lost[0]} was written by this run, and the state beside it does "
-                "not name it any more"
+                f"{files.folder / lost[0]} was written by this run, but the state no longer lists "
+                "it"
             )
         for name in files.names:
             yield chunk_of(files.read(name))
@@ -190,7 +193,7 @@ def check_groups(folder: Path, groups: Iterable[range]) -> None:
     known = {_group_name(members) for members in groups}
     for name in names_in(folder):
         if name.startswith(("chains-", "draws-")) and name not in known:
-            raise CheckpointError(f"{folder / name} is none of the run's own; take it away")
+            raise CheckpointError(f"{folder / name} does not belong to the run; remove it")
 
 
 def _group_name(members: range) -> str:

@@ -1,4 +1,4 @@
-"""Identity of a run: its model, data, kernel and versions, so that no other run continues it."""
+"""Identity of a run: its model, data, kernel and versions, so that only the same run resumes it."""
 
 import hashlib
 import platform

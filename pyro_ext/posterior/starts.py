@@ -168,7 +168,7 @@ def _approximate(
     if find_laplace is None or potential is None:
         if context.model is None:
             raise ValueError(
-                f"{argument} takes a kernel with a model whose latent sites are all continuous, "
+                f"{argument} needs a kernel with a model whose latent sites are all continuous, "
                 "got one without a model: give values by site instead"
             )
         potential = Potential(context.model, *context.args, **context.kwargs)
