@@ -66,7 +66,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Compiler:
-    """The C++ compiler that ``backend="compile"`` needs on a CPU, and if it compiled a function."""
+    """The C++ compiler that ``backend="compile"`` needs on a CPU, and whether it works."""
 
     name: str | None  # what it calls itself
     works: bool | None = None  # None where that was not tried
@@ -76,7 +76,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the doctor knows; ``problems`` keep the package from being used at all."""
+    """Everything that the doctor reports; ``problems`` prevent any use of the package."""
 
     system: dict[str, str]
     core: list[Finding]

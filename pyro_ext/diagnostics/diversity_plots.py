@@ -36,7 +36,7 @@ def plot_predictive_rhat(
     :param r_hat: the result of :func:`~pyro_ext.diagnostics.function_space.predictive_rhat`, of any
         shape; or a mapping from labels to several results.
     :param Sequence thresholds: values of R-hat to mark. The larger defaults are older conventions.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
     :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
@@ -64,7 +64,7 @@ def plot_predictive_ess(
         :func:`~pyro_ext.diagnostics.function_space.predictive_ess`, of any shape; or a mapping from
         labels to several results.
     :param Sequence thresholds: sizes to mark. Default: 400, a hundred for each of four chains.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
     :raises ImportError: if matplotlib is missing; the message names the extra to install.
 

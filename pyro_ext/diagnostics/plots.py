@@ -37,7 +37,7 @@ def plot_reliability(
     :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param labels: the observed classes. **Shape:** ``(n,)``.
     :param num_bins: number of bins, at least 1.
-    :param ax: the axes to draw on, with the histogram beneath. Default: those of a new figure.
+    :param ax: the axes to draw on, with the histogram beneath; a new figure by default.
     :returns: the axes of the diagram; the histogram is ``ax.child_axes[0]``.
     :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
@@ -116,7 +116,7 @@ def plot_sbc(
         :meth:`SBCResult.uniformity() <pyro_ext.diagnostics.SBCResult.uniformity>`.
     :param str kind: ``"ecdf"`` or ``"histogram"``; the latter takes elements together.
     :param float prob: the probability of the band.
-    :param ax: the axes to draw on, one for each name. Default: those of a new figure.
+    :param ax: the axes to draw on, one for each name; a new figure by default.
     :returns: the axes. **Shape:** ``(num_names,)``.
     :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
@@ -179,7 +179,7 @@ def plot_co_clustering(
         ``(num_chains, num_draws, n)``.
     :param order: ``"linkage"``, or a partition such as
         :func:`pyro_ext.diagnostics.partitions.point_estimate` finds. **Shape:** ``(n,)``.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
     :raises TypeError: if labels are not integers.
     :raises ImportError: if matplotlib is missing; the message names the extra to install.
@@ -229,7 +229,7 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
     :raises TypeError: if labels are not integers.
     :raises ImportError: if matplotlib is missing; the message names the extra to install.

@@ -44,7 +44,7 @@ def plot_tail(
     :param Tensor weights: sampled weights, such as those of a series, which set the range of the
         plot. Without them, it runs over the levels exceeded by 1,000 down to 0.01 weights on
         average.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -83,7 +83,7 @@ def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None
 
     :param weights: the weights of one or more draws, or a mapping from names of measures to such
         weights. **Shape:** ``(*draws, num_weights)``.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -109,7 +109,7 @@ def plot_num_clusters(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" =
 
     :param labels: labels of one or more partitions, numbered from zero in the order of first
         occurrence, or a mapping from names to such labels. **Shape:** ``(*draws, n)``.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -135,7 +135,7 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
 
     :param labels: labels of one or more partitions, or a mapping from names of measures to such
         labels. **Shape:** ``(*draws, n)``.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -188,7 +188,7 @@ def plot_rank_sizes(
     :param Tensor observed: rows of a size and the number of clusters of this size. **Shape:**
         ``(num_rows, 2)``.
     :param predicted: a mapping from names of models to predicted tables, one for each draw.
-    :param ax: the axes to draw on. Default: those of a new figure.
+    :param ax: the axes to draw on; a new figure by default.
     :param colors: a mapping from names of models to colors.
     :returns: the axes.
 
