@@ -1,4 +1,4 @@
-"""Draws of groups of chains, chunk by chunk, and what of them makes a posterior."""
+"""Draws of groups of chains, chunk by chunk, and their selection for a posterior."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -105,7 +105,7 @@ def check_folder_of(path: Path) -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of what a folder of a run holds, none where there is no folder."""
+    """Return the names of the files in a run's folder; there are none if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -144,7 +144,7 @@ def lock_of(path: Path) -> Path:
 
 @contextmanager
 def locked(path: Path | None) -> Iterator[None]:
-    """Be the only process that writes a file, once its folder is seen to take one."""
+    """Check that a file can be written, and keep other processes from writing it."""
     if path is None:
         yield
         return
@@ -154,7 +154,7 @@ def locked(path: Path | None) -> Iterator[None]:
 
 
 def take_lock(lock: Path, checkpoint: str | Path) -> "Lock[Any]":
-    """Lock a file, or raise at once where another process has."""
+    """Lock a file, or raise an error at once if another process has locked it."""
     named = f"checkpoint={str(checkpoint)!r}"
     try:
         if os.path.lexists(lock):

@@ -50,7 +50,7 @@ class RunFolder:
         self._lock = take_lock(self.folder / "lock", folder)
 
     def description(self) -> dict[str, Any] | None:
-        """Description of the run that the folder holds, ``None`` where it is empty."""
+        """Return the description of the run in the folder, or ``None`` if the folder is empty."""
         names = names_in(self.folder)
         if _FILE not in names:
             # A run that was killed at once leaves the second of these.
@@ -129,7 +129,7 @@ class CheckpointWriter(RunFolder):
         super().describe(description)
 
     def state(self, members: range) -> Found | None:
-        """State of a group of chains, ``None`` where it has not begun."""
+        """Return the state of a group of chains, or ``None`` if it has not started."""
         files = self._files[members] = files_of_group(self.folder, members, self.run)
         state = files.open()
         for name in files.names:
@@ -179,7 +179,7 @@ def files_of_group(folder: Path, members: range, run: str) -> DrawFiles:
 
 
 def chunk_of(found: Found) -> Chunk:
-    """Make a chunk of what a file of draws holds."""
+    """Turn the contents of a file of draws into a chunk."""
     tensors, content = found
     groups: dict[str, dict[str, Tensor]] = {_SAMPLES: {}, _STATISTICS: {}}
     for name, value in tensors.items():
@@ -189,7 +189,7 @@ def chunk_of(found: Found) -> Chunk:
 
 
 def check_groups(folder: Path, groups: Iterable[range]) -> None:
-    """Raise where the folder of a run holds draws of other chains than its own."""
+    """Raise an error if the folder of a run contains draws of other chains."""
     known = {_group_name(members) for members in groups}
     for name in names_in(folder):
         if name.startswith(("chains-", "draws-")) and name not in known:
@@ -210,13 +210,13 @@ class DrawFolder(RunFolder):
         self._files = DrawFiles(self.folder, "")
 
     def open(self) -> None:
-        """Find the batches that are there, once the run is described."""
+        """Find the existing batches; call it after the run has been described."""
         self._files = DrawFiles(self.folder, self.run)
         self._files.open()
         self._files.discard_unnamed()
 
     def load(self, members: range) -> dict[str, Tensor] | None:
-        """Draws with these numbers, ``None`` where they are yet to be made."""
+        """Return the draws with these indices, or ``None`` if they do not exist yet."""
         name = _batch_name(members)
         return self._files.read(name)[0] if name in self._files.names else None
 
@@ -235,9 +235,9 @@ class SimulationFolder(RunFolder):
         self._files = DrawFiles(self.folder, "")
 
     def open(self) -> dict[int, dict[str, Tensor] | str]:
-        """Outcomes by number of the simulation, once the run is described.
+        """Return outcomes by index of the simulation; call it after the run has been described.
 
-        A text says why a simulation failed.
+        A string describes why a simulation failed.
         """
         self._files = DrawFiles(self.folder, self.run)
         self._files.open()

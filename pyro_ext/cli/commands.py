@@ -132,7 +132,7 @@ def reproduce(
     """Run pages of papers and check their claims; exit with an error if a claim fails.
 
     With --all, it writes a scoreboard of all pages to the output folder, as HTML, Markdown and
-    JSON, and continues where it was stopped.
+    JSON, and continues from where it stopped.
     """
     from rich.console import Console
     from rich.markup import escape

@@ -88,7 +88,7 @@ class Diagnosis:
 
     @property
     def status(self) -> int:
-        """Exit status: 1 where a core requirement is not met or cannot be used."""
+        """Exit status: 1 if a core requirement is missing or cannot be used."""
         return int(bool(self.problems) or any(not finding.fits for finding in self.core))
 
     def to_json(self) -> dict[str, Any]:

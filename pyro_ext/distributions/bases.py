@@ -22,7 +22,7 @@ _NUM_HALVINGS = 64
 def halved(
     is_low: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Ends of intervals that are halved so many times around where a condition begins to fail."""
+    """Halve intervals a number of times around the point where a condition begins to fail."""
     for _ in range(number):
         middle = 0.5 * (low + high)
         below = is_low(middle)
@@ -250,7 +250,7 @@ class LevelDistribution(UnivariateDistribution):
 
     @property
     def level(self) -> Tensor:
-        r""":math:`t`, infinite where it overflows the floating-point type."""
+        r""":math:`t`, infinite if it overflows the floating-point type."""
         return self.log_level.exp()
 
 
@@ -276,9 +276,9 @@ def _log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any
 
 
 def rsample_log_gamma(concentration: Tensor) -> Tensor:
-    """Logarithms of gamma variables, which themselves underflow where the concentration is small.
+    """Draw logarithms of gamma variables, which themselves may underflow.
 
-    A gamma variable is one of a concentration greater by one, times a power of a uniform variable.
+    A gamma variable is one whose concentration is greater by one, times a power of a uniform.
     """
     larger = torch._standard_gamma(concentration + 1.0)
     uniform = torch.rand_like(larger).clamp(min=torch.finfo(larger.dtype).tiny)

@@ -72,9 +72,9 @@ class EquivariantProjector:
 
 
 class WeightBlocks:
-    """Weights in blocks of one pair of tensors each, and what is not equivariant of each block.
+    """Weights in blocks, one for each pair of tensors, and their non-equivariant parts.
 
-    All is kept as arrays, so that nothing of it becomes part of a graph that is recorded.
+    Everything is stored as arrays, so that it does not become part of a recorded graph.
 
     :ivar list ranks: dimension of the equivariant maps of each group.
     """
@@ -110,7 +110,7 @@ class WeightBlocks:
         return [torch.from_numpy(index).to(like.device) for index in self._indices]
 
     def complements(self, like: Tensor) -> list[Tensor]:
-        """Projections of each kind of block onto what is not equivariant.
+        """Projections of each kind of block onto its non-equivariant part.
 
         **Shape:** ``(num_groups, size, size)`` each.
         """

@@ -84,7 +84,7 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
 
 
 def settings_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """Settings of peft that name layers in full, since a name would stand for all that end so."""
+    """Settings of peft with full layer names, since a short name matches all that end with it."""
     rank, alpha = next(iter(sizes.values()))
     return {
         "r": rank,

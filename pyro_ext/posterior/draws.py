@@ -162,7 +162,7 @@ def with_chains(values: Mapping[str, Any], by_chain: bool, argument: str) -> Arr
 
 
 def statistics_of(posterior: Any, num_chains: int, num_draws: int) -> Arrays:
-    """Statistics of the sampler at each draw, where it keeps any.
+    """Return statistics of the sampler at each draw, if it keeps any.
 
     Shapes: returns (num_chains, num_draws) each.
     """

@@ -134,7 +134,7 @@ def minimum(potential: Potential | FunctionPotential, start: Tensor) -> Tensor:
 
 
 def follow(potential: Potential, start: Tensor, take: Callable[[Vector, Vector], bool]) -> None:
-    """Go towards a minimum, and show each point with its gradient, until told to stop.
+    """Move toward a minimum, and pass on each point with its gradient, until told to stop.
 
     Shapes: start (size,).
     """
@@ -364,9 +364,9 @@ def dispersed_starts(
 
     :param potential: the potential.
     :param Laplace laplace: its approximation.
-    :param Sequence numbers: numbers of the chains; a start follows from the seed and the number.
+    :param Sequence numbers: indices of the chains; a start depends on the seed and the index.
     :param int seed: a non-negative integer.
-    :returns: in unconstrained space; the mode in place of points at which there is no density.
+    :returns: starts in unconstrained space; the mode replaces points without a density.
         **Shape:** ``(num_chains, *event)`` each.
     """
     layout, center = potential.layout, laplace.mode.position

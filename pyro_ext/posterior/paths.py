@@ -70,9 +70,9 @@ class Approximation(NamedTuple):
 
 
 class Curvature:
-    """Second derivatives of what is minimized, as far as steps of a search show them.
+    """Second derivatives of the objective, as estimated from the steps of a search.
 
-    :param int history: number of steps that are remembered.
+    :param int history: number of steps to remember.
     """
 
     def __init__(self, history: int) -> None:
@@ -81,11 +81,11 @@ class Curvature:
         self._inverse = np.ones(1)
 
     def take(self, point: Array, gradient: Array) -> Approximation | None:
-        """Go on to the next iterate; returns the approximation there, if there is one.
+        """Take the next iterate, and return the approximation there, if there is one.
 
         Steps along which the curvature is not positive are left out.
 
-        Shapes: point, gradient (size,), the latter of what is minimized.
+        Shapes: point, gradient of the objective (size,).
         """
         before, self._last = self._last, (point, gradient)
         if before is None:
@@ -126,14 +126,14 @@ def _approximation(
 
 
 class Paths(NamedTuple):
-    """Draws of several paths, weighted.
+    """Weighted draws from several paths.
 
-    :param Tensor positions: unconstrained. **Shape:** ``(n, size)``.
-    :param Tensor log_densities: of the model there. **Shape:** ``(n,)``.
+    :param Tensor positions: draws in unconstrained space. **Shape:** ``(n, size)``.
+    :param Tensor log_densities: log densities of the model there. **Shape:** ``(n,)``.
     :param SmoothedWeights weights: importance weights of the draws.
-    :param tuple elbos: lower bound of the log evidence of each path, negative infinity of those
+    :param tuple elbos: lower bound of the log evidence from each path, negative infinity for paths
         that led nowhere.
-    :param float log_evidence: estimate of it by the weights.
+    :param float log_evidence: estimate of the log evidence from the weights.
     """
 
     positions: Tensor
@@ -143,7 +143,7 @@ class Paths(NamedTuple):
     log_evidence: float
 
     def without_replacement(self, number: int, seed: int) -> Tensor:
-        """Different draws, likely by their weights. **Shape:** ``(number, size)``."""
+        """Pick distinct draws by their weights. **Shape:** ``(number, size)``."""
         generator = torch.Generator().manual_seed(spawn_seed(seed, 0, 2))
         uniforms = torch.rand(len(self.positions), dtype=torch.float64, generator=generator)
         gumbel = self.weights.log_weights.cpu() - (-uniforms.log()).log()

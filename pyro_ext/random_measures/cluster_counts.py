@@ -45,7 +45,7 @@ def check_counts(counts: Any, name: str = "counts") -> Tensor:
 
 
 def cluster_sizes(counts: Any, multiplicity: Any = None) -> ClusterSizes:
-    """Sizes of clusters, equal ones together where that is possible.
+    """Return cluster sizes, with equal sizes grouped if possible.
 
     Shapes: counts (*batch, num_clusters).
     """

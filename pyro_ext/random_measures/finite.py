@@ -172,7 +172,7 @@ class FiniteAtom(MeasureDistribution, ScalarDistribution):
 def finite_distribution(
     measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
-    """Distribution of a weight of a finite approximation, in closed form where there is one."""
+    """Distribution of a weight in a finite approximation, in closed form if there is one."""
     checks.choice("rule", rule, ("exact", "group"))
     if family is None or measure._is_own_family(family):
         distribution = measure._finite_distribution(num_atoms, rule)
