@@ -126,14 +126,14 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
         layer = dict(module.named_modules()).get(name)
         if not isinstance(layer, nn.Linear):
             raise CheckpointError(
-                f"{folder} holds an adapter of a linear layer {name!r}, which in the network is "
+                f"{folder} has an adapter for a linear layer {name!r}, which in the network is "
                 f"{'missing' if layer is None else 'a ' + type(layer).__name__}"
             )
         rank, wanted = len(A), (layer.in_features, layer.out_features, len(A))
         if A.dim() != 2 or (A.shape[1], *B.shape) != wanted or rank > layer.in_features:
             raise CheckpointError(
-                f"{folder} holds factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
-                f"which do not fit layer {name!r}: {layer!r}"
+                f"{folder} has factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
+                f"which do not match layer {name!r}: {layer!r}"
             )
         alpha = alpha_of_layer(config, name, rank, 8)
         adapter = LoRALinear(layer, rank, alpha, dropout=config.get("lora_dropout", 0.0))

@@ -366,7 +366,7 @@ def test_failures_are_kept_and_told(executor):
 @pytest.mark.parametrize(
     ("draws", "message"),
     [
-        ({"loc": torch.zeros(99, 5)}, "gave 99 draws, wanted at least num_draws = 100"),
+        ({"loc": torch.zeros(99, 5)}, "returned 99 draws, wanted at least num_draws = 100"),
         ({"loc": torch.full((100, 5), float("nan"))}, "'loc' has values that are not numbers"),
         ({"other": torch.zeros(100, 5)}, r"no draws of the latent sites \['loc'\]"),
         ({"loc": torch.zeros(100, 4)}, r"shape \(4,\)"),
