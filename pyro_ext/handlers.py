@@ -1,4 +1,4 @@
-"""Handlers: what changes the way a Pyro model runs, from outside the model."""
+"""Handlers, which change how a Pyro model runs without changing the model."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,20 +28,20 @@ __all__ = [
 def replace_observations(
     model: Callable[..., Any], data: Mapping[str, Tensor]
 ) -> Callable[..., Any]:
-    """Let a model observe other values than its own.
+    """Make a model observe other values than its own.
 
-    The values are over all of the data. Inside a plate that subsamples, the model observes those of
-    the elements that it looks at, which :func:`pyro.poutine.condition` leaves to the caller. Sites
-    without a value here keep what they observe.
+    Pass values for all of the data. In a plate that subsamples, the model observes the values of
+    the elements in the subsample; :func:`pyro.poutine.condition` leaves this selection to the
+    caller. Sites without a value here keep their observations.
 
     :param model: a Pyro model. It takes its arguments as before.
-    :param Mapping data: values by site, which becomes an observed one. They have the form of
-        :meth:`Potential.observations() <pyro_ext.potential.Potential.observations>`: every plate at
-        its full size, but one of which the model itself picks a part (``subsample=...``) with the
-        elements it picks. **Shape:** ``(*batch, *event)`` each.
+    :param Mapping data: values by site; these sites become observed. They have the form of
+        :meth:`Potential.observations() <pyro_ext.potential.Potential.observations>`: every plate
+        has its full size, except a plate whose elements the model itself picks
+        (``subsample=...``), which has just these elements. **Shape:** ``(*batch, *event)`` each.
     :returns: the model that observes them.
-    :raises ValueError: when it runs, for a name that is not a site of the model or is a
-        deterministic site, and for values that do not have the size of a plate.
+    :raises ValueError: when the model runs, if a name is not a site of the model or is a
+        deterministic site, or values do not have the size of a plate.
 
     Example::
 
@@ -60,23 +60,23 @@ def replace_observations(
 
 
 def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
-    """Give each observation in a plate a weight: its log density counts so many times.
+    """Multiply the log density of each observation in a plate by a weight.
 
-    It is a handler, for use around a model or as a context: ``data_weights("data",
-    weights)(model)``. Observed sites in the plate count by the weights of the elements that the
-    plate looks at, on top of any scale: of a plate that subsamples, those of the subsample. Latent
-    sites keep their densities, those in the plate too.
+    This is a handler: wrap a model in it, as in ``data_weights("data", weights)(model)``, or use it
+    as a context manager. The weights multiply any scale of the observed sites in the plate. If the
+    plate subsamples, they are those of the subsample. Latent sites keep their densities, even in
+    the plate.
 
-    Weights of one leave the model as it is. With weights from a Dirichlet distribution, times their
-    number, the maximum of the weighted likelihood is a draw of the weighted likelihood bootstrap:
-    :class:`~pyro_ext.inference.PosteriorBootstrap`.
+    Weights of one do not change the model. With weights from a Dirichlet distribution, multiplied
+    by their number, the maximum of the weighted likelihood is a draw of the weighted likelihood
+    bootstrap, see :class:`~pyro_ext.inference.PosteriorBootstrap`.
 
     :param str plate: name of the plate.
-    :param Tensor weights: a weight for each element of the whole plate, also of one that
+    :param Tensor weights: a weight for each element of the whole plate, even if the plate
         subsamples. **Shape:** ``(size,)``.
     :returns: the handler.
-    :raises ValueError: for weights of another shape; as the model runs, where they do not have the
-        size of the plate, or no observed site stands in a plate of that name.
+    :raises ValueError: for weights of another shape or, when the model runs, if they do not have
+        the size of the plate, or no observed site is in a plate with this name.
 
     Example::
 
@@ -96,25 +96,24 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
 def obs_dropout(
     sites: Sequence[str], rate: float, generator: torch.Generator | None = None
 ) -> "_ObsDropout":
-    """Hide entries that were observed from what comes after some masks of a model [1].
+    """Hide random observed entries from the part of a model that uses certain masks [1].
 
-    It is a handler, for use around a model or as a context, in training: ``obs_dropout(["seen"],
-    0.3)(model)``. Sites are masks that the model names, as ``seen = pyro.deterministic("seen",
-    mask, event_dim=2)`` does, with ``True`` or one where there is an observation. What comes after
-    sees each of these with probability ``1 - rate``; what has used the mask before knows them all.
-    Run the model as it is to predict.
+    This is a handler for training: wrap a model in it, as in ``obs_dropout(["seen"], 0.3)(model)``,
+    or use it as a context manager. The sites are masks that the model names, as in
+    ``seen = pyro.deterministic("seen", mask, event_dim=2)``, with ``True`` or one for observed
+    entries. Code after such a site sees each observed entry with probability ``1 - rate``; code
+    that used the mask before sees all of them. To predict, run the model without the handler.
 
-    What learns from series whose gaps are filled by a model then can't rely on observed entries
-    alone, and has to make use of the model's.
-    Each element of the plates that a site stands in has a mask of its own, and so has each particle
-    of an ELBO with ``vectorize_particles=True``.
+    A network that learns from series whose gaps are filled by a model then cannot rely on observed
+    entries alone; it must also use the filled ones. Each element of the plates around a site has
+    its own mask, and so has each particle of an ELBO with ``vectorize_particles=True``.
 
     :param Sequence sites: names of the sites.
-    :param float rate: probability with which an observed entry is hidden, from 0 to 1.
-    :param generator: which the masks are drawn from, by default PyTorch's global one.
+    :param float rate: the probability of hiding an observed entry, from 0 to 1.
+    :param generator: the generator of the masks. Default: PyTorch's global one.
     :returns: the handler.
-    :raises ValueError: for a rate out of range; when the model runs, for a name that is not a site
-        or is a latent one, and for values that are not a mask.
+    :raises ValueError: for a rate out of range or, when the model runs, if a name is not a site or
+        is a latent site, or values are not a mask.
 
     [1] S. Kim, H. Kim, E. Yun, H. Lee, J. Lee, J. Lee (2023), Probabilistic imputation for
     time-series classification with missing data.
@@ -142,26 +141,27 @@ def obs_dropout(
 def purify(
     purifier: Callable[[Tensor], Tensor], sites: Sequence[str], event_dim: int | None = None
 ) -> "_Purify":
-    """Purify what a model observes at some of its sites, before the model goes on.
+    """Purify the observations or inputs of a model before the model uses them.
 
-    It is a handler, for use around a model or as a context: ``purify(purifier, ["x"])(model)``.
-    Sites are observed ones, or inputs that the model names, as ``x = pyro.deterministic("x", x,
-    event_dim=3)`` does: what comes after sees what the purifier makes of them. Other handlers that
-    give sites their values, such as :func:`pyro.poutine.condition`, belong inside.
+    This is a handler: wrap a model in it, as in ``purify(purifier, ["x"])(model)``, or use it as a
+    context manager. The sites are observed sites, or inputs that the model names, as in
+    ``x = pyro.deterministic("x", x, event_dim=3)``. Code after such a site sees the purified
+    values. Put other handlers that set the values of sites, such as :func:`pyro.poutine.condition`,
+    inside this one.
 
-    The purifier gets the elements that the model sees, only the subsample of a subsampled plate,
-    with all plate dimensions flattened into one. If it is random, each run of the model draws
-    again: right for predictions, while a sampler should be given data that were purified once.
+    The purifier gets the elements that the model sees, which in a subsampled plate are only the
+    subsample, with all plate dimensions flattened into one. If it is random, each run of the model
+    draws anew. This is right for predictions; give a sampler data that were purified once.
 
-    :param Callable purifier: maps values ``(n, *event)`` to the same shape, such as an
-        :class:`~pyro_ext.models.diffusion.AdaptiveScorePurifier`.
+    :param Callable purifier: a function that maps values ``(n, *event)`` to the same shape, such as
+        an :class:`~pyro_ext.models.diffusion.AdaptiveScorePurifier`.
     :param Sequence sites: names of the sites.
-    :param int event_dim: how many dimensions on the right belong to one value of the purifier, by
-        default those of the event of each site. It is needed, 3 for images, where all of a value
-        is one event: an input named without ``event_dim``, a single image.
+    :param int event_dim: the number of rightmost dimensions that form one value for the purifier.
+        Default: those of the event of each site. You must pass it, 3 for images, if the whole value
+        is a single event, such as an input named without ``event_dim`` or a single image.
     :returns: the handler.
-    :raises ValueError: when the model runs, for a name that is not a site or is a latent one, if
-        ``event_dim`` is missing or too large, and if the purifier changes a shape.
+    :raises ValueError: when the model runs, if a name is not a site or is a latent site, if
+        ``event_dim`` is missing or too large, or if the purifier changes a shape.
 
     Example::
 
@@ -183,24 +183,25 @@ def purify(
 def subsample_instances(
     plate: str, rate: float, generator: torch.Generator | None = None
 ) -> "_SubsampleInstances":
-    """Let a plate look at a random part of its elements, without a factor for those left out.
+    """Subsample the elements of a plate at random, without scaling up their densities.
 
-    It is a handler, for use around a model or as a context, in training: ``subsample_instances(
-    "instances", 0.5)(model)``. At each run the plate gets another subset of ``max(1, round(rate *
-    size))`` elements, in their order; run the model as it is to predict. Pyro's own plates that
-    subsample stand for all elements and scale densities up. Where the elements are the instances of
-    a bag that has one label, there is nothing to stand for: the part is a bag of its own [1], and
-    densities of sites in the plate, observed or latent, count once. Other plates, such as one of
-    the bags, subsample and scale as always. A guide with sites in the plate needs the handler, too.
+    This is a handler for training: wrap a model in it, as in ``subsample_instances("instances",
+    0.5)(model)``, or use it as a context manager. In each run, the plate gets another subset of
+    ``max(1, round(rate * size))`` elements, in their original order. To predict, run the model
+    without the handler. Pyro's own subsampling represents all elements of a plate and scales
+    densities up. If the elements are the instances of a bag with one label, that would be wrong:
+    the subset is a bag of its own [1], and densities of sites in the plate, observed or latent,
+    count once. Other plates, such as one over bags, subsample and scale as usual. A guide with
+    sites in the plate needs the handler too.
 
-    A plate has one subset, whatever other plates it is crossed with. For bags of different sizes
-    in one tensor there is :func:`~pyro_ext.models.sets.subsample_bags`.
+    A plate has a single subset, even if it is crossed with other plates. For bags of different
+    sizes in one tensor, use :func:`~pyro_ext.models.sets.subsample_bags`.
 
-    :param str plate: name of the plate of instances, which the model makes as it runs.
-    :param float rate: fraction of instances that are kept, in ``(0, 1]``.
-    :param generator: which the subsets are drawn from, by default PyTorch's global one.
+    :param str plate: name of the plate of instances, which the model creates when it runs.
+    :param float rate: the fraction of instances to keep, in ``(0, 1]``.
+    :param generator: the generator of the subsets. Default: PyTorch's global one.
     :returns: the handler.
-    :raises ValueError: for a rate out of range; as the model runs, where there is no such plate,
+    :raises ValueError: for a rate out of range or, when the model runs, if there is no such plate,
         it is empty, or it subsamples itself.
 
     [1] S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple regularization
@@ -262,8 +263,8 @@ class _SeesSubsamples(_NamesParts):
     def _index(self, plate: str) -> Tensor:
         if plate not in self._indices:
             raise ValueError(
-                f"the plate {plate!r} subsamples and was made outside of the model; make it as the "
-                "model runs"
+                f"the plate {plate!r} subsamples and was created outside of the model; create it "
+                "inside"
             )
         index: Tensor = self._indices[plate]
         return index
@@ -338,8 +339,8 @@ class _ObsDropout(_ChangesObserved):
         mask: Tensor = msg["value"]
         if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError(
-                f"sites names {msg['name']!r}, which must be a mask, of True and False or of one "
-                f"and zero, got {checks.shown(mask)}"
+                f"sites names {msg['name']!r}, which must be a mask of True and False or of ones "
+                f"and zeros, got {checks.shown(mask)}"
             )
         # Plates outside of the handler have not yet been added to the site's message.
         sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
@@ -369,8 +370,8 @@ class _Purify(_ChangesObserved):
         event_dim = len(msg["fn"].event_shape) if self.event_dim is None else self.event_dim
         if self.event_dim is None and event_dim == value.dim():
             raise ValueError(
-                f"event_dim must say which dimensions of {name!r} are one value, 3 for images, as "
-                f"all of it is one event, got None for {checks.shown(value)}"
+                f"event_dim must say how many dimensions of {name!r} form one value, 3 for images, "
+                f"since the whole value is one event; got None for {checks.shown(value)}"
             )
         if event_dim > value.dim():
             raise ValueError(

@@ -1,9 +1,9 @@
 """Counter-based random numbers: pure functions of key and counter, inside graphs and outside.
 
 Stateful generators cannot be captured in a graph, and their draws depend on how many numbers are
-asked for at once. A counter-based generator has neither fault: the normal numbers of a chain at a
-step are a function of the seed, the chain and the step, so a chain draws the same numbers alone or
-among others, in one process or in many, before and after a restart, on any device.
+requested at once. A counter-based generator has neither problem: the normal numbers of a chain at a
+step are a function of the seed, the chain and the step. So a chain draws the same numbers alone or
+among others, in one process or in many, before and after a restart, and on any device.
 """
 
 import math
@@ -37,7 +37,7 @@ _WORTH_AN_IMPORT = 1 << 13  # blocks of random words; fewer do without Numba unt
 
 
 def fresh_seed(seed: int | None) -> int:
-    """Return the seed itself, or one from PyTorch's global generator where it is ``None``.
+    """Return the seed itself, or one from PyTorch's global generator if it is ``None``.
 
     :param int seed: a non-negative integer or ``None``.
     :returns: a non-negative integer.
@@ -57,7 +57,7 @@ def fresh_seed(seed: int | None) -> int:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Seed PyTorch's generators, and put them back after; without a seed leave them alone.
+    """Seed PyTorch's generators and restore them afterward; do nothing without a seed.
 
     :param int seed: a non-negative integer or ``None``.
     :raises ValueError: for anything else.
@@ -79,10 +79,10 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def spawn_seed(seed: int, *key: int) -> int:
-    """Seed of a part of what a seed stands for, such as one of several draws.
+    """Derive a seed for one part of a computation, such as one of several draws.
 
-    :param int seed: of the whole.
-    :param int key: what tells the parts apart, one number or several.
+    :param int seed: the seed of the whole computation.
+    :param int key: one or more numbers that identify the part.
 
     Example::
 
@@ -93,13 +93,13 @@ def spawn_seed(seed: int, *key: int) -> int:
 
 
 def chain_keys(seed: int, chains: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """Key of each chain's random stream.
+    """Return the key of each chain's random stream.
 
-    The key depends on the seed and the chain's own number only, never on the number of chains.
+    The key depends only on the seed and the chain's own index, never on the number of chains.
 
     :param int seed: a non-negative integer.
-    :param Sequence chains: numbers of the chains.
-    :param torch.device device: where the keys are put.
+    :param Sequence chains: indices of the chains.
+    :param torch.device device: device of the keys.
     :returns: 32-bit words in an int64 tensor. **Shape:** ``(len(chains), 2)``.
 
     Example::
@@ -121,9 +121,9 @@ def philox(
 ) -> list[Tensor]:
     """Four random 32-bit words for each key and counter: the bijection Philox-4x32-10 of [1].
 
-    :param tuple key: two int64 tensors that hold 32-bit words.
+    :param tuple key: two int64 tensors of 32-bit words.
     :param tuple counter: four such tensors; all six broadcast against each other.
-    :returns: four int64 tensors that hold 32-bit words.
+    :returns: four int64 tensors of 32-bit words.
 
     [1] J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw (2011),
     Parallel random numbers: as easy as 1, 2, 3.
@@ -166,10 +166,10 @@ def normal(
 
     :param Tensor keys: keys from :func:`chain_keys`. **Shape:** ``(num_chains, 2)``.
     :param Tensor step: int64 step numbers below ``2**32``. **Shape:** ``(*steps)``.
-    :param int num_elements: how many numbers each chain gets at each step.
-    :param int stream: number of an independent stream of the same chain.
-    :param torch.dtype dtype: floating type of the result. Uniforms carry 32 bits in any type, so no
-        number exceeds 6.77 in absolute value (probability 1.4e-11).
+    :param int num_elements: the number of numbers for each chain at each step.
+    :param int stream: index of an independent stream of the same chain.
+    :param torch.dtype dtype: floating-point type of the result. The underlying uniform numbers have
+        32 bits in any type, so no number exceeds 6.77 in absolute value (probability 1.4e-11).
     :returns: **Shape:** ``(*steps, num_chains, num_elements)``.
 
     Example::
@@ -200,10 +200,11 @@ def uniform(
 ) -> Tensor:
     """Numbers uniform on the open unit interval for each chain at each step.
 
-    Arguments are as of :func:`normal`, whose numbers of the same stream are functions of these.
+    The arguments are those of :func:`normal`, whose numbers in the same stream are functions of
+    these.
 
-    :param torch.dtype dtype: floating type of the result, of 32 or 64 bits. In float32 the numbers
-        are multiples of ``2**-23``, moved by half of that, in float64 of ``2**-32``.
+    :param torch.dtype dtype: floating-point type of the result, with 32 or 64 bits. The numbers are
+        multiples of ``2**-23`` in float32 and of ``2**-32`` in float64, shifted by half of that.
     :returns: **Shape:** ``(*steps, num_chains, num_elements)``.
 
     Example::
@@ -218,11 +219,11 @@ def uniform(
 def uniform_each(
     keys: Tensor, steps: Tensor, *, stream: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Four uniform numbers for each chain, where chains are at steps of their own.
+    """Four uniform numbers for each chain, with chains at different steps.
 
     :param Tensor keys: keys from :func:`chain_keys`. **Shape:** ``(num_chains, 2)``.
     :param Tensor steps: int64 step numbers below ``2**32``. **Shape:** ``(num_chains,)``.
-    :param int stream: see :func:`uniform`, whose numbers of one step these are.
+    :param int stream: see :func:`uniform`, whose numbers at a single step these are.
     :param torch.dtype dtype: see :func:`uniform`.
     :returns: **Shape:** ``(num_chains, 4)``.
 

@@ -1,15 +1,15 @@
 """Ratings of images by a person: whether they show a concept, or which show more of it.
 
-``pyro-ext rate FOLDER`` writes a page with the images of a folder in it, which a person opens in a
-browser, here or elsewhere. The page saves the answers as a file, ``pyro-ext rate FOLDER --answers
+``pyro-ext rate FOLDER`` writes a page that contains the images of a folder. A person opens it in a
+browser, on any computer. The page saves the answers as a file, ``pyro-ext rate FOLDER --answers
 FILE`` adds them to those of the folder, and :func:`read_ratings` reads them for a reward model.
 
-The first line of such a file says what was asked. Each other line is an answer::
+The first line of such a file describes the question. Each other line is an answer::
 
     {"format": "pyro_ext ratings", "version": 1, "concept": "seven", "rank": 1}
     {"images": ["0007.png"], "label": true, "time": "2026-11-28T15:04:05.000Z"}
 
-Nothing here needs more than the standard library.
+This module needs only the standard library.
 """
 
 import json
@@ -57,11 +57,11 @@ class RatedImages(NamedTuple):
 def read_ratings(path: str | os.PathLike[str]) -> RatedImages:
     r"""Read a file of ratings.
 
-    :param path: the file, or the folder whose ``ratings.jsonl`` it is.
-    :returns: labels by file name, and rankings as lists of file names, the one that shows most of
-        the concept first. Of two answers to a question the later one counts.
-    :raises FileNotFoundError: where there is none.
-    :raises ValueError: where the file holds something else.
+    :param path: the file, or a folder with a ``ratings.jsonl``.
+    :returns: labels by file name, and rankings as lists of file names, with the image that shows
+        most of the concept first. If a question was answered twice, the later answer counts.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file does not contain ratings.
 
     Example::
 
@@ -90,21 +90,21 @@ def rating_page(
     rank: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Make a page of HTML on which a person rates images, with these and all it needs in it.
+    """Make a self-contained HTML page on which a person rates images.
 
-    Images are the files in the folder itself, not below it, whose names end like those of
-    ``IMAGE_TYPES``, without those that the folder's ``ratings.jsonl`` has answers for. Symbolic
-    links are left out.
+    The images are the files directly in the folder whose extension is in ``IMAGE_TYPES`` and that
+    have no answer in the folder's ``ratings.jsonl`` yet. Symbolic links are left out.
 
-    :param folder: the images, 256 MB of them at most.
-    :param str concept: what they may show. By default what the folder's ratings say, or nothing.
-    :param int rank: how many images the person sees together and orders, at most 12; with 1 the
-        question is yes or no. By default what the folder's ratings say, or 1.
-    :param int seed: decides in which order images are shown.
+    :param folder: the folder of images, at most 256 MB.
+    :param str concept: what to look for in the images. Default: that of the folder's ratings, or
+        none.
+    :param int rank: the number of images that the person sees together and ranks, at most 12. With
+        1, the question is yes or no. Default: that of the folder's ratings, or 1.
+    :param int seed: seed of the order in which images are shown.
     :returns: the page.
-    :raises ValueError: where too few images are left, or they are too large, or the folder's
-        ratings file is invalid or answers another question.
-    :raises OSError: where an image cannot be read.
+    :raises ValueError: if too few images are left, they are too large, or the folder's ratings file
+        is invalid or answers another question.
+    :raises OSError: if an image cannot be read.
 
     Example::
 
@@ -140,8 +140,8 @@ def rating_page(
     size = sum((folder / name).stat().st_size for name in names)
     if size > MAX_BYTES:
         raise ValueError(
-            f"folder must have images of {MAX_BYTES >> 20} MB at most, got {size >> 20} MB: make "
-            "them smaller, or put some into another folder"
+            f"folder must have images of at most {MAX_BYTES >> 20} MB in total, got {size >> 20} "
+            "MB: make them smaller, or move some to another folder"
         )
     images = [{"name": _text(name), "url": _url(folder / name)} for name in names]
     # Answers that the browser keeps are of these images, and of no others with their names.
@@ -156,12 +156,12 @@ def rating_page(
 def add_ratings(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> RatedImages:
     """Add the answers that a page has saved to the ``ratings.jsonl`` of its folder.
 
-    :param folder: the images.
-    :param path: what the page has saved. Its answers count instead of earlier ones.
+    :param folder: the folder of images.
+    :param path: the file that the page has saved. Its answers replace earlier ones.
     :returns: all answers of the folder.
-    :raises ValueError: if the file does not hold ratings, answers another question than the
+    :raises ValueError: if the file does not contain ratings, answers another question than the
         folder's ratings, or is about images that are not in the folder.
-    :raises OSError: where a file cannot be read or written.
+    :raises OSError: if a file cannot be read or written.
     """
     folder, path = _as_folder(folder), _as_path("path", path)
     content = read_bytes(path)
@@ -188,8 +188,8 @@ def _check_same(argument: str, wanted: object, found: object, folder: Path) -> N
     """Refuse another question than that of a folder's ratings."""
     if wanted not in (None, found):
         raise ValueError(
-            f"{argument} must be {found!r}, as in the ratings that {folder / FILE_NAME} has "
-            f"already, or the images be in another folder; got {wanted!r:.80}"
+            f"{argument} must be {found!r}, as in the existing ratings in {folder / FILE_NAME}; "
+            f"for another question, use another folder; got {wanted!r:.80}"
         )
 
 
@@ -226,8 +226,7 @@ def _parse(content: bytes, path: Path) -> RatedImages:
     is_question = isinstance(concept, str) and isinstance(rank, int) and 1 <= rank <= MAX_RANK
     if not (is_known and is_question):
         raise ValueError(
-            f"path must be a file of ratings as a page of `pyro-ext rate` saves them, got "
-            f"{str(path)!r}"
+            f"path must be a file of ratings saved by a page of `pyro-ext rate`, got {str(path)!r}"
         )
     found = RatedImages(concept, {}, [], [], rank)  # type: ignore[arg-type]
     for number, record in _records(lines[1:], path):
@@ -241,7 +240,9 @@ def _parse(content: bytes, path: Path) -> RatedImages:
         elif is_answer := _are_names(ranking) and sorted(ranking) == sorted(images):
             found.rankings.append(list(ranking or ()))
         if not is_answer:
-            raise ValueError(f"path must be a file of ratings, but line {number} of {path} is none")
+            raise ValueError(
+                f"path must be a file of ratings, but line {number} of {path} is not a rating"
+            )
     skipped = [name for name in dict.fromkeys(found.skipped) if name not in found.labels]
     return found._replace(skipped=skipped)
 

@@ -229,7 +229,7 @@ def test_errors_name_site_and_plate():
         with plate as index:
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[index])
 
-    with pytest.raises(ValueError, match="plate 'early' subsamples and was made outside"):
+    with pytest.raises(ValueError, match="plate 'early' subsamples and was created outside"):
         replace_observations(late, {"x": torch.zeros(8)})(torch.zeros(8))
 
 

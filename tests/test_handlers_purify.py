@@ -95,7 +95,7 @@ def test_sequential_plates_and_inputs_without_plates_need_event_dim():
         (sequential, ["x_0", "x_1"]),
         (lambda x: pyro.deterministic("x", x), ["x"]),
     ):
-        with pytest.raises(ValueError, match="event_dim must say which dimensions of 'x"):
+        with pytest.raises(ValueError, match="event_dim must say how many dimensions of 'x"):
             purify(halved, names)(model)(x)
         nodes = poutine.trace(purify(halved, names, event_dim=1)(model)).get_trace(x).nodes
         found = torch.cat([nodes[name]["value"].reshape(-1, 3) for name in names])

@@ -85,9 +85,9 @@ def test_rankings(folder, tmp_path):
     found = add_ratings(folder, save(tmp_path / "r", ranked, rank=3))
     assert found.rankings == [list(NAMES[2::-1])] and found.rank == 3
     assert len(content_of(rating_page(folder, rank=3))["images"]) == 4
-    with pytest.raises(ValueError, match="rank must be 3, as in the ratings"):
+    with pytest.raises(ValueError, match="rank must be 3, as in the existing ratings"):
         rating_page(folder, rank=2)
-    with pytest.raises(ValueError, match="concept must be 'seven', as in the ratings"):
+    with pytest.raises(ValueError, match="concept must be 'seven', as in the existing ratings"):
         add_ratings(folder, save(tmp_path / "o", ranked, rank=3, concept="old"))
 
 
@@ -99,14 +99,14 @@ def test_files_of_earlier_releases(folder):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "path must be a file of ratings as a page"),
-        ("nonsense\n", "path must be a file of ratings as a page"),
-        (None, "path must be a file of ratings as a page"),
-        ([{"images": ["a.png"]}], "line 2 of .* is none"),
-        ([{"images": "a.png", "label": True}], "line 2 of .* is none"),
-        ([{"images": ["a.png"], "label": 1}], "line 2 of .* is none"),
-        ([{"images": ["a.png", "f.png"], "ranking": ["a.png"]}], "line 2 of .* is none"),
-        ([label("a.png", True), {"undo": True}, {"undo": True}], "line 4 of .* is none"),
+        ("", "path must be a file of ratings saved by a page"),
+        ("nonsense\n", "path must be a file of ratings saved by a page"),
+        (None, "path must be a file of ratings saved by a page"),
+        ([{"images": ["a.png"]}], "line 2 of .* is not a rating"),
+        ([{"images": "a.png", "label": True}], "line 2 of .* is not a rating"),
+        ([{"images": ["a.png"], "label": 1}], "line 2 of .* is not a rating"),
+        ([{"images": ["a.png", "f.png"], "ranking": ["a.png"]}], "line 2 of .* is not a rating"),
+        ([label("a.png", True), {"undo": True}, {"undo": True}], "line 4 of .* is not a rating"),
         ([label("gone.png", True)], "about images of the folder, but 'gone.png' is not there"),
         ([label("link.png", True)], "about images of the folder, but 'link.png' is not there"),
     ],

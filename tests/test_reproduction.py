@@ -260,7 +260,7 @@ def test_other_files_are_refused(subtests, tmp_path):
     ):
         with subtests.test(str(changed)):
             path.write_text(changed if changed == "no JSON" else json.dumps(changed))
-            with pytest.raises(ValueError, match=f"{FILE_NAME} holds no report that can be read: "):
+            with pytest.raises(ValueError, match=f"{FILE_NAME} is not a readable report: "):
                 Report.load(tmp_path)
 
 
@@ -298,7 +298,9 @@ def test_seeds(monkeypatch):
 @pytest.mark.parametrize("text", ["", "0 1", "0 0 1", "0 1 two", "0 1 -2"])
 def test_bad_seeds(monkeypatch, text):
     monkeypatch.setenv(SEEDS_VARIABLE, text)
-    with pytest.raises(ValueError, match=f"{SEEDS_VARIABLE} must hold at least 3 .* got '{text}'"):
+    with pytest.raises(
+        ValueError, match=f"{SEEDS_VARIABLE} must contain at least 3 .* got '{text}'"
+    ):
         seeds()
 
 
@@ -331,7 +333,7 @@ def test_page_of_defaults(tmp_path, monkeypatch):
     page = Page("a-page", num_threads=None)
     assert (page.seeds, page.smoke, page.length("all", smoke="few")) == ((0, 1, 2), False, "all")
     assert page.folder == Path("figures/a-page") and not page.folder.exists()
-    with pytest.raises(ValueError, match="^slug must be named by small letters .* got 'A_page'"):
+    with pytest.raises(ValueError, match="^slug must consist of lowercase letters .* got 'A_page'"):
         Page("A_page")
 
 
@@ -352,7 +354,7 @@ def test_page_refuses_a_bad_name_of_a_figure_at_once(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setenv("PYRO_EXT_FIGURES", str(tmp_path / "new"))
     figure = plt.figure()
-    with pytest.raises(ValueError, match="^name must be named by small letters .*'too_large'"):
+    with pytest.raises(ValueError, match="^name must consist of lowercase letters .*'too_large'"):
         Page("a-page", num_threads=None).figure("too_large", figure)
     plt.close(figure)
     assert not (tmp_path / "new").exists()
@@ -364,7 +366,7 @@ def test_page_saves_its_report_before_it_fails(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="^claims must be a list of claims, at least 1, got"):
         page.finish()
     page.claim("Nothing.", 0, "<=", 0, source="here")
-    with pytest.raises(ValueError, match="^settings must hold plain values .*'shift': 'nan'"):
+    with pytest.raises(ValueError, match="^settings must be plain values .*'shift': 'nan'"):
         page.finish({"steps": 3, "shift": math.nan, (1, 2): None})
     settings = {"seeds": list(page.seeds), "steps": 3, "shift": "nan", "(1, 2)": "None"}
     assert Report.load(tmp_path).settings == settings
@@ -399,7 +401,7 @@ def test_table_goes_by_the_names_of_columns(capsys):
         ValueError, match=r"^rows must all have the columns \['a', 'b'\], got .* 'y'"
     ):
         page.table({"x": {"a": 1.0, "b": 2.0}, "y": {"a": 3.0}})
-    with pytest.raises(ValueError, match="^rows must have one row at least, got"):
+    with pytest.raises(ValueError, match="^rows must have at least one row, got"):
         page.table({})
 
 
@@ -407,5 +409,5 @@ def test_one_claim_is_central(tmp_path):
     claims = [claim(), claim(central=True)]
     saved = Report("a-page", claims).save(tmp_path)
     assert [one.central for one in Report.load(saved).claims] == [False, True]
-    with pytest.raises(ValueError, match="claims must hold at most one that is central"):
+    with pytest.raises(ValueError, match="claims must have at most one that is central"):
         Report("a-page", [claims[1], claims[1]])

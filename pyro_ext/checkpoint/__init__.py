@@ -1,7 +1,7 @@
-"""Posteriors on disk: what a run writes as it goes, and what reads it, without executing anything.
+"""Posteriors on disk: runs write checkpoints, and reading one executes no code.
 
-Drivers write checkpoints (``MCMC(..., checkpoint="folder")``); :class:`Checkpoint` opens one
-without its model, and :func:`pyro_ext.diagnostics.to_arviz` takes the folder itself.
+Drivers write checkpoints (``MCMC(..., checkpoint="folder")``). :class:`Checkpoint` opens one
+without its model, and :func:`pyro_ext.diagnostics.to_arviz` accepts the folder itself.
 """
 
 from pyro_ext.checkpoint.files import CheckpointError

@@ -1,4 +1,4 @@
-"""Tensors that are slow to make: once a machine, then read from the user's cache."""
+"""Tensors that are slow to compute: made once on each machine, then read from the user's cache."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +14,12 @@ from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tenso
 def cached_tensors(
     name: str, key: Iterable[bytes | str], make: Callable[[], Mapping[str, Tensor]]
 ) -> Mapping[str, Tensor]:
-    """Read tensors from the cache of the user, or make them and leave them there.
+    """Read tensors from the user's cache, or make them and store them there.
 
-    :param str name: of the folder under ``pyro_ext/`` in the cache.
-    :param key: all that the tensors depend on: settings, versions, data, code.
-    :param make: makes them. Where several processes want them, one makes them and others wait.
+    :param str name: name of the folder under ``pyro_ext/`` in the cache.
+    :param key: everything that the tensors depend on: settings, versions, data, code.
+    :param make: a function that makes them. If several processes need them, one makes them and the
+        others wait.
     """
     digest = hashlib.sha256()
     for part in key:

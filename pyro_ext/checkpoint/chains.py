@@ -1,4 +1,4 @@
-"""Draws of groups of chains, chunk by chunk, and what of them makes a posterior."""
+"""Draws of groups of chains, chunk by chunk, and their selection for a posterior."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,8 +79,8 @@ def gather_chains(
                 break
         if first < length:
             raise CheckpointError(
-                f"chains {members.start} to {members.stop - 1} have {first} draws where the run "
-                f"made {length}: files of them are missing"
+                f"chains {members.start} to {members.stop - 1} have {first} draws, but the run "
+                f"made {length}: some of their files are missing"
             )
     return samples, statistics
 

@@ -1,8 +1,8 @@
-"""Files of draws, beside a state that names each of them with a digest of what it holds.
+"""Files of draws, with a state that lists each of them with a digest of its contents.
 
-Draws are written first and the state after them, each file whole or not at all. A run that is
-killed at any moment leaves a state, all files that it lists, and at most one that it does not list
-yet, which is written again.
+Draws are written first, and then the state, each file atomically. A run that is killed at any
+moment leaves a state, all files that it lists, and at most one file that it does not list yet,
+which is written again.
 """
 
 import os
@@ -45,7 +45,7 @@ class DrawFiles:
         if _STATE in names or os.path.exists(path):
             tensors, content, _ = read_tensors(path, "owner", "files", "state")
             if content["owner"] != self._owner:
-                raise CheckpointError(f"{path} is not of this run, or of other chains of it")
+                raise CheckpointError(f"{path} belongs to another run, or to other chains")
             state, digests = (tensors, content["state"]), dict(content["files"])
         elif len(present) > 1:
             raise CheckpointError(f"{path} is missing, but there are draws: {present}"[:500])
@@ -60,7 +60,7 @@ class DrawFiles:
             if number or not self._is_next(self.folder / name):
                 raise CheckpointError(
                     f"{self.folder / name} is none of the {len(digests)} files of draws that the "
-                    "run has written there; take it away"
+                    "run has written there; remove it"
                 )
         return state
 
@@ -78,13 +78,15 @@ class DrawFiles:
     ) -> None:
         """Write a file of draws, then the state after it."""
         if self.folder.is_symlink():
-            raise CheckpointError(f"{self.folder} is a symbolic link, to which nothing is written")
+            raise CheckpointError(
+                f"{self.folder} is a symbolic link, through which nothing is written"
+            )
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"{self.folder} cannot be made ({error.strerror or error}); if the folder of the "
-                "run was moved, put it back, and the same program continues from there"
+                f"{self.folder} cannot be created ({error.strerror or error}); if the folder of "
+                "the run was moved, put it back, and the same program continues from there"
             ) from error
         digests = dict(self._digests)
         if draws is not None:

@@ -1,6 +1,6 @@
-"""Files of tensors that are written whole or not at all, and read only when they are intact.
+"""Files of tensors that are written atomically and read only if they are intact.
 
-A file is in the safetensors format, which holds numbers and strings and cannot execute code. A
+A file is in the safetensors format, which contains numbers and strings and cannot execute code. A
 digest of the whole file reveals whether it was truncated or changed.
 """
 
@@ -30,7 +30,7 @@ _CONTENT = "content"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or continued; the message says which file, and why."""
+    """Error for a checkpoint that cannot be read or continued; the message names file and cause."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
@@ -57,7 +57,7 @@ def read_tensors(path: Path, *keys: str) -> tuple[dict[str, Tensor], dict[str, A
         raise CheckpointError(f"{path} was changed after it was written: its digest does not fit")
     content = json_in(path, text)
     if missing := [key for key in keys if key not in content]:
-        raise CheckpointError(f"{path} is a file of something else: it has no {missing}")
+        raise CheckpointError(f"{path} is a file of another kind: it has no {missing}")
     return tensors, content, digest
 
 
@@ -105,7 +105,7 @@ def check_folder_of(path: Path) -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of what a folder of a run holds, none where there is no folder."""
+    """Return the names of the files in a run's folder; there are none if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -116,8 +116,8 @@ def names_in(folder: Path) -> list[str]:
     for entry in found:
         if entry.is_symlink():
             raise CheckpointError(
-                f"{entry.path} is a symbolic link, which the folder of a run must not hold: what "
-                "is written there would end up elsewhere. Put the file itself in its place"
+                f"{entry.path} is a symbolic link, which the folder of a run must not contain: "
+                "writes to it would end up elsewhere. Replace it by the file itself"
             )
     return [entry.name for entry in found]
 
@@ -126,14 +126,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all."""
     unfinished = path.with_name(path.name + UNFINISHED)
     if unfinished.is_symlink():
-        raise CheckpointError(f"{unfinished} is a symbolic link, to which nothing is written")
+        raise CheckpointError(f"{unfinished} is a symbolic link, through which nothing is written")
     try:
         files.write_bytes(path, data)
     except OSError as error:
         gone = "" if path.parent.is_dir() else f"; {path.parent} is not there: was it moved?"
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}){gone}; what was written before "
-            "is intact, and the same program continues from there"
+            f"{path} cannot be written ({error.strerror or error}){gone}; everything written "
+            "before is intact, and the same program continues from there"
         ) from error
 
 
@@ -144,7 +144,7 @@ def lock_of(path: Path) -> Path:
 
 @contextmanager
 def locked(path: Path | None) -> Iterator[None]:
-    """Be the only process that writes a file, once its folder is seen to take one."""
+    """Check that a file can be written, and keep other processes from writing it."""
     if path is None:
         yield
         return
@@ -154,7 +154,7 @@ def locked(path: Path | None) -> Iterator[None]:
 
 
 def take_lock(lock: Path, checkpoint: str | Path) -> "Lock[Any]":
-    """Lock a file, or raise at once where another process has."""
+    """Lock a file, or raise an error at once if another process has locked it."""
     named = f"checkpoint={str(checkpoint)!r}"
     try:
         if os.path.lexists(lock):
@@ -167,7 +167,7 @@ def take_lock(lock: Path, checkpoint: str | Path) -> "Lock[Any]":
     except OSError as error:
         raise CheckpointError(
             f"{named} cannot be written to ({error.strerror or error}: {lock}). Make it writable, "
-            "or go on in a copy of it"
+            "or continue in a copy of it"
         ) from error
 
 

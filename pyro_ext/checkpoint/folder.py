@@ -1,13 +1,14 @@
 """Folders of runs: of chains, of independent draws, and of simulations.
 
-Of a run of chains:
+The folder of a run of chains contains:
 
-- ``run.json`` describes the run: model, kernel, data, versions, and which chains run side by side;
-- ``chains-00000/`` belongs to a group of chains, named after its first one;
-- ``chains-00000/draws-00000000.safetensors`` and so on hold its draws, each with the digest of the
-  one before;
-- ``chains-00000/state.safetensors`` holds the state after the last of these draws, and names and
-  digests of all files of draws that belong to it. It is written after them and replaced as a whole.
+- ``run.json``, which describes the run: model, kernel, data, versions, and which chains run
+  together;
+- ``chains-00000/``, the folder of a group of chains, named after the first of them;
+- ``chains-00000/draws-00000000.safetensors`` and so on, its draws, each file with the digest of the
+  previous one;
+- ``chains-00000/state.safetensors``, the state after the last of these draws, with the names and
+  digests of all files of draws. It is written after them and replaced atomically.
 """
 
 import hashlib
@@ -42,19 +43,21 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"checkpoint={str(folder)!r} cannot be made: {error}") from error
+            raise CheckpointError(
+                f"checkpoint={str(folder)!r} cannot be created: {error}"
+            ) from error
         names_in(self.folder)
         self._lock = take_lock(self.folder / "lock", folder)
 
     def description(self) -> dict[str, Any] | None:
-        """Description of the run that the folder holds, ``None`` where it is empty."""
+        """Return the description of the run in the folder, or ``None`` if the folder is empty."""
         names = names_in(self.folder)
         if _FILE not in names:
             # A run that was killed at once leaves the second of these.
             known = {"lock", f"{_FILE}{UNFINISHED}"}
             if others := [name for name in names if name not in known]:
                 raise CheckpointError(
-                    f"checkpoint={str(self.folder)!r} holds {others[:3]}, but no run; "
+                    f"checkpoint={str(self.folder)!r} contains {others[:3]}, but no run; "
                     "wanted a new or an empty folder, or that of an earlier run"
                 )
             return None
@@ -87,13 +90,13 @@ def read_description(folder: Path, kind: str) -> dict[str, Any]:
     digest = description.pop("digest", None)
     if digest != digest_of(description):
         raise CheckpointError(
-            f"{path} was changed after it was written: its digest does not fit. Put back what the "
+            f"{path} was changed after it was written: its digest does not fit. Restore what the "
             "run wrote, or name another folder"
         )
     if description["kind"] != kind:
         writer = description["identity"]["driver"]
         raise CheckpointError(
-            f"{folder} holds {description['kind']} of a {writer}, wanted {kind}; {writer} with "
+            f"{folder} contains {description['kind']} of a {writer}, wanted {kind}; {writer} with "
             "checkpoint=... reads them, or name another folder"
         )
     return description
@@ -126,7 +129,7 @@ class CheckpointWriter(RunFolder):
         super().describe(description)
 
     def state(self, members: range) -> Found | None:
-        """State of a group of chains, ``None`` where it has not begun."""
+        """Return the state of a group of chains, or ``None`` if it has not started."""
         files = self._files[members] = files_of_group(self.folder, members, self.run)
         state = files.open()
         for name in files.names:
@@ -154,16 +157,16 @@ class CheckpointWriter(RunFolder):
         """Draws of a group of chains, file by file."""
         if not self.folder.is_dir():
             raise CheckpointError(
-                f"checkpoint={str(self.folder)!r} is not there any more. If it was moved, "
-                "Checkpoint(folder) opens it where it is now"
+                f"checkpoint={str(self.folder)!r} no longer exists. If it was moved, "
+                "Checkpoint(folder) opens it in its new place"
             )
         files = self._files[members]
         written = files.names
         files.open()
         if lost := [name for name in written if name not in files.names]:
             raise CheckpointError(
-                f"{files.folder / lost[0]} was written by this run, and the state beside it does "
-                "not name it any more"
+                f"{files.folder / lost[0]} was written by this run, but the state no longer lists "
+                "it"
             )
         for name in files.names:
             yield chunk_of(files.read(name))
@@ -176,7 +179,7 @@ def files_of_group(folder: Path, members: range, run: str) -> DrawFiles:
 
 
 def chunk_of(found: Found) -> Chunk:
-    """Make a chunk of what a file of draws holds."""
+    """Turn the contents of a file of draws into a chunk."""
     tensors, content = found
     groups: dict[str, dict[str, Tensor]] = {_SAMPLES: {}, _STATISTICS: {}}
     for name, value in tensors.items():
@@ -186,11 +189,11 @@ def chunk_of(found: Found) -> Chunk:
 
 
 def check_groups(folder: Path, groups: Iterable[range]) -> None:
-    """Raise where the folder of a run holds draws of other chains than its own."""
+    """Raise an error if the folder of a run contains draws of other chains."""
     known = {_group_name(members) for members in groups}
     for name in names_in(folder):
         if name.startswith(("chains-", "draws-")) and name not in known:
-            raise CheckpointError(f"{folder / name} is none of the run's own; take it away")
+            raise CheckpointError(f"{folder / name} does not belong to the run; remove it")
 
 
 def _group_name(members: range) -> str:
@@ -207,13 +210,13 @@ class DrawFolder(RunFolder):
         self._files = DrawFiles(self.folder, "")
 
     def open(self) -> None:
-        """Find the batches that are there, once the run is described."""
+        """Find the existing batches; call it after the run has been described."""
         self._files = DrawFiles(self.folder, self.run)
         self._files.open()
         self._files.discard_unnamed()
 
     def load(self, members: range) -> dict[str, Tensor] | None:
-        """Draws with these numbers, ``None`` where they are yet to be made."""
+        """Return the draws with these indices, or ``None`` if they do not exist yet."""
         name = _batch_name(members)
         return self._files.read(name)[0] if name in self._files.names else None
 
@@ -232,9 +235,9 @@ class SimulationFolder(RunFolder):
         self._files = DrawFiles(self.folder, "")
 
     def open(self) -> dict[int, dict[str, Tensor] | str]:
-        """Outcomes by number of the simulation, once the run is described.
+        """Return outcomes by index of the simulation; call it after the run has been described.
 
-        A text says why a simulation failed.
+        A string describes why a simulation failed.
         """
         self._files = DrawFiles(self.folder, self.run)
         self._files.open()

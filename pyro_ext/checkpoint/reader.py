@@ -22,13 +22,13 @@ from pyro_ext.checkpoint.folder import (
 class Checkpoint:
     """The posterior in the folder of a run, finished or still running, without its model.
 
-    It shows a run in another process as it is when its draws are first asked for, so that whatever
-    is taken from it fits together; open it once more to see later draws.
+    If the run is still going on in another process, you see it as it was when you first accessed
+    the draws, so that all results are consistent. Open the folder again to see later draws.
 
-    :param folder: what ``MCMC(..., checkpoint=folder)`` wrote.
+    :param folder: a folder written by ``MCMC(..., checkpoint=folder)``.
     :param bool until_damage: whether to read the draws of a group of chains up to the first file
-        that is missing, cut or changed, where otherwise that is an error.
-    :raises CheckpointError: where the folder holds no run of chains, or one of another version.
+        that is missing, truncated or changed. Otherwise such a file is an error.
+    :raises CheckpointError: if the folder contains no run of chains, or one of another version.
 
     Example::
 
@@ -70,12 +70,12 @@ class Checkpoint:
 
     @property
     def chain_numbers(self) -> tuple[int, ...]:
-        """Numbers of the chains that the samples hold, in their order."""
+        """Indices of the chains in the samples, in order."""
         return tuple(self._chosen()[0])
 
     @property
     def num_samples(self) -> int:
-        """Number of draws that the run wants of each chain."""
+        """Number of draws requested from each chain."""
         return int(self.description["num_samples"])
 
     def chains(self) -> list[ChainStatus]:
@@ -104,16 +104,16 @@ class Checkpoint:
         return {members: self._open(members) for members in self._files}
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """Draws of the latent and deterministic sites, in constrained space.
+        """Return draws of the latent and deterministic sites, in constrained space.
 
-        Where chains differ in length, as those of a running one may, they are cut or left out so
-        that most draws are kept; chains that stopped are left out.
+        If chains differ in length, as they may during a run, they are cut or left out so as to keep
+        as many draws as possible. Chains that stopped early are left out.
 
-        :param bool group_by_chain: keep chains apart.
-        :returns: **Shape:** ``(num_chains, num_draws, *event)`` each, or with the chains
-            concatenated, ``(num_chains * num_draws, *event)``.
-        :raises CheckpointError: where there is no draw yet, or a file is missing, cut or
-            changed, or one too many.
+        :param bool group_by_chain: whether to keep chains separate.
+        :returns: draws by site. **Shape:** ``(num_chains, num_draws, *event)`` each, or with the
+            chains concatenated, ``(num_chains * num_draws, *event)``.
+        :raises CheckpointError: if there are no draws yet, a file is missing, truncated or changed,
+            or there is an extra file.
         """
         samples, _ = self._gather()
         if group_by_chain:
@@ -121,11 +121,11 @@ class Checkpoint:
         return {name: value.flatten(0, 1) for name, value in samples.items()}
 
     def sample_statistics(self) -> dict[str, Tensor]:
-        """Statistics of the step before each draw.
+        """Return statistics of the step that led to each draw.
 
-        :returns: **Shape:** ``(num_chains, num_draws)`` each.
-        :raises CheckpointError: where there is no draw yet, or a file is missing, cut or
-            changed, or one too many.
+        :returns: statistics by name. **Shape:** ``(num_chains, num_draws)`` each.
+        :raises CheckpointError: if there are no draws yet, a file is missing, truncated or changed,
+            or there is an extra file.
         """
         fields = self.description["identity"]["recorded"]["fields"]
         return {name: value for name, value in self._gather()[1].items() if name not in fields}

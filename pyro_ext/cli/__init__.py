@@ -1,1 +1,1 @@
-"""The command ``pyro-ext``: the door of the house. It alone looks at every floor."""
+"""The command ``pyro-ext``, the only code that may import from every floor of the package."""

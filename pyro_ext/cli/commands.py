@@ -53,17 +53,17 @@ def _make(output: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise typer.BadParameter(
-            f"{output} cannot be made: {reason}", param_hint="--output"
+            f"{output} cannot be created: {reason}", param_hint="--output"
         ) from error
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, _output("Folder for posteriors and picture.")] = Path("demo"),
-    num_samples: Annotated[int, typer.Option(min=10, help="Draws of each chain.")] = 1000,
+    output: Annotated[Path, _output("Folder for the posteriors and the picture.")] = Path("demo"),
+    num_samples: Annotated[int, typer.Option(min=10, help="Draws from each chain.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
-    """Tell how many words a text has from a part of it, by three kinds of inference."""
+    """Estimate the number of distinct words of a text from a part of it, in three ways."""
     from pyro_ext._lib.optional import optional_module
 
     optional_module("matplotlib", "demo", "matplotlib", "demo")  # now, and not after sampling
@@ -96,7 +96,7 @@ def _tutorials() -> "list[Script]":
 
 @app.command(name="list")
 def list_pages(output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figures")) -> None:
-    """List the pages of papers, what they claim, and what their last runs gave."""
+    """List the pages of papers, their claims, and the results of their last runs."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -122,13 +122,17 @@ def reproduce(
     output: Annotated[Path, _output(_REPORTS)] = Path("figures"),
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=3, help="Number of seeds.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Pages at once; their text goes to files.")] = 1,
-    again: Annotated[bool, typer.Option("--again", help="With --all: also what has run.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Number of pages to run at once; they print to files.")
+    ] = 1,
+    again: Annotated[
+        bool, typer.Option("--again", help="With --all: repeat pages that have run.")
+    ] = False,
 ) -> None:
-    """Run pages of papers and check their claims; fails where a claim fails.
+    """Run pages of papers and check their claims; exit with an error if a claim fails.
 
-    With --all it leaves a scoreboard of all pages in the folder of the output, as HTML, Markdown
-    and JSON, and goes on where it was stopped.
+    With --all, it writes a scoreboard of all pages to the output folder, as HTML, Markdown and
+    JSON, and continues from where it stopped.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -190,8 +194,8 @@ def new(
     except (ValueError, FileExistsError) as error:
         raise typer.BadParameter(str(error)) from error
     except OSError as error:
-        raise typer.BadParameter(f"{name} cannot be made here: {error.strerror}") from error
-    typer.echo(f"{folder} holds a model, a run, a test and a page. Next:\n")
+        raise typer.BadParameter(f"{name} cannot be created here: {error.strerror}") from error
+    typer.echo(f"{folder} contains a model, a run, a test and a page. Next:\n")
     typer.echo(f"cd {folder}")
     for module, command in {
         "matplotlib": "python -m pip install 'pyro-ext[plots]'",
@@ -221,26 +225,26 @@ def notebooks(
     except (ValueError, FileExistsError) as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(f"{len(written)} notebooks are in {folder}, such as {written[0]}")
-    typer.echo("Between them they need what pip install 'pyro-ext[all]' brings")
+    typer.echo("To run all of them, use pip install 'pyro-ext[all]'")
 
 
 @app.command()
 def rate(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the images.")],
-    concept: Annotated[str | None, typer.Option(help="What the images may show.")] = None,
+    concept: Annotated[str | None, typer.Option(help="What to look for in the images.")] = None,
     rank: Annotated[
-        int | None, typer.Option(min=1, max=12, help="Images to order together; 1 asks yes or no.")
+        int | None, typer.Option(min=1, max=12, help="Images to rank together; 1 asks yes or no.")
     ] = None,
     page: Annotated[
         Path | None, typer.Option(help="File of the page; FOLDER/rate.html by default.")
     ] = None,
     answers: Annotated[
-        Path | None, typer.Option(help="File that a page has saved, to add to the folder's.")
+        Path | None, typer.Option(help="File saved by a page, whose answers to add to the folder.")
     ] = None,
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the images.")] = 0,
 ) -> None:
-    """Write a page on which a person rates images, or add the answers that it has saved."""
+    """Write a page on which a person rates images, or add the answers that the page saved."""
     from pyro_ext._lib.files import write_bytes
     from pyro_ext.ratings import FILE_NAME, add_ratings, rating_page
 
@@ -282,7 +286,7 @@ def extrapolate(
         float | None, typer.Option(help="Largest size that matters; 10 times the last by default.")
     ] = None,
     scale: Annotated[
-        float | None, typer.Option(help="What values are divided by, found by default.")
+        float | None, typer.Option(help="Number to divide values by; chosen by default.")
     ] = None,
     x: Annotated[str | None, typer.Option("--x", help="Column of sizes; the first one.")] = None,
     y: Annotated[str | None, typer.Option("--y", help="Column of values; the second one.")] = None,
@@ -290,7 +294,7 @@ def extrapolate(
         Path, typer.Option(help="Picture of the curve.", dir_okay=False, writable=True)
     ] = Path("extrapolation.png"),
 ) -> None:
-    """Predict a curve of error or loss at larger sizes, by a network that needs no training."""
+    """Extrapolate a curve of error or loss to larger sizes, by a pretrained network."""
     from rich.console import Console
     from rich.table import Table
 
@@ -325,7 +329,7 @@ def doctor(
     compile: Annotated[bool, typer.Option(help="Try the C++ compiler.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports.")] = False,
 ) -> None:
-    """Show versions, devices, the compiler, threads, and what is missing for which extra."""
+    """Show versions, devices, the compiler, threads, and what each extra lacks."""
     from rich.console import Console
 
     from pyro_ext.cli.doctor import diagnose

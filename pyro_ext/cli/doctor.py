@@ -66,7 +66,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Compiler:
-    """The C++ compiler that ``backend="compile"`` needs on a CPU, and if it compiled a function."""
+    """The C++ compiler that ``backend="compile"`` needs on a CPU, and whether it works."""
 
     name: str | None  # what it calls itself
     works: bool | None = None  # None where that was not tried
@@ -76,7 +76,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the doctor knows; ``problems`` keep the package from being used at all."""
+    """Everything that the doctor reports; ``problems`` prevent any use of the package."""
 
     system: dict[str, str]
     core: list[Finding]
@@ -88,7 +88,7 @@ class Diagnosis:
 
     @property
     def status(self) -> int:
-        """Exit status: 1 where a core requirement is not met or cannot be used."""
+        """Exit status: 1 if a core requirement is missing or cannot be used."""
         return int(bool(self.problems) or any(not finding.fits for finding in self.core))
 
     def to_json(self) -> dict[str, Any]:

@@ -15,11 +15,11 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 def write_project(name: str, parent: Path) -> Path:
     """Write a project with a model, a run, a test and a page; all of it, or nothing.
 
-    :param str name: of the project and of its folder.
+    :param str name: the name of the project and of its folder.
     :param Path parent: the folder to put it in.
     :returns: the folder of the project.
     :raises ValueError: for a name that cannot be used.
-    :raises FileExistsError: where something of that name exists.
+    :raises FileExistsError: if something with that name exists.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -43,8 +43,8 @@ def write_project(name: str, parent: Path) -> Path:
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            "NAME must be small letters and digits that begin with a letter, with hyphens between "
-            f"words, got {name!r}"
+            "NAME must consist of lowercase letters and digits, with hyphens between words, and "
+            f"begin with a letter, got {name!r}"
         )
     try:
         metadata.distribution(name)

@@ -1,10 +1,9 @@
-"""Real data sets from installed packages, as tensors with a fixed split, source and license named.
+"""Real data sets as tensors with a fixed split, from installed packages, with source and license.
 
-Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
-:func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
-returns edges, :func:`load_words`, which returns words, :func:`load_time_series`, which returns
-series of different lengths, :func:`load_scaling_curves`, which returns curves, and
-:func:`load_contacts`, which returns who was near whom.
+Most loaders return a :class:`Dataset` and take the same keyword arguments. The exceptions are
+:func:`load_frequencies` for frequencies of frequencies, :func:`load_graph` for edges,
+:func:`load_words` for words, :func:`load_time_series` for series of different lengths,
+:func:`load_scaling_curves` for curves, and :func:`load_contacts` for contacts between people.
 Nothing is downloaded.
 
 Example::

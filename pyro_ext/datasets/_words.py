@@ -16,7 +16,7 @@ class WordData:
     :param tuple words: the words, the most frequent first.
     :param str description: which words they are.
     :param str source: where they come from.
-    :param str license: the terms of the package that carries them, and of its sources.
+    :param str license: the terms of the package that contains them, and of its sources.
     """
 
     words: tuple[str, ...]
@@ -30,9 +30,9 @@ class WordData:
 
 
 def load_words() -> WordData:
-    """Load frequent English words of at least four letters from a to z.
+    """Load frequent English words of at least four letters, all from a to z.
 
-    :raises ImportError: without wordfreq; names the extra.
+    :raises ImportError: if wordfreq is missing; the message names the extra to install.
 
     Reference: R. Speer (2022), *rspeer/wordfreq: v3.0*, https://doi.org/10.5281/zenodo.7199437.
 

@@ -134,7 +134,7 @@ def _names(
     if len(given) > len(shape):
         raise ValueError(
             f"dims[{variable!r}] has {len(given)} names {list(given)}, but {variable!r} in "
-            f"{group} has the shape {shape} besides chains and draws"
+            f"{group} has the shape {shape} after chains and draws"
         )
     if site is not None:
         event_dim = 0 if group == "log_likelihood" else site.event_dim
@@ -180,13 +180,13 @@ def _checked_dims(dims: Any, variables: set[str]) -> dict[str, list[str | None]]
         fits = isinstance(names, Sequence) and not isinstance(names, str)
         if not fits or not all(name is None or isinstance(name, str) for name in names):
             raise TypeError(
-                f"dims[{variable!r}] must be a list of names (or None for the name a dimension has "
-                f"already), got {names!r:.80}"
+                f"dims[{variable!r}] must be a list of names (or None to keep the existing name), "
+                f"got {names!r:.80}"
             )
         if wrong := [name for name in names if name in _RESERVED]:
             raise ValueError(
-                f"dims[{variable!r}] must not name {wrong}: chains and draws come first by "
-                "themselves"
+                f"dims[{variable!r}] must not name {wrong}: the dimensions of chains and draws "
+                "are added automatically"
             )
     return {variable: list(names) for variable, names in dims.items()}
 
@@ -217,7 +217,7 @@ def _check_group(
     }
     for variable, names in dims.items():
         if len(set(names)) < len(names):
-            raise ValueError(f"{variable!r} in {group} has a dimension twice: {names}")
+            raise ValueError(f"{variable!r} in {group} has the same dimension twice: {names}")
         for name, size in zip(names, arrays[variable].shape, strict=True):
             if name in arrays:
                 raise ValueError(

@@ -23,7 +23,7 @@ def model_of(context: Context, needs: Mapping[str, bool]) -> ModelAtValues | Non
         return context.potential
     if context.model is None:
         if lacking := [name for name, is_strict in needs.items() if is_strict]:
-            raise ValueError(f"{' and '.join(lacking)} needs a model: give it as model=...")
+            raise ValueError(f"{' and '.join(lacking)} needs a model: pass it as model=...")
         return None
     if needs:
         with _explained(list(needs)):
@@ -32,7 +32,7 @@ def model_of(context: Context, needs: Mapping[str, bool]) -> ModelAtValues | Non
         return _checked_model(context)
     except Exception as error:
         warnings.warn(
-            f"model cannot be evaluated ({type(error).__name__}: {error}), so the result holds "
+            f"model cannot be evaluated ({type(error).__name__}: {error}), so the result has "
             "neither the observed data nor the names of plates",
             stacklevel=3,
         )
@@ -52,9 +52,9 @@ def check_shapes(arrays: Arrays, sites: Mapping[str, Site], argument: str) -> No
         event, wanted = arrays[name].shape[2:], tuple(sites[name].shape)
         if event != wanted:
             raise ValueError(
-                f"{argument}[{name!r}] has the shape {event} besides chains and draws, but the "
-                f"site of the model, over all of the data, {wanted}; wanted draws for the same "
-                "arguments of the model, and for whole plates rather than a subsample"
+                f"{argument}[{name!r}] has the shape {event} after chains and draws, but the site "
+                f"of the model has the shape {wanted} over all of the data; wanted draws for the "
+                "same arguments of the model, and for whole plates rather than a subsample"
             )
 
 
@@ -217,8 +217,8 @@ class ModelGroups:
         values = self.model.observations()
         if computed := sorted(self.model.observed_sites.keys() - values.keys()):
             warnings.warn(
-                f"observed_data lacks the sites {computed}: the model computes what it observes "
-                "there from latent sites, as a residual, so that it differs between draws",
+                f"observed_data lacks the sites {computed}: the model computes their observations "
+                "from latent sites, like a residual, so that they differ between draws",
                 stacklevel=3,
             )
         for name, value in values.items():
@@ -284,8 +284,8 @@ def _refuse(reason: str, is_default: bool) -> None:
     if not is_default:
         raise ValueError(f"log_likelihood cannot be computed: {reason}")
     warnings.warn(
-        f"log_likelihood lacks sites, so that LOO will too: {reason}. Pass log_likelihood=False to "
-        "do without",
+        f"log_likelihood lacks sites, and so will LOO: {reason}. To skip it, pass "
+        "log_likelihood=False",
         stacklevel=4,
     )
 
@@ -298,6 +298,6 @@ def _explained(needs: Sequence[str]) -> Iterator[None]:
     except Exception as error:
         alternative = " and ".join(f"{name}=False" for name in needs)
         raise ValueError(
-            f"model cannot be evaluated ({type(error).__name__}: {error}); give its arguments "
-            f"after posterior as it takes them, or pass {alternative} to convert without"
+            f"model cannot be evaluated ({type(error).__name__}: {error}); pass its arguments "
+            f"after posterior, or pass {alternative} to convert without it"
         ) from error

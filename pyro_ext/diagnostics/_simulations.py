@@ -122,14 +122,14 @@ class Experiment:
         context = context_of(posterior, potential, ())
         arrays = draws_of(posterior, context, potential, self.num_draws, by_chain, seed)
         if missing := [name for name in truth if name not in arrays]:
-            raise ValueError(f"run_inference gave no draws of the latent sites {missing}")
+            raise ValueError(f"run_inference returned no draws of the latent sites {missing}")
         check_shapes(arrays, potential.sites, "run_inference(...)")
         values = {}
         for name, true in truth.items():
             draws = arrays[name].reshape(-1, *true.shape)
             if len(draws) < self.num_draws:
                 raise ValueError(
-                    f"run_inference gave {len(draws)} draws, wanted at least num_draws = "
+                    f"run_inference returned {len(draws)} draws, wanted at least num_draws = "
                     f"{self.num_draws}"
                 )
             # The last of equally long stretches, so that neighbors lie far apart.

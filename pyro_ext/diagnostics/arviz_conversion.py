@@ -1,4 +1,4 @@
-"""From posteriors of every kind to ArviZ."""
+"""Conversion of all kinds of posteriors to ArviZ."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,61 +42,63 @@ def to_arviz(
 ) -> Any:
     """Convert a posterior to the object that ArviZ summarizes, plots, compares and saves.
 
-    Dimensions are named after the plates of the model. Where a plate subsamples, the log
-    likelihood, the predictive draws and the observed data are over all of the data.
+    Dimensions are named after the plates of the model. If a plate subsamples, the log likelihood,
+    the predictive draws and the observed data still cover all of the data.
 
-    Of an observed site ``y`` with a mask these groups hold the points that the mask lets count,
-    along the one dimension ``y_observation``; the coordinates ``y_data`` and so on say where in its
-    dimensions ``data`` and so on they are. So masked points do not enter LOO. Values that
-    ``obs_mask`` imputes are in the posterior, in the sites ``y`` and ``y_unobserved``.
+    If an observed site ``y`` has a mask, these groups contain only the points that the mask keeps,
+    along a single dimension ``y_observation``; the coordinates ``y_data`` and so on give their
+    positions along the original dimensions ``data`` and so on. So masked points do not enter LOO.
+    Values that ``obs_mask`` imputes are in the posterior, in the sites ``y`` and ``y_unobserved``.
 
-    The label vectors of a sampler over partitions are beside its statistics. In their place the
-    posterior holds what does not depend on the names of labels, such as
+    The label vectors of a sampler over partitions are stored with its statistics. The posterior has
+    quantities that do not depend on how clusters are labeled instead, such as
     ``"assignment_num_clusters"``; see
     :func:`pyro_ext.diagnostics.partitions.partition_quantities`.
 
-    Observed sites that share discrete sites of which there are no draws, such as the steps of a
-    hidden Markov model, have one likelihood for each element of the plates around them all: in the
-    plate ``series`` it is the variable ``series_joint``.
+    If observed sites share discrete sites without draws, such as the steps of a hidden Markov
+    model, there is one joint likelihood for each element of the plates around all of these sites.
+    In a plate ``series``, it is the variable ``series_joint``.
 
-    :param posterior: what holds or makes the draws:
+    :param posterior: the source of the draws:
 
         - a sampler that has run: :class:`pyro_ext.inference.MCMC`, :class:`pyro.infer.MCMC`, or
           anything else with ``get_samples(group_by_chain=True)``;
         - the folder of a checkpoint, or a :class:`~pyro_ext.checkpoint.Checkpoint`, of a run that
-          has ended or goes on in another process. It knows no model: give it for what needs one;
+          has ended or is still running in another process. A checkpoint does not contain the model:
+          pass ``model=`` for anything that needs it;
         - a dict of tensors or arrays, such as :class:`pyro.infer.Predictive` returns.
           **Shape:** ``(num_draws, *event)`` each. With a ``model``, the observed sites in it become
-          the group ``posterior_predictive``; without one, all of it is the posterior;
+          the group ``posterior_predictive``; without one, everything belongs to the posterior;
         - a guide trained by :class:`pyro.infer.SVI`, from which ``num_samples`` are drawn.
 
-    :param args: arguments of the model (and the guide), if other than those the sampler ran with.
-    :param model: the model of a dict or of a guide written by hand; the others know theirs. A
-        :class:`~pyro_ext.potential.Potential` of the model does as well, and holds keyword
-        arguments of the model and the guide, too.
+    :param args: arguments of the model (and the guide), if they differ from those of the sampler's
+        run.
+    :param model: the model, for a dict or a hand-written guide; the others know theirs. It may also
+        be a :class:`~pyro_ext.potential.Potential` of the model, which can hold keyword arguments
+        of the model and the guide as well.
     :param Mapping coords: labels along dimensions, by name. Unknown names are ignored.
-    :param Mapping dims: by variable, names of its dimensions after chain and draw, instead of those
-        of the plates; ``None`` in place of a name keeps what is there.
+    :param Mapping dims: for each variable, the names of its dimensions after chain and draw, which
+        replace those of the plates; ``None`` instead of a name keeps the existing one.
     :param log_likelihood: whether to compute the log likelihood of each observation, or a list of
-        the observed sites to compute it for. Without a known model it is not computed. Discrete
+        the observed sites to compute it for. It is not computed if the model is not known. Discrete
         sites take the values of their draws; discrete sites without draws, as under NUTS, are
         summed out. By default, sites for which it cannot be computed are left out with a warning.
     :param posterior_predictive: whether to draw new observed sites, once for each draw of the
         posterior; or a dict of such draws. **Shape:** ``(num_chains, num_draws, *event)`` or
         ``(num_chains * num_draws, *event)`` each.
-    :param prior: how many draws from the prior to take (``True`` for 500); or a dict of them.
+    :param prior: the number of draws from the prior (``True`` for 500), or a dict of such draws.
         **Shape:** ``(num_prior_draws, *event)`` each. The observed sites among them become the
         group ``prior_predictive``.
-    :param observed: names of sites given by :func:`pyro.condition` that are observations although
-        other sites depend on them, as those of a time series do. By default they count as constants
-        of the model, in the group ``constant_data``, and have no likelihood.
+    :param observed: names of sites that :func:`pyro.condition` fixes and that are observations even
+        though other sites depend on them, as in a time series. By default, such sites count as
+        constants of the model, in the group ``constant_data``, and have no likelihood.
     :param int num_samples: number of draws from a guide.
     :param bool group_by_chain: whether the arrays of a dict ``posterior`` have the shape
         ``(num_chains, num_draws, *event)``.
-    :param int seed: seed of all that is drawn here; ``None`` takes one from PyTorch's generator.
+    :param int seed: seed of everything drawn here; ``None`` takes one from PyTorch's generator.
     :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
-    :raises TypeError: where an argument is of a wrong type.
-    :raises ValueError: where names or shapes do not fit the model, or where the model is needed and
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if names or shapes do not match the model, or if the model is needed and
         cannot be evaluated.
 
     Example::
@@ -132,8 +134,8 @@ def to_arviz(
     if isinstance(posterior_predictive, Mapping):
         if predictive:
             raise ValueError(
-                f"posterior holds draws of the observed sites {sorted(predictive)} and "
-                "posterior_predictive others; give them in one place"
+                f"posterior has draws of the observed sites {sorted(predictive)}, and "
+                "posterior_predictive has draws too; pass them in one place only"
             )
         for name, value in posterior_predictive.items():
             argument = f"posterior_predictive[{name!r}]"
@@ -236,7 +238,8 @@ def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tupl
         added = {f"{name}_{quantity}": value.numpy() for quantity, value in quantities.items()}
         if taken := sorted(added.keys() & rest.keys()):
             raise ValueError(
-                f"posterior has partitions {name!r}, but the variables {taken} as well"
+                f"posterior has partitions {name!r}, whose summaries clash with the variables "
+                f"{taken}"
             )
         rest |= added
     return rest, labels

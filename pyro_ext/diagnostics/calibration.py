@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether an inference finds the parameters that made the data."""
+"""Simulation-based calibration, which checks an inference on data with known parameters."""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,18 +30,18 @@ from pyro_ext.random import fresh_seed
 
 @dataclass(frozen=True)
 class SBCResult:
-    """Ranks of true values among draws of their posterior.
+    """Ranks of true values among draws from their posterior.
 
-    With a correct posterior, each rank is uniform on ``0, ..., num_draws``. Mostly low ranks
-    mean that the posterior lies too high, and vice versa. Ranks at both ends mean that it is
-    too narrow; ranks in the middle, that it is too wide.
+    With a correct posterior, each rank is uniform on ``0, ..., num_draws``. Mostly low ranks mean
+    that the posterior lies too high, and mostly high ranks, too low. Ranks that pile up at both
+    ends mean that it is too narrow; ranks that pile up in the middle, too wide.
 
     :param dict ranks: ranks by latent site and quantity. **Shape:** ``(num_simulations, *event)``.
-    :param int num_draws: number of draws that each true value is ranked among.
-    :param simulations: numbers of the simulations in ``ranks``. **Shape:** ``(num_simulations,)``.
-    :param Mapping failures: the traceback of what went wrong, by number of the simulation.
-    :param bool interrupted: whether Ctrl-C left out simulations.
-    :param Mapping dims: names of the dimensions after the simulation.
+    :param int num_draws: the number of draws among which each true value is ranked.
+    :param simulations: indices of the simulations in ``ranks``. **Shape:** ``(num_simulations,)``.
+    :param Mapping failures: tracebacks of the simulations that failed, by index.
+    :param bool interrupted: whether Ctrl-C stopped the run before all simulations had finished.
+    :param Mapping dims: names of the dimensions after the first, by site and quantity.
 
     Example::
 
@@ -64,7 +64,7 @@ class SBCResult:
         checks.integer("num_draws", self.num_draws, 1)
         checks.mapping("ranks", self.ranks, "a dict of arrays by site or quantity")
         if not self.ranks:
-            raise ValueError("ranks must hold those of at least one site or quantity, got none")
+            raise ValueError("ranks must contain at least one site or quantity, got none")
         for name, ranks in self.ranks.items():
             checks.instance(f"ranks[{name!r}]", ranks, np.ndarray, "a NumPy array of integers")
             if ranks.dtype.kind not in "iu" or not ((ranks >= 0) & (ranks <= self.num_draws)).all():
@@ -81,7 +81,7 @@ class SBCResult:
     def columns(
         self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
     ) -> dict[str, npt.NDArray[np.int64]]:
-        """Ranks of each scalar, or of all elements of a site together.
+        """Return the ranks of each scalar, or of all elements of a site together.
 
         :param Collection names: sites and quantities, by default all.
         :param pool: see :meth:`uniformity`.
@@ -91,7 +91,7 @@ class SBCResult:
         columns = {}
         chosen = self._known(names, "names")
         if not chosen:
-            raise ValueError(f"names must hold a name at least, got {names!r}")
+            raise ValueError(f"names must contain at least one name, got {names!r}")
         pooled = self._known(pool, "pool") if not isinstance(pool, bool) else []
         for name in chosen:
             ranks = self.ranks[name]
@@ -105,20 +105,21 @@ class SBCResult:
     def uniformity(
         self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
     ) -> Any:
-        """Test whether ranks are uniform, for each scalar.
+        """Test for each scalar whether its ranks are uniform.
 
-        The test looks at all of the empirical distribution function at once [1]; its p-values are
-        computed exactly and then adjusted for the number of rows, after Holm.
+        The test uses the whole empirical distribution function at once [1]. Its p-values are exact,
+        and then adjusted for the number of rows by Holm's method.
 
         :param Collection names: sites and quantities to test, by default all.
-        :param pool: take the ranks of all elements of a site as one sample: ``True`` for all sites,
-            or names. It makes the test sharper where elements are independent of each other given
-            the data, as replicates are, and wrong elsewhere: ranks of dependent elements are alike.
-        :returns: a data frame with the columns ``num_ranks``; ``mean_rank``, between 0 and 1 and
-            0.5 where calibrated, below where the posterior lies too high; ``spread``, the root mean
-            square of the ranks about their middle, in that of uniform ones, 1 where calibrated,
-            above where the posterior is too narrow; ``statistic``, ``p_value`` and
-            ``adjusted_p_value``.
+        :param pool: treat the ranks of all elements of a site as one sample: ``True`` for all
+            sites, or a list of names. This makes the test more powerful if the elements are
+            independent given the data, as replicates are. Otherwise it makes the test invalid,
+            because the ranks of dependent elements are similar.
+        :returns: a data frame with the columns ``num_ranks``; ``mean_rank``, from 0 to 1, which is
+            0.5 if calibrated and lower if the posterior lies too high; ``spread``, the root mean
+            square distance of the ranks from their middle, relative to that of uniform ranks, which
+            is 1 if calibrated and higher if the posterior is too narrow; ``statistic``,
+            ``p_value`` and ``adjusted_p_value``.
         :raises ValueError: for a name that has no ranks.
 
         [1] T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), Graphical test for discrete uniformity
@@ -150,17 +151,17 @@ class SBCResult:
         names: Collection[str] | None = None,
         pool: bool | Collection[str] = False,
     ) -> Any:
-        r"""Compute how often central intervals of the posterior held the true values.
+        r"""Compute how often central intervals of the posterior contained the true values.
 
-        An interval of draws has a probability that is a multiple of one over their number and one:
-        the largest that is not above the wanted one.
+        The probability of an interval between draws is a multiple of ``1 / (num_draws + 1)``: the
+        largest multiple that does not exceed the requested probability.
 
         :param Sequence probs: probabilities of the intervals, in (0, 1).
         :param Collection names: sites and quantities, by default all.
         :param pool: see :meth:`uniformity`.
-        :returns: a data frame with a row for each scalar and a column for each probability, and in
-            the first row, ``"expected"``, the probabilities of the intervals. By chance a fraction
-            is off by some :math:`\sqrt{p (1 - p) / n}`.
+        :returns: a data frame with a row for each scalar and a column for each probability. The
+            first row, ``"expected"``, has the exact probabilities of the intervals. A fraction
+            deviates from these by about :math:`\sqrt{p (1 - p) / n}` by chance.
         :raises ValueError: for a probability out of range, or a name that has no ranks.
         """
         import pandas
@@ -187,7 +188,7 @@ class SBCResult:
     ) -> bool:
         """Tell whether no test of :meth:`uniformity` rejects.
 
-        :param float level: chance that a calibrated inference is found not to be so.
+        :param float level: the probability of rejecting a calibrated inference.
         :param Collection names: sites and quantities to test, by default all.
         :param pool: see :meth:`uniformity`.
         """
@@ -197,7 +198,7 @@ class SBCResult:
     def summary(
         self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
     ) -> None:
-        """Print the table of :meth:`uniformity`, and what became of the simulations."""
+        """Print the table of :meth:`uniformity` and the status of the simulations."""
         print(self.uniformity(names, pool).to_string(float_format="{:.3g}".format))
         finished = len(next(iter(self.ranks.values())))
         print(f"{finished} simulations, true values ranked among {self.num_draws} draws")
@@ -234,50 +235,51 @@ def sbc(
 ) -> SBCResult:
     """Check an inference by simulation-based calibration [1].
 
-    Each simulation draws the latent sites and data over the whole of every plate from the prior,
-    infers the latent sites from those data, and ranks the values that made the data among the
-    draws. Where the inference is exact, the ranks are uniform.
+    Each simulation draws latent sites and data from the prior, over the full size of every plate,
+    infers the latent sites from these data, and ranks their true values among the posterior draws.
+    If the inference is exact, the ranks are uniform.
 
-    Ranks of latent sites alone do not see everything: those of the prior itself are uniform. Ranks
-    of quantities that depend on the data see more [2], which is why the log likelihood of all data
-    is among them.
+    Ranks of latent sites alone do not detect every error: an inference that returns the prior gives
+    uniform ranks too. Ranks of quantities that depend on the data detect more [2], so the log
+    likelihood of all data is ranked as well.
 
-    :param model: a Pyro model with proper priors. What ``pyro.factor`` adds to its density is not
-        in the draws of its prior.
-    :param run_inference: maps a model and its arguments to a posterior: a sampler that has run, a
-        dict of draws, or a trained guide, as :func:`~pyro_ext.diagnostics.to_arviz` takes them. The
-        model is the given one, but observes the simulated data, whatever the arguments hold. It
-        should draw from the global generators, which are seeded: with a fixed seed of its own, all
-        simulations would share their noise. It should make new kernels, guides and other learning
-        objects each time, or a simulation starts from what another one has learned.
+    :param model: a Pyro model with proper priors. Draws from the prior ignore any ``pyro.factor``.
+    :param run_inference: a function of a model and its arguments that returns a posterior: a
+        sampler that has run, a dict of draws, or a trained guide, as accepted by
+        :func:`~pyro_ext.diagnostics.to_arviz`. The model passed to it observes the simulated data,
+        whatever the arguments contain. The function should draw from the global generators, which
+        are seeded: with a fixed seed of its own, all simulations would share their noise. It should
+        create new kernels, guides and other objects with state each time; otherwise a simulation
+        starts from what another has learned.
     :param int num_simulations: number of simulations.
     :param args: arguments of the model.
-    :param Mapping quantities: by name, functions to be ranked as well. They map one value of each
-        latent, deterministic and observed site to a tensor of any fixed shape; the data are the
-        simulated ones.
-    :param bool log_likelihood: whether ``"log_likelihood"`` is among the quantities.
-    :param bool distance: whether ``"distance"`` is, that of all latent sites together from a random
-        point of the prior [3]. It sees correlations that are wrong where each site is right.
-    :param int num_draws: number of draws to rank among, taken at equal distances from those of the
-        posterior. Autocorrelated draws make ranks pile up at both ends, so let the sampler thin.
-    :param Executor executor: where simulations run: a pool of processes or the executor of a Dask
-        client whose workers have one thread each, since a process runs one simulation at a time; by
-        default here, one after the other. A simulation computes on one thread wherever it runs; one
-        that is lost with a worker is run again.
-    :param checkpoint: a folder to which ranks are written as simulations end. A run that was killed
-        goes on from there when the same program is started again, as does one with more
-        simulations.
+    :param Mapping quantities: further functions to rank, by name. They map one value of each
+        latent, deterministic and observed site to a tensor of any fixed shape; the observed values
+        are the simulated data.
+    :param bool log_likelihood: whether to rank ``"log_likelihood"``.
+    :param bool distance: whether to rank ``"distance"``, the distance of all latent sites together
+        from a random point of the prior [3]. It detects wrong correlations even if the marginal of
+        every site is right.
+    :param int num_draws: the number of draws to rank among, evenly spaced among the posterior
+        draws. Autocorrelated draws make ranks pile up at both ends, so thin them in the sampler.
+    :param Executor executor: where simulations run: a process pool, or the executor of a Dask
+        client whose workers have one thread each, since a process runs one simulation at a time. By
+        default, simulations run one after the other in this process. Each simulation computes on
+        one thread; if a worker dies, its simulation is run again.
+    :param checkpoint: a folder to which ranks are written as simulations finish. Start the same
+        program again to continue a run that was killed, or to add simulations.
     :param int seed: results depend on the seed and not on the executor; ``None`` takes one from
         PyTorch's generator, or that of the checkpoint.
     :param bool progress: whether to show a progress bar.
     :param kwargs: keyword arguments of the model.
-    :returns: the ranks. On Ctrl-C it holds those of the simulations that have finished.
-    :raises TypeError: for an argument of a wrong type.
-    :raises ValueError: for numbers out of range, a model that observes nothing or whose prior
-        cannot be drawn from, and a pool of threads, which would share Pyro's global state.
-    :raises CheckpointError: where the checkpoint is of another run, or damaged.
-    :raises ExecutorError: where the executor fails.
-    :raises RuntimeError: where all simulations fail; others that fail are left out with a warning.
+    :returns: the ranks; after Ctrl-C, those of the simulations that had finished.
+    :raises TypeError: if an argument has the wrong type.
+    :raises ValueError: if numbers are out of range, if the model observes nothing or its prior
+        cannot be drawn from, or for a thread pool, whose threads would share Pyro's global state.
+    :raises CheckpointError: if the checkpoint belongs to another run or is damaged.
+    :raises ExecutorError: if the executor fails.
+    :raises RuntimeError: if all simulations fail. If only some fail, they are left out with a
+        warning.
 
     [1] S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman (2018), Validating Bayesian
     inference algorithms with simulation-based calibration.
@@ -360,8 +362,8 @@ def sbc(
         number, text = next(iter(failures.items()))
         warnings.warn(
             f"{len(failures)} of {len(outcomes)} simulations failed and are left out, which biases "
-            "the ranks unless they failed for reasons that have nothing to do with the data; "
-            f"simulation {number} with {text.strip().splitlines()[-1]}",
+            "the ranks unless the failures are unrelated to the data; "
+            f"simulation {number} failed with {text.strip().splitlines()[-1]}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -381,8 +383,8 @@ def _check_model(
 ) -> None:
     if not potential.observed_sites:
         raise ValueError(
-            "model must observe its data, got no observed site: give it data of the right shape, "
-            "as in sbc(model, run_inference, 100, x, y); it observes simulated ones in their place"
+            "model must observe its data, got no observed site: pass data of the right shape, "
+            "as in sbc(model, run_inference, 100, x, y); simulated data replace them"
         )
     own = [
         name

@@ -1,7 +1,7 @@
 """Diversity of posterior draws: in their predictions, in space, and along the path between two.
 
-An ensemble gains from draws that differ. :func:`pyro_ext.diagnostics.metrics.ambiguity` says how
-much it gains; these functions say where the difference is. They take NumPy arrays or torch tensors
+An ensemble benefits from draws that differ. :func:`pyro_ext.diagnostics.metrics.ambiguity` measures
+the benefit; these functions show where the draws differ. They take NumPy arrays or torch tensors
 and return tensors in double precision, through which no gradient flows.
 """
 
@@ -19,14 +19,15 @@ _POINTS_PER_CALL = 4096
 
 
 def pairwise_kl(probabilities: ArrayLike) -> Tensor:
-    r"""Kullback-Leibler divergence of the predictions of each two draws, averaged over the points.
+    r"""Kullback-Leibler divergence between the predictions of each pair of draws.
 
-    :math:`\frac{1}{n} \sum_i \sum_c p_s(c | x_i) \log \frac{p_s(c | x_i)}{p_t(c | x_i)}`, infinite
-    where draw :math:`t` excludes a class that draw :math:`s` does not.
+    It is averaged over the points,
+    :math:`\frac{1}{n} \sum_i \sum_c p_s(c | x_i) \log \frac{p_s(c | x_i)}{p_t(c | x_i)}`, and
+    infinite if draw :math:`t` excludes a class that draw :math:`s` does not.
 
     :param probabilities: predictive probabilities. **Shape:** ``(num_draws, n, classes)``.
-    :returns: from draw ``s`` in rows to draw ``t`` in columns. **Shape:** ``(num_draws,
-        num_draws)``.
+    :returns: divergences, with draw ``s`` in rows and draw ``t`` in columns. **Shape:**
+        ``(num_draws, num_draws)``.
 
     Example::
 
@@ -49,14 +50,14 @@ def pairwise_kl(probabilities: ArrayLike) -> Tensor:
 
 
 def consecutive_distances(samples: Mapping[str, ArrayLike], *, relative: bool = False) -> Tensor:
-    """Euclidean distance of each draw of a chain to the one before, over all sites together.
+    """Euclidean distance of each draw of a chain from the previous one, over all sites together.
 
-    :param Mapping samples: draws by chain, as ``get_samples(group_by_chain=True)`` gives them; of
-        an expanded model those of the merged weights alone. **Shape:** ``(num_chains, num_draws,
+    :param Mapping samples: draws by chain, as returned by ``get_samples(group_by_chain=True)``. For
+        an expanded model, pass only the merged weights. **Shape:** ``(num_chains, num_draws,
         *event)`` each.
-    :param bool relative: divide by the norm of the draw before.
-    :returns: **Shape:** ``(num_chains, num_draws - 1)``.
-    :raises ValueError: where there are no sites, fewer than two draws, or shapes do not fit.
+    :param bool relative: whether to divide by the norm of the previous draw.
+    :returns: distances. **Shape:** ``(num_chains, num_draws - 1)``.
+    :raises ValueError: if there are no sites, fewer than two draws, or shapes do not match.
 
     Example::
 
@@ -66,7 +67,7 @@ def consecutive_distances(samples: Mapping[str, ArrayLike], *, relative: bool = 
     """
     checks.mapping("samples", samples, "a dict of draws by site")
     if not samples:
-        raise ValueError("samples must hold at least one site, got none")
+        raise ValueError("samples must contain at least one site, got none")
     rows: list[Tensor] = []
     for name, value in samples.items():
         tensor = as_numbers(f"samples[{name!r}]", value)
@@ -92,20 +93,20 @@ def path_values(
     end: Mapping[str, Tensor],
     num_points: int = 21,
 ) -> tuple[Tensor, Tensor]:
-    """Values of a function, such as a loss, along the straight path between two draws.
+    """Evaluate a function, such as a loss, along the straight path between two draws.
 
-    A barrier on the way shows that the draws lie in modes of their own.
+    A barrier along the path shows that the draws lie in different modes.
 
-    :param Callable function: maps values by site, each with a leading dimension of points on the
-        path, to a value for each point, for instance ``lambda samples:
+    :param Callable function: maps values by site, each with a leading dimension for the points on
+        the path, to one value for each point, for instance ``lambda samples:
         potential.full(potential.unconstrain(samples))``.
     :param Mapping start: values by site. **Shape:** ``(*event)`` each.
-    :param Mapping end: likewise.
-    :param int num_points: on the path, both ends included.
+    :param Mapping end: values by site. **Shape:** ``(*event)`` each.
+    :param int num_points: the number of points on the path, including both ends.
     :returns: positions on the path from zero to one, and the values there. **Shape:**
         ``(num_points,)`` each.
-    :raises ValueError: where the ends do not have the same sites and shapes, or the function
-        returns another shape.
+    :raises ValueError: if the ends do not have the same sites and shapes, or the function returns a
+        wrong shape.
 
     Example::
 
@@ -132,17 +133,17 @@ def path_values(
         values = function(path)
     if values.shape != (num_points,):
         raise ValueError(
-            f"function must return the shape ({num_points},), one value a point; got "
+            f"function must return the shape ({num_points},), one value for each point; got "
             f"{tuple(values.shape)}"
         )
     return positions, values.double()
 
 
 def weight_singular_values(weight: ArrayLike) -> Tensor:
-    """Singular values of the matrices in draws of a weight, in falling order.
+    """Singular values of draws of a weight matrix, in decreasing order.
 
-    :param weight: **Shape:** ``(*batch, m, n)``; the kernel of a convolution is a matrix of
-        channels once it is flattened, ``weight.flatten(-3)`` in two dimensions.
+    :param weight: draws of the matrix. Flatten the kernel of a convolution first, in two dimensions
+        by ``weight.flatten(-3)``. **Shape:** ``(*batch, m, n)``.
     :returns: **Shape:** ``(*batch, min(m, n))``.
     :raises ValueError: for fewer than two dimensions.
 

@@ -1,6 +1,6 @@
-"""Plots of whether the chains of a Bayesian network agree in its predictions.
+"""Plots that show whether the chains of a Bayesian network agree in their predictions.
 
-They show the numbers of :mod:`pyro_ext.diagnostics.function_space`.
+They plot the results of :mod:`pyro_ext.diagnostics.function_space`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,18 +27,18 @@ def plot_predictive_rhat(
     thresholds: Sequence[float] = (1.01, 1.05, 1.2),
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw which fraction of the predictive probabilities has an R-hat of at most so much.
+    """Plot the empirical distribution function of R-hat over predictive probabilities.
 
-    The legend gives the fractions below the thresholds, which are dashed. Values above two are
-    beyond the right edge and count as all others do; NaN are left out. Curves that end below one
-    leave room for infinite values.
+    Dashed lines mark the thresholds, and the legend gives the fractions below them. Values above
+    two lie beyond the right edge but count toward the fractions; NaN do not. If there are infinite
+    values, a curve ends below one.
 
-    :param r_hat: what :func:`~pyro_ext.diagnostics.function_space.predictive_rhat` returns, of any
-        shape; or several by label.
-    :param Sequence thresholds: the larger ones are older.
-    :param ax: where to draw; a new figure without it.
+    :param r_hat: the result of :func:`~pyro_ext.diagnostics.function_space.predictive_rhat`, of any
+        shape; or a mapping from labels to several results.
+    :param Sequence thresholds: values of R-hat to mark. The larger defaults are older conventions.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
     Example::
 
@@ -56,17 +56,17 @@ def plot_predictive_ess(
     thresholds: Sequence[float] = (400.0,),
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw which fraction of predictive probabilities has an effective sample size of so much.
+    """Plot the empirical distribution function of effective sample sizes.
 
-    At most so much, as in :func:`plot_predictive_rhat`: what is left of a threshold is too little.
+    It works like :func:`plot_predictive_rhat`. Values to the left of a threshold are too small.
 
-    :param effective_sample_sizes: what
-        :func:`~pyro_ext.diagnostics.function_space.predictive_ess` returns, of any shape; or
-        several by label.
-    :param Sequence thresholds: by default 400, a hundred for each of four chains.
-    :param ax: where to draw; a new figure without it.
+    :param effective_sample_sizes: the result of
+        :func:`~pyro_ext.diagnostics.function_space.predictive_ess`, of any shape; or a mapping from
+        labels to several results.
+    :param Sequence thresholds: sizes to mark. Default: 400, a hundred for each of four chains.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
     Example::
 
@@ -98,10 +98,12 @@ def _distributions(
         flat = checks.as_tensor(name, as_numbers(name, value).double().cpu()).flatten()
         known = flat[~flat.isnan()].sort().values
         if not known.isfinite().any():
-            raise ValueError(f"{name} must hold at least one finite number; got {len(flat)} others")
+            raise ValueError(
+                f"{name} must contain at least one finite number; got {len(flat)} others"
+            )
         curves.append((label, known, fractions_below(known, thresholds)))
     if not curves:
-        raise ValueError(f"{argument} must hold at least one array, got none")
+        raise ValueError(f"{argument} must contain at least one array, got none")
     ax = axes_of(function, ax, (4.8, 3.6))
     largest = 0.0
     for label, known, below in curves:

@@ -1,13 +1,14 @@
 """Agreement of chains in the function that they predict with.
 
-The weights of a network have symmetric modes: exchanging hidden units, or the signs around an odd
-activation, leaves its predictions as they are. R-hat and effective sample sizes of weights
-therefore say nothing: chains in two copies of one mode seem far apart, and a chain that stays in
-one of the copies seems to have converged. Those of the predictions do not see the copies [1].
+The weights of a network have symmetric modes: exchanging hidden units, or flipping the signs around
+an odd activation, leaves its predictions unchanged. So R-hat and effective sample sizes of weights
+say little: chains in two copies of one mode seem far apart, and a chain that stays in one of the
+copies seems to have converged. Predictions are the same in all copies, so their R-hat and effective
+sample sizes are meaningful [1].
 
-The numbers are ArviZ's, of each point and class on its own: rank-normalized split R-hat and bulk
-effective sample size [2], up to a millisecond each, so that some hundred points are a better choice
-than a whole test set. The functions take NumPy arrays or torch tensors and return tensors in double
+ArviZ computes rank-normalized split R-hat and bulk effective sample size [2], separately for each
+point and class. This takes up to a millisecond each, so pass about a hundred points rather than a
+whole test set. The functions take NumPy arrays or torch tensors and return tensors in double
 precision, through which no gradient flows.
 
 [1] P. Izmailov, S. Vikram, M. Hoffman, A. Wilson (2021), *What are Bayesian neural network
@@ -39,13 +40,13 @@ _LEAST_DRAWS = 4  # two in each half of a chain
 def predictive_rhat(probabilities: ArrayLike) -> Tensor:
     """R-hat of the predictive probability of each point and class.
 
-    Near one where the chains agree. NaN where a probability is the same in all draws, infinite
-    where every half of a chain stays at a value of its own, and they differ.
+    It is near one if the chains agree, NaN if a probability is the same in all draws, and infinite
+    if it is constant within each half of a chain but differs between them.
 
-    :param probabilities: predictive probabilities by chain, at least two chains of four draws.
+    :param probabilities: predictive probabilities by chain, for at least two chains of four draws.
         **Shape:** ``(num_chains, num_draws, n, classes)``.
-    :returns: **Shape:** ``(n, classes)``. The two classes of a binary problem have the same value,
-        up to rounding.
+    :returns: R-hat. The two classes of a binary problem have the same value, up to rounding.
+        **Shape:** ``(n, classes)``.
 
     Example::
 
@@ -69,11 +70,11 @@ def predictive_rhat(probabilities: ArrayLike) -> Tensor:
 def predictive_ess(probabilities: ArrayLike) -> Tensor:
     """Bulk effective sample size of the predictive probability of each point and class.
 
-    NaN where a probability is the same in all draws, as :func:`predictive_rhat` is.
+    Like :func:`predictive_rhat`, it is NaN if a probability is the same in all draws.
 
-    :param probabilities: predictive probabilities by chain, at least four draws of each.
+    :param probabilities: predictive probabilities by chain, with at least four draws each.
         **Shape:** ``(num_chains, num_draws, n, classes)``.
-    :returns: for all chains together. **Shape:** ``(n, classes)``.
+    :returns: the effective sample size of all chains together. **Shape:** ``(n, classes)``.
 
     Example::
 
@@ -98,11 +99,11 @@ def fractions_below(
 ) -> dict[float, float]:
     """Fraction of the quantities whose R-hat is below each threshold.
 
-    Those whose R-hat is NaN are left out of the count.
+    Quantities whose R-hat is NaN do not count.
 
-    :param r_hat: such as :func:`predictive_rhat` returns, of any shape.
-    :param Sequence thresholds: 1.01 is what [2] asks for, 1.2 what was usual before.
-    :returns: by threshold; NaN where all are NaN.
+    :param r_hat: values such as :func:`predictive_rhat` returns, of any shape.
+    :param Sequence thresholds: [2] recommends 1.01; 1.2 was common before.
+    :returns: fractions by threshold; NaN if all values are NaN.
     :raises ValueError: if a threshold is not finite, or ``r_hat`` is empty.
 
     Example::
@@ -114,7 +115,9 @@ def fractions_below(
     thresholds = checks.sequence("thresholds", thresholds, "a list of numbers", 0)
     values = as_numbers("r_hat", r_hat)
     if values.numel() == 0:
-        raise ValueError(f"r_hat must hold at least one value; got the shape {tuple(values.shape)}")
+        raise ValueError(
+            f"r_hat must contain at least one value; got the shape {tuple(values.shape)}"
+        )
     known = values[~values.isnan()]
     numbers = [checks.number("thresholds", threshold) for threshold in thresholds]
     return {number: float((known < number).double().mean()) for number in numbers}

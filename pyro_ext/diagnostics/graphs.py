@@ -1,4 +1,4 @@
-"""Distances between sets of graphs: how well generated graphs resemble those of a reference."""
+"""Distances between sets of graphs: how well generated graphs resemble reference graphs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -17,16 +17,17 @@ _WIDTHS = {"degree": (1.0, 1.0), "clustering": (1.0 / _NUM_BINS, 0.1)}  # of a b
 
 
 def graph_mmd(reference: Sequence[Any], generated: Sequence[Any], kind: Kind = "degree") -> float:
-    r"""Squared maximum mean discrepancy of histograms of graphs, with the kernels of [1].
+    r"""Squared maximum mean discrepancy between histograms of graphs, with the kernels of [1].
 
     .. math:: k(g, h) = \exp\Bigl(-\frac{W_1(g, h)^2}{2 \sigma^2}\Bigr)
 
-    with the Wasserstein distance of normalized histograms: of degrees, where :math:`\sigma = 1`,
-    or of clustering coefficients in 100 bins, where :math:`\sigma = 0.1`. The estimate is the
-    biased one, zero of a set and itself. [1] counts orbits too, which networkx does not.
+    with the Wasserstein distance :math:`W_1` between normalized histograms, either of degrees, with
+    :math:`\sigma = 1`, or of clustering coefficients in 100 bins, with :math:`\sigma = 0.1`. The
+    estimate is the biased one, which is zero between a set and itself. [1] also counts orbits,
+    which networkx does not support.
 
-    :param Sequence reference: graphs of networkx.
-    :param Sequence generated: graphs of networkx.
+    :param Sequence reference: networkx graphs.
+    :param Sequence generated: networkx graphs.
     :param str kind: ``"degree"`` or ``"clustering"``.
     :returns: a number from zero to two.
     :raises ValueError: for a graph that is directed or has no nodes.

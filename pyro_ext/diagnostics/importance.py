@@ -1,4 +1,4 @@
-"""Importance weights of a guide: how far it is from the posterior, and draws that correct it.
+"""Importance weights of a guide, which measure its distance from the posterior and correct draws.
 
 [1] Y. Yao, A. Vehtari, D. Simpson, A. Gelman (2018), Yes, but did it work?: evaluating variational
 inference.
@@ -23,14 +23,15 @@ __all__ = ["GuideWeights", "psis"]
 
 
 class GuideWeights(NamedTuple):
-    """Draws of a guide with their importance weights.
+    """Draws from a guide with their importance weights.
 
-    :param dict samples: by latent site. **Shape:** ``(num_samples, *event)`` each.
-    :param Tensor log_weights: smoothed, of weights that sum to one. **Shape:** ``(num_samples,)``.
-    :param float k_hat: shape of the tail of the weights: up to .5 the guide is near the posterior,
-        up to .7 weighted draws can be trusted, and above neither.
-    :param float effective_sample_size: of the weighted draws.
-    :param float log_evidence: estimate of the logarithm of the marginal likelihood.
+    :param dict samples: draws by latent site. **Shape:** ``(num_samples, *event)`` each.
+    :param Tensor log_weights: logarithms of the smoothed weights, which sum to one. **Shape:**
+        ``(num_samples,)``.
+    :param float k_hat: the Pareto shape of the tail of the weights. Up to 0.5, the guide is close
+        to the posterior; up to 0.7, you can trust the weighted draws; above 0.7, neither holds.
+    :param float effective_sample_size: the effective sample size of the weighted draws.
+    :param float log_evidence: an estimate of the log marginal likelihood.
     """
 
     samples: dict[str, Tensor]
@@ -48,21 +49,21 @@ def psis(
     seed: int | None = None,
     **kwargs: Any,
 ) -> GuideWeights:
-    """Tell how far a guide is from the posterior, by Pareto-smoothed importance weights [1].
+    """Measure how far a guide is from the posterior, by Pareto-smoothed importance weights [1].
 
-    The model and the guide run once for each draw, so that any guide will do that is a Pyro program
-    of the latent sites, trained or not. A good ``k_hat`` does not show a mode that the guide does
-    not reach.
+    The model and the guide run once for each draw. So the guide can be any Pyro program that
+    samples the latent sites, trained or not. A good ``k_hat`` cannot rule out a mode that the guide
+    never reaches.
 
-    :param guide: a guide of Pyro or of this package.
+    :param guide: a guide from Pyro or this package.
     :param model: its model; discrete sites that the guide lacks are summed out.
     :param args: arguments of both.
     :param int num_samples: number of draws.
-    :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
+    :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
     :param kwargs: keyword arguments of both.
     :returns: the draws and their weights.
-    :raises ValueError: for a plate that subsamples, a guide without one of the model's latent
-        sites, or draws that all have no density.
+    :raises ValueError: if a plate subsamples, the guide lacks one of the model's latent sites, or
+        all draws have zero density.
 
     Example::
 
@@ -116,5 +117,5 @@ def _check(names: list[str], drawn: Trace, replayed: Trace) -> None:
                 if frame.size < (frame.full_size or frame.size):
                     raise ValueError(
                         f"model and guide must see all of the data, but the plate {frame.name!r} "
-                        "subsamples: weights of minibatches say nothing of the posterior"
+                        "subsamples: weights on minibatches do not describe the posterior"
                     )

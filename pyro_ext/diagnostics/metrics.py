@@ -1,15 +1,15 @@
 """Predictive metrics of an ensemble: pure functions of class probabilities and labels.
 
-All take NumPy arrays or torch tensors, of ``float32`` or ``float64``, mixed as you like, on any
-device, and return a Python float, computed in double precision; no gradient flows through them.
-:func:`calibration_bins` and :func:`temperature_scale` return more than a number.
+All functions take NumPy arrays or torch tensors of ``float32`` or ``float64``, in any mixture and
+on any device, and return a Python float computed in double precision; no gradient flows through
+them. :func:`calibration_bins` and :func:`temperature_scale` return more than a number.
 
-``probabilities`` has the shape ``(num_draws, n, classes)``: one predictive distribution per
-posterior draw and point. ``(n, classes)`` is an average that was taken before. Several chains are
-more draws: ``probabilities.reshape(-1, n, classes)``. ``labels`` has the shape ``(n,)`` and holds
-the integers 0 to ``classes - 1``.
+``probabilities`` has the shape ``(num_draws, n, classes)``: one predictive distribution for each
+posterior draw and point. If you have averaged over the draws yourself, pass ``(n, classes)``. Treat
+several chains as more draws: ``probabilities.reshape(-1, n, classes)``. ``labels`` has the shape
+``(n,)`` and contains integers from 0 to ``classes - 1``.
 
-Invalid probabilities, negative or NaN entries and rows whose sum differs from one by more than
+Probabilities that are negative or NaN, or whose sum over the classes differs from one by more than
 1e-4, raise a ``ValueError`` that names the argument.
 """
 
@@ -102,9 +102,9 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Fraction of points whose label is the likeliest class of the averaged predictive.
+    """Fraction of points whose label is the most likely class of the averaged predictive.
 
-    Of equally likely classes the first counts as the likeliest.
+    If classes are equally likely, the first of them counts.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param labels: the observed classes. **Shape:** ``(n,)``.
@@ -125,10 +125,10 @@ class CalibrationBins:
 
     Shape: ``edges (num_bins + 1,)``, the others ``(num_bins,)``.
 
-    :param edges: the borders of the bins, 0 to 1. A bin holds its right border and not its left.
+    :param edges: the edges of the bins, from 0 to 1. A bin includes its right edge only.
     :param counts: points per bin, ``int64``.
-    :param accuracy: fraction of the bin's points that were classified correctly; NaN where empty.
-    :param confidence: mean confidence of the bin's points; NaN where empty.
+    :param accuracy: the fraction of the bin's points classified correctly; NaN for an empty bin.
+    :param confidence: the mean confidence of the bin's points; NaN for an empty bin.
     """
 
     edges: Tensor
@@ -186,7 +186,7 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> floa
     """Expected calibration error of the averaged predictive.
 
     ``sum_b (n_b / n) |accuracy_b - confidence_b|`` over the bins of :func:`calibration_bins`, which
-    have equal width and hold their right border.
+    have equal width and include their right edge.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param labels: the observed classes. **Shape:** ``(n,)``.
@@ -206,15 +206,15 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> floa
 
 
 def quantile_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> float:
-    """Calibration error of predictive quantiles of a regression.
+    """Calibration error of the predictive quantiles of a regression.
 
-    The root mean square over the levels ``q = 1 / (K + 1), ..., K / (K + 1)`` of the difference
-    between ``q`` and the fraction of observations below the predictive quantile of level ``q``;
-    without ``num_levels`` these are 0.05 to 0.95.
+    This is the root mean square, over the levels ``q = 1 / (K + 1), ..., K / (K + 1)``, of the
+    difference between ``q`` and the fraction of observations below the predictive quantile of level
+    ``q``. By default, the levels run from 0.05 to 0.95.
 
     :param cdf_values: the predictive distribution function at the observation of each point, such
-        as ``Normal(loc, scale).cdf(y)``; several draws are averaged to that of their mixture.
-        **Shape:** ``(num_draws, n)`` or ``(n,)``.
+        as ``Normal(loc, scale).cdf(y)``; values of several draws are averaged to that of their
+        mixture. **Shape:** ``(num_draws, n)`` or ``(n,)``.
     :param num_levels: number of levels ``K``, at least 1.
 
     Reference: V. Kuleshov, N. Fenner and S. Ermon (2018), *Accurate uncertainties for deep learning
@@ -234,14 +234,14 @@ def quantile_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> f
 
 
 def interval_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> float:
-    """Calibration error of central predictive intervals of a regression.
+    """Calibration error of the central predictive intervals of a regression.
 
-    The mean square over the levels ``p = 1 / (K + 1), ..., K / (K + 1)`` of the difference between
-    ``p`` and the fraction of observations in the central interval that has this probability. It
-    sees only widths: intervals that are all too high may be calibrated, which
-    :func:`quantile_calibration_error` finds.
+    This is the mean square, over the levels ``p = 1 / (K + 1), ..., K / (K + 1)``, of the
+    difference between ``p`` and the fraction of observations in the central interval with this
+    probability. It can miss intervals that all lie too high, which
+    :func:`quantile_calibration_error` detects.
 
-    :param cdf_values: as of :func:`quantile_calibration_error`. **Shape:** ``(num_draws, n)`` or
+    :param cdf_values: as in :func:`quantile_calibration_error`. **Shape:** ``(num_draws, n)`` or
         ``(n,)``.
     :param num_levels: number of levels ``K``, at least 1.
 
@@ -262,18 +262,18 @@ def interval_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> f
 
 
 def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
-    """Diversity of an ensemble: mean NLL of its draws less the NLL of their averaged logits.
+    """Diversity of an ensemble: the mean NLL of its draws minus the NLL of their averaged logits.
 
-    With logits ``l[s]`` and their mean ``m`` over the draws,
-    ``mean_s NLL(softmax(l[s])) - NLL(softmax(m))``, averaged over the points. It is zero where all
+    With logits ``l[s]`` and their mean ``m`` over the draws, it is
+    ``mean_s NLL(softmax(l[s])) - NLL(softmax(m))``, averaged over the points. It is zero if all
     draws agree and positive otherwise.
 
-    The logits of the label cancel: it is ``-log sum_c prod_s p[s, c]^(1 / num_draws)``. A class
-    that any draw excludes drops out of the sum, and the ambiguity of a point is infinite only where
-    every class is excluded by some draw.
+    The logits of the label cancel, so that it equals ``-log sum_c prod_s p[s, c]^(1 / num_draws)``.
+    A class that any draw excludes drops out of the sum. The ambiguity of a point is infinite only
+    if every class is excluded by some draw.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``.
-    :param labels: checked where given; the value does not depend on them. **Shape:** ``(n,)``.
+    :param labels: optional; checked, but the value does not depend on them. **Shape:** ``(n,)``.
 
     Reference: A. Krogh and J. Vedelsby (1994), *Neural network ensembles, cross validation, and
     active learning*, NIPS 7; T. Heskes (1998), *Bias/variance decompositions for likelihood-based
@@ -295,13 +295,14 @@ def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> floa
 
 
 def agreement(p: ArrayLike, q: ArrayLike) -> float:
-    """Fraction of points at which two averaged predictives have the same likeliest class.
+    """Fraction of points at which two averaged predictives have the same most likely class.
 
-    Of equally likely classes the first counts as the likeliest. The two ensembles may differ in the
-    number of their draws.
+    If classes are equally likely, the first of them counts. The two ensembles may have different
+    numbers of draws.
 
-    :param p: probabilities. **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
-    :param q: predictive probabilities of the other, for the same points and classes.
+    :param p: predictive probabilities of one ensemble. **Shape:** ``(num_draws, n, classes)``, or
+        averaged ``(n, classes)``.
+    :param q: those of the other, for the same points and classes. **Shape:** likewise.
 
     Reference: P. Izmailov, S. Vikram, M. Hoffman and A. Wilson (2021), *What are Bayesian neural
     network posteriors really like?*, https://arxiv.org/abs/2104.14421.
@@ -317,9 +318,9 @@ def agreement(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def total_variation(p: ArrayLike, q: ArrayLike) -> float:
-    """Total variation distance of two averaged predictives, averaged over the points.
+    """Total variation distance between two averaged predictives, averaged over the points.
 
-    ``0.5 mean_i sum_c |p[i, c] - q[i, c]|``, between 0 and 1. Arguments are as of
+    It is ``0.5 mean_i sum_c |p[i, c] - q[i, c]|``, between 0 and 1. The arguments are those of
     :func:`agreement`.
 
     Reference: P. Izmailov, S. Vikram, M. Hoffman and A. Wilson (2021), *What are Bayesian neural
@@ -336,11 +337,11 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> float:
 
 
 def ensemble_mutual_information(probabilities: ArrayLike) -> float:
-    r"""Mutual information of the class and the draw: what the draws of an ensemble disagree about.
+    r"""Mutual information of the class and the draw, which measures how much the draws disagree.
 
-    :math:`\frac{1}{n} \sum_i \left( H[\bar p(\cdot | x_i)] - \frac{1}{S} \sum_s
-    H[p_s(\cdot | x_i)] \right)`, with :math:`\bar p` the average of the draws and :math:`H` the
-    entropy. It is zero where all draws agree, and at most the logarithm of their number.
+    It is :math:`\frac{1}{n} \sum_i \left( H[\bar p(\cdot | x_i)] - \frac{1}{S} \sum_s
+    H[p_s(\cdot | x_i)] \right)`, where :math:`\bar p` is the average of the draws and :math:`H` the
+    entropy. It is zero if all draws agree, and at most the logarithm of their number.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``.
 
@@ -364,16 +365,16 @@ def ensemble_mutual_information(probabilities: ArrayLike) -> float:
 def deep_ensemble_equivalent(
     value: float | Tensor, reference: ArrayLike | Sequence[float]
 ) -> float:
-    """Return the size of a deep ensemble that would be as good, as a real number.
+    """Return the size of the deep ensemble that would be as good, as a real number.
 
-    The sizes 1, 2, ... are interpolated linearly between the metrics of deep ensembles of these
-    sizes, and extrapolated by the first or the last segment beyond them. Below one is worse than a
-    single network; at zero and less, much worse.
+    The size is interpolated linearly between the metrics of deep ensembles of 1, 2, ... networks,
+    and extrapolated by the first or the last segment. A result below one is worse than a single
+    network; zero or less is much worse.
 
-    :param float value: a metric of which less is better, such as :func:`nll`.
-    :param reference: the metric of deep ensembles of 1, 2, ..., M networks, each less than the one
-        before. **Shape:** ``(M,)`` with ``M >= 2``.
-    :raises ValueError: for a reference that does not fall, or fewer than two sizes.
+    :param float value: a metric for which lower is better, such as :func:`nll`.
+    :param reference: the metric of deep ensembles of 1, 2, ..., M networks, strictly decreasing.
+        **Shape:** ``(M,)`` with ``M >= 2``.
+    :raises ValueError: if the reference does not decrease or has fewer than two sizes.
 
     Reference: A. Ashukha, A. Lyzhov, D. Molchanov and D. Vetrov (2020), *Pitfalls of in-domain
     uncertainty estimation and ensembling in deep learning*, https://arxiv.org/abs/2002.06470.
@@ -393,8 +394,8 @@ def deep_ensemble_equivalent(
     steps = metrics.diff()
     if not len(steps) or not bool((steps < 0).all()):
         raise ValueError(
-            "reference must hold the metrics of ensembles of 1, 2, ... networks, at least two, "
-            f"each less than the one before; got {metrics.tolist()!r:.80}"
+            "reference must contain the metrics of ensembles of 1, 2, ... networks, at least two, "
+            f"strictly decreasing; got {metrics.tolist()!r:.80}"
         )
     segment = min(max(int((metrics > value).sum()) - 1, 0), len(steps) - 1)
     return segment + 1 + float((value - metrics[segment]) / steps[segment])
@@ -402,10 +403,10 @@ def deep_ensemble_equivalent(
 
 @dataclass(frozen=True)
 class TemperatureScaling:
-    r"""Probabilities at another temperature: ``scaling(probabilities)``.
+    r"""Rescale probabilities to another temperature: ``scaling(probabilities)``.
 
-    :math:`p(c) \propto \bar p(c)^{1/T}`, the softmax of the logits divided by :math:`T`. More than
-    one makes predictions less confident.
+    The result is :math:`p(c) \propto \bar p(c)^{1/T}`, the softmax of the logits divided by
+    :math:`T`. A temperature above one makes predictions less confident.
 
     :param float temperature: :math:`T > 0`.
 
@@ -434,16 +435,17 @@ class TemperatureScaling:
 
 
 def temperature_scale(probabilities: ArrayLike, labels: ArrayLike) -> TemperatureScaling:
-    """Find the temperature at which the averaged predictive has the least NLL.
+    """Find the temperature that minimizes the NLL of the averaged predictive.
 
-    Take points for it that were not trained on, and scale the probabilities of others by what is
-    returned. The temperature lies between 0.01 and 100: it is near an end where no other is best,
-    such as for points that are all classified correctly.
+    Use points that the model was not trained on, and apply the result to the probabilities of other
+    points. The temperature lies between 0.01 and 100. It is near one of these ends if no value in
+    between is best, for instance if all points are classified correctly.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param labels: the observed classes. **Shape:** ``(n,)``.
     :returns: the temperature, as a function of probabilities.
-    :raises ValueError: also where a label has probability zero, so that no temperature helps.
+    :raises ValueError: for invalid arguments, or if a label has probability zero, so that no
+        temperature helps.
 
     Reference: C. Guo, G. Pleiss, Y. Sun and K. Weinberger (2017), *On calibration of modern neural
     networks*, https://arxiv.org/abs/1706.04599.

@@ -11,17 +11,19 @@ def nested_rhat(draws: Tensor, num_superchains: int) -> Tensor:
 
     .. math:: \sqrt{1 + B / W}
 
-    Chains of a superchain begin at the same point; :math:`B` is the variance between the means of
-    superchains, and :math:`W` that within them. Of chains that have forgotten their starts it is
-    some :math:`\sqrt{1 + 1 / (M n)}`, with :math:`M` chains a superchain and :math:`n` effective
-    draws of each, also of a single draw.
+    A superchain is a group of chains that start at the same point. :math:`B` is the variance
+    between the means of superchains, and :math:`W` the variance within them. If the chains have
+    forgotten their starting points, the result is about :math:`\sqrt{1 + 1 / (M n)}`, where
+    :math:`M` is the number of chains in a superchain and :math:`n` the number of effective draws
+    from each chain. A single draw from each chain is enough.
 
-    :param Tensor draws: chains of one superchain next to each other.
+    :param Tensor draws: draws, with the chains of a superchain next to each other.
         **Shape:** ``(num_chains, num_draws, *event)``.
-    :param int num_superchains: at least two, a divisor of the number of chains.
+    :param int num_superchains: the number of superchains, at least two; it must divide the number
+        of chains.
     :returns: **Shape:** ``(*event)``.
-    :raises ValueError: for a number of superchains that does not divide that of chains, or one
-        draw of superchains of one chain.
+    :raises ValueError: if the number of superchains does not divide the number of chains, or each
+        superchain has one chain with one draw.
 
     [1] C. C. Margossian, M. D. Hoffman, P. Sountsov, L. Riou-Durand, A. Vehtari, A. Gelman (2024),
     Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many short

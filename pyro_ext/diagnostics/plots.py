@@ -27,20 +27,19 @@ _BAND = "#d9e2e8"
 def plot_reliability(
     probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw a reliability diagram: how often predictions of a given confidence are right.
+    """Draw a reliability diagram: how often predictions with a given confidence are right.
 
-    Bars show the accuracy per bin of confidence, hatched boxes the gap to the mean confidence of
-    the bin (above the bar where the ensemble is overconfident, within it where it is
-    underconfident), the dashed diagonal perfect calibration. Below is the fraction of the points in
-    each bin. Bins and numbers are those of
-    :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
+    Bars show the accuracy in each confidence bin. Hatched boxes show the gap to the bin's mean
+    confidence: above the bar if the ensemble is overconfident, within it if it is underconfident.
+    The dashed diagonal is perfect calibration. A histogram below shows the fraction of the points
+    in each bin. The bins are those of :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param labels: the observed classes. **Shape:** ``(n,)``.
     :param num_bins: number of bins, at least 1.
-    :param ax: where to draw; a new figure without it. The histogram is placed beneath these axes.
+    :param ax: the axes to draw on, with the histogram beneath; a new figure by default.
     :returns: the axes of the diagram; the histogram is ``ax.child_axes[0]``.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
     Reference: C. Guo, G. Pleiss, Y. Sun and K. Weinberger (2017), *On calibration of modern neural
     networks*, https://arxiv.org/abs/1706.04599.
@@ -102,25 +101,24 @@ def plot_sbc(
     prob: float = 0.95,
     ax: "Axes | npt.NDArray[Any] | None" = None,
 ) -> "npt.NDArray[Any]":
-    """Draw the ranks of simulation-based calibration against what uniform ranks may look like.
+    """Plot the ranks of simulation-based calibration against what to expect of uniform ranks.
 
-    One plot for each site and quantity, with a line for each of its elements. ``"ecdf"`` shows the
-    empirical distribution function of the ranks minus that of uniform ones, and the band that holds
-    all of a line with probability ``prob`` where the inference is calibrated; lines that leave it
-    are red. A line above the band at the left says that the posterior lies too high or is too
-    narrow there; an S that falls first and then rises, that it is too wide.
-    ``"histogram"`` shows how often ranks fall into bins, and the interval that holds each bar with
-    probability ``prob``.
+    There is one plot for each site and quantity, with a line for each of its elements. ``"ecdf"``
+    shows the empirical distribution function of the ranks minus that of uniform ranks, with a band
+    that contains a whole line with probability ``prob`` if the inference is calibrated; lines that
+    leave it are red. If a line is above the band on the left, the posterior lies too high or is too
+    narrow; if it first falls and then rises, the posterior is too wide. ``"histogram"`` shows how
+    often ranks fall into bins, and the interval that contains each bar with probability ``prob``.
 
-    :param SBCResult result: what :func:`~pyro_ext.diagnostics.sbc` returns.
-    :param Collection names: sites and quantities to draw, by default all.
+    :param SBCResult result: the result of :func:`~pyro_ext.diagnostics.sbc`.
+    :param Collection names: sites and quantities to plot, by default all.
     :param pool: take the elements of a site together, as in
         :meth:`SBCResult.uniformity() <pyro_ext.diagnostics.SBCResult.uniformity>`.
-    :param str kind: ``"ecdf"`` or ``"histogram"``; the latter draws elements together.
-    :param float prob: probability of the band.
-    :param ax: where to draw, one for each name; a new figure without it.
+    :param str kind: ``"ecdf"`` or ``"histogram"``; the latter takes elements together.
+    :param float prob: the probability of the band.
+    :param ax: the axes to draw on, one for each name; a new figure by default.
     :returns: the axes. **Shape:** ``(num_names,)``.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
     Reference: T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), *Graphical test for discrete
     uniformity and its applications in goodness-of-fit evaluation and multiple sample comparison*,
@@ -158,9 +156,9 @@ def plot_sbc(
         ax = grid.ravel()[: len(labels)]
     axes = np.asarray(ax, dtype=object).ravel()
     if not all(hasattr(axis, "fill_between") and not isinstance(axis, type) for axis in axes):
-        raise TypeError(f"ax must be axes of Matplotlib, one for each name, got {checks.shown(ax)}")
+        raise TypeError(f"ax must be Matplotlib axes, one for each name, got {checks.shown(ax)}")
     if len(axes) != len(labels):
-        raise ValueError(f"ax must hold {len(labels)} axes, one for each name, got {len(axes)}")
+        raise ValueError(f"ax must have {len(labels)} axes, one for each name, got {len(axes)}")
     draw = _draw_ecdf if kind == "ecdf" else _draw_histogram
     for name, axis in zip(labels, axes, strict=True):
         draw(axis, name, columns[name], result.num_draws, prob)
@@ -171,18 +169,20 @@ def plot_sbc(
 def plot_co_clustering(
     labels: ArrayLike, order: "Literal['linkage'] | ArrayLike" = "linkage", ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw the posterior probability that two points share a cluster as a heat map.
+    """Plot the posterior probability that two points share a cluster as a heat map.
 
-    Points that belong together are side by side: in the order of the leaves of a tree of average
-    linkage, or so within each cluster of a partition, the largest first, with lines between them.
+    Points that belong together are next to each other. They are ordered by the leaves of an average
+    linkage tree, either all of them or within each cluster of a partition; clusters are separated
+    by lines, the largest first.
 
-    :param labels: draws. **Shape:** ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
-    :param order: ``"linkage"``, or a partition, such as
+    :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
+        ``(num_chains, num_draws, n)``.
+    :param order: ``"linkage"``, or a partition such as
         :func:`pyro_ext.diagnostics.partitions.point_estimate` finds. **Shape:** ``(n,)``.
-    :param ax: where to draw; a new figure without it.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
     :raises TypeError: if labels are not integers.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
     Example::
 
@@ -222,16 +222,17 @@ def plot_co_clustering(
 
 
 def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
-    """Draw the posterior probability of each number of clusters.
+    """Plot the posterior probability of each number of clusters.
 
-    Bars are over all draws. Where there are several chains, points show each of them: they lie
-    together where the chains agree.
+    Bars are for all draws together. If there are several chains, points show each of them; they are
+    close together if the chains agree.
 
-    :param labels: draws. **Shape:** ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
-    :param ax: where to draw; a new figure without it.
+    :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
+        ``(num_chains, num_draws, n)``.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
     :raises TypeError: if labels are not integers.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is missing; the message names the extra to install.
 
     Example::
 

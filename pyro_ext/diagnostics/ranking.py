@@ -9,15 +9,14 @@ __all__ = ["hits_at", "mean_reciprocal_rank", "ranks"]
 
 
 def ranks(scores: ArrayLike, negatives: ArrayLike) -> Tensor:
-    """Rank of each score among negatives, one where it is the highest.
+    """Rank of each positive's score among those of its negatives; one is the best.
 
-    Among equal scores it is the mean of the ranks that they share, so that a constant score gains
-    nothing.
+    Equal scores share the mean of their ranks, so that a constant score gains nothing.
 
-    :param scores: of what is true, without NaN. **Shape:** ``(n,)``.
-    :param negatives: of what each is compared with, without NaN. **Shape:**
+    :param scores: scores of the positives, without NaN. **Shape:** ``(n,)``.
+    :param negatives: scores of the negatives of each positive, without NaN. **Shape:**
         ``(n, num_negatives)``.
-    :returns: **Shape:** ``(n,)``, in double precision.
+    :returns: ranks, in double precision. **Shape:** ``(n,)``.
 
     Example::
 
@@ -34,16 +33,16 @@ def ranks(scores: ArrayLike, negatives: ArrayLike) -> Tensor:
         )
     for name, values in (("scores", own), ("negatives", others)):
         if bool(values.isnan().any()):
-            raise ValueError(f"{name} must not be NaN, got {int(values.isnan().sum())} that are")
+            raise ValueError(f"{name} must not be NaN, got {int(values.isnan().sum())} NaN")
     above = (others > own[:, None]).double().sum(1)
     return 1.0 + above + 0.5 * (others == own[:, None]).double().sum(1)
 
 
 def mean_reciprocal_rank(scores: ArrayLike, negatives: ArrayLike) -> float:
-    """Mean of one over the rank; arguments are those of :func:`ranks`.
+    """Mean of the reciprocals of :func:`ranks`.
 
-    :param scores: of what is true, without NaN. **Shape:** ``(n,)``.
-    :param negatives: of what each is compared with, without NaN. **Shape:**
+    :param scores: scores of the positives, without NaN. **Shape:** ``(n,)``.
+    :param negatives: scores of the negatives of each positive, without NaN. **Shape:**
         ``(n, num_negatives)``.
 
     Example::
@@ -55,12 +54,12 @@ def mean_reciprocal_rank(scores: ArrayLike, negatives: ArrayLike) -> float:
 
 
 def hits_at(scores: ArrayLike, negatives: ArrayLike, k: int = 10) -> float:
-    """Fraction of ranks that are not above ``k``; other arguments are those of :func:`ranks`.
+    """Fraction of :func:`ranks` that are at most ``k``.
 
-    :param scores: of what is true, without NaN. **Shape:** ``(n,)``.
-    :param negatives: of what each is compared with, without NaN. **Shape:**
+    :param scores: scores of the positives, without NaN. **Shape:** ``(n,)``.
+    :param negatives: scores of the negatives of each positive, without NaN. **Shape:**
         ``(n, num_negatives)``.
-    :param int k: the last rank that counts.
+    :param int k: the largest rank that counts.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Predictive distributions of a regression that are made to keep what they promise."""
+"""Recalibration of the predictive distributions of a regression."""
 
 import warnings
 
@@ -10,18 +10,18 @@ from pyro_ext.diagnostics.metrics import ArrayLike, in_unit_interval
 
 
 class IsotonicRecalibrator:
-    r"""A map of predicted probabilities to the frequencies seen on held-out data [1].
+    r"""A map from predicted probabilities to the frequencies observed on held-out data [1].
 
-    Where a model says that an observation lies below a value with probability :math:`p`, it does so
-    with the frequency :math:`R(p)`, the isotonic regression of the fraction of held-out
-    observations whose :math:`F_j(y_j)` is at most :math:`p`. As these fractions rise with :math:`p`
-    anyway, the regression goes through them; between them, and to zero and one at the ends,
-    :math:`R` is linear. The recalibrated distribution function is :math:`R(F(y))`.
+    If a model predicts that an observation lies below a value with probability :math:`p`, this
+    happens with frequency :math:`R(p)`. :math:`R` is the isotonic regression of the fraction of
+    held-out observations whose :math:`F_j(y_j)` is at most :math:`p`. These fractions increase with
+    :math:`p` anyway, so :math:`R` goes through the middle of each of their steps; it is linear in
+    between, and toward zero and one at the ends. The recalibrated distribution function is
+    :math:`R(F(y))`.
 
     :param cdf_values: the predictive distribution function at the held-out observations, such as
-        ``Normal(loc, scale).cdf(y)``. **Shape:** ``(n,)``.
-        Where the distribution function is rounded to exactly zero or one, nothing is known of how
-        far out observations are, and :math:`R` passes them by.
+        ``Normal(loc, scale).cdf(y)``. Values that are exactly zero or one do not tell how far out
+        an observation is, so :math:`R` is not fitted to them. **Shape:** ``(n,)``.
     :raises ValueError: for invalid probabilities, or for no values.
     :warns RuntimeWarning: if more than one percent of the values are exactly zero or one.
 
@@ -61,19 +61,19 @@ class IsotonicRecalibrator:
         self.fractions = torch.cat([ends[:1], fractions[is_inside], ends[1:]])
 
     def __call__(self, cdf_values: ArrayLike) -> Tensor:
-        """Recalibrated probabilities.
+        """Return recalibrated probabilities.
 
-        :param cdf_values: of the model, of any shape.
-        :returns: of the same shape, in double precision.
+        :param cdf_values: the model's probabilities, of any shape.
+        :returns: the recalibrated probabilities, of the same shape, in double precision.
         """
         return self._interpolated(
             in_unit_interval("cdf_values", cdf_values), self.levels, self.fractions
         )
 
     def inverse(self, probabilities: ArrayLike) -> Tensor:
-        """Probabilities whose quantiles of the model are the recalibrated quantiles.
+        """Return the probabilities at which the model's quantiles are the recalibrated quantiles.
 
-        :param probabilities: of recalibrated quantiles, of any shape.
+        :param probabilities: the levels of the recalibrated quantiles, of any shape.
         :returns: :math:`R^{-1}`, of the same shape, in double precision.
         """
         values = in_unit_interval("probabilities", probabilities)

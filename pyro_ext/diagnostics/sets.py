@@ -1,12 +1,12 @@
-"""Distances between sets of points, and what tells generated sets from real ones.
+"""Distances between sets of points, and metrics that compare generated sets with real sets.
 
-Distances take one set on each side or many: leading dimensions broadcast, so that
-``chamfer_distance(a[:, None], b)`` is that of each set in ``a`` to each in ``b``. Where sets differ
-in size they are padded, and a bool mask is true for points that are there. What is in the padding
-has no influence. Gradients flow through distances, along the pairs of points that are compared.
+Distances take one set or many on each side. Leading dimensions broadcast: for example,
+``chamfer_distance(a[:, None], b)`` compares each set in ``a`` with each in ``b``. Pad sets of
+different sizes, and pass a boolean mask that is true for actual points. The values of the padding
+do not matter. Gradients flow through distances, along the pairs of points that are compared.
 
-The metrics take distances between sets, of whichever kind, or the points themselves, and return a
-Python float.
+The metrics take distances between sets, of any kind, or the points themselves, and return a Python
+float.
 """
 
 import math
@@ -40,19 +40,18 @@ def chamfer_distance(
     *,
     reduction: Reduction = "sum",
 ) -> Tensor:
-    r"""Squared distance of the points of two sets to the nearest one of the other set.
+    r"""Squared distances of the points of two sets to the nearest point of the other set.
 
     .. math::
         \sum_i \min_j \lVert a_i - b_j \rVert^2 + \sum_j \min_i \lVert a_i - b_j \rVert^2.
 
-    It does not see how many points are in one spot.
+    It does not measure how many points are at one location.
 
     :param a: points. **Shape:** ``(*batch, num_a, size)``.
     :param b: points. **Shape:** ``(*batch, num_b, size)``.
-    :param mask_a: bool, true for points that are there. **Shape:** that of ``a`` but for the last
-        dimension.
-    :param mask_b: likewise for ``b``.
-    :param str reduction: ``"sum"`` over the points of each set, or their ``"mean"``.
+    :param mask_a: booleans, true for actual points of ``a``. **Shape:** ``(*batch, num_a)``.
+    :param mask_b: booleans, true for actual points of ``b``. **Shape:** ``(*batch, num_b)``.
+    :param str reduction: the ``"sum"`` over the points of each set, or the ``"mean"``.
     :returns: **Shape:** ``(*batch,)``.
     :raises ValueError: for sets that are empty, not finite, or in spaces of different dimensions.
 
@@ -88,15 +87,15 @@ def earth_mover_distance(
     *,
     cost: Cost = "euclidean",
 ) -> Tensor:
-    r"""Least cost of matching the points of two sets of equal size one to one.
+    r"""Smallest cost of matching the points of two sets of equal size one to one.
 
-    :math:`\min_\pi \sum_i c(a_i, b_{\pi(i)})`, exactly, by
-    ``scipy.optimize.linear_sum_assignment``, one pair of sets after the other on the CPU.
-    Arguments are as of :func:`chamfer_distance`, but for the last.
+    It is :math:`\min_\pi \sum_i c(a_i, b_{\pi(i)})`, computed exactly by
+    ``scipy.optimize.linear_sum_assignment``, for one pair of sets after another on the CPU. The
+    arguments are those of :func:`chamfer_distance`, except for ``cost``.
 
-    :param str cost: the ``"euclidean"`` distance of two points, or the ``"squared"`` one.
+    :param str cost: the ``"euclidean"`` distance between two points, or the ``"squared"`` distance.
     :returns: **Shape:** ``(*batch,)``.
-    :raises ValueError: as :func:`chamfer_distance`, and for sets that differ in size.
+    :raises ValueError: as in :func:`chamfer_distance`, or if two sets differ in size.
 
     Example::
 
@@ -132,9 +131,9 @@ def earth_mover_distance(
 
 
 def minimum_matching_distance(distances: ArrayLike) -> float:
-    """Distance of a real set to the nearest generated one, on average over real sets.
+    """Mean distance from a real set to the nearest generated set.
 
-    :param distances: of generated sets in rows to real ones in columns. **Shape:**
+    :param distances: distances between generated sets in rows and real sets in columns. **Shape:**
         ``(num_generated, num_real)``.
 
     Reference: P. Achlioptas, O. Diamanti, I. Mitliagkas, L. Guibas (2018),
@@ -149,9 +148,9 @@ def minimum_matching_distance(distances: ArrayLike) -> float:
 
 
 def coverage(distances: ArrayLike) -> float:
-    """Fraction of real sets that are the nearest one of some generated set.
+    """Fraction of real sets that are the nearest real set of some generated set.
 
-    :param distances: of generated sets in rows to real ones in columns. **Shape:**
+    :param distances: distances between generated sets in rows and real sets in columns. **Shape:**
         ``(num_generated, num_real)``.
 
     Reference: see :func:`minimum_matching_distance`.
@@ -170,13 +169,13 @@ def one_nearest_neighbor_accuracy(
 ) -> float:
     """Compute the accuracy of a 1-NN classifier of generated and real sets: one half is best.
 
-    Each set is classified as its nearest neighbor among all others. Of equally near ones the first
-    counts, generated sets before real ones.
+    Each set is classified like its nearest neighbor among all others. In a tie, the first set
+    counts, with generated sets before real sets.
 
-    :param generated: distances of generated sets to each other. **Shape:** ``(num_generated,
+    :param generated: distances between generated sets. **Shape:** ``(num_generated,
         num_generated)``.
-    :param real: distances of real sets to each other. **Shape:** ``(num_real, num_real)``.
-    :param between: distances of generated sets in rows to real ones in columns. **Shape:**
+    :param real: distances between real sets. **Shape:** ``(num_real, num_real)``.
+    :param between: distances between generated sets in rows and real sets in columns. **Shape:**
         ``(num_generated, num_real)``.
 
     Reference: D. Lopez-Paz, M. Oquab (2017), Revisiting classifier two-sample tests.
@@ -212,20 +211,21 @@ def occupancy_divergence(
     high: float,
     num_cells: int = 28,
 ) -> float:
-    """Jensen-Shannon divergence, in bits, of where points of generated and of real sets are.
+    """Jensen-Shannon divergence, in bits, between the locations of generated and real points.
 
-    Points are counted in the cells of a grid; those outside of it count in the nearest cell. The
-    result is zero for equal fractions of points, and one where no cell has points of both.
+    Points are counted in the cells of a grid; points outside the grid count in the nearest cell.
+    The result is zero if the fractions of points are equal in all cells, and one if no cell has
+    points of both.
 
     :param generated: points. **Shape:** ``(*batch, num_points, size)``.
-    :param real: points. **Shape:** ``(*batch, num_points, size)``, other numbers than of generated
-        ones.
-    :param generated_mask: bool, true for points that are there. **Shape:** that of ``generated``
-        but for the last dimension.
-    :param real_mask: likewise for ``real``.
-    :param float low: where the grid begins in each dimension.
-    :param float high: where it ends.
-    :param int num_cells: cells of the grid in each dimension.
+    :param real: points; their number and batch may differ from those of ``generated``. **Shape:**
+        ``(*batch, num_points, size)``.
+    :param generated_mask: booleans, true for actual points of ``generated``. **Shape:**
+        ``(*batch, num_points)``.
+    :param real_mask: booleans, true for actual points of ``real``. **Shape:** likewise.
+    :param float low: the lower end of the grid in each dimension.
+    :param float high: the upper end of the grid in each dimension.
+    :param int num_cells: the number of cells in each dimension.
 
     Reference: see :func:`minimum_matching_distance`.
 
@@ -248,7 +248,7 @@ def occupancy_divergence(
         cells.append(position.floor().clamp(0, num_cells - 1).cpu())
     if cells[0].shape[-1] != cells[1].shape[-1]:
         sizes = [one.shape[-1] for one in cells]
-        raise ValueError(f"real must have {sizes[0]} coordinates as generated has, got {sizes[1]}")
+        raise ValueError(f"real must have {sizes[0]} coordinates, as generated has, got {sizes[1]}")
     occupied, cell = torch.cat(cells).unique(dim=0, return_inverse=True)
     counts = [
         torch.bincount(one, minlength=len(occupied)) for one in cell.split(list(map(len, cells)))
@@ -274,8 +274,8 @@ def as_sets(
         mask = checks.as_tensor(mask_argument, mask, kind="booleans").to(x.device)
         if mask.shape != x.shape[:-1]:
             raise ValueError(
-                f"{mask_argument} must have the shape {tuple(x.shape[:-1])} as {argument} has but "
-                f"for the last dimension, got {tuple(mask.shape)}"
+                f"{mask_argument} must have the shape {tuple(x.shape[:-1])}, that of {argument} "
+                f"without the last dimension, got {tuple(mask.shape)}"
             )
         x = x.masked_fill(~mask[..., None], 0)
         if not bool(mask.any(-1).all()):
@@ -318,5 +318,5 @@ def _distances(argument: str, value: Any, shape: str = "(num_generated, num_real
     matrix = checks.as_tensor(argument, as_numbers(argument, value), shape).double()
     checks.all_finite(argument, matrix)
     if bool((matrix < 0).any()):
-        raise ValueError(f"{argument} must hold distances >= 0, got {float(matrix.min()):g}")
+        raise ValueError(f"{argument} must contain distances >= 0, got {float(matrix.min()):g}")
     return matrix

@@ -1,9 +1,8 @@
 r"""Kernel Stein discrepancy: how far draws are from a density known up to its constant.
 
-It needs gradients of the log density at the draws and nothing else, and unlike effective sample
-sizes it also sees the bias of a sampler that accepts every step. With the inverse multiquadric
-kernel it controls weak convergence [1]; kernels with lighter tails do not in more than two
-dimensions.
+It needs only the gradients of the log density at the draws. Unlike effective sample sizes, it also
+detects the bias of a sampler that accepts every step. With the inverse multiquadric kernel, it
+controls weak convergence [1]; in more than two dimensions, kernels with lighter tails do not.
 
 [1] J. Gorham, L. Mackey (2017), Measuring sample quality with kernels.
 """
@@ -24,8 +23,8 @@ def kernel_stein_discrepancy(
               + \nabla_y k \cdot s(x) + k \, s(x) \cdot s(y)
 
     with the gradients :math:`s = \nabla \log p` and
-    :math:`k(x, y) = (1 + \sum_d (x_d - y_d)^2 / c_d^2)^\beta`, in coordinates :math:`x_d / c_d`. Of
-    :math:`n` exact independent draws it is about :math:`[E\, k_0(X, X) / n]^{1/2}`, and not zero.
+    :math:`k(x, y) = (1 + \sum_d (x_d - y_d)^2 / c_d^2)^\beta`, in coordinates :math:`x_d / c_d`.
+    For :math:`n` exact independent draws, it is about :math:`[E\, k_0(X, X) / n]^{1/2}`, not zero.
     """
     samples = checks.as_tensor("samples", samples, "(num_draws, size)")
     gradients = checks.as_tensor("gradients", gradients, "(num_draws, size)", like=samples)
@@ -33,7 +32,7 @@ def kernel_stein_discrepancy(
     scale = torch.as_tensor(checks.as_parameter("scale", scale))
     if samples.shape != gradients.shape:
         raise ValueError(
-            "samples and gradients must have one shape (num_draws, size), got "
+            "samples and gradients must have the same shape (num_draws, size), got "
             f"{tuple(samples.shape)} and {tuple(gradients.shape)}"
         )
     scale = scale.to(samples)

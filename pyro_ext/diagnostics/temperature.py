@@ -1,12 +1,12 @@
-r"""Configurational temperature: whether draws spread as far as a density asks.
+r"""Configurational temperature: whether draws are as spread out as their density requires.
 
-It needs gradients of the potential at the draws and nothing else, and these may be estimates from
-minibatches, as long as they are unbiased. In a density :math:`\exp(-U / T)`, whose tails fall off,
+It needs only the gradients of the potential at the draws, which may be unbiased estimates from
+minibatches. For a density :math:`\exp(-U / T)` whose tails vanish, integration by parts gives
 
 .. math:: E[(\theta - c) \cdot \nabla U(\theta)] = d \, T
 
-for :math:`d` parameters and any constant :math:`c`, by partial integration. Draws whose
-standard deviations are :math:`a` times those of a normal posterior have :math:`T = a^2`.
+for :math:`d` parameters and any constant :math:`c`. Draws whose standard deviations are :math:`a`
+times those of a normal posterior have :math:`T = a^2`.
 """
 
 import math
@@ -35,19 +35,19 @@ class Temperature(NamedTuple):
 
 
 def configurational_temperature(positions: Tensor, gradients: Tensor) -> Temperature:
-    r"""Estimate the temperature of draws: one for those from the posterior.
+    r"""Estimate the temperature of draws; it is one for draws from the posterior.
 
-    The constant :math:`c` of a chain is the mean of the draws of all other chains, so that it does
-    not depend on the draws it is taken from. Of a single chain each half has the mean of the other.
-    The standard error is that of means of tenths of chains, or that of means of whole chains where
-    it is larger, as where chains are at different modes.
+    The constant :math:`c` for a chain is the mean of all other chains, so that it is independent of
+    the draws that it is subtracted from. With a single chain, each half uses the mean of the other.
+    The standard error is computed from the means of tenths of chains, or from the means of whole
+    chains if that is larger, as when chains are in different modes.
 
     :param Tensor positions: draws in unconstrained space. **Shape:** ``(num_chains, num_draws,
         size)``.
-    :param Tensor gradients: of the potential, the negative log density, there. **Shape:** as the
-        positions.
+    :param Tensor gradients: gradients of the potential, the negative log density, at the positions.
+        **Shape:** that of the positions.
     :returns: the temperature and its standard error.
-    :raises ValueError: for shapes that do not fit, or fewer than four draws of a chain.
+    :raises ValueError: if shapes do not match, or a chain has fewer than four draws.
 
     Example::
 
@@ -60,7 +60,8 @@ def configurational_temperature(positions: Tensor, gradients: Tensor) -> Tempera
     gradients = checks.as_tensor("gradients", gradients, finite=True)
     if positions.dim() != 3 or positions.shape != gradients.shape or positions.shape[1] < 4:
         raise ValueError(
-            "positions and gradients must have one shape (num_chains, num_draws >= 4, size), got "
+            "positions and gradients must have the same shape (num_chains, num_draws >= 4, size), "
+            "got "
             f"{tuple(positions.shape)} and {tuple(gradients.shape)}"
         )
     positions, gradients = positions.double(), gradients.double()

@@ -1,4 +1,4 @@
-"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths, sequences, graphs.
+"""Distributions of heavy-tailed variables, block weights, clusters, paths, sequences and graphs.
 
 [1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
 On a particular class of self-decomposable random variables: the durations of Bessel excursions

@@ -1,4 +1,4 @@
-"""Distributions that are piecewise uniform, with tails that leave no number out."""
+"""Piecewise uniform distributions with tails that cover the real line."""
 
 import math
 from typing import Any
@@ -17,16 +17,17 @@ _HALF_NORMAL_MEAN = math.sqrt(2.0 / math.pi)
 class BarDistribution(ParametricDistribution, ScalarDistribution):
     r"""A number that falls into bar :math:`k` with probability :math:`\mathrm{softmax}(l)_k` [1].
 
-    Inside a bar the density is uniform, between its borders :math:`b_k` and :math:`b_{k+1}`. The
-    first and the last bar are half-normal distributions in its place: one goes down from
-    :math:`b_1`, the other up from :math:`b_{K-1}`, each with half of its probability within the
-    outermost border, so that their scales are :math:`(b_1 - b_0) / 0.67449` and
-    :math:`(b_K - b_{K-1}) / 0.67449`. Quantiles are exact, those of the tails, too.
+    Inside a bar, the density is uniform between the borders :math:`b_k` and :math:`b_{k+1}`. The
+    first and the last bar are half-normal tails instead: one extends down from :math:`b_1`, the
+    other up from :math:`b_{K-1}`. Half of a tail's probability lies within the outermost border, so
+    that the scales are :math:`(b_1 - b_0) / 0.67449` and :math:`(b_K - b_{K-1}) / 0.67449`.
+    Quantiles are exact, in the tails too.
 
     :param Tensor logits: log probabilities of the bars, up to a constant. **Shape:**
         ``(*batch, num_bars)``.
-    :param Tensor borders: of the bars, rising. **Shape:** ``(num_bars + 1,)``.
-    :raises ValueError: for borders that do not rise, or are not one more than the logits.
+    :param Tensor borders: borders of the bars, increasing. **Shape:** ``(num_bars + 1,)``.
+    :raises ValueError: if the borders do not increase, or there is not exactly one border more than
+        there are logits.
 
     [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
     Transformers can do Bayesian inference.
@@ -56,7 +57,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         num_bars = logits.shape[-1]
         if num_bars < 2 or len(borders) != num_bars + 1:
             raise ValueError(
-                "borders must be one more than the bars of logits, of which there are 2 at least, "
+                "borders must have one element more than logits, which must have at least 2, "
                 f"got {checks.shown(borders)} for {num_bars} bars"
             )
         check_borders("borders", borders)
@@ -96,7 +97,7 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
         return (log_probs.exp() * (inner - log_probs)).sum(-1)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, in closed form, with gradients."""
+        """Return quantiles in closed form, with gradients."""
         if self._validate_args:
             checks.instance("value", value, Tensor, "a tensor of probabilities")
             checks.as_tensor("value", value)
@@ -190,24 +191,24 @@ class BarDistribution(ParametricDistribution, ScalarDistribution):
 def _kl_bars(p: BarDistribution, q: BarDistribution) -> Tensor:
     """That of the bars, which have to be the same."""
     if not torch.equal(p.borders, q.borders):
-        raise NotImplementedError("the divergence is known of distributions with the same bars")
+        raise NotImplementedError("the KL divergence of bar distributions requires equal borders")
     bars: tuple[Any, ...] = tuple(Categorical(logits=each.logits) for each in (p, q))
     divergence: Tensor = kl_divergence(*bars)
     return divergence
 
 
 def bar_borders(values: Any, num_bars: int) -> Tensor:
-    """Borders between which equally many of some values lie.
+    """Choose borders so that every bar holds equally many values.
 
-    They are in the middle of two neighboring values. The outermost ones are the medians of the
-    values beyond those next to them, since that is where the tails of :class:`BarDistribution` have
-    half of their probability: the least and the greatest value, which grow with the number of
-    values, would make tails several times too wide.
+    Each inner border is the midpoint of two neighboring values. Each outermost border is the median
+    of the values in its bar, because the tails of :class:`BarDistribution` have half of their
+    probability within it. The smallest and the largest value would make the tails several times too
+    wide, and wider the more values there are.
 
-    :param Tensor values: draws of what is to be predicted. **Shape:** any.
-    :param int num_bars: number of bars, two at least.
-    :returns: **Shape:** ``(num_bars + 1,)``.
-    :raises ValueError: where there are too few values, or too many that are equal.
+    :param Tensor values: draws of the quantity to predict. **Shape:** any.
+    :param int num_bars: number of bars, at least two.
+    :returns: the borders. **Shape:** ``(num_bars + 1,)``.
+    :raises ValueError: if there are too few values, or too many are equal.
 
     Example::
 
@@ -220,7 +221,8 @@ def bar_borders(values: Any, num_bars: int) -> Tensor:
         ordered = ordered.to(torch.get_default_dtype())
     if len(ordered) < 2 * num_bars:
         raise ValueError(
-            f"values must be {2 * num_bars} at least for {num_bars} bars, got {len(ordered)}"
+            f"values must have at least {2 * num_bars} elements for {num_bars} bars, "
+            f"got {len(ordered)}"
         )
     steps = torch.arange(1, num_bars, device=ordered.device)
     at = steps * len(ordered) // num_bars
@@ -231,13 +233,13 @@ def bar_borders(values: Any, num_bars: int) -> Tensor:
     borders = torch.cat([low[None], inner, high[None]])
     if not bool((borders.diff() > 0).all()):
         raise ValueError(
-            f"values must differ enough for {num_bars} bars, got {len(ordered)} of which more than "
-            "one in so many are equal: take fewer bars"
+            f"values must differ enough for {num_bars} bars, got {len(ordered)} values with too "
+            "many equal ones: use fewer bars"
         )
     return borders
 
 
 def check_borders(argument: str, borders: Tensor) -> None:
-    """Check that borders are finite and rise."""
+    """Check that borders are finite and increasing."""
     if not bool(borders.isfinite().all() & (borders.diff() > 0).all()):
-        raise ValueError(f"{argument} must be finite and rise, got {borders!r:.80}")
+        raise ValueError(f"{argument} must be finite and increasing, got {borders!r:.80}")

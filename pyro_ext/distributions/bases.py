@@ -1,7 +1,7 @@
-"""Base classes of the distributions: parameters that broadcast and expand together, and draws.
+"""Base classes of the distributions, whose parameters broadcast and expand together.
 
-Beside the base classes these are quantiles by bisection, gradients of draws by implicit
-differentiation, and draws that stay inside the positive numbers of their type.
+The module also computes quantiles by bisection and gradients of draws by implicit differentiation,
+and keeps draws within the positive numbers of their floating-point type.
 """
 
 import math
@@ -22,7 +22,7 @@ _NUM_HALVINGS = 64
 def halved(
     is_low: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, number: int
 ) -> tuple[Tensor, Tensor]:
-    """Ends of intervals that are halved so many times around where a condition begins to fail."""
+    """Halve intervals a number of times around the point where a condition begins to fail."""
     for _ in range(number):
         middle = 0.5 * (low + high)
         below = is_low(middle)
@@ -77,7 +77,7 @@ def expanded(
 
 
 class ParametricDistribution(TorchDistribution):
-    """Distribution whose parameters are tensors that expand together."""
+    """Base class of distributions whose parameters are tensors that expand together."""
 
     _event_dims: dict[str, int]
 
@@ -119,7 +119,7 @@ class ParametricDistribution(TorchDistribution):
 
 
 class ScalarDistribution(TorchDistribution):
-    """Distribution of a real number, of which a subclass gives methods with an underscore."""
+    """Base class of distributions of a real number; subclasses define ``_log_prob`` and so on."""
 
     has_rsample = True
 
@@ -170,7 +170,7 @@ class ScalarDistribution(TorchDistribution):
 
 
 class UnivariateDistribution(ParametricDistribution, ScalarDistribution):
-    """Distribution of a real number whose parameters are tensors of its batch shape."""
+    """Base class of distributions of a real number, with parameters of the batch shape."""
 
     def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
         values = checks.as_parameters(type(self).__name__, parameters)
@@ -220,7 +220,8 @@ def attach_gradient(
 ) -> Tensor:
     r"""Give a draw the gradient of its quantile by implicit differentiation [1].
 
-    Of :math:`F_\theta(x) = u` follows :math:`dx / d\theta = - (dF_\theta(x) / d\theta) / f(x)`.
+    Differentiating :math:`F_\theta(x) = u` gives
+    :math:`dx / d\theta = - (dF_\theta(x) / d\theta) / f(x)`.
 
     [1] M. Figurnov, S. Mohamed, A. Mnih (2018), Implicit reparameterization gradients.
     """
@@ -237,7 +238,7 @@ def attach_gradient(
 
 
 class LevelDistribution(UnivariateDistribution):
-    """Distribution whose level is stored as its logarithm, and so may exceed all numbers."""
+    """Base class of distributions that store the logarithm of a level, which may overflow."""
 
     log_level: Tensor
 
@@ -249,7 +250,7 @@ class LevelDistribution(UnivariateDistribution):
 
     @property
     def level(self) -> Tensor:
-        r""":math:`t`, infinite where it exceeds the numbers of its type."""
+        r""":math:`t`, infinite if it overflows the floating-point type."""
         return self.log_level.exp()
 
 
@@ -275,9 +276,9 @@ def _log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any
 
 
 def rsample_log_gamma(concentration: Tensor) -> Tensor:
-    """Logarithms of gamma variables, which themselves underflow where the concentration is small.
+    """Draw logarithms of gamma variables, which themselves may underflow.
 
-    A gamma variable is one of a concentration greater by one, times a power of a uniform variable.
+    A gamma variable is one whose concentration is greater by one, times a power of a uniform.
     """
     larger = torch._standard_gamma(concentration + 1.0)
     uniform = torch.rand_like(larger).clamp(min=torch.finfo(larger.dtype).tiny)

@@ -1,12 +1,13 @@
 r"""The BFRY distribution, named after Bertoin, Fujita, Roynette and Yor, tilted and truncated.
 
-They have densities proportional to :math:`x^{-1-\sigma} e^{-\tau x} (1 - e^{-t x})`, the atoms
-of finite approximations of stable and generalized gamma processes. Such a variable is
-:math:`G / Y` with independent :math:`G \sim \text{Gamma}(1 - \sigma, 1)` and :math:`Y` on
-:math:`[\tau, \tau + t]` with a density proportional to :math:`y^{\sigma - 1}`. The rectified gamma
-distribution is a guide for the truncated one.
+Their densities are proportional to :math:`x^{-1-\sigma} e^{-\tau x} (1 - e^{-t x})`. They are the
+distributions of the atoms in finite approximations of stable and generalized gamma processes. Such
+a variable is :math:`G / Y`, where :math:`G \sim \text{Gamma}(1 - \sigma, 1)` and :math:`Y` are
+independent and :math:`Y` has a density proportional to :math:`y^{\sigma - 1}` on
+:math:`[\tau, \tau + t]`. The rectified gamma distribution serves as a guide for the truncated BFRY
+distribution.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers listed in the docstring of the package.
 """
 
 from typing import Any
@@ -32,21 +33,21 @@ _LARGEST = 1e300
 
 
 class TiltedBFRY(LevelDistribution):
-    r"""BFRY distribution tilted by :math:`e^{-\tau x}`, of general level :math:`t` [2].
+    r"""BFRY distribution of level :math:`t`, tilted by :math:`e^{-\tau x}` [2].
 
     .. math:: f(x) = \frac{\sigma}{\Gamma(1 - \sigma) D} x^{-1-\sigma} e^{-\tau x} (1 - e^{-t x}) ,
               \quad D = (t + \tau)^\sigma - \tau^\sigma , \quad
               E\, e^{-sX} = \frac{(s + t + \tau)^\sigma - (s + \tau)^\sigma}{D} .
 
     It is the distribution of one atom in a finite approximation of a generalized gamma process [2].
-    Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t/\tau)` for
-    :math:`D / \sigma`. Draws have gradients in all parameters but a tilt of zero, with which the
-    mean is infinite.
+    At :math:`\sigma = 0` it is the limit, in which :math:`\log(1 + t/\tau)` replaces
+    :math:`D / \sigma`. Draws have gradients with respect to all parameters except a tilt of zero.
+    With a tilt of zero, the mean is infinite.
 
     :param discount: :math:`\sigma`, in [0, 1).
-    :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
-    :param tilt: :math:`\tau \geq 0`, positive where the discount is zero.
-    :param log_level: :math:`\log t`, in place of ``level``.
+    :param level: :math:`t > 0`. If it overflows the floating-point type, pass ``log_level``.
+    :param tilt: :math:`\tau \geq 0`; it must be positive if the discount is zero.
+    :param log_level: :math:`\log t`, instead of ``level``.
 
     Example::
 
@@ -94,13 +95,13 @@ class TiltedBFRY(LevelDistribution):
 
 
 class BFRY(TiltedBFRY):
-    r"""BFRY distribution, a power law with a density in closed form [1].
+    r"""BFRY distribution, with a power-law tail and a density in closed form [1].
 
     .. math:: f(x) = \frac{\sigma}{\Gamma(1 - \sigma)} x^{-1-\sigma} (1 - e^{-x}) , \quad
               E\, e^{-sX} = (1 + s)^\sigma - s^\sigma , \quad
               P(X > x) \sim \frac{x^{-\sigma}}{\Gamma(1 - \sigma)} \;(x \to \infty) .
 
-    :param discount: :math:`\sigma`, in (0, 1); moments of this order and beyond are infinite.
+    :param discount: :math:`\sigma`, in (0, 1). Moments of this order and higher are infinite.
 
     Example::
 
@@ -120,7 +121,7 @@ class TruncatedBFRY(UnivariateDistribution):
     .. math:: f(x) = \frac{x^{-1-\sigma} (1 - e^{-x})}{Z} , \quad
               Z = \int_0^C w^{-1-\sigma} (1 - e^{-w}) dw .
 
-    Draws have gradients in both parameters.
+    Draws have gradients with respect to both parameters.
 
     :param discount: :math:`\sigma`, in (0, 1).
     :param high: :math:`C > 0`.
@@ -172,17 +173,18 @@ class TruncatedBFRY(UnivariateDistribution):
 class RectifiedGamma(UnivariateDistribution):
     r"""Distribution of :math:`\min(V, C)`, where :math:`V` has a gamma distribution [3].
 
-    With shape :math:`a` and rate :math:`b`, it has the gamma density below :math:`C` and an atom
-    there,
+    With shape :math:`a` and rate :math:`b`, it has the gamma density below :math:`C` and an atom at
+    :math:`C`,
 
     .. math:: f(x) = \frac{b^a}{\Gamma(a)} x^{a-1} e^{-bx} \;(0 < x < C) , \quad
               P(X = C) = \frac{\Gamma(a, bC)}{\Gamma(a)} ,
 
-    whose logarithm is that of a density with respect to the sum of length and a unit mass at
-    :math:`C`. As a guide of a distribution with a density it gives the bound of [3], which counts
-    the latter at the atom as if it were of the same kind.
+    ``log_prob`` is the log density with respect to Lebesgue measure plus a unit point mass at
+    :math:`C`. Used as a guide for a distribution with a density, it gives the bound of [3], which
+    treats the density at the atom as if it were a probability.
 
-    Draws have gradients in all parameters; at the atom those in shape and rate are zero.
+    Draws have gradients with respect to all parameters; at the atom, those with respect to shape
+    and rate are zero.
 
     :param concentration: :math:`a > 0`.
     :param rate: :math:`b > 0`.

@@ -1,4 +1,4 @@
-"""The Dirichlet distribution over blocks of points whose weights are equal inside a block."""
+"""The Dirichlet distribution over blocks of points, with equal weights inside a block."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -96,21 +96,22 @@ def _transform_to_blocks(constraint: _BlockSimplex) -> Transform:
 
 
 class BlockDirichlet(ParametricDistribution):
-    r"""Weights of points in blocks, whose totals are Dirichlet and shared out equally.
+    r"""Weights of points in blocks, with Dirichlet totals that a block's points share equally.
 
     With :math:`v \sim \text{Dirichlet}(a_1, \ldots, a_L)`, each of the :math:`s_b` points of block
-    :math:`b` has the weight :math:`v_b / s_b`. Points of a block lie side by side. Blocks of size
+    :math:`b` has the weight :math:`v_b / s_b`. The points of a block are adjacent. Blocks of size
     one give the Dirichlet distribution itself.
 
-    Draws have gradients in the concentration, and keep their distribution however small that is.
-    Those of :class:`~pyro.distributions.Dirichlet` do not: with ``1e-6`` for each of 50 points in
-    single precision the largest weight is 0.06 on average, not nearly one.
+    Draws have gradients with respect to the concentration, and are correct however small it is.
+    Those of :class:`~pyro.distributions.Dirichlet` are not: with a concentration of ``1e-6`` for
+    each of 50 points in single precision, its largest weight is 0.06 on average, not nearly one.
 
-    ``log_prob`` is the log density of the blocks' totals on their simplex, which is what a latent
-    site moves in: kernels and guides see one unconstrained number less than there are blocks.
+    ``log_prob`` is the log density of the blocks' totals on their simplex. This is the space in
+    which a latent site moves: kernels and guides see one unconstrained number fewer than there are
+    blocks.
 
     :param Tensor concentration: :math:`a`, one number for each block. **Shape:** ``(*batch, L)``.
-    :param Sequence sizes: :math:`s`, the number of points in each block; by default one.
+    :param Sequence sizes: :math:`s`, the number of points in each block. Default: one each.
     :raises ValueError: if a concentration or a size is not positive, a size is not an integer, or
         their numbers differ.
 
@@ -141,8 +142,7 @@ class BlockDirichlet(ParametricDistribution):
         given = checks.sequence("sizes", sizes, "a list of numbers of points")
         if len(given) != num_blocks or not all(int(size) == size >= 1 for size in given):
             raise ValueError(
-                f"sizes must hold {num_blocks} whole numbers of points, at least one each, got "
-                f"{sizes!r}"
+                f"sizes must be {num_blocks} integers >= 1, one for each block, got {sizes!r}"
             )
         self.sizes = tuple(map(int, given))
         shapes = concentration.shape[:-1], torch.Size([sum(self.sizes)])
@@ -167,7 +167,7 @@ class BlockDirichlet(ParametricDistribution):
         return self.share_out(fraction * (1.0 - fraction) / (total + 1.0) / size)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw weights, with gradients in the concentration.
+        """Draw weights, with gradients with respect to the concentration.
 
         :param torch.Size sample_shape: shape of independent draws.
         :returns: **Shape:** ``(*sample_shape, *batch, n)``.
@@ -188,7 +188,7 @@ class BlockDirichlet(ParametricDistribution):
         return result
 
     def share_out(self, totals: Tensor) -> Tensor:
-        """Weights of the points from totals of the blocks.
+        """Compute the weights of the points from the totals of the blocks.
 
         :param Tensor totals: **Shape:** ``(*sample, *batch, L)``.
         :returns: **Shape:** ``(*sample, *batch, n)``.
@@ -213,7 +213,7 @@ class BlockDirichlet(ParametricDistribution):
 def _kl_of_blocks(p: BlockDirichlet, q: BlockDirichlet) -> Tensor:
     if p.sizes != q.sizes:
         raise NotImplementedError(
-            "the KL divergence is that of distributions over blocks of the same sizes"
+            "the KL divergence of BlockDirichlet distributions requires blocks of equal sizes"
         )
     divergence: Tensor = kl_divergence(p._totals, q._totals)
     return divergence

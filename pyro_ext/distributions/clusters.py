@@ -1,8 +1,8 @@
-"""Conjugate clusters: distributions of points whose common parameters are integrated out.
+"""Conjugate clusters: distributions of points whose shared parameters are integrated out.
 
-Points of a cluster are independent given its parameters, which have a conjugate prior. Without them
-the points are exchangeable, and the density of a block of them is in closed form, a function of
-sums over the block.
+Points of a cluster are independent given the cluster's parameters, which have a conjugate prior.
+With the parameters integrated out, the points are exchangeable, and the density of a block of them
+is a closed-form function of sums over the block.
 """
 
 from abc import abstractmethod
@@ -25,7 +25,7 @@ Cluster = TypeVar("Cluster", bound="ConjugateCluster")
 
 
 class RowsOfClusters(TorchDistribution):
-    """Joint distribution of points, each of which is a draw of a conjugate cluster by itself."""
+    """Base class of joint distributions of points, each marginally a point of the same cluster."""
 
     arg_constraints: dict[str, Any] = {}
     cluster: "ConjugateCluster"
@@ -41,7 +41,7 @@ class RowsOfClusters(TorchDistribution):
             return self._draw(torch.Size(sample_shape) + self.batch_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the hyperparameters, where ``has_rsample``."""
+        """Draws with gradients with respect to the hyperparameters, if ``has_rsample``."""
         if not self.has_rsample:
             raise NotImplementedError(f"draws of {type(self.cluster).__name__} have no gradients")
         return self._draw(torch.Size(sample_shape) + self.batch_shape)
@@ -62,12 +62,12 @@ class RowsOfClusters(TorchDistribution):
 
 
 class ClusterBlock(RowsOfClusters):
-    """Joint distribution of several points of a cluster whose parameters are integrated out.
+    """Joint distribution of several points of one cluster, whose parameters are integrated out.
 
-    The points are exchangeable and, since they share the parameters, not independent.
+    The points are exchangeable, but not independent, because they share the parameters.
 
-    :param ConjugateCluster cluster: distribution of one point.
-    :param int num_points: how many points a draw has.
+    :param ConjugateCluster cluster: the distribution of one point.
+    :param int num_points: the number of points.
 
     Example::
 
@@ -150,10 +150,10 @@ def _broadcast(
 class ConjugateCluster(ParametricDistribution):
     """Distribution of one point of a cluster, with the parameters of the cluster integrated out.
 
-    It is the base of the distributions of clusters and not made itself. Each also knows those of
-    blocks of points: :meth:`log_marginal` and :meth:`block` for all points at once,
-    :meth:`posterior` for what some say about others, and :meth:`statistics` for samplers that move
-    points from block to block.
+    This is the abstract base class of the clusters. Each cluster can also handle blocks of points:
+    :meth:`log_marginal` and :meth:`block` give their joint distribution, :meth:`posterior` the
+    distribution of a further point, and :meth:`statistics` the sufficient statistics for samplers
+    that move points between blocks.
 
     Example::
 
@@ -187,30 +187,31 @@ class ConjugateCluster(ParametricDistribution):
         return self._log_marginal(self._summary_of_point(self._promote(value)))
 
     def log_marginal(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log density, or log probability, of a block of points, zero for an empty one.
+        """Log density, or log probability, of a block of points; zero for an empty block.
 
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
-        :param Tensor mask: which of them belong to the block, a tensor of booleans; the others may
-            be anything. **Shape:** ``(*batch, n)``.
+        :param Tensor mask: booleans, true for points that belong to the block. The values of the
+            other points do not matter. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
         """
         return self._log_marginal_of_points(*self._block_of(x, mask))
 
     def statistics(self, x: Tensor) -> Tensor:
-        """Sufficient statistics of each point, whose sums over a block are those of the block.
+        """Sufficient statistics of each point; their sum over a block is that of the block.
 
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
-        :returns: the number one, the part of the log density that no parameter enters, and what the
-            class says. **Shape:** ``(*batch, n, num_statistics)``.
+        :returns: the number one, the part of the log density that depends on no parameter, and the
+            statistics that the class lists. **Shape:** ``(*batch, n, num_statistics)``.
         """
         points, _ = self._block_of(x, None)
         return self._statistics(points)
 
     def posterior(self: Cluster, x: Tensor, mask: Tensor | None = None) -> Cluster:
-        """Distribution of the next point given a block: with the hyperparameters updated by it.
+        """Distribution of the next point given a block, with updated hyperparameters.
 
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
-        :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
+        :param Tensor mask: booleans, true for points that belong to the block. **Shape:**
+            ``(*batch, n)``.
         :returns: a distribution of the same class.
         """
         updated = self._posterior(self._summary(*self._block_of(x, mask)))
@@ -219,19 +220,19 @@ class ConjugateCluster(ParametricDistribution):
     def block(self, num_points: int) -> ClusterBlock:
         """Joint distribution of several points of the cluster.
 
-        :param int num_points: how many.
-        :returns: a distribution of event shape ``(num_points, d)``.
+        :param int num_points: the number of points.
+        :returns: a distribution with event shape ``(num_points, d)``.
         """
         return ClusterBlock(self, num_points)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of one point each, independent of each other."""
+        """Draw points independently, each with cluster parameters of its own."""
         with torch.no_grad():
             draws: Tensor = self._point_distribution.sample(torch.Size(sample_shape))
         return draws
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the hyperparameters, where ``has_rsample``."""
+        """Draws with gradients with respect to the hyperparameters, if ``has_rsample``."""
         draws: Tensor = self._point_distribution.rsample(torch.Size(sample_shape))
         return draws
 
@@ -328,13 +329,14 @@ class ConjugateCluster(ParametricDistribution):
 
 
 class PartitionedBlock(RowsOfClusters):
-    """Joint distribution of points given which of them are in the same cluster.
+    """Joint distribution of points, given which of them are in the same cluster.
 
-    Points of a cluster share its parameters, which are integrated out, and clusters are
-    independent of each other.
+    Points in a cluster share its parameters, which are integrated out. Clusters are independent of
+    each other.
 
-    :param ConjugateCluster cluster: distribution of one point, without batch shape.
-    :param Tensor labels: integers, equal for points of one cluster. **Shape:** ``(*batch, n)``.
+    :param ConjugateCluster cluster: the distribution of one point, without a batch shape.
+    :param Tensor labels: integers; points in the same cluster have the same label. **Shape:**
+        ``(*batch, n)``.
 
     Example::
 

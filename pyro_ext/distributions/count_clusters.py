@@ -1,4 +1,4 @@
-"""Clusters of counts and of binary features, with the probabilities or rates integrated out."""
+"""Clusters of counts and binary features, with their probabilities or rates integrated out."""
 
 from typing import Any
 
@@ -33,16 +33,17 @@ class _CountCluster(ConjugateCluster):
 
 
 class MultinomialCluster(_CountCluster):
-    r"""Row of counts, such as words of a document, of a cluster of unknown probabilities.
+    r"""Row of counts, such as the words of a document, from a cluster with unknown probabilities.
 
     .. math:: p \sim \text{Dirichlet}(a) , \quad x_i \sim \text{Multinomial}(N_i, p) .
 
-    A point may have any total :math:`N_i`, which is taken as given: rows of one total sum to one.
-    The statistics of a point are 1, the logarithm of its multinomial coefficient, and :math:`x`.
+    A point may have any total :math:`N_i`. The distribution is conditional on it: the probabilities
+    of all rows with the same total sum to one. The statistics of a point are 1, the logarithm of
+    its multinomial coefficient, and :math:`x`.
 
-    :param concentration: :math:`a > 0`, of each of the words. **Shape:** ``(*batch, W)``.
-    :param int total_count: total of the points that are drawn, and of those that the mean and the
-        variance are about.
+    :param concentration: :math:`a > 0`, one number for each word. **Shape:** ``(*batch, W)``.
+    :param int total_count: the total of each draw, and the total for which the mean and the
+        variance are computed.
 
     Example::
 
@@ -87,15 +88,15 @@ class MultinomialCluster(_CountCluster):
 
 
 class BernoulliCluster(_CountCluster):
-    r"""Vector of binary features of a cluster of unknown probabilities.
+    r"""Vector of binary features from a cluster with unknown probabilities.
 
     .. math:: p_w \sim \text{Beta}(a_1, a_0) , \quad x_{iw} \sim \text{Bernoulli}(p_w) .
 
     The statistics of a point are 1, 0 and :math:`x`.
 
-    :param concentration1: :math:`a_1 > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
-        equal in all dimensions, but one argument must have the number of dimensions.
-    :param concentration0: :math:`a_0 > 0`.
+    :param concentration1: :math:`a_1 > 0`. **Shape:** ``(*batch, d)``; a number applies to all
+        dimensions, but at least one of the two arguments must have the dimension ``d``.
+    :param concentration0: :math:`a_0 > 0`. **Shape:** likewise.
 
     Example::
 
@@ -139,15 +140,15 @@ class BernoulliCluster(_CountCluster):
 
 
 class PoissonCluster(_CountCluster):
-    r"""Vector of counts of a cluster of unknown rates.
+    r"""Vector of counts from a cluster with unknown rates.
 
     .. math:: \lambda_w \sim \text{Gamma}(a, b) , \quad x_{iw} \sim \text{Poisson}(\lambda_w) .
 
     The statistics of a point are 1, :math:`-\sum_w \log x_w!` and :math:`x`.
 
-    :param concentration: :math:`a > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
-        equal in all dimensions, but one argument must have the number of dimensions.
-    :param rate: :math:`b > 0`.
+    :param concentration: :math:`a > 0`. **Shape:** ``(*batch, d)``; a number applies to all
+        dimensions, but at least one of the two arguments must have the dimension ``d``.
+    :param rate: :math:`b > 0`. **Shape:** likewise.
 
     Example::
 

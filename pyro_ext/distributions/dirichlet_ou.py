@@ -1,4 +1,4 @@
-"""An Ornstein-Uhlenbeck process of whole paths with fixed ends, in a sine basis."""
+"""An Ornstein-Uhlenbeck process over paths with fixed ends, in a sine basis."""
 
 import math
 from functools import reduce
@@ -16,32 +16,32 @@ from pyro_ext.distributions.bases import ParametricDistribution
 class DirichletOU(ParametricDistribution):
     r"""Modes of a random path with fixed ends, at the end of an Ornstein-Uhlenbeck process [1].
 
-    A path :math:`\gamma: [0, L] \to R^d` is a straight line and a sum of sines with whitened
+    A path :math:`\gamma: [0, L] \to R^d` is a straight line plus a sum of sines with whitened
     modes :math:`z_k \in R^d`,
 
     .. math:: \gamma(s) = a + (b - a) \frac{s}{L} + \sum_{k \le K} \frac{\xi L}{k \pi} z_k
               \sqrt{\frac{2}{L}} \sin \frac{k \pi s}{L} ,
 
-    so that its ends are :math:`a` and :math:`b` whatever the modes are. In the time :math:`t` of
-    the process, from zero to one, these start at zero and go
+    so that its ends are :math:`a` and :math:`b` whatever the modes are. The process runs over its
+    own time :math:`t` from zero to one. The modes start at zero and follow
 
     .. math:: d z_k = - a_k z_k \, dt + \sqrt{2 a_k} \, dW_k .
 
-    It leaves standard normal modes invariant, which are a Brownian bridge of diffusivity
-    :math:`\xi^2` along the path, of variance :math:`\xi^2 s (L - s) / L`. As a distribution this is
-    that of the modes at :math:`t = 1`, independent and normal with the variances
+    The process leaves standard normal modes invariant. In these, the path is a Brownian bridge of
+    diffusivity :math:`\xi^2`, with variance :math:`\xi^2 s (L - s) / L`. The distribution is that
+    of the modes at :math:`t = 1`, which are independent and normal with variances
     :math:`1 - e^{-2 a_k}`.
 
     :param length: :math:`L`, the physical time from one end of a path to the other.
     :param int num_modes: :math:`K`.
     :param int dim: :math:`d`.
     :param noise: :math:`\xi`.
-    :param rate: :math:`a_k`, a number for all modes or one for each. Those of the stochastic heat
-        equation grow as :math:`k^2`; constant ones are easier to control, since they let all modes
-        move at the same time. **Shape:** ``()`` or ``(*batch, num_modes)``.
-    :param start: :math:`a`. **Shape:** ``()`` or ``(*batch, dim)``.
-    :param end: :math:`b`. **Shape:** ``()`` or ``(*batch, dim)``.
-    :raises ValueError: for numbers out of range, or shapes that do not fit.
+    :param rate: :math:`a_k`, one number for all modes or one for each. The rates of the stochastic
+        heat equation grow as :math:`k^2`; constant rates are easier to control, since all modes
+        then move at the same time. **Shape:** ``()`` or ``(*batch, num_modes)``.
+    :param start: :math:`a`, where the path starts. **Shape:** ``()`` or ``(*batch, dim)``.
+    :param end: :math:`b`, where the path ends. **Shape:** ``()`` or ``(*batch, dim)``.
+    :raises ValueError: if numbers are out of range or shapes do not match.
 
     [1] B. Park, J. Lee, G.-H. Liu (2026),
     Functional adjoint sampler: scalable sampling on infinite dimensional spaces.
@@ -101,7 +101,8 @@ class DirichletOU(ParametricDistribution):
             tensor, size = torch.as_tensor(value, dtype=dtype, device=device), sizes[name]
             if tensor.dim() and size and tensor.shape[-1:] != size:
                 raise ValueError(
-                    f"{name} must be a number or end in {size}, got {checks.shown(tensor)}"
+                    f"{name} must be a number or have a shape that ends in {size}, "
+                    f"got {checks.shown(tensor)}"
                 )
             tensors[name] = tensor.expand(size) if size and not tensor.dim() else tensor
             batches.append(tensors[name].shape[: tensors[name].dim() - len(size)])
@@ -120,7 +121,7 @@ class DirichletOU(ParametricDistribution):
     # Paths ---------------------------------------------------------------------------------------
 
     def synthesis(self, z: Tensor, grid: Tensor) -> Tensor:
-        """Paths of modes, on any grid.
+        """Compute paths from modes, on any grid.
 
         :param Tensor z: whitened modes. **Shape:** ``(*batch, num_modes, dim)``.
         :param Tensor grid: points in ``[0, length]``. **Shape:** ``(num_points,)``.
@@ -136,9 +137,9 @@ class DirichletOU(ParametricDistribution):
         return self._line(fraction) + self._basis(fraction).mT @ (self._deviations() * z)
 
     def analysis(self, path: Tensor) -> Tensor:
-        """Modes of paths on an even grid that holds both ends, the inverse of ``synthesis``.
+        """Compute modes of paths on an even grid with both ends, the inverse of ``synthesis``.
 
-        :param Tensor path: at more than ``num_modes + 1`` points.
+        :param Tensor path: values at more than ``num_modes + 1`` points.
             **Shape:** ``(*batch, num_points, dim)``.
         :returns: whitened modes. **Shape:** ``(*batch, num_modes, dim)``.
         """
@@ -180,26 +181,26 @@ class DirichletOU(ParametricDistribution):
 
     @property
     def invariant(self) -> Any:
-        """Standard normal modes: those of a Brownian bridge between the ends."""
+        """The invariant distribution: standard normal modes, those of a Brownian bridge."""
         zero = self.rate.new_zeros(self.batch_shape + self.event_shape)
         return _normal(zero, torch.ones_like(zero))
 
     def marginal(self, t: Any) -> Any:
-        """Modes at times of the process, which starts at zero.
+        """Distribution of the modes at given times of the process, which starts at zero.
 
-        :param t: in ``(0, 1]``. **Shape:** ``(*times)``.
-        :returns: a distribution of the batch shape ``(*times)``.
+        :param t: times in ``(0, 1]``. **Shape:** ``(*times)``.
+        :returns: a distribution with batch shape ``(*times)``.
         """
         variance = self._variance(self._times("t", t, with_one=True))
         scale = variance.sqrt().expand(variance.shape[:-1] + (self.dim,))
         return _normal(torch.zeros_like(scale), scale)
 
     def bridge(self, t: Any, z: Tensor) -> Any:
-        """Modes at times of the process, given those at its end.
+        """Distribution of the modes at given times of the process, given the modes at its end.
 
-        :param t: in ``(0, 1)``. **Shape:** ``(*times)``, which broadcasts with the batch of ``z``.
-        :param Tensor z: at time one. **Shape:** ``(*batch, num_modes, dim)``.
-        :returns: a distribution of the batch shape of both.
+        :param t: times in ``(0, 1)``. **Shape:** ``(*times)``, which broadcasts with ``(*batch)``.
+        :param Tensor z: modes at time one. **Shape:** ``(*batch, num_modes, dim)``.
+        :returns: a distribution whose batch shape is that of ``t`` and ``z``, broadcast.
         """
         z, time = self._modes(z), self._times("t", t, with_one=False)
         rate = self.rate[..., None]
@@ -212,9 +213,9 @@ class DirichletOU(ParametricDistribution):
     def log_rnd(self, z: Tensor) -> Tensor:
         r"""Log density of this distribution with respect to the invariant one.
 
-        It stays finite as the number of modes grows, where densities do not.
+        Unlike the densities themselves, it stays finite as the number of modes grows.
 
-        :param Tensor z: **Shape:** ``(*batch, num_modes, dim)``.
+        :param Tensor z: modes. **Shape:** ``(*batch, num_modes, dim)``.
         :returns: **Shape:** ``(*batch)``.
         """
         z = self._modes(z)
@@ -243,7 +244,7 @@ class DirichletOU(ParametricDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """At the end of the process."""
+        """Variances of the modes at the end of the process."""
         return self._variance(self.rate.new_ones(1, 1)).expand(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -255,7 +256,7 @@ class DirichletOU(ParametricDistribution):
         return result
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the rates."""
+        """Draws with gradients with respect to the rates."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return self.variance.sqrt() * torch.randn(
             shape, dtype=self.rate.dtype, device=self.rate.device

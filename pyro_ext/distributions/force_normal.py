@@ -1,4 +1,4 @@
-"""A normal distribution of the force on an atom, from six numbers of a network."""
+"""A normal distribution of the force on an atom, parametrized by six outputs of a network."""
 
 import math
 from typing import Any
@@ -12,22 +12,22 @@ from pyro_ext.distributions.bases import ParametricDistribution
 
 
 class ForceNormal(ParametricDistribution):
-    r"""Normal distribution of a force, whose covariance is made of six unconstrained numbers [1].
+    r"""Normal distribution of a force, with a covariance built from six unconstrained numbers [1].
 
     .. math:: \Sigma = L L^\top + \epsilon I, \qquad
               L = \begin{pmatrix} e^{l_1} & 0 & 0 \\ l_6 & e^{l_2} & 0 \\ l_5 & l_4 & e^{l_3}
               \end{pmatrix}
 
-    The Cholesky factor of :math:`\Sigma` is known in closed form, without differences of large
-    numbers, so that float32 does as long as no square overflows: for diagonal entries of :math:`l`
-    up to 44, and others up to :math:`10^{18}`.
+    The Cholesky factor of :math:`\Sigma` has a closed form without differences of large numbers.
+    So float32 is accurate enough as long as no square overflows, which holds for
+    :math:`l_1, l_2, l_3` up to 44 and the others up to :math:`10^{18}`.
 
-    Where these are rotation invariant, as heads of a network that come from scalars are, the
-    covariance does not turn with the molecule.
+    If the six numbers are rotation invariant, as the scalar outputs of an equivariant network are,
+    the covariance does not rotate with the molecule.
 
     :param Tensor loc: the mean. **Shape:** ``(*batch, 3)``.
     :param Tensor l6: :math:`l_1, \dots, l_6`. **Shape:** ``(*batch, 6)``.
-    :param float eps: :math:`\epsilon`, a variance, which keeps the covariance away from zero.
+    :param float eps: :math:`\epsilon`, a variance that keeps the covariance away from zero.
     :raises ValueError: for other shapes, numbers that are not finite, or a negative ``eps``.
 
     [1] S. Y. Willow and others (2025), Bayesian E(3)-equivariant interatomic potential with
@@ -62,9 +62,8 @@ class ForceNormal(ParametricDistribution):
             batch_shape = torch.broadcast_shapes(loc.shape[:-1], l6.shape[:-1])
         except RuntimeError:
             raise ValueError(
-                f"loc and l6 must broadcast but for the last dimension, "
-                f"got {checks.shown(loc)} and "
-                f"{checks.shown(l6)}"
+                "loc and l6 must broadcast, apart from the last dimension, "
+                f"got {checks.shown(loc)} and {checks.shown(l6)}"
             ) from None
         super().__init__(
             {
@@ -127,7 +126,7 @@ class ForceNormal(ParametricDistribution):
         return -0.5 * (self.mahalanobis(value) + self.log_det() + 3.0 * math.log(2.0 * math.pi))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters."""
+        """Draws with gradients with respect to the parameters."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + (self.scale_tril @ noise[..., None])[..., 0]
@@ -155,7 +154,7 @@ class ForceNormal(ParametricDistribution):
 
 
 def heads_of(factor: Tensor) -> Tensor:
-    """The six numbers of lower triangular factors."""
+    """Return the six numbers that give lower triangular factors."""
     lower = [(2, 1), (2, 0), (1, 0)]
     return torch.cat(
         [

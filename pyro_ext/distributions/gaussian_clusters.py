@@ -1,6 +1,6 @@
-"""Clusters of Gaussian points, with means or also covariances integrated out.
+"""Clusters of Gaussian points, with means, or means and covariances, integrated out.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers listed in the docstring of the package.
 """
 
 import math
@@ -57,7 +57,7 @@ class LocatedCluster(ConjugateCluster):
 
 
 class GaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster of unknown mean and covariance, a multivariate Student's t [7].
+    r"""Point from a Gaussian cluster with unknown mean and covariance, a multivariate t [7].
 
     The prior is normal-Wishart,
 
@@ -68,7 +68,8 @@ class GaussianCluster(LocatedCluster):
     The statistics of a point are 1, 0, :math:`x` and :math:`x x^\top` row by row.
 
     :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``.
-    :param loc_precision: :math:`r > 0`, a number of points. **Shape:** ``(*batch)``.
+    :param loc_precision: :math:`r > 0`, the number of points that the prior of the mean counts for.
+        **Shape:** ``(*batch)``.
     :param dof: :math:`\nu > d - 1`. **Shape:** ``(*batch)``.
     :param scale: :math:`\Psi`, positive definite. **Shape:** ``(*batch, d, d)``.
 
@@ -113,20 +114,21 @@ class GaussianCluster(LocatedCluster):
         dof: float | None = None,
         determinant: float | None = None,
     ) -> "GaussianCluster":
-        r"""Make a prior that is centered at data and has their shape, but clusters of another size.
+        r"""Make a prior with the center and the shape of the data, but smaller clusters.
 
-        It fixes the shape and the size of clusters. Where they are not known, :meth:`hyperprior`
-        lets the data tell.
+        It fixes the shape and the size of clusters. If you do not know them, use
+        :meth:`hyperprior`, which learns them from the data.
 
-        :param Tensor x: points, of which the mean becomes ``loc``, and the covariance ``scale``, up
-            to a factor. **Shape:** ``(n, d)``.
+        :param Tensor x: points. Their mean becomes ``loc``, and their covariance becomes ``scale``,
+            up to a factor. **Shape:** ``(n, d)``.
         :param float loc_precision: :math:`r > 0`.
-        :param float dof: :math:`\nu > d - 1`, where None :math:`d + 6`.
-        :param float determinant: that of ``scale``, positive. By default a cluster has a tenth of
-            the data's volume: :math:`\Psi / (\nu - d - 1)`, the expected covariance for
-            :math:`\nu > d + 1`, is that of the data over :math:`10^{2 / d}`, in any units.
+        :param float dof: :math:`\nu > d - 1`. Default: :math:`d + 6`.
+        :param float determinant: the determinant of ``scale``, positive. By default, a cluster has
+            a tenth of the data's volume: :math:`\Psi / (\nu - d - 1)`, which is the expected
+            covariance for :math:`\nu > d + 1`, is the covariance of the data divided by
+            :math:`10^{2 / d}`, in any units.
         :returns: the distribution of a point.
-        :raises ValueError: where there are too few points or they lie in a subspace.
+        :raises ValueError: if there are too few points or they lie in a subspace.
 
         Example::
 
@@ -166,9 +168,9 @@ class GaussianCluster(LocatedCluster):
 
     @classmethod
     def hyperprior(cls, x: Tensor) -> Callable[[], "GaussianCluster"]:
-        r"""Make a Pyro model of hyperparameters on the scale of data, for kernels over partitions.
+        r"""Make a Pyro model of the hyperparameters, scaled to data, for kernels over partitions.
 
-        With the means :math:`m_j` and standard deviations :math:`s_j` of the data in ``d`` axes,
+        With the means :math:`m_j` and standard deviations :math:`s_j` of the data along ``d`` axes,
 
         .. math:: r &\sim \text{LogNormal}(\log 0.1, 1) , \quad
                   \delta \sim \text{LogNormal}(\log 3, 1) , \quad
@@ -176,13 +178,13 @@ class GaussianCluster(LocatedCluster):
                   \xi &= m , \quad \nu = d + 1 + \delta , \quad
                   \Psi = (\delta + 1) \, \text{diag}(s_j^2 \ell_j^2) .
 
-        So units do not matter, and the clusters found determine how large others are, axis by
-        axis (:math:`\ell_j`), how much their shapes differ (:math:`\delta`) and how far they are
-        apart (:math:`r`). Sites are ``"relative_size"``, ``"dof_excess"`` and ``"loc_precision"``.
+        So units do not matter. The clusters inform how large other clusters are along each axis
+        (:math:`\ell_j`), how much their shapes differ (:math:`\delta`) and how far apart they are
+        (:math:`r`). The sites are ``"relative_size"``, ``"dof_excess"`` and ``"loc_precision"``.
 
-        :param Tensor x: points. **Shape:** ``(n, d)``, at least two of them.
-        :returns: the model, to be given as ``cluster``.
-        :raises ValueError: where points are not finite or an axis is constant.
+        :param Tensor x: at least two points. **Shape:** ``(n, d)``.
+        :returns: the model, to pass to a kernel as ``cluster``.
+        :raises ValueError: if points are not finite or an axis is constant.
 
         Example::
 
@@ -281,16 +283,16 @@ def _is_constant(x: Tensor, deviation: Tensor) -> Tensor:
 
 
 class KnownVarianceGaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [7].
+    r"""Point from a Gaussian cluster with an unknown mean and known, independent noise [7].
 
-    The prior of each dimension is normal, :math:`\mu \sim \text{Normal}(\xi, s_0^2)` and
+    In each dimension :math:`\mu \sim \text{Normal}(\xi, s_0^2)` and
     :math:`x_i \sim \text{Normal}(\mu, s^2)`, with variances as second arguments. The statistics of
     a point are 1, 0, :math:`x` and :math:`x^2`.
 
-    :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``, as of the others; numbers are equal in all
-        dimensions, but one argument must have the number of dimensions.
-    :param loc_scale: :math:`s_0 > 0`, between clusters.
-    :param scale: :math:`s > 0`, between points of a cluster.
+    :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``; a number applies to all dimensions, but at
+        least one of the three arguments must have the dimension ``d``.
+    :param loc_scale: :math:`s_0 > 0`, the standard deviation between clusters. **Shape:** likewise.
+    :param scale: :math:`s > 0`, the standard deviation within a cluster. **Shape:** likewise.
 
     Example::
 

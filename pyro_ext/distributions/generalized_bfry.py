@@ -1,8 +1,8 @@
 """The generalized BFRY, the beta prime BFRY and the stable beta BFRY distribution.
 
-They are the weights of finite approximations of the processes of these names.
+They are the distributions of the weights in finite approximations of the processes of these names.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers listed in the docstring of the package.
 """
 
 from abc import abstractmethod
@@ -51,24 +51,25 @@ class _TwoIndices(LevelDistribution):
 class GeneralizedBFRY(_TwoIndices):
     r"""Generalized BFRY distribution, the distribution of :math:`c W P` [2, 4].
 
-    :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
-    1, :math:`P` a Pareto distribution with :math:`P(P > x) = x^{-\tau}` for :math:`x > 1`, and they
-    are independent. With :math:`k = \tau - \sigma`, :math:`y = x / c` and the regularized
-    incomplete gamma function :math:`P(k, y)`,
+    :math:`W` and :math:`P` are independent. :math:`W` has the tilted BFRY distribution with
+    discount :math:`\sigma`, level :math:`t` and tilt 1, and :math:`P` has a Pareto distribution
+    with :math:`P(P > x) = x^{-\tau}` for :math:`x > 1`. With :math:`k = \tau - \sigma`,
+    :math:`y = x / c` and the regularized incomplete gamma function :math:`P(k, y)`,
 
     .. math:: f(x) = \frac{1}{c} \frac{\tau \sigma \Gamma(k)}
               {\Gamma(1 - \sigma) \{(t + 1)^\sigma - 1\}} y^{-1-\tau}
               \big[ P(k, y) - (t + 1)^{-k} P(k, (t + 1) y) \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is a weight of a finite approximation of a generalized BFRY
-    process. Where :math:`\sigma = 0` the limit is meant. Draws have gradients in all parameters.
+    :math:`x^{-1-\tau}` beyond. It is the distribution of a weight in a finite approximation of a
+    generalized BFRY process. At :math:`\sigma = 0` it is the limit. Draws have gradients with
+    respect to all parameters.
 
     :param discount: :math:`\sigma`, in [0, 1).
     :param tail_index: :math:`\tau`, greater than the discount.
-    :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
+    :param level: :math:`t > 0`. If it overflows the floating-point type, pass ``log_level``.
     :param scale: :math:`c > 0`.
-    :param log_level: :math:`\log t`, in place of ``level``.
+    :param log_level: :math:`\log t`, instead of ``level``.
 
     Example::
 
@@ -134,25 +135,25 @@ def _cdf(
 class BetaPrimeBFRY(_TwoIndices):
     r"""Beta prime BFRY distribution, the distribution of :math:`W / B` [2, 4].
 
-    :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
-    1, :math:`B` the gamma distribution of shape :math:`\tau` and rate :math:`c`, and they are
-    independent. With :math:`k = \tau - \sigma`,
+    :math:`W` and :math:`B` are independent. :math:`W` has the tilted BFRY distribution with
+    discount :math:`\sigma`, level :math:`t` and tilt 1, and :math:`B` has the gamma distribution
+    with shape :math:`\tau` and rate :math:`c`. With :math:`k = \tau - \sigma`,
 
     .. math:: f(x) = \frac{\sigma\, c^\tau \Gamma(k)}
               {\Gamma(1 - \sigma) \Gamma(\tau) \{(1 + t)^\sigma - 1\}} x^{-1-\sigma}
               \big[ (c + x)^{-k} - (c + (1 + t) x)^{-k} \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is a weight of a finite approximation of a beta prime
-    process. Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t)` for the quotient
-    of braces and :math:`\sigma`. Draws have gradients in all parameters. The distribution function
-    is computed by quadrature, for levels up to :math:`e^{9000}`.
+    :math:`x^{-1-\tau}` beyond. It is the distribution of a weight in a finite approximation of a
+    beta prime process. At :math:`\sigma = 0` it is the limit, in which :math:`\log(1 + t)` replaces
+    :math:`\{(1 + t)^\sigma - 1\} / \sigma`. Draws have gradients with respect to all parameters.
+    The distribution function is computed by quadrature, for levels up to :math:`e^{9000}`.
 
     :param discount: :math:`\sigma`, in [0, 1).
     :param tail_index: :math:`\tau`, greater than the discount.
-    :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
-    :param rate: :math:`c > 0`, a scale of :math:`x`.
-    :param log_level: :math:`\log t`, in place of ``level``.
+    :param level: :math:`t > 0`. If it overflows the floating-point type, pass ``log_level``.
+    :param rate: :math:`c > 0`; :math:`x` scales with it.
+    :param log_level: :math:`\log t`, instead of ``level``.
 
     Example::
 
@@ -202,22 +203,22 @@ class BetaPrimeBFRY(_TwoIndices):
 
 
 class StableBetaBFRY(LevelDistribution):
-    r"""Weight of a finite approximation of a stable beta process by Lomax arrivals [2].
+    r"""Distribution of a weight in the Lomax approximation of a stable beta process [2].
 
     .. math:: f(x) = \frac{\sigma\, \Gamma(c)}
               {\Gamma(1 - \sigma) \Gamma(c + \sigma) \{(1 + t)^\sigma - 1\}}
               x^{-1-\sigma} (1 - x)^{c + \sigma - 1} \{ 1 - (1 + t x)^{-c} \} , \quad 0 < x < 1 .
 
-    Its odds :math:`x / (1 - x)` have the beta prime BFRY distribution of tail index
-    :math:`\sigma + c` and rate 1. Where :math:`\sigma = 0`, the beta process, the limit is meant,
-    with :math:`\log(1 + t)` for the quotient of the first braces and :math:`\sigma`. Draws have
-    gradients in all parameters. Distribution function, mean and variance are computed by
+    The odds :math:`x / (1 - x)` have the beta prime BFRY distribution with tail index
+    :math:`\sigma + c` and rate 1. At :math:`\sigma = 0`, the beta process, it is the limit, in
+    which :math:`\log(1 + t)` replaces :math:`\{(1 + t)^\sigma - 1\} / \sigma`. Draws have gradients
+    with respect to all parameters. Distribution function, mean and variance are computed by
     quadrature, for levels up to :math:`e^{9000}`.
 
     :param discount: :math:`\sigma`, in [0, 1).
     :param concentration: :math:`c > 0`.
-    :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
-    :param log_level: :math:`\log t`, in place of ``level``.
+    :param level: :math:`t > 0`. If it overflows the floating-point type, pass ``log_level``.
+    :param log_level: :math:`\log t`, instead of ``level``.
 
     Example::
 

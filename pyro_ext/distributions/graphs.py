@@ -36,9 +36,9 @@ class _SimpleGraphs(constraints.Constraint):
 
 
 class _IndependentEdges(ParametricDistribution):
-    """Graphs with independent edges; a subclass says how likely one is, given a score of its ends.
+    """Graphs with independent edges; subclasses give the probability of one from a pair's score.
 
-    Nodes have features, the first of the parameters.
+    The first parameter holds the features of the nodes.
     """
 
     node_mask: Tensor
@@ -98,7 +98,7 @@ class _IndependentEdges(ParametricDistribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=2)
     def support(self) -> constraints.Constraint:
-        """Adjacency matrices of simple graphs, without edges at absent nodes."""
+        """Adjacency matrices of simple graphs without edges at absent nodes."""
         return _SimpleGraphs(self.node_mask)
 
     @property
@@ -118,8 +118,8 @@ class _IndependentEdges(ParametricDistribution):
         :param Tensor value: adjacency matrices, of numbers or booleans. **Shape:**
             ``(*batch, num_nodes, num_nodes)``.
         :returns: **Shape:** ``(*batch)``.
-        :raises ValueError: where arguments are validated, for a graph that is directed or weighted,
-            has self-loops, or edges at absent nodes.
+        :raises ValueError: if arguments are validated and a graph is directed or weighted, or has
+            self-loops or edges at absent nodes.
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -164,20 +164,21 @@ class _IndependentEdges(ParametricDistribution):
 
 
 class BernoulliExponentialGraph(_IndependentEdges):
-    r"""Simple graphs whose edges are independent, and cost no more than there are [1].
+    r"""Simple graphs with independent edges, computed in time linear in the number of edges [1].
 
-    There is an edge where an exponential variable with the rate :math:`r_i \cdot r_j` is less than
+    Two nodes are joined if an exponential variable with the rate :math:`r_i \cdot r_j` is less than
     one,
 
     .. math:: P(a_{ij} = 1) = 1 - \exp(-r_i \cdot r_j), \qquad r_i \in [0, \infty)^p .
 
-    The sum of all rates is one of the nodes' cumulative rates, so that :meth:`log_prob_edges` takes
-    time that is linear in the numbers of nodes and edges. So does :meth:`sample_edges`.
+    The sum of the rates over all pairs follows from cumulative sums over the nodes, so that
+    :meth:`log_prob_edges` takes time that is linear in the numbers of nodes and edges. So does
+    :meth:`sample_edges`. :meth:`log_prob` and :meth:`sample` look at all pairs.
 
     :param Tensor rates: :math:`r`. **Shape:** ``(*batch, num_nodes, num_features)``.
-    :param Tensor node_mask: bool, true for nodes that are there and false for padding, which has no
-        edges. **Shape:** ``(*batch, num_nodes)``.
-    :raises ValueError: for negative rates, and shapes that do not fit.
+    :param Tensor node_mask: booleans, true for nodes that are present and false for padding, which
+        has no edges. **Shape:** ``(*batch, num_nodes)``.
+    :raises ValueError: for negative rates or shapes that do not match.
 
     [1] T. Duan, J. Lee (2019),
     Graph embedding VAE: a permutation invariant model of graph structure.
@@ -206,11 +207,11 @@ class BernoulliExponentialGraph(_IndependentEdges):
     def log_prob_edges(self, edges: Tensor) -> Tensor:
         """Log probability of one graph, in time that is linear in its nodes and edges.
 
-        :param Tensor edges: the two nodes of each edge, in any order, each edge once. **Shape:**
-            ``(num_edges, 2)``.
+        :param Tensor edges: the two nodes of each edge, in any order. List each edge once.
+            **Shape:** ``(num_edges, 2)``.
         :returns: **Shape:** ``(*batch)``.
-        :raises ValueError: where arguments are validated, for self-loops, edges that come twice,
-            and nodes that there are not.
+        :raises ValueError: if arguments are validated and there are self-loops, repeated edges, or
+            nodes that do not exist.
         """
         edges = checks.as_tensor(
             "edges", edges, "(num_edges, 2)", kind="integers", allow_empty=True
@@ -228,18 +229,19 @@ class BernoulliExponentialGraph(_IndependentEdges):
     def sample_edges(self) -> Tensor:
         """Draw one graph, in time that is linear in its nodes, edges and features.
 
-        The points of a Poisson process of the rate of each pair and feature are drawn; pairs with
-        points are the edges. Their number is what takes time and memory: where most pairs have
-        several, ``sample`` is faster. Ends are found by bisection.
+        This draws the points of a Poisson process over pairs of nodes and features. Pairs with
+        points are the edges. Time and memory grow with the number of points, so ``sample`` is
+        faster if most pairs have several.
 
-        :returns: the two nodes of each edge, the smaller one first, in order. **Shape:**
+        :returns: the two nodes of each edge, the smaller one first, in sorted order. **Shape:**
             ``(num_edges, 2)``.
-        :raises ValueError: for a batch of distributions, whose draws would be of different lengths,
-            and where some hundred million points are expected.
+        :raises ValueError: for a batch of distributions, whose draws would have different lengths,
+            or if about a hundred million points or more are expected.
         """
         if self.batch_shape:
             raise ValueError(
-                f"rates must be those of one graph for sample_edges, got {checks.shown(self.rates)}"
+                "rates must have no batch shape for sample_edges, which draws one graph, "
+                f"got {checks.shown(self.rates)}"
             )
         rates = self.rates.double().mT
         num_features, num_nodes = rates.shape
@@ -247,7 +249,8 @@ class BernoulliExponentialGraph(_IndependentEdges):
         mean = cumulative[:, -1].square() / 2.0
         if not float(mean.sum()) <= _MOST_POINTS:
             raise ValueError(
-                f"rates must expect at most {_MOST_POINTS:,} points, got {float(mean.sum()):.3g}"
+                f"rates must give at most {_MOST_POINTS:,} expected points, "
+                f"got {float(mean.sum()):.3g}"
             )
         number = torch.poisson(mean).long()
         feature = torch.arange(num_features, device=rates.device).repeat_interleave(number)
@@ -281,14 +284,14 @@ class BernoulliExponentialGraph(_IndependentEdges):
         is_there = self.node_mask.reshape(-1, size).all(0)
         for wanted, is_wrong in (
             ("join different nodes", first == second),
-            ("join nodes that node_mask has", ~(is_there[first] & is_there[second])),
+            ("join nodes that are present in node_mask", ~(is_there[first] & is_there[second])),
         ):
             if bool(is_wrong.any()):
                 pair = first[is_wrong][0].item(), second[is_wrong][0].item()
                 raise ValueError(f"edges must {wanted}, got {pair}")
         codes = torch.minimum(first, second) * size + torch.maximum(first, second)
         if (number := len(codes.unique())) < len(codes):
-            raise ValueError(f"edges must come once each, got {len(codes) - number} again")
+            raise ValueError(f"edges must be distinct, got {len(codes) - number} repeated")
 
 
 class LogitGraph(_IndependentEdges):
@@ -296,14 +299,14 @@ class LogitGraph(_IndependentEdges):
 
     .. math:: P(a_{ij} = 1) = \mathrm{sigmoid}(e^c \, r_i \cdot r_j + b)
 
-    Other than for :class:`BernoulliExponentialGraph` all pairs of nodes have to be looked at.
+    Unlike :class:`BernoulliExponentialGraph`, it always has to look at all pairs of nodes.
 
     :param Tensor features: :math:`r`. **Shape:** ``(*batch, num_nodes, num_features)``.
     :param Tensor log_scale: :math:`c`. **Shape:** ``(*batch)``.
     :param Tensor bias: :math:`b`. **Shape:** ``(*batch)``.
-    :param Tensor node_mask: bool, true for nodes that are there and false for padding, which has no
-        edges. **Shape:** ``(*batch, num_nodes)``.
-    :raises ValueError: for shapes that do not fit.
+    :param Tensor node_mask: booleans, true for nodes that are present and false for padding, which
+        has no edges. **Shape:** ``(*batch, num_nodes)``.
+    :raises ValueError: if shapes do not match.
 
     [1] See :class:`BernoulliExponentialGraph`.
 

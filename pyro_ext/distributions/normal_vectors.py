@@ -1,4 +1,4 @@
-"""Normal vectors of a given form: random walks, and effects that sum to zero."""
+"""Structured normal vectors: random walks, and effects that sum to zero."""
 
 import math
 from typing import Any, Self
@@ -14,12 +14,12 @@ from pyro_ext.distributions.bases import ParametricDistribution
 
 
 class GaussianRandomWalk(ParametricDistribution):
-    r"""Random walk with normal steps, as a vector.
+    r"""Vector of the positions of a random walk with normal steps.
 
     .. math:: x_1 \sim N(0, \sigma^2) , \quad x_t \sim N(x_{t-1}, \sigma^2)
 
     :param scale: :math:`\sigma > 0`.
-    :param int num_steps: number of elements.
+    :param int num_steps: the number of steps, and so of elements.
 
     Example::
 
@@ -47,7 +47,7 @@ class GaussianRandomWalk(ParametricDistribution):
         return self.of_noise(torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Make walks of standard normal numbers. **Shape:** ``(..., num_steps)``."""
+        """Turn standard normal numbers into walks. **Shape:** ``(..., num_steps)``."""
         return self.scale[..., None] * noise.cumsum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class GaussianRandomWalk(ParametricDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Variance, which grows by that of a step at each."""
+        """Variance, which grows by the same amount at each step."""
         number = torch.arange(1, self.num_steps + 1).to(self.scale)
         return self.scale.square()[..., None] * number
 
@@ -153,12 +153,12 @@ def _transform_of(constraint: Any) -> _ZeroSumTransform:
 class ZeroSumNormal(ParametricDistribution):
     r"""Normal tensor whose sums along each of its dimensions are zero.
 
-    It is what is left of independent normal numbers of scale :math:`\sigma` once their means along
-    each dimension are taken away: a prior of effects of groups beside an intercept, which these
-    cannot then imitate. The density is over the numbers that are free.
+    A draw consists of independent normal numbers of scale :math:`\sigma`, minus their means along
+    each dimension. Use it as a prior for group effects next to an intercept: the effects cannot
+    absorb the intercept. The density is over the free coordinates.
 
     :param scale: :math:`\sigma > 0`.
-    :param event_shape: shape of the tensor, at least two along each dimension.
+    :param event_shape: the shape of the tensor, with at least two elements along each dimension.
 
     Example::
 
@@ -176,7 +176,7 @@ class ZeroSumNormal(ParametricDistribution):
         (scale,) = checks.as_parameters(type(self).__name__, {"scale": scale})
         sizes = checks.sequence("event_shape", event_shape, "numbers of at least 2", kind=int)
         if any(size < 2 for size in sizes):
-            raise ValueError(f"event_shape must have numbers >= 2, got {checks.shown(event_shape)}")
+            raise ValueError(f"event_shape must have sizes >= 2, got {checks.shown(event_shape)}")
         super().__init__(
             {"scale": scale}, {"scale": 0}, scale.shape, torch.Size(sizes), validate_args
         )
@@ -192,7 +192,7 @@ class ZeroSumNormal(ParametricDistribution):
         return self.of_noise(torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device))
 
     def of_noise(self, noise: Tensor) -> Tensor:
-        """Make draws of standard normal numbers. **Shape:** ``(..., *event_shape)``."""
+        """Turn standard normal numbers into draws. **Shape:** ``(..., *event_shape)``."""
         for dim in range(-len(self.event_shape), 0):
             noise = noise - noise.mean(dim, keepdim=True)
         return self._whole(self.scale) * noise

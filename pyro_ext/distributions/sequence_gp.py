@@ -1,4 +1,4 @@
-"""Gaussian processes over the steps of sequences that are padded to one length."""
+"""Gaussian processes over the steps of sequences that are padded to a common length."""
 
 from typing import Any
 
@@ -14,20 +14,19 @@ _HALF_LOG_2PI = 0.9189385332046727
 
 
 class PaddedMultivariateNormal(TorchDistribution):
-    r"""Normal vectors of mean zero, of which only the first elements count.
+    r"""Normal vectors with mean zero, of which only the first elements count.
 
-    A draw has all :math:`T` elements, from :math:`\mathcal{N}(0, L L^\top)`. The density is that of
-    the first :math:`n` of them, and elements after these have no influence on it, whatever they
-    are:
+    A draw from :math:`\mathcal{N}(0, L L^\top)` has all :math:`T` elements. The density is that of
+    the first :math:`n` elements. The others do not affect it, even if they are NaN:
 
     .. math:: \log p(z_{1:n}) = \sum_{t \le n} \log \mathcal{N}(u_t \mid 0, 1) - \log L_{tt},
               \qquad u = L^{-1} z.
 
     :param Tensor scale_tril: :math:`L`, lower triangular with a positive diagonal.
         **Shape:** ``(*batch, T, T)``.
-    :param Tensor lengths: :math:`n`, integers from 0 to :math:`T`; by default all count.
+    :param Tensor lengths: :math:`n`, integers from 0 to :math:`T`. Default: all elements count.
         **Shape:** ``(*batch)``.
-    :raises ValueError: for arguments out of range.
+    :raises ValueError: if arguments are out of range.
 
     Example::
 
@@ -80,7 +79,7 @@ class PaddedMultivariateNormal(TorchDistribution):
 
     @property
     def scale_tril(self) -> Tensor:
-        """The factor of the covariance. **Shape:** ``(*batch, T, T)``."""
+        """The Cholesky factor of the covariance. **Shape:** ``(*batch, T, T)``."""
         return self._factor.expand(*self.batch_shape, *self._factor.shape[-2:])
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -99,16 +98,16 @@ class PaddedMultivariateNormal(TorchDistribution):
         return self._factor.square().sum(-1).expand(self.batch_shape + self.event_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with a gradient in the factor. **Shape:** ``(*sample, *batch, T)``."""
+        """Draws with gradients with respect to the factor. **Shape:** ``(*sample, *batch, T)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.normal(self._factor.new_zeros(shape), 1.0)
         return (noise.unsqueeze(-2) @ self._factor.mT).squeeze(-2)
 
     def log_prob_by_step(self, value: Tensor) -> Tensor:
-        """Log density of each element given those before it; their sum is the log density.
+        """Log density of each element given those before it; the sum is the log density.
 
         :param Tensor value: **Shape:** ``(*batch, T)``.
-        :returns: zero for elements that do not count. **Shape:** ``(*batch, T)``.
+        :returns: log densities, zero for elements that do not count. **Shape:** ``(*batch, T)``.
         """
         size = self.event_shape[0]
         if value.shape[-1:] != self.event_shape:
@@ -136,12 +135,13 @@ class CauchyGP:
     .. math:: k(i, j) = \frac{\text{scale}}{1 + (i - j)^2 / \text{length}^2} +
               \text{jitter} \cdot [i = j].
 
-    Its power law joins steps of several ranges at once, where a squared exponential has one.
+    Its power-law tail correlates steps at several length scales at once, while a squared
+    exponential kernel has only one.
 
-    :param float length: in steps.
-    :param float scale: variance, without the jitter.
-    :param float jitter: variance that is added to each step.
-    :raises ValueError: for numbers out of range.
+    :param float length: the length scale, in steps.
+    :param float scale: the variance without the jitter.
+    :param float jitter: variance added to each step.
+    :raises ValueError: if numbers are out of range.
 
     [1] V. Fortuin, D. Baranchuk, G. Rätsch, S. Mandt (2020),
     GP-VAE: deep probabilistic time series imputation.
@@ -162,7 +162,7 @@ class CauchyGP:
         return f"CauchyGP(length={self.length:g}, scale={self.scale:g}, jitter={self.jitter:g})"
 
     def covariance(self, num_steps: int) -> Tensor:
-        """Covariances of steps, in PyTorch's default type.
+        """Covariance matrix of the steps, in PyTorch's default type.
 
         :param int num_steps: number of steps.
         :returns: **Shape:** ``(num_steps, num_steps)``.
@@ -178,23 +178,24 @@ class CauchyGP:
     def prior(
         self, lengths: Tensor, num_steps: int, dtype: torch.dtype | None = None
     ) -> PaddedMultivariateNormal:
-        """The process over the steps of padded sequences.
+        """Return the process over the steps of padded sequences.
 
-        :param Tensor lengths: number of steps of each that count. **Shape:** ``(*batch)``.
-        :param int num_steps: number of steps with padding.
-        :param torch.dtype dtype: of its values; by default PyTorch's. The factor is computed in
-            float64.
-        :raises ValueError: where the jitter is too small for a factor.
+        :param Tensor lengths: the number of steps of each sequence that count. **Shape:**
+            ``(*batch)``.
+        :param int num_steps: the number of steps, including padding.
+        :param torch.dtype dtype: the type of the values; by default PyTorch's default type. The
+            Cholesky factor is computed in float64.
+        :raises ValueError: if the jitter is too small for a Cholesky factor to exist.
         """
         checks.optional(checks.instance, "dtype", dtype, torch.dtype, "a torch.dtype or None")
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be one of real numbers, got {dtype}")
+            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         lengths = checks.as_tensor("lengths", lengths, "(*batch)", kind="integers")
         factor, failed = torch.linalg.cholesky_ex(self._covariance(num_steps, torch.float64))
         if bool(failed):
             raise ValueError(
-                f"jitter must be larger, got {self.jitter:g}, with which the covariance of "
-                f"{num_steps} steps at length = {self.length:g} has no Cholesky factor"
+                f"jitter must be larger, got {self.jitter:g}: the covariance of {num_steps} steps "
+                f"with length {self.length:g} has no Cholesky factor"
             )
         return PaddedMultivariateNormal(factor.to(lengths.device, dtype), lengths)

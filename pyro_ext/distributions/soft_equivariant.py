@@ -1,4 +1,4 @@
-"""Weights that are nearly equivariant under several groups, under each as much as it deserves."""
+"""A prior of weights that are nearly equivariant under several groups, to different degrees."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,29 +14,30 @@ from pyro_ext.groups.projector import check_groups, weight_blocks
 
 
 class SoftEquivariantNormal(ParametricDistribution):
-    r"""Normal weights of mean zero that are the smaller, the farther they are from equivariance.
+    r"""Normal prior of weights with mean zero that favors weights close to equivariance.
 
     The precision matrix of the weight :math:`W` of a linear map between two representations is
 
     .. math:: \Lambda = \sigma^{-2} I + \sum_g \lambda_g (I - P_g) ,
 
-    where :math:`P_g` projects onto the maps that are equivariant under a group :math:`g`. Up to
-    its normalization the density is that of the penalty :math:`\sum_g \lambda_g \|W - P_g W\|^2 /
-    2` of [1], beside weight decay: the mode of a posterior is what [1] trains for. That reading is
-    ours. A group with strength zero has no say, and as :math:`\lambda_g \to \infty` only
-    equivariant weights are left.
+    where :math:`P_g` projects onto the maps that are equivariant under a group :math:`g`. Up to a
+    constant, the negative log density is weight decay plus the penalty :math:`\sum_g \lambda_g
+    \|W - P_g W\|^2 / 2` of [1]. So training as in [1] finds the mode of a posterior; this
+    interpretation is ours. A group with strength zero has no effect, and as
+    :math:`\lambda_g \to \infty`, only equivariant weights remain.
 
-    The matrix falls into blocks, one for each pair of an output and an input tensor, and all
-    computations are exact and done in these, in float64.
+    The matrix consists of blocks, one for each pair of an output and an input tensor. All
+    computations are exact and use these blocks, in float64.
 
-    :param TensorRep rep_in: what the map takes; ``None`` for vectors of ``rep_out`` themselves,
-        such as biases.
-    :param TensorRep rep_out: what it makes.
-    :param Sequence groups: of :class:`~pyro_ext.groups.Group`, on the same dimensions.
+    :param TensorRep rep_in: the representation of the map's input; ``None`` for vectors of
+        ``rep_out`` themselves, such as biases.
+    :param TensorRep rep_out: the representation of the map's output.
+    :param Sequence groups: instances of :class:`~pyro_ext.groups.Group` that act on the same
+        dimensions.
     :param strengths: :math:`\lambda_g \ge 0`. **Shape:** ``()`` or ``(*batch, num_groups)``.
     :param base_scale: :math:`\sigma`, the standard deviation of equivariant weights. **Shape:**
         ``(*batch)``.
-    :raises ValueError: for numbers out of range, or a group on other dimensions than those of the
+    :raises ValueError: if numbers are out of range, or a group acts on other dimensions than the
         representations or the other groups.
 
     [1] H. Kim, H. Lee, H. Yang, J. Lee (2023),
@@ -82,7 +83,7 @@ class SoftEquivariantNormal(ParametricDistribution):
         strengths = strengths if strengths.dim() else strengths.expand(number)
         if strengths.shape[-1] != number:
             raise ValueError(
-                f"strengths must be a number or one for each of {number} groups, got the shape "
+                f"strengths must be one number, or one for each of {number} groups, got the shape "
                 f"{tuple(strengths.shape)}"
             )
         try:
@@ -121,9 +122,9 @@ class SoftEquivariantNormal(ParametricDistribution):
 
     @property
     def precision_matrix(self) -> Tensor:
-        """Precision of the flat weight, for small ones: all blocks are set into a full matrix.
+        """Precision matrix of the flattened weight, as a full matrix; only for small weights.
 
-        **Shape:** ``(*batch, size, size)`` of ``size`` numbers in a weight.
+        **Shape:** ``(*batch, size, size)``, where ``size`` is the number of elements of a weight.
         """
         size = self.event_shape.numel()
         found = self.base_scale.new_zeros(*self.batch_shape, size * size)
@@ -165,7 +166,7 @@ class SoftEquivariantNormal(ParametricDistribution):
         return found
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in strengths and scale."""
+        """Draws with gradients with respect to strengths and scale."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.base_scale.dtype, device=self.base_scale.device)
         return self._blocks.scatter(
@@ -176,7 +177,7 @@ class SoftEquivariantNormal(ParametricDistribution):
         )
 
     def penalty(self, value: Tensor) -> Tensor:
-        r"""The part of the negative log density that the groups ask for, :math:`\sum_g \lambda_g
+        r"""The part of the negative log density due to the groups, :math:`\sum_g \lambda_g
         \|W - P_g W\|^2 / 2`.
 
         :param Tensor value: weights. **Shape:** ``(*batch, *event)``.

@@ -1,6 +1,6 @@
 r"""Positive stable distributions and their exponential tilts.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers listed in the docstring of the package.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ class PositiveStable(UnivariateDistribution):
     .. math:: E\, e^{-tX} = e^{-t^\sigma} , \quad
               E\, X^r = \frac{\Gamma(1 - r / \sigma)}{\Gamma(1 - r)} \;(r < \sigma) .
 
-    In Pyro's terms it is ``Stable`` with skew 1, coordinates "S" and the scale
-    ``cos(pi * stability / 2) ** (1 / stability)``. Draws are exact [5], with gradients in the
-    stability.
+    It equals Pyro's ``Stable`` with skew 1, coordinates "S" and scale
+    ``cos(pi * stability / 2) ** (1 / stability)``. Its mean is infinite. Draws are exact [5], with
+    gradients with respect to the stability.
 
-    :param stability: :math:`\sigma`, in (0, 1). The mean is infinite.
+    :param stability: :math:`\sigma`, in (0, 1).
 
     Example::
 
@@ -61,15 +61,17 @@ class TiltedStable(UnivariateDistribution):
               \operatorname{Var} X = V \sigma (1 - \sigma) \tau^{\sigma - 2} .
 
     Its density is that of a stable variable, multiplied by a constant and :math:`e^{-\tau x}`. It
-    is the total mass of a generalized gamma process; with :math:`\sigma = 1/2` it is the inverse
-    Gaussian distribution of mean :math:`V / (2 \sqrt\tau)` and shape :math:`V^2 / 2`.
+    is the distribution of the total mass of a generalized gamma process. With
+    :math:`\sigma = 1/2` it is the inverse Gaussian distribution with mean
+    :math:`V / (2 \sqrt\tau)` and shape :math:`V^2 / 2`.
 
-    Density and distribution function are computed by quadrature. Draws are exact, at the same cost
-    whatever the parameters [6]; their gradients are slow, a quarter of a millisecond each.
+    Density and distribution function are computed by quadrature. Draws are exact [6], and their
+    cost does not depend on the parameters. Gradients of draws are slow: a quarter of a millisecond
+    each.
 
     :param mass: :math:`V > 0`.
     :param stability: :math:`\sigma`, in (0, 1).
-    :param tilt: :math:`\tau \geq 0`; without tilt the mean is infinite.
+    :param tilt: :math:`\tau \geq 0`; with a tilt of zero, the mean is infinite.
 
     Example::
 
@@ -122,7 +124,7 @@ def _kl_tilted_stable(p: TiltedStable, q: TiltedStable) -> Tensor:
     """Closed where only the tilts differ."""
     if not (torch.equal(p.mass, q.mass) and torch.equal(p.stability, q.stability)):
         raise NotImplementedError(
-            "the divergence of tilted stable distributions is known where mass and stability agree"
+            "the KL divergence of TiltedStable distributions requires equal mass and stability"
         )
     powers = p.tilt**p.stability - q.tilt**q.stability
     # Without tilt the mean is infinite, and the divergence too unless both have none.

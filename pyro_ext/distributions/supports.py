@@ -1,9 +1,9 @@
 """Open intervals, with bijections that never round a number to one of their ends.
 
-Where a number is lost beside an end, underflows or overflows, PyTorch's bijections answer with the
-end itself, which is outside of the support. Here values stop at the numbers of their type next to
-the ends. Beyond, the logarithm of the Jacobian falls on with slope one on either side, so that a
-density over unconstrained numbers is continuous, finite and proper.
+If a number rounds to an end, underflows or overflows, PyTorch's bijections return the end itself,
+which is outside the support. Here, values stop at the floating-point numbers next to the ends.
+Beyond these, the log Jacobian keeps falling with slope one on either side, so that a density over
+unconstrained numbers is continuous, finite and proper.
 """
 
 import math
@@ -43,7 +43,7 @@ positive: Any = numbers_above(0.0)
 
 
 def numbers_between(low: float, high: float) -> Any:
-    """Numbers between two bounds, of which the second may be infinite."""
+    """Return the numbers between two bounds; the second may be infinite."""
     return open_interval(low, high) if high < math.inf else numbers_above(low)
 
 
@@ -120,19 +120,19 @@ class _Between(_Inside):
 
 
 class Exponential(dist.Exponential):
-    """Pyro's, as the following are, with a bijection that stays inside of the support."""
+    """Exponential distribution with a bijection that stays inside the support."""
 
     support = positive
 
 
 class Gamma(dist.Gamma):
-    """Gamma distribution."""
+    """Gamma distribution with a bijection that stays inside the support."""
 
     support = positive
 
 
 class InverseGamma(dist.InverseGamma):
-    """Inverse gamma distribution."""
+    """Inverse gamma distribution with a bijection that stays inside the support."""
 
     support = positive
 
@@ -148,9 +148,9 @@ class InverseGamma(dist.InverseGamma):
 
 def _refuse(support: _IntervalWithAtom) -> NoReturn:
     raise NotImplementedError(
-        "a distribution with an atom, such as RectifiedGamma, has no bijection with the real line, "
-        "none of whose numbers would be the atom; it is for guides, and for a latent site take one "
-        "with a density, such as TruncatedBFRY"
+        "a distribution with an atom, such as RectifiedGamma, has no bijection with the real line: "
+        "use it in guides only, and give latent sites a distribution with a density, such as "
+        "TruncatedBFRY"
     )
 
 

@@ -1,4 +1,4 @@
-"""Distributions on an interval: the normal one, accurate in any tail, and all with a cdf."""
+"""Truncated distributions: the normal, accurate in the tails, and any with a ``cdf``."""
 
 import math
 from typing import Any
@@ -29,13 +29,13 @@ class TruncatedNormal(UnivariateDistribution):
     .. math:: f(x) = \frac{\varphi((x - \mu) / \sigma)}{\sigma\,(\Phi(b) - \Phi(a))} , \quad
               a = \frac{l - \mu}{\sigma} , \; b = \frac{h - \mu}{\sigma}
 
-    Densities and draws are accurate in the tails, too, where the normal distribution itself has no
-    probability that a number could hold. Draws have gradients in all parameters.
+    Densities and draws are accurate even in tails where the probability under the normal
+    distribution underflows. Draws have gradients with respect to all parameters.
 
     :param loc: :math:`\mu` of the normal distribution.
     :param scale: :math:`\sigma > 0` of the normal distribution.
-    :param low: :math:`l`, the lower end; ``None`` where there is none.
-    :param high: :math:`h > l`, the upper end; likewise.
+    :param low: :math:`l`, the lower end; ``None`` if there is none.
+    :param high: :math:`h > l`, the upper end; ``None`` if there is none.
 
     Example::
 
@@ -154,16 +154,16 @@ class TruncatedDistribution(ScalarDistribution):
 
     .. math:: f(x) = \frac{f_0(x)}{F_0(h) - F_0(l)} , \quad l < x < h
 
-    It is for any continuous distribution with a ``cdf``. Draws invert it: by ``icdf``, and then
-    with gradients, or by bisection. Of a normal distribution take :class:`TruncatedNormal`, which
-    is accurate in the tails.
+    The base can be any continuous distribution with a ``cdf``. Draws invert it: with ``icdf`` if
+    the base has one, and then they have gradients, or else by bisection. For a normal distribution,
+    use :class:`TruncatedNormal`, which is accurate in the tails.
 
-    :param base: a univariate distribution of Pyro, PyTorch or this package.
-    :param low: :math:`l`, the lower end; ``None`` where there is none.
-    :param high: :math:`h > l`, the upper end; likewise.
-    :raises TypeError: for a base that is no distribution.
-    :raises ValueError: for a base that is discrete, of vectors, or without a ``cdf``, and one with
-        no probability between the ends.
+    :param base: a univariate distribution from Pyro, PyTorch or this package.
+    :param low: :math:`l`, the lower end; ``None`` if there is none.
+    :param high: :math:`h > l`, the upper end; ``None`` if there is none.
+    :raises TypeError: if the base is not a distribution.
+    :raises ValueError: if the base is discrete, multivariate or without a ``cdf``, or has no
+        probability between the ends.
 
     Example::
 
@@ -185,7 +185,7 @@ class TruncatedDistribution(ScalarDistribution):
         checks.instance("base", base, Distribution, "a distribution")
         support: Any = base.support
         if base.event_shape or support.is_discrete:
-            raise ValueError(f"base must be a continuous distribution of numbers, got {base!r:.80}")
+            raise ValueError(f"base must be a continuous univariate distribution, got {base!r:.80}")
         given = {name: end for name, end in (("low", low), ("high", high)) if end is not None}
         if not given:
             raise ValueError("low or high must be given, got None for both")
@@ -254,7 +254,7 @@ class TruncatedDistribution(ScalarDistribution):
         return (reached - below) / (above - below)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles: those of the base, or by bisection, which has no gradients."""
+        """Quantiles, from those of the base or by bisection, which has no gradients."""
         below, above = self._masses()
         rank = below + value * (above - below)
         low, high = self._bounds()

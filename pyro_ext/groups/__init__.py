@@ -1,9 +1,9 @@
-r"""Matrix groups, tensors they act on, and projections onto the linear maps that respect them.
+r"""Matrix groups, tensors they act on, and projections onto equivariant linear maps.
 
-A group is given by generators, so that any group of matrices can be a candidate for the symmetry of
-data. A linear map :math:`W` between tensors is equivariant under it where :math:`\rho_{out}(g) W
-\rho_{in}(g)^{-1} = W` for all of its elements; such maps are the null space of one linear condition
-for each generator [1].
+A group is defined by generators, so that any group of matrices can be a candidate for the symmetry
+of data. A linear map :math:`W` between tensors is equivariant under a group if
+:math:`\rho_{out}(g) W \rho_{in}(g)^{-1} = W` for all elements :math:`g`. Such maps form the null
+space of a set of linear conditions, one for each generator [1].
 
 [1] M. Finzi, M. Welling, A. G. Wilson (2021), A practical method for constructing equivariant
 multilayer perceptrons for arbitrary matrix groups.

@@ -1,4 +1,4 @@
-"""Projections onto equivariant maps, and the blocks that weights fall into."""
+"""Projections onto equivariant maps, and the blocks of weights."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,17 +18,17 @@ _LARGEST_BLOCK = 1024
 class EquivariantProjector:
     r"""Orthogonal projection onto the linear maps that are equivariant under a group.
 
-    A weight falls into blocks, one for each pair of an output and an input tensor, of ranks
-    :math:`b` and :math:`a`. The equivariant blocks are the tensors of rank :math:`a + b` on which
-    the group acts trivially, on the axes of the input by :math:`g^{-\top}`. Only their basis is
-    stored, of :math:`d^{a + b}` rows, however large the weight is.
+    A weight consists of blocks, one for each pair of an output tensor of rank :math:`b` and an
+    input tensor of rank :math:`a`. The equivariant blocks are the tensors of rank :math:`a + b` on
+    which the group acts trivially, with :math:`g^{-\top}` on the axes of the input. Only a basis of
+    these is stored, with :math:`d^{a + b}` rows, however large the weight is.
 
-    :param TensorRep rep_in: what the map takes; ``None`` for vectors of ``rep_out`` themselves,
-        such as biases.
-    :param TensorRep rep_out: what it makes.
+    :param TensorRep rep_in: the representation of the map's input; ``None`` for vectors of
+        ``rep_out`` themselves, such as biases.
+    :param TensorRep rep_out: the representation of the map's output.
     :param Group group: the group.
-    :raises ValueError: for a group on another dimension than those of the representations, or
-        ranks whose blocks would have more than 1024 numbers.
+    :raises ValueError: if the group acts on another dimension than the representations, or blocks
+        would have more than 1024 numbers.
 
     Example::
 
@@ -54,27 +54,27 @@ class EquivariantProjector:
         return rank
 
     def project(self, weight: Tensor) -> Tensor:
-        """The nearest equivariant map.
+        """Return the nearest equivariant map.
 
         :param Tensor weight: **Shape:** ``(*batch, num_outputs, num_inputs)``, or ``(*batch,
             num_outputs)`` without an input.
-        :returns: **Shape:** as the weight.
+        :returns: **Shape:** that of the weight.
         """
         return self._blocks.project(self._blocks.check("weight", weight), 0)
 
     def residual(self, weight: Tensor) -> Tensor:
         r"""Half the squared distance from the equivariant maps, :math:`\|W - P W\|^2 / 2`.
 
-        :param Tensor weight: as of :meth:`project`.
-        :returns: **Shape:** ``(*batch)``. Its gradient is :math:`W - P W`.
+        :param Tensor weight: as in :meth:`project`.
+        :returns: residuals, whose gradient is :math:`W - P W`. **Shape:** ``(*batch)``.
         """
         return self._blocks.residuals(self._blocks.check("weight", weight))[..., 0]
 
 
 class WeightBlocks:
-    """Weights in blocks of one pair of tensors each, and what is not equivariant of each block.
+    """Weights in blocks, one for each pair of tensors, and their non-equivariant parts.
 
-    All is kept as arrays, so that nothing of it becomes part of a graph that is recorded.
+    Everything is stored as arrays, so that it does not become part of a recorded graph.
 
     :ivar list ranks: dimension of the equivariant maps of each group.
     """
@@ -110,7 +110,7 @@ class WeightBlocks:
         return [torch.from_numpy(index).to(like.device) for index in self._indices]
 
     def complements(self, like: Tensor) -> list[Tensor]:
-        """Projections of each kind of block onto what is not equivariant.
+        """Projections of each kind of block onto its non-equivariant part.
 
         **Shape:** ``(num_groups, size, size)`` each.
         """

@@ -13,12 +13,12 @@ class TensorRep:
     r"""A direct sum of tensors of several ranks, :math:`\bigoplus_k m_k T(k)`.
 
     A tensor of rank :math:`k` has :math:`d^k` numbers, and :math:`g` acts on each of its axes.
-    Vectors of the sum hold the ranks in the order given, of each all copies side by side. The same
-    sum is a representation of every group on :math:`d` dimensions.
+    Vectors of the sum contain the ranks in the given order, with all copies of a rank next to each
+    other. The same sum is a representation of every group on :math:`d` dimensions.
 
-    :param Mapping multiplicities: how many copies of each rank.
-    :param int dim: :math:`d`; only given where groups on other dimensions are to be refused.
-    :raises ValueError: for ranks or numbers below zero, or an empty sum.
+    :param Mapping multiplicities: number of copies of each rank.
+    :param int dim: :math:`d`. Pass it only to reject groups on other dimensions.
+    :raises ValueError: for negative ranks or numbers, or an empty sum.
 
     Example::
 
@@ -34,17 +34,17 @@ class TensorRep:
             checks.integer(f"multiplicities[{rank}]", number, 0)
         self.multiplicities = {rank: number for rank, number in multiplicities.items() if number}
         if not self.multiplicities:
-            raise ValueError(f"multiplicities must have one copy at least, got {multiplicities!r}")
+            raise ValueError(f"multiplicities must have at least one copy, got {multiplicities!r}")
         self.dim = checks.optional(checks.integer, "dim", dim, 1)
 
     @classmethod
     def uniform(cls, size: int, dim: int, max_rank: int = 2) -> Self:
-        """A sum of a given size, which the ranks share as evenly as they can.
+        """Return a sum of a given size, divided among the ranks as evenly as possible.
 
-        :param int size: of the vectors.
-        :param int dim: of the space.
-        :param int max_rank: the greatest rank.
-        :returns: the sum; what is left over becomes scalars.
+        :param int size: size of the vectors.
+        :param int dim: dimension of the space.
+        :param int max_rank: the largest rank.
+        :returns: the sum; the remainder becomes scalars.
         """
         checks.integer("size", size, 1)
         checks.integer("dim", dim, 1)
@@ -68,19 +68,19 @@ class TensorRep:
         return self.dim, *self.multiplicities.items()
 
     def size(self, dim: int) -> int:
-        """Return the dimension of a vector in the direct sum.
+        """Return the size of a vector in the direct sum.
 
-        :param int dim: of the space.
+        :param int dim: dimension of the space.
         """
         checks.integer("dim", dim, 1)
         return sum(number * dim**rank for rank, number in self.multiplicities.items())
 
     def split(self, x: Tensor, dim: int) -> dict[int, Tensor]:
-        """Parts of vectors by rank.
+        """Split vectors by rank.
 
         :param Tensor x: **Shape:** ``(*batch, size)``.
-        :param int dim: of the space.
-        :returns: **Shape:** ``(*batch, copies, dim ** rank)`` of each rank.
+        :param int dim: dimension of the space.
+        :returns: parts by rank. **Shape:** ``(*batch, copies, dim ** rank)`` each.
         """
         x = checks.as_tensor("x", x, f"(*batch, {self.size(dim)})")
         parts = x.split([n * dim**rank for rank, n in self.multiplicities.items()], -1)
@@ -92,7 +92,8 @@ class TensorRep:
 
         :param Tensor g: **Shape:** ``(*batch, dim, dim)``.
         :param Tensor x: **Shape:** ``(*batch, size)``.
-        :returns: in the type of ``x``. **Shape:** as ``x``, of both batches.
+        :returns: vectors in the type of ``x``. **Shape:** ``(*batch, size)``, with both batches
+            broadcast.
 
         Example::
 

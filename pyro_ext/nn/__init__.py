@@ -1,4 +1,4 @@
-"""Networks: Bayesian ones, many in one, attention between sets, adapters, mean teachers."""
+"""Network blocks: Bayesian networks, ensembles, set attention, adapters and mean teachers."""
 
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
 from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear

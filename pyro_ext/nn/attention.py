@@ -1,4 +1,4 @@
-"""Attention between sets and within them: blocks that see neither order nor padding."""
+"""Attention between and within sets, which depends on neither order nor padding."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Normalization = Literal["keys", "queries"]
 
 
 class AttentionOptions(TypedDict, total=False):
-    """Keyword arguments of all blocks; :class:`MAB` says what they are."""
+    """Keyword arguments of all blocks; see :class:`MAB`."""
 
     scaling: Scaling
     layer_norm: bool
@@ -29,41 +29,42 @@ class AttentionOptions(TypedDict, total=False):
 
 
 def check_heads(argument: str, width: int, num_heads: int) -> None:
-    """Check the width of an attention, and the number of heads that it is divided among."""
+    """Check that the number of heads divides the width of an attention block."""
     checks.integer(argument, width, 1)
     if width % checks.integer("num_heads", num_heads, 1):
         raise ValueError(f"{argument} must be a multiple of num_heads={num_heads}, got {width}")
 
 
 class MAB(nn.Module):
-    r"""Multihead attention block: elements of one set look at those of another [1].
+    r"""Multihead attention block: elements of one set attend to those of another [1].
 
-    With queries :math:`q`, keys :math:`k` and values :math:`v`, which are linear projections, cut
+    With queries :math:`q`, keys :math:`k` and values :math:`v`, which are linear projections, split
     into heads of equal width,
 
     .. math::
         o &= \mathrm{LN}\bigl(q + \mathrm{softmax}(q k^\top / \sqrt{d})\, v\bigr), \\
         \text{output} &= \mathrm{LN}\bigl(o + \mathrm{relu}(W o + b)\bigr),
 
-    as in the code of [1]. With ``residual="input"`` it is as in its text: the input stands in place
-    of its projection :math:`q` in the sum, the attention is projected once more, and the layer that
-    follows becomes two. Padding has no influence, whatever is in it: neither a number nor a NaN.
-    Where a set of keys is empty or all padding, the attention is zero and the output is that of the
-    query alone.
+    as in the code of [1]. ``residual="input"`` follows the text of [1]: the input itself replaces
+    its projection :math:`q` in the sum, the attention is projected once more, and there are two
+    layers instead of the last one. The values of padding do not matter, even if they are NaN. If
+    there are no keys or all are padding, the attention is zero and the output depends on the query
+    alone.
 
     :param int query_features: number of features of a query.
     :param int key_features: number of features of a key.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_heads: number of heads.
-    :param str scaling: whether :math:`d` is the full ``"width"``, as in [1], or that of a
+    :param str scaling: whether :math:`d` is the full ``"width"``, as in [1], or the width of a
         ``"head"``, as in [2].
     :param bool layer_norm: whether to normalize; otherwise :math:`\mathrm{LN}` is the identity.
-    :param bool bias: whether the projections have biases, as they have in the code of [1].
-    :param float dropout: probability with which a weight of the attention is dropped in training.
-    :param str residual: what attention is added to, the ``"projection"`` of the query or the
-        ``"input"`` itself, which then has ``width`` features.
-    :param str normalize: whether the softmax runs over ``"keys"``, or over ``"queries"``, which
-        then compete for keys, and weights are divided by their sum over keys, as in [3].
+    :param bool bias: whether the projections have biases, as in the code of [1].
+    :param float dropout: the probability of dropping an attention weight during training.
+    :param str residual: what the attention is added to: the ``"projection"`` of the query, or the
+        ``"input"`` itself, which must then have ``width`` features.
+    :param str normalize: whether the softmax runs over ``"keys"`` or ``"queries"``. With
+        ``"queries"``, they compete for keys, and the weights are then divided by their sum over
+        keys, as in [3].
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.
@@ -128,13 +129,13 @@ class MAB(nn.Module):
         values: Tensor | None = None,
         key_mask: Tensor | None = None,
     ) -> Tensor:
-        """Let queries look at keys. Leading dimensions broadcast.
+        """Let queries attend to keys. Leading dimensions broadcast.
 
         :param Tensor queries: **Shape:** ``(*batch, num_queries, query_features)``.
         :param Tensor keys: **Shape:** ``(*batch, num_keys, key_features)``.
-        :param Tensor values: by default the keys. **Shape:**
+        :param Tensor values: the values. Default: the keys. **Shape:**
             ``(*batch, num_keys, key_features)``.
-        :param Tensor key_mask: bool, true for keys that are there and false for padding.
+        :param Tensor key_mask: booleans, true for actual keys and false for padding.
             **Shape:** ``(*batch, num_keys)``.
         :returns: **Shape:** ``(*batch, num_queries, width)``.
         """
@@ -154,9 +155,9 @@ class MAB(nn.Module):
     def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Return the attention weights of queries over keys, per head and without dropout.
 
-        :param queries: as of :meth:`forward`, as are keys and their mask.
-        :returns: the weights of values in the attention, zero for padding. Over keys they sum to
-            one, where there are any. **Shape:** ``(*batch, num_heads, num_queries, num_keys)``.
+        :param queries: as in :meth:`forward`, and so are the keys and their mask.
+        :returns: the weights, zero for padding. They sum to one over the keys, if there are any.
+            **Shape:** ``(*batch, num_heads, num_queries, num_keys)``.
         """
         self._check(queries, keys, None, key_mask)
         query, key = self.query(queries), self.key(_filled(keys, key_mask))
@@ -246,12 +247,12 @@ class MAB(nn.Module):
 
 
 class SAB(nn.Module):
-    r"""Set attention block: elements of a set look at each other, :math:`\mathrm{MAB}(X, X)` [1].
+    r"""Set attention block: elements of a set attend to each other, :math:`\mathrm{MAB}(X, X)` [1].
 
     :param int in_features: number of features of an element.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_heads: number of heads.
-    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the other options of
         :class:`MAB`.
 
     [1] See :class:`MAB`.
@@ -270,10 +271,10 @@ class SAB(nn.Module):
         self.block = MAB(in_features, in_features, width, num_heads, **options)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let the elements look at each other.
+        """Let the elements attend to each other.
 
         :param Tensor inputs: **Shape:** ``(*batch, size, in_features)``.
-        :param Tensor mask: bool, false for padding, whose outputs mean nothing. **Shape:**
+        :param Tensor mask: booleans, false for padding, whose outputs are meaningless. **Shape:**
             ``(*batch, size)``.
         :returns: **Shape:** ``(*batch, size, width)``.
         """
@@ -283,22 +284,21 @@ class SAB(nn.Module):
 
 
 class InducedSetAttention(nn.Module):
-    r"""Attention within a set by way of a second set, the inducing points [1].
+    r"""Attention within a set through a second set, the inducing points [1].
 
     .. math:: H = \mathrm{MAB}(I, X), \qquad \text{output} = \mathrm{MAB}(X, H).
 
-    Permuted elements :math:`X` give permuted outputs; the order of inducing points :math:`I` does
-    not matter. :class:`ISAB` learns the inducing points. Where they are data, this is a
-    function of a set given another one: noise :math:`X` becomes exchangeable features given a
-    context :math:`I`, as in the generator of
-    :class:`~pyro_ext.models.neural_processes.MPNP` [2].
+    Permuting the elements :math:`X` permutes the outputs; the order of the inducing points
+    :math:`I` does not matter. :class:`ISAB` learns the inducing points. If they are data, this is a
+    function of one set given another: it turns noise :math:`X` into exchangeable features given a
+    context :math:`I`, as in the generator of :class:`~pyro_ext.models.neural_processes.MPNP` [2].
 
     :param int in_features: number of features of an element.
     :param int inducing_features: number of features of an inducing point.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_heads: number of heads.
-    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
-        :class:`MAB`; over queries only inducing points compete.
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the other options of
+        :class:`MAB`. With ``normalize="queries"``, only the inducing points compete.
 
     [1] See :class:`MAB`.
 
@@ -335,12 +335,14 @@ class InducedSetAttention(nn.Module):
         mask: Tensor | None = None,
         inducing_mask: Tensor | None = None,
     ) -> Tensor:
-        """Let the elements look at each other by way of the inducing points.
+        """Let the elements attend to each other through the inducing points.
 
         :param Tensor inputs: the elements. **Shape:** ``(*batch, size, in_features)``.
         :param Tensor inducing_points: **Shape:** ``(*batch, num_inducing, inducing_features)``.
-        :param Tensor mask: bool, false for padding among the elements, whose outputs mean nothing.
-        :param Tensor inducing_mask: bool, false for padding among the inducing points.
+        :param Tensor mask: booleans, false for padding among the elements, whose outputs are
+            meaningless. **Shape:** ``(*batch, size)``.
+        :param Tensor inducing_mask: booleans, false for padding among the inducing points.
+            **Shape:** ``(*batch, num_inducing)``.
         :returns: **Shape:** ``(*batch, size, width)``.
         """
         inputs = _filled(inputs, mask)
@@ -353,13 +355,13 @@ class InducedSetAttention(nn.Module):
 class ISAB(nn.Module):
     r"""Induced set attention block: attention within a set in linear time [1].
 
-    It is :class:`InducedSetAttention` with inducing points that are learned.
+    It is :class:`InducedSetAttention` with learned inducing points.
 
     :param int in_features: number of features of an element.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_inducing: number of inducing points.
     :param int num_heads: number of heads.
-    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the other options of
         :class:`MAB`.
 
     [1] See :class:`MAB`.
@@ -385,21 +387,21 @@ class ISAB(nn.Module):
         self.inducing_points = _learned_points(num_inducing, width)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let the elements look at each other; arguments and result as of :class:`SAB`."""
+        """Let the elements attend to each other; arguments and result are those of :class:`SAB`."""
         outputs: Tensor = self.attention(inputs, self.inducing_points, mask)
         return outputs
 
 
 class PMA(nn.Module):
-    r"""Pooling by multihead attention: learned seeds look at a set, :math:`\mathrm{MAB}(S, X)` [1].
+    r"""Pooling by attention of learned seeds to a set, :math:`\mathrm{MAB}(S, X)` [1].
 
-    The row-wise network that [1] has before it is left to the user; its code has none.
+    It does not include the row-wise network that [1] applies first; neither does their code.
 
     :param int in_features: number of features of an element.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_seeds: number of outputs.
     :param int num_heads: number of heads.
-    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the other options of
         :class:`MAB`.
 
     [1] See :class:`MAB`.
@@ -429,7 +431,7 @@ class PMA(nn.Module):
         """Pool a set.
 
         :param Tensor inputs: **Shape:** ``(*batch, size, in_features)``.
-        :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, size)``.
+        :param Tensor mask: booleans, false for padding. **Shape:** ``(*batch, size)``.
         :returns: **Shape:** ``(*batch, num_seeds, width)``.
         """
         outputs: Tensor = self.block(self.seeds, inputs, key_mask=mask)

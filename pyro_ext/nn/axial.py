@@ -1,15 +1,15 @@
-r"""Networks of fields with any number of axes, which commute with permutations of the axes [1].
+r"""Networks on fields with any number of axes, which commute with permutations of the axes [1].
 
-A field is a tensor of the shape ``(batch, *spatial, channels)`` with :math:`K \ge 1` axes in
-``spatial``, of any sizes. Axes are the elements of a set, or the nodes of a graph: what works along
-one of them, or on a pair of them, is applied along each, and the results are aggregated. No
-parameter knows :math:`K`, so a network that was trained on images takes volumes.
+A field is a tensor of shape ``(batch, *spatial, channels)`` with :math:`K \ge 1` axes in
+``spatial``, of any sizes. The axes are treated like the elements of a set or the nodes of a graph:
+an operation on one axis, or on a pair of axes, is applied to each, and the results are aggregated.
+No parameter depends on :math:`K`, so a network trained on images also accepts volumes.
 
-In the graph-based blocks there is one feature field for each axis. These stand in one tensor of
-the shape ``(batch, K, *spatial, channels)``, all in the order of the axes of the field.
+The graph-based blocks have one feature field for each axis. They are stored in one tensor of shape
+``(batch, K, *spatial, channels)``, in the order of the axes of the field.
 
-Where a block changes the size of an axis, the other axes are brought to their new sizes by average
-pooling, or by repetition where they grow.
+If a block changes the size of an axis, the other axes are resized by average pooling, or by
+repetition if they grow.
 
 [1] H. Kim, J. Park, J. Bruna, H. Yang, J. Lee (2025),
 Axial neural networks for dimension-free foundation models. arXiv 2510.13665.
@@ -73,14 +73,14 @@ class AxialConv(_SetMap):
     :param int out_channels: number of channels of an output.
     :param int kernel_size: size of the kernel, ``stride`` plus an even number.
     :param str agg: how axes are aggregated: ``"max"``, ``"mean"`` or ``"sum"``. A sum grows with
-        the number of axes, and does not transfer to another number of them.
-    :param int stride: by which sizes are divided, or multiplied if ``transposed``.
-    :param activation: makes the activation, which follows a layer norm over channels, before
-        aggregation. With ``None`` there is neither.
+        the number of axes, and does not transfer to another number of axes.
+    :param int stride: the factor that divides sizes, or multiplies them if ``transposed``.
+    :param activation: a class or function that creates the activation. It is applied before
+        aggregation, after a layer norm over channels. With ``None`` there is neither.
     :param str padding_mode: ``"zeros"``, or ``"circular"`` for periodic fields.
-    :param bool transposed: whether the convolution is a transposed one.
-    :param int depth: number of convolutions, one after the other; the first has the stride.
-    :raises ValueError: for numbers out of range.
+    :param bool transposed: whether to use a transposed convolution.
+    :param int depth: the number of successive convolutions; the first has the stride.
+    :raises ValueError: if numbers are out of range.
 
     Example::
 
@@ -104,15 +104,15 @@ class AxialConv(_SetMap):
 class AxialSelfAttention(_SetMap):
     r"""Self-attention along each axis, aggregated over axes.
 
-    It costs :math:`\sum_i d_i` a position, where attention of all positions costs
-    :math:`\prod_i d_i`. A field of one axis gets ordinary self-attention.
+    Its cost per position is :math:`\sum_i d_i`, compared with :math:`\prod_i d_i` for attention
+    between all positions. On a field with one axis, it is ordinary self-attention.
 
     :param int channels: number of channels.
     :param int num_heads: number of heads, which divides ``channels``.
     :param str agg: how axes are aggregated: ``"max"``, ``"mean"`` or ``"sum"``.
-    :param int max_distance: distance from which on positions count as equally far. Each head
-        learns a bias for each distance, in both directions; with ``None`` positions do not enter.
-    :raises ValueError: for numbers out of range.
+    :param int max_distance: each head learns a bias for each relative position up to this distance;
+        beyond it, all positions count as equally far. With ``None``, positions do not matter.
+    :raises ValueError: if numbers are out of range.
 
     Example::
 
@@ -157,13 +157,13 @@ class _Attention(nn.Module):
 
 
 class AxialLift(nn.Module):
-    r"""From a field to one feature field for each axis, by a convolution of pairs of axes.
+    r"""Turn a field into one feature field for each axis, by a convolution over pairs of axes.
 
     .. math:: h_i = \bigoplus_{j \ne i} \mathrm{Pool}(\mathrm{Conv2d}(x \text{ on } (j, i)))
 
-    The same convolution serves all :math:`K (K - 1)` ordered pairs, and distinguishes an axis from
-    its neighbors, unlike a set-based layer. A field of one axis is repeated along a new one, which
-    is averaged out afterward.
+    All :math:`K (K - 1)` ordered pairs share the same convolution. Unlike a set-based layer, it
+    distinguishes an axis from its neighbors. A field with one axis is repeated along a new axis,
+    which is averaged out afterward.
 
     :param int in_channels: number of channels of an input.
     :param int out_channels: number of channels of a feature.
@@ -213,11 +213,12 @@ class AxialLift(nn.Module):
 
 
 class AxialGraphConv(nn.Module):
-    r"""Messages between the feature fields of the axes, by two convolutions: the graph-based layer.
+    r"""Pass messages between the feature fields of the axes, by two convolutions.
 
     .. math:: h_i' = \mathrm{Node}(h_i) \oplus \bigoplus_{j \ne i} \mathrm{Nhbr}(h_j)
 
-    Each works along the own axis of the feature that it is applied to.
+    This is the graph-based layer. Each convolution runs along the axis of the feature field that it
+    is applied to.
 
     :param int in_channels: number of channels of a feature.
     :param int out_channels: number of channels of a new feature.
@@ -268,7 +269,7 @@ class AxialGraphConv(nn.Module):
 
 
 class AxialPool(nn.Module):
-    """From one feature field for each axis to a field, by aggregating over axes.
+    """Turn one feature field for each axis into a single field, by aggregating over axes.
 
     :param str agg: ``"max"``, ``"mean"`` or ``"sum"``.
 
@@ -337,15 +338,17 @@ class _AxialNetwork(nn.Module):
 
 
 class SXCNN(_AxialNetwork):
-    """Convolutions along each axis, aggregated as of a set: a network for fields of any rank.
+    """Set-based network for fields with any number of axes: convolutions along each axis.
 
-    Layers are :class:`AxialConv`: for each axis the same convolution, a norm over channels and
-    a ReLU, then the maximum over axes. A classifier ends with the maximum over all positions and a
-    linear layer. It is a plain module, which :class:`~pyro_ext.nn.BayesianModule` or a guide takes.
+    The layers are :class:`AxialConv`: the same convolution, norm over channels and ReLU for each
+    axis, then the maximum over axes. A classifier ends with the maximum over all positions and a
+    linear layer. It is a plain module, so it works with :class:`~pyro_ext.nn.BayesianModule` and
+    guides.
 
     :param int in_channels: number of channels of a field.
-    :param int num_outputs: number of outputs, such as classes; with ``None`` they are a field.
-    :param int channels: width of all layers; by default 64.
+    :param int num_outputs: number of outputs, such as classes; with ``None``, the output is a
+        field.
+    :param int channels: width of all layers. Default: 64.
     :param int num_layers: number of layers.
     :param int kernel_size: an odd number.
     :param str agg: how axes are aggregated: ``"max"``, ``"mean"`` or ``"sum"``.
@@ -361,16 +364,17 @@ class SXCNN(_AxialNetwork):
 
 
 class GXCNN(_AxialNetwork):
-    """A lift and messages between axes, as of a graph: a network for fields of any rank.
+    """Graph-based network for fields with any number of axes: a lift and messages between axes.
 
-    An :class:`AxialLift` makes a feature for each axis of convolutions on pairs of axes,
-    :class:`AxialGraphConv` are the other layers, and the end is that of :class:`SXCNN`. A field of
-    one axis has no pairs: what was learned from images does not hold there without some tuning.
+    An :class:`AxialLift` computes a feature field for each axis from pairs of axes. The other
+    layers are :class:`AxialGraphConv`, and the network ends like :class:`SXCNN`. A field with one
+    axis has no pairs, so a network trained on images needs some tuning for it.
 
     :param int in_channels: number of channels of a field.
-    :param int num_outputs: number of outputs, such as classes; with ``None`` they are a field.
-    :param int channels: width of all layers; by default 32.
-    :param int num_layers: number of layers with the lift; the paper's public code has 3.
+    :param int num_outputs: number of outputs, such as classes; with ``None``, the output is a
+        field.
+    :param int channels: width of all layers. Default: 32.
+    :param int num_layers: number of layers, including the lift; the paper's public code has 3.
     :param int kernel_size: an odd number.
     :param str agg: how axes are aggregated: ``"max"``, ``"mean"`` or ``"sum"``.
     :param options: keyword arguments of :class:`AxialConv`.
@@ -394,19 +398,19 @@ def check_axis_equivariance(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> float:
-    r"""Compare outputs of a field with those of the field with its axes in every other order.
+    r"""Compare the outputs of a module on a field under every order of the field's axes.
 
-    Outputs that are fields must be :math:`f(\Pi x) = \Pi f(x)`; outputs without axes must not
-    depend on the order. Sizes should differ, or a wrong order may not show.
+    Outputs that are fields must satisfy :math:`f(\Pi x) = \Pi f(x)`; outputs without axes must not
+    depend on the order. Use axes of different sizes, or a wrong order may go unnoticed.
 
-    :param module: maps a field to a field, or to outputs of the shape ``(batch, size)``.
-    :param shape: of a field, ``(batch, *spatial, channels)``.
-    :param float tolerance: allowed difference, relative to the largest output where that is above
+    :param module: a function from a field to a field, or to outputs of shape ``(batch, size)``.
+    :param shape: the shape of the field, ``(batch, *spatial, channels)``.
+    :param float tolerance: the allowed difference, relative to the largest output if that is above
         one.
-    :param torch.dtype dtype: of the field.
-    :param int seed: of the field, which is standard normal.
+    :param torch.dtype dtype: the type of the field.
+    :param int seed: the seed of the field, which is standard normal.
     :returns: the largest difference.
-    :raises AssertionError: where it is above ``tolerance``.
+    :raises AssertionError: if the difference exceeds ``tolerance``.
 
     Example::
 
@@ -496,7 +500,7 @@ def _check(
     least = operator.least_size if isinstance(operator, _Conv) else 1
     if min(shape[1 if is_field else 2 : -1]) < least:
         raise ValueError(
-            f"{argument} must have axes of size {least} at least for the kernel, got {tuple(shape)}"
+            f"{argument} must have axes of size at least {least} for the kernel, got {tuple(shape)}"
         )
     if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
         raise TypeError(f"{argument} must be floating-point numbers, got {checks.shown(value)}")

@@ -11,7 +11,7 @@ PaddingMode = Literal["zeros", "circular"]
 
 
 class ConvOptions(TypedDict, total=False):
-    """Keyword arguments of what convolves; :class:`AxialConv` says what they are."""
+    """Keyword arguments of the convolutions; see :class:`AxialConv`."""
 
     stride: int
     activation: Callable[[], nn.Module] | None

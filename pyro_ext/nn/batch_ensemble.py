@@ -1,4 +1,4 @@
-r"""Many networks in one: a weight in common, and two vectors of factors for each member.
+r"""Many networks in one: members share a weight, and each has two vectors of factors.
 
 [1] Y. Wen, D. Tran, J. Ba (2020),
 BatchEnsemble: an alternative approach to efficient ensemble and lifelong learning.
@@ -47,11 +47,11 @@ class _BatchEnsembleLayer(nn.Module):
         return len(self.in_factors)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Run each member on the rows that are its own.
+        """Run each member on its own rows.
 
-        :param Tensor inputs: as of the ordinary layer, first all rows of the first member, then
+        :param Tensor inputs: inputs of the ordinary layer: first all rows of the first member, then
             all of the second, and so on. **Shape:** ``(num_members * n, ...)``.
-        :returns: in the same order.
+        :returns: outputs in the same order.
         """
         if inputs.dim() < 2 or len(inputs) % self.num_members:
             raise ValueError(
@@ -69,11 +69,11 @@ class _BatchEnsembleLayer(nn.Module):
         return scaled
 
     def merge(self) -> Any:
-        r"""The ordinary layer with the averages of the factors,
-        :math:`\operatorname{diag}(\bar s) W \operatorname{diag}(\bar r)` with bias :math:`\bar s
+        r"""Return an ordinary layer with the averaged factors, of weight
+        :math:`\operatorname{diag}(\bar s) W \operatorname{diag}(\bar r)` and bias :math:`\bar s
         \circ b`.
 
-        :returns: a new layer of the class whose place this one takes.
+        :returns: a new layer of the ordinary class.
         """  # noqa: D205
         return deepcopy(self)._merge_()
 
@@ -103,10 +103,10 @@ class _BatchEnsembleLayer(nn.Module):
 class BatchEnsembleLinear(_BatchEnsembleLayer, nn.Linear):
     r"""A linear layer for each member of an ensemble [1], :math:`s_m \circ (W (r_m \circ x) + b)`.
 
-    Members share :math:`W` and :math:`b`; their own factors ``in_factors``, :math:`r_m`, and
-    ``out_factors``, :math:`s_m`, make them differ by a matrix of rank one, :math:`W \circ s_m
-    r_m^\top`. All factors start at one: members are alike, and averages of their factors
-    make sense [2], as they would not of random signs.
+    Members share :math:`W` and :math:`b`. Each has factors of its own, ``in_factors`` :math:`r_m`
+    and ``out_factors`` :math:`s_m`, and so the weight :math:`W \circ s_m r_m^\top`. All factors
+    start at one: members are equal at first, and the averages of their factors are meaningful [2],
+    which they would not be for random signs.
 
     :param int in_features: number of features of an input.
     :param int out_features: number of outputs.
@@ -138,11 +138,11 @@ class BatchEnsembleLinear(_BatchEnsembleLayer, nn.Linear):
 class BatchEnsembleConv2d(_BatchEnsembleLayer, nn.Conv2d):
     r"""A convolution for each member of an ensemble, :math:`s_m \circ (W * (r_m \circ x) + b)` [1].
 
-    As :class:`BatchEnsembleLinear`, with a factor for each channel.
+    It works like :class:`BatchEnsembleLinear`, with a factor for each channel.
 
     :param int in_channels: number of channels of an image.
     :param int out_channels: number of channels of an output.
-    :param kernel_size: as of :class:`torch.nn.Conv2d`.
+    :param kernel_size: as in :class:`torch.nn.Conv2d`.
     :param int num_members: number of members.
     :param options: the other arguments of :class:`torch.nn.Conv2d`, by name.
 
@@ -184,21 +184,21 @@ _LAYERS: dict[type[nn.Module], type[_BatchEnsembleLayer]] = {
 
 
 class BatchEnsemble(nn.Module):
-    """An ensemble made of one network, whose linear layers and convolutions get factors.
+    """An ensemble made from one network by adding factors to its linear layers and convolutions.
 
-    Layers that are a :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d`, and no subclass, become
-    a :class:`BatchEnsembleLinear` or :class:`BatchEnsembleConv2d` in a copy of the network. All
-    other layers, such as norms, are shared by the members; batch normalization sees the rows of
-    all of them. Rows must not be mixed by anything else.
+    In a copy of the network, layers of class :class:`torch.nn.Linear` or
+    :class:`torch.nn.Conv2d`, but not of subclasses, become :class:`BatchEnsembleLinear` or
+    :class:`BatchEnsembleConv2d`. The members share all other layers, such as norms; batch
+    normalization sees the rows of all members. Nothing else may mix rows.
 
-    All factors are one at first, so that members are equal, and stay so where they see the same
-    rows and labels. :class:`~pyro_ext.models.ensembles.BatchEnsembleDistiller` sets them apart; to
-    train an ensemble from labels, draw other factors first, such as signs, for :meth:`factors`.
+    All factors start at one, so that members are equal, and they stay equal if they see the same
+    rows and labels. :class:`~pyro_ext.models.ensembles.BatchEnsembleDistiller` makes them differ.
+    To train an ensemble on labels, first set :meth:`factors` to other values, such as random signs.
 
-    :param torch.nn.Module network: any that maps rows to rows, with a linear layer or a convolution
-        at least; it is not changed. Its weights are where the ensemble starts.
+    :param torch.nn.Module network: a network that maps rows to rows, with at least one linear layer
+        or convolution. It is not changed; the ensemble starts from its weights.
     :param int num_members: number of members.
-    :raises ValueError: for a network without such layers, or one with factors already.
+    :raises ValueError: if the network has no such layers, or has factors already.
 
     Example::
 
@@ -225,8 +225,8 @@ class BatchEnsemble(nn.Module):
         layers = [layer for layer in network.modules() if type(layer) in _LAYERS]
         if not layers:
             raise ValueError(
-                "network must have a torch.nn.Linear or torch.nn.Conv2d, whose class is no "
-                f"subclass of these; got {network!r:.80}"
+                "network must have a torch.nn.Linear or torch.nn.Conv2d, of these classes and not "
+                f"of subclasses; got {network!r:.80}"
             )
         for layer in layers:
             if "weight" not in layer._parameters:
@@ -243,7 +243,7 @@ class BatchEnsemble(nn.Module):
         """Run members on the same inputs.
 
         :param Tensor inputs: arguments of the network. **Shape:** ``(n, ...)`` each.
-        :param members: numbers of the members to run, by default all.
+        :param members: indices of the members to run. Default: all.
         :returns: **Shape:** ``(num_members, n, ...)``.
         """
         state, count = {}, self.num_members
@@ -265,7 +265,7 @@ class BatchEnsemble(nn.Module):
         return outputs.reshape(count, len(outputs) // count, *outputs.shape[1:])
 
     def factors(self) -> dict[str, nn.Parameter]:
-        """All factors by the names they have in the network.
+        """Return all factors by their names in the network.
 
         :returns: **Shape:** ``(num_members, channels)`` each.
         """
@@ -273,11 +273,11 @@ class BatchEnsemble(nn.Module):
         return {n: p for n, p in self.network.named_parameters() if n.rpartition(".")[2] in ends}
 
     def merge(self) -> Any:
-        """The network with the averages of the factors, which costs what the first one did.
+        """Return a single network with the averaged factors, as cheap as the original one.
 
-        The factors are averaged, not the outputs of members nor their weights [2].
+        It averages the factors, not the members' outputs or weights [2].
 
-        :returns: a network of the class of the first one, whose layers are ordinary again.
+        :returns: a network of the original class with ordinary layers.
         """
         merged = deepcopy(self.network)
         for layer in list(merged.modules()):

@@ -1,4 +1,4 @@
-"""Networks whose parameters have a prior, as Pyro models: their starts, and what draws predict."""
+"""Bayesian networks as Pyro models: priors, initialization and predictions."""
 
 import copy
 from collections.abc import Mapping
@@ -20,20 +20,21 @@ from pyro_ext.reparam.modules import gains
 class BayesianModule(nn.Module):
     r"""A network with independent normal priors, :math:`w \sim \text{Normal}(0, \sigma^2)`.
 
-    It is called like the network, inside a Pyro model, and samples every parameter under its name
-    in the network. What a normalization layer multiplies by, the ``weight`` of a module that has
-    ``Norm`` in the name of its class, is normal around one: at zero it would pass on nothing.
-    :func:`pyro_ext.reparam.expand_module` is the same with parameter expansion, and
-    its draws hold the same names.
+    Call it like the network, inside a Pyro model. It samples every parameter under its name in the
+    network. The gain of a normalization layer, which is the ``weight`` of a module with ``Norm`` in
+    its class name, has a prior around one, since a gain of zero would block the signal.
+    :func:`pyro_ext.reparam.expand_module` does the same with parameter expansion; its draws have
+    the same names.
 
-    :param torch.nn.Module module: the network; it is copied, its own parameters do not matter.
-    :param prior_scale: :math:`\sigma`, a number for all parameters, or numbers by shell-style
-        pattern of their names, of which the first that fits counts; ``"default"`` names the rest.
-        By default it is one over the root of the fan-in for matrices and kernels of convolutions,
-        so that outputs of layers are of the size of one whatever their width [1], and one for
-        vectors.
-    :raises ValueError: for scales that are not positive, a pattern that fits no parameter, a
-        parameter without a scale, or a module without parameters.
+    :param torch.nn.Module module: the network. It is copied, and the values of its parameters do
+        not matter.
+    :param prior_scale: :math:`\sigma`, one number for all parameters, or a mapping from shell-style
+        patterns of parameter names to numbers; the first matching pattern counts, and
+        ``"default"`` matches the rest. By default, it is one over the square root of the fan-in for
+        matrices and convolution kernels, so that layer outputs have size one whatever the width
+        [1], and one for vectors.
+    :raises ValueError: if a scale is not positive, a pattern matches no parameter, a parameter has
+        no scale, or the module has no parameters.
 
     [1] R. M. Neal (1996), Bayesian learning for neural networks.
 
@@ -77,8 +78,8 @@ class BayesianModule(nn.Module):
         """Sample the parameters, and run the network with them.
 
         :param args: arguments of the network.
-        :param kwargs: the same by keyword.
-        :returns: what the network returns.
+        :param kwargs: keyword arguments of the network.
+        :returns: the output of the network.
         """
         values: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters():
@@ -101,15 +102,17 @@ _NUMBERS_PER_CALL = 2**22
 
 
 class BayesianClassifier(nn.Module):
-    """Labels that follow the logits of a Bayesian network, as a Pyro model.
+    """Pyro model of labels whose logits come from a Bayesian network.
 
-    Sites are the parameters of the network, outside of the plate ``"data"``, and ``"label"`` in it.
+    The sites are the parameters of the network, outside of the plate ``"data"``, and ``"label"``
+    inside it.
 
-    :param network: a :class:`BayesianModule`, or what :func:`pyro_ext.reparam.expand_module`
-        returns, around a network that maps inputs ``(n, *event)`` to logits ``(n, classes)``.
-    :param int batch_size: size of the minibatches; all of the data where it is ``None`` or not
-        less than their number.
-    :raises TypeError: for a network of another kind.
+    :param network: a :class:`BayesianModule`, or the result of
+        :func:`pyro_ext.reparam.expand_module`, around a network that maps inputs ``(n, *event)`` to
+        logits ``(n, classes)``.
+    :param int batch_size: size of the minibatches. The model uses all of the data if it is ``None``
+        or at least the number of points.
+    :raises TypeError: for other kinds of networks.
 
     Example::
 
@@ -137,7 +140,7 @@ class BayesianClassifier(nn.Module):
         """Run the model.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :param Tensor labels: observed classes; without them the model draws some. **Shape:**
+        :param Tensor labels: observed classes; without them, the model draws labels. **Shape:**
             ``(n,)``.
         :returns: the labels of the minibatch.
         """
@@ -161,7 +164,7 @@ class BayesianClassifier(nn.Module):
         """Log predictive probabilities under posterior draws; no gradient flows through them.
 
         :param Mapping samples: draws of the parameters, by their names in the network. Other sites
-            are passed over. The factors of an expanded network do instead of them. **Shape:**
+            are ignored. For an expanded network, you can pass its factors instead. **Shape:**
             ``(*leading, *event)`` each.
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(*leading, n, classes)``.
@@ -192,7 +195,7 @@ class BayesianClassifier(nn.Module):
         return whole.reshape(*leading, *whole.shape[1:])
 
     def probabilities(self, samples: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Predictive probabilities; arguments and shapes as of :meth:`log_probabilities`."""
+        """Predictive probabilities, with the arguments and shapes of :meth:`log_probabilities`."""
         return self.log_probabilities(samples, inputs).exp()
 
     def log_likelihood(
@@ -200,7 +203,7 @@ class BayesianClassifier(nn.Module):
     ) -> Tensor:
         """Log likelihood of each label under posterior draws.
 
-        :param Mapping samples: as of :meth:`log_probabilities`.
+        :param Mapping samples: as in :meth:`log_probabilities`.
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param Tensor labels: observed classes. **Shape:** ``(n,)``.
         :returns: **Shape:** ``(*leading, n)``.
@@ -228,12 +231,12 @@ def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None 
     """Initialize a network's parameters as for training, independently for each chain.
 
     It calls ``reset_parameters`` of the layer that a site belongs to. Parameters of layers without
-    it start at their values in the module, and all other sites at their suggested values.
+    that method start at their values in the module, and all other sites at their suggested values.
 
-    :param dict site: a site of the model; without it the strategy itself is returned.
-    :param torch.nn.Module module: the network, whose parameters have the names of sites, or of
-        sites without their ending ``".V"``.
-    :returns: the value of the site, or a strategy for ``init_strategy`` of kernels.
+    :param dict site: a site of the model. Without it, the strategy itself is returned.
+    :param torch.nn.Module module: the network. Its parameters must have the names of the sites, or
+        of the sites without the suffix ``".V"``.
+    :returns: the value of the site, or a strategy to pass to kernels as ``init_strategy``.
     :raises TypeError: without a module.
 
     Example::

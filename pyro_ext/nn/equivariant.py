@@ -1,4 +1,4 @@
-r"""Layers whose features are tensors, and that are as equivariant as data want them to be.
+r"""Layers whose features are tensors and that learn from data how equivariant to be.
 
 [1] H. Kim, H. Lee, H. Yang, J. Lee (2023),
 Regularizing towards soft equivariance under mixed symmetries.
@@ -38,26 +38,27 @@ __all__ = [
 
 
 class SoftEquivariantLinear(PyroModule):
-    r"""A linear layer between tensors that knows how far it is from equivariance [1].
+    r"""A linear layer between tensors that measures how far it is from equivariance [1].
 
-    Any weight is allowed. :meth:`residuals` says for each of several groups how far weight and bias
-    are from the nearest equivariant ones; their sum with strengths :math:`\lambda_g` is the penalty
-    of [1], to add to a loss::
+    The weight is unrestricted. For each of several groups, :meth:`residuals` measures how far the
+    weight and the bias are from the nearest equivariant ones. The sum of the residuals, weighted by
+    strengths :math:`\lambda_g`, is the penalty of [1]. Add it to a loss::
 
         loss = mse_loss(layer(x), y) + layer.penalty(strengths)
 
-    With ``strengths`` the layer is part of a Pyro model instead: weight and bias are sites with the
-    prior of that penalty, :class:`~pyro_ext.distributions.SoftEquivariantNormal`, for any guide or
-    kernel. Under ``AutoDelta`` that is the penalty again, and weight decay.
+    If you pass ``strengths``, the layer is part of a Pyro model instead: weight and bias are sites
+    whose prior corresponds to that penalty,
+    :class:`~pyro_ext.distributions.SoftEquivariantNormal`, and any guide or kernel applies. Under
+    ``AutoDelta``, this gives the penalty again, plus weight decay.
 
     :param TensorRep rep_in: type of the inputs.
     :param TensorRep rep_out: type of the outputs.
-    :param Sequence groups: candidates for the symmetry, as :class:`~pyro_ext.groups.Group`.
-    :param strengths: :math:`\lambda_g` of the prior; without it weight and bias are parameters.
+    :param Sequence groups: candidate symmetries, instances of :class:`~pyro_ext.groups.Group`.
+    :param strengths: :math:`\lambda_g` of the prior. Without it, weight and bias are parameters.
         **Shape:** ``()`` or ``(num_groups,)``.
     :param base_scale: standard deviation of equivariant weights in the prior. **Shape:** ``()``.
     :param bool bias: whether there is a bias.
-    :raises ValueError: for a group that does not act on the representations, by its place.
+    :raises ValueError: if a group does not act on the representations; the message gives its index.
 
     Example::
 
@@ -110,7 +111,7 @@ class SoftEquivariantLinear(PyroModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Reset the parameters, with an orthogonal weight and a small bias as in [1]."""
+        """Reset the parameters to an orthogonal weight and a small bias, as in [1]."""
         if self.is_bayesian:
             return
         nn.init.orthogonal_(self.weight)
@@ -130,18 +131,18 @@ class SoftEquivariantLinear(PyroModule):
         return nn.functional.linear(x.to(weight), weight, bias)
 
     def residuals(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        r"""Half the squared distance of weight and bias from the equivariant ones of each group.
+        r"""Half the squared distance of weight and bias from equivariance under each group.
 
-        :param Tensor weight: draws of it, or another one; by default the layer's own. **Shape:**
+        :param Tensor weight: weights, such as posterior draws. Default: the layer's own. **Shape:**
             ``(*batch, num_outputs, num_inputs)``.
-        :param Tensor bias: likewise. **Shape:** ``(*batch, num_outputs)``.
+        :param Tensor bias: biases. Default: the layer's own. **Shape:** ``(*batch, num_outputs)``.
         :returns: :math:`(\|W - P_g W\|^2 + \|b - P_g b\|^2) / 2`. **Shape:** ``(*batch,
             num_groups)``.
-        :raises ValueError: for a layer whose weights are sites, without a weight.
+        :raises ValueError: if the weight is a sample site and no weight is given.
         """
         if weight is None:
             if self.is_bayesian:
-                raise ValueError("weight must be given where it is a sample site, got None")
+                raise ValueError("weight must be given if it is a sample site, got None")
             weight, bias = self.weight, self.bias if bias is None else bias
         found = self.blocks.residuals(self.blocks.check("weight", weight))
         if bias is None:
@@ -149,14 +150,16 @@ class SoftEquivariantLinear(PyroModule):
         return found + self.bias_blocks.residuals(self.bias_blocks.check("bias", bias))
 
     def penalty(self, strengths: Tensor) -> Tensor:
-        r"""The sum of the layer's residuals with strengths, for less than they cost one by one.
+        r"""Sum of the layer's residuals, weighted by strengths; cheaper than separate residuals.
 
         :param Tensor strengths: :math:`\lambda_g`. **Shape:** ``(num_groups,)``.
         :returns: **Shape:** ``()``.
         """
         strengths = checks.as_tensor("strengths", strengths, f"({len(self.groups)})", finite=True)
         if self.is_bayesian:
-            raise ValueError("penalty needs a layer with parameters, got one whose prior has it")
+            raise ValueError(
+                "penalty needs a layer with parameters, got one with a prior, which includes it"
+            )
         found = self.blocks.penalty(self.weight, strengths)
         if self.bias is None:
             return found
@@ -168,15 +171,15 @@ class SoftEquivariantLinear(PyroModule):
 
 
 class GatedNonlinearity(nn.Module):
-    r"""Tensors times the sigmoid of a scalar each, which keeps equivariance [2].
+    r"""Multiply each tensor by the sigmoid of a scalar, which preserves equivariance [2].
 
-    Scalars are gates of themselves, so that they pass a swish; for all others the input holds
-    scalars in addition. With ``soft`` a term :math:`w \circ \operatorname{swish}(x)` is added, with
-    a small weight that is trained: the first thing in [1] that may break a symmetry.
+    Scalars gate themselves, which amounts to a swish. For each other tensor, the input has an
+    additional scalar as its gate. With ``soft``, a term :math:`w \circ \operatorname{swish}(x)`
+    with a small trainable weight is added, which can break a symmetry, as in [1].
 
-    :param TensorRep rep: type of the outputs; ``rep_in`` is that of the inputs.
-    :param int dim: of the space.
-    :param bool soft: whether there is the other term.
+    :param TensorRep rep: type of the outputs. The attribute ``rep_in`` is that of the inputs.
+    :param int dim: dimension of the space.
+    :param bool soft: whether to add the symmetry-breaking term.
 
     Example::
 
@@ -198,7 +201,7 @@ class GatedNonlinearity(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gates.
 
-        :param Tensor x: of type ``rep_in``. **Shape:** ``(*batch, num_inputs)``.
+        :param Tensor x: inputs of type ``rep_in``. **Shape:** ``(*batch, num_inputs)``.
         :returns: **Shape:** ``(*batch, size)``.
         """
         parts = self.rep_in.split(x, self.dim)
@@ -216,16 +219,16 @@ class GatedNonlinearity(nn.Module):
 
 
 class EquivariantBilinear(nn.Module):
-    r"""Products of tensors, summed over some of their axes: scalar products, matrices, and others.
+    r"""Products of tensors, contracted over some of their axes, such as scalar and outer products.
 
-    Linear maps under :math:`O(3)` make no tensors of rank two out of vectors; products do. For each
-    pair of ranks and each number of axes that they sum over, as many products of two mixtures of
-    tensors as there are tensors of the resulting rank are added up. They are equivariant under all
-    orthogonal matrices; where those of ``group`` are not, no axes are summed over, and products
-    are equivariant under any group.
+    Linear maps that are equivariant under :math:`O(3)` cannot turn vectors into tensors of rank
+    two, but products can. Each output tensor is a sum of products of two learned mixtures of input
+    tensors, over all pairs of ranks and numbers of contracted axes that give its rank. These
+    products are equivariant under all orthogonal matrices. If the matrices of ``group`` are not
+    orthogonal, no axes are contracted, and the products are equivariant under any group.
 
     :param TensorRep rep: type of inputs and outputs.
-    :param Group group: under which it is equivariant.
+    :param Group group: the group of the equivariance.
 
     Example::
 
@@ -274,11 +277,11 @@ class EquivariantBilinear(nn.Module):
 
 
 def equivariance_residuals(module: nn.Module) -> Tensor:
-    """Residuals of all :class:`SoftEquivariantLinear` layers of a network together, for each group.
+    """Sum the residuals of all :class:`SoftEquivariantLinear` layers of a network, for each group.
 
     :param torch.nn.Module module: the network.
-    :returns: with a gradient in the weights. **Shape:** ``(num_groups,)``.
-    :raises ValueError: for a network without such layers, or with different groups in them.
+    :returns: the sums, with gradients with respect to the weights. **Shape:** ``(num_groups,)``.
+    :raises ValueError: if the network has no such layers, or they have different groups.
 
     Example::
 
@@ -295,10 +298,10 @@ def project_weights_(module: nn.Module, group: int, fraction: float = 1.0) -> nn
     """Move the weights of all :class:`SoftEquivariantLinear` layers towards equivariance, in place.
 
     :param torch.nn.Module module: the network.
-    :param int group: which of its groups.
-    :param float fraction: of the way; a half is the start of [1] for its data on motion.
+    :param int group: the index of the group.
+    :param float fraction: how far to move, from 0 to 1. [1] starts at 0.5 for its motion data.
     :returns: the network.
-    :raises ValueError: for numbers out of range.
+    :raises ValueError: if numbers are out of range.
     """
     layers = _soft_layers(module)
     if checks.integer("group", group, 0) >= len(layers[0].groups):
@@ -323,16 +326,16 @@ def equivariance_error(
 ) -> float:
     r"""Measure the relative equivariance error of a function, between zero and one [1].
 
-    The mean over inputs, each with a random element of the group, of :math:`\|f(\rho_{in}(g) x) -
-    \rho_{out}(g) f(x)\| / (\|f(\rho_{in}(g) x)\| + \|\rho_{out}(g) f(x)\|)`.
+    It is the mean of :math:`\|f(\rho_{in}(g) x) - \rho_{out}(g) f(x)\| / (\|f(\rho_{in}(g) x)\| +
+    \|\rho_{out}(g) f(x)\|)` over inputs, with a random element :math:`g` of the group for each.
 
-    :param Callable function: maps inputs to outputs.
+    :param Callable function: a function from inputs to outputs.
     :param TensorRep rep_in: type of the inputs.
     :param TensorRep rep_out: type of the outputs.
-    :param Group group: whose elements are drawn.
+    :param Group group: the group whose elements are drawn.
     :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
-    :param int seed: of the elements.
-    :returns: the error; zero where all outputs are.
+    :param int seed: seed of the elements.
+    :returns: the error; zero if all outputs are zero.
 
     Example::
 
@@ -366,7 +369,7 @@ def _soft_layers(module: nn.Module) -> list[SoftEquivariantLinear]:
     checks.instance("module", module, nn.Module, "a torch.nn.Module")
     found = [each for each in module.modules() if isinstance(each, SoftEquivariantLinear)]
     if not found or any(layer.is_bayesian for layer in found):
-        raise ValueError("module must have layers of SoftEquivariantLinear with parameters")
+        raise ValueError("module must have SoftEquivariantLinear layers with parameters")
     kinds = [
         [(g.lie_algebra.tolist(), g.discrete.tolist()) for g in layer.groups] for layer in found
     ]

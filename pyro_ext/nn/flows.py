@@ -22,22 +22,22 @@ from pyro_ext.nn.generators import Field, VectorField, hold, image_grid, is_give
 
 
 def flow(field: Field, z: Tensor, s: float | Tensor = 1.0, *, num_steps: int = 20) -> Tensor:
-    r"""Move points along a vector field, by equal steps of Runge and Kutta's method.
+    r"""Move points along a vector field, by equal steps of the Runge-Kutta method.
 
     .. math:: \frac{d}{ds} \phi_s(z) = V(\phi_s(z)), \qquad \phi_0(z) = z
 
-    Gradients go through the steps. Times may be negative: :math:`\phi_{-s}` is the inverse of
-    :math:`\phi_s`, up to the error of the solver. All fields of a :class:`VectorField` go along at
-    once, from points ``(n, *batch, dim)``, with ``field.each``.
+    Gradients flow through the steps. Times may be negative: :math:`\phi_{-s}` is the inverse of
+    :math:`\phi_s`, up to the error of the solver. To follow all fields of a :class:`VectorField` at
+    once, pass ``field.each`` and points of shape ``(n, *batch, dim)``.
 
-    :param Callable field: :math:`V`, from points to velocities of the same shape; of a
-        :class:`VectorField` with one field that one is taken.
+    :param Callable field: :math:`V`, a function from points to velocities of the same shape, or a
+        :class:`VectorField` with a single field.
     :param Tensor z: points. **Shape:** ``(*batch, dim)``.
     :param s: times, a number or a tensor that broadcasts against ``(*batch)``.
     :param int num_steps: number of steps.
-    :returns: points. **Shape:** as ``z``, broadcast against the times.
-    :raises ValueError: for a field whose velocities have another shape than its points, or that
-        takes points to infinity.
+    :returns: points. **Shape:** that of ``z``, broadcast against the times.
+    :raises ValueError: if the velocities have a different shape from the points, or the field moves
+        points to infinity.
 
     Example::
 
@@ -55,18 +55,19 @@ def flow(field: Field, z: Tensor, s: float | Tensor = 1.0, *, num_steps: int = 2
 
 
 class FlowTransform(TransformModule):
-    r"""The flow of a vector field as a bijection, whose log-determinant is that of its Jacobian.
+    r"""The flow of a vector field as a bijection, with the log determinant of its Jacobian.
 
     .. math:: \log |\det D\phi_s(z)| = \int_0^s \operatorname{div} V(\phi_r(z))\, dr
 
-    The inverse is the flow back. The divergence is exact, by one forward derivative of the field
-    for each dimension.
+    The inverse is the flow backward in time. The divergence is exact and takes one forward-mode
+    derivative of the field for each dimension.
 
-    :param Callable field: from points to velocities of the same shape, row by row; a module's
-        parameters are those of the transform. Of a :class:`VectorField` with one field that one is
-        taken, of another take ``field.combination(weights)``.
-    :param s: the time, a number, a tensor of one for each element of the batch, or a parameter.
-    :param int num_steps: as of :func:`flow`.
+    :param Callable field: a function from points to velocities of the same shape, row by row. If it
+        is a module, its parameters are those of the transform. It can be a :class:`VectorField`
+        with a single field; if there are several, pass ``field.combination(weights)``.
+    :param s: the time: a number, a tensor with one time for each element of the batch, or a
+        parameter.
+    :param int num_steps: as in :func:`flow`.
 
     Example::
 
@@ -111,10 +112,10 @@ class FlowTransform(TransformModule):
         return moved
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The integral of the divergence along the way from ``x`` to ``y``.
+        """Integrate the divergence along the path from ``x`` to ``y``.
 
         :param Tensor x: points. **Shape:** ``(*batch, dim)``.
-        :param Tensor y: where they go; it is not needed.
+        :param Tensor y: their images, which are not used.
         :returns: **Shape:** ``(*batch)``.
         """
         x, s = _start(x, self.s)
@@ -135,18 +136,18 @@ class FlowTransform(TransformModule):
 
 
 class OneParameterGroupAugmentation(nn.Module):
-    r"""Random transformations of images along fields, as a stochastic function [1].
+    r"""Random transformations of images along vector fields, as a stochastic function [1].
 
-    A call draws :math:`u_j \sim \mathrm{Uniform}(-c_j, c_j)` at a site of Pyro and follows the
-    field :math:`\sum_j u_j V_j` for a time of one, with the sampling coordinates of the images,
-    those of :func:`image_grid`.
+    A call draws :math:`u_j \sim \mathrm{Uniform}(-c_j, c_j)` at a Pyro site and moves the sampling
+    coordinates of the images, those of :func:`image_grid`, along the field :math:`\sum_j u_j V_j`
+    for one unit of time.
 
-    :param VectorField field: the fields, of two dimensions, mostly normalized.
-    :param scale: :math:`c > 0`, a number or one for each field. **Shape:** ``(n,)``.
-    :param str name: of the site.
-    :param bool shared: whether the elements of a batch have one transformation in common, which is
-        faster, instead of one each, in a plate.
-    :param int num_steps: steps of the solver.
+    :param VectorField field: fields in two dimensions, usually normalized.
+    :param scale: :math:`c > 0`, one number, or one for each field. **Shape:** ``(n,)``.
+    :param str name: the name of the site.
+    :param bool shared: whether all images of a batch share one transformation, which is faster.
+        Otherwise each has its own, in a plate.
+    :param int num_steps: number of steps of the solver.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -190,10 +191,11 @@ class OneParameterGroupAugmentation(nn.Module):
         self.num_steps = checks.integer("num_steps", num_steps, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform at random.
+        """Transform images at random.
 
         :param Tensor x: images. **Shape:** ``(batch, channels, height, width)``.
-        :returns: **Shape:** as ``x``, after the dimensions of other plates around the call.
+        :returns: transformed images. **Shape:** that of ``x``, after the dimensions of other plates
+            around the call.
         """
         x = checks.as_tensor("x", x, "(batch, channels, height, width)", finite=True)
         if not x.is_floating_point():

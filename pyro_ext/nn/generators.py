@@ -1,4 +1,4 @@
-"""Vector fields: by networks, by functions, and those of affine maps.
+"""Vector fields defined by networks or functions, and the generators of affine maps.
 
 [1] G. Ko, H. Kim, J. Lee (2024), Learning infinitesimal generators of continuous symmetries from
 data.
@@ -17,9 +17,9 @@ Field = Callable[[Tensor], Tensor]
 
 
 class VectorField(nn.Module):
-    """Some vector fields on a space, the base of the classes below.
+    """Base class of sets of vector fields on a space.
 
-    A subclass gives :meth:`each`, and :meth:`forward` where it has a faster way.
+    A subclass defines :meth:`each`, and :meth:`forward` if there is a faster way.
 
     :param int dim: dimension of the space.
     :param int n: number of fields.
@@ -31,7 +31,7 @@ class VectorField(nn.Module):
         self.n = checks.integer("n", n, 1)
 
     def each(self, z: Tensor) -> Tensor:
-        """Each field at points of its own.
+        """Evaluate each field at its own points.
 
         :param Tensor z: **Shape:** ``(n, *batch, dim)``.
         :returns: **Shape:** ``(n, *batch, dim)``.
@@ -39,7 +39,7 @@ class VectorField(nn.Module):
         raise NotImplementedError
 
     def forward(self, z: Tensor) -> Tensor:
-        """All fields at the same points.
+        """Evaluate all fields at the same points.
 
         :param Tensor z: **Shape:** ``(*batch, dim)``.
         :returns: **Shape:** ``(*batch, n, dim)``.
@@ -48,12 +48,12 @@ class VectorField(nn.Module):
         return self.each(z.expand(self.n, *z.shape)).movedim(0, -2)
 
     def combination(self, weights: Tensor) -> nn.Module:
-        r"""The field :math:`\sum_j u_j V_j`.
+        r"""Return the field :math:`\sum_j u_j V_j`.
 
-        :param Tensor weights: :math:`u`. **Shape:** ``(*batch, n)``; its batch broadcasts against
-            that of the points.
-        :returns: a module from points to velocities, both of the shape ``(*batch, dim)``, with
-            ``field`` and ``weights``, which are a parameter where they are given as one.
+        :param Tensor weights: :math:`u`; its batch shape broadcasts against that of the points.
+            **Shape:** ``(*batch, n)``.
+        :returns: a module from points to velocities, both of shape ``(*batch, dim)``, with the
+            attributes ``field`` and ``weights``. The weights are a parameter if you pass one.
 
         Example::
 
@@ -64,15 +64,16 @@ class VectorField(nn.Module):
         return _Combination(self, weights)
 
     def normalized(self, points: Tensor, weights: Tensor | None = None) -> "ScaledField":
-        r"""The fields divided by their norms over points.
+        r"""Return the fields divided by their norms over given points.
 
         .. math:: \tilde V_j = V_j / \sqrt{\langle V_j, V_j \rangle}
 
-        Norms are numbers, through which no gradient goes.
+        No gradient flows through the norms.
 
-        :param Tensor points: **Shape:** ``(*grid, dim)``.
-        :param Tensor weights: of the points, see :func:`inner_products`. **Shape:** ``(*grid)``.
-        :raises ValueError: for a field that is zero at all points.
+        :param Tensor points: the points. **Shape:** ``(*grid, dim)``.
+        :param Tensor weights: weights of the points, see :func:`inner_products`. **Shape:**
+            ``(*grid)``.
+        :raises ValueError: if a field is zero at all points.
 
         Example::
 
@@ -94,7 +95,8 @@ class VectorField(nn.Module):
         norms = inner_products(self(points).movedim(-2, 0), weights).diagonal().sqrt()
         if not bool((norms > 0).all()):
             raise ValueError(
-                f"points must be such that no field is zero at all, got norms {norms.tolist()}"
+                f"points must be such that no field is zero at all of them, got norms "
+                f"{norms.tolist()}"
             )
         return 1.0 / norms
 
@@ -127,14 +129,14 @@ class _Combination(nn.Module):
 
 
 class GeneratorField(VectorField):
-    r"""Vector fields by a network, one trunk with a head for each field [1].
+    r"""Vector fields defined by a network with a shared trunk and a head for each field [1].
 
     :param int dim: dimension of the space.
     :param int n: number of fields.
-    :param int trunk: width of the two layers that fields have in common.
+    :param int trunk: width of the two shared layers.
     :param int head: width of the layer of each field.
-    :param Mapping periods: of coordinates that are periodic, by their number; fields have these
-        periods too.
+    :param Mapping periods: the periods of periodic coordinates, by their index. The fields have the
+        same periods.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -201,8 +203,8 @@ class GeneratorField(VectorField):
 class AffineField(VectorField):
     """The generators of affine maps: translations along each axis, then each entry of a matrix.
 
-    In two dimensions these are two translations, and with the order ``xx``, ``xy``, ``yx``, ``yy``
-    of the matrix a scaling, two shears, and the other scaling.
+    In two dimensions, there are two translations, followed by the matrix entries ``xx``, ``xy``,
+    ``yx``, ``yy``: a scaling, two shears, and another scaling.
 
     :param int dim: dimension of the space.
 
@@ -237,10 +239,10 @@ class AffineField(VectorField):
 
 
 class FunctionField(VectorField):
-    """Vector fields that a function gives, such as known symmetries of an equation.
+    """Vector fields defined by a function, such as known symmetries of an equation.
 
-    :param Callable function: from points of the shape ``(*batch, dim)`` to velocities of the shape
-        ``(*batch, n, dim)``.
+    :param Callable function: a function from points of shape ``(*batch, dim)`` to velocities of
+        shape ``(*batch, n, dim)``.
     :param int dim: dimension of the space.
     :param int n: number of fields.
 
@@ -275,11 +277,11 @@ class FunctionField(VectorField):
 
 
 class ScaledField(VectorField):
-    """Vector fields times numbers.
+    """Vector fields multiplied by numbers.
 
     :param VectorField field: the fields.
-    :param Tensor scale: a number for each, or a parameter; of what was computed no gradient is
-        kept. **Shape:** ``(n,)``.
+    :param Tensor scale: a number for each field. No gradient flows through it unless it is a
+        parameter. **Shape:** ``(n,)``.
 
     Example::
 
@@ -309,12 +311,12 @@ class ScaledField(VectorField):
 
 
 def inner_products(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    r"""Inner products of fields over points [1].
+    r"""Inner products of vector fields over points [1].
 
     .. math:: \langle V, W \rangle = \sum_z w(z)\, V(z) \cdot W(z) \Big/ \sum_z w(z)
 
-    :param Tensor values: fields at the points. **Shape:** ``(n, *grid, dim)``.
-    :param Tensor weights: :math:`w \ge 0`, by default all alike. **Shape:** ``(*grid)``.
+    :param Tensor values: values of the fields at the points. **Shape:** ``(n, *grid, dim)``.
+    :param Tensor weights: :math:`w \ge 0`. Default: equal weights. **Shape:** ``(*grid)``.
     :returns: **Shape:** ``(n, n)``.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
@@ -373,10 +375,10 @@ def image_grid(
 ) -> Tensor:
     """Coordinates ``(x, y)`` of the pixels of an image, from -1 at one edge to 1 at the other.
 
-    :param int height: rows of pixels.
-    :param int width: columns of pixels.
-    :param torch.dtype dtype: of the result.
-    :param torch.device device: of the result.
+    :param int height: number of rows of pixels.
+    :param int width: number of columns of pixels.
+    :param torch.dtype dtype: type of the result.
+    :param torch.device device: device of the result.
     :returns: **Shape:** ``(height, width, 2)``.
 
     Example::

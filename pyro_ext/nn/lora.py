@@ -1,7 +1,8 @@
 r"""Low-rank adapters of linear layers, and their files.
 
-A frozen layer :math:`W_0` gets a product of two thin matrices, :math:`W_0 + \frac{\alpha}{r} B A`
-[1]. Of all pairs with the same product one has orthonormal rows :math:`A` [2].
+A product of two thin matrices is added to a frozen layer :math:`W_0`:
+:math:`W_0 + \frac{\alpha}{r} B A` [1]. Among all pairs with the same product, there is one in which
+:math:`A` has orthonormal rows [2].
 
 [1] E. Hu, Y. Shen, P. Wallis, Z. Allen-Zhu, Y. Li, S. Wang, L. Wang, W. Chen (2022), LoRA: low-rank
 adaptation of large language models.
@@ -24,20 +25,20 @@ from pyro_ext._lib import checks
 
 
 class LoRALinear(nn.Module):
-    r"""A linear layer that is frozen, plus an adapter: :math:`(W_0 + \frac{\alpha}{r} B A) x + b`.
+    r"""A frozen linear layer plus an adapter: :math:`(W_0 + \frac{\alpha}{r} B A) x + b`.
 
-    At the start :math:`B` is zero and the entries of :math:`A` are uniform on
-    :math:`\pm 1 / \sqrt{d_\text{in}}` [1]. What reads :attr:`weight` and :attr:`bias` instead of
-    calling the layer, such as :class:`torch.nn.MultiheadAttention`, finds them adapted.
+    Initially, :math:`B` is zero and the entries of :math:`A` are uniform on
+    :math:`\pm 1 / \sqrt{d_\text{in}}` [1]. Code that reads :attr:`weight` and :attr:`bias` instead
+    of calling the layer, such as :class:`torch.nn.MultiheadAttention`, gets the adapted ones.
 
-    :param torch.nn.Linear base: the layer; it is copied, and the copy frozen.
+    :param torch.nn.Linear base: the layer; it is copied, and the copy is frozen.
     :param int rank: :math:`r`, at most the number of inputs.
     :param float alpha: :math:`\alpha`, by default :math:`r`.
-    :param bool train_A: whether :math:`A` requires a gradient; :math:`B` does.
-    :param float dropout: probability with which inputs of the adapter are dropped in training.
-    :param torch.Generator generator: of :math:`A`; by default PyTorch's own.
-    :raises TypeError: for another kind of layer.
-    :raises ValueError: for numbers out of range.
+    :param bool train_A: whether :math:`A` is trained; :math:`B` always is.
+    :param float dropout: the probability of dropping an input of the adapter during training.
+    :param torch.Generator generator: the generator for :math:`A`. Default: PyTorch's global one.
+    :raises TypeError: for other kinds of layers.
+    :raises ValueError: if numbers are out of range.
 
     [1] E. Hu et al. (2022), LoRA: low-rank adaptation of large language models, section 4.1.
 
@@ -82,7 +83,8 @@ class LoRALinear(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Reset the adapter, with :math:`B` at zero.
 
-        :param torch.Generator generator: of :math:`A`; by default PyTorch's own.
+        :param torch.Generator generator: the generator for :math:`A`. Default: PyTorch's global
+            one.
         """
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5.0), generator=generator)
         self.B.zero_()
@@ -103,7 +105,7 @@ class LoRALinear(nn.Module):
         return self.base.bias
 
     def delta(self) -> Tensor:
-        """The product :math:`B A`, without its scale. **Shape:** as :attr:`weight`."""
+        """The product :math:`B A`, without its scale. **Shape:** that of :attr:`weight`."""
         return self.B @ self.A
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,10 +121,11 @@ class LoRALinear(nn.Module):
     def refactorize(self) -> None:
         r"""Give :math:`A` orthonormal rows and :math:`B` orthogonal columns, with the same product.
 
-        They are the factors of :math:`B A = U S V^\top`, that is :math:`A = V^\top` and
-        :math:`B = U S`, by decompositions of the thin factors alone. Where the product has not full
-        rank, the remaining rows of :math:`A` come from its present row space. Nothing is done while
-        :math:`B` is zero. What an optimizer remembers of the factors is void afterwards.
+        They are the factors of :math:`B A = U S V^\top`, namely :math:`A = V^\top` and
+        :math:`B = U S`, computed from decompositions of the thin factors only. If the product does
+        not have full rank, the remaining rows of :math:`A` come from its current row space. If
+        :math:`B` is zero, nothing changes. Afterward, reset the state that an optimizer keeps for
+        the factors: it is no longer valid.
 
         Example::
 
@@ -146,9 +149,9 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def orthonormalize(self) -> None:
-        r"""Give :math:`A` orthonormal rows of the same row space.
+        r"""Give :math:`A` orthonormal rows with the same row space.
 
-        While :math:`B` is zero this is a decomposition of :math:`A`; else :meth:`refactorize`.
+        If :math:`B` is zero, this decomposes :math:`A`; otherwise it calls :meth:`refactorize`.
         """
         if bool(self.B.any()):
             self.refactorize()
@@ -162,9 +165,9 @@ class LoRALinear(nn.Module):
 
 
 def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:
-    """Layers with an adapter by name; one that occurs twice has its first name.
+    """Return the layers with an adapter by name; a layer that occurs twice has its first name.
 
-    :param torch.nn.Module module: any.
+    :param torch.nn.Module module: any module.
 
     Example::
 
@@ -189,22 +192,22 @@ def add_lora(
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Copy a network with adapters at its linear layers, and everything else frozen.
+    """Copy a network, add adapters to its linear layers, and freeze everything else.
 
-    A layer that occurs at several places has one adapter at all of them. Convolutions and other
-    layers take no adapters. Batch norm statistics are not parameters: they move in
-    training mode, and :func:`save_lora` does not write them. Leave such layers in evaluation mode.
+    A layer that occurs in several places shares one adapter. Convolutions and other layers get no
+    adapters. Batch norm statistics are not parameters: they change in training mode, and
+    :func:`save_lora` does not write them, so keep such layers in evaluation mode.
 
-    :param torch.nn.Module module: the network; it stays as it is.
-    :param Sequence layers: names of layers, or shell-style patterns of them such as ``"*.query"``;
-        by default all linear layers.
-    :param int rank: as of :class:`LoRALinear`, and so are the other arguments.
-    :param float alpha: likewise.
-    :param bool train_A: likewise.
-    :param float dropout: likewise.
-    :param torch.Generator generator: likewise.
+    :param torch.nn.Module module: the network; it is not changed.
+    :param Sequence layers: names of layers, or shell-style patterns such as ``"*.query"``. Default:
+        all linear layers.
+    :param int rank: as in :class:`LoRALinear`.
+    :param float alpha: as in :class:`LoRALinear`.
+    :param bool train_A: as in :class:`LoRALinear`.
+    :param float dropout: as in :class:`LoRALinear`.
+    :param torch.Generator generator: as in :class:`LoRALinear`.
     :returns: the copy.
-    :raises ValueError: for a name that fits no linear layer; it says what the network has.
+    :raises ValueError: if a name matches no linear layer; the message lists those of the network.
 
     Example::
 
@@ -256,7 +259,7 @@ def _linear_layers(module: nn.Module, patterns: Sequence[str] | None) -> dict[st
     linear_layers = {name: one for name, one in named.items() if isinstance(one, nn.Linear)}
     if not linear_layers:
         raise ValueError(
-            "module must have a torch.nn.Linear, of which alone LoRA is made, got "
+            "module must have a torch.nn.Linear, the only layer that LoRA supports, got "
             f"{type(module).__name__} with {sorted({type(one).__name__ for one in named.values()})}"
         )
     if patterns is None:
@@ -270,7 +273,7 @@ def _linear_layers(module: nn.Module, patterns: Sequence[str] | None) -> dict[st
         ]
         what = f"names {', '.join(others[:3])}" if others else "names no layer"
         raise ValueError(
-            f"layers must each name a torch.nn.Linear, of which alone LoRA is made, got "
+            f"layers must each name a torch.nn.Linear, the only layer that LoRA supports, got "
             f"{pattern!r}, which {what}; there are {', '.join(map(repr, [*linear_layers][:20]))}"
         )
     return {

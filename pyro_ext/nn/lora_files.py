@@ -1,4 +1,4 @@
-"""Files of low-rank adapters, as the package ``peft`` writes and reads them."""
+"""Files of low-rank adapters, in the format of the package ``peft``."""
 
 import copy
 import math
@@ -43,15 +43,14 @@ _OTHER = (
 
 
 def save_lora(module: nn.Module, folder: str | Path) -> None:
-    """Write the adapters of a network as ``peft`` does, to be read by it or :func:`load_lora`.
+    """Write the adapters of a network in the format of ``peft``; :func:`load_lora` reads it too.
 
-    The folder gets ``adapter_config.json`` and ``adapter_model.safetensors``. The network itself is
-    not written.
+    It writes ``adapter_config.json`` and ``adapter_model.safetensors``, but not the network itself.
 
     :param torch.nn.Module module: a network with :class:`LoRALinear` layers.
-    :param folder: made if it is missing; its parent has to be there.
-    :raises ValueError: for a network without adapters.
-    :raises CheckpointError: where a file cannot be written.
+    :param folder: where to write. It is created if it is missing; its parent must exist.
+    :raises ValueError: if the network has no adapters.
+    :raises CheckpointError: if a file cannot be written.
 
     Example::
 
@@ -67,7 +66,7 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
     if not layers:
         raise ValueError(f"module must have LoRALinear layers, got {type(module).__name__}")
     if "" in layers:
-        raise ValueError("module must hold its LoRALinear layers, got such a layer itself")
+        raise ValueError("module must contain LoRALinear layers, got such a layer itself")
     checks.instance("folder", folder, (str, Path), "a path")
     folder = Path(folder)
     check_folder_of(folder)
@@ -85,7 +84,7 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
 
 
 def settings_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """Settings of peft that name layers in full, since a name would stand for all that end so."""
+    """Settings of peft with full layer names, since a short name matches all that end with it."""
     rank, alpha = next(iter(sizes.values()))
     return {
         "r": rank,
@@ -97,15 +96,15 @@ def settings_of(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
 
 
 def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
-    """Copy a network with the adapters that ``peft`` or :func:`save_lora` has written.
+    """Copy a network and add adapters written by ``peft`` or :func:`save_lora`.
 
-    Nothing in the files is executed.
+    Loading does not execute anything in the files.
 
-    :param torch.nn.Module module: the network without adapters; it stays as it is.
-    :param folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-    :returns: the copy, with everything frozen but the adapters.
-    :raises CheckpointError: where the files are missing or damaged, hold adapters of another kind,
-        or of a network with other layers.
+    :param torch.nn.Module module: the network without adapters; it is not changed.
+    :param folder: the folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+    :returns: the copy, with everything frozen except the adapters.
+    :raises CheckpointError: if the files are missing or damaged, or contain adapters of another
+        kind or for a network with other layers.
 
     Example::
 
@@ -127,14 +126,14 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
         layer = dict(module.named_modules()).get(name)
         if not isinstance(layer, nn.Linear):
             raise CheckpointError(
-                f"{folder} holds an adapter of a linear layer {name!r}, which in the network is "
+                f"{folder} has an adapter for a linear layer {name!r}, which in the network is "
                 f"{'missing' if layer is None else 'a ' + type(layer).__name__}"
             )
         rank, wanted = len(A), (layer.in_features, layer.out_features, len(A))
         if A.dim() != 2 or (A.shape[1], *B.shape) != wanted or rank > layer.in_features:
             raise CheckpointError(
-                f"{folder} holds factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
-                f"which do not fit layer {name!r}: {layer!r}"
+                f"{folder} has factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
+                f"which do not match layer {name!r}: {layer!r}"
             )
         alpha = alpha_of_layer(config, name, rank, 8)
         adapter = LoRALinear(layer, rank, alpha, dropout=config.get("lora_dropout", 0.0))

@@ -1,4 +1,4 @@
-"""Mean teachers: averages of a network along its training, and what they do to its gradients."""
+"""Mean teachers: averages of a network during training, and their effect on its gradients."""
 
 import copy
 import math
@@ -21,24 +21,26 @@ class MeanTeacher(nn.Module):
 
     .. math:: \xi \leftarrow m_t \xi + (1 - m_t) \theta.
 
-    The copy starts as the module is, stays in evaluation mode and has no gradient. Buffers, such as
-    statistics of batch normalization, are those of the module. Averages of parameters in half
-    precision are kept in single precision, and rounded in the copy.
+    The copy starts equal to the module, stays in evaluation mode and has no gradient. Its buffers,
+    such as batch normalization statistics, are those of the module. Averages of half-precision
+    parameters are kept in single precision, and rounded in the copy.
 
-    It is a module itself, so that ``stateful=[teacher]`` puts it into the checkpoints of a
-    :class:`~pyro_ext.inference.Trainer`, whose ``ema_decay`` is for averages that the loss
-    does not look at. The module that it follows is not a part of its state.
+    The teacher is itself a module. Pass ``stateful=[teacher]`` to a
+    :class:`~pyro_ext.inference.Trainer` to include it in checkpoints. If the loss does not use the
+    average, the trainer's ``ema_decay`` is enough. The module that the teacher follows is not part
+    of its state.
 
-    :param module: any module, which stays as it is. A PyroModule keeps the names of its sites and
-        parameters; run its teacher with :func:`pyro_ext.handlers.consistency`, or in another
+    :param module: any module; it is not changed. A PyroModule keeps the names of its sites and
+        parameters, so run its teacher with :func:`pyro_ext.handlers.consistency`, or in another
         parameter store.
-    :param float momentum: :math:`m_0`, from 0, the module itself, to 1, where it started.
+    :param float momentum: :math:`m_0`, from 0, which copies the module, to 1, which keeps the
+        initial copy.
     :param str schedule: ``"cosine"`` raises the momentum to one by the end of training, as in [2];
         ``"constant"`` does not.
-    :param int num_steps: of the training, after which a cosine ends at one. Without it there is no
-        end, and the momentum stays where it starts.
+    :param int num_steps: the number of training steps, after which ``"cosine"`` reaches one.
+        Without it, the momentum is constant.
     :raises TypeError: for anything that is not a module.
-    :raises ValueError: for numbers out of range.
+    :raises ValueError: if numbers are out of range.
 
     [1] A. Tarvainen, H. Valpola (2017), Mean teachers are better role models.
 
@@ -86,9 +88,9 @@ class MeanTeacher(nn.Module):
         return self._student[0]
 
     def momentum_at(self, step: int) -> float:
-        """The momentum of the update after a step.
+        """Return the momentum of the update after a step.
 
-        :param int step: number of the step, from zero.
+        :param int step: index of the step, from zero.
         """
         step = checks.integer("step", step, 0)
         if self.schedule == "constant" or self.num_steps is None:
@@ -98,11 +100,11 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, step: int | None = None) -> None:
-        """Average in the parameters of the module, after a step of its optimizer.
+        """Update the average with the parameters of the module, after a step of its optimizer.
 
-        :param int step: number of the step, from zero, by default that of updates so far.
-        :raises ValueError: where a parameter is not finite, which the average would keep for ever;
-            or where the module has got other parameters.
+        :param int step: index of the step, from zero. Default: the number of updates so far.
+        :raises ValueError: if a parameter is not finite, which would spoil the average for good, or
+            if the names or shapes of the parameters have changed.
         """
         step = int(self.num_updates) if step is None else step
         average = get_ema_multi_avg_fn(self.momentum_at(step))
@@ -130,7 +132,7 @@ class MeanTeacher(nn.Module):
         return self.teacher(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "MeanTeacher":
-        """Stay in evaluation mode, whatever the mode of what it is a part of."""
+        """Stay in evaluation mode, whatever the mode of the enclosing module."""
         del mode
         return super().train(False)
 
@@ -144,15 +146,16 @@ class TeacherDecomposition(NamedTuple):
 
     :ivar Tensor differences: :math:`S_t - T_t`. **Shape:**
         ``(num_steps, num_outputs, num_inputs)``.
-    :ivar Tensor consistency: gradients of the consistency term. **Shape:** as the differences.
-    :ivar Tensor weights: with which the error of step :math:`s` comes back at step :math:`t`,
+    :ivar Tensor consistency: gradients of the consistency term. **Shape:** that of the differences.
+    :ivar Tensor weights: weights with which the error of step :math:`s` returns at step :math:`t`,
         :math:`-\lambda \alpha^{t-s} \tilde x_s^\top \tilde x_t`, zero for :math:`s \ge t`.
         **Shape:** ``(num_steps, num_steps)``.
-    :ivar Tensor undone: the part of the step before that is taken back,
-        :math:`-\langle \nabla_t, g_{t-1} \rangle / \|g_{t-1}\|^2`, NaN where that is zero.
+    :ivar Tensor undone: the fraction of the previous step that is undone,
+        :math:`-\langle \nabla_t, g_{t-1} \rangle / \|g_{t-1}\|^2`, NaN if the denominator is zero.
         **Shape:** ``(num_steps - 1,)``.
-    :ivar Tensor similarity: of inputs to those before,
-        :math:`(\tilde x_{t-1}^\top \tilde x_t)^2 / \|\tilde x_{t-1}\|^2`. **Shape:** as above.
+    :ivar Tensor similarity: similarity of each input to the previous one,
+        :math:`(\tilde x_{t-1}^\top \tilde x_t)^2 / \|\tilde x_{t-1}\|^2`. **Shape:**
+        ``(num_steps - 1,)``.
     """
 
     differences: Tensor
@@ -165,27 +168,27 @@ class TeacherDecomposition(NamedTuple):
 def teacher_gradient_decomposition(
     gradients: Tensor, inputs: Tensor, momentum: float, step_size: float
 ) -> TeacherDecomposition:
-    r"""Take the gradient of a consistency term apart, for a linear network and one input a step.
+    r"""Decompose the gradient of a consistency term, for a linear network with one input per step.
 
-    A student :math:`S` moves by :math:`-\lambda g_t`, a teacher starts as the student and moves by
-    :math:`T \leftarrow \alpha T + (1 - \alpha) S`. Then, exactly,
+    A student :math:`S` moves by :math:`-\lambda g_t`. A teacher starts equal to the student and
+    moves by :math:`T \leftarrow \alpha T + (1 - \alpha) S`. Then, exactly,
 
     .. math::
         S_t - T_t = -\lambda \sum_{i=1}^t \alpha^i g_{t-i}, \qquad
         \nabla_t = (S_t - T_t)\, \tilde x_t \tilde x_t^\top
 
     where :math:`\nabla_t` is the gradient of :math:`\tfrac12 \|S \tilde x_t - T \tilde x_t\|^2`.
-    Where :math:`g_s = e_s \tilde x_s^\top`, each past error comes back with the weight
-    :math:`-\lambda \alpha^{t-s}\, \tilde x_s^\top \tilde x_t`: a step is taken back as far as
-    inputs are alike, the last one by a part of :math:`\lambda \alpha` times the similarity [1].
+    If :math:`g_s = e_s \tilde x_s^\top`, each past error returns with the weight
+    :math:`-\lambda \alpha^{t-s}\, \tilde x_s^\top \tilde x_t`: a step is undone to the extent that
+    inputs are similar, the last one by :math:`\lambda \alpha` times the similarity [1].
 
-    :param Tensor gradients: :math:`g_t`, of the whole loss. **Shape:**
+    :param Tensor gradients: :math:`g_t`, gradients of the whole loss. **Shape:**
         ``(num_steps, num_outputs, num_inputs)``.
     :param Tensor inputs: :math:`\tilde x_t`. **Shape:** ``(num_steps, num_inputs)``.
     :param float momentum: :math:`\alpha`, in ``[0, 1]``.
     :param float step_size: :math:`\lambda`.
     :returns: a :class:`TeacherDecomposition`.
-    :raises ValueError: for shapes that do not fit, and numbers out of range.
+    :raises ValueError: if shapes do not match or numbers are out of range.
 
     [1] Y. Lee, J. Willette, J. Kim, J. Lee, S. J. Hwang (2023), Exploring the role of mean teachers
     in self-supervised masked auto-encoders. The equations follow from the updates, and agree with

@@ -1,4 +1,4 @@
-"""Small networks for classification and regression, and a normalization without batches."""
+"""Small networks for classification and regression, and a batch-independent normalization."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -15,8 +15,8 @@ class FilterResponseNorm(nn.Module):
 
     .. math:: y = w \, \frac{x}{\sqrt{\nu^2 + \epsilon}} + b, \qquad \nu^2 = \text{mean of } x^2
 
-    over the positions of each channel of each sample. No sample sees another, as they do in batch
-    normalization, under which a minibatch has no likelihood.
+    where the mean is over the positions of each channel of each sample. Samples do not affect each
+    other. In batch normalization they do, so that a minibatch has no proper likelihood.
 
     :param int num_channels: number of channels.
     :param float epsilon: :math:`\epsilon`.
@@ -43,7 +43,7 @@ class FilterResponseNorm(nn.Module):
         """Normalize.
 
         :param Tensor inputs: **Shape:** ``(batch, channels, *spatial)``.
-        :returns: **Shape:** as the inputs.
+        :returns: **Shape:** that of the inputs.
         """
         if inputs.dim() < 3 or inputs.shape[1] != self.num_channels:
             raise ValueError(
@@ -68,9 +68,9 @@ class MLP(nn.Sequential):
     ``"2.weight"`` and so on.
 
     :param int in_features: number of features of an input.
-    :param hidden_features: width of each hidden layer; none makes a linear model.
+    :param hidden_features: width of each hidden layer; an empty list gives a linear model.
     :param int out_features: number of outputs, such as classes.
-    :param activation: makes the module between two layers.
+    :param activation: a class or function that creates the module between two layers.
 
     Example::
 
@@ -99,17 +99,17 @@ class MLP(nn.Sequential):
 
 
 class ResNet(nn.Module):
-    """A residual network for small images [1], with norms and activations as in [2].
+    """A residual network for small images [1], with the norms and activations of [2].
 
-    A convolution of 3 x 3, stages of basic blocks of two such convolutions each, the mean over the
-    image, and a linear layer. Every stage but the first begins with a stride of two. Filter
-    response normalization and SiLU stand in for batch normalization and ReLU.
+    It has a 3 x 3 convolution, stages of basic blocks with two such convolutions each, the mean
+    over the image, and a linear layer. Every stage but the first begins with a stride of two.
+    Filter response normalization and SiLU replace batch normalization and ReLU.
 
     :param int in_channels: number of channels of an image.
     :param int num_classes: number of outputs.
     :param channels: width of each stage.
-    :param int num_blocks: number of blocks in a stage; ``channels=(16, 32, 64)`` and 3 blocks are
-        the network of 20 layers in [1].
+    :param int num_blocks: number of blocks in a stage; ``channels=(16, 32, 64)`` with 3 blocks is
+        the 20-layer network of [1].
 
     [1] K. He, X. Zhang, S. Ren, J. Sun (2016),
     Deep residual learning for image recognition.
@@ -139,7 +139,7 @@ class ResNet(nn.Module):
         checks.integer("num_blocks", num_blocks, 1)
         widths = _widths("channels", channels)
         if not widths:
-            raise ValueError("channels must hold at least one width, got none")
+            raise ValueError("channels must contain at least one width, got none")
         self.stem = _convolution(in_channels, widths[0], 3)
         self.stem_norm = FilterResponseNorm(widths[0])
         blocks: list[nn.Module] = []

@@ -1,4 +1,4 @@
-r"""Nodes of a layer that do not count alike: each has a scale of its own.
+r"""Layers whose nodes have different scales.
 
 [1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
 weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
@@ -14,17 +14,18 @@ from pyro_ext._lib import checks
 
 
 class NodeScale(nn.Module):
-    r"""Multiply each node by a number of its own, :math:`h_j \mapsto \sqrt{\lambda_j} h_j` [1, 2].
+    r"""Multiply each node by its own factor, :math:`h_j \mapsto \sqrt{\lambda_j} h_j` [1, 2].
 
-    Placed behind the activation of a hidden layer, it gives the weights that leave node :math:`j`
-    the variance :math:`\lambda_j`, in common, where the next layer's own have variance one: it
-    starts by :func:`torch.nn.init.normal_`. Placed in front of the first layer, with all
-    :math:`\lambda_j` one over the number of inputs, it makes the neural tangent parameterization.
+    Place it after the activation of a hidden layer, and initialize the next layer's weights with
+    variance one by :func:`torch.nn.init.normal_`. Then the weights that leave node :math:`j` have
+    the common variance :math:`\lambda_j`. Placed before the first layer, with every
+    :math:`\lambda_j` equal to one over the number of inputs, it gives the neural tangent
+    parameterization.
 
     :param Tensor variances: :math:`\lambda_j \geq 0`. **Shape:** ``(num_nodes,)``.
-    :param bool learnable: whether the variances are a parameter; otherwise they are a buffer, and
-        are neither trained nor given a prior.
-    :raises ValueError: unless the variances are a vector of finite, nonnegative numbers.
+    :param bool learnable: whether the variances are a parameter. Otherwise they are a buffer, which
+        is neither trained nor given a prior.
+    :raises ValueError: if the variances are not a vector of finite, nonnegative numbers.
 
     Example::
 
@@ -66,11 +67,11 @@ class NodeScale(nn.Module):
 
     @torch.no_grad()
     def prune(self, fraction: float) -> None:
-        """Set the smallest variances to zero, which takes their nodes out of the network.
+        """Set the smallest variances to zero, which removes their nodes from the network.
 
-        Their gradient is zero from then on, where the variances are learnable.
+        If the variances are learnable, their gradient is zero from then on.
 
-        :param float fraction: fraction of the nodes that go.
+        :param float fraction: the fraction of the nodes to remove.
         """
         self.variances *= largest_nodes(self.variances, fraction)
 
@@ -82,12 +83,12 @@ class NodeScale(nn.Module):
 def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
     r"""Mark the nodes that stay when the least important ones are pruned.
 
-    Of :math:`p` nodes, :math:`\lfloor q p \rfloor` are pruned; among equals, the last ones.
+    Of :math:`p` nodes, :math:`\lfloor q p \rfloor` are pruned; in a tie, the last ones.
 
-    :param Tensor importance: such as the variances :math:`\lambda_j`, or
+    :param Tensor importance: importance of the nodes, such as the variances :math:`\lambda_j` or
         :math:`\lambda_j \sum_k V_{kj}^2`. **Shape:** ``(*batch, num_nodes)``.
     :param float fraction: :math:`q`, the fraction of the nodes to prune.
-    :returns: bool. **Shape:** that of ``importance``.
+    :returns: booleans, true for nodes that stay. **Shape:** that of ``importance``.
     :raises ValueError: for a fraction outside [0, 1), or NaN in the importance.
 
     Example::
@@ -98,7 +99,7 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
     importance = checks.as_tensor("importance", importance, "(*batch, num_nodes)")
     checks.number("fraction", fraction, least=0.0, below=1.0)
     if bool(importance.isnan().any()):
-        raise ValueError(f"importance must hold no NaN, got {importance!r:.80}")
+        raise ValueError(f"importance must not contain NaN, got {importance!r:.80}")
     # Rounding must not lose a node if the fraction is a whole number of nodes.
     num_pruned = int(fraction * importance.shape[-1] + 1e-9)
     order = importance.argsort(dim=-1, descending=True, stable=True)
@@ -109,8 +110,8 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
 def zipf_weights(num_nodes: int, index: float) -> Tensor:
     r"""Weights that fall as a power of their rank, :math:`w_j = j^{-1/\alpha}`.
 
-    :param int num_nodes: how many.
-    :param float index: :math:`\alpha`, in (0, 1); those of a small index fall fast.
+    :param int num_nodes: the number of weights.
+    :param float index: :math:`\alpha`, in (0, 1); the smaller it is, the faster the weights fall.
     :returns: **Shape:** ``(num_nodes,)``, in the default dtype.
 
     Example::
@@ -124,14 +125,14 @@ def zipf_weights(num_nodes: int, index: float) -> Tensor:
 
 
 def asymmetric_variances(weights: Tensor, symmetric_fraction: float) -> Tensor:
-    r"""Variances of nodes, a uniform part and an unequal one [2].
+    r"""Variances of nodes as a mixture of equal and unequal parts [2].
 
     .. math:: \lambda_j = \frac{\gamma}{m} + (1 - \gamma) \frac{w_j}{\sum_k w_k} , \quad
               \sum_j \lambda_j = 1 .
 
     With :math:`\gamma = 1` it is the neural tangent parameterization.
 
-    :param Tensor weights: :math:`w_j \geq 0` of any kind: those of :func:`zipf_weights`, or a
+    :param Tensor weights: any :math:`w_j \geq 0`, such as those of :func:`zipf_weights` or of a
         series of a completely random measure. **Shape:** ``(*batch, num_nodes)``.
     :param float symmetric_fraction: :math:`\gamma`, in [0, 1].
     :returns: :math:`\lambda_j`. **Shape:** that of ``weights``.

@@ -1,4 +1,4 @@
-"""Shared parts of drivers, the conversion to ArviZ and checkpoints.
+"""Shared parts of the drivers, the conversion to ArviZ and the checkpoints.
 
 ``draws`` and ``independent_draws`` give access to draws, ``convergence`` diagnoses them, ``modes``
 finds the posterior's mode and its curvature there, ``starts`` chooses where chains start, and

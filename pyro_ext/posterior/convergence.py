@@ -14,9 +14,9 @@ _ROUNDING = 16.0
 
 
 class ConvergenceWarning(UserWarning):
-    """Warning at the end of a run that its draws may not be those of the posterior.
+    """Warning at the end of a run that its draws may not represent the posterior.
 
-    Short runs on purpose filter it; where draws are relied on it can be made an error.
+    Filter it for runs that are short on purpose. To rely on the draws, turn it into an error.
 
     Example::
 
@@ -30,7 +30,7 @@ class RankDiagnostics(NamedTuple):
 
     :param Tensor r_hat: rank-normalized split R-hat.
     :param Tensor bulk: effective sample size for the middle of the distribution.
-    :param Tensor tail: the smaller one of those for its quantiles at 5 and 95 percent.
+    :param Tensor tail: the smaller of the effective sample sizes for the 5% and 95% quantiles.
     """
 
     r_hat: Tensor
@@ -41,7 +41,7 @@ class RankDiagnostics(NamedTuple):
 def rank_diagnostics(draws: Tensor) -> RankDiagnostics:
     """Rank-normalized split R-hat and effective sample sizes [1] of elements that change.
 
-    Those of ArviZ, whose import alone takes some seconds.
+    They equal those of ArviZ, whose import alone takes several seconds.
 
     Shapes: draws (num_chains, num_draws, *event).
 
@@ -118,11 +118,11 @@ def clusters_name(site: str) -> str:
 def effective_sample_size(draws: Tensor) -> Tensor:
     r"""Return the effective sample size of draws of any number of chains, positive, as in ArviZ.
 
-    The estimate divides the number of draws :math:`S` by an autocorrelation time. Where draws
-    alternate around their mean, as those of steps that are too large do, that time comes out near
-    zero or below it. As in Stan it is then taken as :math:`1 / \log_{10} S`.
+    The estimate divides the number of draws :math:`S` by an autocorrelation time. If draws
+    alternate around their mean, as with steps that are too large, the estimate of that time is near
+    zero or negative. As in Stan, :math:`1 / \log_{10} S` then replaces it.
 
-    :param Tensor draws: **Shape:** ``(num_chains, num_draws, *event)``, at least four draws.
+    :param Tensor draws: at least four draws. **Shape:** ``(num_chains, num_draws, *event)``.
     :returns: NaN for values that do not change. **Shape:** ``(*event)``.
     """
     num_chains, length = draws.shape[:2]

@@ -35,12 +35,12 @@ _KINDS = (
 class Sampler(Protocol):
     """An object that has drawn from a posterior, for example :class:`pyro_ext.inference.MCMC`.
 
-    Of its attributes these are read where it has them: ``model``, ``args`` and ``kwargs`` of the
-    last run, with ``None`` for a model that has no density; ``potential``, a
-    :class:`~pyro_ext.potential.Potential` of that model and data, or ``None``, in which case one is
-    made; ``chain_numbers``, those of the chains in the samples where some are left out;
-    ``partitions``, names of variables that are label vectors; ``sample_statistics()``, which gives
-    statistics of the sampler by name, each with the shape ``(num_chains, num_draws)``.
+    The following attributes are optional and used if they exist: ``model``, ``args`` and ``kwargs``
+    of the last run, with ``None`` for a model without a density; ``potential``, a
+    :class:`~pyro_ext.potential.Potential` of that model and data, or ``None`` to create one;
+    ``chain_numbers``, the indices of the chains in the samples if some are left out;
+    ``partitions``, the names of variables that are label vectors; and ``sample_statistics()``,
+    which returns statistics of the sampler by name, each of shape ``(num_chains, num_draws)``.
     """
 
     def get_samples(self, group_by_chain: bool = False) -> Mapping[str, Tensor]:
@@ -95,14 +95,14 @@ def context_of(
         return own
     if isinstance(model, Potential):
         if args:
-            raise ValueError("model is a Potential, which has its arguments; got others besides")
+            raise ValueError("model is a Potential, which has its own arguments; got others too")
         return Context(model.model, model.args, model.kwargs, model)
     if model is not None and not callable(model):
         raise TypeError(f"model must be callable or a Potential, got {model!r:.80}")
     kwargs, args = {} if args else own.kwargs, args or own.args
     model = model if model is not None else own.model
     if model is None and (isinstance(posterior, Mapping | Sampler)):
-        raise ValueError("arguments of a model were given, but no model: give it as model=...")
+        raise ValueError("got arguments of a model, but no model: pass it as model=...")
     return Context(model, args, kwargs)
 
 
@@ -148,7 +148,8 @@ def with_chains(values: Mapping[str, Any], by_chain: bool, argument: str) -> Arr
         own = array.shape[: 2 if by_chain else 1]
         if len(own) < (2 if by_chain else 1) or 0 in own:
             raise ValueError(
-                f"{argument}[{name!r}] has shape {array.shape}, wanted {wanted} and at least a draw"
+                f"{argument}[{name!r}] has shape {array.shape}, wanted {wanted} with at least one "
+                "draw"
             )
         if leading not in (None, own):
             raise ValueError(
@@ -161,7 +162,7 @@ def with_chains(values: Mapping[str, Any], by_chain: bool, argument: str) -> Arr
 
 
 def statistics_of(posterior: Any, num_chains: int, num_draws: int) -> Arrays:
-    """Statistics of the sampler at each draw, where it keeps any.
+    """Return statistics of the sampler at each draw, if it keeps any.
 
     Shapes: returns (num_chains, num_draws) each.
     """

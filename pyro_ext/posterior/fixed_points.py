@@ -67,7 +67,7 @@ def points_of(point_of: PointOf, scales: Sequence[float] = _SCALES) -> list[Fixe
 def function_at(
     function: Callable[[dict[str, Tensor]], Tensor], points: Iterable[FixedPoint | None]
 ) -> list[Tensor | None]:
-    """Values of a function of a draw at all points, ``None`` where it raises."""
+    """Return values of a function of a draw at all points, ``None`` if it raises an error."""
     before = get_rng_state()
     try:
         return [

@@ -1,4 +1,4 @@
-"""Identity of a run: its model, data, kernel and versions, so that no other run continues it."""
+"""Identity of a run: its model, data, kernel and versions, so that only the same run resumes it."""
 
 import hashlib
 import platform
@@ -170,9 +170,9 @@ def function_identity(function: Any) -> dict[str, str]:
 def continued(
     known: Mapping[str, Any] | None, identity: dict[str, Any], folder: str | Path
 ) -> dict[str, Any]:
-    """The identity that the folder of a run has, or ``identity`` where it is new.
+    """Return the identity in the folder of a run, or ``identity`` if the folder is new.
 
-    :raises CheckpointError: where the folder is of another run.
+    :raises CheckpointError: if the folder belongs to another run.
     """
     if known is None:
         return identity

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance weights, and what they say of an approximation.
+"""Pareto-smoothed importance weights, and what they reveal about an approximation.
 
 [1] A. Vehtari, D. Simpson, A. Gelman, Y. Yao, J. Gabry (2024), Pareto smoothed importance sampling.
 """
@@ -17,13 +17,13 @@ _FEWEST_IN_TAIL = 5
 
 
 class SmoothedWeights(NamedTuple):
-    """Importance weights whose largest are those of a generalized Pareto distribution.
+    """Importance weights whose largest values are smoothed by a generalized Pareto distribution.
 
-    :param Tensor log_weights: normalized, so that the weights sum to one. **Shape:** ``(n,)``.
-    :param float k_hat: shape of that distribution. Up to .7 means with these weights are
-        trustworthy; above, the draws are too far from the posterior to be weighted, and good for
-        starts of chains alone.
-    :param float effective_sample_size: of the weighted draws.
+    :param Tensor log_weights: logarithms of the weights, which sum to one. **Shape:** ``(n,)``.
+    :param float k_hat: the shape of the Pareto distribution. Up to 0.7, you can trust weighted
+        means. Above that, the draws are too far from the posterior to be weighted, and only useful
+        for starting chains.
+    :param float effective_sample_size: the effective sample size of the weighted draws.
     """
 
     log_weights: Tensor
@@ -34,9 +34,9 @@ class SmoothedWeights(NamedTuple):
 def smoothed_weights(log_weights: Tensor) -> SmoothedWeights:
     """Smooth importance weights [1].
 
-    :param Tensor log_weights: of the density that is wanted over that of draws, neither need be
-        normalized; NaN stands for a draw at which there is no density. **Shape:** ``(n,)``.
-    :raises ValueError: where no weight is positive.
+    :param Tensor log_weights: logarithms of the target density over the density of the draws.
+        Neither needs to be normalized; NaN means that a draw has no density. **Shape:** ``(n,)``.
+    :raises ValueError: if no weight is positive.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Base of posteriors with independent draws: access to the draws, and summaries."""
+"""Base of posteriors with independent draws: access to the draws and summaries."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ _LEAST_SUMMARIZED = 4
 
 
 class IndependentDraws:
-    """Holds independent draws by name, with the surface of a sampler that has run."""
+    """Holds independent draws by name, with the interface of a sampler that has run."""
 
     def __init__(self) -> None:
         self.args: tuple[Any, ...] = ()
@@ -21,10 +21,10 @@ class IndependentDraws:
         self._left_out: list[int] = []
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """The draws.
+        """Return the draws.
 
-        :param bool group_by_chain: whether to put a chain dimension of size one before the draws.
-        :returns: by name. **Shape:** ``(num_samples, *event)`` each, or ``(1, num_samples,
+        :param bool group_by_chain: whether to add a leading chain dimension of size one.
+        :returns: draws by name. **Shape:** ``(num_samples, *event)`` each, or ``(1, num_samples,
             *event)``.
         :raises RuntimeError: before a run.
         """
@@ -37,13 +37,13 @@ class IndependentDraws:
     def summary(self, prob: float = 0.9) -> None:
         """Print mean, standard deviation, median, interval, effective sample size and R-hat.
 
-        :param float prob: probability mass of the interval.
+        :param float prob: probability of the interval.
         :raises RuntimeError: before a run, or for fewer than four draws.
         """
         samples = self.get_samples(group_by_chain=True)
         number = next(iter(samples.values())).shape[1]
         if number < _LEAST_SUMMARIZED:
-            raise RuntimeError(f"a summary takes at least {_LEAST_SUMMARIZED} draws, got {number}")
+            raise RuntimeError(f"a summary needs at least {_LEAST_SUMMARIZED} draws, got {number}")
         numbers = {name: value for name, value in samples.items() if value.is_floating_point()}
         print_summary(numbers, prob=prob)
         if self._left_out:

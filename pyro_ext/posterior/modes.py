@@ -1,7 +1,7 @@
-"""Modes of posteriors, second derivatives there, and starts of chains around them.
+"""Modes of posteriors, their second derivatives, and starts of chains around them.
 
-A mode is searched by a quasi-Newton method over all of the data. Second derivatives are differences
-of gradients, so that a posterior needs no more than its gradient.
+A quasi-Newton method searches for a mode, using all of the data. Second derivatives are differences
+of gradients, so a posterior needs to provide only gradients.
 """
 
 import warnings
@@ -53,14 +53,15 @@ def find_map(
 ) -> dict[str, Tensor]:
     """Find a mode of the posterior in unconstrained space, by L-BFGS over all of the data.
 
-    It is a mode of the density that samplers see, with the Jacobian of the transforms; for a site
-    whose support is bounded it differs from the mode of the density in constrained space.
+    It is a mode of the density that samplers use, which includes the Jacobian of the transforms.
+    For a site with a bounded support, it differs from the mode of the density in constrained space.
 
     :param Potential potential: the potential.
-    :param Mapping initial_params: where to start, in constrained space. **Shape:** ``(*event)``.
-    :param init_strategy: where to start otherwise, with seed zero.
-    :returns: the mode in constrained space. **Shape:** ``(*event)`` each.
-    :raises ValueError: for arguments out of range.
+    :param Mapping initial_params: where to start, in constrained space. **Shape:** ``(*event)``
+        each.
+    :param init_strategy: where to start without ``initial_params``, with seed zero.
+    :returns: the mode, in constrained space. **Shape:** ``(*event)`` each.
+    :raises ValueError: if arguments are out of range.
 
     Example::
 
@@ -102,8 +103,8 @@ def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str
     value = potential.full_value_and_grad(batched)[0]
     if not torch.isfinite(value).all():
         raise ValueError(
-            f"{argument} has the potential {float(value)}: do its values lie in the supports of "
-            "their sites?"
+            f"{argument} has the potential {float(value)}: check that its values lie in the "
+            "supports of their sites"
         )
     return potential.layout.flatten(unconstrained)
 
@@ -133,7 +134,7 @@ def minimum(potential: Potential | FunctionPotential, start: Tensor) -> Tensor:
 
 
 def follow(potential: Potential, start: Tensor, take: Callable[[Vector, Vector], bool]) -> None:
-    """Go towards a minimum, and show each point with its gradient, until told to stop.
+    """Move toward a minimum, and pass on each point with its gradient, until told to stop.
 
     Shapes: start (size,).
     """
@@ -200,9 +201,9 @@ class _Objective:
             )
         with named_arguments(potential.model, potential.args, potential.kwargs):
             raise ValueError(
-                f"over all of the data the potential is {value}, or its gradient not finite, where "
-                "the search for a mode starts. If the data are right, look at the scale of the "
-                "prior and at the initialization (init_strategy or initial_params)"
+                f"the search for a mode starts where the potential over all of the data is {value} "
+                "or its gradient is not finite. If the data are right, check the scale of the "
+                "prior and the initialization (init_strategy or initial_params)"
             )
 
 
@@ -242,10 +243,10 @@ def whitening_factor(hessian: Tensor, resolution: float) -> Tensor:
 
 
 class Laplace(NamedTuple):
-    """A mode and the second derivatives of the potential there.
+    """A mode, and the second derivatives of the potential at it.
 
     :param Anchor mode: the mode.
-    :param Tensor hessian: **Shape:** ``(size, size)``.
+    :param Tensor hessian: the second derivatives. **Shape:** ``(size, size)``.
     """
 
     mode: Anchor
@@ -255,13 +256,13 @@ class Laplace(NamedTuple):
 def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument: str) -> Laplace:
     """Find a mode of a posterior and its curvature.
 
-    It takes some dozens of gradients over all of the data, and about six for each parameter.
+    It takes a few dozen gradients over all of the data, plus about six for each parameter.
 
     :param potential: the potential.
-    :param Tensor start: where the search starts, unconstrained. **Shape:** ``(size,)``.
-    :param str argument: what asks for it, such as ``"mass='laplace'"``.
+    :param Tensor start: where the search starts, in unconstrained space. **Shape:** ``(size,)``.
+    :param str argument: the setting that asks for it, such as ``"mass='laplace'"``, for messages.
     :returns: the approximation.
-    :raises ValueError: for more than 2000 parameters, and where there is no mode with a positive
+    :raises ValueError: if there are more than 2000 parameters, or there is no mode with positive
         curvature along each parameter.
 
     Example::
@@ -276,8 +277,8 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
     layout = potential.layout
     if layout.size > _MOST_PARAMETERS:
         raise ValueError(
-            f"{argument} takes second derivatives of at most {_MOST_PARAMETERS} parameters, and "
-            f"the model has {layout.size}"
+            f"{argument} supports at most {_MOST_PARAMETERS} parameters, whose second derivatives "
+            f"it needs, and the model has {layout.size}"
         )
     mode = anchor_at(potential, minimum(potential, start))
     value_and_gradient = partial(_at_positions, potential)
@@ -301,7 +302,7 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
         names = [name for name in layout.shapes if bool(bad[list(layout.columns(name))].any())]
         raise ValueError(
             f"{argument} wants a mode of the posterior with a positive curvature, and the search "
-            f"came to none at {names}. Scales of groups have none where the data say little of "
+            f"found none at {names}. Scales of groups have none if the data say little about "
             "them: give numbers by site instead, or write the model with LocScaleReparam. Inputs "
             "on very different scales hide one: standardize them, or compute in float64"
         )
@@ -363,9 +364,9 @@ def dispersed_starts(
 
     :param potential: the potential.
     :param Laplace laplace: its approximation.
-    :param Sequence numbers: numbers of the chains; a start follows from the seed and the number.
+    :param Sequence numbers: indices of the chains; a start depends on the seed and the index.
     :param int seed: a non-negative integer.
-    :returns: in unconstrained space; the mode in place of points at which there is no density.
+    :returns: starts in unconstrained space; the mode replaces points without a density.
         **Shape:** ``(num_chains, *event)`` each.
     """
     layout, center = potential.layout, laplace.mode.position

@@ -1,4 +1,4 @@
-"""Pathfinder: normal approximations along the paths of an optimizer, weighted by importance.
+"""Pathfinder: importance-weighted normal approximations along the paths of an optimizer.
 
 [1] L. Zhang, B. Carpenter, A. Gelman, A. Vehtari (2022), Pathfinder: parallel quasi-Newton
 variational inference.
@@ -70,9 +70,9 @@ class Approximation(NamedTuple):
 
 
 class Curvature:
-    """Second derivatives of what is minimized, as far as steps of a search show them.
+    """Second derivatives of the objective, as estimated from the steps of a search.
 
-    :param int history: number of steps that are remembered.
+    :param int history: number of steps to remember.
     """
 
     def __init__(self, history: int) -> None:
@@ -81,11 +81,11 @@ class Curvature:
         self._inverse = np.ones(1)
 
     def take(self, point: Array, gradient: Array) -> Approximation | None:
-        """Go on to the next iterate; returns the approximation there, if there is one.
+        """Take the next iterate, and return the approximation there, if there is one.
 
         Steps along which the curvature is not positive are left out.
 
-        Shapes: point, gradient (size,), the latter of what is minimized.
+        Shapes: point, gradient of the objective (size,).
         """
         before, self._last = self._last, (point, gradient)
         if before is None:
@@ -126,14 +126,14 @@ def _approximation(
 
 
 class Paths(NamedTuple):
-    """Draws of several paths, weighted.
+    """Weighted draws from several paths.
 
-    :param Tensor positions: unconstrained. **Shape:** ``(n, size)``.
-    :param Tensor log_densities: of the model there. **Shape:** ``(n,)``.
+    :param Tensor positions: draws in unconstrained space. **Shape:** ``(n, size)``.
+    :param Tensor log_densities: log densities of the model there. **Shape:** ``(n,)``.
     :param SmoothedWeights weights: importance weights of the draws.
-    :param tuple elbos: lower bound of the log evidence of each path, negative infinity of those
+    :param tuple elbos: lower bound of the log evidence from each path, negative infinity for paths
         that led nowhere.
-    :param float log_evidence: estimate of it by the weights.
+    :param float log_evidence: estimate of the log evidence from the weights.
     """
 
     positions: Tensor
@@ -143,7 +143,7 @@ class Paths(NamedTuple):
     log_evidence: float
 
     def without_replacement(self, number: int, seed: int) -> Tensor:
-        """Different draws, likely by their weights. **Shape:** ``(number, size)``."""
+        """Pick distinct draws by their weights. **Shape:** ``(number, size)``."""
         generator = torch.Generator().manual_seed(spawn_seed(seed, 0, 2))
         uniforms = torch.rand(len(self.positions), dtype=torch.float64, generator=generator)
         gumbel = self.weights.log_weights.cpu() - (-uniforms.log()).log()
@@ -175,9 +175,8 @@ def find_paths(
             draws.append(path.best.draw(generator.standard_normal((num_samples, layout.size))))
     if not chosen:
         raise ValueError(
-            f"none of {num_paths} paths has a normal approximation with a finite density: look at "
-            "the scale of the prior and at the initialization (init_strategy), or compute in "
-            "float64"
+            f"none of {num_paths} paths has a normal approximation with a finite density: check "
+            "the scale of the prior and the initialization (init_strategy), or compute in float64"
         )
     flat = np.concatenate(draws)
     # As draws of the mixture: a mode to which several paths lead does not count several times.
@@ -248,17 +247,18 @@ def _log_densities(potential: Potential, flat: Array) -> Array:
 
 
 class PathfinderPosterior(IndependentDraws):
-    """Draws of a posterior along the paths of an optimizer; :func:`pathfinder` makes it.
+    """Approximate posterior draws along the paths of an optimizer, made by :func:`pathfinder`.
 
-    It is a result for :func:`~pyro_ext.diagnostics.to_arviz`, initial parameters of a kernel, and a
-    guide for :class:`~pyro.infer.Predictive`, which picks one of the draws.
+    Pass it to :func:`~pyro_ext.diagnostics.to_arviz`, to ``MCMC`` as ``initial_params``, or to
+    :class:`~pyro.infer.Predictive` as a guide, which picks a draw at random.
 
-    :ivar float k_hat: shape of the tail of the importance weights; above .7 the draws are good for
-        starts of chains alone.
-    :ivar tuple elbos: lower bound of the log evidence of each path.
-    :ivar float log_evidence: logarithm of the marginal likelihood, as trustworthy as ``k_hat``
-        says.
-    :ivar float effective_sample_size: of the weighted draws before resampling.
+    :ivar float k_hat: the shape of the tail of the importance weights. Above 0.7, the draws are
+        only useful for starting chains.
+    :ivar tuple elbos: the lower bound of the log evidence of each path.
+    :ivar float log_evidence: an estimate of the log marginal likelihood; trust it only if
+        ``k_hat`` is small.
+    :ivar float effective_sample_size: the effective sample size of the weighted draws, before
+        resampling.
     :ivar model: the model, with ``args`` and ``kwargs``, and its ``potential``.
     """
 
@@ -309,28 +309,29 @@ def pathfinder(
 ) -> PathfinderPosterior:
     r"""Approximate a posterior along the paths of an optimizer [1].
 
-    A quasi-Newton method (L-BFGS) goes from several starts towards modes. At each point on its way
-    it knows second derivatives approximately, which give a normal distribution; of each path the
-    one with the largest lower bound of the evidence is drawn from. The draws of all paths are
-    weighted by the density of the model over that of the mixture of these distributions, the
-    weights are smoothed, and draws resampled by them. In place of the mixture, [1] weights a draw
-    by its own path's density, which counts a mode as often as paths lead to it.
+    A quasi-Newton method (L-BFGS) runs from several starting points toward modes. Along its path,
+    it approximates second derivatives, which define a normal distribution at each point. From each
+    path, draws come from the distribution with the largest lower bound of the evidence. The draws
+    of all paths are weighted by the density of the model over that of the mixture of these
+    distributions. The weights are smoothed, and the draws are resampled. Instead of the mixture,
+    [1] divides by the density of a draw's own path, which counts a mode once for each path that
+    leads to it.
 
-    It takes some hundred gradients and as many densities as there are draws. Where ``k_hat`` is
-    above .7, which is the rule in many dimensions and for hierarchies, a warning says so: then the
-    draws are good for starts of chains alone, as ``MCMC(..., initial_params="pathfinder")`` takes
-    them. Starts from it are near to each other, so that R-hat can hardly tell whether chains have
-    missed another mode.
+    This takes a few hundred gradients, and one density for each draw. If ``k_hat`` is above 0.7,
+    which is common in many dimensions and for hierarchical models, there is a warning: the draws
+    are then only useful for starting chains. ``MCMC(..., initial_params="pathfinder")`` does this.
+    Such starts are close to each other, so R-hat can hardly reveal that chains have missed another
+    mode.
 
     :param model: a Pyro model; discrete sites are summed out.
     :param args: arguments of the model.
-    :param int num_samples: draws of each path, and draws that are kept.
+    :param int num_samples: the number of draws from each path, and the number of draws kept.
     :param int num_paths: number of paths.
     :param init_strategy: where paths start, one of :mod:`pyro.infer.autoguide.initialization`.
-    :param int seed: of all random numbers; ``None`` takes one from PyTorch's generator.
+    :param int seed: seed of all random numbers; ``None`` takes one from PyTorch's generator.
     :param kwargs: keyword arguments of the model.
     :returns: the draws.
-    :raises ValueError: for numbers out of range, or where no path has an approximation.
+    :raises ValueError: if numbers are out of range, or no path has an approximation.
 
     Example::
 
@@ -359,8 +360,8 @@ def pathfinder(
     if not posterior.k_hat <= MOST_K_HAT:
         warnings.warn(
             f"k_hat is {posterior.k_hat:.2g}, where at most {MOST_K_HAT} is right: the posterior "
-            "is too far from the normal distributions, and these draws are good for starts of "
-            "chains alone; run MCMC(NUTS(model), initial_params=...) from them",
+            "is too far from the normal distributions, and these draws are only useful for "
+            "starting chains; run MCMC(NUTS(model), initial_params=...) from them",
             ConvergenceWarning,
             stacklevel=2,
         )

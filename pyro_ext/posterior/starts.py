@@ -20,7 +20,7 @@ _APPROXIMATIONS = ("laplace", "pathfinder")
 
 
 def check_start(start: Start | None, num_chains: int) -> None:
-    """Raise where initial parameters are of a wrong type or number."""
+    """Raise an error if initial parameters have a wrong type or number."""
     if start is None or isinstance(start, Sampler | str | Path):
         return
     if not isinstance(start, Mapping):
@@ -50,7 +50,7 @@ def with_chain_axis(start: Start | None, num_chains: int) -> Start | None:
 
 
 def first_values(start: Start | None) -> dict[str, Tensor] | None:
-    """Values that the first chain starts at, where they are known before the density.
+    """Return the values at which the first chain starts, if known without the density.
 
     Shapes: returns (*event) each.
     """
@@ -66,9 +66,9 @@ def strategy_at(
     params: Mapping[str, Tensor] | None,
     otherwise: InitStrategy,
 ) -> InitStrategy:
-    """Strategy of a start that is given in constrained space, or else in unconstrained space.
+    """Strategy for a start given in constrained space, or else in unconstrained space.
 
-    Values of a wrong shape are left to whoever starts the chains to refuse.
+    Values of a wrong shape raise an error later, when the chains start.
     """
 
     def strategy(site: dict[str, Any]) -> Tensor:
@@ -168,7 +168,7 @@ def _approximate(
     if find_laplace is None or potential is None:
         if context.model is None:
             raise ValueError(
-                f"{argument} takes a kernel with a model whose latent sites are all continuous, "
+                f"{argument} needs a kernel with a model whose latent sites are all continuous, "
                 "got one without a model: give values by site instead"
             )
         potential = Potential(context.model, *context.args, **context.kwargs)

@@ -1,9 +1,9 @@
-r"""Completely random measures as values, and what is made of them.
+r"""Completely random measures as values, with their series, approximations and partitions.
 
-Parameters have the conventions of the literature on normalized random measures: ``mass``
-:math:`\eta` multiplies the Lévy density, with :math:`1 / \Gamma(1 - \sigma)` inside the density;
+Parameters follow the conventions of the literature on normalized random measures: ``mass``
+:math:`\eta` multiplies the Lévy density, which contains the factor :math:`1 / \Gamma(1 - \sigma)`;
 ``discount`` is :math:`\sigma`, the index at zero; ``tail_index`` is :math:`\tau`, the index at
-infinity; ``tilt`` is an exponential one.
+infinity; ``tilt`` is the rate of an exponential tilt.
 """
 
 from pyro_ext.random_measures.arrivals import (

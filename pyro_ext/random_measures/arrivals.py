@@ -1,11 +1,11 @@
 r"""Families of arrival times, which order the weights of a measure into a series [1].
 
 The weight :math:`w` arrives at the time :math:`T = Y / w`, where :math:`Y` is independent of it and
-has the distribution of the family. So large weights come early, and finitely many come until any
-time. The weights until a level make a finite approximation; those after a time are what a truncated
-series loses. For every family there are the mean number of arrivals until a time and its inverse,
-the weight that arrives at a time, and the mass that arrives later, in logarithms and float64, with
-gradients.
+has the distribution of the family. So large weights tend to arrive early, and finitely many arrive
+by any given time. The weights that arrive by a level form a finite approximation; a truncated
+series loses those that arrive later. For every family, this module computes the mean number of
+arrivals by a time and its inverse, draws the weight that arrives at a time, and computes the mass
+that arrives later, as logarithms in float64, with gradients.
 
 [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
 finite approximations of completely random measures.
@@ -39,8 +39,8 @@ _LEAST_SLOPE = torch.tensor(0.05, dtype=torch.float64)
 class DeterministicArrivals:
     """Arrival at the inverse of the weight, so that the largest weights come first.
 
-    The series is that of Ferguson and Klass, which inverts the tail of the Lévy density. No other
-    series loses less mass.
+    This gives the series of Ferguson and Klass, which inverts the tail of the Lévy density. No
+    other series loses less mass.
 
     Example::
 
@@ -52,7 +52,7 @@ class DeterministicArrivals:
     """
 
     def log_density(self, log_value: Tensor) -> Tensor:
-        """Refuse, since the number is one and has no density."""
+        """Raise an error, since the number is always one and has no density."""
         raise NotImplementedError("deterministic arrival times have no density")
 
     def log_cdf(self, log_value: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ class _OfConcentration:
 class GammaArrivals(_OfConcentration):
     r"""Gamma arrival times, :math:`T | w \sim \text{Gamma}(a, w)`.
 
-    With :math:`a = 1` the series is size-biased; the larger :math:`a`, the more it is like that of
-    the largest weights.
+    With :math:`a = 1`, the series is size-biased. As :math:`a` grows, it approaches the series of
+    the weights in decreasing order.
 
     :param float concentration: :math:`a > 0`.
 
@@ -110,10 +110,10 @@ class GammaArrivals(_OfConcentration):
 
 @dataclass(frozen=True)
 class ExponentialArrivals(GammaArrivals):
-    r"""Exponential arrival times of rate :math:`w`, which give the size-biased series.
+    r"""Exponential arrival times with rate :math:`w`, which give the size-biased series.
 
-    The time of a weight is that of its first point in a Poisson process of this rate, so that the
-    weights come in the order in which samples of the normalized measure meet them.
+    A weight arrives with the first point of its Poisson process, which has this rate. So weights
+    arrive in the order in which samples from the normalized measure discover them.
     """
 
     concentration: float = 1.0
@@ -151,7 +151,7 @@ class InverseGammaArrivals(_OfConcentration):
 class LomaxArrivals(_OfConcentration):
     r"""Lomax arrival times, :math:`P(T > t \,|\, w) = (1 + t w)^{-a}`.
 
-    For a stable beta process of concentration :math:`a` everything is in closed form.
+    For a stable beta process with concentration :math:`a`, everything has a closed form.
 
     :param float concentration: :math:`a > 0`.
     """
@@ -187,9 +187,9 @@ def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProce
     )
     if not is_finite:
         raise ValueError(
-            "family must have a distribution function that falls at zero with a power greater than "
-            f"the discount, or infinitely many weights arrive at once; got {family!r}, with the "
-            f"power {order:g}"
+            "family must have a distribution function that vanishes at zero as a power greater "
+            "than the discount, or else infinitely many weights arrive by any time; "
+            f"got {family!r}, with power {order:g}"
         )
     if isinstance(family, DeterministicArrivals):
         return _LargestFirst(measure)

@@ -45,7 +45,7 @@ def check_counts(counts: Any, name: str = "counts") -> Tensor:
 
 
 def cluster_sizes(counts: Any, multiplicity: Any = None) -> ClusterSizes:
-    """Sizes of clusters, equal ones together where that is possible.
+    """Return cluster sizes, with equal sizes grouped if possible.
 
     Shapes: counts (*batch, num_clusters).
     """
@@ -54,7 +54,7 @@ def cluster_sizes(counts: Any, multiplicity: Any = None) -> ClusterSizes:
         times = check_counts(multiplicity, "multiplicity")
         if times.shape[-1] not in (1, sizes.shape[-1]):
             raise ValueError(
-                f"multiplicity must have a number for each of {sizes.shape[-1]} counts, got "
+                f"multiplicity must have one number for each of {sizes.shape[-1]} counts, got "
                 f"{checks.shown(multiplicity)}"
             )
         times = torch.where(sizes > 0, times, 0.0)
@@ -92,20 +92,21 @@ def as_table(argument: str, value: Any) -> Tensor:
     """Take sizes and numbers of clusters as a tensor of integers, each size in one row."""
     table = checks.as_tensor(argument, value, "(*batch, num_rows, 2)")
     if not may_hold_everywhere((table >= 0) & (table == table.floor())):
-        raise ValueError(f"{argument} must hold integers >= 0, got {table.tolist()!r:.80}")
+        raise ValueError(f"{argument} must contain integers >= 0, got {table.tolist()!r:.80}")
     ordered = torch.where(table.prod(-1) > 0, table[..., 0], 0).sort(-1).values
     if not may_hold_everywhere((ordered.diff(dim=-1) > 0) | (ordered[..., 1:] == 0)):
-        raise ValueError(f"{argument} must hold each size in one row, got {table.tolist()!r:.80}")
+        raise ValueError(f"{argument} must list each size in one row, got {table.tolist()!r:.80}")
     return table
 
 
 def log_num_partitions(table: Tensor) -> Tensor:
-    r"""Logarithm of the number of partitions with given sizes of clusters.
+    r"""Logarithm of the number of partitions with given cluster sizes.
 
     It is :math:`\log (n! / \prod_i (i!)^{m_i} m_i!)` with :math:`m_i` clusters of size :math:`i`.
 
-    :param Tensor table: sizes and numbers of clusters. **Shape:** ``(*batch, num_rows, 2)``.
-    :returns: in float64. **Shape:** ``batch``.
+    :param Tensor table: rows of a size and the number of clusters of this size. **Shape:**
+        ``(*batch, num_rows, 2)``.
+    :returns: the logarithm, in float64. **Shape:** ``batch``.
 
     Example::
 
@@ -121,11 +122,12 @@ def log_num_partitions(table: Tensor) -> Tensor:
 def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
     """Count clusters of each size.
 
-    :param counts: sizes of clusters in any order, zeros for padding. **Shape:** ``(n,)``.
-    :param int num_rows: number of rows, by default as many as there are sizes.
-    :returns: integers by rising size. **Shape:** ``(num_rows, 2)``.
-    :raises ValueError: if counts are not nonnegative integers, are all zero, or have more sizes
-        than there are rows.
+    :param counts: cluster sizes in any order, padded with zeros. **Shape:** ``(n,)``.
+    :param int num_rows: the number of rows. Default: the number of distinct sizes.
+    :returns: rows of a size and the number of clusters of this size, in increasing order, padded
+        with zeros. **Shape:** ``(num_rows, 2)``.
+    :raises ValueError: if counts are not nonnegative integers, are all zero, or have more distinct
+        sizes than there are rows.
 
     Example::
 
@@ -137,7 +139,7 @@ def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
     if not bool(((sizes >= 0) & (sizes == sizes.long())).all()):
         raise ValueError(f"counts must be a vector of nonnegative integers, got {counts!r:.80}")
     if not bool((sizes > 0).any()):
-        raise ValueError(f"counts must hold a positive number, got {counts!r:.80}")
+        raise ValueError(f"counts must contain a positive number, got {counts!r:.80}")
     table = torch.stack(sizes[sizes > 0].long().unique(return_counts=True), -1)
     missing = 0 if num_rows is None else checks.integer("num_rows", num_rows, 1) - len(table)
     if missing < 0:
@@ -148,15 +150,16 @@ def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
 
 
 def split_frequencies(table: Tensor, num_samples: int, seed: int | None = None) -> Tensor:
-    """Table of some of the samples, which are picked at random without replacement.
+    """Pick some of the samples at random, without replacement, and return their table.
 
-    Of an exchangeable partition they are a partition by the same distribution.
+    If the partition is exchangeable, the picked samples are a draw from the same model.
 
-    :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
-    :param int num_samples: how many to pick.
-    :param int seed: of the choice; by default PyTorch's generator goes on.
-    :returns: their table. **Shape:** ``(num_sizes, 2)``.
-    :raises ValueError: where there are not so many samples.
+    :param Tensor table: rows of a size and the number of clusters of this size. **Shape:**
+        ``(num_rows, 2)``.
+    :param int num_samples: the number of samples to pick.
+    :param int seed: seed of the choice. Default: use PyTorch's global generator.
+    :returns: the table of the picked samples. **Shape:** ``(num_sizes, 2)``.
+    :raises ValueError: if there are fewer samples.
 
     Example::
 

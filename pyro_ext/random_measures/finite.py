@@ -1,4 +1,4 @@
-"""Distributions of single weights: of one that was met, and of one of a finite approximation."""
+"""Distributions of a single weight: one seen in samples, or one of a finite approximation."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 
 class MeasureDistribution(TorchDistribution):
-    """Distribution of a number with the batch shape of a measure."""
+    """Base class of distributions of a number, with the batch shape of a measure."""
 
     arg_constraints: dict[str, Any] = {}
     measure: LevyMeasure
@@ -49,13 +49,13 @@ class MeasureDistribution(TorchDistribution):
 
 
 class JumpDistribution(MeasureDistribution, ScalarDistribution):
-    r"""Distribution of a weight of a measure given that it was met, a tilted moment for a constant.
+    r"""Distribution of a weight of a measure, given that samples have hit it.
 
     .. math:: f(w) = \frac{w^n e^{-uw} \rho(w)}{\kappa(n, u)} .
 
-    It is that of the weight that arrives at the time :math:`u` of a size-biased series, with
-    :math:`n = 1`, and that of the weight of a cluster of :math:`n` samples of the normalized
-    measure. Draws have the gradients that the measure's own have.
+    With :math:`n = 1`, it is the distribution of the weight that arrives at the time :math:`u` of a
+    size-biased series. In general, it is that of the weight of a cluster of :math:`n` samples from
+    the normalized measure. Draws have the same gradients as draws from the measure.
 
     :param measure: a completely random measure.
     :param order: :math:`n > 0`.
@@ -102,11 +102,11 @@ class JumpDistribution(MeasureDistribution, ScalarDistribution):
 
 
 class FiniteAtom(MeasureDistribution, ScalarDistribution):
-    r"""Distribution of a weight of a finite approximation, by quadrature.
+    r"""Distribution of a weight in a finite approximation, by quadrature.
 
     .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
 
-    Draws come from numerical inversion and have gradients in the parameters of the measure.
+    Draws use numerical inversion and have gradients with respect to the parameters of the measure.
     """
 
     _tensors = ("_log_count", "log_level")
@@ -172,7 +172,7 @@ class FiniteAtom(MeasureDistribution, ScalarDistribution):
 def finite_distribution(
     measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
-    """Distribution of a weight of a finite approximation, in closed form where there is one."""
+    """Distribution of a weight in a finite approximation, in closed form if there is one."""
     checks.choice("rule", rule, ("exact", "group"))
     if family is None or measure._is_own_family(family):
         distribution = measure._finite_distribution(num_atoms, rule)
@@ -182,8 +182,8 @@ def finite_distribution(
     check_family("family", family)
     if rule == "group":
         raise ValueError(
-            "rule must be 'exact' but for measures made of a generalized gamma process with the "
-            "default family, got 'group'"
+            "rule must be 'exact', got 'group', which only measures derived from a generalized "
+            "gamma process support, with the default family"
         )
     return FiniteAtom(measure, family, num_atoms, validate_args=measure._validate)
 

@@ -1,9 +1,9 @@
-r"""Numbers of clusters of each size, and how far predicted ones are from those that were seen.
+r"""Numbers of clusters of each size, and how well predicted numbers fit the observed ones.
 
-The likelihood of a random partition depends on them alone. They come as tables of integers with the
-columns size and number, of :func:`~pyro_ext.random_measures.frequency_table`, where a row of zeros
-is padding. Functions that measure the fit compare the distributions of the size of a cluster that
-is picked at random among the clusters.
+The likelihood of a random partition depends only on these numbers. They are tables of integers with
+the columns size and number, as returned by :func:`~pyro_ext.random_measures.frequency_table`; a row
+of zeros is padding. The functions that measure fit compare two distributions of the size of a
+cluster, with each cluster counted once.
 
 [1] A. Clauset, C. R. Shalizi, M. E. J. Newman (2009), Power-law distributions in empirical data.
 
@@ -35,20 +35,20 @@ from pyro_ext.special.operations import may_hold_everywhere
 
 
 class FrequencyCounts(SampleDistribution):
-    r"""Distribution of the numbers of clusters of each size among samples of a random measure.
+    r"""Distribution of the numbers of clusters of each size among samples from a random measure.
 
     With :math:`m_i` clusters of size :math:`i`, so that :math:`\sum_i i \, m_i = n`,
 
     .. math:: p(m) = \frac{n!}{\prod_i (i!)^{m_i} \, m_i!} \; p(n_1, \dots, n_K) ,
 
-    where :math:`p(n_1, \dots, n_K)` is the exchangeable partition probability function, of which a
-    factor counts the partitions with these sizes. A draw is exact, and takes a time that is about
+    where :math:`p(n_1, \dots, n_K)` is the exchangeable partition probability function and the
+    factor before it counts the partitions with these sizes. Draws are exact, and take time about
     linear in the number of samples.
 
     :param measure: a normalized measure, a Pitman-Yor or a Dirichlet process.
     :param int num_samples: :math:`n`.
-    :param int num_rows: rows of a table, enough for all sizes that differ; by default as many as
-        there can be, about :math:`\sqrt{2 n}`.
+    :param int num_rows: the number of rows of a table, at least the number of distinct sizes.
+        Default: the largest possible number of distinct sizes, about :math:`\sqrt{2 n}`.
 
     Example::
 
@@ -77,8 +77,10 @@ class FrequencyCounts(SampleDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of a table.
 
-        :param Tensor value: sizes and numbers of clusters. **Shape:** ``(*batch, num_rows, 2)``.
-        :raises ValueError: where it is not of so many samples, if arguments are validated.
+        :param Tensor value: rows of a size and the number of clusters of this size. **Shape:**
+            ``(*batch, num_rows, 2)``.
+        :raises ValueError: if arguments are validated and the table does not contain
+            ``num_samples`` samples.
         """
         self._check_table(value)
         sizes, numbers = value.unbind(-1)
@@ -103,7 +105,7 @@ class FrequencyCounts(SampleDistribution):
             total = value.prod(-1).sum(-1)
             if not may_hold_everywhere(total == self.num_samples):
                 raise ValueError(
-                    f"value must be of num_samples = {self.num_samples} samples, got "
+                    f"value must contain num_samples = {self.num_samples} samples, got "
                     f"{total.flatten()[:5].tolist()}"
                 )
 
@@ -111,14 +113,14 @@ class FrequencyCounts(SampleDistribution):
 def kolmogorov_smirnov(
     observed: Tensor, predicted: Tensor, least: float = 1.0, most: float = torch.inf
 ) -> Tensor:
-    """Largest difference of two distributions of sizes.
+    """Largest difference between two distributions of sizes.
 
-    :param Tensor observed: table of the sizes that were seen. **Shape:** ``(num_rows, 2)``.
-    :param Tensor predicted: table of predicted sizes. **Shape:** ``(other_num_rows, 2)``.
-    :param float least: the smallest size that is looked at.
-    :param float most: the largest.
-    :returns: a scalar, zero where there is no size in between.
-    :raises ValueError: for a table without clusters, and limits in the wrong order.
+    :param Tensor observed: table of the observed sizes. **Shape:** ``(num_rows, 2)``.
+    :param Tensor predicted: table of the predicted sizes. **Shape:** ``(other_num_rows, 2)``.
+    :param float least: the smallest size to compare.
+    :param float most: the largest size to compare.
+    :returns: a scalar; zero if there is no size between ``least`` and ``most``.
+    :raises ValueError: if a table has no clusters or the limits are in the wrong order.
 
     Example::
 
@@ -135,11 +137,12 @@ def kolmogorov_smirnov(
 def reweighted_kolmogorov_smirnov(
     observed: Tensor, predicted: Tensor, least: float = 1.0, most: float = torch.inf
 ) -> Tensor:
-    r"""Largest difference of two distributions of sizes, as sensitive in tails as in the middle.
+    r"""Largest difference between two distributions of sizes, equally sensitive in the tails.
 
-    It is :math:`\max_x |F(x) - P(x)| / \sqrt{P(x) (1 - P(x))}` for the predicted distribution
-    :math:`P`, over the sizes within the ranges of both where :math:`0 < P < 1` [1], which [2]
-    measures the fit of partitions by. Arguments are as of :func:`kolmogorov_smirnov`.
+    It is :math:`\max_x |F(x) - P(x)| / \sqrt{P(x) (1 - P(x))}`, where :math:`F` is the observed and
+    :math:`P` the predicted distribution function [1]. The maximum is over the sizes within the
+    ranges of both at which :math:`0 < P < 1`. [2] measures the fit of partitions in this way. The
+    arguments are those of :func:`kolmogorov_smirnov`.
 
     Example::
 
@@ -159,11 +162,12 @@ def reweighted_kolmogorov_smirnov(
 
 
 def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
-    """Sizes of clusters at ranks, the largest of which is the first.
+    """Return the cluster sizes at given ranks; the largest cluster has rank one.
 
-    :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
-    :param Tensor ranks: from one. **Shape:** any.
-    :returns: the sizes, zero at ranks beyond the number of clusters. **Shape:** as the ranks.
+    :param Tensor table: rows of a size and the number of clusters of this size. **Shape:**
+        ``(num_rows, 2)``.
+    :param Tensor ranks: integers from one. **Shape:** any.
+    :returns: the sizes, zero at ranks beyond the number of clusters. **Shape:** that of the ranks.
 
     Example::
 
@@ -180,12 +184,12 @@ def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
 
 
 class RankSizeBand(NamedTuple):
-    """Pointwise quantiles of the sizes at ranks, over predicted tables.
+    """Pointwise quantiles of cluster sizes at given ranks, over predicted tables.
 
-    :param Tensor ranks: from one. **Shape:** ``(num_ranks,)``.
+    :param Tensor ranks: integers from one. **Shape:** ``(num_ranks,)``.
     :param Tensor low: the lower end of the band. **Shape:** the same.
-    :param Tensor median: its middle.
-    :param Tensor high: the upper end.
+    :param Tensor median: the median. **Shape:** the same.
+    :param Tensor high: the upper end of the band. **Shape:** the same.
     """
 
     ranks: Tensor
@@ -195,12 +199,12 @@ class RankSizeBand(NamedTuple):
 
 
 def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -> RankSizeBand:
-    """Credible band of sizes against ranks.
+    """Compute a pointwise credible band of cluster sizes against ranks.
 
-    :param tables: predicted ones, one for each draw.
-    :param Tensor ranks: from one. **Shape:** ``(num_ranks,)``.
-    :param float prob: probability mass of the band at each rank.
-    :raises ValueError: without tables, and for a probability out of range.
+    :param tables: predicted tables, one for each draw.
+    :param Tensor ranks: integers from one. **Shape:** ``(num_ranks,)``.
+    :param float prob: the probability of the band at each rank.
+    :raises ValueError: if there are no tables or the probability is out of range.
 
     Example::
 
@@ -235,7 +239,7 @@ def _sizes(name: str, table: Tensor) -> Tensor:
     """Sizes that some cluster has."""
     sizes = table[table.prod(-1) > 0, 0]
     if not len(sizes):
-        raise ValueError(f"{name} must hold a cluster at least, got {table!r:.80}")
+        raise ValueError(f"{name} must contain at least one cluster, got {table!r:.80}")
     return sizes
 
 

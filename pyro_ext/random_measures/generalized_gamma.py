@@ -1,4 +1,4 @@
-"""The generalized gamma process and its special cases, and series that only it knows.
+"""The generalized gamma process and its special cases, with their own series methods.
 
 [1] A. Brix (1999), Generalized gamma measures and shot-noise Cox processes.
 
@@ -51,19 +51,20 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
               (u + \tau)^{\sigma - n} .
 
     With :math:`\sigma = 0` it is the gamma process, with :math:`\sigma = 1/2` the inverse Gaussian
-    process, with :math:`\tau = 0` the stable process. With :math:`\sigma < 0` there are finitely
-    many weights, a Poisson number of gamma variables. Everything is in closed form. Some authors
-    have :math:`\eta` without the factor :math:`1 / \Gamma(1 - \sigma)`, or divided by
+    process, and with :math:`\tau = 0` the stable process. With :math:`\sigma < 0` there are
+    finitely many weights: a Poisson number of gamma variables. Everything has a closed form. Some
+    authors define :math:`\eta` without the factor :math:`1 / \Gamma(1 - \sigma)`, or divided by
     :math:`\sigma`.
 
-    Series methods beside those of every measure: ``"rejection"`` takes the largest weights of the
-    stable process and keeps each with probability :math:`e^{-\tau w}`, ``"rosinski"`` is that of
-    [3]; both need :math:`\sigma > 0`. ``"size_biased"`` is that of [2], in closed form. Weights
-    above a level are also drawn by adaptive thinning, ``method="thinning"`` [4], with a tilt.
+    In addition to the series methods of every measure, ``"rejection"`` takes the largest weights of
+    the stable process and keeps each with probability :math:`e^{-\tau w}`, and ``"rosinski"`` is
+    the series of [3]; both need :math:`\sigma > 0`. ``"size_biased"`` is the series of [2], in
+    closed form. If there is a tilt, ``jumps_above`` can also use adaptive thinning,
+    ``method="thinning"`` [4].
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma < 1`.
-    :param tilt: :math:`\tau \geq 0`, positive where the discount is not.
+    :param tilt: :math:`\tau \geq 0`; it must be positive if the discount is not.
 
     Example::
 
@@ -93,11 +94,11 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     @property
     def index_at_infinity(self) -> Tensor:
-        r"""Index of regular variation at infinity, :math:`\sigma` without tilt, else infinite."""
+        r"""Index of regular variation at infinity: :math:`\sigma` without a tilt, else infinite."""
         return torch.where(self.tilt > 0, torch.inf, self.discount)
 
     def rescale(self, scale: Any) -> "GeneralizedGammaProcess":
-        r"""Generalized gamma process of mass :math:`\eta a^\sigma` and tilt :math:`\tau / a`.
+        r"""Generalized gamma process with mass :math:`\eta a^\sigma` and tilt :math:`\tau / a`.
 
         :param scale: :math:`a > 0`.
         """
@@ -108,8 +109,8 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
     def total_mass(self) -> TorchDistribution:
         r"""Distribution of the total mass.
 
-        :returns: ``TiltedStable`` where all discounts are positive, ``Gamma`` where all are zero,
-            otherwise a ``TotalMass``.
+        :returns: ``TiltedStable`` if all discounts are positive, ``Gamma`` if all are zero,
+            otherwise ``TotalMass``.
         """
         mass, discount, tilt = self.mass, self.discount, self.tilt
         if holds_everywhere(discount == 0):

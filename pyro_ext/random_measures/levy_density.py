@@ -1,4 +1,4 @@
-"""Measures of which a user gives the Lévy density."""
+"""Measures with a user-defined Lévy density."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +20,20 @@ _LEAST_VALUE = -1e6  # far below any power law
 
 
 class LevyDensityProcess(CompletelyRandomMeasure):
-    r"""Completely random measure of any Lévy density, by quadrature.
+    r"""Completely random measure with any Lévy density, by quadrature.
 
-    The density times :math:`w`, as a function of :math:`\log w`, has to be smooth with at most one
-    peak; a sum of such densities is a :class:`Superposition`. At sizes beyond 1e-260 and 1e260 it
-    is continued as the power law that it follows there. All results are differentiable in the
-    parameters.
+    As a function of :math:`\log w`, the density times :math:`w` must be smooth with at most one
+    peak; for a sum of such densities, use :class:`Superposition`. Below 1e-260 and above 1e260, the
+    density is extrapolated by the power law that it follows there. All results are differentiable
+    with respect to the parameters.
 
-    :param log_levy_density: maps sizes, and the parameters by name, to :math:`\log \rho(w)`.
+    :param log_levy_density: a function of sizes, and of the parameters as keyword arguments, that
+        returns :math:`\log \rho(w)`.
     :param parameters: numbers or tensors that broadcast to the batch shape.
-    :param corners: sizes where the slope of the logarithm changes.
-    :param float high: the largest size, up to which the density is bounded; infinite by default.
-    :raises ValueError: where :math:`\int \min(1, w) \rho(w) dw` is infinite.
+    :param corners: sizes at which the slope of the log density changes.
+    :param float high: the largest size of a weight, infinite by default. The density must be
+        bounded near it.
+    :raises ValueError: if :math:`\int \min(1, w) \rho(w) dw` is infinite.
 
     Example::
 
@@ -72,12 +74,12 @@ class LevyDensityProcess(CompletelyRandomMeasure):
                 at_zero, at_infinity = self._slopes()
             except TypeError as error:
                 raise TypeError(
-                    "log_levy_density must take sizes and the parameters by name, got "
+                    "log_levy_density must accept sizes, and the parameters by name, got "
                     f"parameters={parameters!r:.80} and {error}"
                 ) from error
             if not bool((at_zero < 1.0).all()):
                 raise ValueError(
-                    "log_levy_density must rise slower than w ** -2 at zero, where its index is "
+                    "log_levy_density must grow slower than w ** -2 at zero, where its index is "
                     f"{at_zero.max():g}"
                 )
             if not bool((at_infinity > 0.0).all()):
@@ -130,7 +132,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
     def rescale(self, scale: Any) -> "LevyDensityProcess":
         """Measure whose weights are multiplied by a number.
 
-        :param scale: a positive number; one for all of the batch where sizes are bounded.
+        :param scale: a positive number, or a tensor of them if ``high`` is infinite.
         """
         name, inner = f"scale_{len(self._names)}", self._function
 
@@ -143,7 +145,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         return self._with(function, {**self._parameters(), name: factor}, high)
 
     def total_mass(self) -> TorchDistribution:
-        """Approximate total mass, by a thousand weights and a gamma variable."""
+        """Approximate distribution of the total mass: a thousand weights plus a gamma variable."""
         return ApproximateTotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
-r"""Lévy densities at the bottom of the room: parameters, integrals and inverses of integrals.
+r"""The base of all measures: Lévy densities, their integrals and the inverses of these.
 
-All else about a measure takes a :class:`LevyMeasure`: its series, finite approximations and total
-mass, its normalization, partitions and plots.
+Everything else builds on :class:`LevyMeasure`: series, finite approximations, total masses,
+normalization, partitions and plots.
 """
 
 import numbers
@@ -37,9 +37,9 @@ class Factor(NamedTuple):
 
 
 class ArrivalFamily(Protocol):
-    """Distribution of the positive number that is divided by a weight to give its arrival time.
+    """Distribution of the positive number that, divided by a weight, is the weight's arrival time.
 
-    Anything with these methods is a family. They take and return logarithms in float64 and are
+    Any object with these methods is a family. They take and return logarithms in float64 and are
     differentiable.
     """
 
@@ -54,23 +54,23 @@ class ArrivalFamily(Protocol):
 
 
 class ArrivalProcess(Protocol):
-    """The weights of a measure with the arrival times of a family, in logarithms and float64."""
+    """The weights of a measure with the arrival times of a family, as logarithms in float64."""
 
     def log_count(self, log_time: Tensor) -> Tensor:
-        r"""Mean number of arrivals until a time, :math:`\log \xi(t)`."""
+        r"""Logarithm of the mean number of arrivals by a time, :math:`\log \xi(t)`."""
 
     def log_time(self, log_count: Tensor) -> Tensor:
-        """Time until which there is a mean number of arrivals, with gradients."""
+        """Time by which the mean number of arrivals has a given value, with gradients."""
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
-        """Draws of the weight that arrives at a time."""
+        """Draw the weight that arrives at a time."""
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
         """Moment of the weights that arrive after a time: with order 1, their expected mass."""
 
 
 class SeriesMethod(Protocol):
-    """A way to draw the weights of a measure one after the other, in logarithms and float64."""
+    """A way to draw the weights of a measure one by one, as logarithms in float64."""
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Draw weights and arrival times."""
@@ -88,10 +88,10 @@ class Values:
 
 
 class LevyMeasure(ABC):
-    """A Lévy density, with all that is a closed form or an integral of it.
+    """A Lévy density, with its integrals in closed form or by quadrature.
 
-    A subclass gives its logarithm at logarithms of sizes; the rest is by quadrature, in float64,
-    where the subclass has no closed form.
+    A subclass defines the log density as a function of log sizes. Quadrature in float64 provides
+    everything for which the subclass has no closed form.
     """
 
     batch_shape: torch.Size
@@ -184,8 +184,8 @@ class LevyMeasure(ABC):
     def index_at_zero(self) -> Tensor:
         r"""Index :math:`\sigma` of regular variation at zero, :math:`\bar\rho(x) \sim x^{-\sigma}`.
 
-        Ranked weights fall as :math:`k^{-1/\sigma}`, and the number of clusters in a sample of size
-        :math:`n` grows as :math:`n^\sigma`, but for slowly varying factors.
+        Up to slowly varying factors, ranked weights fall as :math:`k^{-1/\sigma}`, and the number
+        of clusters in a sample of size :math:`n` grows as :math:`n^\sigma`.
         """
 
     @property
@@ -193,7 +193,7 @@ class LevyMeasure(ABC):
     def index_at_infinity(self) -> Tensor:
         r"""Index :math:`\tau` of regular variation at infinity, :math:`\bar\rho(x) \sim x^{-\tau}`.
 
-        Infinite where large weights are rarer than in any power law.
+        It is infinite if large weights are rarer than under any power law.
         """
 
     @abstractmethod
@@ -203,8 +203,8 @@ class LevyMeasure(ABC):
     def exponential_tilt(self, tilt: Any) -> Self:
         r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.
 
-        Given samples of the normalized measure and their auxiliary variable :math:`u`, it is the
-        distribution of the measure without the weights that were seen.
+        Given samples from the normalized measure and their auxiliary variable :math:`u`, the
+        weights that no sample has hit are those of this measure.
 
         :param tilt: :math:`u \geq 0`.
         """
@@ -364,7 +364,7 @@ class LevyMeasure(ABC):
         return self.log_tail(value).exp()
 
     def inverse_tail(self, value: Any) -> Tensor:
-        """Level above which there is a given number of weights on average.
+        """Level above which the mean number of weights has a given value.
 
         :param Tensor value: positive numbers.
         """
@@ -397,7 +397,7 @@ class LevyMeasure(ABC):
         r"""Logarithm of the tilted moment :math:`\kappa(n, u) = \int w^n e^{-uw} \rho(w) dw`.
 
         :param Tensor order: :math:`n \geq 1`.
-        :param Tensor tilt: :math:`u \geq 0`. Without tilt some moments are infinite.
+        :param Tensor tilt: :math:`u \geq 0`. Without a tilt, some moments are infinite.
         """
         count = self._argument("order", order, ">= 1")
         log_tilt = self._argument("tilt", tilt, ">= 0").log()
@@ -463,8 +463,8 @@ class LevyMeasure(ABC):
     def total_mass(self) -> TorchDistribution:
         r"""Distribution of the total mass :math:`S = \sum_j W_j`.
 
-        :returns: a distribution of this batch shape, with exact draws where its class is not called
-            an approximation.
+        :returns: a distribution with this batch shape. Its draws are exact unless it is an
+            ``ApproximateTotalMass``.
         """
 
     def _sample_total_mass(self) -> Tensor:

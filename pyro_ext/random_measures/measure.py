@@ -1,4 +1,4 @@
-r"""Completely random measures as one value with all that is made of it, and their sums."""
+r"""Completely random measures, with their series and approximations, and their sums."""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -28,11 +28,11 @@ class CompletelyRandomMeasure(LevyMeasure):
 
     It is :math:`G = \sum_j W_j \delta_{\theta_j}`, where the weights :math:`W_j` are the points of
     a Poisson process on the positive numbers with a Lévy density :math:`\rho`, and the atoms
-    :math:`\theta_j` are independent draws of any distribution. Sizes, parameters and results are
-    tensors; parameters have a common batch shape with which arguments broadcast.
+    :math:`\theta_j` are independent draws from any distribution. Sizes, parameters and results are
+    tensors. The parameters have a common batch shape, with which arguments broadcast.
 
-    A subclass gives the Lévy density by its logarithm at logarithms. All else follows from it by
-    quadrature, in float64, where the subclass has no closed form.
+    A subclass defines the log Lévy density as a function of log sizes. Quadrature in float64
+    provides everything for which the subclass has no closed form.
     """
 
     def normalize(self) -> NormalizedRandomMeasure[Self]:
@@ -50,20 +50,21 @@ class CompletelyRandomMeasure(LevyMeasure):
     ) -> TorchDistribution:
         r"""Distribution of the independent weights of a finite approximation [1].
 
-        With ``num_atoms`` :math:`= L` such weights the measure
+        With ``num_atoms`` :math:`= L` such weights, the measure
         :math:`\sum_{l \leq L} W_l \delta_{\theta_l}` converges in distribution to this one as
-        :math:`L` grows. The density is :math:`\Phi(t_L | w) \rho(w) / L`, where :math:`\Phi(t | w)`
-        is the probability that a weight arrives until :math:`t` and the level :math:`t_L` is such
-        that :math:`L` weights do so on average.
+        :math:`L` grows. The density of a weight is :math:`\Phi(t_L | w) \rho(w) / L`, where
+        :math:`\Phi(t | w)` is the probability that the weight arrives by the time :math:`t`, and
+        the level :math:`t_L` is the time by which :math:`L` weights arrive on average.
 
         :param int num_atoms: :math:`L`.
-        :param str rule: ``"exact"`` for this level; ``"group"``, for measures made of a generalized
-            gamma process, for :math:`t_L = (\sigma L / \eta)^{1/\sigma}`, which ignores the tilt.
-        :param family: arrival times, by default those with a distribution in closed form where
-            there is one.
-        :returns: a distribution of this batch shape. Pyro's plates repeat it.
-        :raises ValueError: for an argument that is not allowed, such as a family by which
-            infinitely many weights arrive until any time.
+        :param str rule: ``"exact"`` for this level, or ``"group"`` for
+            :math:`t_L = (\sigma L / \eta)^{1/\sigma}`, which ignores the tilt; only measures
+            derived from a generalized gamma process have the latter.
+        :param family: a family of arrival times. Default: one for which the distribution has a
+            closed form, if there is one.
+        :returns: a distribution with this batch shape. Pyro's plates repeat it.
+        :raises ValueError: for invalid arguments, such as a family with which infinitely many
+            weights arrive by any time.
 
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
@@ -73,13 +74,13 @@ class CompletelyRandomMeasure(LevyMeasure):
     def finite_error(
         self, num_atoms: int, value: Any, rule: str = "exact", family: ArrivalFamily | None = None
     ) -> Tensor:
-        r"""Error of a finite approximation, in its Laplace exponent.
+        r"""Error of the Laplace exponent of a finite approximation.
 
-        :param int num_atoms: as of :meth:`finite`.
+        :param int num_atoms: as in :meth:`finite`.
         :param Tensor value: :math:`t > 0`.
-        :param str rule: as of :meth:`finite`.
-        :param family: as of :meth:`finite`.
-        :returns: :math:`-L \log E\, e^{-t W} - \psi(t)`, by quadrature; negative where the
+        :param str rule: as in :meth:`finite`.
+        :param family: as in :meth:`finite`.
+        :returns: :math:`-L \log E\, e^{-t W} - \psi(t)`, by quadrature; negative if the
             approximation has too little mass.
         """
         argument = self._argument("value", value, "> 0")
@@ -97,24 +98,24 @@ class CompletelyRandomMeasure(LevyMeasure):
     ) -> Series:
         r"""Draw the first weights of a series representation [1].
 
-        Draws have gradients in the parameters unless a method says otherwise. Every measure knows
-        ``"size_biased"``, ``"inverse_levy"`` and all families of arrival times; some know more, see
-        their classes.
+        Draws have gradients with respect to the parameters unless the class says otherwise. Every
+        measure supports ``"size_biased"``, ``"inverse_levy"`` and all families of arrival times;
+        some classes list further methods.
 
-        What a size-biased series leaves out, given its last arrival time, is the same measure with
-        that time for a further tilt. So its total mass can be drawn, too, as in the example.
+        Given the last arrival time of a size-biased series, the weights that it leaves out are
+        those of the same measure, tilted further by that time. So the total mass of the rest can be
+        drawn too, as in the example.
 
-        :param int num_jumps: how many weights are drawn.
-        :param method: name of a method, or an arrival family.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        :param float tolerance: in place of ``num_jumps``: as many are drawn as it takes until the
-            expected mass of the rest is at most this fraction of the mass drawn, in all of the
-            batch.
-        :param sample_shape: how many series are drawn.
-        :returns: ``(weights, arrivals, lost_mass)``: weights in the order of their arrival times,
-            with zeros where a method rejects; the times; and the expected mass of all that arrives
-            later. **Shape:** ``(*sample_shape, *batch_shape, num_jumps)``, the same, and without
-            the last axis.
+        :param int num_jumps: the number of weights to draw.
+        :param method: the name of a method, or an arrival family.
+        :param int seed: seed of the draws. Default: use PyTorch's global generator.
+        :param float tolerance: instead of ``num_jumps``; draw weights until, in the whole batch,
+            the expected mass of the rest is at most this fraction of the mass drawn.
+        :param sample_shape: the shape of independent series.
+        :returns: ``(weights, arrivals, lost_mass)``: the weights in the order of their arrival
+            times, zero where a method rejects them; the arrival times; and the expected mass of all
+            later weights. **Shape:** ``(*sample_shape, *batch_shape, num_jumps)`` for the first
+            two, and ``(*sample_shape, *batch_shape)`` for the third.
 
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
@@ -134,12 +135,13 @@ class CompletelyRandomMeasure(LevyMeasure):
         )
 
     def lost_mass(self, num_jumps: Any, method: str | ArrivalFamily = "size_biased") -> Tensor:
-        r"""Expected mass after the first weights of a series, :math:`e(t_L)`.
+        r"""Expected mass of the weights that a truncated series leaves out, :math:`e(t_L)`.
 
-        :param Tensor num_jumps: :math:`L > 0`, at whose mean arrival time the series ends.
-        :param method: as of :meth:`series`.
-        :returns: the mass, for ``"scaled"`` series of a tilted measure an upper bound of it.
-            **Shape:** that of ``num_jumps`` and the batch together.
+        :param Tensor num_jumps: :math:`L > 0`. The series ends at the time :math:`t_L` by which
+            :math:`L` weights arrive on average.
+        :param method: as in :meth:`series`.
+        :returns: the mass, or an upper bound for ``"scaled"`` series of a tilted measure.
+            **Shape:** that of ``num_jumps``, broadcast with the batch shape.
         """
         target = self._expanded(self._argument("num_jumps", num_jumps, "> 0"))
         return self._result(series_method(self, method).log_later(target, 1.0).exp(), num_jumps)
@@ -148,10 +150,10 @@ class CompletelyRandomMeasure(LevyMeasure):
         r"""Length of a series that loses at most a given fraction of the mean total mass.
 
         :param float tolerance: the fraction, in (0, 1).
-        :param method: as of :meth:`series`.
-        :returns: the least :math:`L` with :math:`e(t_L) \leq` ``tolerance`` :math:`E S`, for all of
-            the batch.
-        :raises ValueError: where the mean is infinite.
+        :param method: as in :meth:`series`.
+        :returns: the smallest :math:`L` with :math:`e(t_L) \leq` ``tolerance`` :math:`E S` in the
+            whole batch.
+        :raises ValueError: if the mean total mass is infinite.
         """
         return shortest_series(self, tolerance, method)
 
@@ -166,15 +168,16 @@ class CompletelyRandomMeasure(LevyMeasure):
         r"""Draw all weights above a level, exactly.
 
         There are :math:`\text{Poisson}(\bar\rho(x))` of them, independent with density
-        proportional to :math:`\rho`. Given their number they have gradients in the parameters; the
-        number has none.
+        proportional to :math:`\rho`. The weights have gradients with respect to the parameters; the
+        number of weights has none.
 
         :param level: :math:`x > 0`.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        :param str method: ``"inversion"`` of the tail, or another that the measure knows.
-        :param sample_shape: how many times.
-        :returns: weights, falling in each row and padded with zeros; and a mask of those that are
-            there. **Shape:** ``(*sample_shape, *batch_shape, largest number)`` each.
+        :param int seed: seed of the draws. Default: use PyTorch's global generator.
+        :param str method: ``"inversion"`` of the tail, or another method that the class lists.
+        :param sample_shape: the shape of independent draws.
+        :returns: the weights, in decreasing order in each row and padded with zeros, and a mask
+            that is false for padding. **Shape:** ``(*sample_shape, *batch_shape, largest number)``
+            each.
         """
         threshold = self._expanded(self._argument("level", level, "> 0"))
         return draw_above(
@@ -198,11 +201,11 @@ def _summed(name: str) -> Callable[..., Tensor]:
 class Superposition(CompletelyRandomMeasure):
     r"""Sum of independent completely random measures, whose Lévy densities add.
 
-    ``first + second`` makes one. A draw of a weight first chooses the measure that it belongs to,
-    and that choice has no gradient.
+    ``first + second`` creates one. Drawing a weight first chooses the measure that it belongs to;
+    this choice has no gradient.
 
-    :param measures: two or more, of batch shapes that broadcast.
-    :raises ValueError: for fewer than two.
+    :param measures: two or more measures whose batch shapes broadcast.
+    :raises ValueError: for fewer than two measures.
 
     Example::
 
@@ -216,7 +219,7 @@ class Superposition(CompletelyRandomMeasure):
 
     def __init__(self, *measures: CompletelyRandomMeasure) -> None:
         if len(measures) < 2:
-            raise ValueError(f"a superposition takes two or more measures, got {len(measures)}")
+            raise ValueError(f"a superposition needs two or more measures, got {len(measures)}")
         for number, measure in enumerate(measures):
             check_measure(f"measures[{number}]", measure)
         shape = torch.broadcast_shapes(*(measure.batch_shape for measure in measures))
@@ -253,7 +256,7 @@ class Superposition(CompletelyRandomMeasure):
         return self._each(lambda part: part.rescale(scale))
 
     def total_mass(self) -> TorchDistribution:
-        """Distribution of the total mass, exact where those of all parts are."""
+        """Distribution of the total mass, exact if those of all parts are."""
         distributions = [part.total_mass() for part in self.parts]
         if any(isinstance(distribution, ApproximateTotalMass) for distribution in distributions):
             return ApproximateTotalMass(self, validate_args=self._validate)
@@ -266,7 +269,7 @@ class Superposition(CompletelyRandomMeasure):
 
     @property
     def index_at_infinity(self) -> Tensor:
-        """Index of regular variation at infinity, the least of the parts."""
+        """Index of regular variation at infinity, the smallest of the parts."""
         return self._extreme("index_at_infinity").amin(0)
 
     def _extreme(self, index: str) -> Tensor:

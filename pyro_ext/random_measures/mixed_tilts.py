@@ -40,9 +40,9 @@ _TINY_DISCOUNT = 1e-6
 class MixedTilts(CompletelyRandomMeasure):
     r"""Measure with :math:`\rho(w) = \frac{\eta}{\Gamma(1-\sigma)} w^{-1-\sigma} e^{-uw} m(w)`.
 
-    Here :math:`m(w) = \int x^{k-1} g(x) e^{-wx} dx` with :math:`k = \tau - \sigma`, and
-    :math:`g` ends about a scale, sharply or as :math:`e^{-x}`. A subclass gives the scale, which of
-    the two it is, and the measure whose weights are divided by independent variables.
+    Here :math:`m(w) = \int x^{k-1} g(x) e^{-wx} dx` with :math:`k = \tau - \sigma`, and :math:`g`
+    falls off at a certain scale, either sharply or as :math:`e^{-x}`. A subclass defines the scale,
+    the kind of falloff, and the measure whose weights are divided by independent variables.
     """
 
     mass: Tensor
@@ -96,11 +96,11 @@ class MixedTilts(CompletelyRandomMeasure):
 
     @property
     def index_at_infinity(self) -> Tensor:
-        r"""Index of regular variation at infinity, :math:`\tau` without tilt, infinite with it."""
+        r"""Index of regular variation at infinity: :math:`\tau`, or infinite with a tilt."""
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
     def total_mass(self) -> TorchDistribution:
-        """Total mass, with exact draws."""
+        """Distribution of the total mass, with exact draws."""
         return TotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
@@ -189,19 +189,20 @@ class GeneralizedBFRYProcess(MixedTilts):
               = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-uw}
               \int_0^c x^{\tau-\sigma-1} e^{-wx} dx .
 
-    Without the tilt :math:`u` its tail falls as :math:`x^{-\sigma}` near zero and as
-    :math:`x^{-\tau}` at infinity. Its moments and its Laplace exponent are computed by quadrature,
-    draws of its total mass are exact. The weights are those of a generalized gamma process divided
-    by independent :math:`\text{Beta}(\tau, 1)` variables, which the series method ``"scaled"`` and
-    the finite approximation use; with a tilt there is no such approximation, and the general one is
-    taken. Draws of the series ``"size_biased"`` go through a latent tilt, in which they have no
-    gradient; those of ``"scaled"`` have all.
+    Without the tilt :math:`u`, its tail falls as :math:`x^{-\sigma}` near zero and as
+    :math:`x^{-\tau}` at infinity. Moments and the Laplace exponent are computed by quadrature;
+    draws of the total mass are exact. The weights are those of a generalized gamma process divided
+    by independent :math:`\text{Beta}(\tau, 1)` variables. The series method ``"scaled"`` uses this,
+    and so does the finite approximation if there is no tilt. Draws of the series ``"size_biased"``
+    involve a latent tilt, through which no gradient flows; draws of ``"scaled"`` have all
+    gradients.
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma`, in [0, 1).
-    :param tail_index: :math:`\tau`, greater than the discount. Without tilt the mean total mass is
-        infinite for indices up to 1.
-    :param cutoff: :math:`c > 0`; one power law passes into the other at about :math:`1/c`.
+    :param tail_index: :math:`\tau`, greater than the discount. Without a tilt, the mean total mass
+        is infinite for indices up to 1.
+    :param cutoff: :math:`c > 0`. One power law gives way to the other at weights of about
+        :math:`1/c`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
 
     Example::
@@ -227,7 +228,7 @@ class GeneralizedBFRYProcess(MixedTilts):
         super().__init__(mass, discount, tail_index, {"cutoff": cutoff}, tilt, validate_args)
 
     def rescale(self, scale: Any) -> "GeneralizedBFRYProcess":
-        r"""Process of mass :math:`\eta a^\tau`, cutoff :math:`c / a` and tilt :math:`u / a`.
+        r"""Process with mass :math:`\eta a^\tau`, cutoff :math:`c / a` and tilt :math:`u / a`.
 
         :param scale: :math:`a > 0`.
         """
@@ -306,14 +307,15 @@ class BetaPrimeProcess(MixedTilts):
               = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-uw}
               \int_0^\infty x^{\tau-\sigma-1} e^{-cx} e^{-wx} dx .
 
-    All is as of a :class:`GeneralizedBFRYProcess`, but that weights of a generalized gamma process
-    are divided by :math:`\text{Gamma}(\tau, c)` variables. The mass of one index cannot be compared
-    with that of another, for it is multiplied by about :math:`\Gamma(\tau)`.
+    It has the same properties as :class:`GeneralizedBFRYProcess`, except that the weights of a
+    generalized gamma process are divided by :math:`\text{Gamma}(\tau, c)` variables. Do not compare
+    the masses of processes with different :math:`\tau`: the density contains a factor of about
+    :math:`\Gamma(\tau)`.
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma`, in [0, 1).
     :param tail_index: :math:`\tau`, greater than the discount.
-    :param rate: :math:`c > 0`; one power law passes into the other at weights of about :math:`c`.
+    :param rate: :math:`c > 0`. One power law gives way to the other at weights of about :math:`c`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
 
     Example::
@@ -339,7 +341,7 @@ class BetaPrimeProcess(MixedTilts):
         super().__init__(mass, discount, tail_index, {"rate": rate}, tilt, validate_args)
 
     def rescale(self, scale: Any) -> "BetaPrimeProcess":
-        r"""Process of mass :math:`\eta a^\tau`, rate :math:`c a` and tilt :math:`u / a`.
+        r"""Process with mass :math:`\eta a^\tau`, rate :math:`c a` and tilt :math:`u / a`.
 
         :param scale: :math:`a > 0`.
         """

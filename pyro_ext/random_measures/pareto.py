@@ -1,4 +1,4 @@
-r"""Finitely many Pareto weights, and a generalized gamma process with such weights beside it.
+r"""A process of finitely many Pareto weights, and its sum with a generalized gamma process.
 
 [1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
 statistical models with double power-law behavior.
@@ -34,7 +34,7 @@ class ParetoProcess(CompletelyRandomMeasure):
 
     .. math:: \rho(w) = \beta w^{-1-\tau} e^{-uw} , \quad w > w_0 .
 
-    Without the tilt :math:`u` their mean number is :math:`\beta w_0^{-\tau} / \tau`.
+    Without the tilt :math:`u`, the mean number of weights is :math:`\beta w_0^{-\tau} / \tau`.
 
     :param mass: :math:`\beta > 0`.
     :param scale: :math:`w_0 > 0`, which all weights exceed.
@@ -74,7 +74,7 @@ class ParetoProcess(CompletelyRandomMeasure):
 
     @property
     def index_at_infinity(self) -> Tensor:
-        r"""Index of regular variation at infinity, :math:`\tau` without tilt, infinite with it."""
+        r"""Index of regular variation at infinity: :math:`\tau`, or infinite with a tilt."""
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
     @property
@@ -83,7 +83,7 @@ class ParetoProcess(CompletelyRandomMeasure):
         return numbers_above(self.scale)
 
     def rescale(self, scale: Any) -> "ParetoProcess":
-        r"""Process of mass :math:`\beta a^\tau` and scale :math:`a w_0`.
+        r"""Process with mass :math:`\beta a^\tau` and scale :math:`a w_0`.
 
         :param scale: :math:`a > 0`.
         """
@@ -205,7 +205,7 @@ class ParetoProcess(CompletelyRandomMeasure):
 
 
 class ParetoMixtureProcess(Superposition):
-    r"""Generalized gamma process with independent Pareto weights beside it [1].
+    r"""Generalized gamma process plus independent Pareto weights [1].
 
     .. math:: \rho(w) = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-cw}
               + \beta w^{-1-\tau} 1\{w > w_0\} .

@@ -1,10 +1,10 @@
-r"""Random partitions as distributions of label vectors, and how samples and their sizes are drawn.
+r"""Random partitions as distributions of label vectors, and algorithms that draw them.
 
-Sums over all partitions of a set are by power series. With :math:`A(z) = \sum_i x_i z^i / i!`, the
-sum over the partitions of :math:`n` elements into :math:`k` blocks of the product of :math:`x` at
-the sizes is :math:`n! \, [z^n] A(z)^k / k!`, and over all partitions
-:math:`n! \, [z^n] e^{A(z)}`. All terms are positive. Series are scaled by powers of a number that
-keeps them within the range of their type.
+Sums over all partitions of a set use power series. Let :math:`A(z) = \sum_i x_i z^i / i!`, and take
+the product of :math:`x` at the block sizes of a partition. Its sum over the partitions of :math:`n`
+elements into :math:`k` blocks is :math:`n! \, [z^n] A(z)^k / k!`, and its sum over all partitions
+is :math:`n! \, [z^n] e^{A(z)}`. All terms are positive. Series are scaled by powers of a number
+that keeps them within the range of their type.
 """
 
 import math
@@ -42,7 +42,7 @@ _REACH = 60.0
 
 
 class ProbabilityMeasure(ABC):
-    """Random probability measure: normalized, a Pitman-Yor or a Dirichlet process."""
+    """Base class of random probability measures: normalized, Pitman-Yor and Dirichlet processes."""
 
     @property
     @abstractmethod
@@ -59,23 +59,24 @@ class ProbabilityMeasure(ABC):
     def _dtype(self) -> torch.dtype: ...
 
     def log_eppf(self, counts: Any, multiplicity: Any = None) -> Tensor:
-        r"""Logarithm of the probability of a partition, the EPPF.
+        r"""Log of the exchangeable partition probability function (EPPF).
 
-        It is that of one partition of labeled elements with these block sizes, so that
-        :math:`p(3) + 3 p(2, 1) + p(1, 1, 1) = 1`.
+        This is the probability of one partition of labeled elements with these cluster sizes, so
+        that :math:`p(3) + 3 p(2, 1) + p(1, 1, 1) = 1`.
 
-        :param Tensor counts: sizes of clusters in any order, zeros for padding.
+        :param Tensor counts: cluster sizes in any order, padded with zeros.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor multiplicity: number of clusters of each size, one by default. Equal sizes of
-            a single partition are put together by themselves, unless the function is recorded as a
-            graph, which profits from sizes that differ and their multiplicity.
+        :param Tensor multiplicity: the number of clusters of each size in ``counts``. Default: one.
+            Equal sizes of a single partition are grouped automatically, but not while a graph is
+            being recorded for compilation: there, distinct sizes with their multiplicity are
+            faster.
         """
         return self._log_eppf(cluster_sizes(counts, multiplicity)).to(self._dtype)
 
     def partition(self, num_samples: int) -> "RandomPartition":
-        """Distribution of the label vectors of a number of samples.
+        """Distribution of the label vector of several samples.
 
-        :param int num_samples: how many.
+        :param int num_samples: the number of samples.
         """
         return RandomPartition(self, num_samples)
 
@@ -103,7 +104,7 @@ def check_probability_measure(argument: str, value: object) -> None:
 
 
 class SampleDistribution(TorchDistribution):
-    """Distribution of what samples of a random probability measure are like."""
+    """Base class of distributions of statistics of samples from a random probability measure."""
 
     arg_constraints: dict[str, Any] = {}
 
@@ -122,7 +123,7 @@ class SampleDistribution(TorchDistribution):
         return expanded(self, _instance, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, each in a time that is about linear in the number of samples."""
+        """Draw label vectors or tables, each in time about linear in the number of samples."""
         shape = torch.Size(sample_shape) + self.batch_shape
         own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
         chosen = own.expand(shape).flatten()
@@ -153,14 +154,14 @@ class SampleDistribution(TorchDistribution):
 
 
 class RandomPartition(SampleDistribution):
-    """Distribution of the labels of samples of a random probability measure.
+    """Distribution of the labels of samples from a random probability measure.
 
-    Two samples have the same label where they are equal. Labels are numbers from zero, in the order
-    of their first occurrence; the probability of a label vector is that of its partition, whatever
-    the labels.
+    Two samples have the same label if they are equal. Draws number the labels from zero in the
+    order of first occurrence. The probability of a label vector is that of its partition, whatever
+    the labels are.
 
     :param measure: a normalized measure, a Pitman-Yor or a Dirichlet process.
-    :param int num_samples: how many labels a draw has.
+    :param int num_samples: the number of labels in a draw.
 
     Example::
 
@@ -194,11 +195,11 @@ class RandomPartition(SampleDistribution):
 
 
 def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> Tensor:
-    r"""Labels of samples of a normalized measure, exactly, without its total mass.
+    r"""Draw the labels of samples from a normalized measure exactly, without its total mass.
 
-    Let every weight :math:`w` have points at the rate :math:`w` over time. Then the labels of all
-    points in the order of time are samples of the normalized measure. The first points of weights
-    are the arrival times of the size-biased series; afterwards the weights are known.
+    Let every weight :math:`w` have points at rate :math:`w` over time. Then all points, in the
+    order of time, are samples from the normalized measure. The first points of the weights are the
+    arrival times of the size-biased series; from then on, the weights are known.
     """
     labels = np.empty((num_draws, num_samples), np.int64)
     wide = measure._unsqueezed()
@@ -279,7 +280,7 @@ class _Seats:
 def seat_by_counts(
     discount: float, concentration: float, num_samples: int, num_draws: int
 ) -> Tensor:
-    """Labels of samples of a Pitman-Yor process, by its urn."""
+    """Draw the labels of samples from a Pitman-Yor process, by its urn scheme."""
     from pyro_ext.random_measures import _seating
 
     labels = np.empty((num_draws, num_samples), np.int64)
@@ -289,13 +290,14 @@ def seat_by_counts(
 
 
 class ClusterCounts:
-    r"""Draws of the sizes of clusters of a normalized measure, exactly.
+    r"""Exact draws of the cluster sizes of a normalized measure.
 
-    Let every weight :math:`w` have points at the rate :math:`w` over time. The first :math:`n`
-    points are samples of the normalized measure. Points of one stretch of time after the other are
-    drawn until there are so many, and the last stretch is cut after the last of them. How long a
-    stretch is depends on what was drawn before it only, which leaves the distribution as it is. The
-    number of weights that have points is a Poisson process over the values of the Laplace exponent.
+    Let every weight :math:`w` have points at rate :math:`w` over time. The first :math:`n` points
+    are samples from the normalized measure. Points are drawn in one time interval after another
+    until there are :math:`n` of them, and the last interval is cut after the last of these. The
+    length of an interval depends only on earlier draws, which leaves the distribution unchanged.
+    The number of weights that have points is a Poisson process over the values of the Laplace
+    exponent.
     """
 
     def __init__(self, measure: LevyMeasure, num_samples: int) -> None:

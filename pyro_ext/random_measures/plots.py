@@ -1,4 +1,4 @@
-"""Plots of random measures, partitions and sizes of clusters, on which power laws are lines."""
+"""Log-log plots of random measures, partitions and cluster sizes; power laws are straight lines."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,14 +36,15 @@ _NUM_RANKS = 60  # or sizes of samples, at most
 def plot_tail(
     measure: CompletelyRandomMeasure, weights: Tensor | None = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw the tail of a Lévy density, and beside it how many sampled weights are above each level.
+    """Plot the tail of a Lévy density, and the number of sampled weights above each level.
 
-    Power laws near zero and at infinity are straight, with the indices for slopes.
+    Power laws near zero and at infinity are straight lines, with minus the indices as slopes.
 
-    :param measure: without batch shape.
-    :param Tensor weights: some of its weights, such as those of a series. The range is theirs, or
-        that of 0.01 to 1,000 weights on average.
-    :param ax: where to draw; a new figure without it.
+    :param measure: a measure without a batch shape.
+    :param Tensor weights: sampled weights, such as those of a series, which set the range of the
+        plot. Without them, it runs over the levels exceeded by 1,000 down to 0.01 weights on
+        average.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -61,7 +62,9 @@ def plot_tail(
     else:
         weights = checks.as_tensor("weights", weights, finite=True)
         if not bool((weights > 0).any()):
-            raise ValueError(f"weights must hold a positive number, got {weights.tolist()!r:.80}")
+            raise ValueError(
+                f"weights must contain a positive number, got {weights.tolist()!r:.80}"
+            )
         weights = weights[weights > 0].flatten().sort(descending=True).values
         ends = torch.stack([weights.min(), weights.max()])
     levels = torch.logspace(float(ends[0].log10()), float(ends[1].log10()), 100)
@@ -74,13 +77,13 @@ def plot_tail(
 
 
 def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
-    """Draw weights in falling order against their ranks, with the spread over draws.
+    """Plot weights in decreasing order against their ranks, with the spread over draws.
 
-    With an index at zero of s they fall as the rank to the power -1/s.
+    With an index at zero of s, they fall as the rank to the power -1/s.
 
-    :param weights: of one or more draws, or those of several measures by name.
-        **Shape:** ``(*draws, num_weights)``.
-    :param ax: where to draw; a new figure without it.
+    :param weights: the weights of one or more draws, or a mapping from names of measures to such
+        weights. **Shape:** ``(*draws, num_weights)``.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -100,13 +103,13 @@ def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None
 
 
 def plot_num_clusters(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
-    """Draw the number of clusters among the first n samples against n.
+    """Plot the number of clusters among the first n samples against n.
 
-    With an index at zero of s it grows as n to the power s.
+    With an index at zero of s, it grows as n to the power s.
 
-    :param labels: canonical ones of one or more partitions, or of several of them by name.
-        **Shape:** ``(*draws, n)``.
-    :param ax: where to draw; a new figure without it.
+    :param labels: labels of one or more partitions, numbered from zero in the order of first
+        occurrence, or a mapping from names to such labels. **Shape:** ``(*draws, n)``.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -126,13 +129,13 @@ def plot_num_clusters(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" =
 
 
 def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
-    """Draw the number of clusters of each size, averaged over partitions.
+    """Plot the number of clusters of each size, averaged over partitions.
 
-    With an index at zero of s the fraction of clusters of size j falls as j to the power -1-s.
+    With an index at zero of s, the fraction of clusters of size j falls as j to the power -1-s.
 
-    :param labels: of one or more partitions, or those of several measures by name.
-        **Shape:** ``(*draws, n)``.
-    :param ax: where to draw; a new figure without it.
+    :param labels: labels of one or more partitions, or a mapping from names of measures to such
+        labels. **Shape:** ``(*draws, n)``.
+    :param ax: the axes to draw on; a new figure by default.
     :returns: the axes.
 
     Example::
@@ -180,12 +183,13 @@ def plot_rank_sizes(
     *,
     colors: Mapping[str, str] | None = None,
 ) -> "Axes":
-    """Draw sizes of clusters against their ranks, with 90 % bands of predicted ones.
+    """Plot observed cluster sizes against their ranks, with 90% bands of predicted sizes.
 
-    :param Tensor observed: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
-    :param predicted: tables of the draws of each model, by its name.
-    :param ax: where to draw; a new figure without it.
-    :param colors: of the models, by their names.
+    :param Tensor observed: rows of a size and the number of clusters of this size. **Shape:**
+        ``(num_rows, 2)``.
+    :param predicted: a mapping from names of models to predicted tables, one for each draw.
+    :param ax: the axes to draw on; a new figure by default.
+    :param colors: a mapping from names of models to colors.
     :returns: the axes.
 
     Example::
@@ -206,12 +210,12 @@ def plot_rank_sizes(
         checks.mapping("colors", colors, "a dict of colors by the names of the models")
         if missing := set(predicted) - set(colors):
             raise ValueError(
-                f"colors must have one for each of {sorted(missing)}, got {colors!r:.80}"
+                f"colors must have a color for each of {sorted(missing)}, got {colors!r:.80}"
             )
         from matplotlib.colors import is_color_like
 
         if wrong := [color for color in colors.values() if not is_color_like(color)]:
-            raise ValueError(f"colors must be colors of Matplotlib, got {wrong[0]!r:.80}")
+            raise ValueError(f"colors must be Matplotlib colors, got {wrong[0]!r:.80}")
     every = [observed, *(table for tables in predicted.values() for table in tables)]
     most = max(int(table[:, 1].sum()) for table in every)
     ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), _NUM_RANKS)

@@ -1,4 +1,4 @@
-"""Random measures as a primitive of Pyro models."""
+"""Random measures as a primitive in Pyro models."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,10 +27,10 @@ from pyro_ext.random_measures.series import named_family
 class DiscreteMeasure(NamedTuple):
     """Atoms and weights of a random measure in a model.
 
-    :param Tensor atoms: points. **Shape:** ``(num_atoms, *event)``.
-    :param Tensor weights: their weights, which sum to one where the measure is normalized.
+    :param Tensor atoms: the atoms. **Shape:** ``(num_atoms, *event)``.
+    :param Tensor weights: their weights, which sum to one if the measure is normalized.
         **Shape:** ``(num_atoms,)``.
-    :param Tensor lost_mass: expected mass of what a truncated series leaves out; zero for other
+    :param Tensor lost_mass: the expected mass that a truncated series leaves out; zero for other
         approximations.
     """
 
@@ -41,12 +41,12 @@ class DiscreteMeasure(NamedTuple):
 
 @dataclass(frozen=True)
 class FiniteApproximation:
-    """Independent weights, those of the method ``finite`` of a measure.
+    """Approximation by independent weights from the ``finite`` method of a measure.
 
-    :param int num_atoms: how many.
-    :param str rule: that of the level.
-    :param family: arrival times, by default those with a distribution in closed form where there is
-        one.
+    :param int num_atoms: the number of atoms.
+    :param str rule: how to choose the level, as in ``finite``.
+    :param family: a family of arrival times. Default: one for which the distribution has a closed
+        form, if there is one.
     """
 
     num_atoms: int
@@ -62,11 +62,11 @@ class FiniteApproximation:
 
 @dataclass(frozen=True)
 class TruncatedSeries:
-    """The first weights of a series, those of the method ``series`` of a measure.
+    """Approximation by the first weights of a series, as in the ``series`` method of a measure.
 
-    :param int num_atoms: how many.
+    :param int num_atoms: the number of atoms.
     :param method: ``"size_biased"``, ``"inverse_levy"`` or gamma arrival times. For a Pitman-Yor
-        process it is stick-breaking, which is size-biased.
+        process it must be ``"size_biased"``, which means stick-breaking.
     """
 
     num_atoms: int
@@ -87,22 +87,30 @@ def random_measure(
     base: TorchDistribution,
     truncation: Truncation | int = 50,
 ) -> DiscreteMeasure:
-    """Random measure as a primitive of a Pyro model, truncated to finitely many atoms.
+    """Sample a random measure in a Pyro model, truncated to finitely many atoms.
 
-    Its sites, within the plate ``name_plate`` over atoms, are ``name_atoms`` with the distribution
-    ``base``; and ``name_jumps`` for the weights of a finite approximation, ``name_gaps`` (of the
-    unit-rate Poisson process that is turned into arrival times) and ``name_jumps`` for those of a
-    series, or ``name_sticks`` for a Pitman-Yor process, all but the last of them broken.
-    ``name_weights`` is deterministic. They are ordinary sites, on which guides and kernels run.
+    This is a primitive like ``pyro.sample``. It makes ordinary sites, which work with all guides
+    and kernels:
 
-    :param str name: start of the names of the sites.
-    :param measure: a completely random measure, whose weights are left as they are, or a normalized
-        one. Its parameters may be latent.
-    :param base: distribution of an atom, without batch shape.
-    :param truncation: a :class:`FiniteApproximation` or a :class:`TruncatedSeries`. A number
-        means a finite approximation with so many atoms, or stick-breaking if there is none.
-    :returns: atoms, weights and the mass that is lost.
-    :raises ValueError: for a truncation that the measure does not have.
+    - ``name_atoms``, with the distribution ``base``;
+    - for a finite approximation, ``name_jumps``, its weights;
+    - for a series, ``name_gaps``, the gaps of the unit-rate Poisson process that is turned into
+      arrival times, and ``name_jumps``, the weights, unless the gaps determine them as for
+      ``"inverse_levy"``;
+    - for a Pitman-Yor process, ``name_sticks``, one fewer than there are atoms;
+    - ``name_weights``, which is deterministic.
+
+    The plate over the atoms is ``name_plate``.
+
+    :param str name: prefix of the names of the sites.
+    :param measure: a completely random measure, whose weights are not normalized, or a random
+        probability measure. Its parameters may be latent.
+    :param base: the distribution of an atom, without a batch shape.
+    :param truncation: a :class:`FiniteApproximation` or a :class:`TruncatedSeries`. An integer is
+        the number of atoms of a finite approximation or, for a Pitman-Yor process, of
+        stick-breaking.
+    :returns: the atoms, their weights and the lost mass.
+    :raises ValueError: for a truncation that the measure does not support.
 
     Example::
 
@@ -124,8 +132,8 @@ def random_measure(
     checks.instance("name", name, str, "a string")
     if measure.batch_shape and measure.batch_shape[-1] != 1:
         raise ValueError(
-            "measure must have no batch shape in a model but that of draws that are looked at "
-            f"together, (..., 1), got {tuple(measure.batch_shape)}"
+            "measure must have no batch shape in a model, except (..., 1) for draws that are "
+            f"evaluated together, got {tuple(measure.batch_shape)}"
         )
     if base.batch_shape:
         raise ValueError(f"base must have no batch shape, got {tuple(base.batch_shape)}")
@@ -138,7 +146,7 @@ def random_measure(
     with plate:
         atoms = pyro.sample(f"{name}_atoms", base)
     if plate.dim != -1:
-        raise ValueError(f"random_measure {name!r} must stand outside of all plates")
+        raise ValueError(f"random_measure {name!r} must be called outside of all plates")
     if isinstance(measure, PitmanYor):
         weights, lost = _broken_stick(measure, truncation, name)
     elif isinstance(measure, NormalizedRandomMeasure):
@@ -163,8 +171,8 @@ def _jumps(
     family = named_family(measure, truncation.method)
     if not isinstance(family, DeterministicArrivals | GammaArrivals):
         raise ValueError(
-            "method of a series in a model must be 'size_biased', 'inverse_levy' or gamma arrival "
-            f"times, got {truncation.method!r}"
+            "method of a TruncatedSeries in a model must be 'size_biased', 'inverse_levy' or gamma "
+            f"arrival times, got {truncation.method!r}"
         )
     process = arrival_process(measure, family)
     rate = measure._filled(1.0).to(measure.dtype)
@@ -188,7 +196,7 @@ def _broken_stick(
     if not isinstance(truncation, TruncatedSeries) or truncation.method != "size_biased":
         raise ValueError(
             f"truncation of a {type(distribution).__name__} must be a size-biased TruncatedSeries, "
-            f"which is stick-breaking, got {truncation!r}"
+            f"which means stick-breaking, got {truncation!r}"
         )
     number = truncation.num_atoms
     if distribution.batch_shape:

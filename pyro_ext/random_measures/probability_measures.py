@@ -1,4 +1,4 @@
-"""Random probability measures: normalized completely random ones, Pitman-Yor and Dirichlet.
+"""Random probability measures: normalized random measures, Pitman-Yor and Dirichlet processes.
 
 [1] L. F. James, A. Lijoi, I. Prünster (2009), Posterior analysis for normalized random measures
 with independent increments.
@@ -46,9 +46,9 @@ M = TypeVar("M", bound=LevyMeasure, default=Any)  # the class of the measure, wh
 
 
 class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
-    r"""Random probability measure :math:`G / S` of a completely random measure [1].
+    r"""Random probability measure :math:`G / S`, a completely random measure over its mass [1].
 
-    Among :math:`n` samples of it, of which :math:`n_j` are of the :math:`j`-th kind, with the
+    For :math:`n` samples from it that form clusters of sizes :math:`n_1, \dots, n_K`, and the
     auxiliary variable :math:`U | S \sim \text{Gamma}(n, S)`,
 
     .. math:: p(n_1, \dots, n_K, u) = \frac{u^{n-1}}{\Gamma(n)} e^{-\psi(u)}
@@ -56,8 +56,8 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 
     Its integral over :math:`u` is the exchangeable partition probability function (EPPF).
 
-    :param measure: one with infinitely many weights.
-    :raises ValueError: for a measure with finitely many, which may have no mass.
+    :param measure: a measure with infinitely many weights.
+    :raises ValueError: if the measure has finitely many weights, since its mass may then be zero.
 
     Example::
 
@@ -93,10 +93,10 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     def log_joint(self, counts: Any, auxiliary: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of :math:`p(n_1, \dots, n_K, u)`.
 
-        :param Tensor counts: sizes of clusters, zeros for padding.
+        :param Tensor counts: cluster sizes, padded with zeros.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
-        :param Tensor multiplicity: as of ``log_eppf``.
+        :param Tensor auxiliary: :math:`u > 0`. **Shape:** any that broadcasts with the batch.
+        :param Tensor multiplicity: as in ``log_eppf``.
         """
         sizes = cluster_sizes(counts, multiplicity)
         log_auxiliary = self.measure._argument("auxiliary", auxiliary, "> 0").log()
@@ -105,14 +105,14 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         r"""Probabilities that the next sample joins each cluster, or a new one.
 
-        Given :math:`u` they are proportional to :math:`\kappa(n_j + 1, u) / \kappa(n_j, u)` and,
+        Given :math:`u`, they are proportional to :math:`\kappa(n_j + 1, u) / \kappa(n_j, u)` and,
         for a new cluster, :math:`\kappa(1, u)`.
 
-        :param Tensor counts: sizes of clusters, zeros for padding.
+        :param Tensor counts: cluster sizes, padded with zeros.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`, drawn anew for each sample; without it, the average
-            over it given the counts.
-        :returns: probabilities, the last that of a new cluster.
+        :param Tensor auxiliary: :math:`u > 0`, to be drawn anew for each sample. Default: average
+            the probabilities over it, given the counts.
+        :returns: probabilities; the last is that of a new cluster.
             **Shape:** ``(*batch, num_clusters + 1)``.
         """
         sizes = check_counts(counts)
@@ -131,9 +131,9 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     def sample_auxiliary(self, counts: Any, sample_shape: Any = ()) -> Tensor:
         r"""Draw the auxiliary variable :math:`u` given cluster sizes.
 
-        :param Tensor counts: sizes of clusters, zeros for padding.
+        :param Tensor counts: cluster sizes, padded with zeros.
             **Shape:** ``(*batch, num_clusters)``.
-        :param torch.Size sample_shape: how many draws.
+        :param torch.Size sample_shape: the shape of independent draws.
         """
         integrand, edges = self._auxiliary_panels(cluster_sizes(counts))
         edges = edges.expand(*checks.as_size("sample_shape", sample_shape), *edges.shape)
@@ -144,9 +144,9 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 
         They are independent, with densities proportional to :math:`w^{n_j} e^{-uw} \rho(w)`.
 
-        :param Tensor counts: sizes of clusters, zeros for padding.
+        :param Tensor counts: cluster sizes, padded with zeros.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
+        :param Tensor auxiliary: :math:`u > 0`. **Shape:** any that broadcasts with the batch.
         :returns: the weights, zero for padding. **Shape:** ``(*batch, num_clusters)``.
         """
         sizes = check_counts(counts)
@@ -158,7 +158,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         return self.measure._result(torch.where(sizes > 0, log_weights.exp(), 0.0), auxiliary)
 
     def posterior_measure(self, auxiliary: Any) -> M:
-        r"""Distribution of the measure without the clusters that were seen, given :math:`u`.
+        r"""The measure without the weights of the observed clusters, given :math:`u`.
 
         :param auxiliary: :math:`u > 0`.
         """
@@ -167,8 +167,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     def log_num_clusters(self, num_samples: int) -> Tensor:
         """Log probabilities of 1 to n clusters among n samples.
 
-        The cost is cubic in their number, which should be hundreds at most; for more, sample
-        partitions.
+        The cost is cubic in n, which should be at most a few hundred; for more, sample partitions.
 
         :param int num_samples: :math:`n`.
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.
@@ -182,8 +181,8 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     def expected_cluster_counts(self, num_samples: int) -> Tensor:
         """Expected numbers of clusters of sizes 1 to n among n samples.
 
-        Their sum is the expected number of clusters. The cost is quadratic in the number of
-        samples, which should be thousands at most.
+        Their sum is the expected number of clusters. The cost is quadratic in n, which should be at
+        most a few thousand.
 
         :param int num_samples: :math:`n`.
         :returns: the numbers. **Shape:** ``(*batch_shape, n)``.
@@ -238,7 +237,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         """Log factors of the joint density by sizes of clusters from zero, and by their number."""
         if auxiliary is None:
             raise ValueError(
-                "auxiliary must be given, since partitions have a product form only then"
+                "auxiliary must be given, since partitions have a product form only given it"
             )
         own = self._log_kappas(num_samples, auxiliary.double().log())
         none = own.new_zeros((*own.shape[:-1], 1))
@@ -308,12 +307,12 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 class PitmanYor(ProbabilityMeasure):
     r"""Pitman-Yor process, a random probability measure [3].
 
-    Its random partitions have, with :math:`(x)_m = \Gamma(x + m) / \Gamma(x)`,
+    With :math:`(x)_m = \Gamma(x + m) / \Gamma(x)`, the probability of a partition is
 
     .. math:: p(n_1, \dots, n_K) = \frac{\prod_{i=1}^{K-1} (\theta + i \sigma)}{(\theta + 1)_{n-1}}
               \prod_{j=1}^K (1 - \sigma)_{n_j - 1} .
 
-    :param discount: :math:`\sigma`, in [0, 1). With zero it is the Dirichlet process.
+    :param discount: :math:`\sigma`, in [0, 1). Zero gives the Dirichlet process.
     :param concentration: :math:`\theta > -\sigma`.
 
     Example::
@@ -361,10 +360,10 @@ class PitmanYor(ProbabilityMeasure):
     def log_joint(self, counts: Any, auxiliary: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of the joint density of a partition and an auxiliary variable.
 
-        For a positive discount the process is the normalized stable process with a distribution
-        that is weighted by :math:`S^{-\theta}`, and :math:`U | S \sim \text{Gamma}(n + \theta, S)`.
-        Without discount it is the normalized gamma process, and
-        :math:`U | S \sim \text{Gamma}(n, S)`. Arguments are as of
+        For a positive discount, the process is the normalized stable process, with its distribution
+        weighted by :math:`S^{-\theta}`, and :math:`U | S \sim \text{Gamma}(n + \theta, S)`. With a
+        discount of zero, it is the normalized gamma process, and
+        :math:`U | S \sim \text{Gamma}(n, S)`. The arguments are those of
         :meth:`NormalizedRandomMeasure.log_joint`.
         """
         sizes, log_u = cluster_sizes(counts, multiplicity), as_double(auxiliary, "auxiliary").log()
@@ -392,7 +391,8 @@ class PitmanYor(ProbabilityMeasure):
     def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         """Probabilities that the next sample joins each cluster, or a new one.
 
-        As :meth:`NormalizedRandomMeasure.predictive`; nothing depends on the auxiliary variable.
+        The arguments are those of :meth:`NormalizedRandomMeasure.predictive`. The result does not
+        depend on the auxiliary variable.
         """
         sizes = check_counts(counts)
         sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
@@ -409,8 +409,8 @@ class PitmanYor(ProbabilityMeasure):
         :math:`V_k \sim \text{Beta}(1 - \sigma, \theta + k \sigma)`, and the weights in size-biased
         order are :math:`V_k \prod_{i < k} (1 - V_i)`.
 
-        :param int num_sticks: how many.
-        :returns: a distribution of batch shape ``(*batch_shape, num_sticks)``.
+        :param int num_sticks: the number of fractions.
+        :returns: a distribution with batch shape ``(*batch_shape, num_sticks)``.
         """
         number = checks.integer("num_sticks", num_sticks, 1)
         order = torch.arange(1, number + 1, dtype=self.discount.dtype, device=self.discount.device)
@@ -420,7 +420,7 @@ class PitmanYor(ProbabilityMeasure):
     def log_num_clusters(self, num_samples: int) -> Tensor:
         """Log probabilities of 1 to n clusters among n samples.
 
-        The cost is cubic in their number, which should be thousands at most.
+        The cost is cubic in n, which should be at most a few thousand.
 
         :param int num_samples: :math:`n`.
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.

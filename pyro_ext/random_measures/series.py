@@ -1,4 +1,4 @@
-"""Series of a measure's weights: how they are drawn, how long they are and what they lose."""
+"""Series of a measure's weights: their draws, their lengths and the mass that they lose."""
 
 from typing import NamedTuple
 
@@ -107,7 +107,9 @@ def shortest_series(measure: LevyMeasure, tolerance: float, method: str | Arriva
     fraction = checks.number("tolerance", tolerance, above=0, below=1)
     mean = measure.mean.double()
     if not bool(mean.isfinite().all()):
-        raise ValueError("tolerance is a fraction of the mean total mass, which is infinite here")
+        raise ValueError(
+            "tolerance must be a fraction of a finite mean total mass, which is infinite here"
+        )
     way = series_method(measure, method)
 
     def is_enough(count: int) -> bool:
@@ -119,8 +121,8 @@ def shortest_series(measure: LevyMeasure, tolerance: float, method: str | Arriva
         high *= 2
         if high > _MOST_JUMPS:
             raise ValueError(
-                f"tolerance {tolerance:g} would take more than {_MOST_JUMPS} jumps; "
-                "a larger one, or a smaller discount, takes fewer"
+                f"tolerance {tolerance:g} would take more than {_MOST_JUMPS} jumps: "
+                "use a larger tolerance or a smaller discount"
             )
     low = high // 2
     while high - low > 1:
@@ -175,7 +177,7 @@ def _draw_until(
         number = points.shape[-1]
         if number > _MOST_JUMPS:
             raise ValueError(
-                f"tolerance {fraction:g} is not reached after {number} jumps; take a larger one"
+                f"tolerance {fraction:g} is not reached after {number} jumps: use a larger one"
             )
         new_points = points[..., -1:] + poisson_points(shape, number, measure)
         new_weights, new_times = along.sample(new_points)

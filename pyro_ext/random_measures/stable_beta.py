@@ -1,4 +1,4 @@
-r"""The stable beta process, with weights up to one.
+r"""The stable beta process, whose weights are at most one.
 
 [1] Y. W. Teh, D. Görür (2009), Indian buffet processes with power-law behavior.
 
@@ -45,19 +45,19 @@ class StableBetaProcess(CompletelyRandomMeasure):
     .. math:: \rho(w) = \eta \frac{\Gamma(1 + c)}{\Gamma(1 - \sigma) \Gamma(c + \sigma)}
               w^{-1-\sigma} (1 - w)^{c+\sigma-1} e^{-uw} , \quad 0 < w < 1 .
 
-    With :math:`\sigma = 0` it is the beta process. Without the tilt :math:`u` the mean total mass
-    is :math:`\eta`. Weights are those of a process with the scale 1 times ``scale``. Moments and
-    Laplace exponent are computed by quadrature.
+    With :math:`\sigma = 0`, it is the beta process. Without the tilt :math:`u`, the mean total mass
+    is :math:`\eta`. These formulas are for ``scale=1``; in general, the weights are multiplied by
+    ``scale``. Moments and the Laplace exponent are computed by quadrature.
 
-    Series methods beside those of every measure, both for :math:`u = 0`: ``"lomax"``, in closed
-    form for :math:`c > 0` [3]; and ``"rounds"``, the weights in the order of the rounds of [2], in
-    which their number is Poisson and they have beta distributions.
+    In addition to the series methods of every measure, and only if :math:`u = 0`, there are
+    ``"lomax"``, in closed form for :math:`c > 0` [3], and ``"rounds"``, which draws the weights in
+    the rounds of [2]: each round has a Poisson number of weights with beta distributions.
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma`, in [0, 1).
     :param concentration: :math:`c > -\sigma`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
-    :param scale: the largest size of weights, positive.
+    :param scale: the largest possible weight, positive.
 
     Example::
 
@@ -114,7 +114,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
         return self._rescaled(scale, factor, scale=own.scale * factor)
 
     def total_mass(self) -> TorchDistribution:
-        """Approximate total mass, by a thousand weights and a gamma variable."""
+        """Approximate distribution of the total mass: a thousand weights plus a gamma variable."""
         is_closed = not self._has("tilt") and holds_everywhere(self.concentration > 0)
         method = "lomax" if is_closed else "size_biased"
         return ApproximateTotalMass(self, method=method, validate_args=self._validate)

@@ -1,4 +1,4 @@
-"""Total masses that have no density in closed form."""
+"""Distributions of total masses that have no closed-form density."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +21,9 @@ class TotalMass(MeasureDistribution):
     .. math:: E\, e^{-tS} = e^{-\psi(t)} , \quad E S = \kappa(1, 0) , \quad
               \operatorname{Var} S = \kappa(2, 0) .
 
-    It has no density, and draws have no gradients.
+    ``log_prob`` is not available, and draws have no gradients.
 
-    :param measure: one that ``total_mass()`` returns this distribution for.
+    :param measure: a measure whose ``total_mass()`` is this distribution.
     """
 
     support: Any = constraints.nonnegative
@@ -50,14 +50,14 @@ class TotalMass(MeasureDistribution):
 
 
 class ApproximateTotalMass(TotalMass):
-    r"""Approximate total mass: the first weights of a series, and a gamma variable.
+    r"""Approximate total mass: the first weights of a series plus a gamma variable.
 
-    The gamma variable stands for all later weights and has their mean and variance, so that mean
-    and variance of the sum are right. What is wrong is of third order in weights that are small.
+    The gamma variable stands for all later weights and has their mean and variance, so that the
+    mean and variance of the sum are exact. The remaining error is of third order in small weights.
 
     :param measure: a completely random measure.
-    :param int num_jumps: length of the series.
-    :param method: of the series.
+    :param int num_jumps: the length of the series.
+    :param method: the method of the series.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ def compound_poisson(number: Tensor, draw: Callable[..., Tensor], *parameters: T
     counts = number.reshape(-1).long()
     if int(counts.sum()) > _MOST_WEIGHTS:
         raise ValueError(
-            f"the sums have {number.sum().item():.3g} weights in all, and at most {_MOST_WEIGHTS} "
-            "are drawn at once; fewer draws, or a smaller mass, have fewer"
+            f"the total masses have {number.sum().item():.3g} weights, but at most {_MOST_WEIGHTS} "
+            "are drawn at once: use fewer draws or a smaller mass"
         )
     owner = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     total = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)

@@ -1,4 +1,4 @@
-r"""Matrices as products of matrices, for samplers that move further in the product.
+r"""Matrices as products of matrices, with which samplers explore further.
 
 [1] H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025),
 Parameter expanded stochastic gradient Markov chain Monte Carlo.
@@ -18,33 +18,36 @@ from pyro_ext._lib import checks
 
 
 class ExpansionReparam(Reparam):
-    r"""Writes a matrix as a product of matrices, whose factors are sampled instead of it [1].
+    r"""Replaces a matrix by a product of matrices, whose factors are sampled instead [1].
 
     .. math:: W = P_1 \cdots P_c \, V \, Q_1 \cdots Q_d
 
-    The middle factor :math:`V` has the prior that the site had. All entries of the square factors
-    have the prior :math:`\text{Normal}(0, 1 / \sqrt{\lambda})`, so that the prior of :math:`W` is
-    another one, with heavier tails. Chains start with identity matrices, where :math:`W = V`. A
-    gradient step on the factors moves :math:`W` by the gradient with a preconditioner,
-    :math:`\sum_i (X_{i+1:e}^\top X_{i+1:e}) \otimes (X_{1:i-1} X_{1:i-1}^\top)` for
-    :math:`W = X_1 \cdots X_e`, and draws of :math:`W` lie further apart.
+    The middle factor :math:`V` has the original prior of the site. The entries of the square
+    factors have the prior :math:`\text{Normal}(0, 1 / \sqrt{\lambda})`. This changes the prior of
+    :math:`W`: it gets heavier tails. In chains, the square factors start as identity matrices, so
+    that :math:`W = V`. A gradient step on the factors of :math:`W = X_1 \cdots X_e` moves :math:`W`
+    along its gradient with the preconditioner
+    :math:`\sum_i (X_{i+1:e}^\top X_{i+1:e}) \otimes (X_{1:i-1} X_{1:i-1}^\top)`, and draws of
+    :math:`W` lie further apart.
 
-    The site must have two event dimensions or more: the left factors mix its first, which is the
-    output in the weights of :class:`torch.nn.Linear`, the right ones the second. Further ones, as
-    of the kernel of a convolution, are left alone. The factors are sites named after it: those of
-    ``"weight"`` are ``"weight.P1"``, ``"weight.V"``, ``"weight.Q1"`` and so on. The site itself
-    becomes a deterministic one, which draws of :class:`~pyro_ext.inference.MCMC` hold in its own
-    shape. Factors of different draws can't be compared or averaged, only their product can.
+    The site must have at least two event dimensions. The left factors mix the first, which is the
+    output in the weights of :class:`torch.nn.Linear`, and the right factors mix the second. Further
+    dimensions, as in convolution kernels, are not affected. The factors are sites named after the
+    original one: for ``"weight"``, they are ``"weight.P1"``, ``"weight.V"``, ``"weight.Q1"`` and so
+    on. The site itself becomes deterministic, and draws of :class:`~pyro_ext.inference.MCMC`
+    include it in its original shape. Compare or average only the products of different draws, not
+    their factors.
 
-    It serves any kernel, NUTS and SVI. Square factors do well with less friction than others, as in
+    It works with any kernel, including NUTS, and with SVI. Give the square factors less friction
+    than the others, as in
     ``SGHMC(model, friction={"*.P?": 1.0, "*.Q?": 1.0, "default": 100.0})``.
 
     :param int left: :math:`c \ge 0`.
-    :param int right: :math:`d \ge 0`. With none of either the model is as it was.
+    :param int right: :math:`d \ge 0`. If both are zero, the model does not change.
     :param strength: :math:`\lambda`, a positive number, or ``"width"`` for the size of each square
         factor, which keeps its singular values near one whatever the width.
-    :raises ValueError: for arguments out of range; as the model runs, for a site of fewer event
-        dimensions, or one that is observed.
+    :raises ValueError: if arguments are out of range or, when the model runs, if the site has fewer
+        than two event dimensions or is observed.
 
     Example::
 
@@ -76,7 +79,7 @@ class ExpansionReparam(Reparam):
             return msg
         name, fn, start = msg["name"], msg["fn"], msg["value"]
         if msg["is_observed"]:
-            raise ValueError(f"site {name!r} is observed, and has no factors to be sampled")
+            raise ValueError(f"site {name!r} is observed, and so has no factors to sample")
         if len(fn.event_shape) < 2:
             raise ValueError(
                 f"site {name!r} must have at least two event dimensions to be a matrix, got "
@@ -128,13 +131,13 @@ def square_factor(
 def merge_factors(
     left: Sequence[Tensor], middle: Tensor, right: Sequence[Tensor], event_dim: int = 2
 ) -> Tensor:
-    r"""Product of square factors and a middle one.
+    r"""Multiply square factors and a middle factor.
 
     :param Sequence left: :math:`P_1, \ldots, P_c`. **Shape:** ``(*batch, m, m)``.
     :param Tensor middle: :math:`V`. **Shape:** ``(*batch, m, n, *rest)``.
     :param Sequence right: :math:`Q_1, \ldots, Q_d`. **Shape:** ``(*batch, n, n)``.
-    :param int event_dim: number of dimensions of the middle factor right of the batch.
-    :returns: **Shape:** as the middle factor.
+    :param int event_dim: number of dimensions of the middle factor after those of the batch.
+    :returns: **Shape:** that of the middle factor.
 
     Example::
 

@@ -42,16 +42,17 @@ class _Layer(NamedTuple):
 class ExpandedModule(nn.Module):
     r"""A Bayesian network whose weights are products of matrices, as a Pyro model [1].
 
-    A weight is :math:`W = P_1 \cdots P_c \, V \, Q_1 \cdots Q_d`, as of
-    :class:`~pyro_ext.reparam.ExpansionReparam`, and the bias of its layer :math:`b = P_1 \cdots P_c
-    \, v` with the same factors. The first linear or convolutional layer has no right factors, whose
-    side is the data, and the last no left ones. Vectors of other layers, such as those of norms,
-    have left factors that the layer's vectors share. All other parameters are left alone.
+    A weight is :math:`W = P_1 \cdots P_c \, V \, Q_1 \cdots Q_d`, as in
+    :class:`~pyro_ext.reparam.ExpansionReparam`, and the bias of its layer is :math:`b = P_1 \cdots
+    P_c \, v` with the same left factors. The first linear or convolutional layer has no right
+    factors, which would act on the data, and the last has no left factors. Vectors of other layers,
+    such as norms, share the left factors of their layer. All other parameters are unchanged.
 
-    Sites of a layer ``"fc"`` are ``"fc.P1"``, ``"fc.weight.V"``, ``"fc.Q1"``, ``"fc.bias.V"``. The
-    parameters themselves, by their names in the module, are deterministic ones.
+    The sites of a layer ``"fc"`` are ``"fc.P1"``, ``"fc.weight.V"``, ``"fc.Q1"`` and
+    ``"fc.bias.V"``. The parameters themselves are deterministic sites with their names in the
+    module.
 
-    See :func:`expand_module`.
+    Create one with :func:`expand_module`.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class ExpandedModule(nn.Module):
         """Sample the factors, and run the network with their products.
 
         :param args: arguments of the network.
-        :param kwargs: the same by keyword.
-        :returns: what the network returns.
+        :param kwargs: keyword arguments of the network.
+        :returns: the output of the network.
         """
         with OwnShapes():
             factors = self._sample()
@@ -109,12 +110,12 @@ class ExpandedModule(nn.Module):
         return factors
 
     def merge(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters of the network, out of the factors.
+        """Compute the parameters of the network from the factors.
 
         :param Mapping samples: values of the sites. **Shape:** ``(*batch, *event)`` each.
-        :returns: what :meth:`torch.nn.Module.load_state_dict` of the network takes, but for the
-            batch. **Shape:** ``(*batch, *event)`` each.
-        :raises ValueError: where a site is missing.
+        :returns: parameters as the network's :meth:`torch.nn.Module.load_state_dict` expects them,
+            apart from the batch. **Shape:** ``(*batch, *event)`` each.
+        :raises ValueError: if a site is missing.
         """
         merged: dict[str, Tensor] = {}
         for layer in self._layers:
@@ -145,21 +146,23 @@ def expand_module(
     right: int = 1,
     strength: float | Literal["width"] = "width",
 ) -> ExpandedModule:
-    """Make a Bayesian network with parameter expansion out of a network.
+    """Turn a network into a Bayesian network with parameter expansion.
 
-    The result is called like the network, inside a Pyro model. Biases and the vectors of norms
-    share the factors of the side of the output, so that it is the layer's output as a whole that
-    they mix; :class:`~pyro_ext.reparam.ExpansionReparam` expands sites one by one.
+    Call the result like the network, inside a Pyro model. Biases and the vectors of norms share
+    their layer's left factors, which thus mix the output of the layer as a whole.
+    :class:`~pyro_ext.reparam.ExpansionReparam` expands single sites instead.
 
-    :param torch.nn.Module module: the network; it is copied, its own parameters do not matter.
-    :param float prior_scale: standard deviation of all entries of the middle factors, and of
-        parameters without factors. They are normal around zero, and around one where normalization
-        layers multiply by them, as in :class:`~pyro_ext.nn.BayesianModule`.
-    :param int left: number of square factors on the side of the output.
-    :param int right: number of those on the side of the input.
-    :param strength: precision of their entries, or ``"width"`` for the size of each.
-    :returns: the Bayesian network, whose ``merge`` gives parameters of the network back.
-    :raises ValueError: for arguments out of range, or a module without parameters.
+    :param torch.nn.Module module: the network. It is copied, and the values of its parameters do
+        not matter.
+    :param float prior_scale: the standard deviation of all entries of the middle factors, and of
+        parameters without factors. Their priors are centered at zero, or at one for the gains of
+        normalization layers, as in :class:`~pyro_ext.nn.BayesianModule`.
+    :param int left: number of square factors on the output side.
+    :param int right: number of square factors on the input side.
+    :param strength: the precision of their entries, or ``"width"`` for the size of each factor.
+    :returns: the Bayesian network. Its ``merge`` method computes parameters of the original
+        network.
+    :raises ValueError: if arguments are out of range, or the module has no parameters.
 
     Example::
 
@@ -178,7 +181,7 @@ def expand_module(
 
 
 def gains(module: nn.Module) -> frozenset[str]:
-    """Names of the parameters by which normalization layers multiply what they have normalized."""
+    """Return the names of the gains of normalization layers."""
     return frozenset(
         f"{name}.weight" if name else "weight"
         for name, part in module.named_modules()

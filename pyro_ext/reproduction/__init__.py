@@ -1,8 +1,8 @@
 """Claims of a paper, as inequalities between measured numbers and a bound, and a report on them.
 
 A :class:`Page` collects the :class:`Claim` s and figures of a paper's page. It ends with a
-:class:`Report`, which prints a table, saves the numbers, and ends the run with an error where a
-claim fails::
+:class:`Report`, which prints a table, saves the numbers, and ends the run with an error if a claim
+fails::
 
     page = Page("px-sgmcmc", paper="H. Kim et al. (2025), Parameter expanded ...")
     page.figure("modes", figure)
@@ -82,10 +82,9 @@ class Figure(Protocol):
 
 
 def seeds() -> tuple[int, ...]:
-    """Seeds to run a page with: those in ``PYRO_EXT_SEEDS``, by default 0, 1 and 2.
+    """Return the seeds to run a page with: those in ``PYRO_EXT_SEEDS``, by default 0, 1 and 2.
 
-    :raises ValueError: where that variable holds something else than different seeds, at least
-        three.
+    :raises ValueError: if that variable does not contain at least three different seeds.
 
     Example::
 
@@ -96,14 +95,14 @@ def seeds() -> tuple[int, ...]:
     chosen = text.split()
     if len(set(chosen)) < max(len(chosen), MIN_SEEDS) or not all(map(str.isdecimal, chosen)):
         raise ValueError(
-            f"{SEEDS_VARIABLE} must hold at least {MIN_SEEDS} different integers >= 0 with spaces "
-            f"between them, got {text!r}"
+            f"{SEEDS_VARIABLE} must contain at least {MIN_SEEDS} different integers >= 0, "
+            f"separated by spaces, got {text!r}"
         )
     return tuple(map(int, chosen))
 
 
 def is_smoke() -> bool:
-    """Tell whether pages are to make a short smoke run."""
+    """Tell whether pages should make a short smoke run."""
     return os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
 
 
@@ -118,20 +117,21 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a paper as an inequality between what was measured and a bound.
+    """A statement of a paper, as an inequality between measured values and a bound.
 
-    The bound comes from the paper or from what was preregistered, never from the measured
-    values. A claim that fails stays, with the reason where that is known.
+    The bound comes from the paper or was preregistered; it never comes from the measured values. A
+    claim that fails stays on the page, with the reason if known.
 
-    :param str statement: the claim, a sentence.
+    :param str statement: the claim, as a sentence.
     :param Mapping values: the measured value for each seed, at least three.
     :param str comparison: ``"<"``, ``"<="``, ``">"`` or ``">="``: how the values compare with the
         bound.
     :param float bound: the bound, a finite number.
-    :param str source: where the claim and its bound come from: paper, and table, figure or section.
+    :param str source: the source of the claim and its bound: paper, and table, figure or section.
     :param str across: whether it is about ``"every seed"``, their ``"mean"``, or ``"one number"``.
-    :param str reason: why the claim fails, where it is known to.
-    :param bool central: whether it tests what the paper's abstract promises; one claim of a page.
+    :param str reason: why the claim fails, if it is known to fail.
+    :param bool central: whether it tests the main claim of the paper's abstract. At most one claim
+        of a page does.
 
     Example::
 
@@ -160,7 +160,7 @@ class Claim:
         for argument in ("statement", "source"):
             text = getattr(self, argument)
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{argument} must be a text that says something, got {text!r}")
+                raise ValueError(f"{argument} must be a text that is not blank, got {text!r}")
         if not isinstance(self.reason, str | None):
             raise TypeError(f"reason must be text or None, got {self.reason!r}")
         try:
@@ -186,7 +186,7 @@ class Claim:
 
     @property
     def measured(self) -> float:
-        """The number that is compared: the mean, or the value nearest to a failure."""
+        """The number compared with the bound: the mean, or the value closest to failing."""
         values = list(self.values.values())
         if any(math.isnan(value) for value in values):
             return math.nan
@@ -196,26 +196,28 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Tell whether the inequality holds; with a NaN it never does."""
+        """Tell whether the inequality holds; it never does for NaN."""
         return _COMPARE[self.comparison](self.measured, self.bound)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The claims of a paper's page and what came out.
+    """The claims of a paper's page, and the results.
 
-    :param str slug: short name of the page: small letters and digits with hyphens between words.
+    :param str slug: short name of the page: lowercase letters and digits with hyphens between
+        words.
     :param Sequence claims: the claims, at least one.
     :param str paper: the paper, as a reference.
-    :param Mapping settings: what the page ran with, plain values that JSON can hold.
-    :param Mapping figures: the figures by name, things with matplotlib's ``savefig``; those of a
-        loaded report are paths of pictures.
-    :param str reconstruction: parts of the paper that were not available, which we reconstructed.
+    :param Mapping settings: the settings of the run, plain values that JSON can represent.
+    :param Mapping figures: the figures by name, objects with matplotlib's ``savefig`` method; those
+        of a loaded report are paths of pictures.
+    :param str reconstruction: parts of the paper that were not available and that we reconstructed.
     :param float seconds: how long the page ran.
-    :param bool smoke: whether this was a short run that only shows that the page works. Its
+    :param bool smoke: whether this was a short run, which only shows that the page works. Its
         numbers are shown but decide nothing.
-    :param Mapping versions: versions of what the numbers depend on; by default the present ones.
-    :param str date: when the report was made; by default now.
+    :param Mapping versions: versions of the packages that the numbers depend on. Default: the
+        current ones.
+    :param str date: when the report was made. Default: now.
 
     Example::
 
@@ -244,7 +246,7 @@ class Report:
         checks.mapping("figures", self.figures, "a dict of figures by name")
         checks.sequence("claims", self.claims, "a list of claims", 1, Claim)
         if (number := sum(claim.central for claim in self.claims)) > 1:
-            raise ValueError(f"claims must hold at most one that is central, got {number}")
+            raise ValueError(f"claims must have at most one that is central, got {number}")
         _check_slug("slug", self.slug)
         for name in self.figures:
             _check_slug("figures", name)
@@ -259,7 +261,7 @@ class Report:
             settings = _as_in_json(self.settings)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"settings must hold plain values that JSON can hold, got {self.settings!r}"
+                f"settings must be plain values that JSON can represent, got {self.settings!r}"
             ) from error
         object.__setattr__(self, "claims", tuple(self.claims))
         object.__setattr__(self, "settings", settings)
@@ -271,12 +273,12 @@ class Report:
 
     @property
     def status(self) -> int:
-        """Exit status of the page: 1 where a claim fails, otherwise 0. A short run always has 0."""
+        """Exit status of the page: 1 if a claim fails, else 0. It is always 0 for a short run."""
         return int(not (self.holds or self.smoke))
 
     @property
     def verdict(self) -> str:
-        """Result in a few words.
+        """The result in a few words.
 
         Example::
 
@@ -289,9 +291,9 @@ class Report:
         return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} claims hold"
 
     def print(self, console: "Console | None" = None) -> None:
-        """Print the table of the claims, the reasons of failures, and what the page ran with.
+        """Print the table of claims, the reasons of failures, and the settings.
 
-        :param Console console: where to print; by default the standard output.
+        :param Console console: where to print. Default: the standard output.
         """
         from rich.console import Console
 
@@ -308,10 +310,10 @@ class Report:
         console.print(", ".join(facts), markup=False, highlight=False)
 
     def save(self, folder: str | Path) -> Path:
-        """Save the report as ``report.json``, and each figure as a picture beside it.
+        """Save the report as ``report.json``, and each figure as a picture in the same folder.
 
-        :param folder: the folder; made if it is missing.
-        :returns: path of the file.
+        :param folder: the folder, which is created if it is missing.
+        :returns: the path of the report.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -343,11 +345,11 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Load a saved report. Whether claims hold is computed anew from their values.
+        """Load a saved report. Whether claims hold is computed again from their values.
 
-        :param path: the file, or the folder it is in.
-        :raises FileNotFoundError: where there is none.
-        :raises ValueError: where the file holds something else.
+        :param path: the file, or its folder.
+        :raises FileNotFoundError: if there is no such file.
+        :raises ValueError: if the file is not a report.
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
@@ -360,12 +362,12 @@ class Report:
             figures = {n: path.parent / Path(f).name for n, f in content.pop("figures").items()}
             return cls(claims=claims, figures=figures, **content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no report that can be read: {error}") from error
+            raise ValueError(f"{path} is not a readable report: {error}") from error
 
     def exit(self) -> None:
-        """End the program with status 1 where a claim fails; otherwise, or in a notebook, go on.
+        """End the program with status 1 if a claim fails; otherwise, or in a notebook, continue.
 
-        :raises SystemExit: where a claim fails.
+        :raises SystemExit: if a claim fails.
         """
         if self.status and not hasattr(builtins, "get_ipython"):
             raise SystemExit(self.status)
@@ -391,20 +393,20 @@ class Report:
 
 
 class Page:
-    """Base class of the pages of papers and workflows.
+    """A page of a paper or a workflow.
 
-    It knows the seeds, whether the run is a short one, and where figures go; it collects claims and
-    figures, and reports them at the end.
+    It provides the seeds, whether the run is short, and the folder for figures. It collects claims
+    and figures, and reports them at the end.
 
-    :param str slug: short name of the page, as of :class:`Report`.
+    :param str slug: short name of the page, as in :class:`Report`.
     :param str paper: the paper, as a reference.
-    :param int num_threads: of PyTorch, or ``None`` for as many as there are.
-    :param str reconstruction: as of :class:`Report`.
+    :param int num_threads: number of PyTorch's threads, or ``None`` for all that are available.
+    :param str reconstruction: as in :class:`Report`.
     :ivar tuple seeds: the seeds to run with, see :func:`seeds`.
-    :ivar bool smoke: whether this is a short run that only shows that the page works, since
-        ``PYRO_EXT_SMOKE`` is set to something else than 0.
-    :ivar folder: where figures and the report go: ``PYRO_EXT_FIGURES``, by default a folder
-        with the name of the page in ``figures``; made for the first figure.
+    :ivar bool smoke: whether this is a short run, which only shows that the page works. It is if
+        ``PYRO_EXT_SMOKE`` is set to anything other than 0.
+    :ivar folder: the folder for figures and the report: ``PYRO_EXT_FIGURES``, by default a folder
+        in ``figures`` with the name of the page. It is created for the first figure.
     :ivar list claims: the claims so far.
     :ivar dict figures: paths of the figures so far, by name.
 
@@ -442,10 +444,10 @@ class Page:
         self._started = time.perf_counter()
 
     def length(self, full: _Value, smoke: _Value) -> _Value:
-        """The second in a short run, otherwise the first.
+        """Return the second argument in a short run, otherwise the first.
 
         :param full: a number of steps, draws or the like for a full run.
-        :param smoke: likewise for a short one.
+        :param smoke: the same for a short run.
         """
         return smoke if self.smoke else full
 
@@ -461,9 +463,11 @@ class Page:
         reason: str | None = None,
         central: bool = False,
     ) -> Claim:
-        """Make a :class:`Claim`, whose statement stands there in plain text for ``pyro-ext list``.
+        """Make a :class:`Claim`. Write its statement as a literal, so that ``pyro-ext list`` works.
 
-        :param values: as of :class:`Claim`, as all else is; or one number, where no seed enters.
+        The other arguments are those of :class:`Claim`.
+
+        :param values: as in :class:`Claim`, or one number that does not depend on a seed.
         """
         if _is_number(values):
             values = dict.fromkeys(self.seeds, values)
@@ -473,12 +477,12 @@ class Page:
         return claim
 
     def figure(self, name: str, figure: Any, *, dpi: float = 120, despine: bool = False) -> Any:
-        """Save a figure of matplotlib as a picture, with its text in words, and close it.
+        """Save a matplotlib figure as a picture, describe it in words, and close it.
 
-        :param str name: name of the picture, as those of figures of :class:`Report`.
+        :param str name: name of the picture, as in the figures of :class:`Report`.
         :param Figure figure: the figure.
         :param float dpi: dots per inch.
-        :param bool despine: whether to hide the upper and the right side of all axes.
+        :param bool despine: whether to hide the top and right spines of all axes.
         :returns: the figure, which a notebook shows.
         """
         import matplotlib.pyplot as plt
@@ -505,14 +509,14 @@ class Page:
     ) -> None:
         """Print a table.
 
-        :param Mapping rows: what stands in each row, by the names of rows and of columns; the first
-            row has the order of the columns.
-        :param str title: stands above the names of the rows.
-        :param str number_format: of floating-point numbers, as of ``format``.
-        :raises ValueError: without rows, or where rows have different columns.
+        :param Mapping rows: the cells, by names of rows and columns. The first row sets the order
+            of the columns.
+        :param str title: heading of the column of row names.
+        :param str number_format: format of floating-point numbers, as in ``format``.
+        :raises ValueError: if there are no rows, or rows have different columns.
         """
         if not rows:
-            raise ValueError(f"rows must have one row at least, got {rows!r}")
+            raise ValueError(f"rows must have at least one row, got {rows!r}")
         columns = list(next(iter(rows.values())))
         lines = [[title, *columns]]
         for name, row in rows.items():
@@ -529,12 +533,12 @@ class Page:
             print(f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell, width in others))
 
     def finish(self, settings: Mapping[str, Any] | None = None) -> None:
-        """Report the claims: print them, save them with the figures, and end a run that fails.
+        """Report the claims: print them, save them with the figures, and exit if one fails.
 
-        :param Mapping settings: as of :class:`Report`; the seeds are added.
-        :raises ValueError: without claims, and for settings that JSON cannot hold; the report is
-            saved before, with such settings as texts.
-        :raises SystemExit: where a claim fails.
+        :param Mapping settings: as in :class:`Report`; the seeds are added.
+        :raises ValueError: if there are no claims, or JSON cannot represent a setting; the report
+            is saved first, with such settings as text.
+        :raises SystemExit: if a claim fails.
         """
         held: dict[str, Any] = {"seeds": self.seeds}
         refused = {}
@@ -557,17 +561,17 @@ class Page:
         report.save(self.folder)
         if refused:
             wanted = (
-                "plain values that JSON can hold; the report is saved with texts in their place"
+                "plain values that JSON can represent; the report is saved with text in their place"
             )
-            raise ValueError(f"settings must hold {wanted}, got {refused}")
+            raise ValueError(f"settings must be {wanted}, got {refused}")
         report.exit()
 
 
 def _check_slug(argument: str, name: Any) -> None:
     if not isinstance(name, str) or not _SLUG.fullmatch(name):
         raise ValueError(
-            f"{argument} must be named by small letters and digits with hyphens between words, got "
-            f"{name!r}"
+            f"{argument} must consist of lowercase letters and digits with hyphens between words, "
+            f"got {name!r}"
         )
 
 

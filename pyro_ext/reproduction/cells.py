@@ -1,4 +1,4 @@
-"""Run a script of percent cells as Python does, and mark in its output where each cell begins."""
+"""Run a script of percent cells, and mark in its output where each cell begins."""
 
 import ast
 import os
@@ -12,7 +12,7 @@ MARK = "\x1e"  # "record separator", which no page prints
 
 
 def run_cells(path: Path) -> None:
-    """Run a script as the main module; before the output of a cell stands a line with its number.
+    """Run a script as the main module, and print a line with its number before each cell's output.
 
     Cells of code count from 0. The first needs no mark, since nothing is printed before it.
     """

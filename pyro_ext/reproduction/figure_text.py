@@ -1,4 +1,4 @@
-"""Descriptions of Matplotlib figures in words, for readers who do not see them."""
+"""Descriptions of Matplotlib figures in words, for readers who cannot see them."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def describe_figure(figure: "Figure") -> str:
-    """The titles, axes and legends of a figure, one sentence for each of its panels."""
+    """Describe the titles, axes and legends of a figure, one sentence for each panel."""
     title = figure.get_suptitle()
     panels = [text for axes in figure.axes if (text := _panel(axes))]
     count = f"{len(figure.axes)} panels" if len(figure.axes) > 1 else ""

@@ -1,4 +1,4 @@
-"""The tutorials as notebooks, which ``pyro-ext notebooks`` writes."""
+"""Notebooks of the tutorials, which ``pyro-ext notebooks`` writes."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pyro_ext.reproduction.pages import Script
 
 
 def to_notebook(script: Script) -> Any:
-    """Turn a script of percent cells into a notebook; its docstring stands below the title."""
+    """Turn a script of percent cells into a notebook; its docstring follows the title."""
     jupytext = optional_module("jupytext", "a notebook", "jupytext", "notebooks")
     notebook = jupytext.reads(script.path.read_text("utf-8"), fmt="py:percent")
     first = notebook.cells[1]
@@ -26,19 +26,19 @@ def to_notebook(script: Script) -> Any:
 
 
 def write_notebooks(scripts: Sequence[Script], root: Path, output: Path) -> list[Path]:
-    """Write notebooks of tutorials, in folders as theirs.
+    """Write notebooks of tutorials, with the same folder structure.
 
     :param scripts: the tutorials.
-    :param Path root: the folder that they all are in.
-    :param Path output: the folder of the notebooks; made if it is missing.
+    :param Path root: the folder that contains all of them.
+    :param Path output: the folder of the notebooks, which is created if it is missing.
     :returns: paths of the notebooks.
-    :raises FileExistsError: where one of them exists; then none is written.
+    :raises FileExistsError: if one of them exists; then none is written.
     """
     jupytext = optional_module("jupytext", "a notebook", "jupytext", "notebooks")
     targets = [output / script.path.relative_to(root).with_suffix(".ipynb") for script in scripts]
     for target in targets:
         if os.path.lexists(target):
-            raise FileExistsError(f"{target} exists, and may hold changes of yours")
+            raise FileExistsError(f"{target} exists, and may contain your changes")
     for script, target in zip(scripts, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(target, jupytext.writes(to_notebook(script), fmt="ipynb").encode())

@@ -1,4 +1,4 @@
-"""The pages of papers: found and read without running them, and run each in its own process."""
+"""Pages of papers: reading them without running them, and running each in its own process."""
 
 import ast
 import difflib
@@ -45,7 +45,7 @@ class Script:
 
     @property
     def slug(self) -> str:
-        """Its short name, which its report bears too."""
+        """The short name of the script and its report."""
         return self.path.stem.replace("_", "-")
 
 
@@ -112,9 +112,9 @@ def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
 
 
 def check_modules(page: Script) -> None:
-    """See that what a page imports is there, as far as extras of the package install it.
+    """Check that the modules that a page imports, and extras install, are available.
 
-    :raises MissingModuleError: otherwise; it names the extra.
+    :raises MissingModuleError: if one is missing; the message names the extra to install.
     """
     for node in ast.walk(ast.parse(page.path.read_text("utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -126,7 +126,7 @@ def check_modules(page: Script) -> None:
 
 
 def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = False) -> Outcome:
-    """Run a page in a process of its own; its folder keeps how it ended, and what it printed."""
+    """Run a page in its own process; its folder records its outcome and its output."""
     folder = output / page.slug
     # What an older run left must not be taken for that of this run.
     written = (FILE_NAME, RUN_NAME, PRINTED_NAME)
@@ -186,7 +186,7 @@ def run_page(page: Script, output: Path, seeds: Sequence[int], *, quiet: bool = 
 def run_pages(
     pages: Sequence[Script], output: Path, seeds: Sequence[int], num_processes: int
 ) -> Iterator[Outcome]:
-    """Run pages, the first ones first, as many at once; yield how each ended."""
+    """Run pages in order, several at once, and yield the outcome of each."""
     with ThreadPoolExecutor(num_processes) as executor:
         futures = [
             executor.submit(run_page, page, output, seeds, quiet=num_processes > 1)

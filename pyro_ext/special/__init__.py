@@ -1,9 +1,9 @@
 """Special functions in logarithms, with derivatives in every argument.
 
-:mod:`torch.special` has incomplete gamma functions without a derivative in their first argument,
-for positive first arguments, and not in logarithms. These have none of the three limits. The
-incomplete gamma functions compute in float64 and return the type of their arguments. Integrals of
-functions with a single peak are computed in logarithms too, whatever their width and size.
+The incomplete gamma functions of :mod:`torch.special` have no derivative in their first argument,
+require it to be positive, and do not return logarithms. Those of this package have none of these
+limitations; they compute in float64 and return the type of their arguments. Integrals of functions
+with a single peak are also computed in logarithms, whatever their width and size.
 """
 
 from pyro_ext.special.elementary import (

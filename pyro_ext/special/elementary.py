@@ -1,4 +1,4 @@
-"""Quotients and logarithms that keep their precision where both parts of them vanish."""
+"""Quotients and logarithms that stay precise when numerator and denominator vanish."""
 
 import math
 
@@ -30,7 +30,7 @@ def exprel(x: Tensor) -> Tensor:
     r"""Relative error exponential, :math:`(e^x - 1) / x`, and 1 at zero.
 
     :param Tensor x: any real numbers.
-    :returns: the quotient. **Shape:** as ``x``.
+    :returns: the quotient. **Shape:** that of ``x``.
 
     Example::
 
@@ -47,7 +47,7 @@ def log_exprel(x: Tensor) -> Tensor:
     r"""Logarithm of the relative error exponential, which itself would overflow.
 
     :param Tensor x: any real numbers.
-    :returns: :math:`\log\{(e^x - 1) / x\}`. **Shape:** as ``x``.
+    :returns: :math:`\log\{(e^x - 1) / x\}`. **Shape:** that of ``x``.
 
     Example::
 
@@ -68,7 +68,7 @@ def expm1mx(x: Tensor) -> Tensor:
     r""":math:`e^x - 1 - x`.
 
     :param Tensor x: any real numbers.
-    :returns: the difference. **Shape:** as ``x``.
+    :returns: the difference. **Shape:** that of ``x``.
 
     Example::
 
@@ -85,8 +85,9 @@ def log_sinc(x: Tensor, rest: Tensor) -> Tensor:
     r""":math:`\log (\sin x / x)` between zero and :math:`\pi`.
 
     :param Tensor x: numbers in :math:`[0, \pi)`.
-    :param Tensor rest: :math:`\pi - x`, of which ``x`` itself knows little near :math:`\pi`.
-    :returns: the logarithm. **Shape:** as ``x``.
+    :param Tensor rest: :math:`\pi - x`, which cannot be computed precisely from ``x`` near
+        :math:`\pi`.
+    :returns: the logarithm. **Shape:** that of ``x``.
 
     Example::
 
@@ -107,7 +108,7 @@ def log1prel(x: Tensor) -> Tensor:
     r""":math:`\log(1 + x) / x`, and 1 at zero.
 
     :param Tensor x: numbers greater than -1.
-    :returns: the quotient. **Shape:** as ``x``.
+    :returns: the quotient. **Shape:** that of ``x``.
 
     Example::
 
@@ -124,7 +125,7 @@ def log1mexp(x: Tensor) -> Tensor:
     r""":math:`\log(1 - e^{-x})` of positive numbers.
 
     :param Tensor x: positive numbers.
-    :returns: the logarithm. **Shape:** as ``x``.
+    :returns: the logarithm. **Shape:** that of ``x``.
 
     Example::
 
@@ -148,7 +149,7 @@ def log1mexp_at_log(log_x: Tensor) -> Tensor:
     r""":math:`\log(1 - e^{-x})` at :math:`\log x`, also where :math:`x` itself underflows.
 
     :param Tensor log_x: any real numbers.
-    :returns: the logarithm. **Shape:** as ``log_x``.
+    :returns: the logarithm. **Shape:** that of ``log_x``.
 
     Example::
 

@@ -1,16 +1,16 @@
 r"""Logarithms of the incomplete gamma functions, with derivatives in both arguments.
 
-Every method below is a sum over a last axis with a fixed number of terms, so that it runs in a
-compiled graph and gradients pass through. The first is quadrature over a window that starts at
+Every method below is a sum over a last axis with a fixed number of terms, so that it works in a
+compiled graph and gradients flow through it. The first is quadrature over a window that starts at
 :math:`z`,
 
 .. math:: \Gamma(a, z) = z^a e^{-z} \int_0^\infty e^{-(z - a) q - z (e^q - 1 - q)} dq, \quad
           \gamma(a, z) = z^a e^{-z} \int_0^\infty e^{-(a - z) q - z (e^{-q} - 1 + q)} dq,
 
-where the integrand falls on that side of :math:`z`; the other function is the complement. For small
-:math:`a` and :math:`z` the integrand has a long tail in place of a bell, and series take over. That
-of :math:`e^{-w}` in :math:`\int_z^1 w^{a-1} e^{-w} dw` has no poles where :math:`a` is an integer
-or zero.
+used if the integrand falls on that side of :math:`z`; the other function is the complement. For
+small :math:`a` and :math:`z`, the integrand has a long tail instead of a bell shape, and series
+take over. The series of :math:`e^{-w}` in :math:`\int_z^1 w^{a-1} e^{-w} dw` has no poles if
+:math:`a` is zero or a negative integer.
 """
 
 import torch
@@ -79,7 +79,7 @@ def log_lower_gamma_at_log(a: Tensor, log_z: Tensor) -> Tensor:
 
     :param Tensor a: positive numbers.
     :param Tensor log_z: any real numbers. **Shape:** one that broadcasts with that of ``a``.
-    :returns: as of :func:`log_lower_gamma`.
+    :returns: as in :func:`log_lower_gamma`.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Operations that stay whole in a recorded graph, and functions that compute in float64."""
+"""Operations that are single nodes of a recorded graph, and functions that compute in float64."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +15,17 @@ R = TypeVar("R")
 
 
 def opaque(name: str, *sizes: int) -> Callable[[TensorFunction], TensorFunction]:
-    r"""Make a function of tensors one operation of PyTorch, for searches and other long loops.
+    r"""Turn a function of tensors into one PyTorch operation, for searches and other long loops.
 
-    A recorder, a compiler and :func:`torch.func.vmap` see the operation and nothing inside of it,
-    so that a loop is one node of a graph, however many steps it takes. **The result has no
-    gradient.**
+    Graph recorders, compilers and :func:`torch.func.vmap` do not look inside the operation, so that
+    a loop is one node of a graph, however many steps it takes. **The result has no gradient.**
 
-    :param str name: of the operation, unique in this package.
-    :param int sizes: of the axes that the function appends to the shape its arguments broadcast to.
-    :returns: a decorator. What it decorates takes one or more tensors of one type by position,
-        treats each element of their common shape alone, and returns a new tensor of that type.
+    :param str name: name of the operation, unique in this package.
+    :param int sizes: sizes of the axes that the function appends to the broadcast shape of its
+        arguments.
+    :returns: a decorator. The decorated function takes one or more tensors of the same type as
+        positional arguments, treats each element of their common shape independently, and returns a
+        new tensor of that type.
 
     Example::
 
@@ -77,17 +78,19 @@ def where_needed(
     safe_true: Sequence[float],
     safe_false: Sequence[float],
 ) -> Tensor:
-    """:func:`torch.where` of two functions, each called for those elements alone that need it.
+    """:func:`torch.where` for two functions, each called only for the elements that need it.
 
-    Where the elements are not known, as in a graph that is recorded, both are called for all, with
-    safe arguments where their result is not taken.
+    If the values of the elements are unknown, as while a graph is recorded, both functions are
+    called for all elements, with safe arguments wherever their result is not used.
 
-    :param Tensor condition: which of the two. **Shape:** that to which the arguments broadcast.
-    :param if_true: takes the arguments and returns a tensor of their shape, element by element.
-    :param if_false: likewise.
+    :param Tensor condition: true for elements that take the first function. **Shape:** that to
+        which the arguments broadcast.
+    :param if_true: the first function; it takes the arguments and returns a tensor of their shape,
+        element by element.
+    :param if_false: the second function, likewise.
     :param arguments: tensors.
-    :param safe_true: numbers for which the first function has a gradient.
-    :param safe_false: numbers for which the second has.
+    :param safe_true: numbers at which the first function has a gradient.
+    :param safe_false: numbers at which the second function has a gradient.
 
     Example::
 
@@ -163,9 +166,9 @@ def _align(tensors: tuple[Tensor, ...], in_dims: tuple[int | None, ...]) -> list
 def in_double(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function of tensors compute in float64 and return the type of its arguments.
 
-    :param function: takes tensors, and other things that are passed on as they are;
-        returns a tensor.
-    :returns: the function. Where the tensors have several types, their promoted type is returned.
+    :param function: a function that takes tensors, and other arguments, which are passed on
+        unchanged, and returns a tensor.
+    :returns: the function. If the tensors have several types, it returns their promoted type.
 
     Example::
 

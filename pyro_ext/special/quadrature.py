@@ -1,8 +1,8 @@
-"""Gaussian quadrature, and integrals of functions with a single peak in logarithms.
+"""Gaussian quadrature, and integrals of functions with a single peak, in logarithms.
 
-Such a function comes as its logarithm, of which any precision or range of the integral is
-independent. Panels end where the logarithm has fallen by given amounts from its peak, and near the
-points where its slope changes, so that an integrand of any width is resolved.
+Such a function is given by its logarithm, so that the integral can have any size. Panels end where
+the logarithm has fallen by given amounts from its peak, and near the points where its slope
+changes, so that an integrand of any width is resolved.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ LogIntegrand = Callable[[Tensor], Tensor]
 def gauss_legendre(num_nodes: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     r"""Nodes and weights for :math:`\int_0^1 f(x) \, dx`.
 
-    :param int num_nodes: how many.
-    :param torch.device device: where they are put.
+    :param int num_nodes: number of nodes.
+    :param torch.device device: device of the result.
     :returns: nodes in (0, 1) and positive weights that sum to one, in float64.
         **Shape:** ``(num_nodes,)`` each.
 
@@ -57,15 +57,15 @@ def panel_edges(
     corners: Tensor,
     peak: Tensor | None = None,
 ) -> Tensor:
-    """Ends of panels that resolve a function with one peak, in rising order.
+    """Return the ends of panels that resolve a function with one peak, in increasing order.
 
     :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
-    :param Tensor low: where the range begins. **Shape:** ``shape``.
-    :param Tensor high: where it ends, both finite. **Shape:** ``shape``.
-    :param Tensor corners: where the slope of the logarithm changes over a length of about one.
-        **Shape:** ``(*shape, num_corners)``.
-    :param Tensor peak: where the function is largest, if that is known. **Shape:** ``shape``.
-    :returns: the ends, some of which may coincide, without gradient.
+    :param Tensor low: the lower end of the range, finite. **Shape:** ``shape``.
+    :param Tensor high: the upper end of the range, finite. **Shape:** ``shape``.
+    :param Tensor corners: points where the slope of the logarithm changes over a length of about
+        one. **Shape:** ``(*shape, num_corners)``.
+    :param Tensor peak: where the function is largest, if known. **Shape:** ``shape``.
+    :returns: the ends, without gradient; some may coincide.
         **Shape:** ``(*shape, num_edges(num_corners))``.
     """
     with torch.no_grad():
@@ -87,15 +87,15 @@ def num_edges(num_corners: int) -> int:
 def points_of_fall(
     log_integrand: LogIntegrand, peak: Tensor, low: Tensor, high: Tensor, drops: Sequence[float]
 ) -> Tensor:
-    """Points on both sides of a peak where a logarithm has fallen by given amounts.
+    """Find the points on both sides of a peak where a logarithm has fallen by given amounts.
 
     :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
     :param Tensor peak: where the function is largest. **Shape:** ``shape``.
-    :param Tensor low: where the range begins. **Shape:** ``shape``.
-    :param Tensor high: where it ends. **Shape:** ``shape``.
+    :param Tensor low: the lower end of the range. **Shape:** ``shape``.
+    :param Tensor high: the upper end of the range. **Shape:** ``shape``.
     :param drops: the amounts.
-    :returns: those on the left and those on the right of the peak, the ends of the range where it
-        ends before. **Shape:** ``(*shape, 2 * len(drops))``.
+    :returns: the points on the left of the peak, then those on the right; an end of the range
+        replaces a point beyond it. **Shape:** ``(*shape, 2 * len(drops))``.
     """
     peak = torch.minimum(torch.maximum(peak, low), high)[..., None]
     low, high = low[..., None], high[..., None]
@@ -117,8 +117,8 @@ def panel_nodes(edges: Tensor, num_nodes: int = _NUM_NODES) -> tuple[Tensor, Ten
     """Nodes and log weights of Gaussian quadrature over panels.
 
     :param Tensor edges: ends of the panels. **Shape:** ``(*shape, m)``.
-    :param int num_nodes: of each panel.
-    :returns: both of **shape** ``(*shape, (m - 1) * num_nodes)``.
+    :param int num_nodes: number of nodes in each panel.
+    :returns: nodes and log weights. **Shape:** ``(*shape, (m - 1) * num_nodes)`` each.
     """
     nodes, weights = gauss_legendre(num_nodes, edges.device)
     lengths = edges.diff()[..., None]
@@ -127,10 +127,10 @@ def panel_nodes(edges: Tensor, num_nodes: int = _NUM_NODES) -> tuple[Tensor, Ten
 
 
 def integrate_log(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
-    """Logarithm of an integral over panels, with gradients of the integrand.
+    """Logarithm of an integral over panels, with gradients through the integrand.
 
     :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
-    :param Tensor edges: ends of the panels, of :func:`panel_edges`. **Shape:** ``(*shape, m)``.
+    :param Tensor edges: ends of the panels, from :func:`panel_edges`. **Shape:** ``(*shape, m)``.
     :returns: the logarithm. **Shape:** ``shape``.
 
     Example::
@@ -146,12 +146,12 @@ def integrate_log(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
 
 
 def sample_from_panels(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
-    """Draw points with a density that is given but for a constant, by inversion.
+    """Draw points from a density known up to a constant, by inversion.
 
-    Draws have the gradient of their quantile by implicit differentiation.
+    Draws have the gradient of their quantile, by implicit differentiation.
 
     :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
-    :param Tensor edges: ends of the panels, of :func:`panel_edges`. **Shape:** ``(*shape, m)``.
+    :param Tensor edges: ends of the panels, from :func:`panel_edges`. **Shape:** ``(*shape, m)``.
     :returns: the points. **Shape:** ``shape``.
     """
     uniform = torch.rand(edges.shape[:-1], dtype=edges.dtype, device=edges.device)
@@ -183,7 +183,7 @@ def sample_from_panels(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
 def point_with_gradient(log_integrand: LogIntegrand, edges: Tensor, x: Tensor) -> Tensor:
     """Give a draw the gradient of its quantile by implicit differentiation.
 
-    :param log_integrand: logarithm of its density, but for a constant.
+    :param log_integrand: logarithm of its density, up to a constant.
     :param Tensor edges: ends of the panels. **Shape:** ``(*shape, m)``.
     :param Tensor x: the draw. **Shape:** ``shape``.
     """

@@ -1,7 +1,7 @@
-"""Conformance of a distribution: its parts against each other, quadrature and finite differences.
+"""Checks of a distribution against itself, quadrature and finite differences.
 
-Each function checks one thing, and :func:`check_distribution` calls those that apply. A constructor
-``make`` takes ``parameters`` by name, and checks its arguments where Pyro's validation is enabled.
+Each function checks one aspect, and :func:`check_distribution` calls all that apply. A constructor
+``make`` takes ``parameters`` by name, and checks its arguments if Pyro's validation is enabled.
 """
 
 import copy
@@ -67,20 +67,21 @@ def check_distribution(
     jumps: Atoms | None = None,
     num_draws: int = 10_000,
 ) -> None:
-    """Check all that can be checked of a distribution at one point of its parameters, by itself.
+    """Check everything about a distribution that one setting of its parameters allows.
 
-    :func:`check_in_model` is left to the caller, since it records graphs, and so are
-    :func:`check_finite` and :func:`check_divergence`, which need more than one point.
+    Call :func:`check_in_model`, which records graphs, and :func:`check_finite` and
+    :func:`check_divergence`, which need more than one setting, yourself.
 
-    :param make: its class, or a function that makes one from the parameters by name.
-    :param Mapping parameters: tensors in float64 without batch shape.
+    :param make: the class of the distribution, or a function that creates one from the parameters
+        by name.
+    :param Mapping parameters: tensors in float64, without a batch shape.
     :param Tensor points: for a discrete distribution, values that have all but a negligible part of
         the probability. **Shape:** ``(num_points, *event)``.
-    :param atoms: function of the distribution that returns the values at which ``log_prob`` is the
-        logarithm of a probability, where elsewhere it is that of a density.
-    :param jumps: function of the distribution that returns the values at which its density jumps.
-    :param int num_draws: for the comparisons of draws, which fail for one seed in 100,000.
-    :raises AssertionError: where something does not hold; it says what, and by how much.
+    :param atoms: a function of the distribution that returns the values at which ``log_prob`` is
+        the logarithm of a probability instead of a density.
+    :param jumps: a function of the distribution that returns the values at which its density jumps.
+    :param int num_draws: number of draws for comparisons, which fail for one seed in 100,000.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -108,9 +109,10 @@ def check_distribution(
 
 
 def check_shapes(make: Make, parameters: Parameters) -> None:
-    """Check shapes under batches and expansion, support and seeds of draws, and copies.
+    """Check shapes with batches and expansion, support and seeds of draws, and copies.
 
-    :param make: as in :func:`check_distribution`, as is ``parameters``.
+    :param make: as in :func:`check_distribution`.
+    :param parameters: as in :func:`check_distribution`.
     """
     single = make(**parameters)
     name = type(single).__name__
@@ -155,10 +157,11 @@ def check_shapes(make: Make, parameters: Parameters) -> None:
 
 
 def check_dtypes(make: Make, parameters: Parameters, *, tolerance: float = 2e-5) -> None:
-    """Check types of results, and that those in float32 are near those in float64.
+    """Check the types of results, and that results in float32 are close to those in float64.
 
-    :param make: as in :func:`check_distribution`, as is ``parameters``.
-    :param float tolerance: of log densities and probabilities, relative and absolute.
+    :param make: as in :func:`check_distribution`.
+    :param parameters: as in :func:`check_distribution`.
+    :param float tolerance: relative and absolute tolerance of log densities and probabilities.
     """
     narrow = make(**{name: value.float() for name, value in parameters.items()})
     wide = make(**{name: value.float().double() for name, value in parameters.items()})
@@ -181,11 +184,12 @@ def check_dtypes(make: Make, parameters: Parameters, *, tolerance: float = 2e-5)
 
 
 def check_arguments(make: Make, parameters: Parameters) -> None:
-    """Check that bad parameters are refused by name, and values outside of the support.
+    """Check that errors name invalid parameters, and that values outside the support raise errors.
 
-    Without validation nothing is refused.
+    Without validation, nothing may raise.
 
-    :param make: as in :func:`check_distribution`, as is ``parameters``.
+    :param make: as in :func:`check_distribution`.
+    :param parameters: as in :func:`check_distribution`.
     """
     distribution = make(**parameters)
     name = type(distribution).__name__
@@ -226,16 +230,20 @@ def check_density(
 ) -> None:
     """Check that a density integrates to one, to its distribution function, and to its moments.
 
-    The quadrature is adaptive, over a coordinate in which power laws are exponential functions, and
-    goes on with those where numbers end. Probabilities of a discrete distribution are summed.
+    The quadrature is adaptive. Its coordinate turns power laws into exponential functions, which
+    extrapolate the integrand beyond the range of numbers. Probabilities of a discrete distribution
+    are summed.
 
-    :param TorchDistribution distribution: of one number, or discrete; without batch shape.
-    :param Tensor points: as in :func:`check_distribution`, as are ``atoms`` and ``jumps``.
-    :param expectations: pairs of a function of values, bounded, and its exact expectation.
-    :param float tail_mass: probability of more than ``exp(300)``, where it is not that of a power
-        distribution that has been reached there.
-    :param float tolerance: of all integrals, relative to their size.
-    :param float cdf_tolerance: of the distribution function.
+    :param TorchDistribution distribution: a univariate or discrete distribution, without a batch
+        shape.
+    :param Tensor points: as in :func:`check_distribution`.
+    :param atoms: as in :func:`check_distribution`.
+    :param jumps: as in :func:`check_distribution`.
+    :param expectations: pairs of a bounded function of values and its exact expectation.
+    :param float tail_mass: the probability of values above ``exp(300)``, if the distribution is not
+        yet a power law there.
+    :param float tolerance: tolerance of all integrals, relative to their size.
+    :param float cdf_tolerance: tolerance of the distribution function.
 
     Example::
 
@@ -301,14 +309,15 @@ def check_draws(
 ) -> None:
     """Compare draws with probabilities or the distribution function, or with mean and variance.
 
-    By a chi-square test where ``points`` are given, by a Kolmogorov-Smirnov test where there is a
-    ``cdf``, and otherwise by the moments of each number; besides by the ``expectations``.
+    This is a chi-square test if ``points`` are given, and a Kolmogorov-Smirnov test if there is a
+    ``cdf``. Otherwise it compares the moments of each element. It compares ``expectations`` too.
 
-    :param TorchDistribution distribution: without batch shape.
-    :param Tensor points: as in :func:`check_distribution`, as is ``atoms``.
+    :param TorchDistribution distribution: a distribution without a batch shape.
+    :param Tensor points: as in :func:`check_distribution`.
+    :param atoms: as in :func:`check_distribution`.
     :param expectations: pairs of a function of values and its exact expectation.
-    :param int num_draws: how many draws.
-    :param int seed: of the draws.
+    :param int num_draws: number of draws.
+    :param int seed: seed of the draws.
     """
     name = type(distribution).__name__
     with seeded(seed):
@@ -373,9 +382,9 @@ def check_divergence(
 ) -> None:
     """Compare a registered Kullback-Leibler divergence with quadrature.
 
-    :param TorchDistribution p: of one number.
-    :param TorchDistribution q: of one number.
-    :param float tolerance: relative.
+    :param TorchDistribution p: a univariate distribution.
+    :param TorchDistribution q: a univariate distribution.
+    :param float tolerance: relative tolerance.
     """
     quadrature = Quadrature(p, [lambda x: p.log_prob(x) - q.log_prob(x)])
     name = f"divergence of {type(p).__name__} from {type(q).__name__} and its integral"
@@ -385,11 +394,12 @@ def check_divergence(
 def check_in_model(make: Make, parameters: Parameters, *, scale: float = 0.05) -> None:
     """Check the potential of a model with three draws under a plate and latent parameters.
 
-    Parameters are spread around those given, over the real numbers that are mapped to their
-    constraints. The potential is checked by :func:`~pyro_ext.testing.potential.check_potential`.
+    The parameters are spread around the given ones, in the unconstrained space that maps to their
+    constraints. :func:`~pyro_ext.testing.potential.check_potential` checks the potential.
 
-    :param make: as in :func:`check_distribution`, as is ``parameters``.
-    :param float scale: of the spread.
+    :param make: as in :func:`check_distribution`.
+    :param parameters: as in :func:`check_distribution`.
+    :param float scale: scale of the spread.
     """
     constraint_of = make(**parameters).arg_constraints
 

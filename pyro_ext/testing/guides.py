@@ -1,4 +1,4 @@
-"""Checks of a guide, and of what holds draws: sites, training, draws and what reads them."""
+"""Checks of guides and of objects with draws: sites, training, draws and conversion."""
 
 import contextlib
 import io
@@ -35,23 +35,28 @@ def check_guide(
 ) -> None:
     """Check a guide of a Pyro model.
 
-    It must sample the latent sites of the model, in their shapes and supports, and nothing that is
-    observed; train under :class:`~pyro.infer.SVI`; draw under :class:`~pyro.infer.Predictive` and
-    :func:`~pyro_ext.diagnostics.to_arviz`; draw the same after the same seed, as another guide of
-    the same seed does that was trained alike; and, where it is a module, have all it has learned in
-    its state dict. The parameter store is left empty.
+    The guide must
 
-    :param make: makes the guide, the same one each time.
-    :param model: the model; auxiliary sites of the guide alone are marked with
+    - sample the latent sites of the model, in their shapes and supports, and no observed sites;
+    - train with :class:`~pyro.infer.SVI`;
+    - draw with :class:`~pyro.infer.Predictive` and :func:`~pyro_ext.diagnostics.to_arviz`;
+    - draw the same values after the same seed, and the same as another guide trained with the same
+      seed;
+    - have everything it has learned in its state dict, if it is a module.
+
+    The check leaves the parameter store empty.
+
+    :param make: a function that creates the guide, the same each time.
+    :param model: the model. Mark auxiliary sites that only the guide has with
         ``infer={"is_auxiliary": True}``.
     :param args: arguments of model and guide.
-    :param loss: makes the loss of SVI; by default :class:`~pyro.infer.Trace_ELBO`.
-    :param int num_steps: steps of training.
+    :param loss: a function that creates the loss of SVI. Default: :class:`~pyro.infer.Trace_ELBO`.
+    :param int num_steps: number of training steps.
     :param int num_samples: number of draws.
-    :param int seed: of training and draws.
-    :param bool random: whether draws differ, as those of point estimates do not.
-    :param options: keyword arguments of model and guide in training.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :param int seed: seed of training and draws.
+    :param bool random: whether draws differ. Those of point estimates do not.
+    :param options: keyword arguments of model and guide during training.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -169,12 +174,12 @@ def _check_state(
 
 
 def check_samples(run: Any, *, names: set[str]) -> None:
-    """Check what drivers of samplers have in common, after a run.
+    """Check the common interface of sampler drivers, after a run.
 
-    :param run: has ``get_samples``, ``summary`` and ``diagnostics`` as
-        :class:`~pyro_ext.inference.MCMC` does, and :func:`~pyro_ext.diagnostics.to_arviz` takes it.
-    :param set names: what there are draws of, as real numbers.
-    :raises AssertionError: where they do not fit together.
+    :param run: an object with the ``get_samples``, ``summary`` and ``diagnostics`` of
+        :class:`~pyro_ext.inference.MCMC`, which :func:`~pyro_ext.diagnostics.to_arviz` accepts.
+    :param set names: names of the variables with real-valued draws.
+    :raises AssertionError: if the results are inconsistent.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Checks of a sampler's kernel: what its draws depend on, its settings, arguments and moments."""
+"""Checks of a sampler's kernel: the reproducibility of its draws, settings, arguments, moments."""
 
 import math
 import pickle
@@ -52,31 +52,33 @@ def check_kernel(
     tolerance: float = 1e-4,
     **kwargs: Any,
 ) -> None:
-    """Check all of a kernel but its stationary distribution.
+    """Check everything about a kernel except its stationary distribution.
 
-    - Wrong ``arguments`` that all kernels share are refused by their names.
-    - The ``settings`` are the arguments; copies with others keep the rest; and a pickled kernel
-      draws the same, used or not, and carries neither graphs nor compiled code.
-    - The ``draws`` follow from seed, number of the chain and step, and from nothing else: they are
-      the same on every backend, alone as among other chains, one of which may be NaN, whatever
-      PyTorch's own generator did, and to the last bit if a run stops, is pickled and goes on.
-    - The ``drivers`` of Pyro and ours give new draws, inside of the support, ours the same for
-      chains together as one after the other.
+    - ``"arguments"``: errors for the arguments that all kernels share name the argument.
+    - ``"settings"``: the settings equal the arguments, a copy with other settings keeps the rest,
+      and a pickled kernel, used or not, draws the same values and contains neither graphs nor
+      compiled code.
+    - ``"draws"``: draws depend only on the seed, the index of the chain and the step. They are the
+      same on every backend, alone or among other chains, even if one of those is NaN, and whatever
+      the state of PyTorch's generator; and equal to the last bit if a run stops, is pickled and
+      continues.
+    - ``"drivers"``: the drivers of Pyro and of this package give new draws inside the support; ours
+      gives the same draws for chains run together or one after the other.
 
     :param kernel_type: a subclass of :class:`~pyro_ext.inference.VectorizedKernel`.
-    :param model: a Pyro model, better one that takes minibatches.
+    :param model: a Pyro model, preferably one that uses minibatches.
     :param args: positional arguments of the model.
     :param options: keyword arguments of the constructor, with a step size at which chains stay
         finite.
-    :param checks: which of them to make.
-    :param backends: those to compare; the others are compared with the first.
+    :param checks: the checks to make.
+    :param backends: the backends to compare; the others are compared with the first.
     :param int num_chains: number of chains, at least two.
     :param steps: increasing numbers of steps after which draws are compared.
-    :param int seed: of the chains.
+    :param int seed: seed of the chains.
     :param float tolerance: allowed difference between backends, and between a chain alone and among
-        others, relative to the size of what is compared.
+        others, relative to the size of the values.
     :param kwargs: keyword arguments of the model.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -289,19 +291,19 @@ def check_segments(
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
-    """Check that a run can end and go on after any of its steps.
+    """Check that a run can stop and continue after any step.
 
-    All that a chain is goes through a file after each step. Draws and statistics are then those of
-    a run without files, to the last bit.
+    The whole state of a chain is written to a file and read back after each step. Draws and
+    statistics must then equal those of a run without files, to the last bit.
 
-    :param MCMCKernel kernel: a kernel that can have a checkpoint, of ours, of Pyro's or another.
+    :param MCMCKernel kernel: any kernel that supports checkpoints.
     :param args: positional arguments of the model.
-    :param int warmup_steps: as of :class:`~pyro_ext.inference.MCMC`.
-    :param int num_samples: likewise.
-    :param int num_chains: likewise.
-    :param int seed: likewise.
+    :param int warmup_steps: as in :class:`~pyro_ext.inference.MCMC`.
+    :param int num_samples: as in :class:`~pyro_ext.inference.MCMC`.
+    :param int num_chains: as in :class:`~pyro_ext.inference.MCMC`.
+    :param int seed: as in :class:`~pyro_ext.inference.MCMC`.
     :param kwargs: keyword arguments of the model.
-    :raises AssertionError: where they differ.
+    :raises AssertionError: if they differ.
 
     Example::
 
@@ -352,17 +354,17 @@ def check_gaussian(
 ) -> None:
     """Check the stationary mean and variance of a kernel on standard normal targets.
 
-    Chains start in equilibrium, are independent, and are looked at once, after the last step.
+    Chains are independent and start in equilibrium. They are evaluated once, after the last step.
 
     :param kernel_type: as in :func:`check_kernel`.
-    :param options: as there.
+    :param options: as in :func:`check_kernel`.
     :param float variance: exact variance of the discretized chain on a standard normal target.
-    :param float bias: by how much the variance may be off apart from chance.
-    :param int num_chains: number of chains, of ten independent elements each.
+    :param float bias: allowed error of the variance, in addition to chance.
+    :param int num_chains: number of chains, with ten independent elements each.
     :param int num_steps: number of steps, enough to forget the start.
-    :param int seed: of the chains.
-    :param float allowed: how many standard errors mean and variance may be off.
-    :raises AssertionError: where one is further off.
+    :param int seed: seed of the chains.
+    :param float allowed: allowed error of mean and variance, in standard errors.
+    :raises AssertionError: if an error is larger.
 
     Example::
 

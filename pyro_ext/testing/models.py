@@ -1,4 +1,4 @@
-"""Checks of a Pyro model: what handlers and Predictive do to each of its sites."""
+"""Checks of a Pyro model: the effects of handlers and Predictive on each of its sites."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,25 +29,26 @@ def check_model(
     tolerance: float = 1e-5,
     **kwargs: Any,
 ) -> set[str]:
-    """Check that a model is what Pyro's handlers take it for, at each of its sample sites.
+    """Check that a model works with Pyro's handlers, at each of its sample sites.
 
-    Each unobserved site must have a value in the support and of the shape of its distribution,
-    which is a draw from it, also where other sites are given; values that are given by ``replay``,
-    ``condition``, ``do`` and posterior samples must be those of the site and have the consequences
-    that they have elsewhere; ``mask`` and ``scale`` must act on each density, and ``block`` hide
-    each site. :class:`~pyro.infer.Predictive` must draw each unobserved site, and the densities of
-    sites must add up to that of the model.
+    - The value of each unobserved site is a draw from its distribution, with the right support and
+      shape, even if other sites are fixed.
+    - ``replay``, ``condition``, ``do`` and posterior samples set the value of a site, with the same
+      effect on the rest of the model.
+    - ``mask`` and ``scale`` act on each density, and ``block`` hides each site.
+    - :class:`~pyro.infer.Predictive` draws each unobserved site.
+    - The densities of the sites add up to that of the model.
 
-    Arguments are such that whatever can be predicted is not observed.
+    Pass arguments with which everything that can be predicted is unobserved.
 
-    :param model: a Pyro model whose sites are the same ones in each run.
+    :param model: a Pyro model that has the same sites in each run.
     :param args: positional arguments of the model.
-    :param int seed: of all draws.
-    :param int num_samples: number of draws of Predictive, two at least.
+    :param int seed: seed of all draws.
+    :param int num_samples: number of draws of Predictive, at least two.
     :param float tolerance: allowed difference of densities, relative to their size.
     :param kwargs: keyword arguments of the model.
     :returns: names of the unobserved sites.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 

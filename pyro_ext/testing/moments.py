@@ -1,4 +1,4 @@
-"""Stationary moments of a sampler's pure step, for comparison with exact answers."""
+"""Stationary moments of a sampler's pure step function, for comparison with exact answers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ def simulate(
     gradient_noise: float = 0.0,
     **hyperparameters: Any,
 ) -> Any:
-    """Take steps of a sampler with a given gradient, and with noise added to it.
+    """Take steps of a sampler with a given gradient, plus noise.
 
     :param step: pure step of a sampler, as in :mod:`pyro_ext.inference.sgmcmc`.
     :param state: its state; the first entry is the position. **Shape:** ``(num_chains, size)``.
@@ -42,7 +42,7 @@ def simulate(
     :param int num_steps: number of steps.
     :param torch.Generator generator: source of the noise.
     :param float gradient_noise: variance of normal noise added to the gradient.
-    :param hyperparameters: numbers the step takes by keyword.
+    :param hyperparameters: keyword arguments of the step.
     :returns: the state after the last step.
     """
     position = state[0]
@@ -68,8 +68,8 @@ def simulate(
 def estimate_moment(products: Tensor) -> Estimate:
     """Mean of a moment over independent chains.
 
-    :param Tensor products: the moment in each chain. **Shape:** ``(num_chains, ...)``; what follows
-        the chains is averaged within each of them first.
+    :param Tensor products: values of the moment, which are first averaged within each chain.
+        **Shape:** ``(num_chains, ...)``.
     :returns: mean and standard error over chains.
 
     Example::

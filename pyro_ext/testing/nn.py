@@ -1,4 +1,4 @@
-"""Checks of networks: types, gradients, transforms of modules; sets, and fields of any rank."""
+"""Checks of networks: types, gradients and transforms of modules, and of set and axial blocks."""
 
 import math
 import pickle
@@ -29,18 +29,19 @@ def check_module(
 ) -> None:
     """Check a module that maps tensors to a tensor, row by row.
 
-    A row has the same outputs alone as among others; a copy has the same through
-    ``pickle`` and through its state dict; float64 gives those of float32; gradients in
-    parameters and inputs are those of finite differences; and :func:`torch.vmap` over parameters
-    and a recorded graph give what the module gives.
+    - A row has the same outputs alone or among others.
+    - Copies by ``pickle`` and by the state dict have the same outputs.
+    - Outputs in float64 and float32 agree.
+    - Gradients with respect to parameters and inputs agree with finite differences.
+    - :func:`torch.vmap` over parameters and a recorded graph agree with the module.
 
-    :param make: makes a module with parameters, which may be random.
-    :param inputs: tensors in float32 or of a type other than floats. **Shape:**
-        ``(n, *event)`` each, with at least two rows.
-    :param bool compiled: whether to run it through :func:`torch.compile` too, in one graph.
-    :param int seed: of the parameters.
-    :param float tolerance: allowed difference, relative to the size of what is compared.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :param make: a function that creates a module with parameters, which may be random.
+    :param inputs: tensors in float32 or of a non-floating type, with at least two rows. **Shape:**
+        ``(n, *event)`` each.
+    :param bool compiled: whether to check :func:`torch.compile` too, in one graph.
+    :param int seed: seed of the parameters.
+    :param float tolerance: allowed difference, relative to the size of the values.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -130,18 +131,18 @@ def check_set_block(
 ) -> None:
     """Check a block that maps sets to sets or to tensors, called as ``block(inputs, mask=None)``.
 
-    Permuted elements must give permuted outputs, or the same ones; padding must change neither
-    outputs nor gradients, whatever is in it; and sets that are empty or all padding must be finite.
-    In float64 permutations and padding may cost no more than rounding.
+    Permuting the elements must permute the outputs or leave them unchanged. The values of padding
+    must affect neither outputs nor gradients. Outputs must be finite for sets that are empty or all
+    padding. In float64, permutations and padding may cause no more than rounding errors.
 
-    :param make: makes the block; masks are true where an element is present.
+    :param make: a function that creates the block. Its masks are true for actual elements.
     :param int num_features: number of features of an element.
-    :param bool equivariant: whether there is an output for each element; otherwise the order must
+    :param bool equivariant: whether there is an output for each element. Otherwise the order must
         not matter.
-    :param bool compiled: whether to run it through :func:`torch.compile` too, padding in one graph.
-    :param int seed: of elements and parameters.
-    :param float tolerance: allowed difference, relative to the size of what is compared.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :param bool compiled: whether to check :func:`torch.compile` too, with padding in one graph.
+    :param int seed: seed of elements and parameters.
+    :param float tolerance: allowed difference, relative to the size of the values.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -215,17 +216,18 @@ def check_axial_block(
 ) -> None:
     """Check a block that maps fields of any number of axes to fields or to tensors.
 
-    Permuted axes must give permuted outputs, or the same ones, for one to four axes of different
-    sizes, where parameters are the same for all; in float64 that may cost no more than rounding.
-    A symmetric image must give a symmetric output; outputs must depend on what is changed along
-    each axis; gradients must be finite; and a field of a batch has the same outputs alone.
+    Permuting the axes must permute the outputs or leave them unchanged, for one to four axes of
+    different sizes with the same parameters, and in float64 up to rounding. A symmetric image must
+    give a symmetric output, changes along each axis must affect the outputs, gradients must be
+    finite, and a field must have the same outputs alone as in a batch.
 
-    :param make: makes the block, which takes ``(batch, *spatial, in_channels)``.
+    :param make: a function that creates the block, whose inputs are ``(batch, *spatial,
+        in_channels)``.
     :param int in_channels: number of channels of a field.
-    :param int size: of each axis, for a block that takes no other.
-    :param int seed: of fields and parameters.
-    :param float tolerance: allowed difference, relative to the size of what is compared.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :param int size: size of each axis, for a block that accepts no other size.
+    :param int seed: seed of fields and parameters.
+    :param float tolerance: allowed difference, relative to the size of the values.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 

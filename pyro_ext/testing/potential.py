@@ -25,21 +25,21 @@ def check_potential(
     tolerance: float | None = None,
     **kwargs: Any,
 ) -> Potential:
-    """Check the potential of a model at random points, on random minibatches where it subsamples.
+    """Check the potential of a model at random points, on random minibatches if it subsamples.
 
-    Graph and eager runs must give the same values and gradients, for one chain as for several; the
-    values must be those of Pyro's own trace, and the gradients, in float64, those of finite
-    differences of it; constrained values must lie in their supports and map back.
+    Graph and eager runs must give the same values and gradients, for one chain and for several. The
+    values must equal those of Pyro's own trace, and in float64 the gradients must agree with finite
+    differences. Constrained values must lie in their supports and map back.
 
     :param model: a Pyro model that runs in the current default dtype.
     :param args: positional arguments of the model.
     :param int num_chains: number of points.
     :param int seed: seed of points and minibatches.
-    :param float tolerance: allowed difference, relative to the size of what is compared; by default
+    :param float tolerance: allowed difference, relative to the size of the values. Default:
         ``1e-9`` in float64 and ``1e-3`` otherwise.
     :param kwargs: keyword arguments of the model.
     :returns: the potential, for further checks.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -113,7 +113,7 @@ def pyro_potential(
     params: Mapping[str, Tensor],
     subsample: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Potential of one chain by Pyro's own trace: the reference, slow and simple.
+    """Compute the potential of one chain by Pyro's own trace, as a slow but simple reference.
 
     :param model: a Pyro model.
     :param tuple args: its positional arguments.
@@ -132,12 +132,12 @@ def pyro_potential(
 def finite_difference(
     function: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor, step: float = 1e-5
 ) -> Tensor:
-    """Slope of a scalar function in a direction, by central differences.
+    """Compute the slope of a scalar function in a direction, by central differences.
 
-    :param function: maps a vector to a scalar.
-    :param Tensor point: where. **Shape:** ``(size,)``, in float64.
-    :param Tensor direction: whither. **Shape:** ``(size,)``.
-    :param float step: how far, in units of the direction.
+    :param function: a function from a vector to a scalar.
+    :param Tensor point: the point, in float64. **Shape:** ``(size,)``.
+    :param Tensor direction: the direction. **Shape:** ``(size,)``.
+    :param float step: the step, in units of the direction.
     :returns: a scalar.
     """
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Checks of a rule that predicts the next observation: its draws, and that it is a martingale."""
+"""Checks of a rule that predicts the next observation: its draws and the martingale property."""
 
 from collections.abc import Callable, Sequence
 
@@ -28,18 +28,17 @@ def check_predictive_rule(
     seed: int = 0,
     tolerance: float = 1e-6,
 ) -> None:
-    """Check what the draws of a rule depend on.
+    """Check that the draws of a rule depend only on their keys.
 
-    They follow from their keys alone: they are the same in one call of ``advance`` as in many, and
-    alone as among others; a state can be advanced twice, with the same result; and draws of other
-    keys are others.
+    They must be the same in one call of ``advance`` or in several, and alone or among others.
+    Advancing a state twice must give the same result, and different keys different draws.
 
     :param PredictiveRule rule: the rule.
     :param data: observations. **Shape:** ``(n, *event)`` each.
-    :param Sequence num_steps: by how many observations populations grow, call by call.
-    :param int seed: of the draws.
-    :param float tolerance: by how much populations may differ, relative to one plus their size.
-    :raises AssertionError: where a check fails; it says which and by how much.
+    :param Sequence num_steps: the number of observations that each call adds to populations.
+    :param int seed: seed of the draws.
+    :param float tolerance: allowed difference of populations, relative to one plus their size.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -75,31 +74,31 @@ def check_martingale(
     seed: int = 0,
     allowed: float = 4.0,
 ) -> None:
-    r"""Check that what a rule predicts is a martingale.
+    r"""Check that the predictions of a rule are a martingale.
 
-    Given the data, all later observations then have the distribution of the next one: they are
-    conditionally identically distributed [1]. So for a function :math:`f` of an observation, with
-    :math:`P_N f` its mean in a population of size :math:`N`, whether that is a distribution or all
+    Given the data, all later observations must have the distribution of the next one: they are
+    conditionally identically distributed [1]. So for a function :math:`f` of an observation and its
+    mean :math:`P_N f` in a population of size :math:`N`, which may be a distribution or a set of
     points,
 
     .. math::
 
         E\left[\frac{N\, P_N f - n\, P_n f}{N - n}\right]
 
-    is the same for all :math:`N > n`. It is compared at the sizes, draw by draw.
+    is the same for all :math:`N > n`. The check compares several sizes, draw by draw.
 
     :param PredictiveRule rule: the rule.
-    :param data: observations, few of them, so that a rule has much to learn. **Shape:** ``(n,
-        *event)`` each.
-    :param Sequence functions: of an observation, as
-        :class:`~pyro_ext.inference.martingale.Expectation` takes them. By default smooth steps at
-        the quartiles of each column of the data, from 0 to 1.
-    :param Sequence num_steps: by how many observations populations grow, from size to size. A first
-        size near the data's leaves more to see, and more noise.
-    :param int num_draws: number of draws, whose root sets what can be seen.
-    :param int seed: of the draws.
-    :param float allowed: by how many standard errors the means may differ.
-    :raises AssertionError: where they differ by more; it says at which sizes, and by how many.
+    :param data: observations. Pass only a few, so that the rule has much to learn. **Shape:**
+        ``(n, *event)`` each.
+    :param Sequence functions: functions of an observation, as in
+        :class:`~pyro_ext.inference.martingale.Expectation`. Default: smooth steps from 0 to 1 at
+        the quartiles of each column of the data.
+    :param Sequence num_steps: the number of observations by which populations grow from each size
+        to the next. A first size close to that of the data shows larger effects, with more noise.
+    :param int num_draws: number of draws; precision grows with its square root.
+    :param int seed: seed of the draws.
+    :param float allowed: allowed difference of the means, in standard errors.
+    :raises AssertionError: if they differ by more; the message says at which sizes and by how much.
 
     [1] P. Berti, L. Pratelli, P. Rigo (2004), Limit theorems for a class of identically distributed
     random variables.
@@ -118,7 +117,7 @@ def check_martingale(
     checks.sequence("num_steps", num_steps, "two numbers of steps or more")
     lengths = [checks.integer("num_steps", length, 1) for length in num_steps]
     if len(lengths) < 2:
-        raise ValueError(f"num_steps must be two numbers of steps or more, got {num_steps!r}")
+        raise ValueError(f"num_steps must have at least two numbers of steps, got {num_steps!r}")
     checks.integer("num_draws", num_draws, 2)
     state = rule.begin(data, chain_keys(seed, range(num_draws)))
     num_observed = state.num_observed

@@ -1,7 +1,7 @@
-"""Conformance of a completely random measure: what follows from its Lévy density, and partitions.
+"""Checks of a completely random measure against its Lévy density, and of its partitions.
 
-Each function checks one thing by quadrature of the Lévy density or by enumeration, and
-:func:`check_measure` calls them all but those of series and partitions, which take long.
+Each function checks one aspect by quadrature of the Lévy density or by enumeration.
+:func:`check_measure` calls all of them except those for series and partitions, which are slow.
 """
 
 import math
@@ -37,11 +37,11 @@ _CLOSEST = 20.0
 
 
 def check_measure(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-8) -> None:
-    """Check integrals, inverses, tilts, scales and expansion of a measure without batch shape.
+    """Check integrals, inverses, tilts, scales and expansion of a measure.
 
-    :param CompletelyRandomMeasure measure: in float64.
-    :param float tolerance: relative, of all integrals.
-    :raises AssertionError: where something does not hold; it says what, and by how much.
+    :param CompletelyRandomMeasure measure: a measure in float64, without a batch shape.
+    :param float tolerance: relative tolerance of all integrals.
+    :raises AssertionError: if a check fails; the message says which, and by how much.
 
     Example::
 
@@ -69,8 +69,8 @@ def check_measure(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-8) 
 def check_levy_integrals(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-8) -> None:
     """Compare Laplace exponent, moments and tail with quadrature of the Lévy density.
 
-    :param CompletelyRandomMeasure measure: in float64, without batch shape.
-    :param float tolerance: relative.
+    :param CompletelyRandomMeasure measure: a measure in float64, without a batch shape.
+    :param float tolerance: relative tolerance.
     """
     name = type(measure).__name__
     points = torch.tensor(_POINTS, dtype=torch.float64)
@@ -116,10 +116,10 @@ def check_levy_integrals(measure: CompletelyRandomMeasure, *, tolerance: float =
 
 
 def check_inverses(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-9) -> None:
-    """Check that inverses of exponent and tail are inverses, where there are values.
+    """Check that the inverses of exponent and tail are inverses, wherever values exist.
 
-    :param CompletelyRandomMeasure measure: in float64, without batch shape.
-    :param float tolerance: of logarithms.
+    :param CompletelyRandomMeasure measure: a measure in float64, without a batch shape.
+    :param float tolerance: tolerance of logarithms.
     """
     name, number = type(measure).__name__, torch.logspace(-6, 4, 21, dtype=torch.float64)
     inside = number[number < 0.99 * measure.laplace_exponent(1e300)]
@@ -135,8 +135,8 @@ def check_inverses(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-9)
 def check_tilt_and_scale(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-8) -> None:
     """Check densities, exponents and moments of the measure tilted, rescaled, and both.
 
-    :param CompletelyRandomMeasure measure: in float64, without batch shape.
-    :param float tolerance: relative.
+    :param CompletelyRandomMeasure measure: a measure in float64, without a batch shape.
+    :param float tolerance: relative tolerance.
     """
     name = type(measure).__name__
     both = measure.exponential_tilt(0.6).rescale(2.5).exponential_tilt(0.3)
@@ -161,9 +161,9 @@ def check_finite_approximation(
 ) -> None:
     """Check the distribution of the weights of a finite approximation, and its stated error.
 
-    :param CompletelyRandomMeasure measure: in float64, without batch shape.
+    :param CompletelyRandomMeasure measure: a measure in float64, without a batch shape.
     :param int num_atoms: number of weights.
-    :param float tolerance: relative.
+    :param float tolerance: relative tolerance.
     """
     name, weight = type(measure).__name__, measure.finite(num_atoms)
     t = 0.7
@@ -186,13 +186,14 @@ def check_series(
     num_draws: int = 1_000,
     seed: int = 0,
 ) -> None:
-    """Check order, seeds and mean of a series: with what is lost it has the mean of the measure.
+    """Check order, seeds and mean of a series, which plus the lost mass is that of the measure.
 
-    :param CompletelyRandomMeasure measure: in float64, without batch shape and of finite mean.
-    :param method: of :meth:`~pyro_ext.random_measures.CompletelyRandomMeasure.series`.
+    :param CompletelyRandomMeasure measure: a measure in float64, without a batch shape and with a
+        finite mean.
+    :param method: as in :meth:`~pyro_ext.random_measures.CompletelyRandomMeasure.series`.
     :param int num_jumps: number of weights.
     :param int num_draws: number of series.
-    :param int seed: of the draws.
+    :param int seed: seed of the draws.
     """
     name = f"series of {type(measure).__name__} by {method}"
     state = torch.get_rng_state()
@@ -218,10 +219,10 @@ def check_series(
 def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1e-9) -> None:
     """Check partition probabilities by enumeration: sums, predictions, clusters, and labels.
 
-    :param measure: a normalized measure, or whatever has its methods.
-    :param int num_samples: of how many samples all partitions are enumerated; vectors of labels of
-        up to four.
-    :param float tolerance: absolute.
+    :param measure: a normalized measure, or any object with its methods.
+    :param int num_samples: number of samples whose partitions are all enumerated. Label vectors are
+        enumerated for up to four samples.
+    :param float tolerance: absolute tolerance.
     """
     name = type(measure).__name__
     for total in range(1, num_samples + 1):
@@ -257,9 +258,9 @@ def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1
 def check_partition_draws(measure: Any, num_draws: int = 500, *, seed: int = 0) -> None:
     """Compare draws of partitions of four samples with their probabilities, by a chi-square test.
 
-    :param measure: a normalized measure, or whatever has its methods.
-    :param int num_draws: how many.
-    :param int seed: of the draws.
+    :param measure: a normalized measure, or any object with its methods.
+    :param int num_draws: number of draws.
+    :param int seed: seed of the draws.
     """
     name, partition, every = type(measure).__name__, measure.partition(4), _labels(4)
     with seeded(seed):

@@ -149,7 +149,7 @@ def test_a_folder_of_another_group_or_run(run, tmp_path):
         shutil.rmtree(first)
         shutil.copytree(other, first)
         for read in (resume, lambda folder: Checkpoint(folder).get_samples()):
-            with pytest.raises(CheckpointError, match="chains-00000.*not of this run"):
+            with pytest.raises(CheckpointError, match="chains-00000.*belongs to another run"):
                 read(run)
 
 
@@ -239,7 +239,7 @@ def test_a_changed_description(run, subtests):
     path.write_text(text.replace("  ", " "))  # not what it says
     resume(run)
     path.unlink()
-    with pytest.raises(CheckpointError, match="holds .*chains-00000.* but no run"):
+    with pytest.raises(CheckpointError, match="contains .*chains-00000.* but no run"):
         resume(run)
     with pytest.raises(CheckpointError, match="cannot be read .* it has no run.json"):
         Checkpoint(run)
@@ -317,9 +317,9 @@ def test_a_folder_that_is_gone(run, tmp_path):
     writer.describe(description())
     writer.state(GROUPS[0])
     shutil.move(run, tmp_path / "moved")
-    with pytest.raises(CheckpointError, match="is not there any more.*was moved"):
+    with pytest.raises(CheckpointError, match="no longer exists.*was moved"):
         list(writer.chunks(GROUPS[0]))
-    with pytest.raises(CheckpointError, match="chains-00000 cannot be made.*was moved"):
+    with pytest.raises(CheckpointError, match="chains-00000 cannot be created.*was moved"):
         writer.append(GROUPS[0], None, {}, state(12, 2))
     with pytest.raises(CheckpointError, match=r"run.json cannot be written .* was it moved\?"):
         writer.describe(description())

@@ -92,11 +92,11 @@ def test_draws_model_and_arguments_belong_together(subtests: pytest.Subtests) ->
         (draws | wide, (x, y), {"model": linear}, r"posterior\['weight'\] has the shape \(3,\)"),
         (weight, (x, y), {"model": linear}, r"lacks draws of the latent sites \['noise'\]"),
         (draws | subsampled, (x, y, 4), {"model": linear}, "rather than a subsample"),
-        (draws, (x, y), {}, "no model: give it as model="),
+        (draws, (x, y), {}, "no model: pass it as model="),
         (draws, (), {"prior": 3}, "prior needs a model"),
         (draws, (), {"posterior_predictive": True}, "posterior_predictive needs a model"),
         (draws, (x,), {"model": Potential(linear, x, y)}, "model is a Potential"),
-        (draws | twice, (x, y), both, "give them in one place"),
+        (draws | twice, (x, y), both, "pass them in one place"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             to_arviz(own, *args, **options)

@@ -366,7 +366,7 @@ def test_failures_are_kept_and_told(executor):
 @pytest.mark.parametrize(
     ("draws", "message"),
     [
-        ({"loc": torch.zeros(99, 5)}, "gave 99 draws, wanted at least num_draws = 100"),
+        ({"loc": torch.zeros(99, 5)}, "returned 99 draws, wanted at least num_draws = 100"),
         ({"loc": torch.full((100, 5), float("nan"))}, "'loc' has values that are not numbers"),
         ({"other": torch.zeros(100, 5)}, r"no draws of the latent sites \['loc'\]"),
         ({"loc": torch.zeros(100, 4)}, r"shape \(4,\)"),
@@ -502,5 +502,5 @@ def test_axes_that_are_given_are_used(result):
     assert len(pyplot.get_fignums()) == 1
     assert plot_sbc(result, ["wrong"], pool=True)[0].get_title() == "wrong: 1 of 1 outside"
     pyplot.close("all")
-    with pytest.raises(ValueError, match="ax must hold 3 axes"):
+    with pytest.raises(ValueError, match="ax must have 3 axes"):
         plot_sbc(result, ax=second)

@@ -29,7 +29,7 @@ class TestDeepEnsembleEquivalent:
 
     @pytest.mark.parametrize("reference", [[0.2], [0.2, 0.2], [0.1, 0.2], [0.3, 0.2, 0.25]])
     def test_a_reference_has_to_fall(self, reference):
-        with pytest.raises(ValueError, match="reference must hold .* at least two, each less"):
+        with pytest.raises(ValueError, match="reference must contain .* at least two, strictly"):
             deep_ensemble_equivalent(0.2, reference)
 
 

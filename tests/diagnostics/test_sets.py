@@ -151,7 +151,7 @@ def test_wrong_sets_are_named(subtests):
         r"real must have the shape \(3, 3\)": lambda: one_nearest_neighbor_accuracy(
             torch.eye(3), torch.eye(2), torch.eye(3)
         ),
-        "distances must hold distances >= 0, got -1": lambda: coverage(-torch.eye(2)),
+        "distances must contain distances >= 0, got -1": lambda: coverage(-torch.eye(2)),
         "high must be > low = 1, got 0": lambda: occupancy_divergence(a, a, low=1.0, high=0.0),
         "real must have 2 coordinates": lambda: occupancy_divergence(
             a, a[..., :1], low=0.0, high=1.0

@@ -73,5 +73,5 @@ def test_shapes_are_checked() -> None:
         (torch.zeros(2, 5, 3), torch.zeros(2, 5, 2)),
         (torch.zeros(2, 3, 3), torch.zeros(2, 3, 3)),
     ):
-        with pytest.raises(ValueError, match="must have one shape .*, got"):
+        with pytest.raises(ValueError, match="must have the same shape .*, got"):
             configurational_temperature(positions, gradients)

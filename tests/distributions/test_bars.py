@@ -106,7 +106,7 @@ def test_wrong_borders():
     for borders in ([0.0, 1.0, 1.0], [0.0, 2.0, 1.0], [0.0, float("nan"), 1.0], [0.0, 1.0]):
         with pytest.raises(ValueError, match="borders"):
             BarDistribution(torch.zeros(2), torch.tensor(borders))
-    with pytest.raises(ValueError, match="two bars|2 at least"):
+    with pytest.raises(ValueError, match="at least 2"):
         BarDistribution(torch.zeros(1), torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="fewer bars"):
         bar_borders(torch.zeros(50), 5)
@@ -119,5 +119,5 @@ def test_divergence_by_quadrature():
     density = one.log_prob(value)
     expected = torch.trapezoid(density.exp() * (density - other.log_prob(value)), value, dim=0)
     torch.testing.assert_close(kl_divergence(one, other), expected, rtol=1e-3, atol=1e-5)
-    with pytest.raises(NotImplementedError, match="the same bars"):
+    with pytest.raises(NotImplementedError, match="equal borders"):
         kl_divergence(one, BarDistribution(torch.zeros(3), borders + 1.0))

@@ -94,7 +94,7 @@ def test_any_base(base, low, high):
 
 
 def test_refused_bases():
-    with pytest.raises(ValueError, match="base must be a continuous distribution of numbers"):
+    with pytest.raises(ValueError, match="base must be a continuous univariate distribution"):
         TruncatedDistribution(dist.Poisson(3.0), 1.0)
     with pytest.raises(ValueError, match="base must have probability between low and high"):
         TruncatedDistribution(dist.Normal(0.0, 1.0), 40.0)

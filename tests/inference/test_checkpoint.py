@@ -232,7 +232,7 @@ def test_a_folder_of_other_things_is_refused(x, tmp_path):
     with pytest.raises(CheckpointError, match="thesis.tex"):
         driver(SGLD(model), tmp_path).run(x)
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be made"):
+    with pytest.raises(CheckpointError, match="cannot be created"):
         driver(SGLD(model), tmp_path / "file").run(x)
 
 

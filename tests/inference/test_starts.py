@@ -130,7 +130,7 @@ def test_runs_that_start_around_a_mode(x):
     assert ours.run(x).get_samples(True)["loc"].shape == (2, 3, 2)
     kernel = SGLD(potential_fn=lambda z: z["x"].square().sum())
     kernel.initial_params = {"x": torch.zeros(2)}
-    with pytest.raises(ValueError, match="initial_params='laplace' takes a kernel with a model"):
+    with pytest.raises(ValueError, match="initial_params='laplace' needs a kernel with a model"):
         MCMC(kernel, 1, **options).run()
 
 

@@ -217,7 +217,7 @@ def test_wrong_fields_are_refused():
     ):
         assert block(torch.randn(1, least, least, 2)).shape[0] == 1
         for sizes in ((least - 1, 9), (9, least - 1)):
-            with pytest.raises(ValueError, match=f"inputs must have axes of size {least} at least"):
+            with pytest.raises(ValueError, match=f"inputs must have axes of size at least {least}"):
                 block(torch.randn(1, *sizes, 2))
-    with pytest.raises(ValueError, match="features must have axes of size 4 at least"):
+    with pytest.raises(ValueError, match="features must have axes of size at least 4"):
         AxialGraphConv(2, 3, 4, stride=4)(torch.randn(1, 2, 3, 5, 2))

@@ -145,11 +145,11 @@ def test_sites():
         ),
         (
             lambda: SoftEquivariantLinear(IN, OUT, [O(3)], 1.0).residuals(),
-            "weight must be given where it is a sample site",
+            "weight must be given if it is a sample site",
         ),
         (
             lambda: equivariance_residuals(nn.Linear(2, 2)),
-            "module must have layers of SoftEquivariantLinear with parameters",
+            "module must have SoftEquivariantLinear layers with parameters",
         ),
         (
             lambda: project_weights_(SoftEquivariantLinear(IN, OUT, [O(3)]), 1),

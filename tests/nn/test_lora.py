@@ -251,7 +251,7 @@ def test_damaged_files(tmp_path, subtests):
     with subtests.test("networks"):
         refused("'0', which in the network is a Conv1d", nn.Sequential(nn.Conv1d(1, 1, 1)))
         refused("'0', which in the network is missing", nn.ModuleDict({"a": nn.Linear(4, 5)}))
-        refused("do not fit layer '0'", nn.Sequential(nn.Linear(3, 5)))
+        refused("do not match layer '0'", nn.Sequential(nn.Linear(3, 5)))
     for key, value in (("peft_type", "IA3"), ("bias", "all"), ("init_lora_weights", "pissa")):
         with subtests.test(key):
             config.write_text(json.dumps({**settings, key: value}))

@@ -136,7 +136,7 @@ def test_modes_count_by_their_mass_and_not_by_their_paths():
 
 
 def test_where_it_is_good_for_starts_alone():
-    with pytest.warns(ConvergenceWarning, match="good for starts of chains alone"):
+    with pytest.warns(ConvergenceWarning, match="only useful for starting chains"):
         found = pathfinder(eight_schools, seed=0)
     assert found.k_hat > 0.7
 

@@ -245,7 +245,7 @@ def test_group_rule():
     for reference in (gamma(2.0, 0.0, 1.5), gamma(2.0, -0.5, 1.5)):
         with pytest.raises(ValueError, match="discount of .* must be > 0 for the rule 'group'"):
             reference.measure().finite(10, "group")
-    with pytest.raises(ValueError, match="rule must be 'exact' but for"):
+    with pytest.raises(ValueError, match="rule must be 'exact', got 'group'"):
         STABLE_BETA.measure().finite(10, "group")
 
 

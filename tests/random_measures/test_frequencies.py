@@ -267,18 +267,21 @@ def test_without_common_sizes_the_distance_is_zero():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: frequency_table([0, 0]), "counts must hold a positive number"),
+        (lambda: frequency_table([0, 0]), "counts must contain a positive number"),
         (lambda: frequency_table([1, 2, 3], 2), "num_rows must be at least 3, .* got 2"),
         (
             lambda: FrequencyCounts(PitmanYor(0.3, 1.0), 5).log_prob(frequency_table([4], 2)),
-            "value must be of num_samples = 5 samples, got .4",
+            "value must contain num_samples = 5 samples, got .4",
         ),
         (
             lambda: split_frequencies(frequency_table([99, 1]), 101),
             "num_samples must be at most 100, got 101",
         ),
         *[
-            (partial(distance, frequency_table([2, 1]), NOTHING), "predicted must hold a cluster")
+            (
+                partial(distance, frequency_table([2, 1]), NOTHING),
+                "predicted must contain at least one cluster",
+            )
             for distance in (kolmogorov_smirnov, reweighted_kolmogorov_smirnov)
         ],
         (lambda: rank_size_band([], torch.ones(1).long()), "tables must be a list of tables, at l"),

@@ -129,7 +129,7 @@ def test_user_density_is_checked():
     def power(w, index):
         return -(1.0 + index) * w.log()
 
-    with pytest.raises(ValueError, match="must rise slower than w [*][*] -2 at zero, .* 1.2"):
+    with pytest.raises(ValueError, match="must grow slower than w [*][*] -2 at zero, .* 1.2"):
         LevyDensityProcess(lambda w: power(w, 1.2) - w)
     with pytest.raises(ValueError, match="must fall faster than w [*][*] -1 at infinity"):
         LevyDensityProcess(lambda w: power(w, -0.2))

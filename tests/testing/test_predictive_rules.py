@@ -120,5 +120,5 @@ def test_wrong_arguments():
         check_martingale(dist.Normal(0.0, 1.0), FEW)
     with pytest.raises(ValueError, match="data must have at least one tensor"):
         check_predictive_rule(PolyaUrn())
-    with pytest.raises(ValueError, match="num_steps must be two numbers of steps or more"):
+    with pytest.raises(ValueError, match="num_steps must have at least two numbers of steps"):
         check_martingale(PolyaUrn(), FEW, num_steps=(3,))

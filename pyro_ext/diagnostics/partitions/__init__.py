@@ -1,7 +1,8 @@
 """Summaries of a posterior over partitions.
 
-A partition is a vector of labels, integers of any values of which only the equality matters. All
-functions take tensors or NumPy arrays of integers, on any device, and return tensors on the CPU.
+A partition is a vector of integer labels: points with equal labels are in the same cluster, and the
+values have no other meaning. All functions take tensors or NumPy arrays of integers, on any device,
+and return tensors on the CPU.
 Draws have the shape ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
 """
 

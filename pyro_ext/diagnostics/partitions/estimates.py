@@ -28,9 +28,9 @@ Integers = npt.NDArray[np.int64]
 
 
 class PartitionEstimate(NamedTuple):
-    """A partition that stands for a posterior.
+    """A partition that summarizes a posterior.
 
-    :param Tensor labels: in the order of first occurrence. **Shape:** ``(n,)``.
+    :param Tensor labels: labels, numbered in the order of first occurrence. **Shape:** ``(n,)``.
     :param float expected_loss: its loss, averaged over the draws.
     """
 
@@ -39,21 +39,22 @@ class PartitionEstimate(NamedTuple):
 
 
 def point_estimate(labels: Labels, seed: int | None = None) -> PartitionEstimate:
-    """Search the partition whose variation of information, averaged over the draws, is least.
+    """Search for the partition with the smallest mean variation of information from the draws.
 
-    Candidates are the draws (1,000 of them where there are more, at equal distances) and the cuts
-    of two trees, of average and complete linkage, on one minus :func:`co_clustering` [1]. From the
-    best of them, and from 16 partitions built up point by point in random orders [2], single points
-    move to other or new clusters for as long as that lowers the expected loss. Finally, each
-    cluster of the best partition is dissolved and its points reassigned, if that is better. The
-    loss is the average over the draws itself, not the bound that [1] minimizes.
+    Candidates are the draws (if there are more than 1,000, an evenly spaced subset of 1,000) and
+    the cuts of two trees, of average and complete linkage, on one minus :func:`co_clustering` [1].
+    The search starts from the best candidate, and from 16 partitions built up point by point in
+    random orders [2]. It moves single points to other or new clusters as long as that lowers the
+    expected loss. Finally, it dissolves each cluster of the best partition and reassigns its
+    points, if that is better. The loss is the average over the draws itself, not the bound that [1]
+    minimizes.
 
-    No search short of all partitions is certain to find the least loss: compare seeds. A sweep over
-    the points takes time in proportion to draws, points and clusters.
+    The search may miss the smallest loss, so compare several seeds. The time of a sweep over the
+    points is proportional to the numbers of draws, points and clusters.
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
-    :param int seed: of the search; ``None`` takes one from PyTorch's generator.
+    :param int seed: seed of the search; ``None`` takes one from PyTorch's generator.
     :returns: the partition and its expected loss.
     :raises TypeError: if labels are not integers.
 
@@ -146,10 +147,10 @@ _ROUNDING = 1e-9
 
 
 class CredibleBall(NamedTuple):
-    """The smallest ball around a partition that holds a fraction of the posterior.
+    """The smallest ball around a partition that contains a fraction of the posterior.
 
-    :param float radius: of the ball.
-    :param float probability: fraction of the draws in it, the level or more.
+    :param float radius: the radius of the ball.
+    :param float probability: the fraction of the draws in the ball, at least the level.
     """
 
     radius: float
@@ -157,15 +158,15 @@ class CredibleBall(NamedTuple):
 
 
 def credible_ball(labels: Labels, center: Labels, level: float = 0.95) -> CredibleBall:
-    """Find the smallest ball around a partition that holds a fraction of the posterior [1].
+    """Find the smallest ball around a partition that contains a fraction of the posterior [1].
 
-    Distances are variations of information.
+    The distance is the variation of information.
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
     :param center: a partition, such as :func:`point_estimate` finds. **Shape:** ``(n,)``.
     :param float level: the fraction, above 0 and at most 1.
-    :returns: the radius, and the fraction of the draws that the ball holds.
+    :returns: the radius, and the fraction of the draws inside the ball.
     :raises TypeError: if labels are not integers.
 
     [1] S. Wade, Z. Ghahramani (2018), *Bayesian cluster analysis: point estimation and credible

@@ -1,4 +1,4 @@
-"""Checks of label vectors, and summaries of draws of them."""
+"""Checks of label vectors, and summaries of their draws."""
 
 from typing import Any, TypeAlias
 
@@ -16,10 +16,10 @@ def check_labels(argument: str, labels: Any) -> Tensor:
     """Return label vectors renumbered in the order of first occurrence."""
     array = to_array(labels, argument)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{argument} must hold integers, got {array.dtype}")
+        raise TypeError(f"{argument} must contain integers, got {array.dtype}")
     if array.ndim < 1 or array.size == 0:
         raise ValueError(
-            f"{argument} must have the shape (*batch, n) and a label at least, got {array.shape}"
+            f"{argument} must have the shape (*batch, n) and at least one label, got {array.shape}"
         )
     return cluster_counts.canonical_labels(torch.as_tensor(array.astype("int64")))
 
@@ -46,10 +46,10 @@ def check_partition(argument: str, labels: Any, num_points: int) -> Tensor:
 
 
 def canonical_labels(labels: Labels) -> Tensor:
-    """Renumber labels in the order of their first occurrence, so that equal partitions look equal.
+    """Renumber labels in the order of first occurrence, so that equal partitions compare equal.
 
     :param labels: integers. **Shape:** ``(*batch, n)``.
-    :returns: integers from zero. **Shape:** as the labels.
+    :returns: integers from zero. **Shape:** that of the labels.
     :raises TypeError: if labels are not integers.
     :raises ValueError: if there are no labels.
 
@@ -101,7 +101,7 @@ def cluster_sizes(labels: Labels) -> Tensor:
     """Sizes of the clusters of each partition, the largest first.
 
     :param labels: integers. **Shape:** ``(*batch, n)``.
-    :returns: integers, zeros for padding. **Shape:** ``(*batch, largest number of clusters)``.
+    :returns: integers, padded with zeros. **Shape:** ``(*batch, largest number of clusters)``.
     :raises TypeError: if labels are not integers.
     :raises ValueError: if there are no labels.
 
@@ -117,16 +117,17 @@ def cluster_sizes(labels: Labels) -> Tensor:
 
 
 def partition_quantities(labels: Labels) -> dict[str, Tensor]:
-    r"""Numbers that describe each draw whatever the labels are called, for R-hat and trace plots.
+    r"""Compute label-invariant summaries of each draw, for R-hat and trace plots.
 
-    ``num_clusters``; ``largest_cluster_size``; ``entropy``, of the label of a random point,
-    :math:`-\sum_k (n_k / n) \log (n_k / n)`; and ``num_singletons``, clusters of one point.
-    Draws of labels themselves mix as badly as their names do, and their R-hat says nothing.
+    They are ``num_clusters``; ``largest_cluster_size``; ``entropy``, the entropy
+    :math:`-\sum_k (n_k / n) \log (n_k / n)` of the label of a random point; and
+    ``num_singletons``, the number of clusters with one point. R-hat of the labels themselves is
+    meaningless, since the names of clusters are arbitrary.
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
-    :returns: integers, the entropy in float64. **Shape:** ``(num_draws,)`` or
-        ``(num_chains, num_draws)`` each.
+    :returns: summaries by name; integers, except for the entropy in float64. **Shape:**
+        ``(num_draws,)`` or ``(num_chains, num_draws)`` each.
     :raises TypeError: if labels are not integers.
     :raises ValueError: if labels have another shape.
 
@@ -149,7 +150,7 @@ def partition_quantities(labels: Labels) -> dict[str, Tensor]:
 def co_clustering(labels: Labels) -> Tensor:
     """Posterior probability that two points share a cluster.
 
-    Takes memory for the result and no more, however many draws there are.
+    It needs memory only for the result, however many draws there are.
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.

@@ -18,10 +18,10 @@ def variation_of_information(first: Labels, second: Labels) -> Tensor:
     point; between 0 and :math:`\log n`. It is a metric.
 
     :param first: label vectors. **Shape:** ``(*batch, n)``.
-    :param second: others, of a shape that broadcasts with that.
+    :param second: label vectors. **Shape:** one that broadcasts with that of ``first``.
     :returns: distances, in float64. **Shape:** ``batch``.
     :raises TypeError: if labels are not integers.
-    :raises ValueError: where shapes do not fit.
+    :raises ValueError: if shapes do not match.
 
     [1] M. Meila (2007), *Comparing clusterings: an information based distance*, Journal of
     Multivariate Analysis 98, 873-895.
@@ -39,7 +39,7 @@ def variation_of_information(first: Labels, second: Labels) -> Tensor:
         one, other = torch.broadcast_tensors(one, other)
     except RuntimeError:
         raise ValueError(
-            "first and second must have as many labels and shapes that broadcast, got "
+            "first and second must have equally many labels and shapes that broadcast, got "
             f"{tuple(one.shape)} and {tuple(other.shape)}"
         ) from None
     # Loops are compiled anew for arrays of each memory layout.
@@ -48,14 +48,14 @@ def variation_of_information(first: Labels, second: Labels) -> Tensor:
 
 
 def expected_loss(candidate: Labels, labels: Labels) -> Tensor:
-    """Average over the posterior of the variation of information of a candidate partition.
+    """Posterior mean of the variation of information from a candidate partition.
 
     :param candidate: label vectors. **Shape:** ``(*batch, n)``.
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
     :returns: averages, in float64. **Shape:** ``batch``.
     :raises TypeError: if labels are not integers.
-    :raises ValueError: if shapes do not fit.
+    :raises ValueError: if shapes do not match.
 
     Example::
 

@@ -59,7 +59,7 @@ def test_expected_loss_is_the_mean():
 
 def test_wrong_arguments():
     for shapes in [((3,), (4,)), ((2, 3), (3, 3))]:
-        with pytest.raises(ValueError, match="first and second must have as many labels and"):
+        with pytest.raises(ValueError, match="first and second must have equally many labels and"):
             variation_of_information(*(torch.ones(shape).long() for shape in shapes))
     with pytest.raises(ValueError, match="candidate must have a label for each of 3 points, got 2"):
         expected_loss(torch.arange(2), torch.ones(4, 3).long())
