@@ -131,8 +131,7 @@ class SelfDistilledTwistedSMC:
 
     @property
     def generation(self) -> int:
-        """Number of the last generation with learned twists, counted from 0; -1 before the
-        first."""
+        """Number of the last generation with learned twists, from 0; -1 before the first."""
         return (self._num_phases + 1) // 2 - 1
 
     def step(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> bool:

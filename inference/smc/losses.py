@@ -128,7 +128,7 @@ class SoftQLoss(TwistLoss):
 
 
 class SIXOLoss(TwistLoss):
-    r"""Noise-contrastive estimation [1]: does a prefix come from the target or from the base?
+    r"""Noise-contrastive estimation, which tells prefixes of the target from those of the base [1].
 
     .. math::
         -\frac1T \sum_t \Big( \mathbb{E}_\sigma \log \mathrm{sigmoid}(\log \psi_t)
