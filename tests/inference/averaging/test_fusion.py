@@ -312,7 +312,9 @@ def test_what_is_wrong_is_named(trained):
         ModelFusion(network, weights, evaluate, {"f1": "maximize"}).run(progress=False)
     for value in (torch.nan, torch.inf):
         fusion = ModelFusion(network, weights, lambda _, v=value: {"f1": v}, {"f1": "maximize"})
-        with pytest.raises(ValueError, match="finite numbers for at least one .* first {'f1': (nan|inf)}"):
+        with pytest.raises(
+            ValueError, match="finite numbers for at least one .* first {'f1': (nan|inf)}"
+        ):
             fusion.run(progress=False)
     fusion = ModelFusion(network, weights, evaluate, BOTH)
     with pytest.raises(RuntimeError, match="single checkpoints must be evaluated before"):
