@@ -252,7 +252,7 @@ def test_what_was_done_before_ctrl_c_is_kept(presses):
 @pytest.mark.parametrize("defense", [None, TShield(), CosineFilter()])
 def test_training_that_diverges_says_so(defense, rate):
     too_far = lambda parameters: torch.optim.SGD(parameters, lr=rate)  # noqa: E731
-    with pytest.raises(TrainingDiverged, match=r"take a smaller learning rate"):
+    with pytest.raises(TrainingDiverged, match=r"use a smaller learning rate"):
         fitted(random_stream(), defense, optimizer=too_far)
 
 
