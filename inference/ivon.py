@@ -47,6 +47,7 @@ class IVON(Optimizer):
     :param int seed: seed of the draws, which stay the same if training resumes from a checkpoint.
     :raises ValueError: for numbers out of range, also in groups.
     :raises TypeError: for parameters that are not floating-point tensors.
+
     [1] Y. Shen and others (2024), Variational learning is effective for large deep networks.
 
     Example::

@@ -62,7 +62,6 @@ class AmortizedMixtureGuide(AutoGuide):
     :raises TypeError: for a model that cannot be called, or a network that is not a module.
     :raises ValueError: at the first call, for a model without exactly these sites, or a network
         whose outputs do not fit.
-        for a network whose outputs do not fit.
 
     Example::
 

@@ -61,7 +61,6 @@ class PriorDataFittedNetwork:
     Predictions are valid for data that the prior might have drawn, with numbers of points as in
     training; elsewhere they are meaningless, and a warning states the valid range. They are
     marginal predictions of single values, not joint ones.
-    value by itself, not of all together.
 
     :param Callable prior: a Pyro model of ``x``. If it has a parameter ``num_context``, it receives
         the number of context points. Many draws are made at once by :func:`torch.vmap` if that

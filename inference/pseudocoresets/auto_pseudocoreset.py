@@ -99,7 +99,6 @@ class AutoPseudocoreset(PyroModule):
     :param kwargs: keyword arguments of the model.
     :raises ValueError: for a size out of range, data that are not finite, a model without such a
         plate or row arguments, or an argument that cannot be learned.
-        plate or row arguments, or an argument that cannot be learned.
 
     [1] D. Manousakas, Z. Xu, C. Mascolo, T. Campbell (2020), Bayesian pseudocoresets.
 

@@ -122,14 +122,15 @@ class TrajectorySurrogate(Surrogate):
     descent on the coreset lead from :math:`z_0`. Their common start keeps both at one mode.
 
     * :class:`~pyro_ext.inference.ForwardKL` draws from both Gaussians, whose standard deviation is
-    the same small number for all latent values. No gradient flows into :math:`z_u`, so memory does
-    not depend on the number of steps. * :class:`~pyro_ext.inference.ReverseKL` draws from the
-    coreset's Gaussian, and compares the likelihoods of the coreset and of a minibatch of the data
-    there. With little noise, it is gradient matching [2] times the variance of the noise, and
-    requires a learning rate for the coreset that is larger by the same factor. *
-    :class:`~pyro_ext.inference.Wasserstein` is trajectory matching [3]: the squared distance of
-    :math:`z_u` and :math:`z_x`, relative to that of :math:`z_0` and :math:`z_x`. Its gradient flows
-    through all steps, with second derivatives, and takes memory for each of them.
+      the same small number for all latent values. No gradient flows into :math:`z_u`, so memory
+      does not depend on the number of steps.
+    * :class:`~pyro_ext.inference.ReverseKL` draws from the coreset's Gaussian, and compares the
+      likelihoods of the coreset and of a minibatch of the data there. With little noise, it is
+      gradient matching [2] times the variance of the noise, and requires a learning rate for the
+      coreset that is larger by the same factor.
+    * :class:`~pyro_ext.inference.Wasserstein` is trajectory matching [3]: the squared distance of
+      :math:`z_u` and :math:`z_x`, relative to that of :math:`z_0` and :math:`z_x`. Its gradient
+      flows through all steps, with second derivatives, and takes memory for each of them.
 
     Log likelihoods are means, over weights or over a minibatch, not sums: one learning rate fits
     coresets of all sizes, and only the ratios of learned weights matter. A loss is noisy, and no
@@ -152,7 +153,6 @@ class TrajectorySurrogate(Surrogate):
         by default all of them.
     :raises ValueError: for numbers out of range, a buffer that is too short for them, or a buffer
         of unknown steps if these are not given.
-        does not know its steps where they are not given.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.

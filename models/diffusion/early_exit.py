@@ -47,11 +47,12 @@ class EarlyExit:
     - Those of a transformer, each of which receives what the previous one returned, one tensor or
       several.
     - Those of a U-ViT, where blocks of the second half merge the state with an earlier one by their
-    ``skip_linear`` [1], which they do even if they do not run. The first half always runs, and
-    schedules must not ask for less. - The analog in a U-Net of diffusers, with
-    ``blocks="up_blocks"``: each pair of a residual block and an attention is a block. If a pair
-    does not run, only the convolution that merges channels remains. The first residual block of
-    each up block always runs, as does the rest of the network.
+      ``skip_linear`` [1], which they do even if they do not run. The first half always runs, and
+      schedules must not ask for less.
+    - The analog in a U-Net of diffusers, with ``blocks="up_blocks"``: each pair of a residual block
+      and an attention is a block. If a pair does not run, only the convolution that merges channels
+      remains. The first residual block of each up block always runs, as does the rest of the
+      network.
 
     :param module: for example ``pipeline.transformer``. Existing exits are replaced.
     :param schedule: an :class:`ExitSchedule`, or any function from a tensor of timesteps to as many

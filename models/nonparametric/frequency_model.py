@@ -134,10 +134,11 @@ class FrequencyModel:
     the prior:
 
     * The model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
-    normalized measure is an integral over an auxiliary variable, computed by quadrature. Use it for
-    small data, to draw data, and for calibration. * :meth:`with_scaled_tilt` has the auxiliary
-    variable as a site, in units that depend on the measure. It is about a hundred times faster; use
-    it for sampling: ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
+      normalized measure is an integral over an auxiliary variable, computed by quadrature. Use it
+      for small data, to draw data, and for calibration.
+    * :meth:`with_scaled_tilt` has the auxiliary variable as a site, in units that depend on the
+      measure. It is about a hundred times faster; use it for sampling:
+      ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
 
     :param prior: a normalized measure, a Pitman-Yor process, a Dirichlet process, or a Pyro model
         without arguments that returns one of these; its sample sites are the hyperparameters.

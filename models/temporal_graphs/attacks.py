@@ -195,12 +195,14 @@ class TSpear(_Attack):
 
     * Each batch except the first gets ``budget`` times as many fake events as it has real ones.
     * Their times are drawn from a kernel density estimate of the times of the batch, and their
-    features from one of the features of the previous batch, with a normal kernel whose standard
-    deviation is a tenth of the features' own. * Like those of real events, they are multiples of
-    the largest step that divides all real ones, such as whole seconds: times are rounded down to a
-    multiple, and features to the nearest multiple. * Their nodes occur in the previous batch. *
-    :func:`spread_pairs` spreads them over nodes, with the logits of the surrogate before the batch
-    as costs. The surrogate remembers only real events.
+      features from one of the features of the previous batch, with a normal kernel whose standard
+      deviation is a tenth of the features' own.
+    * Like those of real events, they are multiples of the largest step that divides all real ones,
+      such as whole seconds: times are rounded down to a multiple, and features to the nearest
+      multiple.
+    * Their nodes occur in the previous batch.
+    * :func:`spread_pairs` spreads them over nodes, with the logits of the surrogate before the
+      batch as costs. The surrogate remembers only real events.
 
     :param TemporalGraphNetwork surrogate: a network trained by the attacker, for example by
         :func:`fit_links` on the same stream; it is not changed.
