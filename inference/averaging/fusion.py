@@ -508,7 +508,7 @@ def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
     sizes = {len(value) for value in stacked.values()}
     if len(sizes) != 1 or min(sizes) < 2:
         raise ValueError(
-            f"checkpoints must be two or more, of each parameter as many, got {sorted(sizes)}"
+            f"checkpoints must be two or more, as many for each parameter, got {sorted(sizes)}"
         )
     for name, value in stacked.items():
         if name not in own or value.shape[1:] != own[name].shape:

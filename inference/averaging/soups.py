@@ -138,7 +138,7 @@ def _checked(candidates: Any) -> tuple[dict[str, Tensor], int]:
     sizes = {len(value) if value.dim() else 0 for value in stacked.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            "candidates must be as many for each tensor, at least one, got the shapes "
+            "candidates must be equally many for each tensor, at least one, got the shapes "
             f"{[tuple(value.shape) for value in stacked.values()]}"
         )
     for name, value in stacked.items():

@@ -77,8 +77,8 @@ class SparseWeightAveraging:
         :class:`~pyro_ext.inference.Trainer`; the optimizer must work element by element.
     :param MagnitudePruner pruner: prunes the average. It is copied together with its masks, which
         apply from the first cycle on.
-    :param float single_until: cycles with a lower sparsity use a single particle. This is SWAMP+ of
-        the paper, which is cheaper and loses little, because averages gain little there.
+    :param float single_until: cycles with a lower sparsity use a single particle. This is the
+        paper's SWAMP+, which saves time where averages gain little.
     :param int seed: seed of the orders of minibatches and of what the network draws.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or a pruner that fits no parameter.

@@ -192,7 +192,7 @@ class PosteriorPredictive(PredictiveRule):
             lengths = {len(value) for value in samples.values()}
             if len(lengths) > 1 or 0 in lengths:
                 raise ValueError(
-                    "posterior must have as many draws of each site, and some, got "
+                    "posterior must have the same number of draws of each site, at least one, got "
                     f"{ {name: len(value) for name, value in samples.items()} }"
                 )
             numbers = uniforms(keys, 0, 1, stream=_DRAWS)[:, 0]

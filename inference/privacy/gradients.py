@@ -242,6 +242,6 @@ def _check_rows(argument: str, rows: Any, least: int = 0) -> None:
     sizes = {len(row) if row.dim() else -1 for row in rows}
     if len(sizes) != 1 or min(sizes) < least or any(row.is_complex() for row in rows):
         raise ValueError(
-            f"{argument} must be {wanted}, as many in each{' and one at least' if least else ''}, "
+            f"{argument} must be {wanted}, as many in each{' and at least one' if least else ''}, "
             f"got {[(row.dtype, tuple(row.shape)) for row in rows]}"
         )

@@ -286,7 +286,7 @@ class ResidualKinetics(_Kinetics):
     .. math:: \beta = s_\beta (\bar r + o_\beta), \quad
               \alpha + C \beta = C (r + s_\alpha o_\alpha) .
 
-    The momentum decays as in SGHMC, but towards :math:`-s_\alpha o_\alpha` instead of zero. A
+    The momentum decays as in SGHMC, but toward :math:`-s_\alpha o_\alpha` instead of zero. A
     network that starts near zero gives nearly the dynamics of SGHMC, with steps :math:`s_\beta`
     times as long, once the noise has built up the momentum; until then it is no faster. The
     dynamics are those of :class:`LearnedKinetics`. This parametrization is ours, for training with

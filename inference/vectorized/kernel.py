@@ -564,7 +564,7 @@ class VectorizedKernel(MCMCKernel):
         self._chains = self.advance(self._chains, self.steps_per_sample)
         if not torch.isfinite(self._chains.position).all():
             raise RuntimeError(
-                f"the chain diverged by step {self._chains.step}: take a smaller step_size"
+                f"the chain diverged by step {self._chains.step}: use a smaller step_size"
             )
         draw = self._chains.step // self.steps_per_sample - self._num_warmup - 1
         diverging = self._statistics(self._chains.state).get("diverging")

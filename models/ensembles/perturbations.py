@@ -1,4 +1,4 @@
-r"""Perturbations of inputs towards places where networks disagree.
+r"""Perturbations of inputs toward places where networks disagree.
 
 [1] Y. Tashiro, Y. Song, S. Ermon (2020),
 Diversity can be transferred: output diversification for white- and black-box attacks.

@@ -219,7 +219,7 @@ class MixedSlots(NamedTuple):
     def cross_entropy(self, logits: Tensor) -> Tensor:
         r"""Return :math:`\lambda \mathrm{CE}(y_1) + (1 - \lambda) \mathrm{CE}(y_2)`, averaged.
 
-        :param Tensor logits: of the mixed slots. **Shape:** ``(num_bags, num_classes)``.
+        :param Tensor logits: logits of the mixed slots. **Shape:** ``(num_bags, num_classes)``.
         """
         log_probs = logits.log_softmax(-1).gather(-1, self.labels)
         return -(self.weights * log_probs).sum(-1).mean()

@@ -1,7 +1,7 @@
 r"""Networks that discover which of several groups are symmetries of the data.
 
 [1] H. Kim, H. Lee, H. Yang, J. Lee (2023),
-Regularizing towards soft equivariance under mixed symmetries.
+Regularizing toward soft equivariance under mixed symmetries.
 """
 
 from collections.abc import Sequence

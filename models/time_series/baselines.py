@@ -194,7 +194,7 @@ class GRUD(_Classifier):
     r"""GRU-D, a recurrent network whose inputs and states decay in gaps [1].
 
     Let :math:`\delta` be the time since the last observed value of each channel. Inputs are the
-    mask and these values, which decay towards the mean, zero, by the factor
+    mask and these values, which decay toward the mean, zero, by the factor
     :math:`\gamma_x = \exp(-\max(0, w \delta + |b|))`. The previous state is multiplied by
     :math:`\gamma_h = \exp(-\max(0, W \delta + b))`.
 

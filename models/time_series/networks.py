@@ -76,7 +76,7 @@ class SeriesTransformer(nn.Module):
 
 
 class DecayImputer(PyroModule):
-    r"""Fills gaps with the last value, which decays towards a generated one [1, 2].
+    r"""Fills gaps with the last value, which decays toward a generated one [1, 2].
 
     Let :math:`s` be the mask, :math:`\Delta` the time since the last observed value of the channel
     (before the first one, the value zero at time zero), and :math:`\tilde x` the generated values.

@@ -46,7 +46,7 @@ class SupervisedNotMIWAE(PyroModule):
     r"""A classifier of time series with gaps that averages over what may stand in the gaps [1].
 
     Latent series :math:`z` have a Gaussian process prior over steps, and networks map them to
-    values of all channels. Gaps are filled with draws of these values, towards which the last
+    values of all channels. Gaps are filled with draws of these values, toward which the last
     observed value decays. A classifier sees the result :math:`x'`, and so does a model of the mask,
     so that values may be missing because of what they are:
 
@@ -74,7 +74,7 @@ class SupervisedNotMIWAE(PyroModule):
     :param prior: :class:`~pyro_ext.distributions.CauchyGP`, or any object with a method
         ``covariance`` of the number of steps; ``None`` for independent standard normal variables.
     :param bool missing_model: whether to model the mask; without it, this is the supMIWAE of [1].
-    :param bool decay: whether the last value decays towards the generated ones; otherwise gaps hold
+    :param bool decay: whether the last value decays toward the generated ones; otherwise gaps hold
         only generated values.
     :param float dropout_rate: rate at which observed values are hidden in training.
     :param bool online: whether each step has a label, predicted from earlier steps. Everything is
