@@ -1,4 +1,4 @@
-"""Active learning: the points to label next, by the disagreement of an ensemble of normals."""
+"""Active learning: choose the points to label next by the disagreement of an ensemble."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,9 @@ def mixture_moments(means: Any, variances: Any, event_dim: int = 0) -> tuple[Ten
               \Sigma = \tfrac1M \sum_m \Sigma_m
               + \tfrac1M \sum_m (\mu_m - \mu)(\mu_m - \mu)^\top
 
-    :param Tensor means: of the members. **Shape:** ``(M, *batch)``, or ``(M, *batch, d)`` with
-        ``event_dim=1``.
-    :param Tensor variances: of the members. **Shape:** ``(M, *batch)``, or covariances
+    :param Tensor means: means of the members. **Shape:** ``(M, *batch)``, or ``(M, *batch, d)``
+        with ``event_dim=1``.
+    :param Tensor variances: variances of the members. **Shape:** ``(M, *batch)``, or covariances
         ``(M, *batch, d, d)``.
     :param int event_dim: zero for numbers, one for vectors.
     :returns: mean and variance, or mean and covariance, without the first dimension.
@@ -42,14 +42,14 @@ def bald(means: Any, variances: Any, event_dim: int = 0) -> Tensor:
 
     .. math:: \alpha = \tfrac12 \Bigl(\log |\Sigma| - \tfrac1M \sum_m \log |\Sigma_m|\Bigr)
 
-    with :math:`\Sigma` of the mixture, as of :func:`mixture_moments`. It is the mutual information
-    of label and member where the mixture is taken to be normal too; it is never negative, and zero
-    where all members agree.
+    with :math:`\Sigma` of the mixture, as in :func:`mixture_moments`. If the mixture is taken to be
+    normal, too, it is the mutual information of label and member. It is never negative, and zero if
+    all members agree.
 
-    :param Tensor means: as of :func:`mixture_moments`, as all else is.
-    :returns: **Shape:** ``batch``; that of forces is averaged over the atoms next.
-    :raises ValueError: for shapes that do not fit, or variances that are not positive, or
-        covariances that are not positive definite.
+    :param Tensor means: as for :func:`mixture_moments`, like the other arguments.
+    :returns: **Shape:** ``batch``; average the scores of forces over the atoms afterwards.
+    :raises ValueError: for shapes that do not fit, variances that are not positive, or covariances
+        that are not positive definite.
 
     [1] N. Houlsby, F. Huszár, Z. Ghahramani, M. Lengyel (2011),
     Bayesian active learning for classification and preference learning.
@@ -78,13 +78,14 @@ def bald(means: Any, variances: Any, event_dim: int = 0) -> Tensor:
 
 
 def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
-    """Points that are far from each other: the next one is the farthest from all before.
+    """Choose points that are far from each other: each one is the farthest from all before it.
 
-    :param Tensor points: **Shape:** ``(n, d)``; of a molecule its sorted distances between atoms.
-    :param int num_points: how many, at most as many as there are.
-    :param Tensor chosen: points that count as taken. **Shape:** ``(m, d)``. Without them the first
-        is the one farthest from the mean.
-    :returns: their numbers, in the order of choice. **Shape:** ``(num_points,)``.
+    :param Tensor points: **Shape:** ``(n, d)``; for a molecule, use its sorted distances between
+        atoms.
+    :param int num_points: number of points to choose, at most as many as there are.
+    :param Tensor chosen: points that count as already chosen. **Shape:** ``(m, d)``. Without them,
+        the first point is the one farthest from the mean.
+    :returns: indices of the points, in order of choice. **Shape:** ``(num_points,)``.
     :raises ValueError: for more points than there are, or shapes that do not fit.
 
     Example::
@@ -116,11 +117,11 @@ def farthest_points(points: Any, num_points: int, chosen: Any = None) -> Tensor:
 def best_by_turns(scores: Sequence[Any], num_points: int) -> Tensor:
     """Select the best points by several scores, which take turns choosing from those left.
 
-    With two scores each chooses half of the points, as energies and forces do in BALD-EF [2].
+    With two scores, each chooses half of the points, as energies and forces do in BALD-EF [2].
 
-    :param scores: larger is better. **Shape:** ``(n,)`` each.
-    :param int num_points: how many in all, at most as many as there are.
-    :returns: their numbers, in the order of choice. **Shape:** ``(num_points,)``.
+    :param scores: scores for which larger is better. **Shape:** ``(n,)`` each.
+    :param int num_points: total number of points to choose, at most as many as there are.
+    :returns: indices of the points, in order of choice. **Shape:** ``(num_points,)``.
     :raises ValueError: for more points than there are, or shapes that do not fit.
 
     [2] S. Y. Willow and others (2025), Bayesian E(3)-equivariant interatomic potential with

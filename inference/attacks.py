@@ -1,7 +1,7 @@
-"""Adversarial attacks: small changes of images that a classifier gets wrong.
+"""Adversarial attacks: small changes of images that make a classifier wrong.
 
-To know what a defense is worth, attack it with all that is known of it. What these attacks do not
-break, others may.
+To measure what a defense is worth, attack it with full knowledge of it. A defense that resists
+these attacks may still fail against others.
 """
 
 from collections.abc import Callable
@@ -40,21 +40,23 @@ def pgd(
     where :math:`u` is the sign, or with ``norm="l2"`` the direction of each image's gradient, and
     :math:`\Pi` projects onto the ball around the image and onto pixels from 0 to 1.
 
-    If the classifier is ``lambda x: purifier.predict(f, x, "logits")``, the gradient goes through
-    the purifier, too, and is averaged over its runs: the attack that knows everything.
+    If the classifier is ``lambda x: purifier.predict(f, x, "logits")``, the gradient also goes
+    through the purifier, and is averaged over its runs: this attack has full knowledge of the
+    defense.
 
     :param Callable classifier: maps images to logits ``(n, num_classes)``.
     :param Tensor x: images. **Shape:** ``(n, *event)``, from 0 to 1.
-    :param Tensor labels: their classes. **Shape:** ``(n,)``.
+    :param Tensor labels: classes of the images. **Shape:** ``(n,)``.
     :param float eps: radius of the ball.
     :param float step: :math:`\eta`, by default a quarter of ``eps``.
     :param int num_steps: number of steps.
-    :param str norm: of the ball, ``"linf"`` or ``"l2"``.
-    :param bool random_start: whether to start at a random point of the ball; else at the image.
-    :param int seed: of all draws; ``None`` for PyTorch's global generator.
+    :param str norm: norm of the ball, ``"linf"`` or ``"l2"``.
+    :param bool random_start: whether to start at a random point of the ball; otherwise at the
+        image.
+    :param int seed: seed of all draws; ``None`` uses PyTorch's global generator.
     :param bool progress: whether to show a progress bar.
     :returns: attacked images. **Shape:** as ``x``.
-    :raises ValueError: for arguments out of range, and where a gradient is not finite.
+    :raises ValueError: for arguments out of range, or if a gradient is not finite.
 
     [1] A. Madry, A. Makelov, L. Schmidt, D. Tsipras, A. Vladu (2018), Towards deep learning models
     resistant to adversarial attacks.
@@ -93,30 +95,31 @@ def bpda_eot(
     seed: int | None = None,
     progress: bool = True,
 ) -> Tensor:
-    r"""Attack a classifier behind a random purifier, taking the purifier's Jacobian for one.
+    r"""Attack a classifier behind a random purifier, with the identity as the purifier's Jacobian.
 
-    It is backward pass differentiable approximation (BPDA) with expectation over transformation
+    This is backward pass differentiable approximation (BPDA) with expectation over transformation
     (EOT) [2]: with purified images :math:`p_j`, drawn anew at each step,
 
     .. math:: x \leftarrow \Pi\Bigl(x + \eta\, u\Bigl(\sum_j u(\nabla_{p_j} \text{CE}(f(p_j),
               y))\Bigr)\Bigr) ,
 
-    as in :func:`pgd`, from the image itself. Images that are misclassified are attacked further.
+    as in :func:`pgd`, starting from the image itself. Images that are already misclassified are
+    attacked further.
 
     :param Callable classifier: maps images to logits ``(n, num_classes)``.
     :param Callable purifier: maps images to images of the same shape, at random.
     :param Tensor x: images. **Shape:** ``(n, *event)``, from 0 to 1.
-    :param Tensor labels: their classes. **Shape:** ``(n,)``.
+    :param Tensor labels: classes of the images. **Shape:** ``(n,)``.
     :param float eps: radius of the ball.
     :param float step: :math:`\eta`.
     :param int num_steps: number of steps.
     :param int num_draws: number of purified images in the sum.
-    :param str norm: of the ball, ``"linf"`` or ``"l2"``.
-    :param int seed: of all draws, those of the purifier too; ``None`` for PyTorch's global
-        generator.
+    :param str norm: norm of the ball, ``"linf"`` or ``"l2"``.
+    :param int seed: seed of all draws, including those of the purifier; ``None`` uses PyTorch's
+        global generator.
     :param bool progress: whether to show a progress bar.
     :returns: attacked images. **Shape:** as ``x``.
-    :raises ValueError: for arguments out of range, and where a gradient is not finite.
+    :raises ValueError: for arguments out of range, or if a gradient is not finite.
 
     [2] A. Athalye, N. Carlini, D. Wagner (2018), Obfuscated gradients give a false sense of
     security: circumventing defenses to adversarial examples.
@@ -152,21 +155,21 @@ def joint_score_attack(
     seed: int | None = None,
     progress: bool = True,
 ) -> Tensor:
-    r"""Attack the classifier as :func:`bpda_eot`, and go where the purifier goes [3].
+    r"""Attack the classifier as :func:`bpda_eot` does, and follow the purifier [3].
 
-    Half of each step is along :math:`u(\sum_j (p_j - x))`, so that what is found is an image that
-    the purifier leaves alone. Arguments, result and errors are those of :func:`bpda_eot`.
+    Half of each step is along :math:`u(\sum_j (p_j - x))`, so that the attack finds an image that
+    the purifier leaves unchanged. Arguments, result and errors are as for :func:`bpda_eot`.
 
     :param Callable classifier: maps images to logits.
     :param Callable purifier: maps images to images, at random.
     :param Tensor x: images.
-    :param Tensor labels: their classes.
+    :param Tensor labels: classes of the images.
     :param float eps: radius of the ball.
     :param float step: length of a step.
     :param int num_steps: number of steps.
-    :param int num_draws: number of purified images at each.
-    :param str norm: of the ball.
-    :param int seed: of all draws.
+    :param int num_draws: number of purified images in each step.
+    :param str norm: norm of the ball.
+    :param int seed: seed of all draws.
     :param bool progress: whether to show a progress bar.
 
     [3] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative

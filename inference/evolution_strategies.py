@@ -1,4 +1,4 @@
-r"""Gradients of functions that are only seen from outside, by antithetic evolution strategies.
+r"""Gradients of black-box functions, by antithetic evolution strategies.
 
 N. Maheswaranathan, L. Metz, G. Tucker, D. Choi, J. Sohl-Dickstein (2019), Guided evolutionary
 strategies: augmenting random search with surrogate gradients.
@@ -25,10 +25,10 @@ def antithetic_gradient(
     .. math:: \frac{1}{2 \sigma^2 P} \sum_{p=1}^P (f(\phi + e_p) - f(\phi - e_p)) \, e_p,
               \quad e_p \sim N(0, \sigma^2 I) .
 
-    Its expectation is the gradient of :math:`E f(\phi + e)`: that of a quadratic function exactly,
-    whatever the scale. Where the function is random, both of a pair should see the same random
-    numbers; what they have in common then cancels. A pair with a value that is not finite counts as
-    one without a difference.
+    Its expectation is the gradient of :math:`E f(\phi + e)`, which for a quadratic function equals
+    that of the function itself, at any scale. If the function is random, evaluate both points of a
+    pair with the same random numbers; what they have in common then cancels. A pair with a value
+    that is not finite counts as having no difference.
 
     :param Callable function: maps points ``(2 * num_pairs, size)`` to values ``(2 * num_pairs,)``;
         rows ``p`` and ``num_pairs + p`` are a pair.

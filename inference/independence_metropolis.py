@@ -1,4 +1,4 @@
-"""Independence Metropolis with a proposal that is fitted to the posterior, as a kernel."""
+"""Independence Metropolis with a proposal fitted to the posterior, as a kernel."""
 
 import math
 import warnings
@@ -85,27 +85,29 @@ class IndependenceMetropolis(VectorizedKernel):
     r"""Metropolis with proposals from a mixture that was fitted to the posterior beforehand.
 
     ``setup`` draws a population from the prior and moves it to the posterior by adaptive importance
-    sampling [1], through powers of the weights that leave enough of them. Around each point of the
-    last population lies a Student distribution; three of four proposals are from their mixture,
-    wherever the chain is, and the others are steps along the difference of two points [2], for
-    regions where the mixture has too little mass. The population no longer changes in the run, so
-    that the draws are from the posterior itself, whatever its shape, and chains run side by side.
+    sampling [1], through powers of the weights that leave enough effective draws. Each point of the
+    last population becomes the center of a Student t distribution. Three quarters of the proposals
+    come from the mixture of these distributions, wherever the chain is. The others are steps along
+    the difference of two points [2], for regions where the mixture has too little mass. The
+    population no longer changes during the run, so that draws are from the exact posterior,
+    whatever its shape, and chains run side by side.
 
-    It is for a few parameters, ten at most, whose posterior is skewed, curved or heavy-tailed, with
-    a density that is costly for one chain and hardly more so for many: of hyperparameters, such as
-    those of a :class:`~pyro_ext.models.nonparametric.FrequencyModel`. Draws are then hardly
-    correlated, where the samplers that follow gradients need long trajectories. A model must see
-    all of its data.
+    Use it for at most ten parameters whose posterior is skewed, curved or heavy-tailed, and whose
+    density is costly for one chain and hardly more so for many: for hyperparameters, such as those
+    of a :class:`~pyro_ext.models.nonparametric.FrequencyModel`. Draws are then hardly correlated,
+    whereas gradient-based samplers need long trajectories. A model must see all of its data.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; the
         population then starts around the initial parameters.
-    :param int num_points: of the population.
-    :param float local_fraction: of proposals that are steps from where the chain is, in (0, 1).
+    :param int num_points: number of points of the population.
+    :param float local_fraction: fraction of proposals that are steps from the chain's position, in
+        (0, 1).
     :param init_strategy: where the population starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``backend``, as of :class:`~pyro_ext.inference.VectorizedKernel`,
-        and ``steps_per_sample``, transitions that one call of ``sample`` takes under Pyro's driver.
+    :param options: ``backend``, as for :class:`~pyro_ext.inference.VectorizedKernel`, and
+        ``steps_per_sample``, the number of transitions that one call of ``sample`` takes under
+        Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] O. Cappé, A. Guillin, J. M. Marin, C. P. Robert (2004), Population Monte Carlo.
@@ -143,7 +145,7 @@ class IndependenceMetropolis(VectorizedKernel):
 
     @property
     def population(self) -> Population:
-        """Population that proposals are drawn from.
+        """Population from which proposals are drawn.
 
         :raises RuntimeError: before ``setup``.
         """
@@ -179,7 +181,7 @@ class IndependenceMetropolis(VectorizedKernel):
         if effective < _FEW * self.num_points:
             warnings.warn(
                 f"{len(points)} draws for the population are worth {effective:.0f}: the posterior "
-                "may have too many parameters. Give it a larger num_points, or take NUTS",
+                "may have too many parameters. Pass a larger num_points, or use NUTS",
                 stacklevel=2,
             )
 

@@ -16,10 +16,10 @@ class IVON(Optimizer):
     r"""Variational online Newton steps for a diagonal normal posterior of the parameters [1].
 
     The posterior is :math:`N(m, \sigma^2)` with :math:`\sigma = 1 / \sqrt{\lambda (h + \delta)}`,
-    for a loss that is a mean over the data and a normal prior of precision
+    for a loss that is a mean over the data, and a normal prior of precision
     :math:`\lambda \delta`. Each step evaluates the gradient :math:`\hat g` at a draw
-    :math:`\theta`, whose product with the noise is an estimate of the curvature,
-    :math:`\hat h = \hat g (\theta - m) / \sigma^2`, and then takes
+    :math:`\theta`. Its product with the noise estimates the curvature,
+    :math:`\hat h = \hat g (\theta - m) / \sigma^2`. The step is
 
     .. math::
         g &\leftarrow \beta_1 g + (1 - \beta_1) \hat g, \qquad
@@ -27,25 +27,25 @@ class IVON(Optimizer):
 
         m &\leftarrow m - \alpha \, (g / (1 - \beta_1^t) + \delta m) / (h + \delta)
 
-    with :math:`\rho = 1 - \beta_2`, which leaves :math:`h + \delta` positive. The parameters hold
-    :math:`m`. As the gradient has to be taken elsewhere, the loss goes through :meth:`sampled`.
+    with :math:`\rho = 1 - \beta_2`, which keeps :math:`h + \delta` positive. The parameters hold
+    :math:`m`. Since the gradient is evaluated elsewhere, pass the loss through :meth:`sampled`.
 
-    A curvature that starts too small makes the first draws wide, and the steps long: where
-    training diverges, raise ``hess_init``. Take :math:`1 / \rho` steps at least, or the curvature
-    is still what it was at the start. Parameters that require no gradient are left as they are, and
-    out of scales and draws.
+    An initial curvature that is too small makes the first draws wide and the steps long: if
+    training diverges, raise ``hess_init``. Take at least :math:`1 / \rho` steps, or the curvature
+    still has its initial value. Parameters that require no gradient are not changed, and have no
+    scales or draws.
 
-    :param params: tensors, or groups of them, as of :class:`torch.optim.Optimizer`.
+    :param params: tensors, or groups of them, as for :class:`torch.optim.Optimizer`.
     :param float lr: :math:`\alpha`.
     :param float ess: :math:`\lambda`, the effective number of data.
-    :param float hess_init: :math:`h` at the start.
+    :param float hess_init: initial value of :math:`h`.
     :param betas: :math:`\beta_1` and :math:`\beta_2`.
     :param float weight_decay: :math:`\delta`.
-    :param float clip_radius: largest size of what :math:`\alpha` multiplies, element by element;
-        ``None`` does not clip.
-    :param int num_samples: draws of a step.
-    :param int seed: of the draws, which are the same in a training that goes on from a checkpoint.
-    :raises ValueError: for numbers out of range, in groups too.
+    :param float clip_radius: bound on the factor of :math:`\alpha`, element by element; ``None``
+        does not clip.
+    :param int num_samples: number of draws of a step.
+    :param int seed: seed of the draws, which stay the same if training resumes from a checkpoint.
+    :raises ValueError: for numbers out of range, also in groups.
     :raises TypeError: for parameters that are not floating-point tensors.
 
     [1] Y. Shen and others (2024), Variational learning is effective for large deep networks.
@@ -107,7 +107,7 @@ class IVON(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, which start with the curvature ``hess_init``.
 
-        :param dict param_group: ``"params"``, and settings that are not those of the others.
+        :param dict param_group: ``"params"``, and settings that differ from the defaults.
         :raises ValueError: for settings out of range, or parameters that are not finite.
         :raises TypeError: for parameters that are not floating-point tensors.
         """
@@ -132,15 +132,15 @@ class IVON(Optimizer):
         self._curvatures = None  # they are not of the new parameters
 
     def sampled(self, loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, list[Tensor]]]:
-        """The loss at draws from the posterior, with its gradients there.
+        """Make a function that evaluates the loss and its gradients at draws from the posterior.
 
-        The gradients also are left in ``grad`` of the parameters, for :meth:`step`, as if the loss
-        had gone backward; those that were there before are lost.
+        The gradients are also left in the parameters' ``grad``, for :meth:`step`, as after a
+        backward pass; earlier gradients are lost.
 
-        :param Callable loss: returns a scalar, or one of each row that has nothing to do with
-            others; the mean over the data of what is to be minimized.
-        :returns: a function of the same arguments, as :meth:`pyro_ext.inference.Trainer.run` takes
-            it, after which the parameters are the mean again.
+        :param Callable loss: returns a scalar, or one value for each of several independent rows:
+            the mean over the data of what is minimized.
+        :returns: a function with the same arguments, for :meth:`pyro_ext.inference.Trainer.run`.
+            After a call, the parameters are the mean again.
         """
         checks.function("loss", loss)
 
@@ -193,10 +193,10 @@ class IVON(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients at draws.
 
-        :param Callable closure: the loss, where it has not been evaluated by :meth:`sampled`. It
-            returns the value and does not call ``backward()``.
+        :param Callable closure: the loss, if :meth:`sampled` has not evaluated it. It returns the
+            value and does not call ``backward()``.
         :returns: the loss of the closure.
-        :raises RuntimeError: where no loss has been evaluated since the last step, or its gradients
+        :raises RuntimeError: if no loss has been evaluated since the last step, or its gradients
             have been set to ``None``.
         """
         value = None
@@ -231,7 +231,7 @@ class IVON(Optimizer):
         return value
 
     def scales(self) -> list[Tensor]:
-        r""":math:`\sigma` of each parameter, in their order."""
+        r""":math:`\sigma` of each parameter, in order."""
         return [
             (group["ess"] * (self.state[p]["hess"] + group["weight_decay"])).rsqrt()
             for group in self.param_groups
@@ -239,10 +239,10 @@ class IVON(Optimizer):
         ]
 
     def draws(self, num_samples: int, *, seed: int | None = None) -> list[Tensor]:
-        """Draws of each parameter from the posterior, in their order.
+        """Draw each parameter from the posterior, in order.
 
-        :param int num_samples: how many.
-        :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
+        :param int num_samples: number of draws.
+        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
         :returns: **Shape:** ``(num_samples, *shape)`` each.
         """
         number = checks.integer("num_samples", num_samples, 1)

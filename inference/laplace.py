@@ -1,4 +1,4 @@
-"""Gaussian posteriors at a mode, of few parameters and of a network's weights, as guides."""
+"""Gaussian posteriors at a mode, for few parameters or for a network's weights, as guides."""
 
 import copy
 import math
@@ -22,15 +22,15 @@ _STEP = 1e-3
 
 
 class LaplacePosterior(NamedTuple):
-    """Gaussian at the mode of a posterior, in unconstrained coordinates.
+    """Gaussian approximation at the mode of a posterior, in unconstrained coordinates.
 
-    It is a guide of the model: give it to :class:`~pyro.infer.Predictive`,
+    It is a guide of the model: pass it to :class:`~pyro.infer.Predictive`,
     :func:`~pyro_ext.diagnostics.to_arviz` or :func:`~pyro_ext.diagnostics.psis`.
 
     :param Tensor mode: where the posterior is largest. **Shape:** ``(size,)``.
-    :param Tensor scale_tril: the root of the covariance. **Shape:** ``(size, size)``.
+    :param Tensor scale_tril: Cholesky factor of the covariance. **Shape:** ``(size, size)``.
     :param Tensor log_evidence: logarithm of the integral of the joint density, approximately.
-    :param Potential potential: of the model.
+    :param Potential potential: potential of the model.
     """
 
     mode: Tensor
@@ -57,12 +57,12 @@ class LaplacePosterior(NamedTuple):
 def laplace_posterior(
     potential: Potential, starts: Sequence[Mapping[str, Tensor]]
 ) -> LaplacePosterior:
-    """Find the highest mode from some starts, and the Gaussian there.
+    """Find the highest mode from several starts, and the Gaussian approximation there.
 
-    :param Potential potential: of a model without minibatches, in float64.
-    :param starts: values of all sites, in constrained space; one at least.
-    :returns: the Gaussian, with the curvature by finite differences of gradients.
-    :raises ValueError: without starts, and where the mode has no finite positive curvature.
+    :param Potential potential: the potential of a model without minibatches, in float64.
+    :param starts: values of all sites, in constrained space; at least one.
+    :returns: the Gaussian. Its curvature is computed by finite differences of gradients.
+    :raises ValueError: without starts, or if the mode has no finite positive curvature.
 
     Example::
 
@@ -100,26 +100,27 @@ def laplace_posterior(
 
 
 class AutoLaplaceGGN(nn.Module):
-    r"""A normal guide of a network's weights around those that it was trained to [1].
+    r"""A normal guide of a network's weights around their trained values [1].
 
     The precision is that of the prior plus the generalized Gauss-Newton matrix of the data,
-    computed by laplace-torch (``pip install pyro-ext[laplace]``). Weights that are not among
-    ``subset_of_weights`` stay where they are. It is a guide for :class:`~pyro.infer.Predictive`,
-    :func:`~pyro_ext.diagnostics.to_arviz` and :func:`~pyro_ext.diagnostics.psis`, of each model
-    that calls the network. With few data for many weights, draws that are put through the network
-    go far astray; predictions of the linearized network, ``guide.laplace(inputs)``, do not.
+    computed by laplace-torch (``pip install pyro-ext[laplace]``). Weights outside of
+    ``subset_of_weights`` stay fixed. Use it as a guide of any model that calls the network, in
+    :class:`~pyro.infer.Predictive`, :func:`~pyro_ext.diagnostics.to_arviz` and
+    :func:`~pyro_ext.diagnostics.psis`. If few data determine many weights, the network gives poor
+    outputs at draws of the weights; the predictions of the linearized network,
+    ``guide.laplace(inputs)``, stay accurate.
 
-    :param BayesianModule network: around a network that was trained; its prior is that of the
-        guide. Inputs of a batch are its only argument.
-    :param DataLoader loader: the training data, as pairs of inputs and targets, without shuffling
-        or leaving out any. Targets are classes ``(n,)``, or numbers ``(n, outputs)``.
+    :param BayesianModule network: wraps a trained network; its prior is that of the guide. It takes
+        a batch of inputs as its only argument.
+    :param DataLoader loader: the training data, as pairs of inputs and targets, unshuffled and
+        complete. Targets are classes ``(n,)``, or numbers ``(n, outputs)``.
     :param str likelihood: ``"classification"``, with the outputs as logits, or ``"regression"``.
     :param str subset_of_weights: ``"all"`` or ``"last_layer"``.
     :param str hessian_structure: ``"kron"``, Kronecker-factored by layer; ``"diag"``; or
-        ``"full"``, for some thousands of weights at most.
-    :param float noise: standard deviation of targets of a regression.
-    :ivar laplace: the object of laplace-torch, with ``log_marginal_likelihood()``, and
-        ``optimize_prior_precision()``, after which draws are those of the prior that it found.
+        ``"full"``, for at most a few thousand weights.
+    :param float noise: standard deviation of the targets of a regression.
+    :ivar laplace: the laplace-torch object, with ``log_marginal_likelihood()`` and
+        ``optimize_prior_precision()``, after which draws use the prior that it found.
     :raises ValueError: for unknown words, or a number out of range.
     :raises ImportError: without laplace-torch.
 

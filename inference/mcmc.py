@@ -1,4 +1,4 @@
-"""The MCMC driver: many chains, thinning, progress, and a posterior that ArviZ understands."""
+"""The MCMC driver: many chains, thinning, progress bars, checkpoints, and draws for ArviZ."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -30,51 +30,50 @@ __all__ = ["MCMC", "ChainMethod"]
 class MCMC(Driver):
     """Runs chains of a kernel and keeps their draws.
 
-    :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's such as
+    :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's own, such as
         :class:`~pyro.infer.HMC`, whose chains run one after the other.
-    :param int num_samples: draws to keep of each chain.
-    :param int warmup_steps: steps before the first kept ones; by default as many as samples of a
-        kernel that adapts, at most 400 of :class:`~pyro_ext.inference.NUTS` without options, and
-        none of others.
+    :param int num_samples: number of draws to keep from each chain.
+    :param int warmup_steps: number of steps before the first kept draw. By default, kernels that
+        adapt take as many as ``num_samples``, and :class:`~pyro_ext.inference.NUTS` with default
+        options at most 400; other kernels take none.
     :param int num_chains: number of chains.
-    :param int thinning: steps between two kept draws. With a cyclical schedule only draws of a
-        sampling stage are kept.
+    :param int thinning: keep every ``thinning``-th draw. With a cyclical schedule, only draws from
+        sampling stages are kept.
     :param initial_params: where the chains start; by default the kernel chooses. Values in
-        constrained space, **Shape:** ``(num_chains, *event)`` each, where a single chain may go
-        without its dimension; a guide, from which a value is
-        drawn for each chain; ``"laplace"``, for draws around a mode of the posterior with twice the
-        standard deviations of its Laplace approximation; ``"pathfinder"``, for draws of
-        :func:`~pyro_ext.posterior.pathfinder`; or an earlier run or the folder of its checkpoint,
-        from whose last draws the chains go on.
+        constrained space, **Shape:** ``(num_chains, *event)`` each, where a single chain may omit
+        the chain dimension; a guide, from which each chain's start is drawn; ``"laplace"``, for
+        draws from a Laplace approximation with its standard deviations doubled; ``"pathfinder"``,
+        for draws of :func:`~pyro_ext.posterior.pathfinder`; or an earlier run, or the folder of its
+        checkpoint, from whose last draws the chains continue.
     :param chain_method: ``"vectorized"`` takes each step for all chains at once, ``"sequential"``
-        runs one chain after the other, and an :class:`~concurrent.futures.Executor` (a pool of
-        processes, that of a Dask cluster or of MPI) runs groups of chains in its workers.
-    :param checkpoint: a folder to which draws and states are written as the run goes on, so that
-        memory holds few of them. A run that was killed at any moment goes on from there when the
-        same program is started again, and gives the same draws; so does one with more samples.
+        runs one chain after the other, and an :class:`~concurrent.futures.Executor` (a process
+        pool, or the executor of a Dask cluster or of MPI) runs groups of chains in its workers.
+    :param checkpoint: a folder to which draws and states are written during the run, so that few
+        of them stay in memory. If the run is killed, start the same program again: the run resumes
+        and gives the same draws. A larger ``num_samples`` extends the run.
         :class:`~pyro_ext.checkpoint.Checkpoint` and :func:`~pyro_ext.diagnostics.to_arviz` open it.
-    :param int seed: a chain's draws follow from the seed and its number, however many chains there
-        are and wherever they run; ``None`` takes a seed from PyTorch's generator, which
-        :func:`pyro.set_rng_seed` sets, or that of the checkpoint.
+    :param int seed: determines the draws of a chain together with the chain's number, no matter how
+        many chains there are and where they run. ``None`` takes the seed of the checkpoint, or else
+        draws one from PyTorch's generator, which :func:`pyro.set_rng_seed` sets.
     :param bool progress: whether to show a progress bar.
-    :param int group_size: how many chains take each step at once; by default all of them where they
-        are vectorized, and one otherwise.
-    :param Sequence save_params: names of the sites to keep draws of, by default all.
-    :param bool disable_validation: whether Pyro's kernels take their steps without checks of
-        arguments and values, as under Pyro's driver: steps that diverge would raise. Observed
-        values are checked before the first step all the same. ``None`` leaves the switch as it is.
-        Kernels of :mod:`pyro_ext.inference` check once, before the first step.
-    :param bool disable_progbar: Pyro's word for ``progress=False``.
-    :param hook_fn: for Pyro's kernels, called after each step with the kernel, unconstrained
+    :param int group_size: number of chains that take each step together; by default all of them if
+        they are vectorized, and one otherwise.
+    :param Sequence save_params: names of the sites to keep; by default all.
+    :param bool disable_validation: whether Pyro's kernels run without validating arguments and
+        values, as under Pyro's driver; with validation, a step that diverges raises an error.
+        Observed values are checked before the first step in any case. ``None`` leaves Pyro's
+        setting as it is. Kernels of :mod:`pyro_ext.inference` check once, before the first step.
+    :param bool disable_progbar: Pyro's name for ``progress=False``.
+    :param hook_fn: for Pyro's kernels, called after each step with the kernel, the unconstrained
         parameters, ``"Warmup"`` or ``"Sample"``, and the number of the step.
-    :param dict transforms: for Pyro's kernels, maps from the support of sites to unconstrained
-        space, which draws are mapped back by, instead of the kernel's own.
-    :param dict quantities: functions of a draw to record beside its sites, by name. Each maps a
-        dict of values by site, deterministic ones included, to a tensor.
-    :param Sequence extra_fields: fields of the state of the sampler to record at each draw, such as
-        ``"momentum"`` of :class:`~pyro_ext.inference.SGHMC`; :meth:`get_extra_fields` gives them.
-    :param EarlyStopping early_stopping: when to stop before all samples are drawn. It takes the
-        same kernels as a checkpoint, since chains wait at each look.
+    :param dict transforms: for Pyro's kernels, maps from the support of each site to unconstrained
+        space, by site. Their inverses map draws back, instead of the kernel's own.
+    :param dict quantities: functions whose values are recorded with each draw, by name. Each maps a
+        dict of site values, including deterministic sites, to a tensor.
+    :param Sequence extra_fields: fields of the sampler's state to record with each draw, such as
+        ``"momentum"`` of :class:`~pyro_ext.inference.SGHMC`; :meth:`get_extra_fields` returns them.
+    :param EarlyStopping early_stopping: when to stop before all samples are drawn. It supports the
+        same kernels as a checkpoint, because chains pause at each check.
     :raises TypeError: if ``kernel`` is not an MCMC kernel, or for an unknown argument.
     :raises ValueError: for numbers out of range.
 
@@ -131,25 +130,24 @@ class MCMC(Driver):
     def run(self, *args: Any, **kwargs: Any) -> Self:
         """Run the chains from their start, or from where a checkpoint left them.
 
-        On Ctrl-C the run ends and keeps what has been drawn. A chain that diverges or raises an
-        error stops, with a warning, and is left out of the samples: ``stopped_chains`` holds its
-        draws from before, and the reason. Where no chain gets through its first step, the
-        error is raised as it is.
+        Ctrl-C ends the run and keeps the draws made so far. A chain that diverges or raises an
+        error stops with a warning and is left out of the samples; ``stopped_chains`` holds its
+        earlier draws and the reason. If no chain gets through its first step, the error is raised.
 
-        At the end it warns, in a :class:`~pyro_ext.posterior.ConvergenceWarning` each, of
-        divergences, of trajectories that were cut off, and from 40 draws on of sites whose
-        rank-normalized split R-hat is above 1.01, whose effective sample size in the middle or the
-        tails is below 100 a chain, and of a BFMI below 0.3; and of a stochastic-gradient kernel
-        whose draws are too wide or too narrow, by
+        At the end, the run gives a :class:`~pyro_ext.posterior.ConvergenceWarning` for each of
+        these: divergences; trajectories that were cut off; and, with at least 40 draws, sites with
+        a rank-normalized split R-hat above 1.01, sites with a bulk or tail effective sample size
+        below 100 per chain, and a BFMI below 0.3. It also warns if the draws of a
+        stochastic-gradient kernel are too wide or too narrow, as measured by
         :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
 
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         :returns: the driver itself.
-        :raises ValueError: where model, data or initial parameters don't fit.
-        :raises CheckpointError: where the checkpoint is of another run, or damaged.
-        :raises ExecutorError: where an executor fails; draws made before are kept.
-        :raises RuntimeError: where all chains have stopped.
+        :raises ValueError: if the model, the data or the initial parameters don't fit.
+        :raises CheckpointError: if the checkpoint belongs to another run, or is damaged.
+        :raises ExecutorError: if an executor fails; draws made before are kept.
+        :raises RuntimeError: if all chains have stopped.
         """
         super().run(*args, **kwargs)
         if not self.interrupted:
@@ -164,7 +162,7 @@ class MCMC(Driver):
 
     @property
     def chain_numbers(self) -> tuple[int, ...]:
-        """Numbers of the chains that the samples hold, in their order."""
+        """Numbers of the chains that the samples hold, in order."""
         return tuple(self._choose()[0])
 
     @property
@@ -176,12 +174,12 @@ class MCMC(Driver):
     def _args(self) -> Any:
         raise AttributeError(
             "arviz.from_pyro takes Pyro's own MCMC, and would see one minibatch in place of the "
-            "data; convert this run by pyro_ext.diagnostics.to_arviz(mcmc)"
+            "data; convert this run with pyro_ext.diagnostics.to_arviz(mcmc)"
         )
 
     @property
     def stopped_chains(self) -> dict[int, dict[str, Any]]:
-        """Chains that are left out of the samples: by number, ``step``, ``reason``, ``samples``."""
+        """Chains left out of the samples: ``step``, ``reason`` and ``samples``, by chain number."""
         result = {}
         chosen, _ = self._choose()
         for members in self._groups:
@@ -206,20 +204,20 @@ class MCMC(Driver):
     ) -> dict[str, Tensor]:
         """Draws of the latent and deterministic sites, in constrained space, and of quantities.
 
-        Deterministic sites in a plate that subsamples are left out: a draw sees a part of them. Of
-        Pyro's own kernels there are the latent sites alone; ``Predictive`` and
-        :func:`~pyro_ext.diagnostics.to_arviz` compute the others.
+        Deterministic sites inside a subsampled plate are left out, since a draw sees only part of
+        them. Pyro's own kernels record latent sites only; ``Predictive`` and
+        :func:`~pyro_ext.diagnostics.to_arviz` compute the deterministic ones.
 
         :param bool group_by_chain: keep chains apart.
-        :param int num_samples: draw so many of the draws with replacement, of each chain or of all
-            of them, as Pyro's driver does.
+        :param int num_samples: resample this many draws with replacement, from each chain or from
+            all of them together, as Pyro's driver does.
         :returns: **Shape:** ``(num_chains, num_draws, *event)`` each, or with the chains
             concatenated, ``(num_chains * num_draws, *event)``.
-        :raises RuntimeError: before a run, or where all chains have stopped.
+        :raises RuntimeError: before a run, or if all chains have stopped.
         """
         if not isinstance(group_by_chain, bool):
             raise TypeError(
-                f"group_by_chain must be True or False, got {group_by_chain!r:.80}; give a number "
+                f"group_by_chain must be True or False, got {group_by_chain!r:.80}; pass a number "
                 "of draws as num_samples=..."
             )
         if num_samples is not None:
@@ -228,11 +226,11 @@ class MCMC(Driver):
         return dict(selected)
 
     def sample_statistics(self) -> dict[str, Tensor]:
-        """Statistics of the step before each draw.
+        """Statistics of the step that led to each draw.
 
-        For stochastic-gradient kernels these are ``lp``, the negative potential of the step's
-        minibatch, ``step_size``, ``temperature`` and what the sampler adds; for Pyro's kernels
-        ``step_size`` and ``diverging``.
+        For stochastic-gradient kernels these are ``lp``, which is the negative potential on the
+        step's minibatch, ``step_size``, ``temperature`` and what the sampler adds; for Pyro's
+        kernels, ``step_size`` and ``diverging``.
 
         :returns: **Shape:** ``(num_chains, num_draws)`` each.
         """
@@ -240,7 +238,7 @@ class MCMC(Driver):
         return {k: v for k, v in statistics.items() if k not in self.extra_fields}
 
     def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """Fields of the sampler's state at each draw, those named in ``extra_fields``.
+        """Values of the ``extra_fields`` of the sampler's state at each draw.
 
         :param bool group_by_chain: keep chains apart.
         :returns: in the order of the flat vector of unconstrained parameters.
@@ -255,9 +253,9 @@ class MCMC(Driver):
     def summary(self, prob: float = 0.9) -> None:
         """Print mean, standard deviation, median, interval, effective sample size and R-hat.
 
-        Sites that hold integers are left out, of labels of clusters all but how many there are.
-        Below stand the number of divergences, of kernels that have them, and the chains that
-        stopped.
+        Sites of integers are left out; for cluster labels, the number of clusters is summarized
+        instead. The number of divergences, if the kernel records them, and the chains that stopped
+        are printed below the table.
 
         :param float prob: probability mass of the interval.
         """
@@ -271,13 +269,13 @@ class MCMC(Driver):
     def diagnostics(self) -> dict[str, Any]:
         r"""Effective sample size and split R-hat of each site, and what happened to the chains.
 
-        An effective sample size of more than :math:`S \log_{10} S`, for :math:`S` draws, counts as
-        that. It occurs for draws that alternate around their mean, whose sizes the usual formula
-        makes huge or negative.
+        An effective sample size is capped at :math:`S \log_{10} S`, for :math:`S` draws. Draws that
+        alternate around their mean reach this cap: the usual formula would give them a huge or
+        negative size.
 
-        :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers, and of numbers of
-            clusters; ``"divergences"`` with the numbers of the draws that come after one, by chain;
-            ``"stopped_chains"`` with step and reason by number of the chain; what else the kernel
+        :returns: ``n_eff`` and ``r_hat`` for each site of real numbers and each number of clusters;
+            ``"divergences"``, the numbers of the draws that follow a divergence, by chain;
+            ``"stopped_chains"``, step and reason by chain number; and whatever else the kernel
             reports, by chain.
         """
         numbers = self._numbers() if self.num_draws or not self.stopped_chains else {}

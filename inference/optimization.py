@@ -1,4 +1,4 @@
-"""Minima of many functions at once: each row of a matrix is a problem of its own."""
+"""Minimization of many functions at once: each row of a matrix is a problem of its own."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,14 +35,14 @@ def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor
 
 
 class Minimum(NamedTuple):
-    """Result of the search for the minimum of each problem.
+    """Result of a minimization, for each problem.
 
     :param Tensor position: **Shape:** ``(num_problems, size)``.
-    :param Tensor value: of the function there. **Shape:** ``(num_problems,)``.
-    :param Tensor gradient_norm: largest element of the gradient there in absolute value.
+    :param Tensor value: value of the function there. **Shape:** ``(num_problems,)``.
+    :param Tensor gradient_norm: largest absolute value in the gradient there.
         **Shape:** ``(num_problems,)``.
     :param Tensor converged: whether the search ended by itself. **Shape:** ``(num_problems,)``.
-    :param Tensor num_steps: steps of each problem. **Shape:** ``(num_problems,)``.
+    :param Tensor num_steps: steps taken for each problem. **Shape:** ``(num_problems,)``.
     """
 
     position: Tensor
@@ -53,32 +53,32 @@ class Minimum(NamedTuple):
 
 
 class Minimizer(ABC):
-    """Searches the minima of many functions at once."""
+    """Base class of methods that minimize many functions at once."""
 
     takes_minibatches: bool
-    """Whether the function may be another one at each call."""
+    """Whether the function may change from call to call, as losses of minibatches do."""
 
     @abstractmethod
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
-        """Search.
+        """Minimize the function of each problem.
 
         :param objective: maps positions ``(rows, size)`` and the numbers of their problems
             ``(rows,)`` to values ``(rows,)`` and gradients ``(rows, size)``.
         :param Tensor start: where the search starts. **Shape:** ``(num_problems, size)``.
-        :returns: where it ends. The value of a problem that diverges is infinite.
+        :returns: where the search ends. The value of a problem that diverges is infinite.
         """
 
 
 class BatchLBFGS(Minimizer):
-    """The limited-memory BFGS method, with a line search of its own for each problem [1].
+    """Limited-memory BFGS for many problems at once, each with its own line search [1].
 
-    A problem is done when no element of the gradient exceeds the tolerance, or when no step along
-    the direction is a good one, which rounding brings about in the end. A step is good where the
-    value is less by enough or, where rounding hides that, its slope is [2]. Where the slope has not
-    changed along a good step, the next one is twice as long. Problems that are done cost nothing
-    more.
+    A problem is done when no element of its gradient exceeds the tolerance, or when no step along
+    its direction is acceptable, which rounding brings about eventually. A step is acceptable if it
+    decreases the value enough or, where rounding hides the decrease, if the slope flattens enough
+    [2]. If a step finds no positive curvature, the next one is twice as long. Problems that are
+    done cost nothing more.
 
-    :param int max_steps: steps of a problem at most.
+    :param int max_steps: largest number of steps per problem.
     :param float tolerance: largest element of a gradient that counts as zero.
 
     [1] J. Nocedal, S. J. Wright (2006), Numerical optimization, algorithm 7.5.
@@ -107,7 +107,7 @@ class BatchLBFGS(Minimizer):
         return f"BatchLBFGS({self.max_steps}, {self.tolerance})"
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
-        """Search; see :meth:`Minimizer.minimize`."""
+        """Minimize; see :meth:`Minimizer.minimize`."""
         checks.function("objective", objective)
         start = checks.as_tensor("start", start, "(num_searches, size)")
         position = start.clone()
@@ -160,14 +160,15 @@ class BatchLBFGS(Minimizer):
 
 
 class BatchOptimizer(Minimizer):
-    """An optimizer of :mod:`torch.optim`, over all problems in one tensor.
+    """An optimizer of :mod:`torch.optim` that runs on all problems in a single tensor.
 
-    It has to work element by element, as SGD, Adam and their kin do, so that no problem feels the
-    others. The functions may be other ones at each call, such as losses of minibatches.
+    The optimizer must work element by element, as SGD and Adam do, so that problems don't affect
+    each other. The functions may change from call to call, as losses of minibatches do.
 
-    :param optimizer: makes the optimizer of a list of tensors.
+    :param optimizer: a function that makes the optimizer from a list of tensors.
     :param int num_steps: number of steps.
-    :param scheduler: makes a scheduler of learning rates of the optimizer and the number of steps.
+    :param scheduler: a function that makes a learning-rate scheduler from the optimizer and the
+        number of steps.
 
     Example::
 
@@ -202,9 +203,10 @@ class BatchOptimizer(Minimizer):
         return f"BatchOptimizer({self.optimizer!r}, {self.num_steps}, {self.scheduler!r})"
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
-        """Take all steps; see :meth:`Minimizer.minimize`. The search ends by itself in any case.
+        """Take all steps; see :meth:`Minimizer.minimize`.
 
-        The value is that at the last position, on a minibatch of its own where there are any.
+        Every problem that stays finite counts as converged. The value is the one at the last
+        position; with minibatches, it is computed on a fresh one.
         """
         checks.function("objective", objective)
         start = checks.as_tensor("start", start, "(num_searches, size)")

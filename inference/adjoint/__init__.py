@@ -1,4 +1,4 @@
-"""Adjoint samplers: controlled diffusions to a density, trained on gradients of its energy alone.
+"""Adjoint samplers: controlled diffusions to a density, trained only on gradients of its energy.
 
 :class:`~pyro_ext.inference.AdjointSampler` samples vectors,
 :class:`~pyro_ext.inference.FunctionalAdjointSampler` whole paths between two ends, and

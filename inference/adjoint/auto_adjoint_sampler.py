@@ -28,26 +28,25 @@ class AutoAdjointSampler(AutoContinuous):
     r"""A guide that samples the posterior of a Pyro model by a learned diffusion [1].
 
     It is an :class:`~pyro_ext.inference.AdjointSampler` whose energy is the negative log joint
-    density in unconstrained space, in coordinates in which the posterior has a unit covariance near
-    its mode. The mode is searched and second derivatives are taken there at the first call, so that
-    it is for models of at most some hundred latent values.
+    density in unconstrained space, in coordinates that give the posterior unit covariance near its
+    mode. The first call finds the mode and the second derivatives there, so use it for models with
+    at most a few hundred latent values.
 
-    ``fit`` trains it, ``sample`` gives draws by site and their importance weights, and ``evaluate``
-    says how far they can be trusted. As a guide it draws the latent sites, and works with
-    :class:`~pyro.infer.Predictive`. The density of its draws is not known, but that of a whole
-    simulation is; with it :class:`~pyro.infer.Trace_ELBO` is the bound of ``evaluate``, and
-    :class:`~pyro.infer.SVI` trains it by differentiating through the simulation, as a rule slower
-    than ``fit`` does.
+    ``fit`` trains the guide, ``sample`` returns draws by site and their importance weights, and
+    ``evaluate`` says how far they can be trusted. As a guide, it draws the latent sites and works
+    with :class:`~pyro.infer.Predictive`. The density of its draws is unknown, but that of a whole
+    simulation is known. With it, :class:`~pyro.infer.Trace_ELBO` is the bound of ``evaluate``, and
+    :class:`~pyro.infer.SVI` trains the guide by differentiating through the simulation, usually
+    more slowly than ``fit``.
 
     :param model: a Pyro model with continuous latent sites, which sees all of its data.
-    :param NoiseSchedule schedule: noise of the diffusion in these coordinates. A posterior with
-        modes apart needs one that covers all of them.
+    :param NoiseSchedule schedule: noise of the diffusion in these coordinates. For a posterior with
+        separate modes, it must cover all of them.
     :param hidden_features: widths of the layers of the control network.
     :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
     :param init_loc_fn: where the search for the mode starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
-    :param options: as of :class:`~pyro_ext.inference.AdjointSampler`, without ``ema_decay``.
-    :raises ValueError: for numbers out of range.
+    :param options: as for :class:`~pyro_ext.inference.AdjointSampler`, except ``ema_decay``.
 
     [1] A. Havens et al. (2025),
     Adjoint sampling: highly scalable diffusion samplers via adjoint matching.
@@ -111,14 +110,14 @@ class AutoAdjointSampler(AutoContinuous):
     ) -> Self:
         """Train until ``num_steps`` steps have been taken in total.
 
-        :param args: arguments of the model; those of the first call in a later one without any.
-        :param int num_steps: number of steps of the optimizer, those of earlier calls included.
-        :param checkpoint: a file from which the training goes on where it exists.
+        :param args: arguments of the model; a later call without any uses those of the first.
+        :param int num_steps: total number of optimizer steps, including those of earlier calls.
+        :param checkpoint: a file; if it exists, training resumes from it.
         :param bool progress: whether to show a progress bar.
         :param kwargs: keyword arguments of the model.
         :returns: the guide itself.
-        :raises ValueError: for a model with discrete latent sites, or that subsamples its data.
-        :raises TrainingDiverged: where something is not finite.
+        :raises ValueError: for a model that has discrete latent sites, or that subsamples its data.
+        :raises TrainingDiverged: if something is not finite.
         """
         num_steps = checks.integer("num_steps", num_steps, 0)
         if self._potential is None:
@@ -172,8 +171,8 @@ class AutoAdjointSampler(AutoContinuous):
         :param int num_samples: number of draws.
         :param bool return_log_weight: whether to return log importance weights, too. The mean
             weight is an estimate of the evidence of the model.
-        :param int num_time_steps: steps of the simulation; those of the training without it.
-        :param int seed: of the draws.
+        :param int num_time_steps: number of steps of the simulation; by default as in training.
+        :param int seed: seed of the draws.
         :returns: values by site, **Shape:** ``(num_samples, *event)`` each, or a pair of these and
             log weights, **Shape:** ``(num_samples,)``.
         """
@@ -187,11 +186,11 @@ class AutoAdjointSampler(AutoContinuous):
     def evaluate(
         self, num_samples: int, *, num_time_steps: int | None = None, seed: int | None = None
     ) -> Evidence:
-        """Estimate the evidence of the model, and how much draws are worth as importance samples.
+        """Estimate the evidence of the model, and the quality of draws as importance samples.
 
         :param int num_samples: number of draws.
-        :param int num_time_steps: steps of the simulation; those of the training without it.
-        :param int seed: of the draws.
+        :param int num_time_steps: number of steps of the simulation; by default as in training.
+        :param int seed: seed of the draws.
         """
         found = self.sampler.evaluate(num_samples, num_time_steps=num_time_steps, seed=seed)
         volume = float(self._log_volume())

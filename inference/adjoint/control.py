@@ -14,14 +14,14 @@ _NUM_FREQUENCIES = 4
 
 
 class ControlNetwork(nn.Module):
-    """A multilayer perceptron of state and time that starts at zero.
+    """A multilayer perceptron of state and time whose output starts at zero.
 
-    Of the time it sees sines and cosines, of the state all of its numbers.
+    Its inputs are sines and cosines of the time, and all numbers of the state.
 
     :param event_shape: shape of a state, such as ``(num_modes, dim)``; a number stands for a
         vector of that size.
     :param hidden_features: widths of the hidden layers.
-    :param scale: a function of the times by which the output is multiplied, such as
+    :param scale: a function of the times that multiplies the output, such as
         ``schedule.scale``. **Shape:** ``(num_states,)`` to ``(num_states,)``.
 
     Example::
@@ -48,7 +48,7 @@ class ControlNetwork(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Control of states.
+        """Compute the control at states.
 
         :param Tensor t: times in ``[0, 1]``. **Shape:** ``(num_states,)``.
         :param Tensor x: **Shape:** ``(num_states, *event_shape)``.

@@ -1,4 +1,4 @@
-"""Adjoint matching: a control of a diffusion, regressed on gradients at its end."""
+"""Adjoint matching: the control of a diffusion, regressed on gradients at its end."""
 
 import math
 import warnings
@@ -37,10 +37,10 @@ class Transition(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    r"""Estimates of the normalizer and the quality of the draws by importance weights.
+    r"""Estimates of the normalizer and of the quality of the draws, by importance weights.
 
-    :param float log_normalizer: the logarithm of the mean weight, an estimate of :math:`\log Z`.
-    :param float lower_bound: the mean of the log weights, which is below :math:`\log Z`.
+    :param float log_normalizer: logarithm of the mean weight, which estimates :math:`\log Z`.
+    :param float lower_bound: mean of the log weights, a lower bound of :math:`\log Z`.
     :param float effective_fraction: effective sample size [1] as a fraction of the draws.
 
     [1] A. Kong, J. S. Liu, W. H. Wong (1994),

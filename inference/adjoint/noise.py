@@ -1,4 +1,4 @@
-"""Noise schedules of a diffusion from zero."""
+"""Noise schedules of a diffusion that starts at zero."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,11 +9,11 @@ from pyro_ext._lib import checks
 
 
 class NoiseSchedule(ABC):
-    r"""Scale :math:`\sigma_t` of the noise of a diffusion for times from zero to one."""
+    r"""Base class of noise scales :math:`\sigma_t` of a diffusion for times from zero to one."""
 
     @abstractmethod
     def scale(self, t: Tensor) -> Tensor:
-        r""":math:`\sigma_t`.
+        r"""Scale of the noise, :math:`\sigma_t`.
 
         :param Tensor t: times. **Shape:** ``(*times)``.
         :returns: **Shape:** ``(*times)``.
@@ -21,7 +21,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def variance(self, start: Tensor, end: Tensor) -> Tensor:
-        r""":math:`\int \sigma_t^2 dt` from one time to another.
+        r"""Variance of the noise, :math:`\int \sigma_t^2 dt`, from one time to another.
 
         :param Tensor start: times. **Shape:** ``(*times)``.
         :param Tensor end: later times. **Shape:** ``(*times)``.
@@ -32,7 +32,7 @@ class NoiseSchedule(ABC):
 class ConstantNoise(NoiseSchedule):
     r"""Noise that is the same at all times: :math:`\sigma_t = \sigma`.
 
-    :param float scale: :math:`\sigma`, the standard deviation that it comes to at time one.
+    :param float scale: :math:`\sigma`, the standard deviation of the diffusion at time one.
     :raises ValueError: for a number that is not positive.
 
     Example::
@@ -58,14 +58,14 @@ class ConstantNoise(NoiseSchedule):
 
 
 class GeometricNoise(NoiseSchedule):
-    r"""Large noise first, then less and less [1].
+    r"""Noise that decreases over time [1].
 
     .. math:: \sigma_t = \sigma_1 r^{1 - t} \sqrt{2 \log r} , \quad r = \sigma_0 / \sigma_1
 
     Its variance up to time :math:`t` is :math:`\sigma_0^2 (1 - r^{-2t})`.
 
     :param float low: :math:`\sigma_1`, the size of the finest structures of the density.
-    :param float high: :math:`\sigma_0`, about the standard deviation that it comes to at time one.
+    :param float high: :math:`\sigma_0`, about the standard deviation of the diffusion at time one.
     :raises ValueError: unless ``0 < low < high``.
 
     [1] A. Havens et al. (2025),
@@ -93,7 +93,7 @@ class GeometricNoise(NoiseSchedule):
         return math.sqrt(2.0 * self._log_ratio) * self.low * (self._log_ratio * (1.0 - t)).exp()
 
     def variance(self, start: Tensor, end: Tensor) -> Tensor:
-        """Of the noise in between, without a difference of numbers that are nearly equal."""
+        """Variance of the noise, computed without subtracting nearly equal numbers."""
         twice = 2.0 * self._log_ratio
         passed: Tensor = (-twice * (end - start)).expm1()
         return -(self.high**2) * (-twice * start).exp() * passed

@@ -1,4 +1,4 @@
-"""Potentials of molecular dynamics, and the energy of a path in one of them."""
+"""Potentials of molecular dynamics, and the energy of paths in them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pyro_ext._lib import checks
 
 
 class PathPotential(ABC):
-    """A potential of positions, with its first derivatives and the sum of the second ones."""
+    """Base class of potentials of positions, with first and summed second derivatives."""
 
     dim: int
     """Number of coordinates."""
@@ -35,7 +35,7 @@ class PathPotential(ABC):
 class DoubleWell1D(PathPotential):
     r"""Two wells on a line: :math:`V(x) = h (x^2 - 1)^2`.
 
-    :param float height: :math:`h`, of the barrier at zero between the wells at -1 and 1.
+    :param float height: :math:`h`, height of the barrier at zero between the wells at -1 and 1.
     :raises ValueError: for a number that is not positive.
 
     Example::
@@ -64,7 +64,7 @@ class DoubleWell1D(PathPotential):
 
 
 class DoubleWell2D(PathPotential):
-    r"""Two wells in the plane, and two ways from one to the other.
+    r"""Two wells in the plane, with two ways between them.
 
     .. math:: V = \tfrac16 [4 (1 - x^2 - y^2)^2 + 2 (x^2 - 2)^2 + ((x + y)^2 - 1)^2
               + ((x - y)^2 - 1)^2 - 2]
@@ -102,7 +102,7 @@ class DoubleWell2D(PathPotential):
 
 
 class MullerBrown(PathPotential):
-    """The potential of Müller and Brown [1]: three wells along a curved way.
+    """The potential of Müller and Brown [1]: three wells along a curved path.
 
     :ivar Tensor first: the deepest well. **Shape:** ``(2,)``.
     :ivar Tensor last: the well at the other end. **Shape:** ``(2,)``.
@@ -157,22 +157,22 @@ class MullerBrown(PathPotential):
 
 
 class OnsagerMachlup:
-    r"""Energy of a path of Langevin dynamics with both of its ends given.
+    r"""Energy of a path of Langevin dynamics with both ends given.
 
-    The paths of :math:`d\gamma = - \nabla V \, ds + \xi \, dB` that end where they should have the
+    The paths of :math:`d\gamma = - \nabla V \, ds + \xi \, dB` with the given end have the
     density :math:`e^{-U}` with respect to a Brownian bridge of diffusivity :math:`\xi^2`, up to a
     constant, with
 
     .. math:: U(\gamma) = \int_0^L \Big[ \frac{|\nabla V|^2}{2 \xi^2} - \frac12 \Delta V \Big]
               (\gamma(s)) \, ds ,
 
-    which is taken by the trapezoidal rule on the points of the path.
+    which is computed by the trapezoidal rule on the points of the path.
 
-    :param potential: :math:`V`, a :class:`PathPotential`; or any function of one position
+    :param potential: :math:`V`: a :class:`PathPotential`, or any function of one position
         ``(dim,)`` that returns a scalar and can be differentiated three times with
         :mod:`torch.func`, which takes longer.
     :param float noise: :math:`\xi`. The temperature is :math:`\xi^2 / 2`.
-    :raises ValueError: for a noise that is not positive.
+    :raises ValueError: for noise that is not positive.
 
     Example::
 

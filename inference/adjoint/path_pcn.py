@@ -1,4 +1,4 @@
-"""Exact Metropolis-Hastings over paths: the preconditioned Crank-Nicolson proposal."""
+"""Exact Metropolis-Hastings for paths, with preconditioned Crank-Nicolson proposals."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self, Unpack
@@ -17,12 +17,12 @@ from pyro_ext.random import uniform
 class PathModel:
     r"""Paths between two ends as a Pyro model: a Brownian bridge with an energy.
 
-    Its sites are the whitened modes ``"z"``, standard normal a priori, and ``"path"``, which
-    follows from them; its factor is :math:`e^{-U}`. Any kernel and any guide takes it.
+    Its sites are the whitened modes ``"z"``, which are standard normal a priori, and ``"path"``,
+    which is a function of them; its factor is :math:`e^{-U}`. Any kernel or guide can run on it.
 
     :param DirichletOU reference: defines the modes and the end points.
     :param path_energy: :math:`U`, a function of paths ``(*batch, num_points, dim)`` and their grid.
-    :param Tensor grid: points of the paths, as of
+    :param Tensor grid: points of the paths, as for
         :class:`~pyro_ext.inference.FunctionalAdjointSampler`. **Shape:** ``(num_points,)``.
     :raises ValueError: for a grid that does not increase.
 
@@ -74,20 +74,20 @@ class PathPCN(VectorizedKernel):
     r"""Samples paths between two ends by preconditioned Crank-Nicolson proposals [1].
 
     A proposal mixes the modes with a fresh draw of the reference,
-    :math:`z' = \sqrt{1 - \beta^2} \, z + \beta \zeta`, and is taken with the probability
+    :math:`z' = \sqrt{1 - \beta^2} \, z + \beta \zeta`, and is accepted with probability
     :math:`\min(1, e^{U(\gamma) - U(\gamma')})`. Chains are exact for any number of modes and any
-    :math:`\beta`, and what fraction is taken does not fall as modes are added. It needs no
-    gradient. Between distant groups of paths it moves slowly: take many chains, and look at R-hat.
+    :math:`\beta`, and the acceptance rate does not fall as modes are added. No gradient is needed.
+    Between distant groups of paths, chains move slowly: run many of them, and check R-hat.
 
     Draws hold the modes ``"z"`` and the paths ``"path"``.
 
     :param DirichletOU reference: the modes and the ends of the paths.
     :param path_energy: :math:`U`, a function of paths ``(*batch, num_points, dim)`` and their grid
         ``(num_points,)`` that returns ``(*batch)``.
-    :param float step_size: :math:`\beta`, in ``(0, 1]``. Where few proposals are taken, see
-        ``acceptance_rate`` among the sample statistics, take a smaller one.
-    :param Tensor grid: as of :class:`~pyro_ext.inference.FunctionalAdjointSampler`.
-    :param options: ``backend``, ``steps_per_sample`` and ``init_strategy`` as of
+    :param float step_size: :math:`\beta`, in ``(0, 1]``. If few proposals are accepted, as the
+        sample statistic ``acceptance_rate`` shows, use a smaller one.
+    :param Tensor grid: as for :class:`~pyro_ext.inference.FunctionalAdjointSampler`.
+    :param options: ``backend``, ``steps_per_sample`` and ``init_strategy``, as for
         :class:`~pyro_ext.inference.VectorizedKernel`.
     :raises ValueError: for numbers out of range.
 

@@ -21,35 +21,35 @@ from pyro_ext.random import seeded
 
 
 class AdjointSampler(AdjointMatching):
-    r"""Samples a density of vectors, of which only the energy and its gradient are known [1].
+    r"""Samples a density of vectors, given only its energy and the gradient of the energy [1].
 
     It learns the control :math:`u` of a diffusion from zero,
 
     .. math:: d X_t = \sigma_t u(t, X_t) \, dt + \sigma_t \, dW_t ,
 
-    such that :math:`X_1` has the density :math:`\pi(x) \propto e^{-E(x) / \tau}`. Nothing is
-    differentiated through the simulation, and no draws from :math:`\pi` are needed. Each draw has
-    an importance weight that corrects for what has not been learned, and the mean of the weights is
-    the normalizer :math:`\int e^{-E(x) / \tau} dx`.
+    such that :math:`X_1` has the density :math:`\pi(x) \propto e^{-E(x) / \tau}`. Training does not
+    differentiate through the simulation, and needs no draws from :math:`\pi`. Each draw has an
+    importance weight that corrects for what has not been learned. The mean weight is the normalizer
+    :math:`\int e^{-E(x) / \tau} dx`.
 
-    Where modes lie far apart the weight of each is hardly learned, and may be lost: take a schedule
-    whose noise is wide enough for the modes to overlap on the way, many draws, and look at
-    :meth:`evaluate`, which knows only of modes that draws have come to.
+    If modes lie far apart, their weights are hardly learned, and a mode may be lost. Use a schedule
+    with enough noise for the modes to overlap on the way, and many draws, and check
+    :meth:`evaluate`, which only knows modes that draws have reached.
 
     :param energy: :math:`E`, a function of states ``(n, *event)`` that returns ``(n,)``.
-    :param control: :math:`u`, see below; trained in place.
+    :param control: :math:`u`, trained in place. It maps times ``(n,)`` and states ``(n, *event)``
+        to ``(n, *event)``. A plain function can be sampled with, but not trained.
     :param NoiseSchedule schedule: :math:`\sigma_t`, such as
-        :class:`~pyro_ext.inference.adjoint.ConstantNoise`. Its variance at time one has to cover
-        the density.
+        :class:`~pyro_ext.inference.adjoint.ConstantNoise`. Its variance at time one must cover the
+        density.
     :param float temperature: :math:`\tau`.
-    :param event_shape: shape of a state, or the size of a vector; ``control.event_shape`` without
-        it.
+    :param event_shape: shape of a state, or the size of a vector; by default
+        ``control.event_shape``.
     :param options: ``num_time_steps`` of a simulation (40), ``num_draws`` of a round (1024),
         ``steps_per_round`` of the optimizer (50), ``batch_size`` of a step (512),
-        ``num_rounds_kept`` in the buffer (8), ``clip_norm`` of the gradient at each draw, and
-        ``optimizer`` (Adam with the rate 0.003), ``scheduler``, ``max_norm``, ``ema_decay`` and
-        ``seed`` as of :class:`~pyro_ext.inference.Trainer`. The control maps times ``(n,)`` and
-        states ``(n, *event)`` to ``(n, *event)``; a plain function can be sampled with.
+        ``num_rounds_kept`` in the buffer (8) and ``clip_norm`` of the gradient at each draw; and
+        ``optimizer`` (Adam with learning rate 0.003), ``scheduler``, ``max_norm``, ``ema_decay``
+        and ``seed``, as for :class:`~pyro_ext.inference.Trainer`.
     :raises ValueError: for numbers out of range, or an unknown shape.
 
     [1] A. Havens et al. (2025),
@@ -100,12 +100,12 @@ class AdjointSampler(AdjointMatching):
         num_time_steps: int | None = None,
         seed: int | None = None,
     ) -> Any:
-        """Draw.
+        """Draw samples.
 
         :param int num_samples: number of draws.
         :param bool return_log_weight: whether to return log importance weights, too.
-        :param int num_time_steps: steps of the simulation; those of the training without it.
-        :param int seed: of the draws.
+        :param int num_time_steps: number of steps of the simulation; by default as in training.
+        :param int seed: seed of the draws.
         :returns: draws, **Shape:** ``(num_samples, *event)``, or a pair of these and log weights,
             **Shape:** ``(num_samples,)``.
         """
@@ -163,25 +163,25 @@ class FunctionalAdjointSampler(AdjointMatching):
     r"""Samples paths between two ends whose density is known up to a constant [1].
 
     The density is with respect to the invariant distribution of the reference, a Brownian bridge:
-    :math:`\pi(d\gamma) \propto e^{-U(\gamma)} \nu_\infty(d\gamma)`. It learns the control
+    :math:`\pi(d\gamma) \propto e^{-U(\gamma)} \nu_\infty(d\gamma)`. The sampler learns the control
     :math:`\alpha` of the modes,
 
     .. math:: d z_k = - a_k z_k \, dt + \sqrt{2 a_k} \, (\alpha_k dt + dW_k) .
 
-    Ends of paths are exact, whatever has been learned, and paths can be drawn on any grid. Each
-    draw has an importance weight; the mean of these is :math:`E_{\nu_\infty}[e^{-U}]`.
+    The ends of paths are exact, whatever has been learned, and paths can be drawn on any grid. Each
+    draw has an importance weight; the mean weight is :math:`E_{\nu_\infty}[e^{-U}]`.
 
     :param DirichletOU reference: the process without control, with the ends of the paths.
     :param path_energy: :math:`U`, a function of paths ``(n, num_points, dim)`` and their grid
         ``(num_points,)`` that returns ``(n,)``, such as
-        :class:`~pyro_ext.inference.adjoint.OnsagerMachlup`. An integral has to be weighted with the
+        :class:`~pyro_ext.inference.adjoint.OnsagerMachlup`. An integral must be weighted with the
         distances of the points.
     :param control: :math:`\alpha`, a module that maps times ``(n,)`` and modes
         ``(n, num_modes, dim)`` to ``(n, num_modes, dim)``; trained in place.
-    :param Tensor grid: where the energy looks at paths; without it evenly spaced points, six
-        intervals for each mode. **Shape:** ``(num_points,)``.
-    :param options: as of :class:`~pyro_ext.inference.AdjointSampler`.
-    :raises ValueError: for numbers out of range, or a reference that is a batch.
+    :param Tensor grid: points at which the energy is evaluated; by default evenly spaced points,
+        six intervals for each mode. **Shape:** ``(num_points,)``.
+    :param options: as for :class:`~pyro_ext.inference.AdjointSampler`.
+    :raises ValueError: for numbers out of range, or a reference with a batch shape.
 
     [1] B. Park, J. Lee, G.-H. Liu (2026),
     Functional adjoint sampler: scalable sampling on infinite dimensional spaces.
@@ -229,11 +229,11 @@ class FunctionalAdjointSampler(AdjointMatching):
         """Draw paths.
 
         :param int num_samples: number of draws.
-        :param Tensor grid: at which points, that of the training without it. Log weights are those
-            of the energy on this grid. **Shape:** ``(num_points,)``.
+        :param Tensor grid: points of the paths; by default those of the training. Log weights use
+            the energy on this grid. **Shape:** ``(num_points,)``.
         :param bool return_log_weight: whether to return log importance weights, too.
-        :param int num_time_steps: steps of the simulation; those of the training without it.
-        :param int seed: of the draws.
+        :param int num_time_steps: number of steps of the simulation; by default as in training.
+        :param int seed: seed of the draws.
         :returns: paths, **Shape:** ``(num_samples, num_points, dim)``, or a pair of these and log
             weights, **Shape:** ``(num_samples,)``.
         """

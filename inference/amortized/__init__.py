@@ -1,1 +1,1 @@
-"""Guides and networks that are trained once, for many data sets."""
+"""Guides and networks that are trained once and then used for many data sets."""

@@ -1,4 +1,4 @@
-r"""Training of samplers whose dynamics are learned, on the models that they are to be good for.
+r"""Training of samplers with learned dynamics, on models like those they will be used for.
 
 S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradient MCMC.
 """
@@ -35,35 +35,35 @@ _WORST_LOSS = 20.0
 class MetaTrainer:
     r"""Trains the networks inside a sampler by antithetic evolution strategies [1].
 
-    An iteration draws a task, and pairs of parameters on either side of the present ones. All of
-    them run a chain of a few steps, side by side; both of a pair from the same start, on the same
-    minibatches and with the same noise. The loss of a chain is that of the average prediction of
-    its last draws, on points that the chain has not seen. No gradient goes through the chains.
+    An iteration draws a task, and pairs of parameters on opposite sides of the current ones. All of
+    them run a short chain, side by side; both members of a pair have the same start, minibatches
+    and noise. The loss of a chain is that of the average prediction of its last draws, on points
+    that the chain has not seen. No gradient flows through the chains.
 
-    Training goes on where it was: after Ctrl-C, in another call, and from a checkpoint in another
-    process, where it takes the same course as if it had not been interrupted.
+    Training continues where it stopped: after Ctrl-C, in another call, or from a checkpoint in
+    another process. It then takes the same course as without the interruption.
 
     :param torch.nn.Module module: the networks, such as
         :class:`~pyro_ext.inference.sgmcmc.ResidualKinetics`; training changes them in place. They
-        have to work with parameters that have a leading dimension of chains.
-    :param Sequence tasks: what to train on, drawn uniformly.
-    :param Callable kernel: makes the kernel of a model, given the model and the module, for
-        instance ``lambda model, module: L2E(model, kinetics=module)``; the backend must not be
+        must work with parameters that have a leading chain dimension.
+    :param Sequence tasks: tasks to train on, drawn uniformly.
+    :param Callable kernel: makes a kernel from a model and the module, for instance
+        ``lambda model, module: L2E(model, kinetics=module)``; the backend must not be
         ``"compile"``.
-    :param int num_steps: steps of each chain.
-    :param int num_samples: draws of each chain that predict together.
-    :param int thinning: steps between two of them; the last one is at the end.
-    :param int num_pairs: pairs in each iteration.
+    :param int num_steps: number of steps of each chain.
+    :param int num_samples: number of draws of each chain that predict together.
+    :param int thinning: number of steps between these draws; the last one is at the end.
+    :param int num_pairs: number of pairs in each iteration.
     :param float scale: standard deviation of the perturbations.
-    :param float learning_rate: of Adam.
+    :param float learning_rate: learning rate of Adam.
     :param Callable loss: maps log likelihoods ``(num_chains, num_draws, n)`` to the loss of each
-        chain, such as :func:`ensemble_loss` and :func:`single_draw_loss`. It is cut at 20,
-        which is also that of a chain that diverges.
-    :param checkpoint: a file in which the training is saved after every iteration, and from which
-        it goes on where the file exists.
-    :param int seed: of everything that is random; ``None`` takes that of the checkpoint where it
-        exists, and otherwise one from PyTorch's generator.
-    :raises CheckpointError: where the checkpoint is of another training, or damaged.
+        chain, for example :func:`ensemble_loss` or :func:`single_draw_loss`. The loss is capped at
+        20; a chain that diverges gets this value, too.
+    :param checkpoint: a file in which the training is saved after every iteration; if it exists,
+        training resumes from it.
+    :param int seed: seed of everything that is random; ``None`` takes the seed of the checkpoint if
+        it exists, and otherwise one from PyTorch's generator.
+    :raises CheckpointError: if the checkpoint belongs to another training, or is damaged.
 
     [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
     Learning to explore for stochastic gradient MCMC.
@@ -144,13 +144,13 @@ class MetaTrainer:
 
     @property
     def losses(self) -> list[float]:
-        """The mean loss of the chains of each iteration."""
+        """Mean loss of the chains in each iteration."""
         return self._trainer.losses
 
     def step(self) -> float:
         """Take one iteration.
 
-        :returns: the mean loss of its chains, also the last of ``losses``.
+        :returns: the mean loss of its chains, which is also the last of ``losses``.
         """
         try:
             loss = self._trainer.step(self._estimate)
@@ -163,9 +163,9 @@ class MetaTrainer:
     def fit(self, num_iterations: int, progress: bool = True) -> Self:
         """Train up to a total number of iterations.
 
-        On Ctrl-C it ends after the iterations that are complete.
+        Ctrl-C ends it and keeps the complete iterations.
 
-        :param int num_iterations: iterations in all, those before the call included.
+        :param int num_iterations: total number of iterations, including those of earlier calls.
         :param bool progress: whether to show a progress bar.
         :returns: the trainer itself.
         """
@@ -184,11 +184,11 @@ class MetaTrainer:
         return self
 
     def evaluate(self, task: Task, num_chains: int = 3, seed: int = 0) -> Tensor:
-        """Loss of chains of the sampler as it is, on any task.
+        """Compute the loss of chains of the current sampler, on any task.
 
         :param Task task: the task.
         :param int num_chains: number of chains.
-        :param int seed: of the chains.
+        :param int seed: seed of the chains.
         :returns: **Shape:** ``(num_chains,)``.
         """
         kernel = self._set_up(task)

@@ -1,4 +1,4 @@
-"""A guide of mixtures that is trained on many data sets, and knows the next one in one pass.
+"""A guide for mixtures that is trained on many data sets and fits a new one in a single pass.
 
 [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
 Set Transformer: a framework for attention-based permutation-invariant neural networks.
@@ -25,7 +25,7 @@ _LEAST_COUNT = 1e-6  # of points of a component; one with fewer stays as it is i
 
 
 class AmortizedMixtureGuide(AutoGuide):
-    r"""Guide of a mixture whose point estimates a network reads off the data set [1].
+    r"""Guide for a mixture; a network computes its point estimates from the data set [1].
 
     The model has the latent sites of a mixture, weights :math:`\pi`, locations :math:`\mu_k` and
     scales :math:`\sigma_k` of :math:`K` components, and any prior on them:
@@ -33,34 +33,35 @@ class AmortizedMixtureGuide(AutoGuide):
     .. math:: x_i \sim \sum_k \pi_k \, p(x_i \mid \mu_k, \sigma_k), \qquad
         (\pi, \mu, \sigma) = \text{network}(x_1, \dots, x_n).
 
-    The network is trained on one data set after another, and then needs a single pass for a new
-    one, of any size. It returns :math:`K` rows for a set: a number for the weights, whose softmax
-    is taken over the rows, then those of the locations, then those of the scales, of which the
-    softplus is taken. Where the support of a site is bounded otherwise, its bijection is.
+    The network is trained on one data set after another. It then fits a new data set, of any size,
+    in a single pass. For a set it returns :math:`K` rows. A row holds a number for the weight, then
+    the locations, then the scales. The softmax over rows gives the weights, and the softplus the
+    scales; a site with other bounded support uses its bijection.
 
-    There are two losses. Under :class:`~pyro.infer.SVI` with :class:`~pyro.infer.Trace_ELBO`
-    estimates become those of maximal posterior density; :meth:`elbo_loss` is the same for many data
-    sets at once. :meth:`likelihood_loss` does without the prior, as in [1]. It and all methods but
-    the guide itself need a model that observes all points in one site with a
-    :class:`~pyro.distributions.MixtureSameFamily`; they run it under :func:`torch.vmap`, and so it
-    must not branch on values.
+    There are two losses. Under :class:`~pyro.infer.SVI` with :class:`~pyro.infer.Trace_ELBO`, the
+    estimates become those of maximum posterior density; :meth:`elbo_loss` is the same for many data
+    sets at once. :meth:`likelihood_loss` leaves out the prior, as in [1]. This loss, and all
+    methods except the guide itself, require a model that observes all points at one site with a
+    :class:`~pyro.distributions.MixtureSameFamily`. They run the model under :func:`torch.vmap`, so
+    it must not branch on values.
 
-    A trained guide gives other methods their start: ``initial_params=guide`` of
-    :class:`~pyro_ext.inference.MCMC`, ``init_to_value(values=guide.median(x))`` of guides, and
-    ``init=guide.assign(x)`` of kernels over partitions.
+    A trained guide provides starting points for other methods: ``initial_params=guide`` for
+    :class:`~pyro_ext.inference.MCMC`, ``init_to_value(values=guide.median(x))`` for guides, and
+    ``init=guide.assign(x)`` for kernels over partitions.
 
-    :param model: a Pyro model of a data set ``x``, **Shape:** ``(n, d)``, or ``(n,)`` where a
-        location is a number.
+    :param model: a Pyro model of a data set ``x``, **Shape:** ``(n, d)``, or ``(n,)`` if a location
+        is a number.
     :param network: a module that maps sets to rows, ``network(x)`` or ``network(x, mask)``, such as
         :class:`~pyro_ext.models.sets.SetTransformer`. **Shape:** ``(*batch, n, d)`` to
         ``(*batch, K, 1 + d + d)``, if each component has ``d`` scales.
-    :param str weights: name of the site of the weights. By default it is the one on a simplex.
-    :param str locs: name of the site of locations, **Shape:** ``(K, *event)``. By default it is the
-        one that can be negative.
-    :param str scales: name of the site of scales, likewise. By default it is the one that cannot.
-    :raises TypeError: for a model that can't be called, or a network that is not a module.
-    :raises ValueError: at the first call, for a model without such sites or with more of them, and
-        for a network whose outputs do not fit.
+    :param str weights: name of the site of weights; by default the site on a simplex.
+    :param str locs: name of the site of locations, **Shape:** ``(K, *event)``; by default the site
+        that can be negative.
+    :param str scales: name of the site of scales, of the same shape; by default the site that
+        cannot be negative.
+    :raises TypeError: for a model that cannot be called, or a network that is not a module.
+    :raises ValueError: at the first call, for a model without exactly these sites, or a network
+        whose outputs do not fit.
 
     Example::
 
@@ -108,10 +109,10 @@ class AmortizedMixtureGuide(AutoGuide):
         self._sites: dict[str, Any] = {}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Sample the sites of the model, at their estimates.
+        """Sample the sites of the model at their estimates.
 
         :param Tensor x: the data set. **Shape:** ``(n, d)``, or ``(n,)``.
-        :param Tensor mask: bool, false for padding; the model is to take it, too. **Shape:**
+        :param Tensor mask: booleans, false for padding; the model must accept it, too. **Shape:**
             ``(n,)``.
         :returns: values by site.
         """
@@ -127,29 +128,29 @@ class AmortizedMixtureGuide(AutoGuide):
 
     @torch.no_grad()
     def median(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Estimates for one data set or many, in one pass of the network.
+        """Compute estimates for one or many data sets, in one pass of the network.
 
         :param Tensor x: the data sets. **Shape:** ``(*batch, n, d)``, or ``(*batch, n)``.
-        :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, n)``.
+        :param Tensor mask: booleans, false for padding. **Shape:** ``(*batch, n)``.
         :returns: values by site. **Shape:** ``(*batch, *event)`` each.
         """
         return self._estimates(x, mask)
 
     def likelihood_loss(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Minus the log density of a point, on average over points and data sets [1].
+        """Negative log density of a point, averaged over points and data sets [1].
 
-        :param Tensor x: as of :meth:`median`.
-        :param Tensor mask: likewise.
+        :param Tensor x: as for :meth:`median`.
+        :param Tensor mask: as for :meth:`median`.
         :returns: a scalar.
         """
         log_joint, _ = self._densities(self._estimates(x, mask), x, mask)
         return -_mean(log_joint.logsumexp(-1), mask).mean()
 
     def elbo_loss(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss of :class:`~pyro.infer.Trace_ELBO`, on average over data sets.
+        """Loss of :class:`~pyro.infer.Trace_ELBO`, averaged over data sets.
 
-        :param Tensor x: as of :meth:`median`.
-        :param Tensor mask: likewise.
+        :param Tensor x: as for :meth:`median`.
+        :param Tensor mask: as for :meth:`median`.
         :returns: a scalar.
         """
         log_joint, log_prior = self._densities(self._estimates(x, mask), x, mask)
@@ -162,11 +163,11 @@ class AmortizedMixtureGuide(AutoGuide):
     def log_likelihood(
         self, x: Tensor, mask: Tensor | None = None, *, values: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Log density of a point, on average over a data set.
+        """Log density of a point, averaged over a data set.
 
-        :param Tensor x: as of :meth:`median`.
-        :param Tensor mask: likewise.
-        :param Mapping values: values by site, as of :meth:`median`, by default that.
+        :param Tensor x: as for :meth:`median`.
+        :param Tensor mask: as for :meth:`median`.
+        :param Mapping values: values by site, as from :meth:`median`, which is the default.
         :returns: **Shape:** ``(*batch,)``.
         """
         log_joint, _ = self._densities(self._values(x, mask, values), x, mask)
@@ -176,11 +177,11 @@ class AmortizedMixtureGuide(AutoGuide):
     def assign(
         self, x: Tensor, mask: Tensor | None = None, *, values: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """The likeliest component of each point.
+        """Find the most likely component of each point.
 
-        :param Tensor x: as of :meth:`median`.
-        :param Tensor mask: likewise.
-        :param Mapping values: as of :meth:`log_likelihood`.
+        :param Tensor x: as for :meth:`median`.
+        :param Tensor mask: as for :meth:`median`.
+        :param Mapping values: as for :meth:`log_likelihood`.
         :returns: integers, and -1 for padding. **Shape:** ``(*batch, n)``.
         """
         log_joint, _ = self._densities(self._values(x, mask, values), x, mask)
@@ -191,15 +192,15 @@ class AmortizedMixtureGuide(AutoGuide):
     def em_step(
         self, x: Tensor, mask: Tensor | None = None, *, values: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Estimates after a step of expectation maximization, for normal components.
+        """Take a step of expectation maximization from estimates, for normal components.
 
-        It maximizes the likelihood, without the prior and its support.
+        The step maximizes the likelihood, and ignores the prior and its support.
 
-        :param Tensor x: as of :meth:`median`.
-        :param Tensor mask: likewise.
-        :param Mapping values: where it starts, as of :meth:`log_likelihood`.
+        :param Tensor x: as for :meth:`median`.
+        :param Tensor mask: as for :meth:`median`.
+        :param Mapping values: where the step starts, as for :meth:`log_likelihood`.
         :returns: values by site. **Shape:** ``(*batch, *event)`` each.
-        :raises ValueError: where components are not normal and independent over features.
+        :raises ValueError: if components are not normal and independent over features.
         """
         values = self._values(x, mask, values)
         weights, locs, scales = (values[name] for name in self._sites)

@@ -1,4 +1,4 @@
-r"""Prior-data fitted networks: a network that learns what a prior predicts, once for all data.
+r"""Prior-data fitted networks: networks that learn once, from a prior, to predict for any data.
 
 S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022), Transformers can do
 Bayesian inference.
@@ -42,49 +42,50 @@ class _Curves(NamedTuple):
 
 
 class PriorDataFittedNetwork:
-    r"""Predicts by a network that has learned a prior from its draws [1].
+    r"""Predicts with a network that has learned a prior from its draws [1].
 
-    A Pyro model says what data look like: at inputs ``x`` of shape ``(n,)`` or ``(n,
-    num_features)`` it draws values at the site ``y``, of shape ``(n,)``, by whatever there is
-    between. The network sees the first points of such a draw and is asked for the others,
+    A Pyro model defines what data look like: at inputs ``x`` of shape ``(n,)`` or
+    ``(n, num_features)``, it draws values at the site ``y``, of shape ``(n,)``, through any other
+    sites. The network sees the first points of such a draw and predicts the others,
 
     .. math::
         \min_\theta\; -\mathrm{E} \log q_\theta(Y^* \mid X^*, C), \qquad C = (X, Y),
 
-    whose minimum is the posterior predictive distribution of each value, for any data, in one pass.
-    With ``regress_context=True`` it is asked for the given points, too, which adds
-    :math:`-\mathrm{E} \log q_\theta(Y \mid X, C)` and keeps predictions smooth where the given
-    points end [2]: right where queries lie beyond them. It rewards repeating what was given, noise
-    and all, so that among given points predictions become too sure.
+    so that the minimum is the posterior predictive distribution of each value, for any data, in one
+    pass. With ``regress_context=True``, it also predicts the given points, which adds
+    :math:`-\mathrm{E} \log q_\theta(Y \mid X, C)` and keeps predictions smooth at the end of the
+    given points [2]. Use this if queries lie beyond the given points. It rewards repeating the
+    given values, including their noise, so that predictions among given points become
+    overconfident.
 
-    Predictions hold for data that the prior might have drawn, with numbers of points that training
-    has seen; elsewhere they are meaningless, and a warning states the valid range. They are of each
-    value by itself, not of all together.
+    Predictions are valid for data that the prior might have drawn, with numbers of points as in
+    training; elsewhere they are meaningless, and a warning states the valid range. They are
+    marginal predictions of single values, not joint ones.
 
     :param Callable prior: a Pyro model of ``x``. If it has a parameter ``num_context``, it receives
-        the number of context points. It makes many draws at once by :func:`torch.vmap` where that
-        works, otherwise one by one. ``None`` for a network that predicts only.
-    :param torch.nn.Module net: maps ``(xc, yc, xq)`` to logits as :class:`PriorFittedTransformer`,
-        which is the default, for inputs of one feature. Another network has as many as its
-        attribute ``num_features`` says, or one.
-    :param Tensor borders: of the bars of the predictions, as of
-        :class:`~pyro_ext.distributions.BarDistribution`; by default those of equal probability
-        under the prior, found when training begins, with the units of the default network.
-        **Shape:** ``(num_bars + 1,)``.
-    :param Callable inputs: draws inputs, given how many data sets and how many points of each, as a
-        tensor ``(num_sets, n)`` or ``(num_sets, n, num_features)``. Inputs that rise teach how to
-        extrapolate, others how to interpolate. By default they are uniform on (0, 1).
+        the number of context points. Many draws are made at once by :func:`torch.vmap` if that
+        works, and otherwise one by one. ``None`` for a network that only predicts.
+    :param torch.nn.Module net: maps ``(xc, yc, xq)`` to logits like
+        :class:`PriorFittedTransformer`, which is the default for inputs with one feature. Another
+        network declares its number of features in the attribute ``num_features``, or has one.
+    :param Tensor borders: borders of the bars of the predictions, as for
+        :class:`~pyro_ext.distributions.BarDistribution`; by default bars of equal probability under
+        the prior. The default borders are found when training begins, along with the units of the
+        default network. **Shape:** ``(num_bars + 1,)``.
+    :param Callable inputs: draws inputs, given the number of data sets and the number of points of
+        each, as a tensor ``(num_sets, n)`` or ``(num_sets, n, num_features)``. Increasing inputs
+        teach the network to extrapolate, others to interpolate. By default inputs are uniform on
+        (0, 1).
     :param Callable sampler: draws values of many data sets at once, given inputs and
-        ``num_context=...``: the distribution of the prior, only faster.
+        ``num_context=...``, from the same distribution as the prior, but faster.
     :param int num_bars: number of bars; by default that of ``net`` or ``borders``, or 200.
-    :param tuple num_points: the least and the greatest number of points, uniform on a logarithmic
-        scale.
-    :param tuple context: the least and the greatest fraction of them that is given, but at least
-        two points.
+    :param tuple num_points: smallest and largest number of points, uniform on a logarithmic scale.
+    :param tuple context: smallest and largest fraction of points that are given; at least two
+        points are given.
     :param int batch_size: number of data sets in a step.
-    :param bool regress_context: whether given points are asked for, too; see above.
-    :param int num_for_borders: number of data sets that borders are found from.
-    :param int seed: of the weights, the draws and the training.
+    :param bool regress_context: whether to predict the given points, too; see above.
+    :param int num_for_borders: number of data sets from which borders are found.
+    :param int seed: seed of the weights, the draws and the training.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range.
 
@@ -186,11 +187,11 @@ class PriorDataFittedNetwork:
 
         :param int num_sets: number of data sets.
         :param int num_points: number of points of each.
-        :param int num_context: number of points that are to be given.
-        :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+        :param int num_context: number of points that are given.
+        :param int seed: seed of the draws; ``None`` uses PyTorch's global generator.
         :returns: inputs ``(num_sets, n)`` or ``(num_sets, n, num_features)``, and values
             ``(num_sets, n)``.
-        :raises ValueError: where the prior has no such site, or its values have another shape.
+        :raises ValueError: if the prior has no such site, or its values have another shape.
         """
         checks.integer("num_sets", num_sets, 1)
         checks.integer("num_points", num_points, 2)
@@ -217,17 +218,17 @@ class PriorDataFittedNetwork:
         warm_up: float = 0.25,
         **training: Unpack[TrainingOptions],
     ) -> Self:
-        """Train the network on draws of the prior, each of which is seen once.
+        """Train the network on draws of the prior, each of which is used once.
 
-        Another call goes on from the weights with a new schedule.
+        Another call continues from the current weights with a new schedule.
 
         :param int num_steps: number of steps.
-        :param float learning_rate: the largest, of AdamW. It rises at first, and then falls to zero
-            with the cosine.
-        :param float warm_up: fraction of the steps in which it rises.
+        :param float learning_rate: largest learning rate of AdamW. The rate first increases, and
+            then decreases to zero along a cosine.
+        :param float warm_up: fraction of the steps during which the rate increases.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the network itself.
-        :raises TrainingDiverged: where the loss or a gradient is not finite.
+        :raises TrainingDiverged: if the loss or a gradient is not finite.
         """
         num_steps = checks.integer("num_steps", num_steps, 0)
         checks.number("learning_rate", learning_rate, above=0)
@@ -360,15 +361,15 @@ class PriorDataFittedNetwork:
 
     @torch.no_grad()
     def predictive(self, xc: Any, yc: Any, xq: Any) -> BarDistribution:
-        """Predict values at queries from points that are given.
+        """Predict values at queries from given points.
 
         :param Tensor xc: inputs of the given points. **Shape:** ``(*batch, num_context)``, or
-            ``(*batch, num_context, num_features)`` where there are several features.
-        :param Tensor yc: their values. **Shape:** ``(*batch, num_context)``.
+            ``(*batch, num_context, num_features)`` if there are several features.
+        :param Tensor yc: values of the given points. **Shape:** ``(*batch, num_context)``.
         :param Tensor xq: inputs of the queries. **Shape:** as ``xc``, with any number of points.
         :returns: distributions of the values. **Batch shape:** ``(*batch, num_queries)``.
-        :raises ValueError: for numbers that are not finite, shapes that do not fit, or a network
-            that was not trained.
+        :raises ValueError: for numbers that are not finite, shapes that do not fit, or an untrained
+            network.
         """
         weights = next(self.net.parameters())
         values = checks.as_tensor("yc", yc, "(*batch, num_context)", like=weights, finite=True).to(
@@ -428,11 +429,11 @@ class PriorDataFittedNetwork:
     # Files ---------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, **facts: Any) -> None:
-        """Write weights and borders to a file of safetensors, which holds nothing that executes.
+        """Save weights and borders to a safetensors file, which cannot execute code.
 
-        :param path: the file.
-        :param facts: plain values to remember, such as what it was trained on.
-        :raises CheckpointError: where the file cannot be written.
+        :param path: path of the file.
+        :param facts: plain values to store with them, such as a description of the training data.
+        :raises CheckpointError: if the file cannot be written.
         :raises ValueError: before the borders are known.
         """
         checks.instance("path", path, (str, Path), "a path")
@@ -463,13 +464,13 @@ class PriorDataFittedNetwork:
         net: nn.Module | None = None,
         **options: Any,
     ) -> Self:
-        """Read what :meth:`save` wrote.
+        """Load what :meth:`save` wrote.
 
-        :param path: the file.
-        :param Callable prior: as of the constructor, to train further.
-        :param torch.nn.Module net: of the same form, where it was not the default one.
-        :param options: what else the constructor takes by keyword.
-        :raises CheckpointError: where the file is missing, damaged, or of something else.
+        :param path: path of the file.
+        :param Callable prior: as for the constructor, to train further.
+        :param torch.nn.Module net: a network of the same form, if it was not the default one.
+        :param options: other keyword arguments of the constructor.
+        :raises CheckpointError: if the file is missing, damaged, or holds something else.
         """
         checks.instance("path", path, (str, Path), "a path")
         tensors, content, _ = read_tensors(Path(path))

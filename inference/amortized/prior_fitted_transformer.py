@@ -12,20 +12,19 @@ from pyro_ext.nn.attention import check_heads
 
 
 class PriorFittedTransformer(nn.Module):
-    """Transformer from points that are given to logits at points that are asked for [1].
+    """Transformer from given points to logits at query points [1].
 
-    All tokens look at those of the given points, and a query at itself besides, so that neither
-    the order of the points nor other queries matter, and the cost grows with the number of queries
-    no faster than that. The last layers of all blocks start at zero: at first a prediction depends
-    on its query alone.
+    All tokens attend to those of the given points, and a query also attends to itself. Neither the
+    order of the points nor other queries matter, and the cost is linear in the number of queries.
+    The last layers of all blocks start at zero: at first, a prediction depends on its query alone.
 
     :param int num_bars: number of logits.
     :param int num_features: number of features of an input.
     :param int width: number of features of a token, a multiple of ``num_heads``.
     :param int num_layers: number of blocks.
     :param int num_heads: number of heads.
-    :param bool log_inputs: whether a token knows the logarithm of its input besides, as is right
-        for positive inputs of many orders of magnitude.
+    :param bool log_inputs: whether tokens also contain the logarithm of the input; useful for
+        positive inputs over many orders of magnitude.
 
     [1] S. Müller, N. Hollmann, S. Pineda Arango, J. Grabocka, F. Hutter (2022),
     Transformers can do Bayesian inference.
@@ -77,11 +76,12 @@ class PriorFittedTransformer(nn.Module):
 
     @torch.no_grad()
     def take_units(self, x: Any, y: Any) -> None:
-        """Measure inputs and values by their means and standard deviations from now on.
+        """Standardize inputs and values by their means and standard deviations from now on.
 
         :param Tensor x: typical inputs. **Shape:** ``(n, num_features)``.
         :param Tensor y: typical values, at least two. **Shape:** any.
-        :raises ValueError: for inputs that have no logarithm where that is needed, or one value.
+        :raises ValueError: for inputs without a logarithm if ``log_inputs`` is set, or for a single
+            value.
         """
         x, y = (
             checks.as_tensor("x", x, "(n, num_features)", finite=True),
@@ -99,9 +99,9 @@ class PriorFittedTransformer(nn.Module):
         self.y_scale.copy_(y.std().clamp(min=1e-6))
 
     def check_inputs(self, argument: str, x: Tensor) -> None:
-        """Check that inputs have logarithms, where those are needed.
+        """Check that inputs have logarithms, if these are needed.
 
-        :param str argument: its name.
+        :param str argument: name of the argument.
         :param Tensor x: inputs.
         :raises ValueError: for inputs that are not positive.
         """
@@ -116,11 +116,11 @@ class PriorFittedTransformer(nn.Module):
         return torch.cat([x, x.log()], -1) if self.log_inputs else x
 
     def forward(self, xc: Tensor, yc: Tensor, xq: Tensor) -> Tensor:
-        """Logits at the queries.
+        """Compute logits at the queries.
 
         :param Tensor xc: inputs of the given points. **Shape:**
             ``(*batch, num_context, num_features)``.
-        :param Tensor yc: their values. **Shape:** ``(*batch, num_context)``.
+        :param Tensor yc: values of the given points. **Shape:** ``(*batch, num_context)``.
         :param Tensor xq: inputs of the queries. **Shape:** ``(*batch, num_queries, num_features)``.
         :returns: **Shape:** ``(*batch, num_queries, num_bars)``.
         """

@@ -1,4 +1,4 @@
-"""Models with data that is held out, on which samplers are trained and compared."""
+"""Models with held-out data, on which samplers are trained and compared."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +16,15 @@ from pyro_ext.potential import Potential
 
 @dataclass(frozen=True)
 class Task:
-    """A model with data, and how well draws from its posterior predict what they have not seen.
+    """A model with data, and a score for predictions of held-out data by its posterior draws.
 
     :param Callable model: a Pyro model.
-    :param tuple args: its arguments.
-    :param Callable log_likelihood: maps draws, deterministic sites included, ``{site: (num_chains,
-        num_draws, *event)}`` to the log likelihood of points that are not in the model's data,
+    :param tuple args: arguments of the model.
+    :param Callable log_likelihood: maps draws, including deterministic sites,
+        ``{site: (num_chains, num_draws, *event)}`` to the log likelihood of held-out points,
         ``(num_chains, num_draws, n)``.
     :param Mapping kwargs: keyword arguments of the model.
-    :param str name: what it is called in messages.
+    :param str name: name of the task in messages.
     """
 
     model: Callable[..., Any]
@@ -51,12 +51,12 @@ class Task:
         num_chains: int = 3,
         seed: int = 0,
     ) -> Tensor:
-        """Run short chains, and see how well their last draws predict what is held out.
+        """Run short chains, and score how well their last draws predict the held-out points.
 
         :param SGMCMCKernel kernel: a kernel of the task's model.
-        :param int num_steps: steps of each chain.
-        :param int num_samples: draws of each chain; the last one is at the end.
-        :param int thinning: steps between two of them.
+        :param int num_steps: number of steps of each chain.
+        :param int num_samples: number of draws of each chain; the last one is at the end.
+        :param int thinning: number of steps between draws.
         :param int num_chains: number of chains.
         :param int seed: a non-negative integer.
         :returns: log likelihoods, for :func:`ensemble_loss` and :func:`single_draw_loss`.
@@ -74,7 +74,7 @@ def ensemble_loss(log_likelihood: Tensor) -> Tensor:
     """Negative log likelihood of the average prediction of each chain's draws.
 
     :param Tensor log_likelihood: **Shape:** ``(num_chains, num_draws, n)``.
-    :returns: averaged over the points. **Shape:** ``(num_chains,)``.
+    :returns: the loss, averaged over points. **Shape:** ``(num_chains,)``.
 
     Example::
 
@@ -89,10 +89,10 @@ def ensemble_loss(log_likelihood: Tensor) -> Tensor:
 
 
 def single_draw_loss(log_likelihood: Tensor) -> Tensor:
-    """Negative log likelihood of single draws, which does not ask them to differ.
+    """Negative log likelihood of single draws, which does not encourage them to differ.
 
     :param Tensor log_likelihood: **Shape:** ``(num_chains, num_draws, n)``.
-    :returns: averaged over draws and points. **Shape:** ``(num_chains,)``.
+    :returns: the loss, averaged over draws and points. **Shape:** ``(num_chains,)``.
 
     Example::
 

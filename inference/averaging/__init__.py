@@ -1,4 +1,4 @@
-"""More than one network in one: averages of weights, paths between modes, sparse and fused nets."""
+"""Averages of weights, paths between modes, and sparse and fused networks."""
 
 from pyro_ext.inference.averaging.alignment import align_units
 from pyro_ext.inference.averaging.auto_swag import AutoSWAG

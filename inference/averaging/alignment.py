@@ -1,4 +1,4 @@
-"""Permutations of hidden units that bring one network near to another."""
+"""Permutations of hidden units that bring one network close to another."""
 
 import copy
 from collections import defaultdict
@@ -150,19 +150,20 @@ class _Reader(fx.Interpreter):
 
 @torch.no_grad()
 def align_units(module_a: nn.Module, module_b: nn.Module, inputs: Tensor) -> nn.Module:
-    """Permute the hidden units of a network to be like those of another [1].
+    """Permute the hidden units of a network to match those of another [1].
 
-    Units are assigned to each other so that the sum of correlations of their activations is
-    largest, by activations as the next linear or convolution layer sees them. Layers whose outputs
-    are added, as in the stages of a residual network, have one permutation, by correlations summed
-    over them. The network computes the same as before, which is checked.
+    Units are matched so that the sum of correlations between their activations is largest.
+    Activations are taken as the next linear or convolution layer sees them. Layers whose outputs
+    are added, as in the stages of a residual network, share one permutation, by correlations summed
+    over these layers. The network still computes the same function, which is checked.
 
-    :param torch.nn.Module module_a: the network that the other becomes like.
-    :param torch.nn.Module module_b: one of the same architecture, of linear and convolution layers,
-        normalizations and operations on each unit, which :mod:`torch.fx` can trace.
-    :param Tensor inputs: at which activations are compared. **Shape:** ``(n, *event)``.
-    :returns: a copy of ``module_b`` with its units in another order.
-    :raises ValueError: for other architectures; the message says at which layer.
+    :param torch.nn.Module module_a: the network to match.
+    :param torch.nn.Module module_b: a network of the same architecture, made of linear and
+        convolution layers, normalizations and operations on single units, which :mod:`torch.fx` can
+        trace.
+    :param Tensor inputs: inputs at which activations are compared. **Shape:** ``(n, *event)``.
+    :returns: a copy of ``module_b`` with permuted units.
+    :raises ValueError: for other architectures; the message names the layer.
 
     [1] Y. Li, J. Yosinski, J. Clune, H. Lipson, J. Hopcroft (2016),
     Convergent learning: do different neural networks learn the same representations?

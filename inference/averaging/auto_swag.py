@@ -1,4 +1,4 @@
-"""A guide whose normal distribution is that of the weights along its training."""
+"""A guide whose normal distribution comes from the trajectory of its own training."""
 
 import warnings
 from collections.abc import Callable
@@ -16,27 +16,26 @@ from pyro_ext.inference.averaging.weight_averages import SWAGState, swag_distrib
 class AutoSWAG(AutoContinuous):
     r"""A normal guide, of low rank plus diagonal, around the average of a trajectory [1].
 
-    While it is trained, by :class:`~pyro.infer.SVI` or any
-    :class:`~pyro_ext.inference.Trainer`, it is a point in unconstrained space, ``loc``, which goes
-    to the mode; a constant learning rate and minibatches keep it moving around there. The first
-    call after each step of the optimizer takes in where the point is. With gradients switched off,
-    as in :class:`~pyro.infer.Predictive`, :func:`~pyro_ext.diagnostics.to_arviz` or
-    ``SVI.evaluate_loss``, or after ``eval()``, it draws from
-    :func:`~pyro_ext.inference.averaging.swag_distribution` of these points, in unconstrained space.
-    Before there are two of them it stays a point, and warns.
+    During training, by :class:`~pyro.infer.SVI` or any :class:`~pyro_ext.inference.Trainer`, the
+    guide is a point in unconstrained space, ``loc``. It moves to the mode, and a constant learning
+    rate and minibatches keep it moving around there. The first call after each optimizer step
+    records the point. When gradients are off, as in :class:`~pyro.infer.Predictive`,
+    :func:`~pyro_ext.diagnostics.to_arviz` or ``SVI.evaluate_loss``, or after ``eval()``, the guide
+    draws from the :func:`~pyro_ext.inference.averaging.swag_distribution` of these points, in
+    unconstrained space. Until it has two of them, it remains a point, and warns.
 
-    How wide the distribution is depends on the learning rate, on the noise of the minibatches, and
-    on where counting starts: without minibatches the point comes to rest, and draws have no width
-    at all; with the way to the mode among the points they have far too much. It is an approximation
-    of the posterior where ``start``, ``scale`` and the rate are chosen for it: compare with
-    :class:`~pyro_ext.inference.NUTS` where that can be run.
+    The width of the distribution depends on the learning rate, the noise of the minibatches, and
+    the start of recording. Without minibatches the point comes to rest, and draws have no width at
+    all; if the way to the mode is recorded, they are far too wide. It approximates the posterior
+    only if ``start``, ``scale`` and the learning rate are chosen for that: compare with
+    :class:`~pyro_ext.inference.NUTS` if you can run it.
 
     :param model: a Pyro model with continuous latent sites.
     :param int max_rank: number of latest points in the low-rank part.
-    :param int start: steps before the first point that counts. Take as many as it needs to settle:
-        0 takes in the way there.
-    :param int every: steps from one point to the next.
-    :param float scale: :math:`c`, by which the covariance is multiplied.
+    :param int start: number of steps before the first recorded point. Choose it so that the point
+        has settled; 0 records the way to the mode.
+    :param int every: number of steps between recorded points.
+    :param float scale: :math:`c`, which multiplies the covariance.
     :param init_loc_fn: where training starts, one of :mod:`pyro.infer.autoguide.initialization`.
     :raises ValueError: for numbers out of range.
 
@@ -89,12 +88,12 @@ class AutoSWAG(AutoContinuous):
         return 0 if self.prototype_trace is None else int(self.swag_num_collected)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Sample the latent sites: at the point in training, otherwise from the distribution.
+        """Sample the latent sites: at the point during training, otherwise from the distribution.
 
         :param args: arguments of the model.
-        :param kwargs: the same by keyword.
+        :param kwargs: keyword arguments of the model.
         :returns: values by site.
-        :raises ValueError: where training has gone to what is not finite.
+        :raises ValueError: if training has led to values that are not finite.
         """
         is_set_up = self.prototype_trace is not None
         if not is_set_up:
@@ -118,7 +117,7 @@ class AutoSWAG(AutoContinuous):
         return super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
-        """The distribution of the flat unconstrained values, or the point where it is one."""
+        """The distribution of the flat unconstrained values, or the point if there is none yet."""
         if self._is_trained() or int(self.swag_num_collected) < 2:
             return dist.Delta(self.loc).to_event(1)
         found = self._swag()

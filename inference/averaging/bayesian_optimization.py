@@ -1,7 +1,7 @@
-"""Bayesian optimization of one objective or several, by asking for a point and telling its values.
+"""Bayesian optimization of one or two objectives, by asking for a point and telling its values.
 
-A search depends only on its seed and the evaluations it was given: nothing else has to be kept to
-continue it elsewhere.
+A search depends only on its seed and the evaluations it was given: these suffice to continue it
+elsewhere.
 """
 
 import math
@@ -32,25 +32,25 @@ _NEAR = 0.05
 class BayesianOptimizer:
     r"""Maximizes one function or finds the Pareto front of two, by expected improvement.
 
-    The first points are a scrambled Sobol sequence. Then each objective gets a Gaussian process on
+    The first points form a scrambled Sobol sequence. Then each objective gets a Gaussian process on
     inputs scaled to the unit box and standardized values, with a Matern kernel of smoothness 5/2
-    and a noise term, since metrics are step functions. Its length scales and noise are those of
-    largest posterior density under the priors of [1]. The next point maximizes the expected
-    improvement: for one objective, over the best posterior mean at the evaluated points; for two,
+    and a noise term, since metrics are step functions. Length scales and noise maximize the
+    posterior density under the priors of [1]. The next point maximizes the expected improvement:
+    for one objective, over the best posterior mean at the evaluated points; for two,
     :func:`~pyro_ext.inference.averaging.expected_hypervolume_improvement` over the front of these
     means.
 
-    A failed evaluation, whose value is NaN or infinite, counts as the worst of those that
-    succeeded, so that the search moves elsewhere.
+    A failed evaluation, whose value is NaN or infinite, counts as the worst of the successful ones,
+    so that the search moves elsewhere.
 
-    :param Tensor bounds: least and largest inputs. **Shape:** ``(2, num_inputs)``.
-    :param Tensor reference: where all objectives are worthless, for two of them; ``None`` for one
-        objective. **Shape:** ``(2,)``.
+    :param Tensor bounds: lower and upper bounds of the inputs. **Shape:** ``(2, num_inputs)``.
+    :param Tensor reference: values at which both of two objectives are worthless; ``None`` for a
+        single objective. **Shape:** ``(2,)``.
     :param int num_initial: number of points of the Sobol sequence, including points that were added
-        before the first query; by default the number of inputs, and at least two.
-    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+        before the first query; by default the number of inputs, but at least two.
+    :param int seed: seed of all that is random; ``None`` takes one from PyTorch's generator.
     :raises ValueError: for bounds out of order, shapes that do not fit, numbers that are not
-        finite, and other numbers of objectives.
+        finite, or other numbers of objectives.
 
     [1] C. Hvarfner, E. O. Hellsten, L. Nardi (2024),
     Vanilla Bayesian optimization performs great in high dimensions.
@@ -113,9 +113,9 @@ class BayesianOptimizer:
         return 1 if self.reference is None else len(self.reference)
 
     def ask(self) -> Tensor:
-        """The point to evaluate next; the same one until there are new values.
+        """Return the point to evaluate next; it stays the same until new values are told.
 
-        :returns: in float64. **Shape:** ``(num_inputs,)``.
+        :returns: the point in float64. **Shape:** ``(num_inputs,)``.
         """
         number = len(self.x)
         low, high = self.bounds
@@ -127,13 +127,13 @@ class BayesianOptimizer:
         return torch.clamp(low + (high - low) * inside, low, high)
 
     def tell(self, x: Tensor, y: Tensor | float) -> None:
-        """Take note of the values of a point or of several, which need not have been asked for.
+        """Record the values at one or several points, which need not have been asked for.
 
         :param Tensor x: **Shape:** ``(num_inputs,)`` or ``(num_points, num_inputs)``.
-        :param Tensor y: larger is better, NaN where an evaluation failed. **Shape:**
-            ``(num_objectives,)`` or ``(num_points, num_objectives)``; a number will do for one
-            point and objective.
-        :raises ValueError: for shapes that do not fit, and points that are not finite.
+        :param Tensor y: larger is better; NaN if an evaluation failed. **Shape:**
+            ``(num_objectives,)`` or ``(num_points, num_objectives)``; for one point and one
+            objective, a number suffices.
+        :raises ValueError: for shapes that do not fit, or points that are not finite.
         """
         points = checks.as_tensor(
             "x", x, f"(*num_points, {self.x.shape[1]})", like=self.x, finite=True
@@ -160,9 +160,9 @@ class BayesianOptimizer:
         return self.x[self.y[:, 0].where(is_good, -torch.inf).argmax()]
 
     def hypervolumes(self) -> Tensor:
-        """Hypervolume after each point; of one objective the best value so far.
+        """Hypervolume after each point; for one objective, the best value so far.
 
-        :returns: of one objective minus infinity before the first evaluation that has not failed.
+        :returns: for one objective, minus infinity until the first successful evaluation.
             **Shape:** ``(num_points,)``.
         """
         is_good = _is_good(self.y)

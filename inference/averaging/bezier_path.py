@@ -14,20 +14,20 @@ from pyro_ext.inference.averaging.weight_averages import check_statistics, updat
 
 
 class BezierPath(nn.Module):
-    r"""A curve between the weights of two networks, bent by a control point that is trained [1].
+    r"""A curve between the weights of two networks, bent by a trained control point [1].
 
-    Every parameter runs along :math:`P(r) = (1-r)^2 a + 2 r (1-r) c + r^2 b` for :math:`r` from 0
-    to 1, where :math:`c` is that of the module ``control``. The ends are frozen copies; minimizing
-    the loss at a new random position for each minibatch makes a path of low loss. An untrained
-    path, with the mean as control point, is the straight line. A parameter that is frozen and equal
-    at both ends stays frozen.
+    Every parameter follows :math:`P(r) = (1-r)^2 a + 2 r (1-r) c + r^2 b` for :math:`r` from 0 to
+    1, where :math:`c` is its value in the module ``control``. The ends are frozen copies.
+    Minimizing the loss at a new random position for each minibatch gives a path of low loss. An
+    untrained path, whose control point is the mean of the ends, is a straight line. A parameter
+    that is frozen and equal at both ends stays frozen.
 
     Buffers are those of the first network, except for batch norm statistics, which
     :meth:`module_at` estimates again.
 
     :param torch.nn.Module module_a: the network at :math:`r = 0`.
-    :param torch.nn.Module module_b: one with the same parameters, at :math:`r = 1`.
-    :raises ValueError: where parameters have other names or shapes.
+    :param torch.nn.Module module_b: a network with the same parameters, at :math:`r = 1`.
+    :raises ValueError: if names or shapes of parameters differ.
 
     [1] T. Garipov, P. Izmailov, D. Podoprikhin, D. Vetrov, A. G. Wilson (2018),
     Loss surfaces, mode connectivity, and fast ensembling of DNNs.
@@ -59,10 +59,10 @@ class BezierPath(nn.Module):
         self.module_b.requires_grad_(False)
 
     def weights(self, r: Tensor | float) -> dict[str, Tensor]:
-        """The parameters on the curve, by name.
+        """Compute the parameters on the curve, by name.
 
-        :param r: positions between 0 and 1. **Shape:** ``batch_shape``, most often ``()``.
-        :returns: tensors of the shape ``(*batch_shape, *shape)``, with gradients in the control
+        :param r: positions between 0 and 1. **Shape:** ``batch_shape``, usually ``()``.
+        :returns: tensors of shape ``(*batch_shape, *shape)``, with gradients in the control
             point and the positions.
         """
         r = checks.as_tensor("r", r, like=next(self.module_a.parameters()))
@@ -80,9 +80,9 @@ class BezierPath(nn.Module):
         return found
 
     def forward(self, inputs: Any, r: Tensor | float) -> Any:
-        """Run the network whose weights are those at one position.
+        """Run the network with the weights at one position.
 
-        :param inputs: of the network.
+        :param inputs: inputs of the network.
         :param r: the position, a scalar.
         :returns: what the network returns.
         """
@@ -90,12 +90,13 @@ class BezierPath(nn.Module):
         return torch.func.functional_call(self.control, self.weights(r), (inputs,))
 
     def guide(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw a position uniformly, and the weights there: a guide of models with such sites.
+        """Draw a uniform position and the weights there: a guide for models with such sites.
 
-        :class:`~pyro_ext.nn.BayesianModule` is one. The position is the auxiliary site ``"r"``.
+        An example is :class:`~pyro_ext.nn.BayesianModule`. The position is the auxiliary site
+        ``"r"``.
 
-        :param args: arguments of the model, which do not matter.
-        :param kwargs: likewise.
+        :param args: arguments of the model, which are ignored.
+        :param kwargs: keyword arguments of the model, which are ignored.
         :returns: the weights.
 
         Example::
@@ -115,12 +116,12 @@ class BezierPath(nn.Module):
         }
 
     def module_at(self, r: Tensor | float = 0.5, batches: Iterable[Any] | None = None) -> nn.Module:
-        """An ordinary network with the weights at a position, by default the midpoint.
+        """Make an ordinary network with the weights at a position, by default the midpoint.
 
         :param r: the position, a scalar.
-        :param batches: minibatches of inputs, as of
-            :func:`~pyro_ext.inference.averaging.update_batch_norm`; a network with batch
-            normalization needs them.
+        :param batches: minibatches of inputs, as for
+            :func:`~pyro_ext.inference.averaging.update_batch_norm`; required for a network with
+            batch normalization.
         :returns: a copy in evaluation mode.
         :raises ValueError: for a network with batch normalization without ``batches``.
         """

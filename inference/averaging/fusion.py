@@ -1,4 +1,4 @@
-"""One network out of the checkpoints of a training, with coefficients found by optimization."""
+"""One network fused from the checkpoints of a training run, with optimized coefficients."""
 
 import copy
 import hashlib
@@ -25,20 +25,21 @@ _SIGNS = {"maximize": 1.0, "minimize": -1.0}
 
 
 class CheckpointCollector:
-    r"""Copies of a module's weights, at equal spacing in the last part of a training.
+    r"""Collects copies of a module's weights at equal spacing in the last part of training.
 
-    The copies are of the parameters that require a gradient, in single precision or, of parameters
-    in double precision, in that. They are made after the optimizer's steps :math:`s_k = \lfloor
-    N (a + (1 - a) k / K) \rfloor` for :math:`k = 1, \dots, K`, the last of them after the last
-    step. Memory is :math:`K` copies, whatever the number of steps.
+    Copies include the parameters that require a gradient. Parameters in double precision are copied
+    in double precision, all others in single precision. Copies are made after the optimizer steps
+    :math:`s_k = \lfloor N (a + (1 - a) k / K) \rfloor` for :math:`k = 1, \dots, K`; the last one is
+    made after the last step. Memory holds :math:`K` copies, however many steps there are.
 
-    In the ``stateful`` of a :class:`~pyro_ext.inference.Trainer` it goes on from a checkpoint.
+    Put the collector into the ``stateful`` of a :class:`~pyro_ext.inference.Trainer` to resume it
+    from a checkpoint.
 
-    :param torch.nn.Module module: what is trained.
-    :param int num_steps: :math:`N`, of the whole training.
+    :param torch.nn.Module module: the module in training.
+    :param int num_steps: :math:`N`, total number of steps of the training.
     :param int num: :math:`K`.
     :param float start: :math:`a`.
-    :raises ValueError: for numbers out of range, and a module without trained parameters.
+    :raises ValueError: for numbers out of range, or a module without trained parameters.
 
     Example::
 
@@ -81,9 +82,10 @@ class CheckpointCollector:
         return f"CheckpointCollector({len(self._copies)} of {len(self.steps)} collected)"
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the weights after each step of an optimizer.
+        """Check the weights after each step of an optimizer.
 
-        :param torch.optim.Optimizer optimizer: as that of a :class:`~pyro_ext.inference.Trainer`.
+        :param torch.optim.Optimizer optimizer: for example that of a
+            :class:`~pyro_ext.inference.Trainer`.
         """
         checks.instance("optimizer", optimizer, torch.optim.Optimizer, "one of torch.optim")
         optimizer.register_step_post_hook(lambda *_: self._look())
@@ -99,14 +101,14 @@ class CheckpointCollector:
         return {n: torch.stack([one[n] for one in self._copies]) for n in self._parameters}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that :meth:`load_state_dict` goes on from."""
+        """Tensors and plain values from which :meth:`load_state_dict` resumes."""
         return {"num_seen": self._num_seen, "copies": [dict(one) for one in self._copies]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Resume from a state.
 
         :param Mapping state: what :meth:`state_dict` returned.
-        :raises ValueError: for the state of something else.
+        :raises ValueError: for the state of another kind of object.
         """
         checks.mapping("state", state, "what state_dict returned")
         if set(state) != {"num_seen", "copies"}:
@@ -124,13 +126,15 @@ class CheckpointCollector:
 class FusionHistory(NamedTuple):
     """Evaluations: single checkpoints, then a Sobol sequence, then the points of the search.
 
-    :param Tensor coefficients: of the checkpoints, which sum to one. **Shape:** ``(n, K)``.
-    :param Tensor values: of the objectives, as they were returned. **Shape:** ``(n, J)``.
-    :param Tensor normalized: such that the worst single checkpoint has 0 and the best one 1, and
-        larger is better. **Shape:** ``(n, J)``.
-    :param Tensor hypervolume: above the worst single checkpoint of each objective, after each
-        evaluation; of one objective, the best normalized value so far. **Shape:** ``(n,)``.
-    :param Tensor is_efficient: whether no other one dominates it. **Shape:** ``(n,)``.
+    :param Tensor coefficients: coefficients of the checkpoints, which sum to one. **Shape:**
+        ``(n, K)``.
+    :param Tensor values: values of the objectives, as returned. **Shape:** ``(n, J)``.
+    :param Tensor normalized: values scaled so that the worst single checkpoint has 0, the best one
+        1, and larger is better. **Shape:** ``(n, J)``.
+    :param Tensor hypervolume: hypervolume above the worst single checkpoint of each objective,
+        after each evaluation; for one objective, the best normalized value so far. **Shape:**
+        ``(n,)``.
+    :param Tensor is_efficient: whether no other evaluation dominates this one. **Shape:** ``(n,)``.
     """
 
     coefficients: Tensor
@@ -143,30 +147,32 @@ class FusionHistory(NamedTuple):
 class ModelFusion:
     r"""Averages checkpoints with coefficients found by multi-objective optimization: BOMF [1].
 
-    The network of least loss often is not the one with the best metric. Both are optimized together
-    over :math:`w(\delta) = \sum_k \delta_k w_k`, where :math:`\delta = x / \sum_k x_k` with
-    :math:`x \in [0, 1]^K`, after they are scaled by their values at the single checkpoints. Only
-    values of the objectives are needed: accuracy, F1, a score of generated texts.
+    The network with the smallest loss is often not the one with the best metric. Both are optimized
+    together over :math:`w(\delta) = \sum_k \delta_k w_k`, where :math:`\delta = x / \sum_k x_k`
+    with :math:`x \in [0, 1]^K`, after scaling them by their values at the single checkpoints. Only
+    values of the objectives are needed: accuracy, F1, or a score of generated texts.
 
-    Checkpoints ought to come from one training: between networks of different trainings lies a
-    barrier. Factors of low-rank adapters (LoRA) are averaged each, as in the paper, which is not to
-    average their products. The largest of many values on few data is too large: look at the result
-    on others, beside :func:`~pyro_ext.inference.averaging.greedy_soup` of the same checkpoints.
+    The checkpoints should come from one training run: between networks of different runs lies a
+    barrier. Factors of low-rank adapters (LoRA) are averaged separately, as in the paper, which
+    differs from averaging their products. The best of many values on few data is optimistic:
+    evaluate the result on other data, next to :func:`~pyro_ext.inference.averaging.greedy_soup` of
+    the same checkpoints.
 
-    :param torch.nn.Module module: has the parameters of the checkpoints; it stays as it is.
-    :param checkpoints: weights by name, **Shape:** ``(K, *event)`` each, as of
+    :param torch.nn.Module module: a module with the parameters of the checkpoints; it is not
+        changed.
+    :param checkpoints: weights by name, **Shape:** ``(K, *event)`` each, such as
         :attr:`CheckpointCollector.weights`; or a list of modules or state dicts.
-    :param Callable evaluate: the values of a network by objective, such as ``{"f1": 0.8, "loss":
-        0.5}``, NaN where it can't say. The network is in evaluation mode, and no gradient is
-        recorded.
-    :param Mapping objectives: ``"maximize"`` or ``"minimize"`` for each objective to optimize, the
-        one first by which the best network is chosen.
+    :param Callable evaluate: returns the values of a network by objective, such as
+        ``{"f1": 0.8, "loss": 0.5}``, or NaN if it cannot tell. The network is in evaluation mode,
+        and no gradient is recorded.
+    :param Mapping objectives: ``"maximize"`` or ``"minimize"`` for each objective to optimize. The
+        first one decides which network is the best.
     :param Iterable batches: minibatches of inputs for a module with batch normalization, whose
         statistics are recomputed for each average, as by
         :func:`~pyro_ext.inference.averaging.update_batch_norm`.
     :param Callable optimizer: :class:`~pyro_ext.inference.averaging.BayesianOptimizer`, for one or
-        two objectives, or a class of your own with the same arguments and methods.
-    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+        two objectives, or your own class with the same arguments and methods.
+    :param int seed: seed of all that is random; ``None`` takes one from PyTorch's generator.
     :raises ValueError: for checkpoints that do not fit each other or the module, or are not finite.
 
     [1] C. Jang, H. Lee, J. Kim, J. Lee (2024), Model fusion through Bayesian optimization in
@@ -206,7 +212,7 @@ class ModelFusion:
         self._evaluate = evaluate
         checks.mapping("objectives", objectives, '"maximize" or "minimize" by name')
         if not objectives:
-            raise ValueError(f"objectives must be one at least, got {objectives!r}")
+            raise ValueError(f"objectives must be at least one, got {objectives!r}")
         for name, direction in objectives.items():
             checks.choice(f"objectives[{name!r}]", direction, _SIGNS)
         self.objectives = dict(objectives)
@@ -216,7 +222,7 @@ class ModelFusion:
             not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Iterator)
         ):
             raise TypeError(
-                "batches must be minibatches that can be gone through again, as a list or data "
+                "batches must be minibatches that can be iterated over again, as a list or data "
                 f"loader, got {checks.shown(batches)}"
             )
         self._batches = batches
@@ -234,19 +240,19 @@ class ModelFusion:
     # Networks ------------------------------------------------------------------------------------
 
     def fuse(self, coefficients: Tensor) -> nn.Module:
-        """A copy of the module with an average of the checkpoints.
+        """Copy the module, with an average of the checkpoints for its weights.
 
-        :param Tensor coefficients: not negative; they are divided by their sum, so that equal ones
-            give the uniform average. **Shape:** ``(K,)``.
-        :raises ValueError: for negative or no positive coefficients.
+        :param Tensor coefficients: nonnegative coefficients. They are divided by their sum, so that
+            equal ones give the uniform average. **Shape:** ``(K,)``.
+        :raises ValueError: for a negative coefficient, or if none is positive.
         """
         return self._fuse(coefficients, {})
 
     def evaluate(self, coefficients: Tensor) -> dict[str, float]:
-        """The objectives of an average, of which no note is taken.
+        """Evaluate the objectives of an average, without recording them.
 
-        :param Tensor coefficients: as of :meth:`fuse`. **Shape:** ``(K,)``.
-        :raises ValueError: where an objective is missing.
+        :param Tensor coefficients: as for :meth:`fuse`. **Shape:** ``(K,)``.
+        :raises ValueError: if an objective is missing.
         """
         # What is not averaged, such as a model that has adapters, is not copied.
         kept = {
@@ -292,20 +298,23 @@ class ModelFusion:
         checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> Self:
-        """Evaluate single checkpoints, as many points of a Sobol sequence, then what is searched.
+        """Evaluate the single checkpoints, as many points of a Sobol sequence, then the search.
 
-        The search knows all of them, unlike that of [1], which scales by single checkpoints only.
+        The search uses all of these evaluations, unlike in [1], where the single checkpoints only
+        set the scale.
 
-        An evaluation that failed, with an objective that is NaN or infinite, counts as the worst,
-        and a warning at the end says how many there were. Ctrl-C ends the search with a warning;
-        another call goes on.
+        A failed evaluation, with an objective that is NaN or infinite, counts as the worst; a
+        warning at the end says how many there were. Ctrl-C ends the search with a warning, and
+        another call continues it.
 
-        :param int num_iterations: steps of the search in all, those of earlier calls included.
-        :param checkpoint: a file that is written after each evaluation, and from which the search
-            goes on where the file exists. It holds nothing that executes on load.
+        :param int num_iterations: total number of steps of the search, including those of earlier
+            calls.
+        :param checkpoint: a file that is written after each evaluation. If it exists, the search
+            resumes from it. Loading it executes no code.
         :param bool progress: whether to show a progress bar.
-        :returns: itself.
-        :raises CheckpointError: where the file is damaged, of another search, or being written.
+        :returns: the object itself.
+        :raises CheckpointError: if the file is damaged, belongs to another search, or is being
+            written.
         """
         num_iterations = checks.integer("num_iterations", num_iterations, 0)
         checks.instance("progress", progress, bool, "True or False")
@@ -360,7 +369,7 @@ class ModelFusion:
 
     @property
     def history(self) -> FusionHistory:
-        """All evaluations, in their order."""
+        """All evaluations, in order."""
         self._check_run()
         normalized, is_efficient = self._normalized(), self._is_good()
         is_efficient[is_efficient.clone()] = pareto_mask(normalized[is_efficient])
@@ -374,7 +383,7 @@ class ModelFusion:
 
     @property
     def best_coefficients(self) -> Tensor:
-        """Return the coefficients with the best first objective, then the best next ones.
+        """Coefficients with the best first objective; ties are broken by the further objectives.
 
         **Shape:** ``(K,)``.
         """
@@ -384,7 +393,7 @@ class ModelFusion:
         return _simplex(self._x[scores.index(max(scores))])
 
     def best(self) -> nn.Module:
-        """The network of :attr:`best_coefficients`."""
+        """The network with :attr:`best_coefficients`."""
         return self.fuse(self.best_coefficients)
 
     def _check_run(self) -> None:
@@ -405,7 +414,7 @@ class ModelFusion:
         if not len(singles):
             found = dict(zip(self.objectives, self._values[0].tolist(), strict=True))
             raise ValueError(
-                "evaluate must return finite numbers for one checkpoint at least, got none, of the "
+                "evaluate must return finite numbers for at least one checkpoint, got none, of the "
                 f"first {found}"
             )
         low, high = singles.aminmax(dim=0)
@@ -499,7 +508,7 @@ def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
     sizes = {len(value) for value in stacked.values()}
     if len(sizes) != 1 or min(sizes) < 2:
         raise ValueError(
-            f"checkpoints must be two or more, of each parameter as many, got {sorted(sizes)}"
+            f"checkpoints must be two or more, as many for each parameter, got {sorted(sizes)}"
         )
     for name, value in stacked.items():
         if name not in own or value.shape[1:] != own[name].shape:

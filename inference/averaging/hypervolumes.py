@@ -1,4 +1,4 @@
-"""Pareto fronts, their hypervolume, and its expected improvement by another point."""
+"""Pareto fronts, their hypervolume, and the expected improvement of it by another point."""
 
 import math
 
@@ -11,12 +11,12 @@ from pyro_ext._lib import checks
 def pareto_mask(points: Tensor) -> Tensor:
     """Return a mask of the Pareto-optimal points, with all objectives maximized.
 
-    A point dominates another if it is nowhere less and somewhere more, so that of equal points
-    either all are in the mask or none is.
+    A point dominates another if it is nowhere smaller and somewhere larger, so that equal points
+    are either all in the mask or all outside.
 
     :param Tensor points: **Shape:** ``(*batch, num_points, num_objectives)``.
     :returns: booleans. **Shape:** ``(*batch, num_points)``.
-    :raises ValueError: for another shape, and for numbers that are not finite.
+    :raises ValueError: for another shape, or for numbers that are not finite.
 
     Example::
 
@@ -30,16 +30,16 @@ def pareto_mask(points: Tensor) -> Tensor:
 
 
 def hypervolume(points: Tensor, reference: Tensor) -> Tensor:
-    r"""Volume of what the points dominate above a reference point, :math:`HV(Y; r)` [1].
+    r"""Volume that the points dominate above a reference point, :math:`HV(Y; r)` [1].
 
     All objectives are maximized. A point that does not exceed the reference in all of them adds
-    nothing. Two objectives take one sort; each further one multiplies the time by the number of
-    points.
+    nothing. Two objectives take one sort; each further objective multiplies the time by the number
+    of points.
 
     :param Tensor points: :math:`Y`. **Shape:** ``(*batch, num_points, num_objectives)``.
     :param Tensor reference: :math:`r`. **Shape:** ``(num_objectives,)``.
     :returns: the volume, with gradients in the points. **Shape:** ``(*batch,)``.
-    :raises ValueError: for shapes that do not fit, and for numbers that are not finite.
+    :raises ValueError: for shapes that do not fit, or for numbers that are not finite.
 
     [1] E. Zitzler, L. Thiele (1999), Multiobjective evolutionary algorithms.
 
@@ -56,26 +56,25 @@ def hypervolume(points: Tensor, reference: Tensor) -> Tensor:
 def expected_hypervolume_improvement(
     mean: Tensor, sd: Tensor, front: Tensor, reference: Tensor
 ) -> Tensor:
-    r"""Expected gain of hypervolume by one more point, whose two objectives are normal [1].
+    r"""Expected gain of hypervolume from one more point with two normal objectives [1].
 
-    With the front sorted by its first objective, :math:`(a_1, b_1), \dots, (a_n, b_n)`, and the
-    reference :math:`r` as :math:`a_0 = r_1`, :math:`b_{n+1} = r_2`, :math:`a_{n+1} = \infty`, the
-    plane above it falls into strips, and
+    Sort the front by its first objective, :math:`(a_1, b_1), \dots, (a_n, b_n)`, and set
+    :math:`a_0 = r_1`, :math:`b_{n+1} = r_2` and :math:`a_{n+1} = \infty` from the reference
+    :math:`r`. The plane above the reference falls into strips, and
 
     .. math::
 
         EHVI = \sum_{i=1}^{n+1} [\psi_1(a_{i-1}) - \psi_1(a_i)]\, \psi_2(b_i), \qquad
         \psi_j(c) = E (Y_j - c)_+ .
 
-    :param Tensor mean: of the candidates' objectives, which are independent and maximized.
+    :param Tensor mean: means of the candidates' objectives, which are independent and maximized.
         **Shape:** ``(*batch, 2)``.
-    :param Tensor sd: their standard deviations; zero stands for what is known. **Shape:** as the
-        mean.
-    :param Tensor front: points that are there; those that others dominate do not matter.
+    :param Tensor sd: their standard deviations; zero for known values. **Shape:** as the mean.
+    :param Tensor front: the existing points; dominated ones do not matter.
         **Shape:** ``(num_points, 2)``.
     :param Tensor reference: :math:`r`. **Shape:** ``(2,)``.
-    :returns: with gradients in mean and standard deviation. **Shape:** ``(*batch,)``.
-    :raises ValueError: for shapes that do not fit, negative standard deviations, and numbers that
+    :returns: the gain, with gradients in mean and standard deviation. **Shape:** ``(*batch,)``.
+    :raises ValueError: for shapes that do not fit, negative standard deviations, or numbers that
         are not finite.
 
     [1] M. Emmerich, K. Yang, A. Deutz, H. Wang, C. M. Fonseca (2016),

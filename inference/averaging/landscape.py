@@ -23,16 +23,16 @@ def path_losses(
     *,
     progress: bool = False,
 ) -> Tensor:
-    """Losses of the networks along a path; one that is not trained is a straight line.
+    """Compute losses of the networks along a path; an untrained path is a straight line.
 
     :param BezierPath path: the path.
-    :param Callable loss: of a network in evaluation mode, a scalar.
-    :param Tensor positions: between 0 and 1. **Shape:** ``(n,)``.
-    :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
-        through at each position.
+    :param Callable loss: maps a network in evaluation mode to a scalar.
+    :param Tensor positions: positions between 0 and 1. **Shape:** ``(n,)``.
+    :param batches: as for :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are
+        iterated over at each position.
     :param bool progress: whether to show a progress bar.
     :returns: **Shape:** ``(n,)``.
-    :raises ValueError: where a loss is not finite.
+    :raises ValueError: if a loss is not finite.
 
     Example::
 
@@ -52,8 +52,8 @@ def path_losses(
 class TraceEstimate(NamedTuple):
     """An estimate of a trace.
 
-    :param float mean: over the probes.
-    :param float standard_error: of the mean.
+    :param float mean: mean over the probes.
+    :param float standard_error: standard error of the mean.
     """
 
     mean: float
@@ -67,15 +67,16 @@ def hutchinson_trace(
     *,
     seed: int | None = None,
 ) -> TraceEstimate:
-    r"""Estimate the trace of a loss's Hessian by probes of random signs [1].
+    r"""Estimate the trace of a loss's Hessian with random sign vectors as probes [1].
 
-    :math:`E\, v^\top H v = \text{tr} H`, with the variance :math:`2 \sum_{i \ne j} H_{ij}^2`.
+    :math:`E\, v^\top H v = \text{tr} H`, with variance :math:`2 \sum_{i \ne j} H_{ij}^2`.
 
-    :param Callable loss: of a dict of weights, a scalar; see :func:`torch.func.functional_call`.
-    :param Mapping weights: where the Hessian is taken, tensors by name.
+    :param Callable loss: maps a dict of weights to a scalar; see
+        :func:`torch.func.functional_call`.
+    :param Mapping weights: where to take the Hessian, tensors by name.
     :param int num_probes: number of probes, at least 2.
-    :param int seed: of the signs; ``None`` takes one from PyTorch's generator.
-    :raises ValueError: where a product with the Hessian is not finite.
+    :param int seed: seed of the signs; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: if a product with the Hessian is not finite.
 
     [1] M. F. Hutchinson (1990), A stochastic estimator of the trace of the influence matrix for
     Laplacian smoothing splines.

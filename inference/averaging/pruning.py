@@ -1,4 +1,4 @@
-"""Pruning: which weights of a network stay, by their size or by other scores."""
+"""Pruning: select the weights of a network to keep, by magnitude or by other scores."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,17 +15,17 @@ _EXCLUDED = ("bias", "norm")
 
 
 class MagnitudePruner:
-    r"""Removes the smallest of the weights that are left, round by round [1].
+    r"""Removes the smallest of the remaining weights, round by round [1].
 
-    Each round removes ``floor(rate * remaining)`` weights, so that after :math:`c` rounds a
-    fraction :math:`(1 - \text{rate})^c` of them is left. Weights that were removed stay so. Tensors
-    are never pruned that have "bias" or "norm" in their name or, in a module, in the name of their
-    layer's class, as BatchNorm2d has.
+    Each round removes ``floor(rate * remaining)`` weights, so that a fraction of
+    :math:`(1 - \text{rate})^c` of them remains after :math:`c` rounds. Removed weights stay
+    removed. A tensor is never pruned if its name contains "bias" or "norm", or, in a module, if the
+    class name of its layer does, such as BatchNorm2d.
 
     :param float rate: fraction of the remaining weights that a round removes, between 0 and 1.
-    :param str scope: whether a fraction of all weights together is removed, ``"global"``, or of
-        each tensor, ``"layer"``.
-    :ivar dict masks: by name, which weights are present; empty before the first round.
+    :param str scope: ``"global"`` removes a fraction of all weights together, ``"layer"`` a
+        fraction of each tensor.
+    :ivar dict masks: which weights are present, by name; empty before the first round.
     :raises ValueError: for a rate out of range or an unknown scope.
 
     [1] J. Frankle, G. K. Dziugaite, D. M. Roy, M. Carbin (2020),
@@ -52,11 +52,11 @@ class MagnitudePruner:
     def step(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Remove the smallest of the remaining weights.
 
-        :param weights: a module or tensors by name, of which the absolute values count. Other
-            scores than magnitudes, such as :func:`snip_scores`, are taken the same way.
+        :param weights: a module or tensors by name, whose absolute values count. Scores other than
+            magnitudes, such as :func:`snip_scores`, are passed the same way.
         :returns: ``masks`` after the round: booleans in the shapes of the weights.
         :raises ValueError: for weights that are not finite, that have other names or shapes than in
-            the round before, or of which none can be pruned.
+            the previous round, or of which none can be pruned.
         """
         chosen = self._prunable(weights)
         if not chosen:
@@ -87,18 +87,18 @@ class MagnitudePruner:
         return dict(kept)
 
     def sparsity(self) -> float:
-        """Fraction of the weights that could be pruned and have been; 0 before the first round."""
+        """Fraction of the prunable weights that have been pruned; 0 before the first round."""
         total = sum(mask.numel() for mask in self.masks.values())
         return 1.0 - sum(int(m.sum()) for m in self.masks.values()) / total if total else 0.0
 
     def apply(self, module: nn.Module) -> None:
-        """Prune a module in place, by :mod:`torch.nn.utils.prune`: what is removed stays zero.
+        """Prune a module in place with :mod:`torch.nn.utils.prune`: removed weights stay zero.
 
-        In a loop of training, :meth:`step` and this, a module that is pruned gets the new masks;
-        its parameters stay the same objects, so that an optimizer goes on with them.
+        In a training loop that alternates with :meth:`step`, a module that is already pruned gets
+        the new masks. Its parameters stay the same objects, so that an optimizer keeps working.
 
-        :param torch.nn.Module module: whose parameters have the names of ``masks``.
-        :raises ValueError: where they don't, or have other shapes.
+        :param torch.nn.Module module: a module whose parameters have the names of ``masks``.
+        :raises ValueError: if they don't, or have other shapes.
         """
         checks.instance("module", module, nn.Module, "a module")
         named = _parameters(module)
@@ -144,9 +144,9 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     r"""Return the SNIP score of each weight, :math:`|w\,\partial L / \partial w|` [1].
 
-    :param torch.nn.Module module: the network, mostly before training; its statistics of batch
-        normalization stay as they are.
-    :param Callable loss: the loss of a minibatch, a function without arguments.
+    :param torch.nn.Module module: the network, usually before training; its batch normalization
+        statistics are not changed.
+    :param Callable loss: computes the loss of a minibatch, a function without arguments.
     :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
 
     [1] N. Lee, T. Ajanthan, P. H. S. Torr (2019),
@@ -174,11 +174,12 @@ def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     r"""Return the SynFlow score of each weight, its share in a flow from inputs to outputs [1].
 
     The flow :math:`R` is the sum of the outputs of the network with absolute weights at an input of
-    ones, and scores are :math:`|w|\,\partial R / \partial |w|`. No data enter. Prune in many
-    rounds, with new scores in each of the network that the masks leave.
+    ones, and scores are :math:`|w|\,\partial R / \partial |w|`. No data are used. Prune in many
+    rounds, and compute new scores in each of them, for the network that the masks leave.
 
     :param torch.nn.Module module: the network; it is evaluated as in ``module.eval()``.
-    :param Tensor inputs: any, for their shape and type. **Shape:** ``(n, *event)``.
+    :param Tensor inputs: any inputs; only their shape and type are used. **Shape:**
+        ``(n, *event)``.
     :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
 
     [1] H. Tanaka, D. Kunin, D. L. K. Yamins, S. Ganguli (2020),

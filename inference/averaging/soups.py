@@ -1,4 +1,4 @@
-"""Soups: one network whose weights are an average of several candidates."""
+"""Soups: single networks whose weights are an average of several candidates."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +16,7 @@ _ADAM = partial(torch.optim.Adam, lr=0.1)
 
 
 class GreedySoup(NamedTuple):
-    """The average of some candidates.
+    """The average of a selection of candidates.
 
     :param dict weights: tensors by name. **Shape:** ``(*event)`` each.
     :param list members: numbers of the candidates in the average, the best one first.
@@ -42,12 +42,12 @@ class LearnedSoup(NamedTuple):
 
 
 def greedy_soup(candidates: Candidates, loss: Callable[[dict[str, Tensor]], Any]) -> GreedySoup:
-    """Average candidates as long as that does no harm, the best one first [1].
+    """Average candidates, best first, as long as this does not increase the loss [1].
 
-    :param Mapping candidates: weights of all of them by name. **Shape:** ``(K, *event)`` each.
-    :param Callable loss: of weights by name, **Shape:** ``(*event)`` each: a number, the smaller
-        the better, on data that the candidates were not trained with. Its NaN is a bad loss.
-    :raises ValueError: for candidates that are not finite, or with a NaN loss each.
+    :param Mapping candidates: weights of all candidates by name. **Shape:** ``(K, *event)`` each.
+    :param Callable loss: maps a dict of weights, **Shape:** ``(*event)`` each, to a number, smaller
+        is better, on data that the candidates were not trained on. NaN counts as a bad loss.
+    :raises ValueError: for candidates that are not finite, or if all of their losses are NaN.
 
     [1] M. Wortsman et al. (2022), Model soups: averaging weights of multiple fine-tuned models
     improves accuracy without increasing inference time.
@@ -70,7 +70,7 @@ def greedy_soup(candidates: Candidates, loss: Callable[[dict[str, Tensor]], Any]
         alone = [of([one])[1] for one in range(number)]
         order = sorted(range(number), key=lambda one: (alone[one] != alone[one], alone[one]))
         if alone[order[0]] != alone[order[0]]:
-            raise ValueError("loss must be a number for one candidate at least, got NaN for each")
+            raise ValueError("loss must be a number for at least one candidate, got NaN for each")
         members = order[:1]
         best = of(members)
         for one in order[1:]:
@@ -89,21 +89,21 @@ def learned_soup(
     seed: int | None = None,
     progress: bool = False,
 ) -> LearnedSoup:
-    r"""Average candidates with the coefficients of least loss, :math:`\sum_k a_k w_k` [1].
+    r"""Average candidates with the coefficients of smallest loss, :math:`\sum_k a_k w_k` [1].
 
-    The coefficients :math:`a = \operatorname{softmax}(b)` start at equal ones.
+    The coefficients :math:`a = \operatorname{softmax}(b)` start out equal.
 
-    :param Mapping candidates: weights of all of them by name. **Shape:** ``(K, *event)`` each.
-    :param Callable loss: of weights by name, **Shape:** ``(*event)`` each: a scalar with a gradient
-        in them, on data that the candidates were not trained with.
-    :param int num_steps: number of steps of the optimizer.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
-    :param int seed: of what the loss draws.
+    :param Mapping candidates: weights of all candidates by name. **Shape:** ``(K, *event)`` each.
+    :param Callable loss: maps a dict of weights, **Shape:** ``(*event)`` each, to a scalar that is
+        differentiable in them, on data that the candidates were not trained on.
+    :param int num_steps: number of optimizer steps.
+    :param optimizer: as for :class:`~pyro_ext.inference.Trainer`.
+    :param int seed: seed of what the loss draws.
     :param bool progress: whether to show a progress bar.
     :raises ValueError: for candidates that are not finite.
-    :raises TrainingDiverged: where loss or gradient are not finite.
+    :raises TrainingDiverged: if loss or gradient are not finite.
 
-    [1] as of :func:`greedy_soup`, appendix I, without a temperature.
+    [1] as in :func:`greedy_soup`, appendix I, without a temperature.
 
     Example::
 
@@ -138,7 +138,7 @@ def _checked(candidates: Any) -> tuple[dict[str, Tensor], int]:
     sizes = {len(value) if value.dim() else 0 for value in stacked.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            "candidates must be as many for each tensor, at least one, got the shapes "
+            "candidates must be equally many for each tensor, at least one, got the shapes "
             f"{[tuple(value.shape) for value in stacked.values()]}"
         )
     for name, value in stacked.items():

@@ -1,4 +1,4 @@
-"""Sparse weight averages: iterative magnitude pruning of an average of several particles."""
+"""Sparse weight averages: iterative magnitude pruning of the average of several particles."""
 
 import copy
 import math
@@ -34,12 +34,12 @@ _SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
 class SparseAverage(NamedTuple):
     """Result of a cycle of :class:`SparseWeightAveraging`.
 
-    :ivar dict state: parameters and buffers of the average, as of ``state_dict``.
-    :ivar dict masks: by name, which weights are present; empty in the first cycle.
-    :ivar float sparsity: fraction of the weights that could be pruned and have been.
-    :ivar list losses: the loss at each step of the cycle, on average over particles.
-    :ivar dict cut_off: number of outputs that no weight is left for, by name of the tensor, where
-        there are any. They are constant: a network that has few others has collapsed.
+    :ivar dict state: parameters and buffers of the average, as in ``state_dict``.
+    :ivar dict masks: which weights are present, by name; empty in the first cycle.
+    :ivar float sparsity: fraction of the prunable weights that have been pruned.
+    :ivar list losses: the loss at each step of the cycle, averaged over particles.
+    :ivar dict cut_off: number of outputs without any remaining weight, by name of the tensor, if
+        there are any. These outputs are constant: a network with few others has collapsed.
     """
 
     state: dict[str, Tensor]
@@ -52,35 +52,36 @@ class SparseAverage(NamedTuple):
 class SparseWeightAveraging:
     """Sparse weight averaging with multiple particles, SWAMP [1].
 
-    In each cycle several particles start from the same *ticket*, the weights after a few epochs,
-    without the weights that were pruned. They are trained with orders of minibatches of their own,
-    each averages its weights over the end of the cycle, and the mean of all is the network of the
-    cycle. The smallest of its weights are pruned, and the next cycle begins at the ticket again.
-    With one particle and no averages, ``num_particles=1, swa_start=1.0, swa_lr=0.0``, this is
-    iterative magnitude pruning [2].
+    In each cycle, several particles start from the same *ticket*: the weights after a few epochs,
+    without the pruned ones. Each is trained with its own order of minibatches and averages its
+    weights over the end of the cycle; the mean of these averages is the network of the cycle. Its
+    smallest weights are pruned, and the next cycle starts from the ticket again. With one particle
+    and no averages, ``num_particles=1, swa_start=1.0, swa_lr=0.0``, this is iterative magnitude
+    pruning [2].
 
-    The particles are trained as one network under :func:`torch.func.vmap`, which wants one without
-    branches that depend on data. The network that is given stays as it is.
+    The particles are trained as one network under :func:`torch.func.vmap`, so the network must not
+    have branches that depend on data. The given network is not changed.
 
-    :param torch.nn.Module module: the network, with the weights to begin with.
-    :param Callable loss: maps outputs of the network and what the minibatches hold besides inputs
-        to a scalar.
+    :param torch.nn.Module module: the network, with its initial weights.
+    :param Callable loss: maps outputs of the network and the other parts of a minibatch, besides
+        inputs, to a scalar.
     :param int num_particles: number of particles.
-    :param int ticket_epochs: epochs that the ticket is trained for, with the optimizer's learning
+    :param int ticket_epochs: number of epochs that train the ticket, at the optimizer's learning
         rate.
-    :param int cycle_epochs: epochs of a cycle.
-    :param float swa_start: where in a cycle averages begin, as a fraction of its epochs. Each epoch
-        that ends later gives a sample; with ``1.0`` the weights at the end of the cycle count.
-    :param float swa_lr: learning rate from there on, to which it goes down before, along a cosine.
-    :param Callable optimizer: makes an optimizer of a list of tensors, as of
-        :class:`~pyro_ext.inference.Trainer`; it has to work element by element.
-    :param MagnitudePruner pruner: what prunes the average; it is copied with the masks it has,
-        which hold from the first cycle on.
-    :param float single_until: there is a single particle in cycles of a lower sparsity. This is
-        SWAMP+ of the paper, cheaper where averages gain little.
-    :param int seed: of the orders of minibatches and of what the network draws.
+    :param int cycle_epochs: number of epochs of a cycle.
+    :param float swa_start: start of averaging, as a fraction of the cycle's epochs. Each epoch that
+        ends later gives a sample; with ``1.0``, only the weights at the end of the cycle count.
+    :param float swa_lr: learning rate during averaging, to which it decreases before along a
+        cosine.
+    :param Callable optimizer: a function that makes an optimizer from a list of tensors, as for
+        :class:`~pyro_ext.inference.Trainer`; the optimizer must work element by element.
+    :param MagnitudePruner pruner: prunes the average. It is copied together with its masks, which
+        apply from the first cycle on.
+    :param float single_until: cycles with a lower sparsity use a single particle. This is the
+        paper's SWAMP+, which saves time where averages gain little.
+    :param int seed: seed of the orders of minibatches and of what the network draws.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for numbers out of range, or a pruner that no parameter fits.
+    :raises ValueError: for numbers out of range, or a pruner that fits no parameter.
 
     [1] M. Choi, H. Lee, G. Nam, J. Lee (2024),
     Sparse weight averaging with multiple particles for iterative magnitude pruning.
@@ -153,14 +154,15 @@ class SparseWeightAveraging:
     ) -> list[SparseAverage]:
         """Train and prune, cycle by cycle.
 
-        :param ShuffledBatches batches: inputs, and what else the loss is given.
-        :param int num_cycles: number of cycles; one less is the number of rounds of pruning.
-        :param checkpoint: a folder, made where it is missing, from which a run goes on that was
-            stopped, with the same result. It holds nothing that executes on load.
+        :param ShuffledBatches batches: inputs, and whatever else the loss takes.
+        :param int num_cycles: number of cycles; one more than the rounds of pruning.
+        :param checkpoint: a folder, created if missing, from which a stopped run resumes with the
+            same result. Loading it executes no code.
         :param bool progress: whether to show progress bars.
         :returns: the average after each cycle, from the densest to the sparsest.
-        :raises TrainingDiverged: where a loss, a gradient or a weight is not finite.
-        :raises CheckpointError: where the folder is of another run, or a file of it is damaged.
+        :raises TrainingDiverged: if a loss, a gradient or a weight is not finite.
+        :raises CheckpointError: if the folder belongs to another run, or one of its files is
+            damaged.
         """
         self._check_batches(batches)
         num_cycles = checks.integer("num_cycles", num_cycles, 1)
@@ -184,7 +186,7 @@ class SparseWeightAveraging:
                 number = 1 if is_single else self.num_particles
                 if empty := [name for name, mask in masks.items() if not mask.any()]:
                     warnings.warn(
-                        f"no weight is left in {empty} at sparsity {pruner.sparsity():.4g}: take "
+                        f"no weight is left in {empty} at sparsity {pruner.sparsity():.4g}: use "
                         'fewer cycles, or a pruner with scope="layer"',
                         stacklevel=2,
                     )
@@ -205,11 +207,11 @@ class SparseWeightAveraging:
         return cycles
 
     def ticket(self, batches: ShuffledBatches, *, progress: bool = True) -> dict[str, Tensor]:
-        """The ticket that :meth:`run` starts each cycle from, trained again.
+        """Train the ticket from which :meth:`run` starts each cycle again.
 
-        :param ShuffledBatches batches: as of :meth:`run`.
+        :param ShuffledBatches batches: as for :meth:`run`.
         :param bool progress: whether to show a progress bar.
-        :returns: parameters and buffers, as of ``state_dict``.
+        :returns: parameters and buffers, as in ``state_dict``.
         """
         self._check_batches(batches)
         checks.boolean("progress", progress)
@@ -224,16 +226,15 @@ class SparseWeightAveraging:
         *,
         progress: bool = True,
     ) -> dict[str, Tensor]:
-        """The particles of a single cycle, to look at what lies between them, or at other masks.
+        """Train the particles of a single cycle, to inspect paths between them or other masks.
 
-        :param ShuffledBatches batches: as of :meth:`run`.
-        :param Mapping ticket: parameters and buffers to start at, as of :meth:`ticket`.
-        :param Mapping masks: by name of the parameter, which weights are present; all where it is
-            left out.
-        :param int cycle: its number, on which orders of minibatches depend.
+        :param ShuffledBatches batches: as for :meth:`run`.
+        :param Mapping ticket: parameters and buffers to start from, as from :meth:`ticket`.
+        :param Mapping masks: which weights are present, by name of the parameter; by default all.
+        :param int cycle: number of the cycle, which determines the orders of minibatches.
         :param bool progress: whether to show a progress bar.
-        :returns: averages of the parameters of each. **Shape:** ``(num_particles, *event)`` each.
-        :raises ValueError: where ticket or masks have other names or shapes than the network.
+        :returns: averaged parameters of each particle. **Shape:** ``(num_particles, *event)`` each.
+        :raises ValueError: if ticket or masks have other names or shapes than the network.
         """
         self._check_batches(batches)
         own = self.module.state_dict()

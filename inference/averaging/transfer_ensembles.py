@@ -1,4 +1,4 @@
-"""Ensembles of fine-tuned networks, and priors of networks that were trained before."""
+"""Ensembles of fine-tuned networks, and priors centered at pretrained networks."""
 
 import copy
 from abc import abstractmethod
@@ -31,8 +31,8 @@ class L2SP:
     .. math:: -\log p(\phi, W) = \frac{|\phi - \phi^*|^2}{2 s^2} + \frac{|W|^2}{2 s'^2}
               + \text{const}
 
-    It maps parameters by name, as :class:`~pyro_ext.inference.NPTL` has them, to that number, with
-    the constant left out.
+    Called with parameters by name, named as in :class:`~pyro_ext.inference.NPTL`, it returns this
+    number without the constant.
 
     :param torch.nn.Module backbone: the pretrained network, with :math:`\phi^*`.
     :param float scale: :math:`s`.
@@ -73,19 +73,19 @@ class L2SP:
 
 
 class SWAGPrior:
-    r"""A normal prior that was learned from a path of the earlier training [2].
+    r"""A normal prior learned from the trajectory of the pretraining [2].
 
     .. math:: \phi \sim N\bigl(m, \; s \, (\tfrac12 \operatorname{diag}(v + 2 \epsilon)
               + \tfrac1{2 (R - 1)} D D^\top)\bigr) , \quad W \sim N(0, s'^2)
 
-    with :math:`\epsilon = 0.001`, and moments and deviations as of
+    with :math:`\epsilon = 0.001`, and moments and deviations as in
     :class:`~pyro_ext.inference.averaging.SWAG`. It is called like :class:`L2SP`.
 
-    :param snapshots: what collected the parameters of the backbone along its training, a
-        :class:`~pyro_ext.inference.averaging.SWAG`; or parameters by name at several times of it,
-        without the statistics that a ``state_dict()`` holds beside them, all of which then count
-        for :math:`D`.
-    :param float scale: :math:`s`, by which the covariance is larger than that of the path.
+    :param snapshots: a :class:`~pyro_ext.inference.averaging.SWAG` that collected the parameters of
+        the backbone during its training; or several dicts of parameters from this training, without
+        the statistics that a ``state_dict()`` also holds. All of these dicts then count for
+        :math:`D`.
+    :param float scale: :math:`s`, by which the covariance of the trajectory is multiplied.
     :param float head_scale: :math:`s'`.
 
     Example::
@@ -140,11 +140,12 @@ _DRAWS_PER_CALL = 64
 
 
 class Soup(NamedTuple):
-    """A single network, whose parameters are an average of some members'.
+    """A single network whose parameters are an average over selected members.
 
     :param torch.nn.Module network: maps inputs to logits.
     :param list members: numbers of the members in the average, the best first.
-    :param float loss: its mean negative log likelihood on the data that chose them.
+    :param float loss: mean negative log likelihood of the network on the data that selected the
+        members.
     """
 
     network: nn.Module
@@ -165,10 +166,9 @@ class TransferOptions(TypedDict, total=False):
 
 
 class TransferEnsemble(IndependentDraws):
-    """Members that are fine-tuned side by side from a pretrained backbone, each with a fresh head.
+    """Members fine-tuned side by side from a pretrained backbone, each with a fresh head.
 
-    Networks run in evaluation mode: without dropout, and with the statistics that layers of batch
-    normalization have.
+    Networks run in evaluation mode: without dropout, and with fixed batch normalization statistics.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class TransferEnsemble(IndependentDraws):
         """
 
     def log_probabilities(self, inputs: Tensor) -> Tensor:
-        """Log predictive probabilities of each member.
+        """Compute log predictive probabilities of each member.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(num_samples, n, classes)``.
@@ -227,20 +227,20 @@ class TransferEnsemble(IndependentDraws):
         return self._predict(self.get_samples(), inputs)
 
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Predictive probabilities of each member, whose mean over members is the prediction.
+        """Compute predictive probabilities of each member; their mean is the prediction.
 
-        Arguments and shapes are those of :meth:`log_probabilities`.
+        Arguments and shapes are as for :meth:`log_probabilities`.
         """
         return self.log_probabilities(inputs).exp()
 
     def soup(self, inputs: Tensor, labels: Tensor) -> Soup:
-        """Average parameters of members as long as that does no harm, the best member first.
+        """Average parameters of members, best first, as long as this does not increase the loss.
 
-        It is the :func:`~pyro_ext.inference.averaging.greedy_soup` of the members.
+        This is the :func:`~pyro_ext.inference.averaging.greedy_soup` of the members.
 
-        :param Tensor inputs: data that decide, other than those of the members. **Shape:** ``(n,
-            *event)``.
-        :param Tensor labels: their classes. **Shape:** ``(n,)``.
+        :param Tensor inputs: data for the selection, other than those of the members. **Shape:**
+            ``(n, *event)``.
+        :param Tensor labels: classes of the inputs. **Shape:** ``(n,)``.
         :returns: the average, as one network.
         """
         samples = self.get_samples()
@@ -329,24 +329,24 @@ class TransferEnsemble(IndependentDraws):
 
 
 class FineTunedEnsemble(TransferEnsemble):
-    r"""Members that are fine-tuned to the same data, each with a head of its own.
+    r"""Members fine-tuned on the same data, each with its own head.
 
-    With a ``regularizer`` that is the :math:`1 / n` th part of an
+    With a ``regularizer`` equal to :math:`1 / n` times an
     :class:`~pyro_ext.inference.averaging.L2SP` or a
     :class:`~pyro_ext.inference.averaging.SWAGPrior`, the members are modes of a posterior.
 
     :param torch.nn.Module backbone: the pretrained network, from inputs to features.
-    :param torch.nn.Module head: from features to logits; its own parameters do not matter.
+    :param torch.nn.Module head: maps features to logits; its own parameters do not matter.
     :param int num_samples: number of members.
-    :param BatchOptimizer optimizer: 200 steps of SGD with momentum and a cosine schedule without
-        one.
-    :param float weight_decay: :math:`\lambda` of a penalty :math:`\lambda |\theta|^2 / 2` beside
-        the mean loss.
+    :param BatchOptimizer optimizer: by default 200 steps of SGD with momentum and a cosine
+        schedule.
+    :param float weight_decay: :math:`\lambda` in the penalty :math:`\lambda |\theta|^2 / 2`, which
+        is added to the mean loss.
     :param regularizer: a function of the parameters by name that is added to the mean loss.
-    :param float head_scale: standard deviation of the parameters that heads start with.
-    :param int subsample_size: number of inputs in a minibatch; all without it.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :param float head_scale: standard deviation of the initial parameters of the heads.
+    :param int subsample_size: number of inputs in a minibatch; by default all.
+    :param str backend: as for :class:`~pyro_ext.potential.Potential`.
+    :param int seed: seed of all that is random; ``None`` takes one from PyTorch's generator.
 
     Example::
 
@@ -358,7 +358,7 @@ class FineTunedEnsemble(TransferEnsemble):
     """
 
     def run(self, inputs: Tensor, labels: Tensor) -> Self:
-        """Fine-tune all members to the mean loss.
+        """Fine-tune all members on the mean loss.
 
         A member that is not finite is left out, with a warning.
 
@@ -379,7 +379,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     r"""Cross entropy with soft targets, :math:`-\sum_c t_c \log \operatorname{softmax}(f)_c`.
 
     :param Tensor logits: **Shape:** ``(*batch, classes)``.
-    :param Tensor targets: they need not sum to one. **Shape:** ``(*batch, classes)``.
+    :param Tensor targets: weights of the classes, which need not sum to one. **Shape:**
+        ``(*batch, classes)``.
     :returns: **Shape:** ``(*batch)``.
 
     Example::

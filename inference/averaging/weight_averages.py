@@ -27,7 +27,7 @@ def swag_distribution(
               + \tfrac{1}{2 (R - 1)} D D^\top)\bigr)
 
     :param Tensor mean: :math:`m`. **Shape:** ``(size,)``.
-    :param Tensor variance: :math:`v`; less than 1e-12 counts as that. **Shape:** ``(size,)``.
+    :param Tensor variance: :math:`v`; values below 1e-12 are raised to it. **Shape:** ``(size,)``.
     :param Tensor deviations: :math:`D^\top`, of the last weights. **Shape:** ``(R, size)``.
     :param float scale: :math:`c`.
     :raises ValueError: for fewer than two deviations, or negative variances.
@@ -77,13 +77,13 @@ class SWAState(NamedTuple):
 
 
 class SWAGState(NamedTuple):
-    r"""Moments of the weights so far, which new weights change in place.
+    r"""Moments of the weights so far, updated in place by new weights.
 
-    :param Tensor num_collected: their number. **Shape:** ``()``.
+    :param Tensor num_collected: number of collected weights. **Shape:** ``()``.
     :param Tensor mean: :math:`m`. **Shape:** ``(size,)``.
     :param Tensor squares: sums of squared distances from the mean. **Shape:** ``(size,)``.
-    :param Tensor latest: :math:`w_j - m_j` of the latest weights; the one of weights :math:`j`
-        stands in row :math:`(j - 1) \bmod R`. **Shape:** ``(max_rank, size)``.
+    :param Tensor latest: :math:`w_j - m_j` for the latest weights; row :math:`(j - 1) \bmod R`
+        holds that of weights :math:`j`. **Shape:** ``(max_rank, size)``.
 
     Example::
 
@@ -101,7 +101,7 @@ class SWAGState(NamedTuple):
 
     @staticmethod
     def init(vector: Tensor, max_rank: int) -> "SWAGState":
-        """The state before the first weights.
+        """Make the state before the first weights.
 
         :param Tensor vector: has the size, type and device of the weights. **Shape:** ``(size,)``.
         :param int max_rank: :math:`R`.
@@ -112,7 +112,7 @@ class SWAGState(NamedTuple):
 
     @torch.no_grad()
     def update_(self, vector: Tensor) -> None:
-        """Take in weights.
+        """Add weights.
 
         :param Tensor vector: **Shape:** ``(size,)``.
         """
@@ -137,13 +137,14 @@ class SWAGState(NamedTuple):
 class SWA:
     """The average of weights along a trajectory, which needs a single copy of them [2].
 
-    Weights are what any of these holds, the same one each time: all parameters of a module; a flat
-    vector; tensors by name; or a parameter store of Pyro, with unconstrained values. They count in
-    double precision. :class:`torch.optim.swa_utils.AveragedModel` averages a module alone, in the
-    precision of its parameters.
+    Weights come from a module, with all of its parameters; a flat vector; tensors by name; or a
+    Pyro parameter store, with unconstrained values. Pass the same kind each time. Averages are in
+    double precision. (:class:`torch.optim.swa_utils.AveragedModel` only averages modules, in the
+    precision of their parameters.)
 
-    It belongs in the ``stateful`` of a :class:`~pyro_ext.inference.Trainer`, whose loss collects;
-    then a training that goes on from a checkpoint gives the same average, bit for bit.
+    Put the average into the ``stateful`` of a :class:`~pyro_ext.inference.Trainer` whose loss
+    collects weights: training that resumes from a checkpoint then gives the same average, bit for
+    bit.
 
     [2] P. Izmailov, D. Podoprikhin, T. Garipov, D. Vetrov, A. G. Wilson (2018),
     Averaging weights leads to wider optima and better generalization.
@@ -179,11 +180,11 @@ class SWA:
     # Collecting ----------------------------------------------------------------------------------
 
     def collect(self, weights: Any) -> Self:
-        """Add weights to the average; they are neither changed nor kept.
+        """Add weights to the average; they are neither changed nor stored.
 
         :param weights: a module, a vector, tensors by name or a parameter store.
         :returns: the collector itself.
-        :raises ValueError: for weights that are not finite, or of other shapes than those before.
+        :raises ValueError: for weights that are not finite, or of other shapes than earlier ones.
         :raises TypeError: for anything that holds no weights, or weights that are not floating
             point.
         """
@@ -193,8 +194,8 @@ class SWA:
             if not tensor.is_floating_point():
                 raise TypeError(
                     f"{argument} must be floating-point numbers, "
-                    f"got {checks.shown(tensor)}: of a state "
-                    "dict give the parameters alone, or the module"
+                    f"got {checks.shown(tensor)}: from a state "
+                    "dict, pass the parameters alone, or pass the module"
                 )
             checks.all_finite(argument, tensor)
         layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
@@ -230,9 +231,10 @@ class SWA:
         return mean.to(self._like.dtype)
 
     def weights(self, vector: Tensor | None = None) -> dict[str, Tensor]:
-        """Tensors by name, in the shapes and types of what was collected; of vectors, under ``""``.
+        """Tensors by name, in the shapes and types that were collected; a vector is named ``""``.
 
-        :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
+        :param Tensor vector: weights, such as a draw; by default the average. **Shape:**
+            ``(size,)``.
         """
         vector = self._vector(vector)
         sizes = [shape.numel() for shape, _ in self._layout.values()]
@@ -246,14 +248,15 @@ class SWA:
         *,
         batches: Iterable[Any] | None = None,
     ) -> nn.Module:
-        """A copy of a module with the average, or with other weights.
+        """Copy a module, with the average or other weights for its parameters.
 
-        :param torch.nn.Module module: has tensors of the names that were collected; the others stay
-            as they are. A vector gives all of its parameters, in their order.
-        :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
-        :param batches: minibatches of inputs, as of :func:`update_batch_norm`. A module with batch
-            normalization needs them, since its statistics are those of other weights.
-        :raises ValueError: where tensors do not fit, or for lack of minibatches.
+        :param torch.nn.Module module: has tensors with the names that were collected; others are
+            copied unchanged. A vector sets all of its parameters, in order.
+        :param Tensor vector: weights, such as a draw; by default the average. **Shape:**
+            ``(size,)``.
+        :param batches: minibatches of inputs, as for :func:`update_batch_norm`. A module with batch
+            normalization requires them, since its statistics belong to other weights.
+        :raises ValueError: if tensors do not fit, or if minibatches are missing.
         """
         checks.instance("module", module, nn.Module, "a torch.nn.Module")
         weights = self.weights(vector)
@@ -283,17 +286,17 @@ class SWA:
     # State ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that :meth:`load_state_dict` goes on from."""
+        """Tensors and plain values from which :meth:`load_state_dict` resumes."""
         if self._state is None:
             return {}
         layout = [[n, list(s), str(d).removeprefix("torch.")] for n, (s, d) in self._layout.items()]
         return {"layout": layout, "like": self._like, **self._state._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Resume from a state.
 
         :param Mapping state: what :meth:`state_dict` returned.
-        :raises ValueError: for the state of something else.
+        :raises ValueError: for the state of another kind of object.
         """
         checks.mapping("state", state, "what state_dict returned")
         if not state:
@@ -331,12 +334,12 @@ class SWA:
 
 
 class SWAG(SWA):
-    r"""The normal distribution of weights that a trajectory implies [1].
+    r"""The normal distribution of weights along a trajectory [1].
 
-    With the mean :math:`m` and variance :math:`v` of all weights, and the deviations :math:`w_j -
-    m_j` of the last :math:`R` from the mean at that time in :math:`D`, it is of
-    :func:`swag_distribution`. Memory is that of some :math:`R + 4` copies of the weights, however
-    many are collected. It collects what :class:`SWA` does.
+    This is :func:`swag_distribution` with the mean :math:`m` and variance :math:`v` of all weights.
+    :math:`D` holds the deviations :math:`w_j - m_j` of the last :math:`R` weights from the mean at
+    that time. Memory holds about :math:`R + 4` copies of the weights, however many are collected.
+    It collects the same kinds of weights as :class:`SWA`.
 
     :param int max_rank: :math:`R`.
     :raises ValueError: for a rank less than two.
@@ -374,9 +377,9 @@ class SWAG(SWA):
         return deviations
 
     def distribution(self, scale: float = 1.0) -> LowRankMultivariateNormal:
-        """The distribution of the flat vector.
+        """The distribution of the flat vector of weights.
 
-        :param float scale: by which the covariance is multiplied.
+        :param float scale: factor of the covariance.
         """
         self._collected(2)
         return swag_distribution(self.mean, self.variance, self.deviations, scale)
@@ -390,9 +393,9 @@ class SWAG(SWA):
     ) -> Tensor:
         """Draw weights.
 
-        :param float scale: by which the covariance is multiplied; zero gives the average.
-        :param tuple sample_shape: how many.
-        :param torch.Generator generator: of the draws; PyTorch's global one without it.
+        :param float scale: factor of the covariance; zero gives the average.
+        :param tuple sample_shape: shape of the draws.
+        :param torch.Generator generator: generator for the draws; by default PyTorch's global one.
         :returns: **Shape:** ``(*sample_shape, size)``.
         """
         checks.number("scale", scale, least=0)
@@ -428,14 +431,14 @@ def check_statistics(module: nn.Module, batches: Iterable[Any] | None) -> None:
 
 
 def update_batch_norm(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """A copy of a module whose statistics of batch normalization are those of its weights.
+    """Copy a module and recompute its batch normalization statistics for its weights.
 
-    They are averages over all minibatches, by :func:`torch.optim.swa_utils.update_bn`.
+    The statistics are averages over all minibatches, by :func:`torch.optim.swa_utils.update_bn`.
 
-    :param torch.nn.Module module: any; without batch normalization the copy is as it was.
-    :param batches: minibatches of inputs, such as a data loader; of a list or tuple the first part
-        is the input.
-    :raises ValueError: for no minibatch.
+    :param torch.nn.Module module: any module; one without batch normalization is copied unchanged.
+    :param batches: minibatches of inputs, such as a data loader; if a minibatch is a list or tuple,
+        its first part is the input.
+    :raises ValueError: if there is no minibatch.
 
     Example::
 
@@ -476,7 +479,7 @@ def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(
                 f"batches must be finite, "
-                f"got {name!r} that is not from {checks.shown(last)}; where they "
+                f"got {name!r} that is not from {checks.shown(last)}; if they "
                 "are, the weights are too large: has the training diverged?"
             )
     return module

@@ -1,6 +1,6 @@
-"""Diffusion models as diffusers has them: guidance, sampling, losses, and a distribution.
+"""Diffusion models of the diffusers library: guidance, sampling, losses, and a distribution.
 
-Scores are those of such a model, or of a network that learned to denoise.
+Scores come from such a model, or from a network that learned to denoise.
 """
 
 from pyro_ext.inference.diffusion.guidance import (

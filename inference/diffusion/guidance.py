@@ -1,6 +1,6 @@
-r"""Guidance: from predictions under several prompts to the one that a sampler follows.
+r"""Guidance: combine predictions under several prompts into the one that a sampler follows.
 
-A negative prompt stands where the empty one stands [1], and safe latent guidance turns away from a
+A negative prompt takes the place of the empty one [1], and safe latent guidance turns away from a
 concept [2]:
 
 [1] J. Ho, T. Salimans (2021), Classifier-free diffusion guidance.
@@ -50,7 +50,7 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: 
 
 
 class SafeLatentGuidance:
-    r"""Guidance that leaves out what leads to a concept.
+    r"""Guidance away from a concept.
 
     .. math::
         \mu &= \min(1, s_S |\epsilon_c - \epsilon_S|) \; [\epsilon_c - \epsilon_S < \lambda_S] \\
@@ -58,11 +58,12 @@ class SafeLatentGuidance:
         \nu \leftarrow \beta \nu + (1 - \beta) \gamma \\
         \epsilon &= \epsilon_0 + s (\epsilon_c - \epsilon_0 - \gamma)
 
-    with :math:`\gamma` left out of :math:`\epsilon` in the first steps. It keeps the momentum
-    :math:`\nu` of one trajectory; :func:`denoise` restarts that of a :func:`guided_prediction`.
+    where :math:`\gamma` is left out of :math:`\epsilon` in the first steps. The object keeps the
+    momentum :math:`\nu` of one trajectory; :func:`denoise` restarts the momentum of a
+    :func:`guided_prediction`.
 
-    :param str preset: ``"weak"``, ``"medium"``, ``"strong"`` or ``"max"`` of the paper: the number
-        of first steps, :math:`s_S, \lambda_S, s_m` and :math:`\beta`.
+    :param str preset: ``"weak"``, ``"medium"``, ``"strong"`` or ``"max"`` of the paper; determines
+        the number of first steps, :math:`s_S, \lambda_S, s_m` and :math:`\beta`.
     :param float scale: :math:`s`.
 
     [1] P. Schramowski, M. Brack, B. Deiseroth, K. Kersting (2023), Safe latent diffusion:
@@ -132,17 +133,17 @@ def guided_prediction(
     The prompts of a call go through the network as one batch.
 
     :param unet: a network of diffusers that takes ``encoder_hidden_states``.
-    :param Tensor conditional: conditioning of the prompts, as :func:`encode_prompts` has it.
+    :param Tensor conditional: conditioning of the prompts, as from :func:`encode_prompts`.
         **Shape:** ``(batch, length, width)``, or with a batch of one.
-    :param Tensor unconditional: that of the empty prompt, or of a negative one. **Shape:** as
-        ``conditional``.
+    :param Tensor unconditional: conditioning of the empty prompt or of a negative one. **Shape:**
+        as ``conditional``.
     :param guidance: the scale of :func:`classifier_free_guidance`, or with a ``concept`` a
         :class:`SafeLatentGuidance`.
-    :param Tensor concept: conditioning of what is to be left out. **Shape:** as ``conditional``.
+    :param Tensor concept: conditioning of the concept to avoid. **Shape:** as ``conditional``.
     :returns: a function of latents and a timestep.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for a number that is not finite, or no concept with a
-        :class:`SafeLatentGuidance`; as it runs, where latents and prompts do not fit.
+    :raises ValueError: for a number that is not finite, or for a :class:`SafeLatentGuidance`
+        without a concept. The returned function raises it if latents and prompts do not fit.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""The loss that diffusion models are trained by."""
+"""The loss for training diffusion models."""
 
 from typing import Any
 
@@ -17,25 +17,26 @@ def noise_prediction_loss(
     noise: Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    r"""Weighted mean squared error of the prediction at noised data.
+    r"""Weighted mean squared error of the predicted noise, at noisy data.
 
     .. math:: \frac1B \sum_i w_i \frac1d \Vert \epsilon_i
         - \epsilon_\theta(\sqrt{\bar\alpha_{t_i}} x_i + \sqrt{1 - \bar\alpha_{t_i}} \epsilon_i, t_i)
         \Vert^2
 
-    A scheduler whose ``prediction_type`` is ``v_prediction`` or ``sample`` has that for a target.
+    If the scheduler's ``prediction_type`` is ``v_prediction`` or ``sample``, that is the target
+    instead.
 
-    :param predict: maps noised data and timesteps of shape ``(batch,)`` to the prediction, with
-        the gradient that is wanted.
-    :param scheduler: one of diffusers, with ``alphas_cumprod``, of which only that and the kind of
-        prediction count: in training any scheduler noises in this one way.
+    :param predict: maps noisy data and timesteps of shape ``(batch,)`` to the prediction, with the
+        gradient that is needed.
+    :param scheduler: a scheduler of diffusers. Only its ``alphas_cumprod`` and prediction type
+        matter: in training, every scheduler adds noise in the same way.
     :param Tensor x: data, images or latents. **Shape:** ``(batch, *event)``.
     :param Tensor timesteps: integers below ``num_train_timesteps``. **Shape:** ``(batch,)``.
     :param Tensor noise: standard normal. **Shape:** as ``x``.
     :param Tensor weights: :math:`w`, by default ones. **Shape:** ``(batch,)``.
     :returns: the loss, a scalar.
     :raises TypeError: for a scheduler without the needed fields.
-    :raises ValueError: for shapes that do not fit, or a type of prediction that is not known.
+    :raises ValueError: for shapes that do not fit, or an unknown prediction type.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""A distribution that draws what a diffusion model draws."""
+"""A distribution over the samples of a diffusion model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -16,26 +16,26 @@ from pyro_ext.inference.diffusion.text import encode_prompts
 
 
 class DiffusionSampler(TorchDistribution):
-    """Images of a text-to-image diffusion model, drawn but without a density.
+    """Distribution over images of a text-to-image diffusion model, without a density.
 
-    It stands in :func:`pyro.sample` where a model is run forward: in
-    :class:`~pyro.infer.Predictive`, in simulations, in likelihood-free inference. Anything that
+    Use it in :func:`pyro.sample` where a model is only run forward: in
+    :class:`~pyro.infer.Predictive`, in simulations, or in likelihood-free inference. Anything that
     needs :meth:`log_prob` raises an error. Draws have no gradient.
 
-    :param unet: a network of diffusers that takes ``encoder_hidden_states``. It is used in the mode
-        that it is in.
-    :param scheduler: one of diffusers; it is copied at each draw.
-    :param Tensor conditional: conditioning of a prompt, as
-        :func:`~pyro_ext.inference.diffusion.encode_prompts` has it.
+    :param unet: a network of diffusers that takes ``encoder_hidden_states``. Its mode (training or
+        evaluation) is not changed.
+    :param scheduler: a scheduler of diffusers; it is copied at each draw.
+    :param Tensor conditional: conditioning of a prompt, as from
+        :func:`~pyro_ext.inference.diffusion.encode_prompts`.
         **Shape:** ``(*batch, length, width)``.
-    :param Tensor unconditional: that of the empty prompt, or of a negative one.
+    :param Tensor unconditional: conditioning of the empty prompt or of a negative one.
         **Shape:** ``(length, width)``.
-    :param float guidance_scale: of classifier-free guidance, also below one, where pipelines switch
-        it off.
-    :param int num_steps: of the scheduler.
-    :param Callable decode: maps latents ``(num, *latent_shape)`` to images, by default latents are
-        what is drawn.
-    :param Sequence event_shape: of what ``decode`` returns.
+    :param float guidance_scale: scale of classifier-free guidance. It also applies below one, where
+        pipelines switch guidance off.
+    :param int num_steps: number of steps of the scheduler.
+    :param Callable decode: maps latents ``(num, *latent_shape)`` to images; by default latents are
+        returned.
+    :param Sequence event_shape: shape of what ``decode`` returns.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or shapes that do not fit.
 
@@ -111,10 +111,10 @@ class DiffusionSampler(TorchDistribution):
 
         :param pipeline: a ``StableDiffusionPipeline`` of Diffusers; its safety checker is not
             used.
-        :param prompts: one, or a list of them, which is the batch.
+        :param prompts: a prompt, or a list of prompts, which is the batch.
         :param str negative_prompt: what guidance leads away from.
-        :param float guidance_scale: of classifier-free guidance.
-        :param int num_steps: of the scheduler.
+        :param float guidance_scale: scale of classifier-free guidance.
+        :param int num_steps: number of steps of the scheduler.
         :returns: the distribution of images, with pixels from -1 to 1 unless the network
             overshoots.
         :raises TypeError: if ``pipeline`` is not such a pipeline.
@@ -158,9 +158,9 @@ class DiffusionSampler(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same sampler for a larger batch.
+        """Return the same sampler for a larger batch.
 
-        :param batch_shape: to which that of the prompts is expanded.
+        :param batch_shape: the new batch shape, to which that of the prompts is expanded.
         """
         shape = checks.as_size("batch_shape", batch_shape)
         states = self.conditional.expand(shape + self.unconditional.shape)
@@ -200,7 +200,7 @@ class DiffusionSampler(TorchDistribution):
         """Raise an error, since the density cannot be computed.
 
         :param Tensor value: images.
-        :raises NotImplementedError: always; the message says what can be done instead.
+        :raises NotImplementedError: always; the message says what to do instead.
         """
         raise NotImplementedError(
             "images of a DiffusionSampler have no density that can be computed: use it where the "

@@ -1,4 +1,4 @@
-"""Sampling with a scheduler of diffusers: from noise to latents, or part of the way."""
+"""Sampling with a scheduler of diffusers: from noise to latents, all or part of the way."""
 
 import copy
 import inspect
@@ -42,17 +42,18 @@ def denoise(
     """Take the steps of a scheduler from noise to a sample.
 
     :param predict: maps latents, of the shape of ``noise``, and a timestep, an integer tensor
-        without dimensions, to the prediction that the scheduler was made for. A network with
-        guidance is one by :func:`guided_prediction`.
-    :param scheduler: one of diffusers. It is copied, not changed.
+        without dimensions, to the prediction that the scheduler expects. For a network with
+        guidance, use :func:`guided_prediction`.
+    :param scheduler: a scheduler of diffusers. It is copied, not changed.
     :param Tensor noise: standard normal. **Shape:** ``(batch, *event)``.
-    :param int num_steps: of the scheduler.
-    :param int stop: number of timesteps of the scheduler to go through, by default all; after
-        none the noise is as the scheduler starts from it. Some have more timesteps than steps.
-    :param torch.Generator generator: of schedulers that draw noise on the way.
+    :param int num_steps: number of steps of the scheduler.
+    :param int stop: number of timesteps of the scheduler to go through; by default all. With zero,
+        the result is the noise as the scheduler starts from it. Some schedulers have more timesteps
+        than steps.
+    :param torch.Generator generator: generator for schedulers that draw noise on the way.
     :returns: latents, of the shape of ``noise``, without a gradient.
     :raises TypeError: for a scheduler without the needed fields.
-    :raises FloatingPointError: where the latents are not finite in the end.
+    :raises FloatingPointError: if the final latents are not finite.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Scores of noisy data: learned by denoising, or taken from a diffusion model."""
+"""Scores of noisy data, learned by denoising or taken from a diffusion model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,15 +15,15 @@ from pyro_ext.inference.diffusion.sampling import check_scheduler
 class NoiseConditionalScore(nn.Module):
     r"""Scores at several noise levels, from one network that does not know the level [1].
 
-    At the level :math:`\sigma_i` the score of the noisy data is
-    :math:`s(x, \sigma_i) = f(x) / \sigma_i`. Levels are geometric, from the largest to the
-    smallest. Denoising score matching [2] trains the network: :meth:`loss` is a loss for
+    At level :math:`\sigma_i`, the score of the noisy data is
+    :math:`s(x, \sigma_i) = f(x) / \sigma_i`. Levels form a geometric sequence from the largest to
+    the smallest. The network is trained by denoising score matching [2]: pass :meth:`loss` to
     :class:`~pyro_ext.inference.Trainer`.
 
     :param torch.nn.Module network: maps data ``(n, *event)`` to the same shape.
-    :param float largest: the first noise level, the largest standard deviation.
-    :param float smallest: the last one.
-    :param int num_levels: their number.
+    :param float largest: the first noise level, which is the largest standard deviation.
+    :param float smallest: the last noise level.
+    :param int num_levels: number of levels.
     :ivar Tensor levels: the levels. **Shape:** ``(num_levels,)``.
     :raises ValueError: for levels out of range.
 
@@ -59,14 +59,14 @@ class NoiseConditionalScore(nn.Module):
         self.register_buffer("levels", levels.to(torch.get_default_dtype()))
 
     def loss(self, x: Tensor) -> Tensor:
-        r"""Denoising score matching, weighted by :math:`\sigma_i^2`.
+        r"""Compute the denoising score matching loss, weighted by :math:`\sigma_i^2`.
 
         .. math:: \tfrac12 \mathbb{E} \lVert f(x + \sigma_i \epsilon) + \epsilon \rVert^2
 
-        A level is drawn for each row, from PyTorch's global generator as the noise is.
+        A level for each row and the noise are drawn from PyTorch's global generator.
 
         :param Tensor x: data. **Shape:** ``(n, *event)``.
-        :returns: the mean over rows of a sum over the elements of each, a scalar.
+        :returns: the sum over the elements of a row, averaged over rows; a scalar.
         """
         x = _as_data(x, next(self.parameters(), None))
         level = torch.randint(len(self.levels), x.shape[:1], device=x.device)
@@ -76,14 +76,14 @@ class NoiseConditionalScore(nn.Module):
         return error.square().sum() / (2 * len(x))
 
     def score(self, x: Tensor, level: int = 1) -> Tensor:
-        """Gradient of the log density of data with noise of one level.
+        """Compute the gradient of the log density of data with noise of one level.
 
         :param Tensor x: **Shape:** ``(n, *event)``.
-        :param int level: index of the level; by default the second largest. Another one only
+        :param int level: index of the level; by default the second largest. Another level only
             rescales the score, since the network is the same.
         :returns: **Shape:** as ``x``.
-        :raises ValueError: for a level out of range, and with batch norm or dropout in training
-            mode, where the score of one row would depend on other rows or be random.
+        :raises ValueError: for a level out of range, or for batch norm or dropout in training mode,
+            where the score of a row would depend on other rows or be random.
         """
         level = checks.integer("level", level, 0)
         if level >= len(self.levels):
@@ -95,26 +95,26 @@ class NoiseConditionalScore(nn.Module):
 
 
 class DiffusersScore:
-    r"""Score of images at one time of a diffusion model of ``diffusers``.
+    r"""Score of images at one time of a diffusion model from ``diffusers``.
 
-    With :math:`\bar\alpha_t` from the scheduler and the noise :math:`\epsilon` that the model
-    predicts, it is that of the scaled image :math:`x_t = \sqrt{\bar\alpha_t}\, x`,
+    With :math:`\bar\alpha_t` from the scheduler and the predicted noise :math:`\epsilon`, it is the
+    score of the scaled image :math:`x_t = \sqrt{\bar\alpha_t}\, x`,
 
     .. math:: s(x) = -\epsilon(\sqrt{\bar\alpha_t}\, x, t) \big/ \sqrt{1 - \bar\alpha_t} ;
 
-    times :math:`\sqrt{\bar\alpha_t}` it is the score in :math:`x` of images with noise of standard
+    times :math:`\sqrt{\bar\alpha_t}`, it is the score in :math:`x` of images with noise of standard
     deviation ``sigma``.
 
-    :param unet: a ``UNet2DModel``, or what is called like one, ``unet(x, timestep).sample``.
-    :param scheduler: its scheduler, with ``alphas_cumprod`` and ``prediction_type="epsilon"``; only
-        read.
+    :param unet: a ``UNet2DModel``, or anything with the same call, ``unet(x, timestep).sample``.
+    :param scheduler: its scheduler, with ``alphas_cumprod`` and ``prediction_type="epsilon"``; it
+        is only read.
     :param int timestep: :math:`t`, below ``num_train_timesteps``.
-    :param Mapping conditioning: what else the model is called with, such as
-        ``encoder_hidden_states`` or ``class_labels``, for one image. **Shape:** ``(1, ...)`` each.
+    :param Mapping conditioning: further arguments of the model for one image, such as
+        ``encoder_hidden_states`` or ``class_labels``. **Shape:** ``(1, ...)`` each.
     :ivar float sigma: :math:`\sqrt{(1 - \bar\alpha_t) / \bar\alpha_t}`, on the scale of images.
-    :raises TypeError: for a scheduler without ``alphas_cumprod``, as those of flow matching are.
-    :raises ValueError: for a scheduler of another prediction type, a time it does not have, or a
-        model with batch norm or dropout in training mode.
+    :raises TypeError: for a scheduler without ``alphas_cumprod``, such as one for flow matching.
+    :raises ValueError: for a scheduler with another prediction type, a time that it does not have,
+        or a model with batch norm or dropout in training mode.
 
     Example::
 

@@ -9,17 +9,17 @@ from pyro_ext._lib import checks
 
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> Tensor:
-    """Encode prompts as a pipeline of diffusers does, but none in part.
+    """Encode prompts as a pipeline of diffusers does, but never truncate them.
 
-    :param tokenizer: of ``pipeline.tokenizer``.
-    :param text_encoder: of ``pipeline.text_encoder``. A gradient goes through it where its
-        parameters ask for one.
-    :param Sequence prompts: strings; the empty one is that of no prompt.
-    :returns: the last hidden states of all tokens, padding included.
+    :param tokenizer: ``pipeline.tokenizer``.
+    :param text_encoder: ``pipeline.text_encoder``. Gradients flow through it if its parameters
+        require them.
+    :param Sequence prompts: strings; the empty string stands for no prompt.
+    :returns: the last hidden states of all tokens, including padding.
         **Shape:** ``(num_prompts, model_max_length, width)``.
-    :raises TypeError: for what is not a string.
-    :raises ValueError: for a prompt that is longer than the tokenizer allows, or that has parts
-        which it does not know.
+    :raises TypeError: for anything but strings.
+    :raises ValueError: for a prompt that is longer than the tokenizer allows, or that has parts the
+        tokenizer does not know.
 
     Example::
 

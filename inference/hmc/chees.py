@@ -113,23 +113,25 @@ class ChEESState(NamedTuple):
 
 
 class ChEES(_Hamiltonian):
-    r"""Hamiltonian Monte Carlo with trajectories of one length that many chains find together [1].
+    r"""Hamiltonian Monte Carlo whose trajectory length is tuned across many chains [1].
 
-    In the warm-up, step size, masses and length of trajectories follow from all chains: the length
-    is what makes the squared distance from the center change most, so that neighboring draws are
-    nearly independent. All chains take the same number of leapfrogs, which varies from one
-    transition to the next; after the warm-up it depends on nothing that chains do.
+    During the warm-up, all chains together determine the step size, the mass matrix and the
+    trajectory length. The length is the one that changes the squared distance from the center the
+    most, which makes neighboring draws nearly independent. All chains take the same number of
+    leapfrog steps, which varies from one transition to the next; after the warm-up it no longer
+    depends on the chains.
 
-    It is for 16 chains and more, and pays where these are cheap to run side by side: on a GPU, or
-    with a small model. With four chains on a CPU take :class:`~pyro_ext.inference.NUTS`.
+    Use it with 16 or more chains that are cheap to run side by side: on a GPU, or with a small
+    model. For four chains on a CPU, use :class:`~pyro_ext.inference.NUTS`.
 
     :param model: a Pyro model that sees all of its data, or ``None`` with a ``potential_fn``.
-    :param float trajectory_length: in units of the masses, that is in standard deviations once
-        these have adapted, where it is not to be found. Trajectories are uniform fractions of it.
-    :param float target_accept_prob: harmonic mean of acceptance probabilities over chains, to which
-        the step size adapts.
+    :param float trajectory_length: a fixed length, in units of the masses: in standard deviations,
+        once these have adapted. Trajectories are uniform fractions of it. By default the length is
+        found in the warm-up.
+    :param float target_accept_prob: target of the step size: the harmonic mean of the acceptance
+        probabilities over chains.
     :param options: ``step_size``, ``adapt_step_size``, ``adapt_mass_matrix``, ``full_mass``,
-        ``init_strategy``, ``potential_fn``, ``backend`` and ``steps_per_sample``, as of
+        ``init_strategy``, ``potential_fn``, ``backend`` and ``steps_per_sample``, as for
         :class:`~pyro_ext.inference.NUTS`.
     :raises ValueError: for numbers out of range, fewer than 8 chains together, or a model that
         subsamples.
@@ -166,7 +168,7 @@ class ChEES(_Hamiltonian):
         self.trajectory_length = trajectory_length
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of the constructor by name, but for the model or potential."""
+        """Keyword arguments of the constructor by name, except the model or potential."""
         found = super().settings()
         del found["share_mass_matrix"]  # which is always so
         return found

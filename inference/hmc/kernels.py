@@ -111,7 +111,7 @@ class _Hamiltonian(VectorizedKernel):
         if self.adapt_step_size and not warmup_steps:
             raise ValueError(
                 f"warmup_steps must be >= 1 for {type(self).__name__}, which finds its step size "
-                "in the warm-up, got 0: give it some hundred, or a step_size that is known to do "
+                "in the warm-up, got 0: pass a few hundred, or a step_size that is known to work "
                 "and adapt_step_size=False"
             )
         super().setup(warmup_steps, *args, **kwargs)
@@ -256,20 +256,21 @@ class _Hamiltonian(VectorizedKernel):
 
 
 class HMC(_Hamiltonian):
-    r"""Hamiltonian Monte Carlo over many chains, with trajectories of one length [1].
+    r"""Hamiltonian Monte Carlo over many chains, with trajectories of fixed length [1].
 
-    Chains run side by side, and each goes its own way through its trajectories, so that none waits
-    for another. In the warm-up step sizes and masses adapt; see :class:`NUTS`, which finds the
-    length of trajectories, too.
+    Chains run side by side, but each proceeds through its trajectories at its own pace, so that
+    none waits for another. Step sizes and masses adapt in the warm-up. :class:`NUTS` also finds the
+    length of trajectories.
 
     :param model: a Pyro model that sees all of its data, or ``None`` with a ``potential_fn``.
-    :param float trajectory_length: in units of the masses, that is in standard deviations once
-        these have adapted. Lengths vary at random by a fifth. 1.5 without ``num_steps``.
-    :param int num_steps: leapfrog steps of a trajectory, in place of its length.
-    :param options: ``step_size``, ``full_mass`` and the others that :class:`NUTS` has, but for
+    :param float trajectory_length: length of a trajectory in units of the masses: in standard
+        deviations, once these have adapted. 1.5 if ``num_steps`` is not given either. Lengths vary
+        at random by up to a fifth.
+    :param int num_steps: number of leapfrog steps of a trajectory, instead of its length.
+    :param options: ``step_size``, ``full_mass`` and the other options of :class:`NUTS`, except
         ``max_tree_depth``.
-    :raises ValueError: for numbers out of range, a length and a number of steps, or a model that
-        subsamples.
+    :raises ValueError: for numbers out of range, for both a length and a number of steps, or for a
+        model that subsamples.
 
     [1] R. M. Neal (2011), MCMC using Hamiltonian dynamics.
 
@@ -315,35 +316,35 @@ class HMC(_Hamiltonian):
 class NUTS(_Hamiltonian):
     r"""The no-U-turn sampler [1] with multinomial sampling [2], over many chains.
 
-    Chains run side by side, and each goes its own way through its trajectories, so that none waits
-    for another; in long runs all of a transition is machine code. In the warm-up step sizes adapt
-    by dual averaging, and masses to draws and their gradients, in windows that grow, so that 400
-    steps are enough as a rule; step sizes then vary at random by a tenth. Sample statistics are
-    ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``, ``n_steps`` and ``step_size``,
-    under the names that ArviZ knows. A model must see all of its data; discrete sites are summed
-    out where they ask for it, see :class:`~pyro_ext.potential.Potential`.
+    Chains run side by side, but each proceeds through its trajectories at its own pace, so that
+    none waits for another. In long runs, a whole transition is compiled. In the warm-up, step sizes
+    adapt by dual averaging, and mass matrices adapt to draws and their gradients in growing
+    windows, so that 400 steps are usually enough. Step sizes vary at random by up to a tenth.
+    Sample statistics are ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``,
+    ``n_steps`` and ``step_size``, the names that ArviZ knows. A model must see all of its data;
+    discrete sites are summed out if they ask for it, see :class:`~pyro_ext.potential.Potential`.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
-    :param float step_size: of leapfrog steps, in units of the masses; where it adapts, the first
-        guess of a search for the first one.
+    :param float step_size: size of a leapfrog step, in units of the masses. If it adapts, this is
+        where the search for the initial step size starts.
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
-    :param bool adapt_mass_matrix: whether mass matrices do.
-    :param full_mass: ``False`` for diagonal matrices that make gradients at draws most nearly those
-        of a normal distribution [3], which of a normal posterior is exact after a few draws;
-        ``"low_rank"`` for these and the directions that draws and gradients show to differ, the
-        default for up to 50 parameters; ``True`` for full matrices of the draws alone, in windows
-        that double, as in Stan; or groups of sites, with a full matrix for the sites of each group
-        together, as in ``[("loc", "scale"), ("weight",)]``.
-    :param bool share_mass_matrix: whether chains that run together share one, estimated from the
-        draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
-        on the others.
-    :param float target_accept_prob: acceptance rate to which step sizes adapt; a larger one makes
-        smaller steps, which help where the posterior has narrow parts.
+    :param bool adapt_mass_matrix: whether mass matrices adapt in the warm-up.
+    :param full_mass: ``False`` for diagonal matrices, fitted so that the gradients at draws are as
+        close as possible to those of a normal distribution [3]; for a normal posterior, they are
+        exact after a few draws. ``"low_rank"``, the default for up to 50 parameters, adds the
+        directions in which draws and gradients differ from this. ``True`` for full matrices,
+        estimated from draws alone in windows that double, as in Stan. A list of groups of sites,
+        such as ``[("loc", "scale"), ("weight",)]``, for one full matrix per group.
+    :param bool share_mass_matrix: whether chains that run together share a mass matrix, estimated
+        from the draws of all of them. With many chains, this shortens the warm-up, but the draws of
+        a chain then depend on the others.
+    :param float target_accept_prob: acceptance rate to which step sizes adapt. A larger value makes
+        smaller steps, which helps if the posterior has narrow regions.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``potential_fn``, ``backend``, as of
-        :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``, transitions that
-        one call of ``sample`` takes under Pyro's driver.
+    :param options: ``potential_fn`` and ``backend``, as for
+        :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``, the number of
+        transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] M. D. Hoffman, A. Gelman (2014), The No-U-Turn Sampler.
@@ -383,24 +384,23 @@ class NUTS(_Hamiltonian):
 
 
 class MAMS(_Hamiltonian):
-    r"""Metropolis-adjusted microcanonical sampler [2]: trajectories whose speed does not vary.
+    r"""Metropolis-adjusted microcanonical sampler [2]: trajectories of constant speed.
 
-    Momenta are unit vectors [1]: where the density is low, trajectories do not race through, and
-    turn slowly. A proposal is taken or not by the error of its energy, so that draws are from the
-    exact posterior. Step sizes and masses adapt in the warm-up as those of
-    :class:`~pyro_ext.inference.NUTS` do.
+    Momenta are unit vectors [1], so trajectories do not speed up where the density is low, and
+    they turn slowly. Each proposal is accepted or rejected by its energy error, so that draws are
+    from the exact posterior. Step sizes and masses adapt in the warm-up as in :class:`NUTS`.
 
-    It is for posteriors of a hundred parameters and more. In fewer, :class:`NUTS` does as well or
-    better; where scales vary within the posterior, as in funnels, neither has one step size for
-    all of it.
+    Use it for posteriors of a hundred parameters or more; with fewer, :class:`NUTS` does as well or
+    better. If scales vary within the posterior, as in a funnel, no single step size fits all of it,
+    with either sampler.
 
-    :param model: a Pyro model that sees all of its data, with two unknowns at least, or ``None``
+    :param model: a Pyro model that sees all of its data and has at least two unknowns, or ``None``
         with a ``potential_fn``.
-    :param int num_steps: mean number of leapfrog steps of a trajectory; numbers are uniform between
-        one and twice as many.
+    :param int num_steps: mean number of leapfrog steps of a trajectory; the number is uniform
+        between 1 and ``2 * num_steps - 1``.
     :param float target_accept_prob: acceptance rate to which step sizes adapt.
-    :param bool share_mass_matrix: as of :class:`NUTS`.
-    :param options: ``step_size``, ``full_mass`` and the others that :class:`NUTS` has, but for
+    :param bool share_mass_matrix: as for :class:`NUTS`.
+    :param options: ``step_size``, ``full_mass`` and the other options of :class:`NUTS`, except
         ``max_tree_depth``.
     :raises ValueError: for numbers out of range, or a model that subsamples or has one unknown.
 
@@ -440,8 +440,8 @@ class MAMS(_Hamiltonian):
     def _prepare(self) -> None:
         if self.layout.size < 2:
             raise ValueError(
-                f"model must have two unknowns at least for {type(self).__name__}, whose momenta "
-                f"are directions, got {self.layout.size}; take NUTS"
+                f"model must have at least two unknowns for {type(self).__name__}, whose momenta "
+                f"are directions, got {self.layout.size}; use NUTS"
             )
 
     def _trajectories(self) -> MicrocanonicalPaths:

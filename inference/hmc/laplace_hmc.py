@@ -58,30 +58,31 @@ class _Preparation(NamedTuple):
 
 
 class LaplaceHMC(VectorizedKernel):
-    r"""Hamiltonian Monte Carlo in coordinates in which the posterior is near a unit Gaussian [1].
+    r"""Hamiltonian Monte Carlo in coordinates that make the posterior nearly a unit Gaussian [1].
 
-    The coordinates are those of the mode and of the second derivatives there. Trajectories of
-    nearly a quarter of a period then give draws that are hardly correlated, and chains run side by
-    side. A Metropolis step accepts or rejects each proposal, so that the draws are from the exact
-    posterior, whatever its shape; the farther it is from a Gaussian, the more proposals are
-    rejected, see ``acceptance_rate`` among the sample statistics. Chains start at draws from the
-    Laplace approximation, and hardly need a warm-up.
+    The coordinates come from the mode and the second derivatives there. Trajectories of nearly a
+    quarter of a period then give draws that are hardly correlated, and chains run side by side. A
+    Metropolis step accepts or rejects each proposal, so that draws are from the exact posterior,
+    whatever its shape. The farther it is from a Gaussian, the more proposals are rejected; see the
+    sample statistic ``acceptance_rate``. Chains start at draws from the Laplace approximation, and
+    hardly need a warm-up.
 
-    It is for posteriors of moderate size with one mode that matters, such as those of a coreset:
-    the second derivatives of a thousand latent values take as many gradients. A model must see all
-    of its data. Where it has more modes or a difficult shape take
+    Use it for posteriors of moderate size with a single relevant mode, such as those of a coreset:
+    the second derivatives for a thousand latent values take a thousand gradients. A model must see
+    all of its data. For several modes or a difficult shape, use
     :class:`~pyro_ext.inference.NUTS`.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
-        initial parameters, from which the search for the mode starts, too.
-    :param int num_steps: leapfrog steps of a trajectory; without it the least of 3, 6, 12, 24 and
-        48 with which four of five trial proposals are taken.
-    :param float trajectory_length: in standard deviations. Lengths vary at random by a fifth.
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar. It requires
+        initial parameters, from which the search for the mode also starts.
+    :param int num_steps: number of leapfrog steps of a trajectory. By default, the smallest of 3,
+        6, 12, 24 and 48 for which at least 80% of trial proposals are accepted, or else 48.
+    :param float trajectory_length: in standard deviations. Lengths vary at random by up to a fifth.
     :param init_strategy: where the search for the mode starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``backend``, as of :class:`~pyro_ext.inference.VectorizedKernel`,
-        and ``steps_per_sample``, transitions that one call of ``sample`` takes under Pyro's driver.
+    :param options: ``backend``, as for :class:`~pyro_ext.inference.VectorizedKernel`, and
+        ``steps_per_sample``, the number of transitions that one call of ``sample`` takes under
+        Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] R. M. Neal (2011), MCMC using Hamiltonian dynamics, section 4.1.
@@ -147,7 +148,7 @@ class LaplaceHMC(VectorizedKernel):
             rate = self._trial()
         if rate < _FEW:
             warnings.warn(
-                f"only {rate:.0%} of trial proposals are taken: the posterior is far from a "
+                f"only {rate:.0%} of trial proposals are accepted: the posterior is far from a "
                 "Gaussian. NUTS may do better",
                 stacklevel=2,
             )
@@ -229,5 +230,5 @@ def _factor(value: Callable[[Tensor], Tensor], mode: Tensor) -> Tensor:
     hessian = torch.autograd.functional.hessian(value, mode)
     assert isinstance(hessian, Tensor)
     if not bool(hessian.isfinite().all()):
-        raise ValueError("model has no finite second derivatives at its mode; take NUTS")
+        raise ValueError("model has no finite second derivatives at its mode; use NUTS")
     return whitening_factor(hessian, len(mode) * torch.finfo(mode.dtype).eps)

@@ -109,33 +109,34 @@ class MCLMCState(NamedTuple):
 
 
 class MCLMC(VectorizedKernel):
-    r"""Microcanonical Langevin Monte Carlo [1]: one gradient a step, and draws that are biased.
+    r"""Microcanonical Langevin Monte Carlo [1]: one gradient per step, and biased draws.
 
     Momenta are unit vectors that turn toward high density and slowly lose their memory. No step is
-    ever rejected, so that steps can be long in high dimensions; the price is a bias, which the
-    warm-up holds to a given error of the energy per step and dimension. With the default, variances
-    of normal posteriors are too large by some 4 %, about the error of 1,500 independent draws.
-    :class:`MAMS` has the same dynamics and no bias; take it, or :class:`~pyro_ext.inference.NUTS`,
-    where that matters. Each run ends with a warning that says so.
+    ever rejected, so steps can be long in high dimensions. The price is a bias, which the warm-up
+    controls through the error of the energy per step and dimension. With the default, variances of
+    normal posteriors are too large by about 4%, comparable to the error of 1,500 independent draws.
+    :class:`MAMS` has the same dynamics without a bias; if the bias matters, use it or
+    :class:`~pyro_ext.inference.NUTS`. Each run ends with a warning that says so.
 
-    Neighboring draws are alike: give :class:`~pyro_ext.inference.MCMC` a ``thinning`` of some ten
-    steps. In the warm-up each chain finds a step size, the standard deviations of the posterior
-    (from draws and their gradients, as :class:`~pyro_ext.inference.NUTS` does), and in its last
-    third the decoherence length.
+    Neighboring draws are similar: pass a ``thinning`` of about ten steps to
+    :class:`~pyro_ext.inference.MCMC`. In the warm-up, each chain finds a step size and the standard
+    deviations of the posterior (from draws and their gradients, as in
+    :class:`~pyro_ext.inference.NUTS`), and in the last third the decoherence length.
 
-    :param model: a Pyro model that sees all of its data, with two unknowns at least, or ``None``
+    :param model: a Pyro model that sees all of its data and has at least two unknowns, or ``None``
         with a ``potential_fn``.
-    :param float step_size: of each coordinate, in standard deviations; where it adapts, the first
-        guess.
-    :param float energy_variance: mean squared error of the energy in a step, per dimension, to
-        which step sizes adapt. The bias of variances grows with its cube root.
+    :param float step_size: step size of each coordinate, in standard deviations. If it adapts, this
+        is the first guess.
+    :param float energy_variance: mean squared energy error of a step, per dimension, to which step
+        sizes adapt. The bias of variances grows with its cube root.
     :param float decoherence_length: distance, in standard deviations of each coordinate, over which
-        directions lose their memory; by default 0.4 times that between independent draws.
+        directions lose their memory; by default 0.4 times the distance between independent draws.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
-    :param bool adapt_mass_matrix: whether standard deviations do; without it they are one.
-    :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`; from there an optimizer
-        leads each chain to its start, a draw of :func:`~pyro_ext.posterior.pathfinder`.
-    :param options: ``potential_fn``, ``backend``, as of
+    :param bool adapt_mass_matrix: whether standard deviations adapt in the warm-up; otherwise they
+        are one.
+    :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`. From there, an
+        optimizer leads each chain to its start, a draw of :func:`~pyro_ext.posterior.pathfinder`.
+    :param options: ``potential_fn`` and ``backend``, as for
         :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``.
     :raises ValueError: for numbers out of range, or a model that subsamples or has one unknown.
 
@@ -184,7 +185,7 @@ class MCLMC(VectorizedKernel):
 
     @property
     def adapts(self) -> bool:
-        """Tell whether it needs a warm-up."""
+        """Tell whether the kernel needs a warm-up."""
         return self.adapt_step_size or self.adapt_mass_matrix or self.decoherence_length is None
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -193,7 +194,7 @@ class MCLMC(VectorizedKernel):
         if self.adapt_step_size and not warmup_steps:
             raise ValueError(
                 "warmup_steps must be >= 1 for MCLMC, which finds its step size in the warm-up, "
-                "got 0: give it some hundred, or a step_size that is known to do and "
+                "got 0: pass a few hundred, or a step_size that is known to work and "
                 "adapt_step_size=False"
             )
         self._windows = [int(part * warmup_steps) for part in _ENDS_OF_WINDOWS]
@@ -217,8 +218,8 @@ class MCLMC(VectorizedKernel):
     def _prepare(self) -> None:
         if self.layout.size < 2:
             raise ValueError(
-                "model must have two unknowns at least for MCLMC, whose momenta are directions, "
-                f"got {self.layout.size}; take NUTS"
+                "model must have at least two unknowns for MCLMC, whose momenta are directions, "
+                f"got {self.layout.size}; use NUTS"
             )
 
     def _init(self, position: Tensor, keys: Tensor) -> MCLMCState:

@@ -49,24 +49,26 @@ class MEADSState(NamedTuple):
 
 
 class MEADS(VectorizedKernel):
-    r"""Many chains that tune generalized Hamiltonian Monte Carlo for each other [1].
+    r"""Generalized Hamiltonian Monte Carlo with many chains that tune each other [1].
 
-    A step is one gradient: a leapfrog step with a momentum that is kept but for a part, taken or
-    not by a slice variable that moves slowly, so that proposals that are not taken, which turn
-    chains around, come in clusters. Standard deviations, step size and how much of the momentum is
-    renewed follow from the positions and gradients of other chains: those of one of four folds
-    serve the next one, and chains change folds at random. While one fold stands still the others'
-    updates are conditional ones, so that the tuning never has to end.
+    A step is a single leapfrog step, and takes one gradient. It renews only part of the momentum.
+    A slowly moving slice variable accepts or rejects it, so that rejections, which reverse the
+    chain, come in clusters. Standard deviations, step size and the renewed part of the momentum are
+    estimated from the positions and gradients of other chains: the chains form four random folds,
+    and each fold is tuned by the one before it. At each step one fold stands still, which makes the
+    others' updates conditional, so that the tuning never has to end.
 
-    It is for 64 chains and more, on a model that sees all of its data. Neighboring draws are alike:
-    give :class:`~pyro_ext.inference.MCMC` a ``thinning`` of some ten steps. All chains must run
-    together, and a chain's draws depend on the others.
+    Use it with 64 chains or more, on a model that sees all of its data. Neighboring draws are
+    similar: pass a ``thinning`` of about ten steps to :class:`~pyro_ext.inference.MCMC`. All chains
+    must run together, and the draws of a chain depend on the others.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
-    :param float step_size: in units of the largest stable one, as estimated from gradients.
-    :param float damping: least rate at which momenta are renewed early on, in steps.
+    :param float step_size: in units of the largest stable step size, which is estimated from
+        gradients.
+    :param float damping: at time ``t``, the number of steps times the step size, momenta are
+        renewed at a rate of at least ``damping / t``. This matters only early in a run.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``potential_fn``, ``backend``, as of
+    :param options: ``potential_fn``, ``backend``, as for
         :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``.
     :raises ValueError: for numbers out of range, fewer than 16 chains together, or a model that
         subsamples.

@@ -14,11 +14,11 @@ class Drift(NamedTuple):
     """Drift of a functional as the population grew, averaged over draws and elements.
 
     :param Tensor sizes: sizes of the population. **Shape:** ``(num_checks + 1,)``; the first is
-        that of the data.
-    :param dict from_data: by name the mean absolute distance from the value on the data alone. It
-        levels off where the horizon is long enough. **Shape:** ``(num_checks + 1,)`` each.
-    :param dict to_end: by name that to the value of the last population, which falls to zero.
-        **Shape:** ``(num_checks + 1,)`` each.
+        the size of the data.
+    :param dict from_data: mean absolute distance from the value on the data alone, by name. It
+        levels off if the horizon is long enough. **Shape:** ``(num_checks + 1,)`` each.
+    :param dict to_end: mean absolute distance from the value of the last population, by name; it
+        falls to zero. **Shape:** ``(num_checks + 1,)`` each.
     """
 
     sizes: Tensor
@@ -105,11 +105,11 @@ def largest_fraction(fractions: Mapping[str, Tensor]) -> tuple[str, float]:
 def density_drift(population: Any, distribution: Any, points: Tensor) -> Tensor:
     r"""Measure how far populations have moved from the distribution of the data.
 
-    The mean over points of :math:`|p_N(y) - p_n(y)|`, at each of them exact. It settles as
+    This is the mean over points of :math:`|p_N(y) - p_n(y)|`, exact at each point. It settles as
     predictive resampling converges.
 
-    :param population: distributions of populations, with the batch shape ``(num_draws,)``.
-    :param distribution: that of the data.
+    :param population: distributions of populations, with batch shape ``(num_draws,)``.
+    :param distribution: the distribution of the data.
     :param Tensor points: **Shape:** ``(num_points, *event)``.
     :returns: **Shape:** ``(num_draws,)``.
 

@@ -1,4 +1,4 @@
-"""A density that learns by the copula recursion: a distribution, and a rule that predicts."""
+"""A density estimate by the copula recursion: both a distribution and a predictive rule."""
 
 import copy
 from collections.abc import Iterator
@@ -44,36 +44,36 @@ _START = 0.9
 class CopulaDensity(CopulaDistribution, PredictiveRule):
     r"""Density estimate by the copula recursion [1, 2], a distribution of numbers or vectors.
 
-    As constructed it is the standard normal distribution :math:`P_0`; :meth:`fit` returns
-    :math:`P_n` given data. With the normal copula of correlation :math:`\rho`, the bandwidth,
+    A new object is the standard normal distribution :math:`P_0`; :meth:`fit` returns :math:`P_n`
+    given data. With the normal copula, whose correlation :math:`\rho` is the bandwidth,
 
     .. math:: p_i(y) = p_{i-1}(y) [1 - \alpha_i + \alpha_i c_\rho\{P_{i-1}(y), P_{i-1}(y_i)\}],
               \quad \alpha_i = \frac{2 - 1/i}{i + 1} .
 
     Coordinates of vectors are taken in turn, each given those before it. The estimate is the mean
-    of those from several random orders of the data. (Given the coordinates before, orders weigh as
-    their densities do there, as in any mixture; the code of [2] weighs them equally.) Where no
-    bandwidth is given, it maximizes the mean over orders of the prequential log likelihood
-    :math:`\sum_i \log p_{i-1}(y_i)`. Data that look normal get a bandwidth near zero: a good
-    density, but one that observations hardly change, and so a posterior that is too narrow; a
-    warning says so, and a bandwidth should be given then.
+    of estimates from several random orders of the data. (In a conditional given earlier
+    coordinates, orders are weighted by their densities at these coordinates, as in any mixture; the
+    code of [2] weights them equally.) If no bandwidth is given, it maximizes the mean over orders
+    of the prequential log likelihood :math:`\sum_i \log p_{i-1}(y_i)`. Data that look normal get a
+    bandwidth near zero. This gives a good density, but observations hardly change it, so the
+    posterior is too narrow; a warning says so, and you should pass a bandwidth.
 
-    It is a rule of a :class:`MartingalePosterior <pyro_ext.inference.MartingalePosterior>` too. As
-    in [2], the mean over orders comes first, and the future is added to that one distribution.
-    ``log_prob`` and ``cdf`` of a population are exact, in a time of about 10 ns for each step,
-    draw, point and dimension. ``icdf``, ``mean`` and ``variance`` interpolate: for bandwidths up to
-    0.9 their error is below 1e-3 of probability for three observations, and below 1e-5 for a
-    hundred. Vectors have none of these three; functionals take :meth:`weighted_points` of them.
+    The density is also a rule for
+    :class:`MartingalePosterior <pyro_ext.inference.MartingalePosterior>`. As in [2], the mean over
+    orders is taken first, and future observations are added to that one distribution. ``log_prob``
+    and ``cdf`` of a population are exact, and take about 10 ns for each step, draw, point and
+    dimension. ``icdf``, ``mean`` and ``variance`` interpolate: for bandwidths up to 0.9, their
+    error is below 1e-3 in probability for three observations, and below 1e-5 for a hundred. Vectors
+    have none of these three; functionals use their :meth:`weighted_points`.
 
-    Arithmetic is in float64 on the processor; results have the type and the device of the data.
+    Arithmetic is in float64 on the CPU; results have the type and the device of the data.
 
-    :param bandwidth: :math:`\rho` in (0, 1), a number, a vector with one for each dimension, or
-        ``None`` to fit one for all dimensions.
-    :param int num_permutations: number of random orders. Zero takes the data in the order they
-        have.
-    :param bool standardize: whether data are standardized first, and densities given on their own
-        scale all the same. Without, they have to be on the scale of standard normal numbers.
-    :param int seed: of the orders.
+    :param bandwidth: :math:`\rho` in (0, 1): a number, a vector with one value for each dimension,
+        or ``None`` to fit a single value for all dimensions.
+    :param int num_permutations: number of random orders. With zero, the data keep their order.
+    :param bool standardize: whether to standardize the data first; densities are on the original
+        scale in any case. Otherwise the data must be on the scale of standard normal numbers.
+    :param int seed: seed of the random orders.
 
     [1] P. R. Hahn, R. Martin, S. G. Walker (2018), On recursive Bayesian predictive distributions.
 
@@ -118,7 +118,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
 
     @property
     def bandwidth(self) -> Tensor | None:
-        r""":math:`\rho`: of each dimension after a fit, and as it was given before."""
+        r""":math:`\rho`: for each dimension after a fit, and as given before it."""
         value = self._wanted_bandwidth if self.data is None else self._bandwidths
         return None if value is None else self._given(value)
 
@@ -129,12 +129,12 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
 
     @property
     def prequential_log_prob(self) -> Tensor:
-        r"""The prequential log likelihood :math:`\sum_i \log p_{i-1}(y_i)`, mean over orders."""
+        r"""Prequential log likelihood :math:`\sum_i \log p_{i-1}(y_i)`, averaged over orders."""
         value = self._log_predicted.sum(1).mean() - self.num_observed * self._scale.log().sum()
         return self._given(value)
 
     def fit(self, data: Tensor) -> "CopulaDensity":
-        """The distribution given data.
+        """Fit the distribution to data.
 
         :param Tensor data: **Shape:** ``(n,)`` for numbers, ``(n, dimension)`` for vectors.
         :returns: a new distribution.
@@ -180,7 +180,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         return bandwidth, best
 
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> "CopulaDensity":
-        """The distribution fitted to data, itself where it has been.
+        """Fit the distribution to data, unless it already is fitted.
 
         :param tuple data: one tensor, as :meth:`fit` takes it.
         """
@@ -188,10 +188,10 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         return self if self._future is None and is_same(self.data, values) else self.fit(values)
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
+        """Start populations that hold only the observations.
 
-        :param tuple data: one tensor, as :meth:`fit` takes it. The distribution is fitted to it,
-            unless it has been.
+        :param tuple data: one tensor, as for :meth:`fit`. The distribution is fitted to it, unless
+            it already is fitted.
         """
         distribution = self.prepare(data)
         values = distribution.data
@@ -206,11 +206,11 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         return Resampled(keys, len(values), len(values), state)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Complete each population by some more observations."""
+        """Extend each population by further observations."""
         return followed(state, num_steps)
 
     def population(self, state: Resampled) -> "CopulaDensity":
-        """The distribution of each population, with the batch shape ``(num_draws,)``."""
+        """The distribution of each population, with batch shape ``(num_draws,)``."""
         value: CopulaState = state.value
         own: CopulaDensity = value.distribution
         maps = None
@@ -224,12 +224,12 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         return new
 
     def weighted_points(self, num_points: int = 500) -> WeightedSample:
-        """Points that stand for populations, by importance sampling from the data's distribution.
+        """Points that represent populations, by importance sampling from the data's distribution.
 
-        All populations share the points; each gives them weights of its own.
+        All populations share the points, but each has its own weights.
 
-        :param int num_points: how many.
-        :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a distribution
+        :param int num_points: number of points.
+        :returns: weights of **shape** ``(num_draws, num_points)``, with one draw for a distribution
             without batch shape.
         """
         points, log_density = self._points_of_data(checks.integer("num_points", num_points, 1))

@@ -48,8 +48,8 @@ class ConditionalCopula(CopulaDistribution):
     :class:`~pyro_ext.inference.CopulaRegression` learns them.
 
     Batch shape: ``(num_queries,)``, and ``(num_draws, num_queries)`` for populations. Densities and
-    distribution functions are exact; quantiles and moments interpolate, with an error of up to
-    1e-4 of probability where covariates leave little of the response open.
+    distribution functions are exact. Quantiles and moments interpolate, with an error of up to 1e-4
+    in probability if covariates nearly determine the response.
     """
 
     def __init__(self, fit: CovariateFit, x: Tensor) -> None:
@@ -96,7 +96,7 @@ class ConditionalCopula(CopulaDistribution):
     def completed(
         self, keys: Tensor, num_observed: int, size: int, maps: ScoreMap
     ) -> "ConditionalCopula":
-        """The distributions of populations, and maps that turn these ones into theirs."""
+        """The distributions of populations, and maps from these distributions to them."""
         new = copy.copy(self)
         new._future = Future(keys, num_observed, size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(keys), self._num_queries))
@@ -106,8 +106,8 @@ class ConditionalCopula(CopulaDistribution):
 class CopulaRegression(CovariateRule):
     r"""Regression by the conditional copula recursion [1].
 
-    The distribution of a response :math:`y` at covariates :math:`x` is updated as that of
-    :class:`CopulaDensity`, the more, the closer :math:`x` is to those of the observation:
+    The distribution of a response :math:`y` at covariates :math:`x` is updated as in
+    :class:`CopulaDensity`, more strongly the closer :math:`x` is to the observation's covariates:
 
     .. math:: p_i(y \mid x) = p_{i-1}(y \mid x) [1 - \alpha_i(x) + \alpha_i(x)
               c_\rho\{P_{i-1}(y \mid x), P_{i-1}(y_i \mid x_i)\}], \quad
@@ -116,21 +116,20 @@ class CopulaRegression(CovariateRule):
     where :math:`k_i(x) = \prod_j c_{\rho_j}\{\Phi(x_j), \Phi(x_{ij})\}` and :math:`\alpha_i(x)` is
     clipped to :math:`[10^{-5}, 1 - 10^{-5}]`. The distribution is the mean of those from several
     random orders of the data. Bandwidths that are not given maximize the prequential log likelihood
-    :math:`\sum_i \log p_{i-1}(y_i \mid x_i)`, mean over orders.
+    :math:`\sum_i \log p_{i-1}(y_i \mid x_i)`, averaged over orders.
 
-    In predictive resampling, as in [1], future covariates come from the observed ones by the
-    Bayesian bootstrap, and populations are followed at the queries. Its time is that of a density
-    for each query.
+    In predictive resampling, as in [1], future covariates are drawn from the observed ones by the
+    Bayesian bootstrap, and populations are computed at the queries only. Each query takes as long
+    as a density.
 
     :param bandwidth: :math:`\rho` of the response in (0, 1), or ``None`` to fit it.
-    :param covariate_bandwidth: :math:`\rho_j`, a number, a vector with one for each covariate, or
-        ``None`` to fit them.
-    :param int num_permutations: number of random orders. Zero takes the data in the order they
-        have.
-    :param Tensor queries: covariates at which populations are wanted, ``None`` for the observed.
+    :param covariate_bandwidth: :math:`\rho_j`: a number, a vector with one value for each
+        covariate, or ``None`` to fit them.
+    :param int num_permutations: number of random orders. With zero, the data keep their order.
+    :param Tensor queries: covariates at which to compute populations; by default the observed ones.
         **Shape:** ``(num_queries,)`` or ``(num_queries, num_covariates)``.
-    :param bool standardize: whether covariates and response are standardized first.
-    :param int seed: of the orders.
+    :param bool standardize: whether to standardize covariates and response first.
+    :param int seed: seed of the random orders.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -164,7 +163,7 @@ class CopulaRegression(CovariateRule):
         return Response(y, loc, scale, y[:0]), predict
 
     def conditional(self, x: Tensor) -> ConditionalCopula:
-        """Distributions of the response, with the batch shape ``(num_queries,)``.
+        """Distributions of the response, with batch shape ``(num_queries,)``.
 
         :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
             num_covariates)``.
@@ -178,11 +177,11 @@ class CopulaRegression(CovariateRule):
         return CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Complete each population by some more observations."""
+        """Extend each population by further observations."""
         return followed(state, num_steps)
 
     def population(self, state: Resampled) -> ConditionalCopula:
-        """Distributions of the response, with the batch shape ``(num_draws, num_queries)``."""
+        """Distributions of the response, with batch shape ``(num_draws, num_queries)``."""
         value: CopulaState = state.value
         own: ConditionalCopula = value.distribution
         own._base_map()  # once for all populations
@@ -211,12 +210,12 @@ class CopulaClassifier(CovariateRule):
               f = \frac{\min(p, q)}{p q} \text{ if } y_i = 1, \quad
               f = \frac{1}{1 - q} - \frac{\min(p, q)}{p (1 - q)} \text{ otherwise,}
 
-    where :math:`\alpha_i(x)` is that of :class:`CopulaRegression`. Probabilities are clipped to
-    :math:`[5 \cdot 10^{-5}, 1 - 5 \cdot 10^{-5}]`, and are means over several random orders of the
+    where :math:`\alpha_i(x)` is as in :class:`CopulaRegression`. Probabilities are clipped to
+    :math:`[5 \cdot 10^{-5}, 1 - 5 \cdot 10^{-5}]` and averaged over several random orders of the
     data. Bandwidths that are not given maximize the prequential log likelihood of the labels.
 
-    Arguments and predictive resampling are those of :class:`CopulaRegression`; only covariates are
-    standardized.
+    Arguments and predictive resampling are as in :class:`CopulaRegression`, except that only
+    covariates are standardized.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -260,7 +259,7 @@ class CopulaClassifier(CovariateRule):
         return CopulaClassifierState(probability, kernel, float(fit.bandwidth), fit.response.like)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Complete each population by some more observations."""
+        """Extend each population by further observations."""
         from pyro_ext.inference.martingale._classifier_loops import resample_labels
 
         value: CopulaClassifierState = state.value
@@ -277,7 +276,7 @@ class CopulaClassifier(CovariateRule):
         return state._replace(size=size, value=value._replace(probability=probability))
 
     def population(self, state: Resampled) -> dist.Bernoulli:
-        """Distributions of the label, with the batch shape ``(num_draws, num_queries)``."""
+        """Distributions of the label, with batch shape ``(num_draws, num_queries)``."""
         value: CopulaClassifierState = state.value
         probability = value.probability[:, state.num_observed :]
         return dist.Bernoulli(probability.to(value.like))

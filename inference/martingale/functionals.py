@@ -1,4 +1,4 @@
-"""Functionals of a population, for martingale posteriors: moments, quantiles and best fits."""
+"""Functionals of a population for martingale posteriors: moments, quantiles and best fits."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -86,7 +86,7 @@ class Quantile:
         except NotImplementedError as error:
             raise TypeError(
                 "Quantile takes points, or distributions that have quantiles, which "
-                f"{type(population).__name__} has not"
+                f"{type(population).__name__} does not"
             ) from error
         return value
 
@@ -95,11 +95,11 @@ class Quantile:
 class Expectation:
     """The mean of a function of an observation.
 
-    :param function: of an observation, or of its parts where the data are several tensors, point by
-        point: its arguments and its result have leading dimensions for points and draws.
-    :param int num_points: at how many points the function is evaluated where the population is a
-        continuous distribution. For a number these are quantiles: the mean is off by no more than
-        the variation of the function over ``2 * num_points``.
+    :param function: maps an observation (or its parts, if the data are several tensors) to a value,
+        point by point: its arguments and its result have leading dimensions for points and draws.
+    :param int num_points: number of points at which the function is evaluated if the population is
+        a continuous distribution. For numbers, the points are quantiles, and the error of the mean
+        is at most the variation of the function over ``2 * num_points``.
 
     Example::
 
@@ -131,11 +131,11 @@ _MOST_KEPT = 8
 
 
 class BestFit(ABC):
-    """A functional that minimizes a loss over each population.
+    """Base class of functionals that minimize a loss over each population.
 
-    :param Minimizer optimizer: as of :class:`MEstimator`.
-    :param int num_points: likewise.
-    :param regularizer: likewise.
+    :param Minimizer optimizer: as for :class:`MEstimator`.
+    :param int num_points: as for :class:`MEstimator`.
+    :param regularizer: as for :class:`MEstimator`.
     """
 
     def __init__(
@@ -197,15 +197,15 @@ class BestFit(ABC):
 
 
 class MEstimator(BestFit):
-    r"""The parameters of least expected loss, :math:`\arg\min_\theta E\, l(Y, \theta)`.
+    r"""The parameters with the smallest expected loss, :math:`\arg\min_\theta E\, l(Y, \theta)`.
 
-    :param loss_fn: maps parameters by name and the observations, a tensor for each of the data, to
-        a loss for each observation, ``(n,)``.
+    :param loss_fn: maps a dict of parameters and the observations, one tensor for each tensor of
+        the data, to the loss of each observation, ``(n,)``.
     :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
     :param regularizer: a function of the parameters that is added to the loss.
-    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: number of points for a population that is a distribution rather than a
-        weighted sample; for distributions of numbers, these are quantiles.
+    :param Minimizer optimizer: by default :class:`~pyro_ext.inference.BatchLBFGS`.
+    :param int num_points: number of points that represent a population that is a distribution
+        rather than a weighted sample; for distributions of numbers, these are quantiles.
 
     Example::
 
@@ -239,14 +239,14 @@ class MEstimator(BestFit):
 
 
 class WeightedMLE(BestFit):
-    """The maximum likelihood of a Pyro model over the population.
+    """The maximum likelihood estimate of a Pyro model over the population.
 
-    :param model: a Pyro model with its latent sites outside of the plate of the observations, whose
-        arguments are the observations, a tensor for each of the data.
-    :param str plate: name of the plate of the observations, where the model has several.
+    :param model: a Pyro model with its latent sites outside of the plate of the observations. Its
+        arguments are the observations, one tensor for each tensor of the data.
+    :param str plate: name of the plate of the observations, if the model has several plates.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
-    :param Minimizer optimizer: as of :class:`MEstimator`.
-    :param int num_points: likewise.
+    :param Minimizer optimizer: as for :class:`MEstimator`.
+    :param int num_points: as for :class:`MEstimator`.
 
     Example::
 

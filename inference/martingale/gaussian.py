@@ -1,4 +1,4 @@
-"""Predictive rules of normal observations, of known variance and of an unknown one."""
+"""Predictive rules for normal observations with known or unknown variance."""
 
 import math
 from abc import abstractmethod
@@ -117,18 +117,19 @@ class KnownVarianceRule(GaussianRule):
 
 
 class NormalPredictive(KnownVarianceRule):
-    r"""Bayesian prediction of normal observations of known variance.
+    r"""Bayesian prediction of normal observations with known variance.
 
-    With the conjugate prior :math:`\mathcal N(m_0, t^2)` of their mean, and the posterior
-    :math:`\mathcal N(m_i, v_i)` given :math:`i` observations, :math:`P_i = \mathcal N(m_i,
-    \sigma^2 + v_i)`. With the flat prior, the default, these are the mean of the observations and
-    :math:`\sigma^2 / i`. The martingale posterior of the mean is the Bayesian one, of which
-    resampling up to size :math:`N` gives, under the flat prior, the variance :math:`\sigma^2 (1/n -
-    1/N)`.
+    Their mean has the conjugate prior :math:`\mathcal N(m_0, t^2)` and, given :math:`i`
+    observations, the posterior :math:`\mathcal N(m_i, v_i)`, so that
+    :math:`P_i = \mathcal N(m_i, \sigma^2 + v_i)`. With the flat prior, the default, :math:`m_i` is
+    the mean of the observations and :math:`v_i = \sigma^2 / i`. The martingale posterior of the
+    mean is the Bayesian posterior. Under the flat prior, resampling up to size :math:`N` gives the
+    variance :math:`\sigma^2 (1/n - 1/N)`.
 
     :param float scale: :math:`\sigma`, the known standard deviation of an observation.
     :param float loc: :math:`m_0`, the mean of the prior.
-    :param float loc_scale: :math:`t`, the standard deviation of the prior, infinite for a flat one.
+    :param float loc_scale: :math:`t`, the standard deviation of the prior; infinite for a flat
+        prior.
 
     Example::
 
@@ -167,13 +168,13 @@ class NormalPredictive(KnownVarianceRule):
 
 
 class PlugInNormal(KnownVarianceRule):
-    r"""Normal prediction around the mean of the observations, as if that were the true one.
+    r"""Normal prediction around the mean of the observations, as if it were the true mean.
 
-    :math:`P_i = \mathcal N(\bar y_i, \sigma^2)`, which no prior gives. Up to size :math:`N` the
-    variance of the mean is :math:`\sigma^2 (\psi'(n + 1) - \psi'(N + 1))`, with the trigamma
-    function :math:`\psi'`: a little less than what :class:`NormalPredictive` gives.
-    The mean is a martingale, though the predictive distribution is not: an observation to come is
-    more widely spread than the next one.
+    No prior gives :math:`P_i = \mathcal N(\bar y_i, \sigma^2)`. Up to size :math:`N`, the variance
+    of the mean is :math:`\sigma^2 (\psi'(n + 1) - \psi'(N + 1))`, with the trigamma function
+    :math:`\psi'`: slightly less than with :class:`NormalPredictive`. The mean is a martingale,
+    although the predictive distribution is not: later observations are more widely spread than the
+    next one.
 
     :param float scale: :math:`\sigma`, the standard deviation of an observation.
 
@@ -202,18 +203,18 @@ class PlugInNormal(KnownVarianceRule):
 
 
 class StudentTPredictive(GaussianRule):
-    r"""Bayesian prediction of normal observations of unknown mean and variance.
+    r"""Bayesian prediction of normal observations with unknown mean and variance.
 
     The prior is conjugate: :math:`\sigma^2 \sim \mathrm{InverseGamma}(a_0, b_0)` and
     :math:`\mu \mid \sigma^2 \sim \mathcal N(m_0, \sigma^2 / \kappa_0)`. The next observation has
-    Student's distribution with :math:`2 a_i` degrees of freedom around :math:`m_i`, of the squared
-    scale
-    :math:`b_i (\kappa_i + 1) / (a_i \kappa_i)`. By default the prior is the reference prior,
+    a Student t distribution with :math:`2 a_i` degrees of freedom, location :math:`m_i` and squared
+    scale :math:`b_i (\kappa_i + 1) / (a_i \kappa_i)`. The default is the reference prior,
     proportional to :math:`1 / \sigma^2`, for which :math:`m_i` is the mean, :math:`\kappa_i = i`,
-    :math:`a_i = (i - 1) / 2`, and :math:`b_i` half of the sum of squares around the mean.
+    :math:`a_i = (i - 1) / 2`, and :math:`b_i` is half of the sum of squares around the mean.
 
     :param float loc: :math:`m_0`.
-    :param float loc_precision: :math:`\kappa_0 \ge 0`, how many observations ``loc`` counts for.
+    :param float loc_precision: :math:`\kappa_0 \ge 0`, the number of observations that ``loc``
+        counts for.
     :param float concentration: :math:`a_0`, :math:`-1/2` or more.
     :param float rate: :math:`b_0 \ge 0`.
 
@@ -242,17 +243,17 @@ class StudentTPredictive(GaussianRule):
         self._least = math.floor(-2.0 * self.concentration) + 1 if self.concentration <= 0 else 1
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone, which must vary without a prior rate."""
+        """Start populations of the observations, which must vary unless the prior has a rate."""
         state = super().begin(data, keys)
         if not bool((state.value.rate > 0.0).all()):
             raise ValueError(
-                "data must vary in each element of an observation where the rate of the prior is "
+                "data must vary in each element of an observation if the rate of the prior is "
                 f"{self.rate:g}, got the same value in all {state.num_observed} observations"
             )
         return state
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations from the predictive, one after the other."""
+        """Draw observations from the predictive distribution, one after the other."""
         if not num_steps:
             return state
         old: GaussianState = state.value
@@ -285,7 +286,7 @@ class StudentTPredictive(GaussianRule):
         )
 
     def predictive(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
+        """Distribution of the next observation, with batch shape ``(num_draws, *event)``."""
         concentration, precision = self._numbers_of(state)
         scale = state.value.rate * (precision + 1.0) / (concentration * precision)
         degrees = 2.0 * concentration

@@ -1,4 +1,4 @@
-"""Martingale posteriors: draws of a functional of the population, completed by predictions."""
+"""Martingale posteriors: draws of a functional of the population, which predictions complete."""
 
 import math
 import warnings
@@ -47,34 +47,34 @@ class _Batch(NamedTuple):
 class MartingalePosterior(IndependentDraws):
     r"""The posterior of a functional of the population, without a prior [1].
 
-    A rule predicts the next observation from those before. For each draw it completes the
-    population: it draws the observations :math:`n + 1` to :math:`N`, each given the data and those
-    drawn before, and the draw is the value of the functional on all :math:`N`. What is uncertain is
-    what has not been seen. With the predictive of a Bayesian model this is the Bayesian posterior,
-    with :class:`~pyro_ext.inference.PolyaUrn` the Bayesian bootstrap.
+    A rule predicts the next observation from the previous ones. Each draw completes the population:
+    it draws the observations :math:`n + 1` to :math:`N`, each given the data and those drawn
+    before, and then evaluates the functional on all :math:`N`. The uncertainty is about what has
+    not been observed. With the predictive distribution of a Bayesian model this is the Bayesian
+    posterior; with :class:`~pyro_ext.inference.PolyaUrn` it is the Bayesian bootstrap.
 
-    The draws are independent. Too small a population makes their variance too small, by the
-    fraction :math:`n / N` for a mean. ``diagnostics()`` has an estimate, which errs on the large
-    side for a functional that jumps, and a warning says where it is too large.
+    The draws are independent. If the population is too small, their variance is too small, by the
+    fraction :math:`n / N` for a mean. ``diagnostics()`` estimates this fraction, erring on the
+    large side for a functional that jumps, and a warning says if it is too large.
 
     :param PredictiveRule predictive: the rule.
-    :param functional: a callable of the populations: it takes a distribution with the batch shape
-        ``(num_draws,)``, which has ``mean``, ``variance`` and ``icdf`` as Pyro's distributions do,
-        or a :class:`~pyro_ext.inference.martingale.WeightedSample`. It returns a tensor, or a dict
+    :param functional: a function of populations. It takes a distribution with batch shape
+        ``(num_draws,)``, which has ``mean``, ``variance`` and ``icdf`` like Pyro's distributions,
+        or a :class:`~pyro_ext.inference.martingale.WeightedSample`, and returns a tensor or a dict
         of tensors. **Shape:** ``(num_draws, *event)`` each.
     :param int num_samples: number of draws.
-    :param horizon: :math:`N - n`, how many observations complete the population; ``math.inf`` for
-        the limit itself, where the rule knows it.
-    :param int seed: a draw follows from the seed and its number, whatever the other arguments but
-        for rounding; ``None`` takes a seed from PyTorch's generator, which
+    :param horizon: :math:`N - n`, the number of observations that complete the population;
+        ``math.inf`` for the limit itself, if the rule knows it.
+    :param int seed: determines each draw together with the draw's number, however the draws are
+        batched, up to rounding. ``None`` takes a seed from PyTorch's generator, which
         :func:`pyro.set_rng_seed` sets.
     :param bool progress: whether to show a progress bar.
-    :param int batch_size: how many draws are made side by side, which memory bounds.
-    :param int num_checks: at how many sizes of the population the functional is evaluated, among
-        them :math:`N / 2` and :math:`N`. With one, nothing is known of convergence.
+    :param int batch_size: number of draws made side by side; memory limits it.
+    :param int num_checks: number of population sizes at which the functional is evaluated,
+        including :math:`N / 2` and :math:`N`. With one, convergence is not checked.
     :param float tolerance: fraction of the posterior variance that may be missing without a
         warning.
-    :param str name: name of a functional that returns a tensor.
+    :param str name: name of the result, if the functional returns a tensor.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -139,15 +139,14 @@ class MartingalePosterior(IndependentDraws):
     def run(self, *data: Tensor) -> Self:
         """Draw from the posterior.
 
-        On Ctrl-C the run ends and keeps the batches of draws that are complete. A draw whose
+        Ctrl-C ends the run and keeps the batches of draws that are complete. A draw whose
         functional is not finite is left out, with a warning.
 
         :param data: the observations, as the rule takes them. **Shape:** ``(n, *event)`` each.
         :returns: the posterior itself.
         :raises TypeError: if the data are not tensors, or the functional does not return one.
-        :raises ValueError: for data that don't fit the rule, or a functional whose shapes are
-            not those wanted.
-        :raises RuntimeError: where no draw is finite.
+        :raises ValueError: if the data do not fit the rule, or the functional returns wrong shapes.
+        :raises RuntimeError: if no draw is finite.
         """
         data = tuple(
             checks.as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data)
@@ -200,12 +199,12 @@ class MartingalePosterior(IndependentDraws):
         return self
 
     def diagnostics(self) -> dict[str, Any]:
-        """Report the precision of the draws, and which were left out.
+        """Report the precision of the draws, and which draws were left out.
 
-        :returns: by name a dict with ``"standard_error"`` of the posterior mean, and
-            ``"remaining_fraction"`` of the posterior variance that a larger population would add,
-            not a number where it is not known, **Shape:** ``(*event)`` each; ``"left_out"``, the
-            numbers of draws whose functional was not finite.
+        :returns: for each name a dict with ``"standard_error"`` of the posterior mean, and
+            ``"remaining_fraction"``, the fraction of the posterior variance that a larger
+            population would add, or NaN if it is not known, **Shape:** ``(*event)`` each; and
+            ``"left_out"``, the numbers of the draws whose functional was not finite.
         """
         samples = self.get_samples()
         fractions = self._fractions()
@@ -221,7 +220,7 @@ class MartingalePosterior(IndependentDraws):
     def drift(self) -> Drift:
         """Measure how far the functional moved as the populations grew.
 
-        :func:`~pyro_ext.inference.martingale.plot_drift` draws it.
+        :func:`~pyro_ext.inference.martingale.plot_drift` plots it.
         """
         self.get_samples()
         if not self._paths:
@@ -334,16 +333,16 @@ def _named_values(found: Any, name: str, num_draws: int, like: Values | None) ->
 
 
 def plot_drift(posterior: MartingalePosterior, ax: "Axes | None" = None) -> "Axes":
-    """Draw how far a functional has moved as the population grew.
+    """Plot how far a functional has moved as the population grew.
 
-    Solid lines, from the value on the data alone, level off where the horizon is long enough;
-    dashed ones lead to the value of the last population.
+    Solid lines show the distance from the value on the data alone, and level off if the horizon is
+    long enough; dashed lines show the distance from the value of the last population.
 
-    :param MartingalePosterior posterior: one that has run.
-    :param ax: where to draw; a new figure without it.
+    :param MartingalePosterior posterior: a posterior that has run.
+    :param ax: where to draw; by default a new figure.
     :returns: the axes.
     :raises RuntimeError: before a run, or without checks.
-    :raises ImportError: without matplotlib; names the extra.
+    :raises ImportError: if matplotlib is not installed; the message names the extra to install.
 
     Example::
 

@@ -34,24 +34,24 @@ class UrnState(NamedTuple):
 
 
 class PolyaUrn(PredictiveRule):
-    r"""Draw an earlier observation again, or sometimes a new one from a base measure.
+    r"""Draws an earlier observation again, or sometimes a new one from a base measure.
 
     .. math:: P_i = \frac{\alpha F_0 + \sum_{j \le i} \delta_{y_j}}{\alpha + i}
 
-    Without a base measure, :math:`\alpha = 0`, this gives the Bayesian bootstrap [1, 2], with one
+    Without a base measure, :math:`\alpha = 0`, this gives the Bayesian bootstrap [1, 2]; with one,
     the posterior of a Dirichlet process [3]. Its martingale posterior is exact: the population at
-    size :math:`N` is drawn from the urn itself, and at ``horizon=math.inf`` from the limit, in
+    size :math:`N` is drawn from the urn itself, and for ``horizon=math.inf`` from the limit, in
     which the weights of the observations and of the base measure are
-    :math:`\mathrm{Dirichlet}(1, \dots, 1, \alpha)`. There the base measure's part is broken into
-    sticks until a fraction of less than :math:`10^{-6}` of it is left on average, which the last
-    stick takes.
+    :math:`\mathrm{Dirichlet}(1, \dots, 1, \alpha)`. In the limit, the part of the base measure is
+    broken into sticks until, on average, less than a fraction of :math:`10^{-6}` of it remains; the
+    last stick takes the rest.
 
     The data may be several tensors, such as covariates and responses, whose rows stay together.
     Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`.
 
-    :param base_measure: :math:`F_0`, a distribution of an observation, for data of one tensor.
-    :param float concentration: :math:`\alpha \ge 0`, how many observations the base measure counts
-        for. It takes a base measure where it is positive.
+    :param base_measure: :math:`F_0`, a distribution of an observation; requires data of one tensor.
+    :param float concentration: :math:`\alpha \ge 0`, the number of observations that the base
+        measure counts for. A positive value requires a base measure.
 
     [1] D. B. Rubin (1981), The Bayesian bootstrap.
 
@@ -85,7 +85,7 @@ class PolyaUrn(PredictiveRule):
         self.base_measure = base_measure
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Urns that hold the observations, one ball each."""
+        """Start urns that hold the observations, one ball each."""
         size = check_data(data)
         atoms = None
         if self.concentration > 0.0:

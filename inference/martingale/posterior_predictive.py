@@ -1,4 +1,4 @@
-"""The predictive rule of a Pyro model, whatever inferred its posterior."""
+"""The predictive rule of a Pyro model, by any inference of its posterior."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -40,25 +40,26 @@ class PosteriorPredictive(PredictiveRule):
 
     .. math:: P_i = \int p(\cdot \mid \theta)\, p(d\theta \mid y_{1:i})
 
-    Such predictions are exchangeable, so that a population is drawn from :math:`p(\cdot \mid
-    \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`, by de Finetti's theorem. The
+    Such predictions are exchangeable. By de Finetti's theorem, a population is therefore drawn from
+    :math:`p(\cdot \mid \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`. The
     posterior of a functional is that of the functional of :math:`p(\cdot \mid \theta)`.
 
-    The model takes the data as positional arguments, tensors with a row for each point, such as
-    ``(x, y)``, and observes some of them in one plate, each point by its own rows. Further points
-    have the covariates of points of the data, drawn with replacement: the empirical distribution of
-    the covariates counts as the true one. Populations are of type
-    :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors of the data in their
-    order.
+    The model takes the data as positional arguments, tensors with one row for each point, such as
+    ``(x, y)``, and observes some of them in one plate, each point from its own rows. Further points
+    have covariates that are drawn from the data with replacement: the empirical distribution of the
+    covariates counts as the true one. Populations are of type
+    :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors in the order of the
+    data.
 
     :param model: a Pyro model.
     :param posterior: a kernel, which :class:`~pyro_ext.inference.MCMC` runs on the data; or, from
         an inference on the same data, a sampler that has run, a dict of draws by site, **Shape:**
         ``(num_posterior_draws, *event)`` each, or a trained guide. Draws of a sampler or dict are
-        taken with replacement, so that there should be many and they should mix well.
-    :param int num_samples: draws of the chain, for a kernel.
-    :param int warmup_steps: steps before them, for a kernel.
-    :param options: what else :class:`~pyro_ext.inference.MCMC` takes but the seed, for a kernel.
+        resampled with replacement, so there should be many of them, and they should mix well.
+    :param int num_samples: number of draws of the chain, for a kernel.
+    :param int warmup_steps: number of steps before them, for a kernel.
+    :param options: other options of :class:`~pyro_ext.inference.MCMC`, except the seed, for a
+        kernel.
 
     Example::
 
@@ -105,7 +106,7 @@ class PosteriorPredictive(PredictiveRule):
             MCMC(posterior, seed=0, **self._options)  # for its checks
 
     def prepare(self, data: tuple[Tensor, ...], seed: int) -> "PosteriorPredictive":
-        """Run the kernel, where there is one."""
+        """Run the kernel, if there is one."""
         check_data(data)
         drawn = drawn_rows(self.model, data)
         if not isinstance(self.posterior, MCMCKernel):
@@ -117,7 +118,7 @@ class PosteriorPredictive(PredictiveRule):
         return PosteriorPredictive(self.model, latents)
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone, each with a draw of the latent values."""
+        """Start populations that hold only the observations, each with a draw of the latents."""
         size = check_data(data)
         drawn = drawn_rows(self.model, data)
         latents = self._latents(data, keys, drawn)
@@ -191,7 +192,7 @@ class PosteriorPredictive(PredictiveRule):
             lengths = {len(value) for value in samples.values()}
             if len(lengths) > 1 or 0 in lengths:
                 raise ValueError(
-                    "posterior must have as many draws of each site, and some, got "
+                    "posterior must have the same number of draws of each site, at least one, got "
                     f"{ {name: len(value) for name, value in samples.items()} }"
                 )
             numbers = uniforms(keys, 0, 1, stream=_DRAWS)[:, 0]

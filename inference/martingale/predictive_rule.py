@@ -17,12 +17,11 @@ _PER_BLOCK = 16
 class Resampled(NamedTuple):
     r"""State of predictive resampling, for some draws side by side.
 
-    :param Tensor keys: of the draws' random streams, from :func:`pyro_ext.random.chain_keys`.
+    :param Tensor keys: keys of the draws' random streams, from :func:`pyro_ext.random.chain_keys`.
         **Shape:** ``(num_draws, 2)``.
     :param int num_observed: :math:`n`, the number of observations in the data.
-    :param int size: :math:`N \ge n`, the size that each population has reached.
-    :param value: what the rule keeps of the populations, tensors with a first dimension for the
-        draws.
+    :param int size: :math:`N \ge n`, the current size of each population.
+    :param value: what the rule keeps of the populations: tensors with a leading draw dimension.
     """
 
     keys: Tensor
@@ -32,38 +31,39 @@ class Resampled(NamedTuple):
 
 
 class PredictiveRule(ABC):
-    r"""A rule that predicts the next observation, :math:`P_i(\cdot \mid y_{1:i})`.
+    r"""Base class of rules that predict the next observation, :math:`P_i(\cdot \mid y_{1:i})`.
 
-    It completes the population: it draws :math:`Y_{i+1} \sim P_i`, takes it for an observation, and
-    goes on. Rules are values: :meth:`begin` and :meth:`advance` return states, and change nothing.
-    The random numbers of a draw are functions of its key and of the size of its population, so that
-    a draw comes out the same alone and among others, in one call of :meth:`advance` and in many.
+    A rule completes the population: it draws :math:`Y_{i+1} \sim P_i`, adds it to the observations,
+    and continues. Rules are immutable: :meth:`begin` and :meth:`advance` return states and change
+    nothing. The random numbers of a draw are functions of its key and of the size of its
+    population, so that a draw comes out the same alone or among others, in one call of
+    :meth:`advance` or in many.
     """
 
     @abstractmethod
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
+        """Start populations that hold only the observations.
 
-        :param tuple data: what :meth:`MartingalePosterior.run()
-            <pyro_ext.inference.MartingalePosterior.run>` got. **Shape:** ``(n, *event)`` each.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+        :param tuple data: the arguments of :meth:`MartingalePosterior.run()
+            <pyro_ext.inference.MartingalePosterior.run>`. **Shape:** ``(n, *event)`` each.
+        :param Tensor keys: keys of the draws' random streams. **Shape:** ``(num_draws, 2)``.
         """
 
     @abstractmethod
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Complete each population by some more observations.
+        """Extend each population by further observations.
 
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many observations each gets.
+        :param Resampled state: the current state of the populations.
+        :param int num_steps: number of observations to add to each population.
         """
 
     @abstractmethod
     def population(self, state: Resampled) -> Any:
-        """Distributions that a functional takes, with the batch shape ``(num_draws,)``.
+        """Distributions to pass to a functional, with batch shape ``(num_draws,)``.
 
-        They have ``mean``, ``variance`` and ``icdf`` where these exist, as Pyro's do.
+        They have ``mean``, ``variance`` and ``icdf`` if these exist, like Pyro's distributions.
 
-        :param Resampled state: where the populations are.
+        :param Resampled state: the current state of the populations.
         """
 
 
@@ -74,20 +74,20 @@ class KnowsLimit(Protocol):
     def limit(self, state: Resampled) -> Any:
         """Return the limit of the populations, in the form of :meth:`PredictiveRule.population`.
 
-        :param Resampled state: the state of the populations.
+        :param Resampled state: the current state of the populations.
         """
         ...
 
 
 @runtime_checkable
 class NeedsPreparation(Protocol):
-    """A rule with work to do once for each run, before the first draw, such as MCMC."""
+    """A rule with work to do once in each run, before the first draw, such as MCMC."""
 
     def prepare(self, data: tuple[Tensor, ...], seed: int) -> PredictiveRule:
         """Return the rule to resample from.
 
         :param tuple data: the observations. **Shape:** ``(n, *event)`` each.
-        :param int seed: of what is drawn here.
+        :param int seed: seed of what is drawn here.
         """
         ...
 

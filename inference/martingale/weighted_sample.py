@@ -1,4 +1,4 @@
-"""Populations that are points with weights, and points that stand for other populations."""
+"""Populations of weighted points, and points that represent other populations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ _ROUNDING = 1e-7  # what probabilities in float32 lose
 
 @dataclass(frozen=True)
 class WeightedSample:
-    """Distributions that give weights to points, one distribution for each draw.
+    """Distributions on weighted points, one distribution for each draw.
 
     A point is a row of each of the ``values``: a number, a vector, or covariates and a response.
 
-    :param tuple values: the points. **Shape:** ``(num_points, *event)`` each where the draws share
-        their points, and ``(num_draws, num_points, *event)`` where each has its own.
-    :param Tensor weights: of the points, which sum to one for each draw. **Shape:**
+    :param tuple values: the points. **Shape:** ``(num_points, *event)`` each if the draws share
+        their points, or ``(num_draws, num_points, *event)`` if each draw has its own.
+    :param Tensor weights: weights of the points, which sum to one for each draw. **Shape:**
         ``(num_draws, num_points)``.
     :param bool is_shared: whether the draws share their points.
 
@@ -67,7 +67,7 @@ class WeightedSample:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each distribution over points that are a single tensor.
+        """Mean of each distribution, for points that are a single tensor.
 
         **Shape:** ``(num_draws, *event)``.
         """
@@ -75,7 +75,7 @@ class WeightedSample:
 
     @property
     def variance(self) -> Tensor:
-        """Variance of each distribution, element by element, as of a whole population.
+        """Variance of each distribution, element by element, without a correction for sample size.
 
         **Shape:** ``(num_draws, *event)``.
         """
@@ -98,7 +98,9 @@ class WeightedSample:
         return self._weighted((points <= value[:, None]).to(self.weights.dtype), is_shared=False)
 
     def icdf(self, value: Tensor | float) -> Tensor:
-        """Quantile of each distribution, by element: the least point with so much weight up to it.
+        """Quantiles of each distribution, element by element.
+
+        A quantile is the smallest point such that the points up to it have the given weight.
 
         :param Tensor value: probabilities. **Shape:** broadcasts to ``(num_draws, *event)``.
         :returns: **Shape:** ``(num_draws, *event)``.
@@ -128,8 +130,8 @@ class WeightedSample:
     def expectation(self, function: Callable[..., Tensor]) -> Tensor:
         """Mean of a function of a point under each distribution.
 
-        :param function: of the ``values``, point by point. Its arguments have the leading
-            dimensions ``(num_points,)`` or ``(num_draws, num_points)``, and so has its result.
+        :param function: a function of the ``values``, point by point. Its arguments and its result
+            have the leading dimensions ``(num_points,)`` or ``(num_draws, num_points)``.
         :returns: **Shape:** ``(num_draws, *result)``.
         """
         result = function(*self.values)
@@ -145,8 +147,8 @@ class WeightedSample:
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor | tuple[Tensor, ...]:
         """Draw points with PyTorch's generator.
 
-        :param Sequence sample_shape: how many of each distribution.
-        :returns: rows of ``values``, a tuple of them where it holds several tensors.
+        :param Sequence sample_shape: shape of the draws from each distribution.
+        :returns: rows of ``values``, in a tuple if it holds several tensors.
             **Shape:** ``(*sample_shape, num_draws, *event)`` each.
         """
         number = torch.Size(sample_shape).numel()
@@ -164,7 +166,7 @@ class WeightedSample:
         if len(self.values) != 1:
             raise ValueError(
                 f"{wanted} is that of a single tensor of points, but these are rows of "
-                f"{len(self.values)} tensors; take expectation(...) of a function of them"
+                f"{len(self.values)} tensors; use expectation(...) of a function of them"
             )
         return self.values[0]
 

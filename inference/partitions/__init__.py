@@ -1,4 +1,4 @@
-"""Inference over partitions: kernels, and hierarchical clustering."""
+"""Inference over partitions: MCMC kernels, and hierarchical clustering."""
 
 from pyro_ext.inference.partitions.auxiliary_gibbs import AuxiliaryGibbs
 from pyro_ext.inference.partitions.bregman import (

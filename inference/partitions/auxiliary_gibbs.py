@@ -1,4 +1,4 @@
-"""Gibbs sampling of partitions whose clusters are a Pyro model, with auxiliary clusters.
+"""Gibbs sampling of partitions with any Pyro model for clusters, by auxiliary clusters.
 
 [1] R. M. Neal (2000), Markov chain sampling methods for Dirichlet process mixture models.
 [2] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
@@ -164,30 +164,30 @@ def _as_floats(tensor: Tensor) -> Floats:
 
 
 class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
-    r"""Draws the cluster of each point where a cluster is any Pyro model [1, algorithm 8].
+    r"""Draws the cluster of each point if clusters are any Pyro model [1, algorithm 8].
 
-    ``cluster`` is a model of the points of one cluster: continuous latent sites outside a plate,
-    observed ones in the plate of the points. Points join a cluster with parameters
+    ``cluster`` is a model of the points of one cluster: it has continuous latent sites outside a
+    plate, and observed sites in the plate of the points. A point joins a cluster with parameters
     :math:`\theta_c` with probability proportional to
-    :math:`p(x | \theta_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`, and each of ``num_auxiliary``
-    empty clusters, whose parameters are draws from the prior, to
-    :math:`p(x | \theta) \, \kappa(1, u) / \text{num_auxiliary}` [2]. Then the parameters of all
-    clusters move side by side, by slice sampling of their unconstrained coordinates, which needs no
-    tuning; it takes some ten evaluations of all points for each coordinate, and mixes slowly where
-    many coordinates depend on each other.
+    :math:`p(x | \theta_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`. It joins each of
+    ``num_auxiliary`` empty clusters, whose parameters are drawn from the prior, with probability
+    proportional to :math:`p(x | \theta) \, \kappa(1, u) / \text{num_auxiliary}` [2]. Then the
+    parameters of all clusters move side by side, by slice sampling of their unconstrained
+    coordinates. This needs no tuning, but takes about ten evaluations of all points for each
+    coordinate, and mixes slowly if many coordinates depend on each other.
 
-    A draw has the value of each latent site for each point, that of the point's cluster,
-    ``(n, *event)``, which does not depend on how clusters are numbered; sites named in ``shared``
-    have one value. Where clusters are conjugate, :class:`MarginalGibbs` and
-    :class:`TreeGuided` mix faster.
+    A draw holds the value of each latent site for each point, which is that of the point's cluster,
+    ``(n, *event)``; it does not depend on how clusters are numbered. Sites named in ``shared`` have
+    a single value. If clusters are conjugate, :class:`MarginalGibbs` and :class:`TreeGuided` mix
+    faster.
 
-    :param prior: as of :class:`PartitionKernel`.
+    :param prior: as for :class:`PartitionKernel`.
     :param cluster: a Pyro model of the points of one cluster.
     :param shared: names of latent sites of ``cluster`` whose values all clusters share.
-    :param int num_auxiliary: number of empty clusters that a point may take.
-    :param str backend: of the potential of ``cluster``, see
+    :param int num_auxiliary: number of empty clusters that a point may join.
+    :param str backend: backend of the potential of ``cluster``, see
         :class:`~pyro_ext.potential.PointPotential`.
-    :param init: as of :class:`PartitionKernel`.
+    :param init: as for :class:`PartitionKernel`.
 
     Example::
 
@@ -222,7 +222,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
             raise TypeError(
                 f"cluster must be a Pyro model of the points of a cluster, "
                 f"got {checks.shown(cluster)}; "
-                "for conjugate clusters there is MarginalGibbs"
+                "for conjugate clusters, use MarginalGibbs"
             )
         check_backend(backend)
         self.cluster, self.shared = cluster, tuple(shared)

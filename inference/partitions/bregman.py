@@ -32,11 +32,11 @@ class BregmanGenerator(ABC):
     floor: float = 0.0  # what is added to variances
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """Sufficient statistics of points, of which mean parameters are means.
+        """Compute the sufficient statistics of points, whose means are the mean parameters.
 
         :param Tensor x: points. **Shape:** ``(*batch, num_features)``.
         :returns: **Shape:** ``(*batch, num_statistics)``.
-        :raises ValueError: for points that the family does not have; names the first.
+        :raises ValueError: for points outside the support of the family; names the first.
         """
         allowed = x.isfinite()
         if self._least:
@@ -46,7 +46,7 @@ class BregmanGenerator(ABC):
 
     @abstractmethod
     def phi(self, mean: Tensor) -> Tensor:
-        """The convex function, up to what is linear in the mean of a family.
+        """The convex function, up to terms linear in the mean.
 
         :param Tensor mean: mean parameters. **Shape:** ``(*batch, num_statistics)``.
         :returns: **Shape:** ``(*batch,)``.
@@ -70,7 +70,7 @@ class BregmanGenerator(ABC):
 
 
 class GaussianGenerator(BregmanGenerator):
-    r"""Normal distributions of known variance: :math:`\phi(m) = \|m\|^2 / 2`.
+    r"""Normal distributions with known variance: :math:`\phi(m) = \|m\|^2 / 2`.
 
     Example::
 
@@ -115,7 +115,8 @@ class PoissonGenerator(BregmanGenerator):
 class MultinomialGenerator(BregmanGenerator):
     r"""Multinomial distributions of frequencies: :math:`\phi(m) = \sum_k m_k \log m_k`.
 
-    Points are counts, which need not be integers; each weighs the same whatever its total.
+    Points are counts, which need not be integers. Each point has the same weight, whatever its
+    total.
 
     Example::
 
@@ -129,7 +130,7 @@ class MultinomialGenerator(BregmanGenerator):
     _least = ">= 0"
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """Frequencies of counts, which have to be nonnegative and not all zero."""
+        """Convert counts, which must be nonnegative and not all zero, to frequencies."""
         totals = super().sufficient_statistics(x).sum(-1, keepdim=True)
         _check_points(x, totals > 0.0, "a count > 0 in each row, since it has no frequencies else")
         return x / totals
@@ -144,7 +145,7 @@ class MultinomialGenerator(BregmanGenerator):
 
 
 class ItakuraSaitoGenerator(BregmanGenerator):
-    r"""Exponential distributions, or gamma ones of one shape: :math:`\phi(m) = -\sum_k \log m_k`.
+    r"""Exponential or fixed-shape gamma distributions: :math:`\phi(m) = -\sum_k \log m_k`.
 
     Example::
 
@@ -166,14 +167,14 @@ class ItakuraSaitoGenerator(BregmanGenerator):
 
 
 class GaussianCovarianceGenerator(BregmanGenerator):
-    r"""Normal distributions of unknown covariance.
+    r"""Normal distributions with unknown covariance.
 
     The statistics are :math:`(x, x x^\top)`, with the matrix row by row. With mean parameters
-    :math:`(m, M)` the covariance is :math:`M - m m^\top`; since that of a single point is zero, a
+    :math:`(m, M)`, the covariance is :math:`M - m m^\top`. Since this is zero for a single point, a
     floor is added: :math:`\phi(m, M) = -\frac12 \log\det(M - m m^\top + \epsilon I)`.
 
-    :param float floor: :math:`\epsilon`, the variance at which differences stop to count; small
-        beside the variances within clusters.
+    :param float floor: :math:`\epsilon`, the variance below which differences no longer count;
+        choose it small compared to the variances within clusters.
     :raises ValueError: unless it is a finite number > 0.
 
     Example::

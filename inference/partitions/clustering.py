@@ -1,4 +1,4 @@
-"""Bayesian hierarchical clustering: greedily, one point after the other, and its relaxed limit."""
+"""Bayesian hierarchical clustering: greedy, incremental, and its small-variance limit."""
 
 import math
 from collections.abc import Mapping
@@ -33,30 +33,31 @@ def bhc(
 ) -> Dendrogram:
     r"""Cluster points by Bayesian hierarchical clustering [1].
 
-    Each merge is a comparison of models under a Dirichlet process mixture of concentration
-    :math:`\alpha`: that the points of two trees are one cluster, with weight :math:`h(a \cup b) =
-    \alpha \Gamma(|a \cup b|) \, p(X_{a \cup b})`, or that they are apart in any way the two trees
-    hold, with weight :math:`t(a) t(b)`. Here :math:`t(c) = h(c)` for a point, and :math:`h(c) +
-    t(a) t(b)` for a union. The dissimilarity is :math:`d(a, b) = t(a) t(b) / h(a \cup b)`, the
-    probability of the merge :math:`1 / (1 + d)`, and the pair that is merged next is the one where
-    it is largest.
+    Each merge compares two hypotheses under a Dirichlet process mixture with concentration
+    :math:`\alpha`. Either the points of two trees form one cluster, with weight
+    :math:`h(a \cup b) = \alpha \Gamma(|a \cup b|) \, p(X_{a \cup b})`, or they are apart in any way
+    that the two trees allow, with weight :math:`t(a) t(b)`. Here :math:`t(c) = h(c)` for a point,
+    and :math:`h(c) + t(a) t(b)` for a union. The dissimilarity is
+    :math:`d(a, b) = t(a) t(b) / h(a \cup b)`, and the probability of the merge is
+    :math:`1 / (1 + d)`. The pair with the largest probability is merged next.
 
-    Heights of the tree are :math:`\log d`, and it is cut at zero, where merge probabilities fall
-    below one half. Its ``log_evidence_bound`` is the logarithm of the evidence of the mixture with
-    the sum over all partitions restricted to those that the tree holds.
+    Heights of the tree are :math:`\log d`. It is cut at zero, where merge probabilities fall below
+    one half. Its ``log_evidence_bound`` is the logarithm of the mixture's evidence with the sum
+    over all partitions restricted to those that the tree contains.
 
-    It takes quadratic time, about :math:`n^2` evidences of clusters in practice, and memory for
-    the sums of :math:`2 n` clusters.
+    Run time is quadratic, with about :math:`n^2` evidences of clusters in practice, and memory
+    holds the sums of :math:`2 n` clusters.
 
-    :param Tensor x: the points. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-    :param ConjugateCluster cluster: what the points of a cluster come from.
+    :param Tensor x: the points. **Shape:** ``(n, d)``, or ``(n,)`` if ``d`` is one.
+    :param ConjugateCluster cluster: the model of the points of a cluster.
     :param float concentration: :math:`\alpha`.
-    :param float log_concentration: :math:`\log \alpha`, instead of a concentration that is no
-        float, such as the :math:`e^{-\beta \lambda}` whose limit :func:`rbhc` is.
-    :returns: the tree; a point alone makes a tree without merges.
+    :param float log_concentration: :math:`\log \alpha`, instead of the concentration, if that is
+        outside the range of floats, such as the :math:`e^{-\beta \lambda}` whose limit is
+        :func:`rbhc`.
+    :returns: the tree; a single point makes a tree without merges.
     :raises TypeError: if ``cluster`` is not a model of a cluster.
-    :raises ValueError: names the argument, what it got and what it wants; the first row of ``x``
-        that the cluster can't have.
+    :raises ValueError: names the argument, what it got and what it wants; or the first row of ``x``
+        that the cluster does not support.
 
     [1] K. A. Heller, Z. Ghahramani (2005), Bayesian hierarchical clustering.
 
@@ -131,35 +132,34 @@ def ibhc(
     noisy: bool = False,
     seed: int | None = None,
 ) -> ClusterForest:
-    r"""Cluster points one after the other by Bayesian hierarchical clustering [1].
+    r"""Cluster points incrementally by Bayesian hierarchical clustering [1].
 
-    The points come in a random order. Each looks for the tree of least dissimilarity, as of
-    :func:`bhc` but with the factors :math:`\kappa(|c|)` of the prior instead of :math:`\alpha
-    \Gamma(|c|)`. Where that exceeds one it starts a tree of its own. Otherwise it descends into the
-    tree to where it fits; if a node above no longer holds together, with a dissimilarity of more
-    than one, the tree is cut there, and its other branches come again later, each as a whole. In
-    the trees at the end all dissimilarities are at most one, unless more than 50 n branches came
-    again, after which no tree is cut.
+    The points arrive in random order. Each looks for the tree with the least dissimilarity, defined
+    as in :func:`bhc` but with the factors :math:`\kappa(|c|)` of the prior instead of
+    :math:`\alpha \Gamma(|c|)`. If the dissimilarity exceeds one, the point starts a tree of its
+    own. Otherwise it descends into the tree to where it fits. If a node above it no longer holds
+    together, with a dissimilarity above one, the tree is cut there, and its other branches are
+    inserted again later, each as a whole. In the final trees all dissimilarities are at most one,
+    unless more than 50 n branches were inserted again; beyond that number, no tree is cut.
 
-    Where the factors depend on the auxiliary variable of a normalized measure, or for a Pitman-Yor
-    process on the number of clusters, they are those given a single cluster. Those given more make
-    more of them.
+    If the factors depend on the auxiliary variable of a normalized measure or, for a Pitman-Yor
+    process, on the number of clusters, they are those given a single cluster. With more clusters,
+    more of them would form.
 
-    It is a fast start for samplers, and takes about :math:`n (K + \log n)` evidences of clusters.
+    This is a fast start for samplers, and takes about :math:`n (K + \log n)` evidences of clusters.
 
-    :param Tensor x: the points. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-    :param ConjugateCluster cluster: what the points of a cluster come from.
-    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process; by default a Dirichlet
-        process of concentration one.
-    :param bool noisy: join each point to a tree at its root and cut none, which is faster and gives
-        worse partitions as a rule: bad starts, on which samplers are compared.
-    :param int seed: of the order, and of the auxiliary variable of a normalized measure, which is
-        drawn given a single cluster; by default a draw of PyTorch's
-        generator.
+    :param Tensor x: the points. **Shape:** ``(n, d)``, or ``(n,)`` if ``d`` is one.
+    :param ConjugateCluster cluster: the model of the points of a cluster.
+    :param prior: a normalized measure, a Pitman-Yor process or a Dirichlet process; by default a
+        Dirichlet process with concentration one.
+    :param bool noisy: whether to join each point to a tree at its root and cut no tree. This is
+        faster and usually gives worse partitions: bad starts, for comparing samplers.
+    :param int seed: seed of the order and of the auxiliary variable of a normalized measure, which
+        is drawn given a single cluster; by default drawn from PyTorch's generator.
     :returns: the forest.
     :raises TypeError: if ``prior`` or ``cluster`` has another type.
-    :raises ValueError: names the argument, what it got and what it wants; the first row of ``x``
-        that the cluster can't have.
+    :raises ValueError: names the argument, what it got and what it wants; or the first row of ``x``
+        that the cluster does not support.
 
     [1] J. Lee, S. Choi (2015), Tree-guided MCMC inference for normalized random measure mixture
     models.
@@ -263,41 +263,41 @@ def rbhc(
 ) -> Dendrogram:
     r"""Cluster points by relaxed Bayesian hierarchical clustering [1].
 
-    The merge scores of Bayesian hierarchical clustering, with a Dirichlet process of concentration
-    :math:`e^{-\beta\lambda}` and variances that go to zero as :math:`1/\beta`, become
-    :math:`d(a, b) = \sigma(a, b) + e(a) + e(b) - \lambda`. Here :math:`\sigma(a, b) = |a|
-    \phi(m_a) + |b| \phi(m_b) - (|a| + |b|) \phi(m_{a \cup b})` is the cost of merging two clusters
-    with means :math:`m` of the sufficient statistics, and :math:`\phi` the convex function of the
-    family's Bregman divergence. Clusters with :math:`d < 0` belong together. For Gaussians
-    :math:`\sigma` is the criterion of Ward. The excess :math:`e(c)` is zero for points, and the
-    positive part of the :math:`d` at which a cluster was merged.
+    With a Dirichlet process of concentration :math:`e^{-\beta\lambda}` and variances that go to
+    zero as :math:`1/\beta`, the merge scores of Bayesian hierarchical clustering become
+    :math:`d(a, b) = \sigma(a, b) + e(a) + e(b) - \lambda`. Here
+    :math:`\sigma(a, b) = |a| \phi(m_a) + |b| \phi(m_b) - (|a| + |b|) \phi(m_{a \cup b})` is the
+    cost of merging two clusters with means :math:`m` of the sufficient statistics, and :math:`\phi`
+    is the convex function of the family's Bregman divergence. Clusters with :math:`d < 0` belong
+    together. For Gaussians, :math:`\sigma` is Ward's criterion. The excess :math:`e(c)` is zero for
+    points, and otherwise the positive part of the :math:`d` at which the cluster was merged.
 
-    Heights of the tree are :math:`d + \lambda`, so :math:`\lambda` is where it is cut. With
-    :math:`e` left out they don't depend on it, and their sum is the sum of all divergences from the
-    mean of all points. The tree's ``objective`` is the least that a partition within it has of the
-    sum of divergences from the means of clusters, plus :math:`\lambda` for each cluster.
+    Heights of the tree are :math:`d + \lambda`, so it is cut at :math:`\lambda`. Without :math:`e`,
+    they do not depend on :math:`\lambda`, and their sum is the sum of all divergences from the mean
+    of all points. The tree's ``objective`` is the smallest value, over partitions within the tree,
+    of the sum of divergences from the means of clusters plus :math:`\lambda` for each cluster.
 
-    Chains of nearest neighbors take quadratic time, and give the tree that greedy merging gives
-    where :math:`\sigma` is reducible; that holds for Gaussians, and nearly for the others, where
-    greedy trees have inversions. Both take memory that is linear in the number of points.
+    Nearest-neighbor chains take quadratic time. They give the same tree as greedy merging if
+    :math:`\sigma` is reducible. This holds for Gaussians, and nearly for the other families, whose
+    greedy trees have inversions. Both methods take memory that is linear in the number of points.
 
     :param Tensor x: the points; counts for the families of counts. **Shape:** ``(n,
         num_features)``.
-    :param family: ``"gaussian"`` with a known variance, ``"poisson"``, ``"multinomial"`` (the
+    :param family: ``"gaussian"`` with known variance, ``"poisson"``, ``"multinomial"`` (the
         frequencies in each row), ``"itakura_saito"`` for exponential and gamma distributions,
-        ``"gaussian_covariance"`` with an unknown covariance, or a
+        ``"gaussian_covariance"`` with unknown covariance, or a
         :class:`~pyro_ext.inference.partitions.bregman.BregmanGenerator`.
-    :param float cluster_cost: :math:`\lambda`, what a cluster costs, at least zero. Without it and
-        without a number of clusters the tree has no stopping level and no objective.
-    :param int num_clusters: how many clusters the default cut is to give: the cluster cost is then
-        chosen halfway between two heights. Where ties or inversions leave no such cost, the cut
-        gives another number; ``cut(num_clusters=...)`` always gives as many as asked.
+    :param float cluster_cost: :math:`\lambda`, the cost of a cluster, at least zero. Without it and
+        without a number of clusters, the tree has no stopping level and no objective.
+    :param int num_clusters: number of clusters that the default cut should give. The cluster cost
+        is then chosen halfway between two heights. If ties or inversions leave no such cost, the
+        cut gives another number; ``cut(num_clusters=...)`` always gives the requested number.
     :param str method: ``"nearest_neighbor_chain"`` or ``"greedy"``.
-    :param bool excess: whether to have :math:`e`. By default greedy merging has it where there is
-        a cluster cost; chains can't have it.
-    :returns: the tree; a point alone makes a tree without merges.
-    :raises ValueError: names the argument, what it got and what it wants; the first row of ``x``
-        that the family can't have.
+    :param bool excess: whether to include :math:`e`. By default, greedy merging includes it if
+        there is a cluster cost; chains cannot include it.
+    :returns: the tree; a single point makes a tree without merges.
+    :raises ValueError: names the argument, what it got and what it wants; or the first row of ``x``
+        that the family does not support.
 
     [1] J. Lee, S. Choi (2015), Bayesian hierarchical clustering with exponential family:
     small-variance asymptotics and reducibility, arXiv 1501.07430.

@@ -1,4 +1,4 @@
-"""Kernels over partitions whose clusters are conjugate: Gibbs, splits and merges, slices.
+"""Kernels over partitions with conjugate clusters: Gibbs, split-merge and slice sampling.
 
 [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
 [2] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the Dirichlet
@@ -34,17 +34,17 @@ _LONG_WARMUP = 50
 
 
 class ConjugateKernel(PartitionKernel[ConjugateMixture]):
-    r"""Kernel over partitions that has the parameters of clusters integrated out.
+    r"""Base class of kernels over partitions that integrate out the parameters of clusters.
 
-    A subclass moves the labels. The data are ``x``, **Shape:** ``(n, d)``, or ``(n,)`` where ``d``
+    A subclass moves the labels. The data are ``x``, **Shape:** ``(n, d)``, or ``(n,)`` if ``d``
     is one.
 
-    :param prior: as of :class:`PartitionKernel`.
-    :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
+    :param prior: as for :class:`PartitionKernel`.
+    :param cluster: a conjugate cluster, or a Pyro model without arguments that returns one; its
         sample sites are hyperparameters.
-    :param init: as of :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
-        :func:`~pyro_ext.inference.partitions.ibhc` finds where neighbors come one after the other,
-        which is where a chain on many points should start.
+    :param init: as for :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
+        :func:`~pyro_ext.inference.partitions.ibhc` finds when neighbors arrive one after the other.
+        Use this to start a chain on many points.
     """
 
     starts = ("prior", "one", "each", "ibhc")
@@ -112,12 +112,13 @@ def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
 class MarginalGibbs(ConjugateKernel):
     r"""Draws the cluster of each point given those of all others [1].
 
-    The point joins a cluster :math:`c` of the others with probability proportional to
-    :math:`p(x | X_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`, and a new one to
-    :math:`p(x) \, \kappa(1, u)`. A step visits all points in a random order, which takes
-    :math:`O(n K d^2)` for Gaussians with full covariance, whose Cholesky factors are updated.
+    A point joins a cluster :math:`c` of the others with probability proportional to
+    :math:`p(x | X_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`, and a new cluster with probability
+    proportional to :math:`p(x) \, \kappa(1, u)`. A step visits all points in random order. This
+    takes :math:`O(n K d^2)` operations for Gaussians with full covariance, whose Cholesky factors
+    are updated.
 
-    Further parameters as of :class:`ConjugateKernel`.
+    Further parameters as for :class:`ConjugateKernel`.
 
     Example::
 
@@ -143,14 +144,14 @@ class SplitMerge(ConjugateKernel):
     """Splits and merges clusters by restricted Gibbs sampling, and moves single points [2].
 
     A proposal takes two random points. If they share a cluster, it is split in two by restricted
-    Gibbs scans from a random start; otherwise their clusters are merged. A step makes some
-    proposals and then a sweep as of :class:`MarginalGibbs`.
+    Gibbs scans from a random start; otherwise their clusters are merged. A step makes several
+    proposals, followed by a sweep as in :class:`MarginalGibbs`.
 
-    :param prior: as of :class:`MarginalGibbs`.
-    :param cluster: likewise.
-    :param int num_proposals: proposals in a step.
-    :param int num_scans: restricted scans before that which makes the proposal.
-    :param init: as of :class:`MarginalGibbs`.
+    :param prior: as for :class:`MarginalGibbs`.
+    :param cluster: as for :class:`MarginalGibbs`.
+    :param int num_proposals: number of proposals in a step.
+    :param int num_scans: number of restricted scans before the one that makes the proposal.
+    :param init: as for :class:`MarginalGibbs`.
     """
 
     _setting_names = (*ConjugateKernel._setting_names, "num_proposals", "num_scans")
@@ -183,21 +184,22 @@ class SplitMerge(ConjugateKernel):
 
 
 class SliceSampler(ConjugateKernel):
-    r"""Draws the cluster of each point given weights of the random measure and slices [3].
+    r"""Draws the cluster of each point given slices and weights of the random measure [3].
 
-    Given the partition and :math:`u`, the weights of its clusters are drawn, a level
-    :math:`v_i \sim U(0, w_{c_i})` for each point, and exactly all other weights of the measure
-    above the least level. Then the points move, in a random order, among the clusters whose weight
+    Given the partition and :math:`u`, a step draws the weights of its clusters, a level
+    :math:`v_i \sim U(0, w_{c_i})` for each point and, exactly, all other weights of the measure
+    above the lowest level. Then the points move, in random order, among the clusters whose weight
     exceeds their level, with probabilities proportional to :math:`p(x | X_c)`, and the weights are
-    forgotten.
+    discarded.
 
-    The number of weights grows as the least level to the power of minus the discount, so that
-    discounts above about a half are too large, and a step fails that would take more than a
-    million. Points move less far than under :class:`MarginalGibbs`, whose clusters have no
-    weights. It is for normalized measures; a Pitman-Yor or a Dirichlet process has no weights in
-    this form, but the latter is ``GeneralizedGammaProcess(concentration, 0.0, 1.0).normalize()``.
+    The number of weights grows as the lowest level to the power of minus the discount. Discounts
+    above about one half are therefore too large, and a step that would take more than a million
+    weights fails. Points move less far than under :class:`MarginalGibbs`, whose clusters have no
+    weights. The sampler requires a normalized measure. A Pitman-Yor or a Dirichlet process has no
+    weights in this form, but the latter is
+    ``GeneralizedGammaProcess(concentration, 0.0, 1.0).normalize()``.
 
-    Parameters as of :class:`MarginalGibbs`.
+    Parameters as for :class:`MarginalGibbs`.
 
     Example::
 
@@ -213,9 +215,9 @@ class SliceSampler(ConjugateKernel):
     """
 
     def setup(self, warmup_steps: int, x: torch.Tensor) -> None:
-        """Take the data.
+        """Set the data.
 
-        :param int warmup_steps: as of Pyro's kernels.
+        :param int warmup_steps: as for Pyro's kernels.
         :param Tensor x: the data. **Shape:** ``(n, d)``.
         :raises TypeError: for a prior without weights in this form.
         """
@@ -241,7 +243,7 @@ class SliceSampler(ConjugateKernel):
             if number > _MOST_WEIGHTS:
                 raise RuntimeError(
                     f"{number:.3g} weights exceed the least level {float(level):.3g}, more than "
-                    f"{_MOST_WEIGHTS}: the discount is too large for slices, take MarginalGibbs"
+                    f"{_MOST_WEIGHTS}: the discount is too large for slices, use MarginalGibbs"
                 )
             others, is_there = rest.jumps_above(level)
         weights = torch.cat([occupied, others[is_there].double()])

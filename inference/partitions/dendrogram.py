@@ -1,4 +1,4 @@
-"""Binary trees of clusters, as agglomerative clustering makes them, and forests of these."""
+"""Binary trees of clusters, as agglomerative clustering makes them, and forests of such trees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ _OPENED, _MOST_NAMES, _MOST_PROBABILITIES = "0.55", 60, 30
 class Dendrogram:
     r"""Merges of points into ever larger clusters, until one is left.
 
-    Nodes have SciPy's numbers: the ``n`` points are 0 to n - 1, and row ``i`` of the merges makes
-    node ``n + i``. Heights may fall from one merge to the next (an inversion), as they do in greedy
+    Nodes are numbered as in SciPy: the ``n`` points are 0 to n - 1, and row ``i`` of the merges
+    makes node ``n + i``. Heights may fall from one merge to the next (an inversion), as in greedy
     trees of dissimilarities that are not reducible.
 
     :param Tensor merges: the two nodes of each merge, after the merges that made them. **Shape:**
         ``(n - 1, 2)``.
-    :param Tensor heights: dissimilarity at each merge; the log dissimilarity in Bayesian
-        hierarchical clustering. **Shape:** ``(n - 1,)``.
-    :param Tensor merge_probabilities: of each merge. **Shape:** ``(n - 1,)``.
+    :param Tensor heights: dissimilarity at each merge; for Bayesian hierarchical clustering, the
+        log dissimilarity. **Shape:** ``(n - 1,)``.
+    :param Tensor merge_probabilities: probability of each merge. **Shape:** ``(n - 1,)``.
     :param float log_evidence_bound: lower bound of the log evidence of the Dirichlet process
         mixture.
-    :param float objective: value of the best partition that the tree holds.
+    :param float objective: value of the best partition that the tree contains.
     :param float cut_height: where :meth:`cut` cuts by default, the tree's own stopping level.
     :param Sequence labels: names of the points.
 
@@ -104,16 +104,16 @@ class Dendrogram:
         return torch.tensor(sizes[self.num_leaves :], dtype=torch.long)
 
     def cut(self, num_clusters: int | None = None, height: float | None = None) -> Tensor:
-        """Clusters of the points, from the root down.
+        """Cut the tree into clusters, from the root down.
 
-        Every node whose own height exceeds the bound is opened, as long as the nodes above are
-        open. A number of clusters opens the present node of greatest height until there are as
-        many. Without arguments the tree's own ``cut_height`` is the bound.
+        A cut at a height opens each node that is higher, as long as the nodes above it are open. A
+        cut into a number of clusters repeatedly opens the highest of the current nodes. Without
+        arguments, the tree is cut at its own ``cut_height``.
 
-        :param int num_clusters: how many, from 1 to the number of points.
-        :param float height: the bound.
+        :param int num_clusters: number of clusters, from 1 to the number of points.
+        :param float height: height of the cut.
         :returns: labels from zero, in the order of first occurrence. **Shape:** ``(n,)``.
-        :raises ValueError: for both arguments, one out of range, or none where the tree has no
+        :raises ValueError: for both arguments, for one out of range, or for none if the tree has no
             stopping level.
 
         Example::
@@ -156,7 +156,7 @@ class Dendrogram:
 
     @cached_property
     def opening_levels(self) -> Tensor:
-        """The bound below which a cut undoes each merge: the least height from it to the root.
+        """Height below which a cut undoes each merge: the lowest height from it to the root.
 
         **Shape:** ``(n - 1,)``.
         """
@@ -186,7 +186,7 @@ class Dendrogram:
         ``fcluster`` at a height is not :meth:`cut`, since it cuts above the greatest height below.
 
         :returns: nodes, heights and sizes of the merges. **Shape:** ``(n - 1, 4)``.
-        :raises ValueError: for a tree of one point, of which SciPy has none.
+        :raises ValueError: for a tree of one point, which SciPy cannot represent.
 
         Example::
 
@@ -200,13 +200,13 @@ class Dendrogram:
         return np.asarray(torch.cat([column.double() for column in columns], -1).numpy())
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the tree, with a color for each cluster of its own cut.
+        """Plot the tree, with a color for each cluster of its own cut.
 
-        The last thirty merges bear their probabilities, where these are known.
+        The last thirty merges are annotated with their probabilities, if these are known.
 
-        :param ax: where to draw; a new figure without it.
+        :param ax: where to draw; by default a new figure.
         :returns: the axes.
-        :raises ImportError: without matplotlib; names the extra.
+        :raises ImportError: if matplotlib is not installed; the message names the extra to install.
 
         Example::
 
@@ -240,11 +240,12 @@ class ClusterForest:
 
     :param Tensor labels: clusters of the points, from zero, in the order of first occurrence.
         **Shape:** ``(n,)``.
-    :param tuple trees: the tree of each cluster. The names of its leaves are the numbers of points.
-    :param tuple points: of each tree, which points its leaves are. **Shape** of each:
+    :param tuple trees: the tree of each cluster. The names of its leaves are the numbers of its
+        points.
+    :param tuple points: the points at the leaves of each tree. **Shape** of each:
         ``(num_leaves,)``.
-    :param float log_joint: log density of the partition and the data, and of the auxiliary variable
-        where there is one.
+    :param float log_joint: log density of the partition, the data and, if there is one, the
+        auxiliary variable.
     :param float auxiliary: the auxiliary variable.
 
     Example::

@@ -24,21 +24,22 @@ FirstPartition: TypeAlias = str | Tensor | Callable[..., Tensor]
 
 
 class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
-    r"""Kernel over the partitions of data in a mixture.
+    r"""Base class of kernels over the partitions of data in a mixture.
 
     A state has the site ``"assignment"``, labels in the order of first occurrence; ``"u"``, the
     auxiliary variable, for a normalized measure; and the sites of ``prior`` and of the clusters by
-    name. The log density of all of them and the data is the statistic ``"lp"`` of a draw.
+    name. The log density of all of them and the data is the sample statistic ``"lp"``.
 
-    A step moves the points, then the auxiliary variable and the sites one by one, by slice sampling
-    of their unconstrained values. :class:`ConjugateKernel` and
-    :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs` say what clusters are.
+    A step moves the points, and then the auxiliary variable and the sites one by one, by slice
+    sampling of their unconstrained values. :class:`ConjugateKernel` and
+    :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs` define the clusters.
 
-    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
-        arguments that returns one; its sample sites are the hyperparameters.
+    :param prior: a normalized measure, a Pitman-Yor process, a Dirichlet process, or a Pyro model
+        without arguments that returns one of these; its sample sites are the hyperparameters.
     :param init: the first partition: ``"prior"`` draws one, ``"one"`` puts all points into one
-        cluster, ``"each"`` each into its own; or labels, **Shape:** ``(n,)``; or a function of the
-        data that returns labels, which is called for each chain with that chain's random numbers.
+        cluster, and ``"each"`` puts each point into its own. Or pass labels, **Shape:** ``(n,)``,
+        or a function of the data that returns labels; it is called for each chain with that chain's
+        random numbers.
     """
 
     keeps_no_state = True
@@ -78,11 +79,11 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     # The interface of a kernel.
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Take the data.
+        """Set the data.
 
-        :param int warmup_steps: taken for the sake of the interface.
-        :param args: the data, as the class says.
-        :param kwargs: the same by keyword.
+        :param int warmup_steps: unused; part of the interface.
+        :param args: the data, as the class describes.
+        :param kwargs: the data by keyword.
         """
         self._mixture = mixture = self._mixture_of(*args, **kwargs)
         if self._initial is None:
@@ -95,7 +96,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         """Return the log density at fixed states, for checkpoints to compare.
 
         :param args: the data.
-        :param kwargs: the same by keyword.
+        :param kwargs: the data by keyword.
         """
         return self._mixture_of(*args, **kwargs).at
 
@@ -111,7 +112,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
-        """The state that chains start at."""
+        """The state from which chains start."""
         if self._initial is None:
             raise RuntimeError("there are no initial parameters before setup")
         return self._initial
@@ -144,7 +145,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         return state
 
     def cleanup(self) -> None:
-        """Forget the data and where chains start."""
+        """Forget the data and the state from which chains start."""
         self._mixture = self._initial = None
 
     def logging(self) -> "OrderedDict[str, str]":
@@ -152,15 +153,15 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         return OrderedDict((name, f"{value:.6g}") for name, value in self._statistics.items())
 
     def diagnostics(self) -> dict[str, Any]:
-        """Nothing beyond the statistics of each draw."""
+        """Return nothing beyond the statistics of each draw."""
         return {}
 
     def statistics(self) -> dict[str, float]:
-        """Statistics of the last step: log density, number of clusters, and rates of acceptance."""
+        """Statistics of the last step: log density, number of clusters, and acceptance rates."""
         return dict(self._statistics)
 
     def settings(self) -> dict[str, Any]:
-        """Arguments by name, which a run that goes on from a checkpoint must share."""
+        """Arguments by name, which must stay the same for a run to resume from a checkpoint."""
         return {name: getattr(self, name) for name in self._setting_names}
 
     # Starts.

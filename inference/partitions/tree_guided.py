@@ -1,4 +1,4 @@
-"""Splits and merges of clusters that trees over their points guide.
+"""Splits and merges of clusters, guided by trees over their points.
 
 [1] J. Lee, S. Choi (2015), Tree-guided MCMC inference for normalized random measure mixture models.
 """
@@ -32,30 +32,31 @@ class TreeGuided(ConjugateKernel):
     r"""Tree-guided MCMC: trees of hierarchical clustering propose splits and merges [1].
 
     A step makes ``num_global_moves`` proposals, and then moves single points. Trees over the points
-    of clusters, with the posterior of Bayesian hierarchical clustering, say which cluster falls
-    apart and where, and which two belong together. By default it does so in several rounds where
-    there are few points, until that has taken about as long as moving the hyperparameters: the
-    number of clusters moves more slowly than these.
+    of clusters, with the posterior of Bayesian hierarchical clustering, suggest which cluster to
+    split and where, and which two clusters to merge. By default, if there are few points, a step
+    makes several such rounds, until they have taken about as long as moving the hyperparameters,
+    because the number of clusters moves more slowly than these.
 
-    It leaves the posterior invariant. All points have one tree, by Ward's method, and the tree of a
+    The posterior is invariant. All points have one tree, built by Ward's method, and the tree of a
     cluster is that tree restricted to its points. A split takes two anchors on either side of a
-    node where the tree falls apart, lays the other points beside them subtree by subtree, lets each
-    go to its likelier side a few times, and draws them once; it is accepted with the probability of
-    all of it and of its way back [2]. The kernel as it was published, which is biased, is
-    ``PublishedTreeGuided`` of ``pyro_ext.tutorials.papers``.
+    node where the tree falls apart, assigns the other points to them subtree by subtree, lets each
+    point move to its likelier side a few times, and then draws all of them once. The acceptance
+    probability accounts for all of this and for the reverse move [2]. The published kernel, which
+    is biased, is ``PublishedTreeGuided`` in ``pyro_ext.tutorials.papers``.
 
     [2] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the
     Dirichlet process mixture model.
 
-    :param prior: as of :class:`MarginalGibbs`.
-    :param cluster: likewise.
-    :param int num_global_moves: proposals in a step, of a single round. By default those that take
-        as long as moving all points singly, by the number of clusters in the warm-up, but at least
-        5, and the number of rounds goes by that number too.
-    :param float local_fraction: how many points are moved singly, as a fraction of all.
-    :param int num_scans: times that the points of a split may go to their likelier side before they
-        are drawn.
-    :param init: as of :class:`MarginalGibbs`.
+    :param prior: as for :class:`MarginalGibbs`.
+    :param cluster: as for :class:`MarginalGibbs`.
+    :param int num_global_moves: number of proposals in a step, which then has a single round. By
+        default, the warm-up chooses the number of proposals, at least 5, so that they take as long
+        as moving all points singly, and the number of rounds. Both depend on the number of
+        clusters.
+    :param float local_fraction: number of points that are moved singly, as a fraction of all.
+    :param int num_scans: number of times that the points of a split may move to their likelier side
+        before they are drawn.
+    :param init: as for :class:`MarginalGibbs`.
 
     Example::
 
@@ -98,11 +99,11 @@ class TreeGuided(ConjugateKernel):
 
     @property
     def adapts(self) -> bool:
-        """Tell whether it needs a warm-up."""
+        """Tell whether the kernel needs a warm-up."""
         return self.num_global_moves is None
 
     def setup(self, warmup_steps: int, x: Tensor) -> None:
-        """Take the data.
+        """Set the data.
 
         :param int warmup_steps: steps in which the numbers of proposals and rounds are adapted.
         :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.

@@ -1,7 +1,7 @@
-"""Differential privacy: gradients of single examples, clipped and with noise, and what they leak.
+"""Differential privacy: per-example gradients, clipping and noise, and the privacy they provide.
 
-:class:`PrivateLoss` and :class:`PoissonBatches` make :class:`~pyro_ext.inference.Trainer` take the
-steps of DP-SGD; :func:`pld_epsilon` says what they have cost.
+With :class:`PrivateLoss` and :class:`PoissonBatches`, :class:`~pyro_ext.inference.Trainer` takes
+the steps of DP-SGD; :func:`pld_epsilon` computes their privacy loss.
 """
 
 from pyro_ext.inference.privacy.accounting import noise_multiplier_for, pld_epsilon

@@ -1,7 +1,7 @@
 r"""Privacy loss of DP-SGD, by the accountants of the package ``dp-accounting``.
 
-All numbers are of :math:`(\varepsilon, \delta)` privacy of one example that is there or not, after
-steps of the Gaussian mechanism on Poisson samples [1]. None of them is below the truth.
+All numbers refer to :math:`(\varepsilon, \delta)` privacy for adding or removing one example, after
+steps of the Gaussian mechanism on Poisson samples [1]. None of them is below the true value.
 
 [1] M. Abadi, A. Chu, I. Goodfellow, H. B. McMahan, I. Mironov, K. Talwar, L. Zhang (2016), Deep
 learning with differential privacy.
@@ -18,17 +18,18 @@ from pyro_ext._lib.optional import optional_module
 def pld_epsilon(
     sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
 ) -> float:
-    r""":math:`\varepsilon` by the distribution of the privacy loss itself [1].
+    r"""Compute :math:`\varepsilon` from the distribution of the privacy loss [1].
 
-    It is nearer to the truth than by moments of that loss.
+    The bound is tighter than one from the moments of that loss.
 
-    :param float sampling_rate: probability with which an example is in a minibatch, whatever
-        others are.
-    :param float noise_multiplier: standard deviation of the noise in units of the norm to which
-        gradients of examples are clipped; without noise :math:`\varepsilon` is infinite.
+    :param float sampling_rate: probability with which an example is in a minibatch, independently
+        of other examples.
+    :param float noise_multiplier: standard deviation of the noise, in units of the norm to which
+        gradients of examples are clipped; without noise, :math:`\varepsilon` is infinite.
     :param int num_steps: number of steps.
     :param float delta: :math:`\delta`.
-    :raises ImportError: without ``dp-accounting``; names the extra.
+    :raises ImportError: if ``dp-accounting`` is not installed; the message names the extra to
+        install.
 
     [1] J. Doroshenko, B. Ghazi, P. Kamath, R. Kumar, P. Manurangsi (2022), Connect the dots:
     tighter discrete approximations of privacy loss distributions.
@@ -51,16 +52,17 @@ def pld_epsilon(
 def noise_multiplier_for(
     epsilon: float, delta: float, sampling_rate: float, num_steps: int
 ) -> float:
-    r"""The least noise with which DP-SGD has :math:`(\varepsilon, \delta)` privacy.
+    r"""Find the smallest noise with which DP-SGD has :math:`(\varepsilon, \delta)` privacy.
 
-    It is that of :func:`pld_epsilon`, up to 0.001.
+    It inverts :func:`pld_epsilon`, up to 0.001.
 
     :param float epsilon: :math:`\varepsilon`.
     :param float delta: :math:`\delta`.
-    :param float sampling_rate: as of :func:`pld_epsilon`.
+    :param float sampling_rate: as for :func:`pld_epsilon`.
     :param int num_steps: number of steps.
     :returns: the noise multiplier.
-    :raises ImportError: without ``dp-accounting``; names the extra.
+    :raises ImportError: if ``dp-accounting`` is not installed; the message names the extra to
+        install.
 
     Example::
 

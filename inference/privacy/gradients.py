@@ -1,4 +1,4 @@
-r"""DP-SGD: gradients of single examples are clipped, and their sum gets noise [1].
+r"""DP-SGD: gradients of single examples are clipped, and noise is added to their sum [1].
 
 [1] M. Abadi, A. Chu, I. Goodfellow, H. B. McMahan, I. Mironov, K. Talwar, L. Zhang (2016), Deep
 learning with differential privacy.
@@ -21,15 +21,15 @@ ExampleLoss = Callable[..., Tensor]
 def example_loss(
     module: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
 ) -> ExampleLoss:
-    """The loss of a network at one example, as a function of parameters by name.
+    """Make the loss of a network at one example, as a function of parameters by name.
 
     :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs.
-    :param Callable loss: maps outputs and targets to a scalar, as those of
-        :mod:`torch.nn.functional` do.
-    :returns: a function of a dict of parameters, an input and a target, without their dimension
-        of the batch.
-    :raises ValueError: for a network with batch norm that is in training mode, in which the outputs
-        of an example depend on others; it names the layer.
+    :param Callable loss: maps outputs and targets to a scalar, like the losses of
+        :mod:`torch.nn.functional`.
+    :returns: a function of a dict of parameters, an input and a target, both without a batch
+        dimension.
+    :raises ValueError: for a network with batch norm in training mode, in which the outputs of an
+        example depend on others; names the layer.
 
     Example::
 
@@ -45,8 +45,8 @@ def example_loss(
             raise ValueError(
                 "module must have a gradient of each example alone, which it lacks, got batch norm "
                 f"{name!r} ({type(layer).__name__}), with which outputs depend on the other "
-                "examples of a minibatch. Call module.eval() to take the statistics it has, or "
-                "take a norm within examples, such as torch.nn.GroupNorm"
+                "examples of a minibatch. Call module.eval() to use the statistics it has, or "
+                "use a norm within examples, such as torch.nn.GroupNorm"
             )
 
     def of_example(parameters: dict[str, Tensor], inputs: Tensor, target: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ def example_loss(
 def example_gradients(
     loss: ExampleLoss, parameters: Mapping[str, Tensor], *batch: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses and gradients of each example.
+    """Compute losses and gradients of each example.
 
-    :param Callable loss: a scalar of parameters by name and the rows of one example.
+    :param Callable loss: maps a dict of parameters and the rows of one example to a scalar.
     :param Mapping parameters: tensors by name.
     :param Tensor batch: tensors with a row for each example. **Shape:** ``(n, *event)`` each.
     :returns: losses **(n,)**, and gradients by name **(n, *shape)**.
@@ -84,11 +84,11 @@ def example_gradients(
 def clipped_sum(
     gradients: Mapping[str, Tensor], max_norm: float
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Sum gradients of examples, each clipped over all of its tensors together.
+    """Sum gradients of examples, each clipped by its norm over all tensors.
 
-    :param Mapping gradients: by name. **Shape:** ``(n, *shape)`` each.
+    :param Mapping gradients: gradients by name. **Shape:** ``(n, *shape)`` each.
     :param float max_norm: the largest norm.
-    :returns: sums by name **(*shape)**, and the norms before **(n,)**.
+    :returns: sums by name **(*shape)**, and the norms before clipping **(n,)**.
 
     Example::
 
@@ -112,19 +112,20 @@ class PrivateLoss:
     .. math:: \frac{1}{q n} \Bigl( \sum_j g_j \min\bigl(1, \tfrac{C}{\lVert g_j \rVert}\bigr)
               + \sigma C \xi \Bigr)
 
-    with the gradient :math:`g_j` of one example in all parameters together. The batch has to be a
-    Poisson sample (:class:`PoissonBatches`), and is divided by its expected size :math:`q n`. What
-    the steps leak is said by :func:`pld_epsilon`. The losses themselves have no noise and must not
-    be published, and PyTorch's generators are not cryptographically secure.
+    with the gradient :math:`g_j` of one example in all parameters together. The batch must be a
+    Poisson sample (:class:`PoissonBatches`); the sum is divided by its expected size :math:`q n`.
+    :func:`pld_epsilon` computes the privacy loss of the steps. The losses themselves have no noise
+    and must not be published, and PyTorch's generators are not cryptographically secure.
 
-    :param Callable loss: a scalar of parameters by name and the rows of one example, such as
-        :func:`example_loss` makes of a network, or minus the log density of a point under a model.
-    :param Mapping parameters: tensors by name, those that the trainer has.
+    :param Callable loss: maps a dict of parameters and the rows of one example to a scalar, for
+        example the :func:`example_loss` of a network, or the negative log density of a point under
+        a model.
+    :param Mapping parameters: tensors by name, the same as those of the trainer.
     :param float max_norm: :math:`C`.
     :param float noise_multiplier: :math:`\sigma`.
     :param float expected_batch_size: :math:`q n`.
-    :param int chunk_size: largest number of examples whose gradients are in memory at once; all
-        where it is ``None``.
+    :param int chunk_size: largest number of examples whose gradients are in memory at once;
+        ``None`` for all.
 
     [1] M. Abadi et al. (2016), Deep learning with differential privacy, algorithm 1.
 
@@ -190,12 +191,13 @@ class PrivateLoss:
 
 
 class PoissonBatches:
-    """Minibatches that hold each row with the same probability, whatever others they hold.
+    """Minibatches that contain each row independently, with the same probability.
 
-    Their size is random, and may be zero. They are a function of the seed, as the ``batches`` of
-    :meth:`~pyro_ext.inference.Trainer.run`.
+    Their size is random, and may be zero. Pass the object as ``batches`` to
+    :meth:`~pyro_ext.inference.Trainer.run`; minibatches are a function of its seed.
 
-    :param Tensor rows: tensors with as many rows each. **Shape:** ``(num_rows, *event)`` each.
+    :param Tensor rows: tensors with the same number of rows. **Shape:** ``(num_rows, *event)``
+        each.
     :param float sampling_rate: the probability.
 
     Example::
@@ -240,6 +242,6 @@ def _check_rows(argument: str, rows: Any, least: int = 0) -> None:
     sizes = {len(row) if row.dim() else -1 for row in rows}
     if len(sizes) != 1 or min(sizes) < least or any(row.is_complex() for row in rows):
         raise ValueError(
-            f"{argument} must be {wanted}, as many in each{' and one at least' if least else ''}, "
+            f"{argument} must be {wanted}, as many in each{' and at least one' if least else ''}, "
             f"got {[(row.dtype, tuple(row.shape)) for row in rows]}"
         )

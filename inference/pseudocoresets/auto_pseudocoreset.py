@@ -53,48 +53,48 @@ _MOST_LATENTS = 500
 
 
 class AutoPseudocoreset(PyroModule):
-    r"""A guide whose parameters are a few weighted pseudo observations [1].
+    r"""A guide whose parameters are a few weighted pseudo-observations [1].
 
-    It is trained with a divergence, so that the posterior of its pseudo observations :math:`u` with
+    It is trained with a divergence, so that the posterior of its pseudo-observations :math:`u` with
     weights :math:`w`,
 
     .. math:: \pi_u(\theta) \propto p(\theta) \prod_{j \le m} p(u_j | \theta)^{w_j} ,
 
-    is near that of the data. Any kernel or guide then runs on ``condition`` instead of on the
-    data. As a guide it draws the latent sites from that posterior, by a kernel.
+    is close to that of the data. Any kernel or guide can then run on ``condition()`` instead of the
+    data. As a guide, it draws the latent sites from this posterior with a kernel.
 
-    The observations are the elements of a plate. Pseudo observations have a row for each tensor
-    argument with as many rows as the plate has elements. Integers and discrete observations, such
-    as labels, keep the values they start with; all other ones are learned. Observations of a
-    continuous site stay in its support.
+    The observations are the elements of a plate. Each tensor argument with as many rows as the
+    plate has elements becomes pseudo rows, one for each pseudo-observation. Integers and discrete
+    observations, such as labels, keep their initial values; all others are learned. Observations of
+    a continuous site stay in its support.
 
-    Labels are learned too where ``learnable`` names them: those of a site of finite support, such
-    as a Bernoulli or a categorical one. A pseudo observation :math:`u_j` then has a probability
-    :math:`q_{jc}` of each class :math:`c`, and counts as one observation for each class, with the
-    weight :math:`w_j q_{jc}` and the same inputs. Probabilities start at 0.9 for the class of the
-    initial row.
+    Labels are learned, too, if ``learnable`` names them and their site has finite support, such as
+    a Bernoulli or categorical site. A pseudo-observation :math:`u_j` then has a probability
+    :math:`q_{jc}` for each class :math:`c`, and counts as one observation for each class, with
+    weight :math:`w_j q_{jc}` and the same inputs. The class of the initial row starts with a
+    probability of 0.9.
 
     :param model: a Pyro model whose observations are the elements of one plate, with all latent
         sites outside of it. It takes the size of the plate from its arguments.
-    :param args: its arguments: the data. NumPy arrays and lists of numbers become tensors.
-    :param int size: :math:`m`, the number of pseudo observations.
-    :param learnable: which row arguments are learned, by name in the signature of the model or by
-        number in the order of ``pseudodata``; all but labels and integers without it. Leave out
-        what has a restricted range, such as totals of a binomial distribution.
-    :param str weights: ``"learned"``, positive ones that start at :math:`n / m` each, so that the
-        coreset weighs as much as the data; ``"scaled"``, which stay there; or ``"uniform"``,
-        weights of one, whose posterior is as wide as that of :math:`m` data.
-    :param init: where pseudo rows start: ``"subset"``, a random one of the data with as many rows
-        of each class as can be; or a function of the size and the row arguments that returns
-        pseudo rows.
-    :param str plate: name of the plate of the observations, where a model has several.
-    :param kernel: makes the kernel that draws from the coreset posterior, of a model without
-        arguments. Without one it is :class:`~pyro_ext.inference.LaplaceHMC` for at most 500 latent
-        values, and :class:`~pyro_ext.inference.NUTS` for more.
-    :param int num_samples: number of its draws, from which a call of the guide picks one.
-    :param int warmup_steps: steps of the kernel before them.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :param int seed: of the initial subset and of the draws; ``None`` takes one from PyTorch's
+    :param args: arguments of the model: the data. NumPy arrays and lists of numbers become tensors.
+    :param int size: :math:`m`, the number of pseudo-observations.
+    :param learnable: which row arguments are learned, by name in the model's signature or by number
+        in the order of ``pseudodata``; by default all but labels and integers. Leave out arguments
+        with a restricted range, such as totals of a binomial distribution.
+    :param str weights: ``"learned"`` for positive weights that start at :math:`n / m` each, so that
+        the coreset weighs as much as the data; ``"scaled"`` for weights that stay there; or
+        ``"uniform"`` for weights of one, whose posterior is as wide as that of :math:`m` data.
+    :param init: where pseudo rows start: ``"subset"`` for a random subset of the data, with classes
+        as balanced as possible, or a function of the size and the row arguments that returns pseudo
+        rows.
+    :param str plate: name of the plate of the observations, if the model has several plates.
+    :param kernel: a function that makes the kernel for the coreset posterior from a model without
+        arguments. By default :class:`~pyro_ext.inference.LaplaceHMC` for at most 500 latent values,
+        and :class:`~pyro_ext.inference.NUTS` for more.
+    :param int num_samples: number of draws of the kernel; a call of the guide picks one of them.
+    :param int warmup_steps: number of steps of the kernel before its draws.
+    :param str backend: as for :class:`~pyro_ext.potential.Potential`.
+    :param int seed: seed of the initial subset and of the draws; ``None`` takes one from PyTorch's
         generator.
     :param kwargs: keyword arguments of the model.
     :raises ValueError: for a size out of range, data that are not finite, a model without such a
@@ -191,8 +191,8 @@ class AutoPseudocoreset(PyroModule):
     def pseudodata(self) -> tuple[Tensor, ...]:
         """Pseudo rows, in the order of the model's row arguments. **Shape:** ``(size, *event)``.
 
-        Learned labels are replaced by the probabilities of ``label_values``. **Shape:** ``(size,
-        num_classes)``.
+        Probabilities of ``label_values`` replace learned labels. **Shape:**
+        ``(size, num_classes)``.
         """
         return tuple(row.detach().clone() for row in self._own().rows)
 
@@ -203,24 +203,23 @@ class AutoPseudocoreset(PyroModule):
 
     @property
     def weights(self) -> Tensor:
-        """Weights of the pseudo observations. **Shape:** ``(size,)``."""
+        """Weights of the pseudo-observations. **Shape:** ``(size,)``."""
         return self._own().weights.detach().clone()
 
     def coreset(self) -> Coreset:
         """Rows and weights that the model sees, differentiable in the parameters.
 
-        Where labels are learned, each pseudo row is there once for each class.
+        If labels are learned, each pseudo row appears once for each class.
         """
         own = self._own()
         return own if self._label is None else with_all_labels(own, self._label)
 
     def condition(self, model: Callable[..., Any] | None = None) -> CoresetModel:
-        """A model without arguments whose observations are the weighted pseudo observations.
+        """Make a model without arguments that observes the weighted pseudo-observations.
 
-        It holds copies of them. Their weights are those of
-        :func:`~pyro_ext.handlers.data_weights`.
+        It holds copies of them, weighted by :func:`~pyro_ext.handlers.data_weights`.
 
-        :param model: a model that takes the arguments of this one and has its plate, such as one
+        :param model: a model with the arguments and the plate of the guide's model, for example one
             with another prior; by default the guide's own model.
         """
         checks.optional(checks.function, "model", model, "a Pyro model")
@@ -237,13 +236,12 @@ class AutoPseudocoreset(PyroModule):
     def step(self, divergence: ELBO, optimizer: Optimizer | None = None) -> float:
         """Take one step down a divergence.
 
-        The state of the optimizer is kept from call to call, as long as both arguments are the
-        same.
+        The state of the optimizer is kept between calls as long as both arguments stay the same.
 
-        :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
-        :param optimizer: as of ``fit``.
+        :param pyro.infer.ELBO divergence: for example :class:`~pyro_ext.inference.ForwardKL`.
+        :param optimizer: as for :meth:`fit`.
         :returns: the loss before the step.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         trainer = self._trainer_of(divergence, optimizer)
         self.losses.append(trainer.step(self._loss_of, divergence))
@@ -258,21 +256,22 @@ class AutoPseudocoreset(PyroModule):
         seed: int | None = None,
         progress: bool = True,
     ) -> Self:
-        """Train the coreset; ``losses`` gets the loss before each step.
+        """Train the coreset; ``losses`` collects the loss before each step.
 
-        Ctrl-C keeps whole steps. At the end :meth:`check_spread` warns of a posterior that is not
+        Ctrl-C keeps whole steps. At the end, :meth:`check_spread` warns if the posterior is not
         that of the data.
 
-        :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
+        :param pyro.infer.ELBO divergence: for example :class:`~pyro_ext.inference.ForwardKL`.
         :param int num_steps: number of steps.
-        :param optimizer: makes an optimizer of a list of parameters, such as ``partial(Adam,
-            lr=0.01)``, or is one of :mod:`pyro.optim`. Without one it is Adam with steps of a
-            fraction of 0.005 of the standard deviation of each column of the data.
-        :param int seed: of draws of the surrogate; ``None`` takes them from PyTorch's generator.
+        :param optimizer: a function that makes an optimizer from a list of parameters, such as
+            ``partial(Adam, lr=0.01)``, or an optimizer of :mod:`pyro.optim`. By default Adam, with
+            steps of 0.005 standard deviations of each column of the data.
+        :param int seed: seed of the surrogate's draws; ``None`` takes them from PyTorch's
+            generator.
         :param bool progress: whether to show a progress bar.
         :returns: the guide itself.
         :raises TypeError: if ``divergence`` or ``optimizer`` has another type.
-        :raises TrainingDiverged: where loss or gradient are not finite; the coreset is as it was
+        :raises TrainingDiverged: if loss or gradient are not finite; the coreset is left as it was
             when they last were.
         """
         num_steps = checks.integer("num_steps", num_steps, 1)
@@ -293,15 +292,16 @@ class AutoPseudocoreset(PyroModule):
         return self
 
     def check_spread(self) -> dict[str, Tensor] | None:
-        """Compare the posterior of the coreset with that of the data, and warn where they differ.
+        """Compare the posterior of the coreset with that of the data, and warn if they differ.
 
-        Both are seen through Laplace approximations in unconstrained space. There is a warning
-        where a standard deviation is more than twice or less than half of the data's, or a mean
-        more than two of these off. Posteriors of more than 500 latent values, with several modes,
-        or whose log density is not concave at the mode are passed over.
+        Both are approximated by Laplace approximations in unconstrained space. There is a warning
+        if a standard deviation is more than twice or less than half that of the data, or a mean is
+        off by more than two of the data's standard deviations. Posteriors are skipped if they have
+        more than 500 latent values or several modes, or if their log density is not concave at the
+        mode.
 
-        :returns: ratios of standard deviations by site, or ``None`` for a posterior that is passed
-            over. **Shape:** ``(*event)`` each, in unconstrained space.
+        :returns: ratios of standard deviations by site, or ``None`` if the posterior is skipped.
+            **Shape:** ``(*event)`` each, in unconstrained space.
 
         Example::
 
@@ -318,7 +318,7 @@ class AutoPseudocoreset(PyroModule):
     def check_model(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Raise where a loss is given another model or other data than the guide."""
+        """Raise if a loss is given another model or other data than the guide."""
         if model != self.model:  # each access to a bound method makes another object
             raise ValueError(f"model must be that of the guide, {self.model!r:.80}")
         args, kwargs = data_arguments(model, *as_tensors(model, args, kwargs))
@@ -326,7 +326,7 @@ class AutoPseudocoreset(PyroModule):
             raise ValueError("args must be those that the guide was made with, got others")
 
     def pyro_parameters(self) -> AbstractContextManager[Any]:
-        """A context in which parameters are ``pyro.param`` statements as they are used."""
+        """A context in which parameters become ``pyro.param`` statements as they are used."""
         context: AbstractContextManager[Any] = self._pyro_context
         return context
 
@@ -348,12 +348,12 @@ class AutoPseudocoreset(PyroModule):
     ) -> MCMC:
         """Run a kernel on the coreset.
 
-        :param int num_samples: number of draws of each chain; that of the guide without it.
-        :param kernel: makes the kernel of a model; that of the guide without it.
-        :param int warmup_steps: steps before the draws; those of the guide without it.
+        :param int num_samples: number of draws of each chain; by default the guide's.
+        :param kernel: a function that makes a kernel from a model; by default the guide's.
+        :param int warmup_steps: number of steps before the draws; by default the guide's.
         :param bool progress: whether to show a progress bar.
         :param options: further arguments of :class:`~pyro_ext.inference.MCMC`.
-        :returns: the run, with ``get_samples``, ``summary`` and all the rest.
+        :returns: the finished run.
         """
         checks.optional(checks.function, "kernel", kernel, _KERNEL)
         made = (kernel or self.kernel)(self.condition())
@@ -365,11 +365,11 @@ class AutoPseudocoreset(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw the latent sites from the coreset posterior.
 
-        The kernel runs at the first call, and again when the coreset has changed; each call picks
+        The kernel runs at the first call, and again after the coreset has changed; each call picks
         one of its draws at random.
 
-        :param args: arguments of the model, which do not matter.
-        :param kwargs: the same by keyword.
+        :param args: arguments of the model, which are ignored.
+        :param kwargs: keyword arguments of the model, which are ignored.
         :returns: values by site.
         """
         return _pick_draw(self._cached_draws(), self.posterior.potential.sites)
@@ -377,21 +377,21 @@ class AutoPseudocoreset(PyroModule):
     # Files ---------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write pseudo rows and weights to a file of safetensors, which can execute nothing.
+        """Save pseudo rows and weights to a safetensors file, which cannot execute code.
 
-        :param path: the file.
+        :param path: path of the file.
         """
         content = {"format": _FORMAT, "seed": self._seed, "identity": self._identity()}
         write_tensors(Path(path), self._tensors(), content)
 
     def load(self, path: str | Path) -> Self:
-        """Read what ``save`` wrote, into a guide of the same size and arguments.
+        """Load a saved coreset into a guide of the same size and arguments.
 
-        A guide that was made without a seed takes that of the file, and then gives the same draws.
+        A guide made without a seed takes the seed of the file, and then gives the same draws.
 
-        :param path: the file.
+        :param path: path of the file.
         :returns: the guide itself.
-        :raises CheckpointError: where the file is damaged, or of a coreset of another kind or of
+        :raises CheckpointError: if the file is damaged, belongs to a coreset of another kind or of
             other data, or has another seed than the guide was given.
         """
         tensors, content, _ = read_tensors(Path(path))
@@ -448,7 +448,7 @@ class AutoPseudocoreset(PyroModule):
         checks.instance("divergence", divergence, ELBO, "one such as ForwardKL(), an ELBO")
         if not list(self.parameters()):
             raise ValueError(
-                "guide has nothing to learn: name row arguments in learnable, or take "
+                "guide has nothing to learn: name row arguments in learnable, or pass "
                 "weights='learned'"
             )
         if optimizer is None:

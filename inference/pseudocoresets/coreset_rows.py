@@ -1,4 +1,4 @@
-"""The rows of a coreset: data as tensors, where pseudo rows start, and models of them."""
+"""The rows of a coreset: data as tensors, initial pseudo rows, and models of rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,11 +46,11 @@ def row_arguments(
 
 
 class CoresetModel:
-    """A model without arguments, whose observations are weighted pseudo rows.
+    """A model without arguments whose observations are weighted pseudo rows.
 
     :param model: the model of weighted rows.
     :param Sequence rows: the pseudo rows. **Shape:** ``(size, *event)`` each.
-    :param Tensor weights: their weights. **Shape:** ``(size,)``.
+    :param Tensor weights: weights of the rows. **Shape:** ``(size,)``.
     """
 
     def __init__(self, model: WeightedModel, rows: Sequence[Tensor], weights: Tensor) -> None:
@@ -63,8 +63,8 @@ class CoresetModel:
         if args or kwargs:
             raise TypeError(
                 "args must be none: a model that condition() gives takes no arguments, since it "
-                f"holds the pseudo observations instead, got {len(args) + len(kwargs)}. To "
-                "predict at other inputs take the draws to the model itself, such as "
+                f"holds the pseudo-observations instead, got {len(args) + len(kwargs)}. To "
+                "predict at other inputs, pass the draws to the model itself, such as "
                 "Predictive(model, draws)(x)"
             )
         return data_weights(self.plate, self.weights)(self.model)(*self.args, **self.kwargs)

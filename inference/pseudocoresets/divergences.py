@@ -1,6 +1,6 @@
-"""Divergences between the posterior of the data and that of a coreset, as losses of SVI.
+"""Divergences between the posterior of the data and that of a coreset, as losses for SVI.
 
-Estimators from draws have the gradients of divergences, but not their values, which need the
+Estimators from draws have the gradients of divergences but not their values, which require the
 normalizing constants of both posteriors.
 """
 
@@ -19,15 +19,15 @@ from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate, Surr
 
 
 class Divergence(ELBO):
-    """A loss of a coreset: a divergence between its posterior and that of the data.
+    """Base class of losses of a coreset: divergences between its posterior and that of the data.
 
-    It replaces an ELBO in :class:`~pyro.infer.SVI`, or is given to
-    :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`, with the model and data of the guide.
+    Use it like an ELBO in :class:`~pyro.infer.SVI`, with the model and data of the guide, or pass
+    it to :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`.
 
-    :param Surrogate surrogate: what stands for the posteriors; without one a
+    :param Surrogate surrogate: represents the posteriors; by default a
         :class:`~pyro_ext.inference.GaussianSurrogate`.
     :raises TypeError: if ``surrogate`` has another type.
-    :raises ValueError: for a surrogate from which the divergence cannot be computed.
+    :raises ValueError: for a surrogate that does not support the divergence.
     """
 
     def __init__(self, surrogate: Surrogate | None = None) -> None:
@@ -44,12 +44,12 @@ class Divergence(ELBO):
         """Divergence of two Gaussians, differentiable in the second."""
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, differentiable in the parameters of the guide.
+        """Compute the loss, differentiable in the parameters of the guide.
 
-        :param model: that of the guide.
+        :param model: the model of the guide.
         :param AutoPseudocoreset guide: the coreset.
         :param args: the data of the guide, or nothing.
-        :param kwargs: the same by keyword.
+        :param kwargs: the data by keyword, or nothing.
         :returns: a scalar.
         :raises TypeError: for another guide.
         :raises ValueError: for another model or other data than those of the guide.
@@ -59,15 +59,15 @@ class Divergence(ELBO):
         return self.surrogate.compare(self, guide, guide.coreset())
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; arguments as of ``differentiable_loss``."""
+        """Compute the loss as a number; arguments as for ``differentiable_loss``."""
         return float(self.differentiable_loss(model, guide, *args, **kwargs).detach())
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, with gradients left at the parameters of the guide.
+        """Compute the loss as a number, and the gradients of the parameters of the guide.
 
-        The parameters join Pyro's parameter store, as those of all guides do.
+        The parameters are added to Pyro's parameter store, like those of all guides.
 
-        :raises ValueError: where the store holds those of another guide by the same names.
+        :raises ValueError: if the store holds parameters of another guide with the same names.
         """
         checks.instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         store = pyro.get_param_store()
@@ -92,7 +92,7 @@ class ForwardKL(Divergence):
 
     It makes the coreset posterior cover that of the data.
 
-    :param Surrogate surrogate: what stands for the posteriors.
+    :param Surrogate surrogate: represents the posteriors.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.
@@ -129,9 +129,9 @@ class ForwardKL(Divergence):
 class ReverseKL(Divergence):
     r"""Divergence of the data's posterior from the coreset's, :math:`KL(\pi_u \,\|\, \pi_x)` [1].
 
-    It makes the coreset posterior stay where that of the data has its mass.
+    It keeps the coreset posterior within the mass of the data's posterior.
 
-    :param Surrogate surrogate: what stands for the posteriors.
+    :param Surrogate surrogate: represents the posteriors.
 
     [1] D. Manousakas, Z. Xu, C. Mascolo, T. Campbell (2020), Bayesian pseudocoresets.
 
@@ -165,11 +165,11 @@ class ReverseKL(Divergence):
 class Wasserstein(Divergence):
     r"""Squared Wasserstein distance of order two between the Gaussians of both posteriors [1].
 
-    It is one in unconstrained space. A gradient estimate from draws does not exist. Of trajectories
-    it is the distance of their ends: that of Gaussians of one covariance around them.
+    The distance is in unconstrained space. It has no gradient estimator from draws. For
+    trajectories it is the distance between their ends, which is that of Gaussians around the ends
+    with the same covariance.
 
-    :param Surrogate surrogate: what stands for the posteriors, one that gives Gaussians or
-        trajectories.
+    :param Surrogate surrogate: represents the posteriors; it must give Gaussians or trajectories.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.
@@ -186,11 +186,11 @@ class Wasserstein(Divergence):
         return gaussian_wasserstein(*data, *coreset)
 
     def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
-        r"""Squared distance of the ends over that which the data went.
+        r"""Squared distance between the ends, relative to the distance that the data's end moved.
 
         .. math:: | z_u - z_x |^2 / | z_0 - z_x |^2
 
-        The denominator gives every stage of training the same say.
+        The denominator gives every stage of training the same influence.
         """
         return (coreset - data).square().sum() / (start - data).square().sum()
 
@@ -206,8 +206,8 @@ def forward_kl_loss(at_data_draws: Tensor, at_coreset_draws: Tensor) -> Tensor:
     of which the gradient of this loss is an unbiased estimate. No gradient flows into the draws.
 
     :param Tensor at_data_draws: :math:`F_u` at draws from :math:`\pi_x`. **Shape:** ``(draws,)``.
-    :param Tensor at_coreset_draws: :math:`F_u` at draws from :math:`\pi_u`. **Shape:**
-        ``(draws,)``, which may be other ones.
+    :param Tensor at_coreset_draws: :math:`F_u` at draws from :math:`\pi_u`, whose number may
+        differ. **Shape:** ``(draws,)``.
     :returns: a scalar.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
@@ -231,11 +231,12 @@ def reverse_kl_loss(data_log_likelihood: Tensor, coreset_log_likelihood: Tensor)
     .. math:: \nabla_u KL(\pi_u \| \pi_x)
               = - \operatorname{Cov}_{\pi_u} \left( \nabla_u F_u, F_x - F_u \right) ,
 
-    of which the gradient of this loss is an unbiased estimate: the covariance of the draws, with
-    their number less one. Of one draw it is zero. Constants in the log likelihoods change nothing.
+    of which the gradient of this loss is an unbiased estimate: the covariance over draws, with the
+    number of draws minus one in the denominator. For a single draw it is zero. Constants in the log
+    likelihoods change nothing.
 
     :param Tensor data_log_likelihood: :math:`F_x` at draws from :math:`\pi_u`, or an unbiased
-        estimate of it up to a constant, such as that of a minibatch. **Shape:** ``(draws,)``.
+        estimate of it up to a constant, for example from a minibatch. **Shape:** ``(draws,)``.
     :param Tensor coreset_log_likelihood: :math:`F_u` at the same draws. **Shape:** ``(draws,)``.
     :returns: a scalar.
 

@@ -1,7 +1,7 @@
-"""Quality of a coreset: its posterior's predictions, and distance from the posterior of the data.
+"""Quality of a coreset: predictions of its posterior, and distance from that of the data.
 
-The metrics of predictions are those of :mod:`pyro_ext.diagnostics.metrics`. Corrupted inputs are
-other arguments, another architecture is another model: ``guide.condition(other_model)``.
+Metrics of predictions are those of :mod:`pyro_ext.diagnostics.metrics`. For corrupted inputs, pass
+other arguments; for another architecture, pass another model: ``guide.condition(other_model)``.
 """
 
 import math
@@ -31,19 +31,21 @@ Samples = Mapping[str, Tensor]
 class CoresetScores:
     """Quality of draws from the posterior of a coreset.
 
-    Scores of classes are ``None`` for other observations than a class for each point, such as
-    several labels a point or one-hot vectors. Comparisons are ``None`` without draws to compare
-    with, those of predictives for other observations too.
+    Class scores are ``None`` unless each point is observed as a single class; several labels per
+    point or one-hot vectors have none. Comparisons are ``None`` without draws to compare with;
+    comparisons of predictive probabilities also require class observations.
 
     :param dict samples: the draws. **Shape:** ``(num_draws, *event)`` each.
-    :param float nll: negative log density of the observations under the averaged predictive, mean
-        over them.
-    :param float accuracy: fraction of the likeliest classes that are right.
+    :param float nll: negative log density of the observations under the averaged predictive
+        distribution, averaged over observations.
+    :param float accuracy: fraction of points whose most likely class is correct.
     :param float ece: expected calibration error.
-    :param float agreement: fraction of points with the likeliest class of the other draws.
-    :param float total_variation: of the predictives of both, mean over points.
-    :param dict mean_differences: of :func:`standardized_mean_differences`.
-    :param dict scale_ratios: of :func:`standard_deviation_ratios`.
+    :param float agreement: fraction of points with the same most likely class under the reference
+        draws.
+    :param float total_variation: total variation distance between both predictive distributions,
+        averaged over points.
+    :param dict mean_differences: see :func:`standardized_mean_differences`.
+    :param dict scale_ratios: see :func:`standard_deviation_ratios`.
     """
 
     samples: dict[str, Tensor]
@@ -57,11 +59,11 @@ class CoresetScores:
 
 
 def standardized_mean_differences(samples: Samples, reference: Samples) -> dict[str, Tensor]:
-    r"""Compute the differences of means from those of a reference, in its standard deviations.
+    r"""Differences of means from those of a reference, in its standard deviations.
 
     :param Mapping samples: draws by site. **Shape:** ``(num_draws, *event)`` each.
     :param Mapping reference: other draws, such as those from the posterior of all data. Sites that
-        only one of both has are passed over.
+        only one of the two has are skipped.
     :returns: :math:`(m - m') / s'` of each element, by site. **Shape:** ``(*event)``.
 
     Example::
@@ -77,10 +79,10 @@ def standardized_mean_differences(samples: Samples, reference: Samples) -> dict[
 
 
 def standard_deviation_ratios(samples: Samples, reference: Samples) -> dict[str, Tensor]:
-    r"""Standard deviations in units of those of a reference: one for the same width.
+    r"""Standard deviations relative to those of a reference; one means the same width.
 
     :param Mapping samples: draws by site. **Shape:** ``(num_draws, *event)`` each.
-    :param Mapping reference: as of :func:`standardized_mean_differences`.
+    :param Mapping reference: as for :func:`standardized_mean_differences`.
     :returns: :math:`s / s'` of each element, by site. **Shape:** ``(*event)``.
 
     Example::
@@ -102,9 +104,9 @@ def predictive_probabilities(
     :param model: a Pyro model with an observed site of finite support, whose elements are points.
     :param Mapping samples: draws of its latent sites. **Shape:** ``(num_draws, *event)`` each.
     :param args: arguments of the model.
-    :param str site: the observed site, where there are several.
+    :param str site: the observed site, if there are several.
     :param kwargs: keyword arguments of the model.
-    :returns: in double precision. **Shape:** ``(n, classes)``.
+    :returns: probabilities in double precision. **Shape:** ``(n, classes)``.
 
     Example::
 
@@ -142,14 +144,14 @@ def evaluate_draws(
     site: str | None = None,
     **kwargs: Any,
 ) -> CoresetScores:
-    """Score posterior draws on test data, and compare them with other ones.
+    """Score posterior draws on test data, and compare them with other draws.
 
     :param model: a Pyro model.
     :param Mapping samples: draws of its latent sites. **Shape:** ``(num_draws, *event)`` each.
     :param args: arguments of the model, with the test data.
     :param Mapping reference: draws to compare with, such as those from the posterior of all data.
-    :param reference_model: the model of the latter, if it is another one.
-    :param str site: the observed site, where there are several.
+    :param reference_model: the model of the reference, if it is another one.
+    :param str site: the observed site, if there are several.
     :param kwargs: keyword arguments of the model.
 
     Example::
@@ -206,16 +208,17 @@ def evaluate_coreset(
 ) -> CoresetScores:
     """Draw from the posterior of a coreset, and score the draws on test data.
 
-    :param CoresetModel coreset: what ``condition`` of a guide gives: of its own model or of
-        another one. A subset of the data is a guide with ``init=herding_subset`` or the like that
-        is not trained.
+    :param CoresetModel coreset: what ``condition`` of a guide returns, for its own model or another
+        one. To evaluate a subset of the data, use an untrained guide with ``init=herding_subset``
+        or the like.
     :param args: arguments of the model, with the test data.
     :param Mapping reference: draws to compare with, such as those from the posterior of all data.
-    :param reference_model: the model of the latter, if it is another one.
-    :param kernel: makes the kernel of a model; :class:`~pyro_ext.inference.NUTS` for one with
-        thousands of latent values or several modes.
+    :param reference_model: the model of the reference, if it is another one.
+    :param kernel: a function that makes a kernel from a model. Pass
+        :class:`~pyro_ext.inference.NUTS` for a model with thousands of latent values or several
+        modes.
     :param int num_samples: number of draws of each chain.
-    :param int warmup_steps: steps before them.
+    :param int warmup_steps: number of steps before the draws.
     :param Mapping options: further arguments of :class:`~pyro_ext.inference.MCMC`, such as
         ``seed``.
     :param kwargs: keyword arguments of the model.
@@ -293,7 +296,7 @@ def _sites(
         if plate.subsample_size != plate.size:
             raise ValueError(
                 f"model must see all points at once, but its plate {plate.name!r} sees "
-                f"{plate.subsample_size} of {plate.size}; give a model without minibatches"
+                f"{plate.subsample_size} of {plate.size}; pass a model without minibatches"
             )
     return name, frozenset(structure.latents)
 

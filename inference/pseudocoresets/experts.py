@@ -1,4 +1,4 @@
-"""Experts: runs of gradient descent on the data, whose checkpoints coresets imitate."""
+"""Experts: runs of gradient descent on the data, whose checkpoints guide coresets."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,22 +27,22 @@ _JUMP = 5.0
 class ExpertBuffer:
     r"""Checkpoints of many runs of stochastic gradient descent on the data of a model [1, 2].
 
-    Each run, an expert, starts at latent values of its own and goes down the mean negative log
-    likelihood of minibatches in an order of its own. The prior is left out. Checkpoints are
-    flat vectors of unconstrained latent values, one at the start and one after each epoch.
-    ``collect`` makes a buffer, ``load`` reads one.
+    Each run, called an expert, starts at its own latent values and descends the mean negative log
+    likelihood of minibatches, in its own order. The prior is left out. Checkpoints are flat vectors
+    of unconstrained latent values, one at the start and one after each epoch. ``collect`` makes a
+    buffer, and ``load`` reads one.
 
     :param Tensor trajectories: the checkpoints. **Shape:** ``(num_experts, num_checkpoints,
         size)``.
     :param Mapping shapes: unconstrained shape of each latent site, in the order of the vectors.
     :param Tensor losses: mean loss of each epoch. **Shape:** ``(num_experts, num_checkpoints -
         1)``.
-    :param int num_steps: number of steps of an epoch, where it is known.
-    :param float learning_rate: of these steps, where it is known; with momentum, that over
-        one minus the momentum.
+    :param int num_steps: number of steps of an epoch, if it is known.
+    :param float learning_rate: learning rate of these steps, if it is known; with momentum, divided
+        by one minus the momentum.
     :raises ValueError: for shapes that do not fit each other, values that are not finite, numbers
-        out of range, or trajectories that jump from one epoch to the next, after the first one,
-        more than five times as far as in any other epoch: pieces of different runs do not make an
+        out of range, or trajectories that jump. After the first epoch, an expert must not move more
+        than five times as far in one epoch as in any other: pieces of different runs do not make an
         expert.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
@@ -107,7 +107,7 @@ class ExpertBuffer:
 
     @property
     def num_checkpoints(self) -> int:
-        """Number of checkpoints of each expert, one more than of epochs."""
+        """Number of checkpoints of each expert, one more than the number of epochs."""
         return self.trajectories.shape[1]
 
     # Making --------------------------------------------------------------------------------------
@@ -128,31 +128,31 @@ class ExpertBuffer:
         progress: bool = True,
         **kwargs: Any,
     ) -> Self:
-        """Train experts, all at once.
+        """Train all experts at once.
 
-        An expert whose values do not stay finite, or jump, is left out, with a warning that names
-        it. On Ctrl-C the buffer holds the epochs that are done, and a warning says so.
+        An expert whose values jump or do not stay finite is left out, with a warning that names it.
+        Ctrl-C keeps the finished epochs, with a warning.
 
-        :param model: a Pyro model, as of :class:`~pyro_ext.inference.AutoPseudocoreset`.
-        :param args: its arguments: the data.
-        :param int num_experts: number of experts. The first few are the same whatever it is, up to
+        :param model: a Pyro model, as for :class:`~pyro_ext.inference.AutoPseudocoreset`.
+        :param args: arguments of the model: the data.
+        :param int num_experts: number of experts. It does not change the first of them, up to
             rounding.
-        :param int num_epochs: number of passes over the data. What does not fill a minibatch is
-            left out of a pass, each time other observations.
+        :param int num_epochs: number of passes over the data. Observations that do not fill a
+            minibatch are left out of a pass, different ones each time.
         :param float learning_rate: step size on the mean loss.
-        :param int batch_size: size of the minibatches; without it that of the model where it takes
-            any, and 64 otherwise, but no more than there are observations.
+        :param int batch_size: size of the minibatches. By default that of the model, if it
+            subsamples, and 64 otherwise, but at most the number of observations.
         :param init_strategy: where experts start, a function of a site as in
-            :mod:`pyro.infer.autoguide.initialization`; networks start well with
-            :func:`~pyro_ext.nn.init_to_module`. Without it where
+            :mod:`pyro.infer.autoguide.initialization`. For networks, use
+            :func:`~pyro_ext.nn.init_to_module`. By default, experts start where
             :meth:`~pyro_ext.potential.Potential.init` starts chains.
-        :param str plate: name of the plate of the observations, where a model has several.
-        :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-        :param int seed: of starts and orders; ``None`` takes one from PyTorch's generator.
+        :param str plate: name of the plate of the observations, if the model has several plates.
+        :param str backend: as for :class:`~pyro_ext.potential.Potential`.
+        :param int seed: seed of starts and orders; ``None`` takes one from PyTorch's generator.
         :param bool progress: whether to show a progress bar.
         :param kwargs: keyword arguments of the model.
         :raises ValueError: for numbers out of range, data that are not finite, a model without such
-            a plate or with other observations, or where no expert stays finite.
+            a plate or with other observations, or if no expert stays finite.
         """
         checks.optional(checks.function, "init_strategy", init_strategy)
         num_experts = checks.integer("num_experts", num_experts, 1)
@@ -222,10 +222,10 @@ class ExpertBuffer:
     # Using ---------------------------------------------------------------------------------------
 
     def check(self, layout: Layout) -> None:
-        """Raise where the experts are of another model.
+        """Raise if the experts belong to another model.
 
-        :param Layout layout: of the latent sites of a model.
-        :raises ValueError: where names, order or shapes of the sites differ.
+        :param Layout layout: layout of the latent sites of a model.
+        :raises ValueError: if names, order or shapes of the sites differ.
         """
         wanted = {name: tuple(shape) for name, shape in layout.shapes.items()}
         got = {name: tuple(shape) for name, shape in self.shapes.items()}
@@ -243,9 +243,9 @@ class ExpertBuffer:
     # Files ---------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the buffer to a file of safetensors, which can execute nothing.
+        """Save the buffer to a safetensors file, which cannot execute code.
 
-        :param path: the file.
+        :param path: path of the file.
         """
         content = {
             "format": _FORMAT,
@@ -258,11 +258,11 @@ class ExpertBuffer:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> Self:
-        """Read what ``save`` wrote.
+        """Load a saved buffer.
 
-        :param path: the file.
-        :param device: where the tensors are put.
-        :raises CheckpointError: where the file is damaged, or holds something else.
+        :param path: path of the file.
+        :param device: where to put the tensors.
+        :raises CheckpointError: if the file is damaged, or holds something else.
         """
         tensors, content, _ = read_tensors(Path(path))
         if content.get("format") != _FORMAT:

@@ -1,4 +1,4 @@
-"""Posteriors as distributions of a function, and the forward divergence of these."""
+"""Posteriors as distributions of a function, and the forward divergence between them."""
 
 from collections.abc import Callable, Sequence
 from functools import singledispatch
@@ -39,9 +39,9 @@ ParameterDistribution = Tensor | Gaussian
 class ParameterDistributions(NamedTuple):
     """Distributions of the latent values under two posteriors, in unconstrained space.
 
-    :param data: the posterior of the data: a Gaussian, or snapshots. **Shape:** ``(num_snapshots,
-        size)``.
-    :param coreset: that of the coreset.
+    :param data: distribution under the posterior of the data: a Gaussian, or snapshots. **Shape:**
+        ``(num_snapshots, size)``.
+    :param coreset: distribution under the posterior of the coreset.
     """
 
     data: ParameterDistribution
@@ -65,15 +65,15 @@ def parameter_distributions(
 ) -> ParameterDistributions:
     """Return the distributions of the latent values under the posteriors.
 
-    It has cases for :class:`~pyro_ext.inference.GaussianSurrogate`,
+    It supports :class:`~pyro_ext.inference.GaussianSurrogate`,
     :class:`~pyro_ext.inference.MCMCSurrogate` and
-    :class:`~pyro_ext.inference.TrajectorySnapshots`, and ``parameter_distributions.register`` takes
-    others.
+    :class:`~pyro_ext.inference.TrajectorySnapshots`; add others with
+    ``parameter_distributions.register``.
 
-    :param posteriors: where the distributions come from.
-    :param AutoPseudocoreset guide: knows the model and the data.
-    :param Coreset coreset: pseudo rows and weights. No gradient flows through what is returned.
-    :raises TypeError: for posteriors of an unknown kind.
+    :param posteriors: the source of the distributions.
+    :param AutoPseudocoreset guide: has the model and the data.
+    :param Coreset coreset: pseudo rows and weights. No gradient flows through the result.
+    :raises TypeError: for an unknown kind of posteriors.
     """
     raise _unknown(posteriors)
 
@@ -117,11 +117,11 @@ class _OtherModel:
 class FunctionSpaceSurrogate(Surrogate):
     r"""Gaussian distributions of a model's function at the pseudo rows, under both posteriors [1].
 
-    Only the values :math:`f(u)` at the pseudo rows matter to the likelihood of a coreset. So two
-    posteriors can be compared that sit at different modes of the weights, which are the same
-    function, and coresets can be learned with several models at once. With distributions of the
-    values, :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under
-    that of the coreset, and the weighted log likelihood
+    Only the values :math:`f(u)` at the pseudo rows matter to the likelihood of a coreset. This
+    makes it possible to compare posteriors at different modes of the weights that represent the
+    same function, and to learn coresets with several models at once. Let the values have the
+    distribution :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)`
+    under that of the coreset. With the weighted log likelihood
     :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
 
     .. math:: \nabla_u KL(\nu_x \| \nu_u) \approx
@@ -129,32 +129,36 @@ class FunctionSpaceSurrogate(Surrogate):
               + E_\epsilon \nabla_u F_u(m_u + \Psi_u^{1/2} \epsilon) ,
 
     where the gradient flows through means and covariances, as functions of the pseudo rows, but not
-    through latent values. It is the gradient of a forward divergence, and no other one is had this
-    way. With trajectories the log likelihoods are means over weights, not sums: a learning rate
-    fits coresets of all sizes, as with a :class:`~pyro_ext.inference.TrajectorySurrogate`.
+    through latent values. It is the gradient of a forward divergence; other divergences are not
+    available. With trajectories, the log likelihoods are means over weights, not sums: one learning
+    rate fits coresets of all sizes, as with a :class:`~pyro_ext.inference.TrajectorySurrogate`.
 
-    :param posteriors: what is known of the latent values:
+    :param posteriors: the source of the latent values:
         :class:`~pyro_ext.inference.TrajectorySnapshots`; a
         :class:`~pyro_ext.inference.GaussianSurrogate`, whose Gaussians are pushed through the
-        linearized function, exactly for a linear one; or an
-        :class:`~pyro_ext.inference.MCMCSurrogate`, with draws as snapshots.
-    :param model: a model of the same arguments and plate, such as another architecture; that of the
-        guide without it.
-    :param str function: the function: the name of a ``pyro.deterministic`` site. Without it the
-        parameter of the observed site, unconstrained: logits, a location, or the logarithm of a
-        rate. Its distribution keeps other parameters.
-    :param likelihood: with a function, maps its values to a distribution of the observed site, such
-        as ``lambda f: dist.Categorical(logits=f)``. **Shape:** ``(num_particles,
-        num_rows, *outputs)`` to the batch shape ``(num_particles, num_rows, ...)``.
-    :param str covariance: ``"diagonal"``, variances of each value over snapshots; ``"full"``,
-        covariances of the outputs at a row; or ``"jacobian"``, those of the function linearized in
-        latent values, which are independent where there are snapshots. By default
-        ``"jacobian"`` for Gaussians, which know no other one, and ``"diagonal"`` for snapshots.
-    :param str mean: ``"last"``, at the last snapshot, or ``"average"``, over the snapshots. By
-        default the latter for draws, none of which is the best, and the former otherwise.
+        linearized function, which is exact for a linear one; or an
+        :class:`~pyro_ext.inference.MCMCSurrogate`, whose draws serve as snapshots.
+    :param model: a model with the same arguments and plate, for example of another architecture; by
+        default the guide's model.
+    :param str function: the function, as the name of a ``pyro.deterministic`` site. By default it
+        is the unconstrained parameter of the observed site: logits, a location, or the logarithm of
+        a rate. The distribution of the site keeps its other parameters.
+    :param likelihood: with ``function``, maps its values to a distribution of the observed site,
+        such as ``lambda f: dist.Categorical(logits=f)``. **Shape:**
+        ``(num_particles, num_rows, *outputs)`` to the batch shape
+        ``(num_particles, num_rows, ...)``.
+    :param str covariance: ``"diagonal"`` for the variance of each value over snapshots; ``"full"``
+        for the covariances of the outputs at each row; or ``"jacobian"`` for those of the function
+        linearized in the latent values, which count as independent if there are snapshots. By
+        default ``"jacobian"`` for Gaussians, which support no other, and ``"diagonal"`` for
+        snapshots.
+    :param str mean: ``"last"`` for the value at the last snapshot, or ``"average"`` for the average
+        over snapshots. By default ``"average"`` for draws, none of which is the best, and
+        ``"last"`` otherwise.
     :param int num_particles: number of draws of values from each distribution.
     :raises TypeError: if ``posteriors`` or ``model`` has another type.
-    :raises ValueError: for an unknown covariance or mean, or one that the posteriors do not give.
+    :raises ValueError: for an unknown covariance or mean, or one that the posteriors do not
+        support.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
     networks.
@@ -215,21 +219,21 @@ class FunctionSpaceSurrogate(Surrogate):
         )
 
     def check(self, divergence: object) -> None:
-        """Raise for a divergence that is not a forward one.
+        """Raise for a divergence other than a forward one.
 
         :param divergence: the divergence.
         """
         if not isinstance(divergence, ForwardKL):
             raise ValueError(
                 "surrogate must be one of latent values, such as a GaussianSurrogate, for "
-                f"{type(divergence).__name__}: in function space there is the forward divergence "
-                "alone"
+                f"{type(divergence).__name__}: in function space, only the forward divergence "
+                "is available"
             )
 
     def marginals(self, guide: AutoPseudocoreset, coreset: Coreset) -> FunctionMarginals:
         """Distributions of the function at the rows of a coreset, differentiable in the rows.
 
-        :param AutoPseudocoreset guide: knows the model and the data.
+        :param AutoPseudocoreset guide: has the model and the data.
         :param Coreset coreset: pseudo rows and weights.
         """
         owner, function = self._parts(guide)
@@ -237,7 +241,7 @@ class FunctionSpaceSurrogate(Surrogate):
         return FunctionMarginals(*(self._marginal(function.at(coreset), one) for one in both))
 
     def compare(self, divergence: Any, guide: Any, coreset: Coreset) -> Tensor:
-        """Loss of draws of values; see ``Surrogate.compare``."""
+        """Compute the loss from draws of values; see ``Surrogate.compare``."""
         _, function = self._parts(guide)
         marginals = self.marginals(guide, coreset)
         are_trajectories = isinstance(self.posteriors, TrajectorySnapshots)
@@ -291,14 +295,14 @@ def _no_data() -> NoReturn:
 class FunctionSpaceKL(ForwardKL):
     r"""Divergence of the coreset's posterior from the data's, as distributions of functions [1].
 
-    It is :math:`KL(\nu_x \| \nu_u)`, where :math:`\nu` is the distribution that a posterior of the
-    latent values gives to the function :math:`f` of the model, such as the logits of a network. The
-    surrogate determines the function and its distributions. With several surrogates, as
-    for several architectures, the loss is their sum: all of them see the pseudo rows of the guide.
-    The value of the loss is meaningless; its gradient estimates that of the divergence.
+    This is :math:`KL(\nu_x \| \nu_u)`, where :math:`\nu` is the distribution of the function
+    :math:`f` of the model, such as the logits of a network, under a posterior of the latent values.
+    The surrogate determines the function and its distributions. With several surrogates, for
+    example for several architectures, the loss is their sum: all of them see the pseudo rows of the
+    guide. The value of the loss is meaningless; its gradient estimates that of the divergence.
 
-    :param surrogate: one :class:`~pyro_ext.inference.FunctionSpaceSurrogate` or a list of them;
-        without one that of a :class:`~pyro_ext.inference.GaussianSurrogate`.
+    :param surrogate: a :class:`~pyro_ext.inference.FunctionSpaceSurrogate` or a list of them; by
+        default that of a :class:`~pyro_ext.inference.GaussianSurrogate`.
     :raises TypeError: for surrogates of another kind.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural

@@ -1,4 +1,4 @@
-"""Gaussians: at the modes of posteriors, and their divergences in closed form."""
+"""Gaussians at the modes of posteriors, and their divergences in closed form."""
 
 from typing import NamedTuple
 
@@ -23,13 +23,13 @@ def gaussian_kl(
     .. math:: \tfrac12 \left( \operatorname{tr} S'^{-1} S + (m' - m)^T S'^{-1} (m' - m) - d
               + \log \frac{\det S'}{\det S} \right)
 
-    It can be differentiated in all arguments, any number of times.
+    It is differentiable in all arguments, any number of times.
 
     :param Tensor mean: :math:`m`. **Shape:** ``(*batch, d)``.
     :param Tensor covariance: :math:`S`, positive definite. **Shape:** ``(*batch, d, d)``.
     :param Tensor other_mean: :math:`m'`.
     :param Tensor other_covariance: :math:`S'`.
-    :returns: **Shape:** ``(*batch,)``; NaN where a covariance is not positive definite.
+    :returns: **Shape:** ``(*batch,)``; NaN if a covariance is not positive definite.
 
     Example::
 
@@ -57,7 +57,7 @@ def gaussian_wasserstein(
     .. math:: |m - m'|^2 + \operatorname{tr} S + \operatorname{tr} S'
               - 2 \operatorname{tr} (S^{1/2} S' S^{1/2})^{1/2}
 
-    Arguments and result are as of :func:`gaussian_kl`.
+    Arguments and result are as for :func:`gaussian_kl`.
 
     Example::
 
@@ -134,7 +134,7 @@ def data_gaussian(data: DataPosterior, start: Tensor, minimizer: Minimizer) -> G
         if int(info) or not bool(value.isfinite()):
             raise ValueError(
                 "model has a posterior that is no Gaussian near its mode: the second derivatives "
-                "of its log density are not negative definite there. Take an MCMCSurrogate"
+                "of its log density are not negative definite there. Use an MCMCSurrogate"
             )
         step = torch.cholesky_solve(gradient[0][:, None], factor)[:, 0]
         after, slope = data.value_and_gradient((mode - step)[None])

@@ -47,7 +47,7 @@ def row_parameters(
         else:
             raise ValueError(
                 f"learnable names {name!r}, which holds integers or a discrete observation without "
-                "a finite support, and stays as it is"
+                "finite support, and stays as it is"
             )
     return parameters
 
@@ -115,7 +115,7 @@ def check_may_change(
         if error is not None:
             rest = [other for other in parameters if other != name]
             raise ValueError(
-                f"the argument {name!r} cannot be learned: where its values change a little, the "
+                f"the argument {name!r} cannot be learned: if its values change a little, the "
                 f"model fails with {type(error).__name__}: {error!s:.200}. Leave it out of "
                 f"learnable, such as learnable={rest}"
             ) from error
@@ -169,7 +169,7 @@ def _row_parameter(name: str, row: Tensor, support: Constraint | None) -> PyroPa
     if not is_inside:
         raise ValueError(
             f"the argument {name!r} cannot be learned: its rows must be inside of the support "
-            f"{support} of their site. Leave it out of learnable, or give other rows by init"
+            f"{support} of their site. Leave it out of learnable, or pass other rows by init"
         )
     return PyroParam(row, constraint)
 

@@ -1,4 +1,4 @@
-"""The function that a model evaluates at its rows, its likelihood, and Gaussian marginals of it."""
+"""The function that a model evaluates at its rows, its likelihood, and its Gaussian marginals."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -31,14 +31,15 @@ def diagonal_marginal(
 ) -> dist.Independent:
     r"""Independent Gaussians at each input and output, from snapshots of the parameters [1].
 
-    With the values :math:`f_k` of :math:`K` snapshots the variance is
-    :math:`\tfrac1K \sum_k f_k^2 - ( \tfrac1K \sum_k f_k )^2`, plus a jitter of
-    1e-8, so that their roots have a gradient. Mean and variance are differentiable in whatever the
-    function depends on.
+    The variance is that of the values :math:`f_k` of :math:`K` snapshots,
+    :math:`\tfrac1K \sum_k f_k^2 - ( \tfrac1K \sum_k f_k )^2`, plus a jitter of 1e-8, so that its
+    square root has a gradient. Mean and variance are differentiable in everything that the function
+    depends on.
 
     :param function: the function.
     :param Tensor snapshots: parameters. **Shape:** ``(num_snapshots, size)``.
-    :param str mean: ``"last"``, the value of the last snapshot, or ``"average"``, that of all.
+    :param str mean: ``"last"`` for the value of the last snapshot, or ``"average"`` for that of
+        all.
     :returns: the distribution of ``num_points * outputs`` independent normal variables. **Event
         shape:** ``(num_points, *outputs)``.
     :raises ValueError: for another ``mean``, or snapshots that are not a matrix.
@@ -65,9 +66,9 @@ def full_marginal(
 ) -> dist.Independent:
     r"""A Gaussian over the outputs at each input, from snapshots of the parameters.
 
-    The covariance of the :math:`C` outputs at an input is that of the values of the snapshots,
-    plus a jitter times the unit matrix. Fewer snapshots than outputs will do: its Cholesky factor
-    is found without the matrix itself. Arguments are as of :func:`diagonal_marginal`.
+    The covariance of the :math:`C` outputs at an input is that of the snapshots' values, plus a
+    jitter times the unit matrix. There may be fewer snapshots than outputs: the Cholesky factor is
+    computed without the matrix itself. Arguments are as for :func:`diagonal_marginal`.
 
     :param function: the function.
     :param Tensor snapshots: parameters. **Shape:** ``(num_snapshots, size)``.
@@ -95,16 +96,16 @@ def full_marginal(
 def linearized_marginal(
     function: Function, mean: Tensor, covariance: Tensor
 ) -> dist.MultivariateNormal:
-    r"""The distribution of a function linearized in its parameters, which are Gaussian.
+    r"""The distribution of a function linearized in Gaussian parameters.
 
     .. math:: f \sim N \left( f(\mu), J \Sigma J^T \right) , \qquad J = \partial f / \partial \mu ,
 
-    at all inputs jointly, exact where the function is linear. It is differentiable in whatever the
-    function depends on, and a jitter times the unit matrix is added to the covariance.
+    at all inputs jointly. It is exact if the function is linear, and differentiable in everything
+    that the function depends on. A jitter times the unit matrix is added to the covariance.
 
     :param function: the function.
     :param Tensor mean: :math:`\mu`. **Shape:** ``(size,)``.
-    :param Tensor covariance: :math:`\Sigma`, or its diagonal, of independent parameters.
+    :param Tensor covariance: :math:`\Sigma`, or its diagonal for independent parameters.
         **Shape:** ``(size, size)`` or ``(size,)``.
     :returns: **Event shape:** ``(num_points * outputs,)``, in the order of the flattened values.
     :raises ValueError: for a covariance of another shape.
@@ -178,23 +179,23 @@ _PARAMETERS: dict[type, tuple[str, tuple[str, ...]]] = {
 class ModelFunction:
     """A model split into a function of its latent values and a likelihood of the function.
 
-    The function is the parameter of the distribution of the observed site, unconstrained: logits of
-    a Bernoulli or binomial, normalized logits of a categorical, the location of a normal, Laplace
-    or Student's, the logarithm of the rate of a Poisson or exponential one. Its other parameters
-    are kept as the model has them, and must not depend on latent values. Or the function is a
-    ``pyro.deterministic`` site, with a likelihood that is given.
+    The function is the unconstrained parameter of the observed site's distribution: logits of a
+    Bernoulli or binomial, normalized logits of a categorical, the location of a normal, Laplace or
+    Student t, or the logarithm of the rate of a Poisson or exponential distribution. The other
+    parameters keep the values that the model gives them, and must not depend on latent values.
+    Alternatively, the function is a ``pyro.deterministic`` site, with a given likelihood.
 
-    :param posterior: of the model, over as many rows as there will be.
+    :param posterior: posterior of the model, over as many rows as there will be.
     :param Coreset example: such rows and weights.
     :param str function: name of a deterministic site.
     :param likelihood: maps its values to a distribution of the observed site. **Shape:**
         ``(num_particles, num_rows, *outputs)`` to the batch shape ``(num_particles, num_rows,
         ...)``.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :ivar torch.Size shape: of the values. **Shape:** ``(num_rows, *outputs)``.
-    :raises ValueError: where only one of both is given; for a model that has several observed
-        sites, or no row of values for each observation; for observations of another family, or with
-        other parameters that depend on latent values.
+    :param str backend: as for :class:`~pyro_ext.potential.Potential`.
+    :ivar torch.Size shape: shape of the values. **Shape:** ``(num_rows, *outputs)``.
+    :raises ValueError: if only one of function and likelihood is given; for a model with several
+        observed sites, or without a row of values for each observation; for observations of another
+        family, or with other parameters that depend on latent values.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class ModelFunction:
     def at(self, coreset: Coreset) -> Function:
         """The function of flat unconstrained latent values, at the rows of a coreset.
 
-        It can be vectorized, and differentiated in the rows.
+        It can be vectorized, and is differentiable in the rows.
 
         :param Coreset coreset: rows and weights.
         """
@@ -256,10 +257,11 @@ class ModelFunction:
         return function
 
     def log_likelihood(self, values: Tensor, coreset: Coreset) -> Tensor:
-        """Weighted log likelihood of a coreset, given values of the function at its rows.
+        """Compute the weighted log likelihood of a coreset, given values of the function.
 
-        :param Tensor values: **Shape:** ``(num_particles, num_rows, *outputs)``, or with all but
-            the first dimension in one or two.
+        :param Tensor values: values at the rows. **Shape:**
+            ``(num_particles, num_rows, *outputs)``, or with all but the first dimension flattened
+            into one or two.
         :param Coreset coreset: rows and weights.
         :returns: **Shape:** ``(num_particles,)``.
         """
@@ -308,7 +310,7 @@ class ModelFunction:
             if not torch.equal(value, other.kept[name]):
                 raise ValueError(
                     f"{name} of site {self._site!r} depends on latent values and cannot be kept: "
-                    "give as function a deterministic site with all that its distribution needs, "
+                    "pass as function a deterministic site with all that its distribution needs, "
                     "and a likelihood"
                 )
         if run.values.shape[:1] != (size,):
@@ -346,7 +348,7 @@ class _Observations:
             known = sorted(family.__name__ for family in _PARAMETERS)
             raise ValueError(
                 f"site {site!r} has a {type(base).__name__} distribution, and the function is "
-                f"known of {known} alone: give function, the name of a deterministic site, and "
+                f"known for {known} alone: pass function, the name of a deterministic site, and "
                 "likelihood"
             )
         self._family = type(base)

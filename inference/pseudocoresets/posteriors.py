@@ -25,7 +25,7 @@ class Coreset(NamedTuple):
     weights: Tensor
 
     def detached(self) -> "Coreset":
-        """The same without gradients."""
+        """Return the coreset without gradients."""
         return Coreset(tuple(row.detach() for row in self.rows), self.weights.detach())
 
 

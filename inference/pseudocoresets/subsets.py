@@ -1,4 +1,4 @@
-"""Subsets of the data that stand for all of it: where a coreset starts, and what it has to beat."""
+"""Subsets that represent the data: starting points of coresets, and baselines for them."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from pyro_ext.random import fresh_seed
 
 
 def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Tensor, ...]:
-    """Choose rows at random, as many of each class as can be.
+    """Choose rows at random, with classes as balanced as possible.
 
-    The classes are those of the first argument that has one whole number in each row and at most
-    ``size`` different ones; without such an argument all rows are of one class.
+    The classes are the first argument with a single whole number in each row and at most ``size``
+    different ones; without such an argument, all rows belong to one class.
 
     :param int size: number of rows to choose.
     :param rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :param int seed: of the choice; ``None`` takes one from PyTorch's generator.
+    :param int seed: seed of the choice; ``None`` takes one from PyTorch's generator.
     :returns: the chosen rows of each argument. **Shape:** ``(size, *event)`` each.
     :raises ValueError: for a size out of range, or arguments with different numbers of rows.
 
@@ -36,15 +36,15 @@ def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Te
 
 
 def k_means_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Tensor, ...]:
-    """Choose the rows nearest to the centers of clusters, which k-means finds in each class.
+    """Choose the rows nearest to cluster centers, which k-means finds in each class.
 
-    Classes are as of :func:`random_subset`. Distances are those of the values of all arguments of
-    floating point but the classes, each argument scaled to one variance.
+    Classes are as in :func:`random_subset`. Distances use the values of all floating-point
+    arguments except the classes, with each argument scaled to the same variance.
 
     :param int size: number of rows to choose.
     :param rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :param int seed: of the centers to start with; ``None`` takes one from PyTorch's generator.
-    :returns: the chosen rows of each argument, all of them different ones. **Shape:** ``(size,
+    :param int seed: seed of the initial centers; ``None`` takes one from PyTorch's generator.
+    :returns: the chosen rows of each argument, which are distinct. **Shape:** ``(size,
         *event)`` each.
     :raises ValueError: for a size out of range, or arguments of a wrong shape.
     :raises ImportError: without scikit-learn.
@@ -77,18 +77,18 @@ def k_means_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[T
 
 
 def herding_subset(size: int, *rows: Tensor) -> tuple[Tensor, ...]:
-    r"""Choose rows one by one, so that their mean approaches that of all rows of the class [1].
+    r"""Choose rows one by one so that their mean approaches that of all rows of the class [1].
 
-    With the mean :math:`\mu` of the coordinates, which are as of :func:`k_means_subset`, the next
+    With the mean :math:`\mu` of the coordinates, defined as in :func:`k_means_subset`, the next
     row of a class is
 
     .. math:: x_k = \arg\min_x \Big| \mu - \frac1k \Big( x + \sum_{j < k} x_j \Big) \Big|
 
-    among those that are not chosen yet. Classes are as of :func:`random_subset`.
+    among those not chosen yet. Classes are as in :func:`random_subset`.
 
     :param int size: number of rows to choose.
     :param rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :returns: the chosen rows of each argument, in the order of the choice in each class.
+    :returns: the chosen rows of each argument, in order of choice within each class.
         **Shape:** ``(size, *event)`` each.
     :raises ValueError: for a size out of range, or arguments of a wrong shape.
 

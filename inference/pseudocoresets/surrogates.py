@@ -1,4 +1,4 @@
-"""Surrogates for the two posteriors that a divergence compares."""
+"""Surrogates that represent the two posteriors that a divergence compares."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -32,17 +32,17 @@ _FIRST_TRANSITIONS = 30
 
 
 class Surrogate(ABC):
-    """Stands for the posteriors of the data and of a coreset.
+    """Base class of surrogates for the posteriors of the data and of a coreset.
 
-    A subclass gives a divergence what it can: two Gaussians, draws, or ends of trajectories.
+    A subclass gives a divergence two Gaussians, draws, or ends of trajectories.
     """
 
     @abstractmethod
     def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
-        """A loss with the gradient of the divergence in the coreset.
+        """Return a loss with the gradient of the divergence in the coreset.
 
         :param Divergence divergence: has ``of_gaussians``, ``of_draws`` or ``of_trajectory_ends``.
-        :param AutoPseudocoreset guide: knows the model and the data.
+        :param AutoPseudocoreset guide: has the model and the data.
         :param Coreset coreset: pseudo rows and weights.
         :returns: a scalar.
         """
@@ -58,13 +58,14 @@ class Surrogate(ABC):
 class GaussianSurrogate(Surrogate):
     """Gaussians at the modes of both posteriors, with the curvatures there.
 
-    They are exact where the model is linear with Gaussian noise of known scale and Gaussian priors,
-    and Laplace approximations otherwise, in unconstrained space. That of the coreset is a function
-    of its rows and weights with exact gradients. Both are at the same of several modes.
+    They are exact if the model is linear with Gaussian priors and Gaussian noise of known scale,
+    and Laplace approximations in unconstrained space otherwise. The Gaussian of the coreset is a
+    function of its rows and weights, with exact gradients. If there are several modes, both
+    Gaussians are at the same one.
 
-    Work grows with the square of the number of latent values: this is for hundreds of them. In
-    single precision gradients lose precision where latent values are strongly correlated; at a
-    condition number of 10,000 some are wrong by a twentieth.
+    Work grows with the square of the number of latent values: use this for hundreds of them. In
+    single precision, gradients lose precision if latent values are strongly correlated; at a
+    condition number of 10,000, some are off by 5%.
 
     Example::
 
@@ -88,8 +89,8 @@ class GaussianSurrogate(Surrogate):
     def data_gaussian(self, guide: Posteriors) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior of the data, in unconstrained space.
 
-        :param AutoPseudocoreset guide: knows the model and the data.
-        :raises ValueError: where the posterior is no Gaussian near its mode.
+        :param AutoPseudocoreset guide: has the model and the data.
+        :raises ValueError: if the posterior is not Gaussian near its mode.
         """
         if guide not in self._of_data:
             start = guide.posterior.layout.flatten(guide.posterior.potential.init(seed=0))[0]
@@ -99,8 +100,8 @@ class GaussianSurrogate(Surrogate):
     def coreset_gaussian(self, guide: Any, coreset: Coreset | None = None) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior of a coreset, differentiable in it.
 
-        :param AutoPseudocoreset guide: knows the model.
-        :param Coreset coreset: rows and weights; those of the guide without it.
+        :param AutoPseudocoreset guide: has the model.
+        :param Coreset coreset: rows and weights; by default those of the guide.
         """
         if coreset is None:
             coreset = guide.coreset()
@@ -114,7 +115,7 @@ class GaussianSurrogate(Surrogate):
         return result
 
     def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
-        """Divergence of the two Gaussians; see ``Surrogate.compare``."""
+        """Compute the divergence of the two Gaussians; see ``Surrogate.compare``."""
         data = Gaussian(*self.data_gaussian(guide))
         loss: Tensor = divergence.of_gaussians(
             data, Gaussian(*self.coreset_gaussian(guide, coreset))
@@ -125,21 +126,22 @@ class GaussianSurrogate(Surrogate):
 class MCMCSurrogate(Surrogate):
     """Draws from both posteriors by Markov chains.
 
-    Those of the data are drawn once, at the first step. Those of the coreset are drawn anew at each
-    step, from chains that start where the step before has left them. No gradient flows through
-    draws: that of the loss is the paper's estimator. The value of the loss is not a divergence.
+    Draws from the data's posterior are made once, at the first step. Draws from the coreset's
+    posterior are made anew at each step, by chains that start where the previous step left them. No
+    gradient flows through draws: the gradient of the loss is the paper's estimator. The value of
+    the loss is not a divergence.
 
-    :param kernel: makes a kernel of a model, such as ``NUTS`` itself or ``partial(SGLD,
-        step_size=1e-3)``, which runs under :class:`~pyro_ext.inference.MCMC`, with a run of its own
-        at each step. Without one, Hamiltonian Monte Carlo runs as many chains as there are draws
-        side by side, in coordinates that Laplace approximations give, which is much faster.
+    :param kernel: a function that makes a kernel from a model, such as ``NUTS`` itself or
+        ``partial(SGLD, step_size=1e-3)``. It runs under :class:`~pyro_ext.inference.MCMC`, anew at
+        each step. By default, Hamiltonian Monte Carlo runs as many chains as there are draws side
+        by side, in the coordinates of Laplace approximations, which is much faster.
     :param int num_samples: number of draws from each posterior.
-    :param int warmup_steps: steps of a kernel before its draws, at every run; without a kernel the
-        transitions of each chain at a step.
-    :param int batch_size: number of observations in the minibatch that a reverse divergence looks
-        at in each step; all of them without it. The estimate is unbiased all the same.
-    :param Mapping data_samples: draws from the posterior of the data that are there already,
-        constrained. **Shape:** ``(draws, *event)`` each.
+    :param int warmup_steps: number of steps of a kernel before its draws, in every run; without a
+        kernel, the number of transitions of each chain at a step.
+    :param int batch_size: number of observations in the minibatch that a reverse divergence uses at
+        each step; by default all of them. The estimate is unbiased in any case.
+    :param Mapping data_samples: existing draws from the posterior of the data, constrained.
+        **Shape:** ``(draws, *event)`` each.
     :raises TypeError: for a kernel that cannot be called.
 
     Example::
@@ -211,7 +213,7 @@ class MCMCSurrogate(Surrogate):
         return self._of_data[guide]
 
     def coreset_draws(self, guide: Posteriors, coreset: Coreset) -> Tensor:
-        """Fresh draws from the posterior of a coreset, unconstrained. **Shape:** as of data."""
+        """Fresh draws from the posterior of a coreset, unconstrained, shaped as those of data."""
         before = self._of_coreset.get(guide)
         posterior = guide.posterior
         fixed = coreset.detached()
@@ -239,7 +241,7 @@ class MCMCSurrogate(Surrogate):
         return self._of_coreset[guide]
 
     def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
-        """Loss of the draws; see ``Surrogate.compare``."""
+        """Compute the loss of the draws; see ``Surrogate.compare``."""
         own = self.coreset_draws(guide, coreset)
         posterior: WeightedPosterior = guide.posterior
         loss: Tensor = divergence.of_draws(

@@ -1,4 +1,4 @@
-r"""Gradient descent on a coreset: trajectories, their ends instead of posteriors, and snapshots.
+r"""Gradient descent on a coreset: trajectories, whose ends replace posteriors, and snapshots.
 
 The loss is the mean negative log likelihood of the pseudo rows, with their weights,
 
@@ -34,12 +34,12 @@ def descend(
 ) -> Tensor:
     """Take steps of gradient descent; no gradient flows through them.
 
-    :param posterior: knows the model; that of a guide is ``guide.posterior``.
+    :param posterior: has the model; a guide has it as ``guide.posterior``.
     :param Coreset coreset: pseudo rows and weights.
     :param Tensor start: unconstrained latent values. **Shape:** ``(num_starts, size)``.
     :param int num_steps: number of steps.
     :param learning_rate: a number or a scalar tensor.
-    :returns: where they end. **Shape:** as the start.
+    :returns: the end points. **Shape:** as the start.
 
     Example::
 
@@ -115,44 +115,44 @@ Number = TypeVar("Number", int, float)
 class TrajectorySurrogate(Surrogate):
     r"""Gaussians around the ends of trajectories that start at the same point [1].
 
-    This is for networks, whose posteriors can be neither drawn from at each step nor be Gaussians
-    with a covariance. Each loss picks an expert and an early checkpoint of it, :math:`z_0`. The
-    data's Gaussian sits at a later checkpoint of the same expert, :math:`z_x`, and that of the
-    coreset where a few steps of gradient descent on the coreset lead from :math:`z_0`,
-    :math:`z_u`. Their common start keeps both at one mode.
+    Use this for networks, whose posteriors can neither be sampled at each step nor represented by
+    Gaussians with a covariance. Each loss picks an expert and an early checkpoint of it,
+    :math:`z_0`. The data's Gaussian is centered at a later checkpoint of the same expert,
+    :math:`z_x`. That of the coreset is centered at :math:`z_u`, where a few steps of gradient
+    descent on the coreset lead from :math:`z_0`. Their common start keeps both at one mode.
 
     * :class:`~pyro_ext.inference.ForwardKL` draws from both Gaussians, whose standard deviation is
       the same small number for all latent values. No gradient flows into :math:`z_u`, so memory
       does not depend on the number of steps.
-    * :class:`~pyro_ext.inference.ReverseKL` draws from that of the coreset, and compares the
-      likelihoods of the coreset and of a minibatch of the data there. Where the noise is small it
-      is gradient matching [2] times the variance of the noise, and takes a learning rate for the
-      coreset that is as much larger.
+    * :class:`~pyro_ext.inference.ReverseKL` draws from the coreset's Gaussian, and compares the
+      likelihoods of the coreset and of a minibatch of the data there. With little noise, it is
+      gradient matching [2] times the variance of the noise, and requires a learning rate for the
+      coreset that is larger by the same factor.
     * :class:`~pyro_ext.inference.Wasserstein` is trajectory matching [3]: the squared distance of
       :math:`z_u` and :math:`z_x`, relative to that of :math:`z_0` and :math:`z_x`. Its gradient
-      flows through all steps, through second derivatives and memory for each of them.
+      flows through all steps, with second derivatives, and takes memory for each of them.
 
-    Log likelihoods are means, over weights or over a minibatch, not sums: a learning rate for the
-    coreset fits coresets of all sizes, and of learned weights only the ratios count. A loss is
-    noisy, and none of the values is a divergence. Loss and learning rate have to fit each other;
-    where pseudo rows drift off, take a smaller rate, fewer steps or earlier starts.
+    Log likelihoods are means, over weights or over a minibatch, not sums: one learning rate fits
+    coresets of all sizes, and only the ratios of learned weights matter. A loss is noisy, and no
+    loss value is a divergence. Loss and learning rate must fit each other; if pseudo rows drift
+    off, use a smaller rate, fewer steps or earlier starts.
 
-    :param ExpertBuffer buffer: experts of the model of the guide.
-    :param int num_steps: number of steps on the coreset; as many as experts take from
-        :math:`z_0` to :math:`z_x` without it.
-    :param learning_rate: of these steps, on the mean loss: a number, or a scalar tensor into which
-        the gradient of a Wasserstein distance flows; that of the experts without it. It is learned
-        where the optimizer of the coreset is given it, too. Steps that go more than twice as far
-        as those of the experts make the coreset uninformative, and there is a warning then.
+    :param ExpertBuffer buffer: experts of the guide's model.
+    :param int num_steps: number of steps on the coreset; by default as many as experts take from
+        :math:`z_0` to :math:`z_x`.
+    :param learning_rate: learning rate of these steps on the mean loss: a number, or a scalar
+        tensor into which the gradient of a Wasserstein distance flows; by default that of the
+        experts. To learn it, also pass it to the optimizer of the coreset. Steps that go more than
+        twice as far as those of the experts make the coreset uninformative, and cause a warning.
     :param float noise_scale: standard deviation of the Gaussians.
     :param int num_particles: number of draws from each Gaussian.
-    :param int max_start: number of checkpoints of an expert that may be a start, the earliest ones;
-        10 without it, or as many as there are.
+    :param int max_start: number of an expert's earliest checkpoints that may be the start; by
+        default 10, or as many as there are.
     :param int num_epochs: number of checkpoints from :math:`z_0` to :math:`z_x`.
-    :param int batch_size: number of observations in the minibatch that a reverse divergence looks
-        at; all of them without it.
-    :raises ValueError: for numbers out of range, a buffer that is too short for them, or one that
-        does not know its steps where they are not given.
+    :param int batch_size: number of observations in the minibatch that a reverse divergence uses;
+        by default all of them.
+    :raises ValueError: for numbers out of range, a buffer that is too short for them, or a buffer
+        of unknown steps if these are not given.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.
@@ -238,7 +238,7 @@ class TrajectorySurrogate(Surrogate):
                 f"num_steps={self.num_steps} with learning_rate={own:g} go more than {_FARTHER:g} "
                 f"times as far as the experts, which take {wanted} steps with "
                 f"{buffer.learning_rate:g}: the coreset has to stay behind what it imitates. Leave "
-                "both out to take those of the experts",
+                "both out to use those of the experts",
                 stacklevel=3,
             )
 
@@ -252,18 +252,18 @@ class TrajectorySurrogate(Surrogate):
             )
 
     def random_segment(self, guide: CoresetGuide) -> tuple[Tensor, Tensor]:
-        """An early checkpoint of a random expert, and the later one of the same expert.
+        """An early checkpoint of a random expert, and a later one of the same expert.
 
-        :param AutoPseudocoreset guide: knows the model.
-        :returns: unconstrained. **Shape:** ``(size,)`` each.
-        :raises ValueError: where the experts are of another model.
+        :param AutoPseudocoreset guide: has the model.
+        :returns: unconstrained values. **Shape:** ``(size,)`` each.
+        :raises ValueError: if the experts belong to another model.
         """
         expert = self.buffer.pick(guide.posterior.layout)
         first = int(torch.randint(self.max_start, ()))
         return expert[first], expert[first + self.num_epochs]
 
     def compare(self, divergence: Any, guide: CoresetGuide, coreset: Coreset) -> Tensor:
-        """Loss of a random trajectory; see ``Surrogate.compare``."""
+        """Compute the loss of a random trajectory; see ``Surrogate.compare``."""
         posterior = guide.posterior
         start, of_data = self.random_segment(guide)
         steps = (coreset, start[None], self.num_steps, self.learning_rate)
@@ -304,22 +304,22 @@ class SnapshotPair(NamedTuple):
 class TrajectorySnapshots:
     """Late snapshots of an expert, and of gradient descent on a coreset [1].
 
-    Each time one expert is picked at random, and its last checkpoints stand for the posterior of
-    the data. That of the coreset is seen in a descent on the mean negative log likelihood of its
-    rows, with snapshots at its end. No gradient flows through either, and the memory does not grow
-    with the number of steps.
+    Each time, one expert is picked at random, and its last checkpoints represent the posterior of
+    the data. The posterior of the coreset is represented by snapshots at the end of a descent on
+    the mean negative log likelihood of its rows. No gradient flows through either, and memory does
+    not grow with the number of steps.
 
     :param ExpertBuffer buffer: experts of the model.
     :param int num_snapshots: number of snapshots of each.
-    :param int thinning: steps on the coreset from one snapshot to the next.
-    :param int num_steps: steps on the coreset. The loss of the coreset should have converged before
-        the first snapshot: early ones are far apart.
-    :param float learning_rate: of the steps on the coreset.
-    :param str inner: where they start: ``"fresh"``, at random latent values, each time other ones;
-        or ``"expert"``, at an early checkpoint of the expert.
+    :param int thinning: number of steps on the coreset between two snapshots.
+    :param int num_steps: number of steps on the coreset. The loss of the coreset should have
+        converged before the first snapshot: early snapshots are far apart.
+    :param float learning_rate: learning rate of the steps on the coreset.
+    :param str inner: where the steps start: ``"fresh"`` for new random latent values each time, or
+        ``"expert"`` for an early checkpoint of the expert.
     :param init_strategy: fresh latent values, a function of a site as in
-        :mod:`pyro.infer.autoguide.initialization`; draws from the prior without it.
-    :param int max_start: number of the first checkpoints of which ``"expert"`` picks one.
+        :mod:`pyro.infer.autoguide.initialization`; by default draws from the prior.
+    :param int max_start: number of first checkpoints from which ``"expert"`` picks.
     :raises ValueError: for numbers out of range, or fewer checkpoints than these need.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
@@ -384,11 +384,11 @@ class TrajectorySnapshots:
         )
 
     def draw(self, guide: Posteriors, coreset: Coreset) -> SnapshotPair:
-        """Snapshots of an expert and of a new descent on a coreset.
+        """Take snapshots of an expert and of a new descent on a coreset.
 
-        :param AutoPseudocoreset guide: knows the model.
+        :param AutoPseudocoreset guide: has the model.
         :param Coreset coreset: pseudo rows and weights.
-        :raises ValueError: where the experts are of another model.
+        :raises ValueError: if the experts belong to another model.
         """
         posterior = guide.posterior
         expert = self.buffer.pick(posterior.layout)

@@ -1,4 +1,4 @@
-"""Stochastic-gradient MCMC: samplers as pure functions, and the kernels around them."""
+"""Stochastic-gradient MCMC: samplers as pure functions, and the kernels that wrap them."""
 
 from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel
 from pyro_ext.inference.sgmcmc.l2e import L2E, LearnedKinetics, ResidualKinetics

@@ -37,41 +37,42 @@ class KernelOptions(VectorizedOptions, total=False):
 
 
 class SGMCMCKernel(VectorizedKernel):
-    r"""A stochastic-gradient sampler as a kernel.
+    r"""Base class of stochastic-gradient samplers.
 
-    By default steps are such that a posterior whose standard deviations are :math:`1 / \sqrt N`
-    in all directions comes out with variances that are too large by a tenth or so at most.
-    :math:`N` is the number of data, the size of the largest plate around an observed site: a
-    potential that sums over them is curved by about so much where inputs are standardized and
-    priors have a unit scale. Steps of :class:`SGLD` are :math:`\min(0.05, 0.2\, n / N) / N` for
-    minibatches of :math:`n`, those of :class:`SGHMC` :math:`\sqrt{\min(0.04, 0.02\, n / N) / N}`
-    with its default decay, both at a temperature of one. Inputs on other scales need other steps,
-    or masses in proportion to the curvatures; ``mass="laplace"`` measures these. After
-    :meth:`~pyro_ext.inference.VectorizedKernel.setup`, ``schedule`` holds the step size, and so do
-    :meth:`diagnostics` and :meth:`statistics`.
+    The default step size is chosen for a posterior with standard deviations of :math:`1 / \sqrt N`
+    in all directions: its variances then come out too large by at most a tenth or so. :math:`N` is
+    the number of data, the size of the largest plate around an observed site. If inputs are
+    standardized and priors have unit scale, a potential that sums over the data has about this
+    curvature. For minibatches of size :math:`n` and at temperature one, the step size of
+    :class:`SGLD` is :math:`\min(0.05, 0.2\, n / N) / N`, and that of :class:`SGHMC`, with its
+    default decay, is :math:`\sqrt{\min(0.04, 0.02\, n / N) / N}`. Inputs on other scales need other
+    step sizes, or masses in proportion to the curvatures; ``mass="laplace"`` measures the
+    curvatures. After :meth:`~pyro_ext.inference.VectorizedKernel.setup`, read the step size from
+    ``schedule``, :meth:`diagnostics` or :meth:`statistics`.
 
-    :param model: a Pyro model; or ``None`` with a ``potential_fn``.
-    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it requires
         initial parameters.
-    :param str backend: as of :class:`~pyro_ext.inference.VectorizedKernel`.
-    :param step_size: a positive number or a :class:`Schedule`. By default it goes by the number of
-        data as above, and is 0.001 for a ``potential_fn`` or a model without a plate around what it
-        observes.
-    :param float temperature: target is the posterior to the power of its inverse; zero gives
-        stochastic gradient descent to a posterior mode.
-    :param control_variate: an anchor near a mode, which takes most of the noise out of the
-        gradients of minibatches around it, at two gradients a step (see
-        :mod:`~pyro_ext.potential.control_variates`); ``"map"`` searches for it with
-        :func:`~pyro_ext.posterior.find_map`, a mapping gives it by site in constrained
-        space. ``None`` does without.
-    :param minibatches: what chooses them: :class:`~pyro_ext.inference.sgmcmc.Minibatches`, of
-        shuffled epochs, or :class:`~pyro_ext.inference.sgmcmc.IndependentMinibatches`.
-    :param int steps_per_sample: steps that one call of
-        :meth:`~pyro_ext.inference.VectorizedKernel.sample` takes, under Pyro's driver, which has no
-        thinning.
-    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
-        default where a site asks for it, or at the median of a few draws from its prior. Kernels
-        with ``mass="laplace"`` start around the mode, where it is not given.
+    :param str backend: as for :class:`~pyro_ext.inference.VectorizedKernel`.
+    :param step_size: a positive number or a :class:`Schedule`. The default depends on the number of
+        data as above; it is 0.001 for a ``potential_fn`` or a model without a plate around its
+        observed sites.
+    :param float temperature: the target is the posterior raised to the power of the inverse
+        temperature. Zero gives stochastic gradient descent to a posterior mode.
+    :param control_variate: an anchor near a mode. Near it, control variates remove most of the
+        minibatch noise from the gradients, at a cost of two gradients per step (see
+        :mod:`~pyro_ext.potential.control_variates`). ``"map"`` searches for the anchor with
+        :func:`~pyro_ext.posterior.find_map`; a mapping gives it by site, in constrained space;
+        ``None`` uses no control variates.
+    :param minibatches: the class that draws minibatches:
+        :class:`~pyro_ext.inference.sgmcmc.Minibatches`, from shuffled epochs, or
+        :class:`~pyro_ext.inference.sgmcmc.IndependentMinibatches`.
+    :param int steps_per_sample: number of steps that one call of
+        :meth:`~pyro_ext.inference.VectorizedKernel.sample` takes. It serves as thinning under
+        Pyro's driver, which has none.
+    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`. By
+        default, each site starts where it asks to, or else at the median of a few draws from its
+        prior; kernels with ``mass="laplace"`` start around the mode.
     :raises ValueError: for arguments out of range.
     """
 
@@ -120,7 +121,7 @@ class SGMCMCKernel(VectorizedKernel):
         self._minibatches: Minibatches | IndependentMinibatches | None = None
 
     def replace(self, **changes: Any) -> Self:
-        """Return a new kernel with other settings, which keeps the anchor where it still holds.
+        """Return a new kernel with other settings; it keeps the anchor if that is still valid.
 
         See :meth:`~pyro_ext.inference.VectorizedKernel.replace`.
         """
@@ -202,8 +203,8 @@ class SGMCMCKernel(VectorizedKernel):
             return None
         if not potential.subsampled_plates:
             raise ValueError(
-                "control_variate needs a plate with a subsample_size: without one every gradient "
-                "is over all of the data, and has no noise to control"
+                "control_variate needs a plate with a subsample_size: without one, every gradient "
+                "is over all of the data and has no noise to control"
             )
         if self.anchor is not None:  # from an earlier setup, here or where the kernel was pickled
             known = Anchor(*(part.to(potential.layout.device) for part in self.anchor))
@@ -222,7 +223,7 @@ class SGMCMCKernel(VectorizedKernel):
 
     @property
     def period(self) -> int:
-        """Number of steps after which it repeats itself which of them sample."""
+        """Number of steps after which the pattern of sampling steps repeats."""
         return self.schedule.period
 
     def is_sampling(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -247,12 +248,12 @@ class SGMCMCKernel(VectorizedKernel):
         return {**super().diagnostics(), "step_size": self.schedule.max_step_size}
 
     def statistics(self, chains: Chains | Draws) -> dict[str, Tensor]:
-        """Statistics of the last step of each chain, or of the steps before draws.
+        """Statistics of the last step of each chain, or of the step before each draw.
 
         :param chains: the chains, or draws of them.
-        :returns: ``lp``, the negative potential that the step saw, its ``step_size`` and
-            ``temperature``, and what the sampler adds. **Shape:** ``(num_chains,)`` each, of draws
-            ``(num_draws, num_chains)``.
+        :returns: ``lp``, which is the negative potential at the step, its ``step_size`` and
+            ``temperature``, and what the sampler adds. **Shape:** ``(num_chains,)`` each, or
+            ``(num_draws, num_chains)`` for draws.
         """
         last = np.atleast_1d(chains.step if isinstance(chains, Chains) else chains.steps) - 1
         energy = chains.potential_energy

@@ -1,4 +1,4 @@
-r"""Stochastic gradient dynamics whose kinetic energy is learned.
+r"""Stochastic gradient dynamics with a learned kinetic energy.
 
 With step size :math:`h`, friction :math:`C` and two functions :math:`\alpha, \beta` in place of the
 gradients of a kinetic energy with respect to position and momentum,
@@ -6,17 +6,17 @@ gradients of a kinetic energy with respect to position and momentum,
 .. math:: r \leftarrow r - h (g + \alpha(\theta, r)) - h C \beta(\theta, r) + \sqrt{2 h C T} \, \xi,
           \quad \theta \leftarrow \theta + h \beta(\theta, r) .
 
-:math:`\alpha = 0` and :math:`\beta = r` are the kinetic energy :math:`|r|^2 / 2`, and the step is
-that of :mod:`~pyro_ext.inference.sgmcmc.sghmc` with momentum :math:`r` and unit mass. Diffusion
-and curl are constant, so there are no terms to correct; but :math:`\alpha` and :math:`\beta` need
-not be gradients of a common function, and where they are not, what the chain converges to is not
-exactly the posterior.
+With :math:`\alpha = 0` and :math:`\beta = r`, the kinetic energy is :math:`|r|^2 / 2`, and the step
+is that of :mod:`~pyro_ext.inference.sgmcmc.sghmc` with momentum :math:`r` and unit mass. Diffusion
+and curl are constant, so there are no terms to correct. However, :math:`\alpha` and :math:`\beta`
+need not be gradients of a common function; if they are not, the chain does not converge exactly to
+the posterior.
 
 The functions see each parameter's gradient, value, momentum and moving averages of the gradient,
 each divided by its root mean square over the site. In
-:class:`~pyro_ext.inference.sgmcmc.LearnedKinetics` a small network makes two numbers
-:math:`o_\alpha, o_\beta` of these nine; it is one network for all parameters, so that it is applied
-to models of any size.
+:class:`~pyro_ext.inference.sgmcmc.LearnedKinetics`, a small network maps these nine features to two
+numbers :math:`o_\alpha, o_\beta`. All parameters share one network, so it applies to models of any
+size.
 
 S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradient MCMC.
 """
@@ -225,21 +225,21 @@ class _Kinetics(nn.Module):
 
 
 class LearnedKinetics(_Kinetics):
-    r"""Kinetic gradients as published [1].
+    r"""Kinetic gradients in the published form [1].
 
-    :math:`\alpha = s_\alpha o_\alpha`, :math:`\beta = s_\beta o_\beta`. With the published
-    scales a network that is not trained moves nothing: its first thousands of updates in training
-    are for its outputs to grow. :class:`ResidualKinetics` starts from dynamics that work.
+    :math:`\alpha = s_\alpha o_\alpha`, :math:`\beta = s_\beta o_\beta`. With the published scales,
+    an untrained network hardly moves the parameters: training spends its first thousands of updates
+    on making the outputs larger. :class:`ResidualKinetics` starts from dynamics that work.
 
-    The authors' runs have friction 0.1, step size :math:`h = \sqrt{m / 50000}` with a multiplier
+    The authors use friction 0.1, step size :math:`h = \sqrt{m / 50000}` with a multiplier
     :math:`m` from 0.5 to 5, and noise of variance :math:`0.2 \nu` with :math:`\nu` from 0.001 to 1,
     which is a temperature of :math:`\nu / h`.
 
-    :param Sequence hidden_sizes: numbers of hidden units, with rectified linear units.
+    :param Sequence hidden_sizes: sizes of the hidden layers, which have rectified linear units.
     :param Sequence decays: weight of the past in each moving average of the gradient.
     :param float force_scale: :math:`s_\alpha`.
     :param float velocity_scale: :math:`s_\beta`.
-    :param int seed: of the initial weights.
+    :param int seed: seed of the initial weights.
     :raises ValueError: for arguments out of range.
 
     [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
@@ -279,25 +279,25 @@ class LearnedKinetics(_Kinetics):
 
 
 class ResidualKinetics(_Kinetics):
-    r"""Kinetic gradients as what a network adds to those of a normalized momentum.
+    r"""Kinetic gradients as a learned correction to those of a normalized momentum.
 
     With :math:`\bar r` for the momentum divided by its root mean square over its site,
 
     .. math:: \beta = s_\beta (\bar r + o_\beta), \quad
               \alpha + C \beta = C (r + s_\alpha o_\alpha) .
 
-    Momentum decays as in SGHMC, towards :math:`-s_\alpha o_\alpha` instead of zero. A network that
-    starts near zero gives dynamics that are nearly those of SGHMC once the momentum is as large as
-    noise makes it, with steps :math:`s_\beta` times as long, and that are not faster before. This
-    parametrization is ours, for training with a small budget; the dynamics are those of
-    :class:`LearnedKinetics`.
+    The momentum decays as in SGHMC, but toward :math:`-s_\alpha o_\alpha` instead of zero. A
+    network that starts near zero gives nearly the dynamics of SGHMC, with steps :math:`s_\beta`
+    times as long, once the noise has built up the momentum; until then it is no faster. The
+    dynamics are those of :class:`LearnedKinetics`. This parametrization is ours, for training with
+    a small budget.
 
-    :param Sequence hidden_sizes: numbers of hidden units, with rectified linear units.
+    :param Sequence hidden_sizes: sizes of the hidden layers, which have rectified linear units.
     :param Sequence decays: weight of the past in each moving average of the gradient.
     :param float force_scale: :math:`s_\alpha`.
     :param float velocity_scale: :math:`s_\beta`.
     :param float output_scale: factor of the last layer's initial weights.
-    :param int seed: of the initial weights.
+    :param int seed: seed of the initial weights.
     :raises ValueError: for arguments out of range.
     """
 
@@ -315,7 +315,7 @@ class ResidualKinetics(_Kinetics):
     def forward(
         self, features: Tensor, momentum: Tensor, normalized_momentum: Tensor
     ) -> KineticGradients:
-        """Kinetic gradients of each element; shapes as of :class:`LearnedKinetics`."""
+        """Kinetic gradients of each element; shapes as for :class:`LearnedKinetics`."""
         force, velocity = self._outputs(features, normalized_momentum)
         return KineticGradients(
             torch.zeros_like(momentum),
@@ -343,28 +343,27 @@ def pretrained_kinetics() -> ResidualKinetics:
 class L2E(LearnedKernel):
     r"""Stochastic gradient dynamics with a learned kinetic energy: learning to explore [1].
 
-    The dynamics of :mod:`~pyro_ext.inference.sgmcmc.l2e`, where :math:`\alpha` and :math:`\beta`
-    are outputs of a small network that is trained on other models and applied to each parameter
-    alike.
+    The dynamics are those of :mod:`~pyro_ext.inference.sgmcmc.l2e`. A small network computes
+    :math:`\alpha` and :math:`\beta`; it is trained on other models and applied to each parameter in
+    the same way.
 
-    It is made for few steps: the network that ships with the package was trained so that draws of
-    short chains, started anywhere, predict well together. It does not leave the posterior as it is,
-    whatever the step size: standard deviations of its draws may be a third of the posterior's, and
-    :class:`~pyro_ext.inference.MCMC` warns where they are. Take another kernel, such as
-    :class:`~pyro_ext.inference.SGHMC` or :class:`~pyro_ext.inference.NUTS`, where the posterior
-    itself matters.
+    The kernel is made for few steps: the network that ships with the package was trained so that
+    draws of short chains, started anywhere, predict well together. Whatever the step size, the
+    posterior is not stationary: draws may have a third of its standard deviations, and
+    :class:`~pyro_ext.inference.MCMC` warns if they do. If the posterior itself matters, use another
+    kernel, such as :class:`~pyro_ext.inference.SGHMC` or :class:`~pyro_ext.inference.NUTS`.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param kinetics: a :class:`~pyro_ext.inference.sgmcmc.LearnedKinetics`, a
-        :class:`~pyro_ext.inference.sgmcmc.ResidualKinetics`, or another function as of
-        :mod:`~pyro_ext.inference.sgmcmc.l2e`; by default the residual ones that ship with the
+        :class:`~pyro_ext.inference.sgmcmc.ResidualKinetics`, or another function as described in
+        :mod:`~pyro_ext.inference.sgmcmc.l2e`; by default the residual kinetics that ship with the
         package.
     :param step_size: :math:`h`; by default :math:`\sqrt{0.05 / N}` for :math:`N` data, the size of
-        the largest plate around an observed site. :math:`h^2 N` is the learning rate on the mean
-        loss, the number to tune.
+        the largest plate around an observed site. Tune :math:`h^2 N`, the learning rate on the mean
+        loss.
     :param friction: :math:`C`, a number, or numbers by pattern of site names.
     :param momentum_decay: :math:`h C` itself, instead of friction; 0.1 by default.
-    :param options: temperature and what else all kernels take, see :class:`SGMCMCKernel`.
+    :param options: temperature and other options of all kernels, see :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range, or a pattern that fits no site.
 
     [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
@@ -399,10 +398,10 @@ class L2E(LearnedKernel):
     def pretrained(cls, model: Callable[..., Any] | None = None, **options: Any) -> Self:
         """Make the kernel with the kinetics that ship with the package.
 
-        Its draws are an ensemble for predictions, narrower than the posterior.
+        Its draws form an ensemble for predictions, and are narrower than the posterior.
 
-        :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-        :param options: what the constructor takes by keyword.
+        :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+        :param options: keyword arguments of the constructor.
         """
         return cls(model, kinetics=pretrained_kinetics(), **options)
 

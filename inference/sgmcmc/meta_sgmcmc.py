@@ -1,4 +1,4 @@
-r"""Stochastic gradient dynamics whose diffusion and curl are learned.
+r"""Stochastic gradient dynamics with learned diffusion and curl.
 
 With the energy :math:`H = U + |p|^2 / 2` and diagonal :math:`Q` and :math:`D` that depend on the
 state,
@@ -9,9 +9,9 @@ state,
 .. math:: \Gamma^\theta_i = -\frac{\partial Q_i}{\partial p_i}, \quad
           \Gamma^p_i = \frac{\partial Q_i}{\partial \theta_i} + \frac{\partial D_i}{\partial p_i} .
 
-Whatever :math:`Q` and :math:`D` are, these dynamics leave :math:`e^{-H / T}` as it is; in steps of
-size :math:`h` they do so up to an error of the order of :math:`h`. Momenta move first, and
-positions with what :math:`Q` is at the new ones, so that with constants it is the step of
+For any :math:`Q` and :math:`D`, these dynamics leave :math:`e^{-H / T}` invariant; in steps of size
+:math:`h`, up to an error of order :math:`h`. Momenta move first, and positions then move with
+:math:`Q` at the new momenta, so that constant :math:`Q` and :math:`D` give the step of
 :mod:`~pyro_ext.inference.sgmcmc.sghmc`.
 
 Y. Ma, T. Chen, E. B. Fox (2015), A complete recipe for stochastic gradient MCMC.
@@ -138,14 +138,14 @@ class LearnedDiffusion(nn.Module):
     .. math:: Q_i = 1 + f_Q(u, p_i), \quad
               D_i = C \min(\max(Q_i^2 + f_D(u, p_i, \partial u / \partial \theta_i), 0), m) .
 
-    The networks :math:`f_Q` and :math:`f_D` start near zero, and the sampler near SGHMC with
+    The networks :math:`f_Q` and :math:`f_D` start near zero, so the sampler starts near SGHMC with
     friction :math:`C`.
 
-    :param int num_hidden: hidden units of each network.
+    :param int num_hidden: number of hidden units of each network.
     :param float max_diffusion: :math:`m`; its product with the kernel's momentum decay should be
         at most one.
     :param float output_scale: factor of the last layers' initial weights.
-    :param int seed: of the initial weights.
+    :param int seed: seed of the initial weights.
     :raises ValueError: for arguments out of range.
 
     [1] W. Gong, Y. Li, J. M. Hernandez-Lobato (2019), Meta-learning for stochastic gradient MCMC.
@@ -177,7 +177,7 @@ class LearnedDiffusion(nn.Module):
         """Curl, diffusion and their derivatives.
 
         :param Tensor energy: mean energy. **Shape:** ``(..., 1)``.
-        :param Tensor slope: its gradient. **Shape:** ``(..., size)``.
+        :param Tensor slope: gradient of the mean energy. **Shape:** ``(..., size)``.
         :param Tensor momentum: **Shape:** ``(..., size)``.
         """
         added, by_input = self.curl(energy, momentum)
@@ -199,18 +199,19 @@ class LearnedDiffusion(nn.Module):
 class MetaSGMCMC(LearnedKernel):
     r"""Stochastic gradient dynamics with learned diffusion and curl [1].
 
-    The dynamics of :mod:`~pyro_ext.inference.sgmcmc.meta_sgmcmc`, with the exact terms that correct
-    for matrices that depend on the state: the posterior is left as it is up to an error of the
-    order of the step size. Diffusion that is not trained makes it nearly
-    :class:`~pyro_ext.inference.SGHMC`; :class:`~pyro_ext.inference.MetaTrainer` trains it.
+    The dynamics are those of :mod:`~pyro_ext.inference.sgmcmc.meta_sgmcmc`. They include the exact
+    corrections for matrices that depend on the state, so that the posterior is invariant up to an
+    error of the order of the step size. Untrained, the kernel is nearly
+    :class:`~pyro_ext.inference.SGHMC`; train it with :class:`~pyro_ext.inference.MetaTrainer`.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param diffusion: a :class:`~pyro_ext.inference.sgmcmc.LearnedDiffusion`, or another function as
-        of :mod:`~pyro_ext.inference.sgmcmc.meta_sgmcmc`; by default one that is not trained.
+        described in :mod:`~pyro_ext.inference.sgmcmc.meta_sgmcmc`; by default an untrained
+        ``LearnedDiffusion``.
     :param step_size: :math:`h`; by default :math:`\sqrt{0.05 / N}` for :math:`N` data.
-    :param friction: unit of the diffusion, a number, or numbers by pattern of site names.
-    :param momentum_decay: step size times this unit, instead of friction; 0.1 by default.
-    :param options: temperature and what else all kernels take, see :class:`SGMCMCKernel`.
+    :param friction: unit of the diffusion: a number, or numbers by pattern of site names.
+    :param momentum_decay: step size times friction, instead of friction; 0.1 by default.
+    :param options: temperature and other options of all kernels, see :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range, or a pattern that fits no site.
 
     [1] W. Gong, Y. Li, J. M. Hernandez-Lobato (2019), Meta-learning for stochastic gradient MCMC.

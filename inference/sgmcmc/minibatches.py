@@ -1,4 +1,4 @@
-"""Minibatches as a function of seed, chain and step: of shuffled epochs, or independent."""
+"""Minibatches as a function of seed, chain and step: from shuffled epochs, or independent."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -68,9 +68,9 @@ class _Minibatches(ABC):
 class Minibatches(_Minibatches):
     """Subsamples of plates for a group of chains, each chain with its own shuffles.
 
-    An epoch is a permutation of the plate, cut into batches; what is left of it after the last
-    whole batch is dropped, so that every batch is a uniform subset. The permutation of an epoch
-    follows from the seed, the chain, the plate and the epoch: there is no state to save.
+    An epoch is a permutation of the plate, cut into batches. Data left over after the last whole
+    batch are dropped, so that every batch is a uniform subset. The permutation of an epoch is
+    determined by the seed, the chain, the plate and the epoch: there is no state to save.
 
     :param Sequence plates: the plates that take a subsample.
     :param Sequence chains: numbers of the chains.
@@ -98,10 +98,10 @@ class Minibatches(_Minibatches):
 
 
 class IndependentMinibatches(_Minibatches):
-    """Subsamples of plates, each a uniform subset that does not depend on those of other steps.
+    """Subsamples of plates, each a uniform subset independent of those of other steps.
 
-    Gradients then have independent noise, as theory assumes. That of shuffled epochs, whose
-    minibatches make up for each other, widens the draws less.
+    Gradients then have independent noise, as theory assumes. With shuffled epochs, the noise of
+    minibatches partly cancels, which widens the draws less.
 
     :param Sequence plates: the plates that take a subsample.
     :param Sequence chains: numbers of the chains.

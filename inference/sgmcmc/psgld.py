@@ -3,10 +3,10 @@ r"""Preconditioned stochastic gradient Langevin dynamics.
 .. math:: v \leftarrow \alpha v + (1 - \alpha) (g / N)^2, \quad G = 1 / (\lambda + \sqrt{v}), \quad
           \theta \leftarrow \theta - s G g + \sqrt{2 s T G} \, \xi
 
-elementwise, with :math:`N` the number of data, so that :math:`g / N` is of the size of one
-observation's gradient whatever the amount of data. The average :math:`v` starts at the square of
+elementwise, where :math:`N` is the number of data, so that :math:`g / N` is of the size of one
+observation's gradient however many data there are. The average :math:`v` starts at the square of
 the first gradient. The correction :math:`\Gamma_i = \partial G_i / \partial \theta_i` of the drift
-is left out, as is usual: the bias it leaves vanishes as :math:`\alpha` goes to one.
+is left out, as usual: the resulting bias vanishes as :math:`\alpha` goes to one.
 
 C. Li, C. Chen, D. Carlson, L. Carin (2016), Preconditioned stochastic gradient Langevin dynamics
 for deep neural networks.
@@ -82,13 +82,13 @@ class PSGLD(SGMCMCKernel):
 
     :math:`v \leftarrow \alpha v + (1 - \alpha) (g / N)^2`, :math:`G = 1 / (\lambda + \sqrt{v})`,
     :math:`\theta \leftarrow \theta - s G g + \sqrt{2 s T G}\, \xi`, elementwise, without the drift
-    :math:`\Gamma`, and with :math:`v` started at its first term; :math:`N` is the size of the
-    largest plate around an observed site, one for a ``potential_fn``.
+    :math:`\Gamma`. The average :math:`v` starts at its first term. :math:`N` is the size of the
+    largest plate around an observed site, or one for a ``potential_fn``.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param float decay: :math:`\alpha`, in [0, 1).
     :param float regularization: :math:`\lambda`, positive.
-    :param options: step size, temperature and what else all kernels take, see
+    :param options: step size, temperature and other options of all kernels, see
         :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range.
 

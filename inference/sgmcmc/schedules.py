@@ -12,10 +12,10 @@ Steps = npt.NDArray[np.int64]
 
 
 class Schedule:
-    """Step size of each step of a run, counted from zero; warm-up steps count too.
+    """Base class of step-size schedules. Steps are counted from zero, including the warm-up.
 
-    A subclass gives :meth:`step_sizes`; it may also tell exploring from sampling steps. One whose
-    steps exceed ``step_size`` gives :attr:`max_step_size`.
+    A subclass implements :meth:`step_sizes`; it may also separate exploring from sampling steps. If
+    its steps can exceed ``step_size``, it overrides :attr:`max_step_size`.
     """
 
     step_size: float
@@ -77,13 +77,13 @@ class ConstantSchedule(Schedule):
 class PolynomialSchedule(Schedule):
     r"""A step size that decays as a power of the step, :math:`s_t = s_0 (b + t - t_0)^{-\kappa}`.
 
-    Before the step :math:`t_0` it is :math:`s_0`. With an exponent in (1/2, 1] the sum of the step
-    sizes diverges and that of their squares does not, as the convergence of [1] needs.
+    Up to step :math:`t_0` it is :math:`s_0`. With an exponent in (1/2, 1], the step sizes have an
+    infinite sum and their squares a finite one, as convergence requires [1].
 
     :param float step_size: :math:`s_0`.
     :param float exponent: :math:`\kappa`, in (0.5, 1].
     :param float offset: :math:`b`, positive.
-    :param int start: :math:`t_0`, the step from which on it decays.
+    :param int start: :math:`t_0`, the step at which the decay starts.
 
     [1] M. Welling, Y. W. Teh (2011),
     Bayesian learning via stochastic gradient Langevin dynamics.
@@ -124,13 +124,13 @@ class CyclicalSchedule(Schedule):
 
     With :math:`L = \lceil K / M \rceil` steps in a cycle and :math:`r = (t \bmod L) / L`, the step
     size is :math:`s_{min} + (s_0 - s_{min}) (1 + \cos \pi r) / 2`. While :math:`r` is below the
-    fraction of exploration no noise is injected, which is stochastic gradient descent, and no draw
-    is kept. With no exploration noise is injected at every step, as parameter-expanded SGHMC [2]
-    has it. After the last cycle another follows.
+    fraction of exploration, no noise is injected, which is stochastic gradient descent, and no draw
+    is kept. With an exploration of zero, noise is injected at every step, as in parameter-expanded
+    SGHMC [2]. Cycles continue after the last of the :math:`M`.
 
     :param float step_size: :math:`s_0`, the step size at the start of a cycle.
     :param int num_cycles: :math:`M`.
-    :param int num_steps: :math:`K`, steps of all cycles together, those of the warm-up included.
+    :param int num_steps: :math:`K`, total number of steps of all cycles, including the warm-up.
     :param float exploration: fraction of each cycle that explores, in [0, 1).
     :param float minimum: :math:`s_{min}`, at least zero.
 

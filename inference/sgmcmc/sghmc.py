@@ -5,11 +5,11 @@ With step size :math:`h`, decay :math:`a = h \gamma` and mass :math:`M`,
 .. math:: m \leftarrow (1 - a) m - h g + \sqrt{2 a M T - h^2 V} \, \xi, \quad
           \theta \leftarrow \theta + h m / M .
 
-:math:`V` estimates the variance of the stochastic gradient :math:`g` and is subtracted from the
-noise: the gradient brings it along whatever the temperature.
-At temperature zero it is stochastic gradient descent with momentum :math:`1 - a` and learning rate
-:math:`h^2 / M`; with :math:`a = 1` it is Langevin dynamics with step size :math:`h^2`. On
-:math:`U = \lambda \theta^2 / 2`, full gradient and unit mass, the stationary variance of
+:math:`V` estimates the variance of the stochastic gradient :math:`g`. It is subtracted from the
+injected noise because the gradient brings this noise along, whatever the temperature.
+At temperature zero, this is stochastic gradient descent with momentum :math:`1 - a` and learning
+rate :math:`h^2 / M`; with :math:`a = 1` it is Langevin dynamics with step size :math:`h^2`. On
+:math:`U = \lambda \theta^2 / 2`, with the full gradient and unit mass, the stationary variance of
 :math:`\theta` is :math:`2 T (2 - a) / (\lambda (4 - 2 a - h^2 \lambda))`.
 
 T. Chen, E. B. Fox, C. Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo.
@@ -173,20 +173,20 @@ class SGHMC(FrictionKernel):
     momentum :math:`\mu` of stochastic gradient descent, :math:`h = \sqrt{\eta}` and
     :math:`a = 1 - \mu`.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-    :param friction: :math:`\gamma`, a number, or numbers by pattern of site names such as
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param friction: :math:`\gamma`: a number, or numbers by pattern of site names such as
         ``{"weight*": 100.0, "default": 1.0}``. Its product with the largest step size must be at
         most one.
-    :param momentum_decay: :math:`a` itself, instead of friction, 0.1 by default; it then does not
-        follow the schedule of the step size. Like friction a number or numbers by site.
-    :param mass: :math:`M`, a number; numbers by pattern of site names, or tensors of the sites'
-        unconstrained shapes in their place; a tensor for the flat vector of all parameters; or
-        ``"laplace"``, the second derivatives of the potential at a mode, found before the first
-        step from gradients over all of the data and fixed from then on. The step size is then in
-        units of the posterior's standard deviations, along each parameter, and by default 0.2, or
+    :param momentum_decay: :math:`a` itself, instead of friction: a number or numbers by site, 0.1
+        by default. It does not follow the schedule of the step size.
+    :param mass: :math:`M`: a number; numbers by pattern of site names, or tensors of the sites'
+        unconstrained shapes; a tensor for the flat vector of all parameters; or ``"laplace"``, the
+        second derivatives of the potential at a mode. The mode is found before the first step, from
+        gradients over all of the data, and these masses stay fixed. The step size is then in units
+        of the posterior's standard deviations, along each parameter, and defaults to 0.2, or to
         what the noise of the minibatches allows.
-    :param float noise_estimate: :math:`V`, variance of the stochastic gradient if it is known.
-    :param options: step size, temperature and what else all kernels take, see
+    :param float noise_estimate: :math:`V`, the variance of the stochastic gradient, if it is known.
+    :param options: step size, temperature and other options of all kernels, see
         :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range, or a pattern that fits no site.
 

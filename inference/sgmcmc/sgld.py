@@ -2,10 +2,10 @@ r"""Stochastic gradient Langevin dynamics.
 
 .. math:: \theta \leftarrow \theta - s g / M + \sqrt{2 s T / M - s^2 V / M^2} \, \xi
 
-with the stochastic gradient :math:`g` of the potential, temperature :math:`T`, a mass :math:`M`,
-by which the step size of each parameter is divided, standard normal :math:`\xi`, and :math:`V` an
-estimate of the variance of :math:`g`, subtracted from the noise. On
-:math:`U = \lambda \theta^2 / 2` with the full gradient and unit mass the stationary variance is
+with the stochastic gradient :math:`g` of the potential, the temperature :math:`T`, a mass :math:`M`
+that divides the step size of each parameter, standard normal :math:`\xi`, and an estimate :math:`V`
+of the variance of :math:`g`, which is subtracted from the noise. On
+:math:`U = \lambda \theta^2 / 2`, with the full gradient and unit mass, the stationary variance is
 :math:`T / (\lambda (1 - s \lambda / 2))`.
 
 M. Welling, Y. W. Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics.
@@ -59,11 +59,12 @@ class SGLD(SGMCMCKernel):
 
     :math:`\theta \leftarrow \theta - s g / M + \sqrt{2 s T / M - s^2 V / M^2}\, \xi`
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-    :param mass: :math:`M`, by which the step size is divided: a number, numbers or tensors by site,
-        or ``"laplace"``, see :class:`SGHMC`. The step size is then at most 0.05 by default.
-    :param float noise_estimate: :math:`V`, variance of the stochastic gradient if it is known.
-    :param options: step size, temperature and what else all kernels take, see
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param mass: :math:`M`, which divides the step size: a number, numbers or tensors by site, or
+        ``"laplace"``, see :class:`SGHMC`. With ``"laplace"``, the default step size is at most
+        0.05.
+    :param float noise_estimate: :math:`V`, the variance of the stochastic gradient, if it is known.
+    :param options: step size, temperature and other options of all kernels, see
         :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range.
 

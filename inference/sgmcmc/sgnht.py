@@ -7,8 +7,8 @@ at :math:`A`,
           \theta \leftarrow \theta + h p / M, \quad
           \zeta \leftarrow \zeta + h (p^\top M^{-1} p / D - T) .
 
-Gradient noise of constant unknown variance :math:`V` heats the momentum; the thermostat rises by
-about :math:`h V / (2 M T)` and takes the heat away.
+Gradient noise of constant, unknown variance :math:`V` heats the momentum. The thermostat rises by
+about :math:`h V / (2 M T)` and removes this heat.
 
 N. Ding, Y. Fang, R. Babbush, C. Chen, R. D. Skeel, H. Neven (2014), Bayesian sampling using
 stochastic gradient thermostats.
@@ -80,14 +80,14 @@ class SGNHT(SGMCMCKernel):
     :math:`p \leftarrow p - h g - h \zeta p + \sqrt{2 A h M T}\, \xi`,
     :math:`\theta \leftarrow \theta + h p / M`,
     :math:`\zeta \leftarrow \zeta + h (p^\top M^{-1} p / D - T)`.
-    Momenta start from their stationary distribution, the thermostat :math:`\zeta` at :math:`A`.
+    Momenta start from their stationary distribution, and the thermostat :math:`\zeta` at :math:`A`.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-    :param float friction: :math:`A`, positive. It is one by default, and with a default step size
-        that goes by the number of data the square root of that number.
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param float friction: :math:`A`, positive. By default one, or :math:`\sqrt N` if the step size
+        is also left to its default, which depends on the number of data :math:`N`.
     :param mass: :math:`M`: a number, numbers or tensors by site, or ``"laplace"``, see
-        :class:`SGHMC`. The step size is then at most 0.1 by default.
-    :param options: step size, temperature and what else all kernels take, see
+        :class:`SGHMC`. With ``"laplace"``, the default step size is at most 0.1.
+    :param options: step size, temperature and other options of all kernels, see
         :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range.
 

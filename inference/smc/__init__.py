@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo: over steps of a model, over sequences, and from prior to posterior."""
+"""Sequential Monte Carlo over the sites of a model, over sequences, and from prior to posterior."""
 
 from pyro_ext.inference.smc.autoregressive import IncrementalModel, sequence_log_prob
 from pyro_ext.inference.smc.distillation import SelfDistilledTwistedSMC

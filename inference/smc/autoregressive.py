@@ -14,34 +14,34 @@ from pyro_ext.inference.smc.particles import draw_index
 
 @runtime_checkable
 class IncrementalModel(Protocol):
-    """A model of the next token that keeps a state, such as a cache of keys and values.
+    """A next-token model that keeps a state, such as a cache of keys and values.
 
-    What such a model saves is to read each prefix again at each step.
+    The state saves reading the whole prefix again at each step.
     """
 
     def begin(self, prompt: Tensor) -> tuple[Tensor, Any]:
         """Read a prompt.
 
-        :param Tensor prompt: integers. **Shape:** ``(num_rows, num_tokens)``, where there may be no
+        :param Tensor prompt: integers. **Shape:** ``(num_rows, num_tokens)``; there may be no
             tokens.
         :returns: outputs for each next token, **shape** ``(num_rows, vocabulary_size)``, and the
             state.
         """
 
     def advance(self, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:
-        """Read one token more.
+        """Read one more token.
 
-        :param state: the state before, which may be changed.
+        :param state: the previous state, which may be modified.
         :param Tensor tokens: integers. **Shape:** ``(num_rows,)``.
-        :returns: as :meth:`begin`.
+        :returns: as for :meth:`begin`.
         """
 
     def select(self, state: Any, index: Tensor) -> Any:
-        """Take the state of some rows.
+        """Select rows of the state.
 
-        :param state: the state before, which may be changed.
+        :param state: the previous state, which may be modified.
         :param Tensor index: integers. **Shape:** ``(num_rows,)``.
-        :returns: the state in which each row is a copy of the one that the index names.
+        :returns: the state whose rows are copies of those that the index names.
         """
 
 
@@ -176,7 +176,7 @@ class Walk:
         if math.isnan(largest) or largest == math.inf:  # the largest is NaN where any is
             raise ValueError(
                 f"{name} must return log {'probabilities' if number == 0 else 'twists'} that are "
-                f"no NaN and not infinite, got {largest:g} at step {self.num_steps + 1}"
+                f"not NaN and not infinite, got {largest:g} at step {self.num_steps + 1}"
             )
         if number == 0 and self.num_steps == 0:
             total = values.logsumexp(-1)
@@ -192,11 +192,11 @@ def sequence_log_prob(model: Any, tokens: Tensor, num_prompt: int = 0) -> Tensor
     """Log probability of whole sequences under a model, with its gradient.
 
     A model with a method ``all_log_probs(tokens, num_prompt)``, which returns the log probabilities
-    at all steps, is called once, another one step by step.
+    at all steps, is called once; any other model is called step by step.
 
-    :param model: as the base of :class:`~pyro_ext.inference.TwistedSMC`.
+    :param model: a model like the base of :class:`~pyro_ext.inference.TwistedSMC`.
     :param Tensor tokens: prompts followed by sequences. **Shape:** ``(num_rows, num_tokens)``.
-    :param int num_prompt: number of tokens of the prompt, which are given.
+    :param int num_prompt: number of tokens of the prompt, whose probabilities do not count.
     :returns: **Shape:** ``(num_rows,)``.
 
     Example::

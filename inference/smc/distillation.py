@@ -24,27 +24,29 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 class SelfDistilledTwistedSMC:
     r"""Twisted SMC that learns its base model along with its twists [1].
 
-    Where the target :math:`\sigma \propto p_0 \phi` lives in places of little mass under the base
-    model, twists get no signal. Generation :math:`m` therefore learns twists for a base
-    :math:`p^{(m)}` with the potential :math:`\phi^{(m)} = \phi\, p_0 / p^{(m)}`, and its weighted
+    If the target :math:`\sigma \propto p_0 \phi` concentrates where the base model has little mass,
+    twists get no signal to learn from. Generation :math:`m` therefore learns twists for a new base
+    :math:`p^{(m)}`, with the potential :math:`\phi^{(m)} = \phi\, p_0 / p^{(m)}`, and its weighted
     sequences train the next base model by maximum likelihood. The target stays the same.
 
-    Each generation begins with the base model and the twists of the one before. A base model that
-    adds what it learns to a fixed one, as
+    Each generation starts from the base model and the twists of the previous one. A base model that
+    adds what it learns to a fixed model, such as
     :class:`~pyro_ext.models.language.ResidualLanguageModel`, keeps its support.
 
-    :param TwistedSMC sampler: base model :math:`p_0` and twist, modules of which copies are
-        trained, and the potential. Of the base those parameters are trained that require a
-        gradient.
-    :param TwistLoss loss: of twists, by default :class:`~pyro_ext.inference.smc.CTLLoss`.
-    :param int num_twist_steps: gradient steps of the twist in each generation.
-    :param int num_distillation_steps: gradient steps of the base model between two generations.
-    :param int num_distillation_particles: weighted sequences for each of them.
-    :param twist_optimizer: makes an optimizer of a list of parameters; by default that of
-        :meth:`TwistedSMC.fit <pyro_ext.inference.TwistedSMC.fit>`, anew in each generation.
-    :param base_optimizer: likewise; by default Adam with the learning rate 0.001.
-    :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
-    :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
+    :param TwistedSMC sampler: has the base model :math:`p_0`, the twist and the potential. Base and
+        twist must be modules; copies of them are trained. Of the base, only parameters that require
+        a gradient are trained.
+    :param TwistLoss loss: loss of the twists, by default :class:`~pyro_ext.inference.smc.CTLLoss`.
+    :param int num_twist_steps: number of gradient steps of the twist in each generation.
+    :param int num_distillation_steps: number of gradient steps of the base model between two
+        generations.
+    :param int num_distillation_particles: number of weighted sequences for each of these steps.
+    :param twist_optimizer: a function that makes an optimizer from a list of parameters; by default
+        the one of :meth:`TwistedSMC.fit <pyro_ext.inference.TwistedSMC.fit>`. Each generation makes
+        a new one.
+    :param base_optimizer: likewise for the base; by default Adam with learning rate 0.001.
+    :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
+    :param int seed: seed of all draws; ``None`` takes one from PyTorch's generator.
 
     [1] S. Kim, G. Nam, B. Park, J. Lee (2025), Improving constrained generation in language models
     via self-distilled twisted sequential Monte Carlo.
@@ -129,17 +131,17 @@ class SelfDistilledTwistedSMC:
 
     @property
     def generation(self) -> int:
-        """Number of the last generation whose twists have been learned, from 0; -1 before."""
+        """Number of the last generation with learned twists, from 0; -1 before the first."""
         return (self._num_phases + 1) // 2 - 1
 
     def step(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> bool:
-        """Go on to the next generation: distil, but for the first one, and learn twists.
+        """Run the next generation: distill the base model, except in the first, and learn twists.
 
-        :param checkpoint: as of :meth:`run`.
+        :param checkpoint: as for :meth:`run`.
         :param bool progress: whether to show progress bars.
-        :returns: whether the generation is complete: Ctrl-C keeps whole steps, and the next call
-            goes on.
-        :raises TrainingDiverged: where a loss or gradient is not finite.
+        :returns: whether the generation is complete. Ctrl-C keeps whole steps, and the next call
+            continues from there.
+        :raises TrainingDiverged: if a loss or gradient is not finite.
         """
         _check_folder(checkpoint)
         wanted = self.generation + 1
@@ -151,14 +153,14 @@ class SelfDistilledTwistedSMC:
     def run(
         self, num_generations: int, *, checkpoint: str | Path | None = None, progress: bool = True
     ) -> "SelfDistilledTwistedSMC":
-        """Take generations, those of earlier calls included.
+        """Run generations up to a total number, including those of earlier calls.
 
-        :param int num_generations: number of generations in all.
-        :param checkpoint: a folder in which each phase of training is saved, and from which a run
-            with the same arguments goes on bit for bit. It holds nothing that executes on load.
+        :param int num_generations: total number of generations.
+        :param checkpoint: a folder in which each phase of training is saved. A run with the same
+            arguments resumes from it bit for bit. Loading it executes no code.
         :param bool progress: whether to show progress bars.
         :returns: the object itself.
-        :raises TrainingDiverged: where a loss or gradient is not finite.
+        :raises TrainingDiverged: if a loss or gradient is not finite.
         """
         checks.integer("num_generations", num_generations, 1)
         _check_folder(checkpoint)

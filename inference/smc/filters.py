@@ -1,4 +1,4 @@
-"""Twisted sequential Monte Carlo of state-space models that are written in steps."""
+"""Twisted sequential Monte Carlo for state-space models with ``init`` and ``step`` methods."""
 
 import inspect
 import math
@@ -44,18 +44,18 @@ class _NoGuide:
 class TwistedSMCFilter(SMCFilter):
     r"""Pyro's :class:`~pyro.infer.SMCFilter` with an estimate of the evidence, and with twists.
 
-    Model and guide are objects with methods ``init(state, ...)`` and ``step(state, ...)``, as Pyro
-    has them; the time goes with the number of steps. Without a guide, values come from the model. A
-    twist :math:`\psi` of the state stands for the density of all later observations: targets in
-    between are :math:`p(x_{1:t}, y_{1:t})\, \psi(x_{1:t})`. It has to be zero, in logarithms, after
-    the last step for weights and evidence to be those of the model.
+    Model and guide are objects with methods ``init(state, ...)`` and ``step(state, ...)``, as in
+    Pyro; the run time is linear in the number of steps. Without a guide, values are drawn from the
+    model. A twist :math:`\psi` of the state stands for the density of all later observations: the
+    intermediate targets are :math:`p(x_{1:t}, y_{1:t})\, \psi(x_{1:t})`. Its logarithm must be zero
+    after the last step, or weights and evidence are not those of the model.
 
     :param model: has ``init`` and ``step``, and writes what it needs into the state.
-    :param guide: has ``init`` and ``step``, and reads the state; ``None`` does without.
+    :param guide: has ``init`` and ``step``, and reads the state; optional.
     :param int num_particles: number of particles.
     :param int max_plate_nesting: number of batch dimensions of plates in the model.
     :param Callable twist: maps the state to :math:`\log \psi`. **Shape:** ``(num_particles,)``.
-    :param float ess_threshold: particles are resampled where their effective sample size is below
+    :param float ess_threshold: particles are resampled when their effective sample size falls below
         this fraction of their number.
 
     Example::
@@ -108,7 +108,7 @@ class TwistedSMCFilter(SMCFilter):
 
     @property
     def log_Z(self) -> Tensor:
-        """Logarithm of the unbiased estimate of the evidence of what has been observed so far."""
+        """Logarithm of the unbiased estimate of the evidence of the observations so far."""
         if self._particles is None:
             raise RuntimeError("there are no particles yet: call init first")
         return self._particles.log_Z[0]
@@ -116,9 +116,9 @@ class TwistedSMCFilter(SMCFilter):
     def init(self, *args: Any, **kwargs: Any) -> None:
         """Initialize the filter, discarding any earlier state.
 
-        :param args: of model and guide.
-        :param kwargs: likewise.
-        :raises pyro.infer.smcfilter.SMCFailed: where no particle has a positive density.
+        :param args: arguments of model and guide.
+        :param kwargs: keyword arguments of model and guide.
+        :raises pyro.infer.smcfilter.SMCFailed: if no particle has a positive density.
         """
         self.state = SMCState(self.num_particles)
         self._particles = self._previous = None
@@ -146,7 +146,7 @@ class TwistedSMCFilter(SMCFilter):
             self._previous = twist
         if bool((gain.isnan() | (gain == math.inf)).any()):
             raise ValueError(
-                "model and twist must have log densities that are no NaN and not infinite, got "
+                "model and twist must have log densities that are not NaN and not infinite, got "
                 "others at this step"
             )
         before = self._particles or initial_particles(1, self.num_particles, gain)

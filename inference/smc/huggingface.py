@@ -1,4 +1,4 @@
-"""Causal language models of Hugging Face as base models and twists."""
+"""Causal language models from Hugging Face as base models and twists."""
 
 import inspect
 from typing import Any
@@ -11,19 +11,19 @@ from pyro_ext._lib.optional import optional_module
 
 
 class CausalLM(nn.Module):
-    """A causal language model of Hugging Face, read token by token with its cache.
+    """A causal language model from Hugging Face, read token by token with its cache.
 
-    The cache of keys and values follows the particles as these are resampled. Put the model into
-    evaluation mode (``model.eval()``) where it has dropout.
+    The cache of keys and values follows the particles when they are resampled. If the model has
+    dropout, put it into evaluation mode (``model.eval()``).
 
-    :param model: such as ``AutoModelForCausalLM.from_pretrained(...)``.
-    :param bool normalize: whether to return log probabilities, as of a base model; otherwise logits
-        as they are, as of a twist.
-    :param int start_token: is put before all that the model reads, such as
-        ``model.config.bos_token_id``; without it there has to be a prompt.
-    :raises TypeError: for a model that is not one of Hugging Face.
+    :param model: for example ``AutoModelForCausalLM.from_pretrained(...)``.
+    :param bool normalize: whether to return log probabilities, as a base model must, or the logits
+        themselves, for a twist.
+    :param int start_token: a token to put before everything that the model reads, such as
+        ``model.config.bos_token_id``. Without it, a prompt is required.
+    :raises TypeError: for a model that is not from Hugging Face.
     :raises ValueError: for a model with an encoder.
-    :raises ImportError: without transformers; names the extra.
+    :raises ImportError: if transformers is not installed; the message names the extra to install.
 
     Example::
 
@@ -48,7 +48,7 @@ class CausalLM(nn.Module):
         checks.instance("normalize", normalize, bool, "True or False")
         if model.config.is_encoder_decoder or not model.can_generate():
             raise ValueError(
-                "model must be a causal language model with a head, such as of "
+                "model must be a causal language model with a head, such as one from "
                 f"AutoModelForCausalLM, got {type(model).__name__}"
             )
         self.model, self.normalize = model, normalize
@@ -58,7 +58,7 @@ class CausalLM(nn.Module):
         self.start_token = checks.optional(checks.integer, "start_token", start_token, 0)
 
     def forward(self, prefix: Tensor) -> Tensor:
-        """Outputs for each next token, without a cache.
+        """Compute the outputs for each next token, without a cache.
 
         :param Tensor prefix: tokens. **Shape:** ``(num_rows, num_tokens)``.
         :returns: **Shape:** ``(num_rows, vocabulary_size)``.
@@ -67,22 +67,22 @@ class CausalLM(nn.Module):
         return self._outputs(found.logits[:, -1])
 
     def begin(self, prompt: Tensor) -> tuple[Tensor, Any]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
+        """See :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         found = self.model(input_ids=self._started(prompt), use_cache=True)
         return self._outputs(found.logits[:, -1]), found[self._cache]
 
     def advance(self, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
+        """See :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         found = self.model(input_ids=tokens[:, None], use_cache=True, **{self._cache: state})
         return self._outputs(found.logits[:, -1]), found[self._cache]
 
     def select(self, state: Any, index: Tensor) -> Any:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
+        """See :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         state.reorder_cache(index)
         return state
 
     def all_log_probs(self, tokens: Tensor, num_prompt: int = 0) -> Tensor:
-        """Outputs at all steps after the prompt.
+        """Compute the outputs at all steps after the prompt.
 
         :param Tensor tokens: prompts followed by sequences. **Shape:** ``(num_rows, num_tokens)``.
         :param int num_prompt: number of tokens of the prompt.
@@ -97,7 +97,7 @@ class CausalLM(nn.Module):
             return pad(prefix, (1, 0), value=self.start_token)
         if (prefix.shape[1] if num_prompt is None else num_prompt) == 0:
             raise ValueError(
-                "prompt must have one token at least where there is no start_token, got none"
+                "prompt must have at least one token if there is no start_token, got none"
             )
         return prefix
 

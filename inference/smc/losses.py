@@ -1,10 +1,10 @@
-r"""Losses that twists are trained with, and one for the base model itself.
+r"""Losses that train twists, and one that trains the base model itself.
 
-All but one draw from the proposal of the given sampler and never differentiate through draws or
-weights. Estimates of expectations under the target :math:`\sigma` are self-normalized: draws
-:math:`s^k` from the proposal :math:`q` with the weights
-:math:`W^k \propto p_0(s^k)\, \phi(s^k) / q(s^k)`. Where the potential is zero for all draws there
-is nothing to learn from, and these weights are zero.
+All but one draw from the proposal of the given sampler, and none differentiates through draws or
+weights. Expectations under the target :math:`\sigma` are estimated with self-normalized weights:
+a draw :math:`s^k` from the proposal :math:`q` has the weight
+:math:`W^k \propto p_0(s^k)\, \phi(s^k) / q(s^k)`. If the potential is zero for all draws, there is
+nothing to learn from, and these weights are zero.
 """
 
 import math
@@ -25,9 +25,9 @@ from pyro_ext.inference.smc.twisted import ProposalDraws, TwistedSMC
 
 
 class TwistLoss(ABC):
-    """A loss of a twist, estimated with draws.
+    """Base class of losses of a twist, estimated with draws.
 
-    :param int num_particles: number of draws; ``None`` takes as many as the sampler has particles.
+    :param int num_particles: number of draws; by default that of the sampler's particles.
     """
 
     def __init__(self, num_particles: int | None = None) -> None:
@@ -35,10 +35,10 @@ class TwistLoss(ABC):
 
     @abstractmethod
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """An estimate whose gradient in the parameters of the twist is that to descend along.
+        """Return an estimate whose gradient in the parameters of the twist is the one to descend.
 
         :param TwistedSMC smc: the sampler.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
         """
 
     def _draws(
@@ -68,10 +68,10 @@ class CTLLoss(TwistLoss):
     Its gradient, averaged over steps, is the difference of two expectations,
     :math:`\mathbb{E}_{\pi_t} \nabla \log \psi_t - \mathbb{E}_\sigma \nabla \log \psi_t`. Both are
     estimated with the same draws, under the weights :math:`W^k` and under
-    :math:`W_t^k \propto p_0(s^k_{1:t})\, \psi_t(s^k_{1:t}) / q(s^k_{1:t})`. The value of the loss
-    means nothing.
+    :math:`W_t^k \propto p_0(s^k_{1:t})\, \psi_t(s^k_{1:t}) / q(s^k_{1:t})`. Only the gradient is
+    meaningful, not the value of the loss.
 
-    :param int num_particles: as of :class:`TwistLoss`.
+    :param int num_particles: as for :class:`TwistLoss`.
 
     [1] S. Zhao, R. Brekelmans, A. Makhzani, R. Grosse (2024),
     Probabilistic inference in language models via twisted sequential Monte Carlo.
@@ -94,7 +94,7 @@ class CTLLoss(TwistLoss):
     """
 
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """As of :class:`TwistLoss`."""
+        """See :class:`TwistLoss`."""
         draws = self._draws(smc, prompt)
         positive = _target_weights(draws)[:, None]
         log_ratio = (draws.log_base - draws.log_proposal).cumsum(-1)
@@ -105,17 +105,17 @@ class CTLLoss(TwistLoss):
 
 
 class SoftQLoss(TwistLoss):
-    r"""Squared errors of the recursion that the best twist satisfies, as in soft Q-learning.
+    r"""Squared errors of the recursion that the optimal twist satisfies, as in soft Q-learning.
 
     The target of :math:`\log \psi_t(s_{1:t})` is
     :math:`\log \sum_v p_0(v \mid s_{1:t})\, \psi_{t+1}(s_{1:t}, v)`, held fixed, and that of
-    :math:`\log \psi_T` the log potential; draws from the proposal count equally.
+    :math:`\log \psi_T` is the log potential. Draws come from the proposal and have equal weights.
 
-    :param int num_particles: as of :class:`TwistLoss`.
+    :param int num_particles: as for :class:`TwistLoss`.
     """
 
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """As of :class:`TwistLoss`."""
+        """See :class:`TwistLoss`."""
         draws = self._draws(smc, prompt)
         if not bool(draws.log_potential.isfinite().all()):
             raise ValueError(
@@ -128,20 +128,20 @@ class SoftQLoss(TwistLoss):
 
 
 class SIXOLoss(TwistLoss):
-    r"""Noise-contrastive estimation [1]: which prefixes are of the target, and which of the base.
+    r"""Noise-contrastive estimation, which tells prefixes of the target from those of the base [1].
 
     .. math::
         -\frac1T \sum_t \Big( \mathbb{E}_\sigma \log \mathrm{sigmoid}(\log \psi_t)
         + \mathbb{E}_{p_0} \log \mathrm{sigmoid}(-\log \psi_t) \Big)
 
-    :param int num_particles: as of :class:`TwistLoss`; so many from each.
+    :param int num_particles: as for :class:`TwistLoss`; as many are drawn from each of the two.
 
     [1] D. Lawson, A. Raventos, A. Warrington, S. Linderman (2022),
     SIXO: Smoothing inference with twisted objectives.
     """
 
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """As of :class:`TwistLoss`."""
+        """See :class:`TwistLoss`."""
         draws = self._draws(smc, prompt)
         positive = _target_weights(draws)[:, None] * logsigmoid(draws.log_twist)
         from_base = self._draws(smc, prompt, from_base=True)
@@ -151,17 +151,17 @@ class SIXOLoss(TwistLoss):
 class FUDGELoss(TwistLoss):
     r"""Cross-entropy of the twist as a prediction of the potential, on draws from the base [1].
 
-    Twists and potentials have to be at most one, such as probabilities of a class: let the twist
-    end with :func:`torch.nn.functional.logsigmoid`, and subtract the largest log potential.
+    Twists and potentials must be at most one, as probabilities of a class are: let the twist end
+    with :func:`torch.nn.functional.logsigmoid`, and subtract the largest log potential.
 
-    :param int num_particles: as of :class:`TwistLoss`.
+    :param int num_particles: as for :class:`TwistLoss`.
 
     [1] K. Yang, D. Klein (2021),
     FUDGE: Controlled text generation with future discriminators.
     """
 
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """As of :class:`TwistLoss`."""
+        """See :class:`TwistLoss`."""
         draws = self._draws(smc, prompt, from_base=True)
         rounding = 1e-6
         for name, values in (("log_potential", draws.log_potential), ("twist", draws.log_twist)):
@@ -178,14 +178,14 @@ class FUDGELoss(TwistLoss):
 class DPGLoss(TwistLoss):
     r"""The divergence :math:`\mathrm{KL}(\sigma \,\|\, q)` of the proposal itself [1].
 
-    :param int num_particles: as of :class:`TwistLoss`.
+    :param int num_particles: as for :class:`TwistLoss`.
 
     [1] T. Parshakova, J.-M. Andreoli, M. Dymetman (2019),
     Distributional reinforcement learning for energy-based sequential models.
     """
 
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """As of :class:`TwistLoss`."""
+        """See :class:`TwistLoss`."""
         draws = self._draws(smc, prompt)
         # The base has no gradient.
         log_proposal = (draws.log_twist - draws.log_normalizer).sum(-1)
@@ -195,11 +195,12 @@ class DPGLoss(TwistLoss):
 class PolicyLoss:
     r"""The divergence :math:`\mathrm{KL}(\sigma \,\|\, p_\theta)` of a model without twists.
 
-    Sequences are drawn from the model :math:`p_\theta` as it is and count in proportion to
-    :math:`p_0 \phi / p_\theta`: the direct way to tune a model, and the rival of twists.
+    Sequences are drawn from the model :math:`p_\theta` itself and weighted in proportion to
+    :math:`p_0 \phi / p_\theta`. This is the direct way to tune a model, and the alternative to
+    twists.
 
-    :param policy: the model to be trained, a module as the base of a sampler.
-    :param int num_particles: as of :class:`TwistLoss`.
+    :param policy: the model to train, a module like the base of a sampler.
+    :param int num_particles: as for :class:`TwistLoss`.
 
     Example::
 
@@ -223,10 +224,10 @@ class PolicyLoss:
         self.policy = policy
 
     def differentiable_loss(self, smc: TwistedSMC, prompt: Tensor | None = None) -> Tensor:
-        """An estimate whose gradient in the parameters of the model is that to descend along.
+        """Return an estimate whose gradient in the parameters of the model is the one to descend.
 
-        :param TwistedSMC smc: the sampler, whose base and potential make the target.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
+        :param TwistedSMC smc: the sampler; its base and potential define the target.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
         """
         checks.instance("smc", smc, TwistedSMC, "a TwistedSMC")
         number = self.num_particles or smc.num_particles

@@ -1,4 +1,4 @@
-"""Exact answers where the base model is a Markov chain and an automaton reads the potential."""
+"""Exact solutions for a Markov chain as base model and an automaton that reads the potential."""
 
 import math
 
@@ -13,23 +13,23 @@ from pyro_ext.random import seeded
 def exact_markov_twist(
     init: Tensor, trans: Tensor, dfa: Tensor, log_potential: Tensor, length: int
 ) -> "MarkovTwist":
-    r"""The best twist of a Markov chain, by dynamic programming.
+    r"""Compute the optimal twist of a Markov chain by dynamic programming.
 
-    The potential is a function of the state in which a deterministic finite automaton ends that
-    reads the sequence; it begins in state 0. One that counts tokens, for example, has as many
-    states as counts. Then :math:`\psi^*_t` is a function of the last token and the state, and
-    :math:`\psi^*_{t-1} = \sum_v p_0(v \mid s_{t-1})\, \psi^*_t` from behind.
+    The potential depends on the final state of a deterministic finite automaton that reads the
+    sequence, starting in state 0. For example, an automaton that counts tokens has one state for
+    each count. Then :math:`\psi^*_t` is a function of the last token and the state, and a backward
+    recursion computes :math:`\psi^*_{t-1} = \sum_v p_0(v \mid s_{t-1})\, \psi^*_t`.
 
     :param Tensor init: probabilities of the first token. **Shape:** ``(vocabulary_size,)``.
-    :param Tensor trans: probabilities of the next token, a row for each last one. **Shape:**
+    :param Tensor trans: probabilities of the next token, one row for each last token. **Shape:**
         ``(vocabulary_size, vocabulary_size)``.
-    :param Tensor dfa: the next state of the automaton in a state that reads a token. **Shape:**
+    :param Tensor dfa: next state of the automaton, by state and token read. **Shape:**
         ``(num_states, vocabulary_size)``.
-    :param Tensor log_potential: of the states in which it ends. **Shape:** ``(num_states,)``.
+    :param Tensor log_potential: log potential of each final state. **Shape:** ``(num_states,)``.
     :param int length: number of tokens of a sequence.
-    :returns: the twist, with base model and potential for
-        :class:`~pyro_ext.inference.TwistedSMC`, the normalizing constant and exact draws.
-    :raises ValueError: for arguments of shapes that do not fit, and numbers out of range.
+    :returns: the twist, with base model and potential for :class:`~pyro_ext.inference.TwistedSMC`,
+        the normalizing constant and exact draws.
+    :raises ValueError: for shapes that do not fit, or numbers out of range.
 
     Example::
 
@@ -70,12 +70,12 @@ def exact_markov_twist(
 
 
 class MarkovTwist:
-    """A base model that is a Markov chain, its best twist, and exact draws from the target.
+    """A Markov chain as base model, its optimal twist, and exact draws from the target.
 
-    :func:`exact_markov_twist` makes it. As a function of prefixes it is the twist.
+    :func:`exact_markov_twist` makes it. Called with prefixes, it returns the log twists.
 
     :ivar Tensor log_Z: logarithm of the normalizing constant, a scalar.
-    :ivar Tensor tables: log twists by step, token and state after it. **Shape:** ``(length,
+    :ivar Tensor tables: log twists by step, token and the state after it. **Shape:** ``(length,
         vocabulary_size, num_states)``.
     """
 
@@ -115,8 +115,8 @@ class MarkovTwist:
     def sample(self, num_samples: int, seed: int | None = None) -> Tensor:
         """Draw independent sequences from the target, exactly.
 
-        :param int num_samples: how many.
-        :param int seed: of the draws.
+        :param int num_samples: number of sequences.
+        :param int seed: seed of the draws.
         :returns: **Shape:** ``(num_samples, length)``.
         """
         checks.integer("num_samples", num_samples, 1)

@@ -72,9 +72,9 @@ def reweight(particles: Particles, increments: Tensor) -> Particles:
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     r"""Effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of weights.
 
-    :param Tensor log_weights: their logarithms, up to a constant. **Shape:**
+    :param Tensor log_weights: logarithms of the weights, up to a constant. **Shape:**
         ``(*batch, num_particles)``.
-    :returns: **Shape:** ``(*batch)``; 0 where all weights are zero.
+    :returns: **Shape:** ``(*batch)``; 0 if all weights are zero.
 
     Example::
 
@@ -130,7 +130,7 @@ def check_weights(log_weights: Tensor) -> None:
     if bool(is_lost.any()):
         raise ValueError(
             "log_weights must have a particle with a positive weight to draw from, got "
-            f"{int(is_lost.sum())} of {is_lost.numel()} runs with none: take more particles, or "
+            f"{int(is_lost.sum())} of {is_lost.numel()} runs with none: use more particles, or "
             "proposals that lead to where the target is positive"
         )
 

@@ -115,36 +115,36 @@ _StepT = TypeVar("_StepT", _GuideStep, _ModelStep)
 
 
 class MarkovSMC(IndependentDraws):
-    r"""Sequential Monte Carlo over the latent sites of a Pyro model, in their order.
+    r"""Sequential Monte Carlo over the latent sites of a Pyro model, in the order of the sites.
 
-    The model is a function that draws its latent sites one after the other, in a
-    :func:`pyro.markov` loop for example, and observes data in between. Each latent site is a step:
-    particles get a value, are weighted by what the model then observes, and resampled before the
-    next one. So it does with any model what :class:`pyro.infer.SMCFilter` does with one that is
-    written in ``init`` and ``step``, and estimates the evidence.
+    The model is a function that draws its latent sites one after the other, for example in a
+    :func:`pyro.markov` loop, and observes data in between. Each latent site is a step: particles
+    get a value, are weighted by what the model observes next, and are resampled before the next
+    site. This applies :class:`pyro.infer.SMCFilter` to models that are not written with ``init``
+    and ``step``, and estimates the evidence.
 
-    Values come from the guide, or from the model where the guide has no such site. A twist
-    :math:`\psi(x_{1:t})` stands for the density of all later observations and makes the targets in
-    between :math:`p(x_{1:t}, y_{1:t})\, \psi(x_{1:t})`; the last one is the posterior.
-    :attr:`samples` and :attr:`log_weights` are the particles; ``get_samples`` draws as many with
-    equal weights, of which those with the same ancestors are not independent.
+    Values come from the guide, or from the model if the guide has no such site. A twist
+    :math:`\psi(x_{1:t})` stands for the density of all later observations: the intermediate targets
+    are :math:`p(x_{1:t}, y_{1:t})\, \psi(x_{1:t})`, and the last one is the posterior.
+    :attr:`samples` and :attr:`log_weights` are the particles. ``get_samples`` draws equally
+    weighted ones, as many as there are particles; those with common ancestors are not independent.
 
     The model is rerun for each step, so that what it computes from its latent sites follows the
-    particles, and the time goes with the square of the number of steps; for hundreds of them there
-    is :class:`~pyro_ext.inference.TwistedSMCFilter`. All particles are drawn at once in a plate
-    outside of the model, which must index with :class:`~pyro.ops.indexing.Vindex` where it does, as
+    particles. The run time is therefore quadratic in the number of steps; for hundreds of steps use
+    :class:`~pyro_ext.inference.TwistedSMCFilter`. All particles are drawn at once, in a plate
+    outside of the model, so a model that indexes must use :class:`~pyro.ops.indexing.Vindex`, as
     for parallel enumeration.
 
-    :param Callable model: a Pyro model, whose plates do not subsample.
-    :param Callable guide: a Pyro model with the same arguments, which draws some latent sites in
-        the order of the model.
+    :param Callable model: a Pyro model whose plates do not subsample.
+    :param Callable guide: a Pyro model with the same arguments, which draws some of the latent
+        sites in the order of the model.
     :param int num_particles: number of particles.
     :param int max_plate_nesting: number of batch dimensions of plates in the model.
-    :param float ess_threshold: particles are resampled where their effective sample size is below
+    :param float ess_threshold: particles are resampled when their effective sample size falls below
         this fraction of their number.
-    :param Callable twist: maps the values so far, in a dict by site with a first dimension of
-        particles, to :math:`\log \psi`. **Shape:** ``(num_particles,)``.
-    :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
+    :param Callable twist: maps the values so far, a dict by site with a leading particle dimension,
+        to :math:`\log \psi`. **Shape:** ``(num_particles,)``.
+    :param int seed: seed of all draws; ``None`` takes one from PyTorch's generator.
 
     Example::
 
@@ -189,12 +189,11 @@ class MarkovSMC(IndependentDraws):
     def run(self, *args: Any, **kwargs: Any) -> Self:
         """Take all steps.
 
-        :param args: of the model and the guide.
-        :param kwargs: likewise.
+        :param args: arguments of the model and the guide.
+        :param kwargs: keyword arguments of the model and the guide.
         :returns: the object itself.
-        :raises ValueError: where the model has no latent site, where its plates subsample or nest
-            deeper than ``max_plate_nesting``, where the guide has another order, and for log
-            densities that are NaN.
+        :raises ValueError: if the model has no latent site, if its plates subsample or nest deeper
+            than ``max_plate_nesting``, if the guide has another order, or if log densities are NaN.
         """
         values: dict[str, Tensor] = {}
         particles: Particles | None = None
@@ -229,7 +228,7 @@ class MarkovSMC(IndependentDraws):
                     previous = twist
                 if bool((gain.isnan() | (gain == math.inf)).any()):
                     raise ValueError(
-                        f"model must have log densities that are no NaN and not infinite, got "
+                        f"model must have log densities that are not NaN and not infinite, got "
                         f"others after site {step.name!r}"
                     )
                 gain = gain[None]
@@ -250,19 +249,19 @@ class MarkovSMC(IndependentDraws):
         return self
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """Draws of equal weight, as many as particles.
+        """Equally weighted draws, as many as there are particles.
 
         :param bool group_by_chain: whether to put a chain dimension of size one before the draws.
         :returns: by site. **Shape:** ``(num_particles, *event)`` each, or with one more dimension.
         :raises RuntimeError: before a run.
-        :raises ValueError: where all weights are zero.
+        :raises ValueError: if all weights are zero.
         """
         check_weights(self.log_weights)
         return super().get_samples(group_by_chain)
 
     @property
     def log_weights(self) -> Tensor:
-        """Weights whose mean is the estimate of the evidence. **Shape:** ``(num_particles,)``."""
+        """Weights whose mean estimates the evidence. **Shape:** ``(num_particles,)``."""
         return self._done().proper_log_weights[0]
 
     @property
@@ -272,7 +271,7 @@ class MarkovSMC(IndependentDraws):
 
     @property
     def effective_sample_size(self) -> Tensor:
-        """Effective sample size of the last weights, a scalar."""
+        """Effective sample size of the final weights, a scalar."""
         return effective_sample_size(self.log_weights)
 
     def _done(self) -> Particles:

@@ -1,4 +1,4 @@
-"""A twist that depends on the position and the token alone."""
+"""A twist that depends only on the position and the token."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from pyro_ext._lib import checks
 class TabularTwist(nn.Module):
     r"""Twists :math:`\log \psi_t(s_{1:t}) = b_{t, s_t}` in a table, which starts at zero.
 
-    It has no memory, so that it is as rigid as a twist can be.
+    The table has no memory, so this is the least flexible twist.
 
     :param int length: number of tokens of a sequence.
     :param int vocabulary_size: number of tokens to choose from.

@@ -1,4 +1,4 @@
-"""Evidence and draws of a posterior by particles that go from the prior to it.
+"""Evidence and draws of a posterior, by particles that move from the prior to the posterior.
 
 [1] P. Del Moral, A. Doucet, A. Jasra (2006), Sequential Monte Carlo samplers.
 
@@ -39,11 +39,12 @@ _MOST_STAGES = 10_000
 
 
 class TemperingSchedule(NamedTuple):
-    """Temperatures of a run, and how particles move at each.
+    """Temperatures of a run, and how particles move at each of them.
 
-    :param Tensor temperatures: powers of the likelihood, the last is one. **Shape:** ``(n,)``.
-    :param Tensor step_sizes: of leapfrog steps in units of the factors. **Shape:** ``(n,)``.
-    :param Tensor factors: of covariances. **Shape:** ``(n, size, size)``.
+    :param Tensor temperatures: powers of the likelihood, of which the last is one. **Shape:**
+        ``(n,)``.
+    :param Tensor step_sizes: sizes of leapfrog steps in units of the factors. **Shape:** ``(n,)``.
+    :param Tensor factors: factors of covariances. **Shape:** ``(n, size, size)``.
     """
 
     temperatures: Tensor
@@ -80,7 +81,7 @@ class TemperedPotential(Potential):
         if mixed := [name for name in self.sites if is_without_density(records[name].fn)]:
             raise ValueError(
                 f"model must have a prior of {mixed} that does not depend on the discrete sites "
-                "that are summed out: take the distribution with these summed out, such as "
+                "that are summed out: use the distribution with these summed out, such as "
                 "MixtureSameFamily"
             )
         self.tempered = BatchedFunction(
@@ -136,34 +137,34 @@ class TemperedPotential(Potential):
 
 
 class TemperedSMC:
-    r"""Estimates the evidence of a Pyro model, and draws from its posterior, modes and all [1].
+    r"""Estimates the evidence of a Pyro model and draws from its posterior, across modes [1].
 
-    Particles begin as draws of the prior and pass through densities
-    :math:`p(\theta) L(\theta)^b` with powers :math:`b` that rise from zero to one. At each they are
-    weighted, resampled, and moved by Hamiltonian Monte Carlo in units of their covariance; all
-    states of these chains are particles of the next power [2]. One run chooses powers, step sizes
-    and covariances; runs that are independent of it and of each other then use them unchanged, so
-    that their estimates of the evidence have no bias, and their spread is its error. What chooses
-    its powers as it goes estimates an evidence that is too high where particles move slowly.
+    Particles start as draws from the prior and pass through the densities
+    :math:`p(\theta) L(\theta)^b`, with powers :math:`b` that rise from zero to one. At each power,
+    particles are weighted, resampled, and moved by Hamiltonian Monte Carlo in units of their
+    covariance; all states of these chains become particles of the next power [2]. One run chooses
+    powers, step sizes and covariances. Further runs, independent of it and of each other, then use
+    these unchanged: their estimates of the evidence are unbiased, and their spread is its error. A
+    run that chose its own powers would overestimate the evidence when particles move slowly.
 
-    It needs priors that can be drawn from. In many dimensions, or where the prior is far wider than
-    the posterior, it takes many powers: give more particles, or longer chains. A mode that no
-    particle is near at small powers is lost, which shows where runs disagree.
+    Priors must allow drawing from them. In many dimensions, or if the prior is far wider than the
+    posterior, many powers are needed: use more particles or longer chains. A mode is lost if no
+    particle is near it at small powers; disagreement between runs shows this.
 
-    :param model: a Pyro model of continuous sites that sees all of its data; discrete sites are
-        summed out where the priors of other sites do not depend on them.
-    :param int num_particles: of each run.
-    :param int chain_length: states of each chain, one at least two; a run has
+    :param model: a Pyro model of continuous sites that sees all of its data. Discrete sites are
+        summed out if the priors of other sites do not depend on them.
+    :param int num_particles: number of particles of each run.
+    :param int chain_length: number of states of each chain, at least two; a run has
         ``num_particles / chain_length`` chains at each power.
-    :param int num_runs: independent runs for the estimate, at least two.
-    :param float ess_threshold: fraction of effective particles that a new power leaves.
-    :param str backend: as of :class:`~pyro_ext.inference.NUTS`.
-    :param int seed: of all random numbers; ``None`` takes one from PyTorch's generator.
+    :param int num_runs: number of independent runs for the estimate, at least two.
+    :param float ess_threshold: fraction of effective particles that remain at each new power.
+    :param str backend: as for :class:`~pyro_ext.inference.NUTS`.
+    :param int seed: seed of all random numbers; ``None`` takes one from PyTorch's generator.
     :param bool progress: whether to show a progress bar.
-    :ivar float log_evidence: logarithm of the estimated evidence, as is ``log_evidence_error``, its
+    :ivar float log_evidence: logarithm of the estimated evidence; ``log_evidence_error`` is its
         standard error.
-    :ivar Tensor log_evidences: those of the runs. **Shape:** ``(num_runs,)``.
-    :ivar TemperingSchedule schedule: what the runs used; another run takes it.
+    :ivar Tensor log_evidences: estimates of the runs. **Shape:** ``(num_runs,)``.
+    :ivar TemperingSchedule schedule: the schedule of the runs; pass it to another run to reuse it.
     :raises ValueError: for numbers out of range.
 
     Example::
@@ -214,10 +215,10 @@ class TemperedSMC:
         self._samples: dict[str, Tensor] = {}
 
     def run(self, *args: Any, schedule: TemperingSchedule | None = None, **kwargs: Any) -> Self:
-        """Choose powers, and run at them.
+        """Choose powers, and run with them.
 
         :param args: arguments of the model.
-        :param TemperingSchedule schedule: that of another run, in place of choosing one.
+        :param TemperingSchedule schedule: the schedule of another run, instead of choosing one.
         :param kwargs: keyword arguments of the model.
         """
         if schedule is not None:
@@ -268,7 +269,7 @@ class TemperedSMC:
         return self.schedule.temperatures
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
-        """The particles at the end, with a chain for each run.
+        """Final particles, with one chain for each run.
 
         :param bool group_by_chain: whether to keep runs apart.
         :returns: by name. **Shape:** ``(num_runs * num_particles, *event)`` each, or
@@ -282,7 +283,7 @@ class TemperedSMC:
         return {name: value.flatten(0, 1) for name, value in self._samples.items()}
 
     def summary(self, prob: float = 0.9) -> None:
-        """Print the evidence, and mean, standard deviation, interval and R-hat over runs.
+        """Print the evidence, and the mean, standard deviation, interval and R-hat over runs.
 
         :param float prob: probability mass of the interval.
         :raises RuntimeError: before a run.
@@ -299,13 +300,13 @@ class TemperedSMC:
             if not bool((likelihoods > -torch.inf).any()):
                 raise ValueError(
                     f"the likelihood is zero at all of {len(flat)} particles of power "
-                    f"{temperature:.3g}: is the prior where the data are?"
+                    f"{temperature:.3g}: does the prior cover the data?"
                 )
             before, temperature = temperature, self._next(likelihoods, temperature)
             if len(chosen) == _MOST_STAGES or temperature == before:
                 raise ValueError(
                     f"powers do not rise above {before:.3g}: the likelihood differs by more than "
-                    "numbers can hold from one particle to the next; look at the scales of prior "
+                    "numbers can hold from one particle to the next; check the scales of prior "
                     "and data"
                 )
             log_weights = (temperature - before) * likelihoods
@@ -411,7 +412,7 @@ class TemperedSMC:
         if not spread <= _MOST_SPREAD:
             warnings.warn(
                 f"log evidences of the runs spread by {spread:.2g}, where at most {_MOST_SPREAD:g} "
-                "is right: take more particles (num_particles) or longer chains (chain_length)",
+                "is right: use more particles (num_particles) or longer chains (chain_length)",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -420,7 +421,7 @@ class TemperedSMC:
             warnings.warn(
                 f"the runs do not agree: R-hat over runs is {r_hat:.3g}, where at most "
                 f"{_MOST_R_HAT} is right; some have lost a mode, or particles move too slowly: "
-                "take more particles (num_particles) or longer chains (chain_length)",
+                "use more particles (num_particles) or longer chains (chain_length)",
                 ConvergenceWarning,
                 stacklevel=3,
             )

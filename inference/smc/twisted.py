@@ -35,7 +35,7 @@ _ADAM = partial(torch.optim.Adam, lr=0.02)
 
 
 class SMCResult(NamedTuple):
-    """Weighted sequences; several runs stand in a leading dimension.
+    """Weighted sequences; several runs have a leading dimension.
 
     :ivar Tensor sequences: tokens. **Shape:** ``(*runs, num_particles, length)``.
     :ivar Tensor log_weights: weights whose mean in each run is the estimate of the normalizing
@@ -55,10 +55,10 @@ class SMCResult(NamedTuple):
     def sample(self, num_samples: int = 1, seed: int | None = None) -> Tensor:
         """Draw sequences of each run in proportion to their weights.
 
-        :param int num_samples: how many.
-        :param int seed: of the draws.
+        :param int num_samples: number of sequences.
+        :param int seed: seed of the draws.
         :returns: **Shape:** ``(*runs, num_samples, length)``.
-        :raises ValueError: where all weights of a run are zero.
+        :raises ValueError: if all weights of a run are zero.
         """
         checks.integer("num_samples", num_samples, 1)
         check_weights(self.log_weights)
@@ -70,13 +70,13 @@ class SMCResult(NamedTuple):
 
 
 class ProposalDraws(NamedTuple):
-    """Independent sequences from the proposal or the base model, and what each token has been.
+    """Independent sequences from the proposal or the base model, with their log probabilities.
 
-    :ivar Tensor sequences: tokens. **Shape:** ``(num_samples, length)``, as of the others.
+    :ivar Tensor sequences: tokens. **Shape:** ``(num_samples, length)``, as for the others.
     :ivar Tensor log_base: log probability of each token under the base model.
     :ivar Tensor log_twist: log twist at each token, with a gradient.
-    :ivar Tensor log_normalizer: of base times twist over the vocabulary, with a gradient.
-    :ivar Tensor log_potential: of each sequence. **Shape:** ``(num_samples,)``.
+    :ivar Tensor log_normalizer: log sum of base times twist over the vocabulary, with a gradient.
+    :ivar Tensor log_potential: log potential of each sequence. **Shape:** ``(num_samples,)``.
     """
 
     sequences: Tensor
@@ -92,14 +92,15 @@ class ProposalDraws(NamedTuple):
 
 
 class BidirectionalBounds(NamedTuple):
-    r"""Estimates whose means enclose what they are of [1].
+    r"""Estimates of lower and upper bounds [1].
 
     :ivar Tensor log_Z_lower: estimates of a lower bound of the log normalizing constant. **Shape:**
         ``(num_runs,)``.
-    :ivar Tensor log_Z_upper: likewise of an upper bound.
-    :ivar Tensor proposal_to_target: lower and upper end of the divergence
+    :ivar Tensor log_Z_upper: likewise for an upper bound.
+    :ivar Tensor proposal_to_target: lower and upper bound of the divergence
         :math:`\mathrm{KL}(q \,\|\, \sigma)`. **Shape:** ``(2,)``.
-    :ivar Tensor target_to_proposal: of :math:`\mathrm{KL}(\sigma \,\|\, q)`. **Shape:** ``(2,)``.
+    :ivar Tensor target_to_proposal: likewise for :math:`\mathrm{KL}(\sigma \,\|\, q)`. **Shape:**
+        ``(2,)``.
     """
 
     log_Z_lower: Tensor
@@ -116,11 +117,12 @@ class _TwistLoss(Protocol):
 
 
 class TwistedSMC:
-    r"""Draws sequences from an autoregressive model that a potential tilts [1].
+    r"""Draws sequences from an autoregressive model tilted by a potential [1].
 
     The target is :math:`\sigma(s) \propto p_0(s)\, \phi(s)` over sequences
-    :math:`s = s_{1:T}` of tokens. A twist :math:`\psi_t(s_{1:t})` predicts the potential of what a
-    prefix will become; best is :math:`\psi^*_t = \mathbb{E}_{p_0}[\phi \mid s_{1:t}]`. Particles
+    :math:`s = s_{1:T}` of tokens. A twist :math:`\psi_t(s_{1:t})` predicts, from a prefix, the
+    potential of the whole sequence; the optimum is
+    :math:`\psi^*_t = \mathbb{E}_{p_0}[\phi \mid s_{1:t}]`. Particles
     are drawn from :math:`q_t(v \mid s_{<t}) = p_0(v \mid s_{<t})\, \psi_t(s_{<t}, v) / N_t(s_{<t})`
     and weighted by
 
@@ -128,27 +130,27 @@ class TwistedSMC:
         w_t = \frac{N_t(s_{<t})}{\psi_{t-1}(s_{<t})} \quad (t < T), \qquad
         w_T = \frac{N_T(s_{<T})}{\psi_{T-1}(s_{<T})} \, \frac{\phi(s)}{\psi_T(s)},
 
-    so that the targets in between are :math:`\pi_t \propto p_0(s_{1:t})\, \psi_t(s_{1:t})`, and the
-    potential is evaluated on whole sequences only. The estimate of the normalizing constant is
-    unbiased whatever the twist; with the best one all weights are equal.
+    so that the intermediate targets are :math:`\pi_t \propto p_0(s_{1:t})\, \psi_t(s_{1:t})`, and
+    the potential is evaluated on whole sequences only. The estimate of the normalizing constant is
+    unbiased for any twist; with the optimal twist, all weights are equal.
 
-    Base model, twist and potential read tokens as integers. The first two are functions of a
-    prefix, such as modules, or keep a state between steps, as
-    :class:`~pyro_ext.inference.smc.IncrementalModel`. With a prompt, all three are given the prompt
-    followed by what has been drawn. Tokens are on the device of the modules' parameters, else on
-    that of the prompt, which may be empty.
+    Base model, twist and potential read tokens as integers. Base and twist are functions of a
+    prefix, such as modules, or keep a state between steps, as an
+    :class:`~pyro_ext.inference.smc.IncrementalModel` does. With a prompt, all three receive the
+    prompt followed by the tokens drawn so far. Tokens are on the device of the modules' parameters,
+    or else on that of the prompt, which may be empty.
 
     :param Callable base: maps prefixes ``(num_rows, t)``, with ``t`` from 0, to log probabilities
         of the next token ``(num_rows, vocabulary_size)``.
-    :param Callable twist: likewise to :math:`\log \psi_{t+1}` for each next token, real numbers; or
-        ``None`` for one everywhere.
+    :param Callable twist: likewise maps prefixes to :math:`\log \psi_{t+1}` for each next token,
+        which are real numbers; ``None`` sets all twists to one.
     :param Callable log_potential: maps sequences ``(num_rows, length)`` to log potentials
         ``(num_rows,)``, which may be minus infinity.
     :param int num_particles: number of particles of a run.
-    :param int length: number of tokens :math:`T` of a sequence; it has to be given.
-    :param float ess_threshold: particles are resampled where their effective sample size is below
-        this fraction of their number. At 1, the default, that is after each step with uneven
-        weights, at 0 never. After the last step they are not.
+    :param int length: number of tokens :math:`T` of a sequence; required.
+    :param float ess_threshold: particles are resampled when their effective sample size falls below
+        this fraction of their number. With 1, the default, they are resampled after each step with
+        uneven weights, with 0 never. They are not resampled after the last step.
     :raises TypeError: for a base, twist or potential that cannot be called.
     :raises ValueError: for numbers out of range.
 
@@ -201,21 +203,22 @@ class TwistedSMC:
     ) -> SMCResult:
         r"""Draw weighted sequences.
 
-        With a sequence from the target as ``clamp`` this is conditional sequential Monte Carlo: the
-        first particle is that sequence throughout, and :math:`\mathbb{E} \log \hat Z \ge \log Z`
-        where without it it is :math:`\le`.
+        With a sequence from the target as ``clamp``, this is conditional sequential Monte Carlo:
+        the first particle is that sequence throughout, and
+        :math:`\mathbb{E} \log \hat Z \ge \log Z`; without it,
+        :math:`\mathbb{E} \log \hat Z \le \log Z`.
 
-        :param Tensor prompt: tokens that come before, of all runs or one row for each. **Shape:**
-            ``(num_tokens,)`` or ``(num_runs, num_tokens)``.
-        :param Tensor clamp: a sequence that the first particle has, likewise. **Shape:**
-            ``(length,)`` or ``(num_runs, length)``.
-        :param int num_runs: number of independent runs, which are taken side by side and stand in a
-            leading dimension of what is returned; ``None`` is one without that dimension. A run has
-            the same random numbers alone as among others.
-        :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
+        :param Tensor prompt: tokens that precede the sequences, shared by all runs or one row for
+            each. **Shape:** ``(num_tokens,)`` or ``(num_runs, num_tokens)``.
+        :param Tensor clamp: a sequence for the first particle, likewise. **Shape:** ``(length,)``
+            or ``(num_runs, length)``.
+        :param int num_runs: number of independent runs, which are computed side by side and have a
+            leading dimension in the result; ``None`` does one run without that dimension. A run
+            uses the same random numbers whether it is alone or among others.
+        :param int seed: seed of all draws; ``None`` takes one from PyTorch's generator.
         :returns: sequences without the prompt, weights, and the estimate.
-        :raises ValueError: for arguments of a wrong shape, and where base, twist or potential
-            return NaN or another shape than they should.
+        :raises ValueError: for arguments of a wrong shape, or if base, twist or potential return
+            NaN or a wrong shape.
         """
         size = 1 if num_runs is None else checks.integer("num_runs", num_runs, 1)
         rows = self._prompt(prompt, size).repeat_interleave(self.num_particles, 0)
@@ -278,11 +281,11 @@ class TwistedSMC:
     ) -> ProposalDraws:
         """Draw independent sequences from the proposal, without weighting or resampling.
 
-        Gradients in the parameters of the twist go through its values, not through the draws.
+        Gradients in the parameters of the twist flow through its values, not through the draws.
 
         :param int num_samples: number of sequences.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
-        :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
+        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
         :param bool from_base: whether to draw from the base model instead.
         """
         checks.integer("num_samples", num_samples, 1)
@@ -297,7 +300,7 @@ class TwistedSMC:
         """Log probability of sequences under the proposal, without resampling.
 
         :param Tensor sequences: tokens. **Shape:** ``(num_samples, length)``.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
         :returns: **Shape:** ``(num_samples,)``.
         """
         return self._given(sequences, prompt).log_proposal.sum(-1)
@@ -306,7 +309,7 @@ class TwistedSMC:
         """Log density of sequences under the target, without its normalizing constant.
 
         :param Tensor sequences: tokens. **Shape:** ``(num_samples, length)``.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
         :returns: **Shape:** ``(num_samples,)``.
         """
         rows, own = self._with_prompt(sequences, prompt)
@@ -318,14 +321,14 @@ class TwistedSMC:
     def bidirectional_bounds(
         self, sequences: Tensor, prompt: Tensor | None = None, *, seed: int | None = None
     ) -> BidirectionalBounds:
-        r"""Enclose the log normalizing constant, and both divergences of proposal and target.
+        r"""Bound the log normalizing constant and both divergences between proposal and target.
 
-        Each sequence from the target gives one conditional run for the upper bound; as many other
-        runs give the lower one, and as many draws from the proposal the divergences.
+        Each sequence from the target gives one conditional run for the upper bound. As many other
+        runs give the lower bound, and as many draws from the proposal give the divergences.
 
         :param Tensor sequences: exact draws from the target. **Shape:** ``(num_runs, length)``.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
-        :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
+        :param int seed: seed of all draws; ``None`` takes one from PyTorch's generator.
         """
         _, own = self._with_prompt(sequences, prompt)
         seed = fresh_seed(seed)
@@ -352,22 +355,22 @@ class TwistedSMC:
         seed: int | None = None,
         **training: Unpack[TrainingOptions],
     ) -> Self:
-        """Train the twist, which is a module; ``losses`` are those before each step.
+        """Train the twist, which must be a module; ``losses`` holds the loss before each step.
 
-        The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps, and what
-        is not finite ends it with an error that says where.
+        Training uses :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps, and a value
+        that is not finite raises an error that says where it occurred.
 
-        :param TwistLoss loss: such as :class:`~pyro_ext.inference.smc.CTLLoss`.
+        :param TwistLoss loss: for example :class:`~pyro_ext.inference.smc.CTLLoss`.
         :param int num_steps: number of steps.
-        :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
-        :param optimizer: makes an optimizer of a list of parameters. By default it is Adam, whose
-            learning rate falls from 0.02 to zero along a cosine: right for tables and small
-            networks, too large for a language model that is trained as a whole.
-        :param float max_norm: to which the norm of the gradient is clipped, or ``None``.
-        :param int seed: of all draws; ``None`` takes them from PyTorch's generator.
+        :param Tensor prompt: tokens that precede the sequences. **Shape:** ``(num_tokens,)``.
+        :param optimizer: a function that makes an optimizer from a list of parameters. The default
+            is Adam with a learning rate that falls from 0.02 to zero along a cosine. This suits
+            tables and small networks, but is too large for fine-tuning a whole language model.
+        :param float max_norm: norm to which the gradient is clipped; ``None`` does not clip.
+        :param int seed: seed of all draws; ``None`` takes them from PyTorch's generator.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the sampler itself.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         if not callable(getattr(loss, "differentiable_loss", None)) or isinstance(loss, type):
             raise TypeError(f"loss must be a TwistLoss, got {loss!r:.80}")

@@ -1,8 +1,8 @@
 """Training: one loop for any module, Pyro loss or function of tensors.
 
-All that this package trains is trained by :class:`~pyro_ext.inference.Trainer`. It takes the steps,
-with a schedule, clipping, an average of the weights, minibatches, a progress bar and a checkpoint
-that goes on bit for bit.
+All training in this package runs through :class:`~pyro_ext.inference.Trainer`. It provides the
+optimizer steps, schedules, gradient clipping, weight averages, minibatches, a progress bar, and
+checkpoints from which training resumes bit for bit.
 """
 
 from pyro_ext.inference.training.batches import ShuffledBatches

@@ -1,4 +1,4 @@
-"""Minibatches whose order follows from a seed and the number of the step, with no state to save."""
+"""Minibatches whose order is determined by a seed and the step number, without a state to save."""
 
 import hashlib
 from typing import Any
@@ -11,12 +11,13 @@ from pyro_ext.random import spawn_seed
 
 
 class ShuffledBatches:
-    """Minibatches of rows: in each epoch all of them once, in a new order.
+    """Minibatches of rows: each epoch contains all rows once, in a new order.
 
-    :param Tensor rows: tensors with as many rows each. **Shape:** ``(num_rows, *event)`` each.
-    :param int batch_size: rows of a minibatch.
-    :param bool drop_last: whether an epoch leaves out the rows that do not fill a minibatch; else
-        the last one is smaller.
+    :param Tensor rows: tensors with the same number of rows. **Shape:** ``(num_rows, *event)``
+        each.
+    :param int batch_size: number of rows of a minibatch.
+    :param bool drop_last: whether an epoch leaves out the rows that do not fill a minibatch;
+        otherwise the last minibatch is smaller.
     :raises ValueError: for tensors with different numbers of rows, or a size out of range.
 
     Example::
@@ -52,10 +53,10 @@ class ShuffledBatches:
         return num_rows // self.batch_size if self.drop_last else -(-num_rows // self.batch_size)
 
     def batch(self, step: int, seed: int) -> tuple[Tensor, ...]:
-        """The minibatch of a step.
+        """Return the minibatch of a step.
 
         :param int step: the number of the step, from zero.
-        :param int seed: of the orders.
+        :param int seed: seed of the orders.
         :returns: rows of each tensor.
         """
         epoch, number = divmod(checks.integer("step", step, 0), len(self))
@@ -67,7 +68,7 @@ class ShuffledBatches:
         return tuple(row[index.to(row.device)] for row in self.rows)
 
     def identity(self) -> dict[str, Any]:
-        """Describe what a checkpoint compares: sizes, and a digest of the rows."""
+        """Describe the sizes and a digest of the rows, which a checkpoint compares."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(f"{row.dtype}{tuple(row.shape)}".encode())

@@ -22,8 +22,8 @@ class TrainingDiverged(FloatingPointError):
 
     Parameters and buffers are those at which loss and gradient were last finite.
 
-    :param str message: what has happened.
-    :param Sequence losses: the loss of each step before.
+    :param str message: what happened.
+    :param Sequence losses: the losses of the previous steps.
     """
 
     def __init__(self, message: str, losses: Sequence[float] = ()) -> None:
@@ -32,7 +32,7 @@ class TrainingDiverged(FloatingPointError):
 
 
 class TrainingWarning(UserWarning):
-    """A training ended no better than it began; the message says what helps."""
+    """Training ended no better than it began; the message says what helps."""
 
 
 def warn_of_losses(losses: Sequence[float], stacklevel: int = 2) -> None:
@@ -50,8 +50,8 @@ def warn_of_losses(losses: Sequence[float], stacklevel: int = 2) -> None:
     is_above = last - first >= _NUM_ERRORS * math.sqrt(variance / size)
     if is_above and (last > max(losses[:size]) or last == first):
         warnings.warn(
-            f"training made nothing better: the mean loss of its last {size} steps is {last:.6g}, "
-            f"and that of its first {size} was {first:.6g}. {_HELP}",
+            f"training brought no improvement: the mean loss of its last {size} steps is "
+            f"{last:.6g}, and that of its first {size} was {first:.6g}. {_HELP}",
             TrainingWarning,
             stacklevel + 1,
         )
@@ -62,7 +62,7 @@ def warn_of_rows(losses: Tensor, stacklevel: int = 2) -> None:
     if lost := (~losses.detach().isfinite()).nonzero().flatten().tolist():
         warnings.warn(
             f"{len(lost)} of {losses.numel()} rows ended at a loss that is not finite, the first "
-            f"of them row {lost[0]}: take a smaller learning rate for them, or another start",
+            f"of them row {lost[0]}: use a smaller learning rate for them, or another start",
             TrainingWarning,
             stacklevel + 1,
         )
@@ -81,8 +81,8 @@ def warn_of_validation(
     """Warn where what a training was judged by has not fallen, by a fraction of it at least."""
     if not best < start - least * abs(start):
         warnings.warn(
-            f"training made nothing better: {what} is {best:.6g}, {of_start} {start:.6g}. {_HELP}, "
-            f"or {advice}",
+            f"training brought no improvement: {what} is {best:.6g}, {of_start} {start:.6g}. "
+            f"{_HELP}, or {advice}",
             TrainingWarning,
             stacklevel + 1,
         )

@@ -57,52 +57,52 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 class Trainer:
-    r"""Minimizes a loss by the steps of an optimizer.
+    r"""Minimizes a loss with the steps of an optimizer.
 
     A loss is any function that returns a scalar with a gradient in the parameters: the loss of a
-    network, ``ELBO.differentiable_loss``, a call of ``Trace_ELBO()(model, guide)``, a function of a
-    dict of tensors as in :mod:`torch.func`. One that knows its gradient otherwise returns both,
-    ``(value, gradients)``.
+    network, ``ELBO.differentiable_loss``, a call of ``Trace_ELBO()(model, guide)``, or a function
+    of a dict of tensors as in :mod:`torch.func`. A loss that computes its gradient in another way
+    returns both, ``(value, gradients)``.
 
-    :meth:`run` warns of a training that came to nothing, by a
-    :class:`~pyro_ext.inference.training.TrainingWarning`: one of a hundred steps or more whose loss
-    is clearly no lower than it began, its noise allowed for, or of which rows were lost.
+    :meth:`run` gives a :class:`~pyro_ext.inference.training.TrainingWarning` if training has
+    failed: if, after a hundred steps or more, the loss is clearly no lower than at the beginning,
+    allowing for its noise, or if rows were lost.
 
-    A step that would make anything but finite numbers is not taken: parameters and buffers go back
-    to where loss and gradient were last finite, and
-    :class:`~pyro_ext.inference.training.TrainingDiverged` says what was not finite, and where. So
-    do generators and buffers, whatever error a step raises. If a step fails during the update of
-    the optimizer, its moments are not restored: restart after that, or load a checkpoint. Ctrl-C
-    ends :meth:`run` after the current step, with a warning, and sets ``interrupted``; pressed
-    again, it ends the step, too.
+    A step that would lead to numbers that are not finite is not taken: parameters and buffers
+    return to where loss and gradient were last finite, and
+    :class:`~pyro_ext.inference.training.TrainingDiverged` says what was not finite, and where.
+    Generators and buffers are also restored after any other error in a step. If a step fails during
+    the update of the optimizer, the optimizer's moments are not restored: restart, or load a
+    checkpoint. Ctrl-C ends :meth:`run` after the current step, with a warning, and sets
+    ``interrupted``; a second Ctrl-C also ends the step.
 
-    A training goes on where it was, in the next call of :meth:`run` or :meth:`step` and, from a
-    checkpoint, in another process. With as many threads it then takes the same course, bit for bit,
-    as one that was not interrupted. That takes in what draws from PyTorch's generators; NumPy's and
-    Python's are not looked after.
+    Training resumes where it stopped in the next call of :meth:`run` or :meth:`step` or, from a
+    checkpoint, in another process. With the same number of threads it then takes the same course,
+    bit for bit, as without the interruption. This includes draws from PyTorch's generators, but not
+    from those of NumPy and Python.
 
-    :param parameters: what is trained: a module, of which that is all parameters that require a
-        gradient, or tensors in a mapping or sequence. They are changed in place.
-    :param optimizer: makes an optimizer of :mod:`torch.optim` of a list of tensors, or is one of
-        :mod:`pyro.optim`. It must not need a closure, as that of L-BFGS does.
-    :param Callable scheduler: makes a scheduler of the learning rate of the optimizer, such as
-        ``partial(CosineAnnealingLR, T_max=1000)``; it takes a step after each of the optimizer.
-    :param float max_norm: to which the norm of the gradient of all parameters together is clipped.
-    :param float ema_decay: of an exponential moving average of the parameters, which starts at
-        their first values; :attr:`average` holds it.
-    :param bool independent_rows: whether the first dimension of each parameter counts problems that
-        have nothing to do with each other, as the members of an ensemble. The loss then is one of
-        each, the optimizer has to work element by element, and a row that is not finite stops
-        nothing.
-    :param Sequence stateful: what else changes along the way and belongs in a checkpoint:
-        generators that the loss draws from, and modules or whatever has ``state_dict`` and
+    :param parameters: what to train: a module, of which all parameters that require a gradient are
+        trained, or tensors in a mapping or sequence. They are changed in place.
+    :param optimizer: a function that makes an optimizer of :mod:`torch.optim` from a list of
+        tensors, or an optimizer of :mod:`pyro.optim`. It must not need a closure, as L-BFGS does.
+    :param Callable scheduler: a function that makes a learning-rate scheduler from the optimizer,
+        such as ``partial(CosineAnnealingLR, T_max=1000)``; it takes a step after each step of the
+        optimizer.
+    :param float max_norm: norm to which the gradient of all parameters together is clipped.
+    :param float ema_decay: decay of an exponential moving average of the parameters, which starts
+        at their initial values; :attr:`average` holds it.
+    :param bool independent_rows: whether the first dimension of each parameter indexes independent
+        problems, such as the members of an ensemble. The loss then returns one value per problem,
+        the optimizer must work element by element, and a row that is not finite stops only itself.
+    :param Sequence stateful: other objects that change during training and belong in a checkpoint:
+        generators that the loss draws from, modules, and anything else with ``state_dict`` and
         ``load_state_dict``.
-    :param Mapping identity: settings by name that a checkpoint is to have been made with, as plain
-        values. Those of optimizer, schedule and parameters are compared anyway.
-    :param int seed: of all draws from PyTorch's global generators, which are put back after, and of
-        minibatches; ``None`` draws from the generators as they are.
+    :param Mapping identity: settings by name, as plain values, which must agree with those of a
+        checkpoint. Settings of optimizer, schedule and parameters are compared in any case.
+    :param int seed: seed of minibatches and of all draws from PyTorch's global generators, whose
+        states are restored afterwards; ``None`` uses the generators as they are.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for numbers out of range, or where there is nothing to train.
+    :raises ValueError: for numbers out of range, or if there is nothing to train.
 
     Example::
 
@@ -212,12 +212,12 @@ class Trainer:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps that have been taken."""
+        """Number of steps taken so far."""
         return len(self.losses)
 
     @property
     def average(self) -> Any:
-        """The average of the parameters: a copy of the module, or tensors in the form they came in.
+        """Average of the parameters: a copy of the module, or tensors in their original form.
 
         It is ``None`` without ``ema_decay``. Buffers of a module are those of the last step.
         """
@@ -233,10 +233,11 @@ class Trainer:
     def step(self, loss: Loss, *args: Any) -> float:
         """Take one step.
 
-        :param Callable loss: returns a scalar, or one and gradients in the form of the parameters.
-        :param args: its arguments.
-        :returns: the loss before the step, also the last of :attr:`losses`.
-        :raises TrainingDiverged: where loss, gradient or what the step makes is not finite.
+        :param Callable loss: returns a scalar, or a scalar and gradients in the form of the
+            parameters.
+        :param args: arguments of the loss.
+        :returns: the loss before the step, which is also the last of :attr:`losses`.
+        :raises TrainingDiverged: if loss, gradient or the result of the step is not finite.
         """
         checks.function("loss", loss)
         with self._randomness():
@@ -255,21 +256,22 @@ class Trainer:
     ) -> list[float]:
         """Take steps until ``num_steps`` have been taken in total.
 
-        :param Callable loss: as of :meth:`step`.
-        :param int num_steps: number of steps in all, those of earlier calls and of the checkpoint
-            included.
-        :param batches: what the loss is given:
-            :class:`~pyro_ext.inference.training.ShuffledBatches`, whose rows are its arguments; or
-            a function of a seed, another one at each step, whose result is its argument. Without it
-            the loss has no argument.
-        :param checkpoint: a file in which the training is saved along the way and at the end, and
-            from which it goes on where the file exists. It holds nothing that executes on load.
-        :param int save_every: steps from one time that it is saved to the next.
+        :param Callable loss: as for :meth:`step`.
+        :param int num_steps: total number of steps, including those of earlier calls and of the
+            checkpoint.
+        :param batches: provides the arguments of the loss:
+            :class:`~pyro_ext.inference.training.ShuffledBatches`, whose rows are the arguments; or
+            a function of a seed, which is a new one at each step, whose result is the single
+            argument. Without it, the loss has no argument.
+        :param checkpoint: a file in which the training is saved along the way and at the end. If it
+            exists, training resumes from it. Loading it executes no code.
+        :param int save_every: number of steps between saves.
         :param bool progress: whether to show a progress bar.
-        :param str description: what the bar begins with.
-        :returns: the losses of all steps, also :attr:`losses`.
-        :raises TrainingDiverged: as :meth:`step`; a checkpoint stays as it was last saved.
-        :raises CheckpointError: where the file is damaged, of another training, or being written.
+        :param str description: text at the start of the progress bar.
+        :returns: the losses of all steps, which are also in :attr:`losses`.
+        :raises TrainingDiverged: as for :meth:`step`; the checkpoint stays as it was last saved.
+        :raises CheckpointError: if the file is damaged, belongs to another training, or is being
+            written.
         """
         checks.function("loss", loss)
         num_steps = checks.integer("num_steps", num_steps, 0)
@@ -458,7 +460,7 @@ class Trainer:
         raise TrainingDiverged(
             f"training diverged at step {self.num_steps + 1}{of}: {what}. Parameters are those at "
             "which loss and gradient were last finite. Look for data that are not finite or huge, "
-            "take a smaller learning rate, or clip the gradient",
+            "use a smaller learning rate, or clip the gradient",
             self.losses,
         )
 
@@ -486,22 +488,22 @@ class Trainer:
     # Checkpoints ---------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the training to a file, from which :meth:`load` goes on.
+        """Save the training to a file, from which :meth:`load` resumes.
 
-        The file is written whole or not at all.
+        The file is written completely or not at all.
 
-        :param path: the file.
-        :raises CheckpointError: where it cannot be written.
+        :param path: path of the file.
+        :raises CheckpointError: if the file cannot be written.
         """
         checks.instance("path", path, (str, Path), "a path")
         self._write(Path(path), {})
 
     def load(self, path: str | Path) -> None:
-        """Go on where the training was that wrote a file.
+        """Resume the training that was saved to a file.
 
-        :param path: the file.
-        :raises CheckpointError: where the file is damaged, or of a training with other parameters
-            or settings; the message names them.
+        :param path: path of the file.
+        :raises CheckpointError: if the file is damaged, or belongs to a training with other
+            parameters or settings; the message names them.
         """
         checks.instance("path", path, (str, Path), "a path")
         self._take_up(self._read(Path(path), {}), Path(path))

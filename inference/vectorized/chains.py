@@ -16,9 +16,9 @@ ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Info(NamedTuple):
-    """Observations during a step.
+    """What a step observed.
 
-    :param Tensor potential_energy: the stochastic potential at the position it started from.
+    :param Tensor potential_energy: the stochastic potential at the position where the step started.
     """
 
     potential_energy: Tensor
@@ -26,15 +26,15 @@ class Info(NamedTuple):
 
 @dataclass(frozen=True)
 class Chains:
-    """State of a group of chains, all that a later step depends on.
+    """State of a group of chains: everything that later steps depend on.
 
     :param Sequence numbers: numbers of the chains.
     :param int seed: the seed of the run.
     :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
     :param int step: number of steps taken.
     :param tuple state: state of the sampler, a named tuple of tensors.
-    :param Tensor potential_energy: potential that the last step saw. **Shape:** ``(num_chains,)``.
-    :param Anchor anchor: anchor of the control variates, ``None`` without them.
+    :param Tensor potential_energy: potential at the last step. **Shape:** ``(num_chains,)``.
+    :param Anchor anchor: anchor of the control variates, or ``None`` without them.
     """
 
     numbers: Sequence[int]
@@ -54,11 +54,11 @@ class Chains:
 
 @dataclass(frozen=True)
 class Draws:
-    """States of a group of chains after some of its steps.
+    """States of a group of chains after some of their steps.
 
     :param steps: numbers of steps taken before each draw. **Shape:** ``(num_draws,)``.
-    :param tuple state: states of the sampler, as in :class:`Chains` with another leading dimension.
-    :param Tensor potential_energy: potentials that the steps before the draws saw.
+    :param tuple state: states of the sampler, as in :class:`Chains`, with a leading draw dimension.
+    :param Tensor potential_energy: potentials at the steps before the draws.
         **Shape:** ``(num_draws, num_chains)``.
     """
 

@@ -45,7 +45,7 @@ _NOT_SET_UP = "the kernel has no potential yet: call setup(...) first"
 
 
 class VectorizedOptions(TypedDict, total=False):
-    """Keyword arguments that all of these kernels take."""
+    """Keyword arguments that all vectorized kernels take."""
 
     potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
     backend: KernelBackend
@@ -53,30 +53,32 @@ class VectorizedOptions(TypedDict, total=False):
 
 
 class VectorizedKernel(MCMCKernel):
-    """A sampler of pure functions as a kernel: many chains take each step at once.
+    """Base class of kernels that take each step of many chains at once, by pure functions.
 
-    A subclass has two methods. ``_init(position, keys)`` makes the state of chains: a named tuple
-    of tensors with a leading dimension of chains, whose first field is ``position``, flat
-    unconstrained parameters ``(num_chains, size)``; ``keys`` are those of the chains' random
-    streams. ``_step(state, function, noise, *, step_size, temperature)`` returns the state after a
-    step and an :class:`~pyro_ext.inference.vectorized.Info`: ``function`` maps positions to
-    potentials and gradients, and ``noise`` is standard normal, of the shape of the positions. A
-    step draws no other random numbers but from keys in its state, and has no Python branch on a
-    value. The subclass keeps each keyword argument of its constructor as an attribute of that name.
+    A subclass implements two methods. ``_init(position, keys)`` makes the state of the chains: a
+    named tuple of tensors with a leading chain dimension, whose first field is ``position``, the
+    flat unconstrained parameters ``(num_chains, size)``; ``keys`` are the keys of the chains'
+    random streams. ``_step(state, function, noise, *, step_size, temperature)`` returns the state
+    after a step and an :class:`~pyro_ext.inference.vectorized.Info`. There, ``function`` maps
+    positions to potentials and gradients, and ``noise`` is standard normal with the shape of the
+    positions. A step draws further random numbers only from keys in its state, and has no Python
+    branch on a value. The subclass keeps each keyword argument of its constructor as an attribute
+    of the same name.
 
-    Drivers call :meth:`setup`, then :meth:`begin` and :meth:`record` for many chains at once, as
-    ours does, or :meth:`sample` for one chain at a time, as Pyro's does. A chain's draws follow
-    from the seed and its number alone.
+    Drivers call :meth:`setup` first. Our driver then calls :meth:`begin` and :meth:`record` for
+    many chains at once, and Pyro's driver calls :meth:`sample` for one chain at a time. The draws
+    of a chain depend only on the seed and the chain's number.
 
-    :param model: a Pyro model; or ``None`` with a ``potential_fn``.
-    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it requires
         initial parameters.
-    :param str backend: ``"auto"`` compiles runs that are long enough, by numbers of steps and of
-        operations; others are as of :class:`~pyro_ext.potential.Potential`.
-    :param int steps_per_sample: steps that one call of :meth:`sample` takes, under Pyro's driver,
-        which has no thinning.
-    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
-        default where a site asks for it, or at the median of a few draws from its prior.
+    :param str backend: ``"auto"`` compiles runs that are long enough, judged by their numbers of
+        steps and operations; the other values are those of :class:`~pyro_ext.potential.Potential`.
+    :param int steps_per_sample: number of steps that one call of :meth:`sample` takes. It serves as
+        thinning under Pyro's driver, which has none.
+    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`. By
+        default, each site starts where it asks to, or else at the median of a few draws from its
+        prior.
     :raises ValueError: for arguments out of range.
 
     Example::
@@ -103,15 +105,15 @@ class VectorizedKernel(MCMCKernel):
     """
 
     has_known_state: bool = True
-    """Whether a chain can be stopped between two steps and go on elsewhere."""
+    """Whether a chain can stop between two steps and continue elsewhere."""
     is_constrained: ClassVar[bool] = False
-    """Whether positions are values of the sites themselves, and there is no potential of them."""
+    """Whether positions are values of the sites themselves, without a potential."""
     one_at_a_time: bool = False
-    """Whether chains have to run one after the other."""
+    """Whether chains must run one after the other."""
     is_biased: ClassVar[bool] = False
-    """Whether draws are off however long a run is, so that each run ends with a warning."""
+    """Whether draws are biased however long a run is, so that each run ends with a warning."""
     takes_minibatches: ClassVar[bool] = False
-    """Whether a model may subsample its plates; without it a model must see all of its data."""
+    """Whether a model may subsample its plates; otherwise it must see all of its data."""
     _operations_per_evaluation: ClassVar[int] = 30
 
     def __init__(
@@ -159,7 +161,7 @@ class VectorizedKernel(MCMCKernel):
     # What it was made of -----------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of the constructor by name, but for the model or potential."""
+        """Keyword arguments of the constructor by name, except the model or potential."""
         names = keywords(type(self))
         if lacking := [name for name in names if not hasattr(self, name)]:
             raise TypeError(
@@ -254,7 +256,7 @@ class VectorizedKernel(MCMCKernel):
 
     @property
     def period(self) -> int:
-        """Number of steps after which it repeats itself which of them sample."""
+        """Number of steps after which the pattern of sampling steps repeats."""
         return 1
 
     def is_sampling(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -282,9 +284,9 @@ class VectorizedKernel(MCMCKernel):
         return value
 
     def catch_errors(self) -> dict[int, Exception]:
-        """Let a chain whose model raises go on with NaN, where chains run one by one in Python.
+        """Let a chain whose model raises continue with NaN, if chains run one by one in Python.
 
-        :returns: a dict that takes such errors from now on, by index of the chain.
+        :returns: a dict that collects these errors from now on, by index of the chain.
         """
         errors: dict[int, Exception] = {}
         self._made(self._loop).errors = errors
@@ -364,11 +366,11 @@ class VectorizedKernel(MCMCKernel):
     ) -> Chains:
         """Start chains.
 
-        :param Sequence numbers: numbers of the chains; a number that comes twice stands for chains
-            with the same start, minibatches and noise.
+        :param Sequence numbers: numbers of the chains. Chains with the same number have the same
+            start, minibatches and noise.
         :param int seed: a non-negative integer.
-        :param Mapping params: unconstrained initial parameters; by default the initialization
-            strategy gives them. **Shape:** ``(num_chains, *event)`` each.
+        :param Mapping params: unconstrained initial parameters; by default those of the
+            initialization strategy. **Shape:** ``(num_chains, *event)`` each.
         :returns: the chains before their first step.
         """
         potential = self.potential
@@ -389,13 +391,13 @@ class VectorizedKernel(MCMCKernel):
     def start_from(
         self, start: Start, num_chains: int, seed: int, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Unconstrained initial parameters from what a user gives, as of ``initial_params``.
+        """Convert ``initial_params`` of a driver to unconstrained initial parameters.
 
         :param start: values by site, a run, a guide, ``"laplace"``, ``"pathfinder"``, or a folder.
         :param int num_chains: number of chains.
-        :param int seed: of draws from a guide or around a mode.
+        :param int seed: seed of draws from a guide or around a mode.
         :returns: **Shape:** ``(num_chains, *event)`` each.
-        :raises ValueError: where names, shapes or supports do not fit.
+        :raises ValueError: if names, shapes or supports do not fit.
         """
         own = self.potential if isinstance(self.potential, Potential) else None
         context = Context(self.model, args, kwargs)
@@ -413,7 +415,7 @@ class VectorizedKernel(MCMCKernel):
         tensors: Mapping[str, Tensor],
         content: Mapping[str, Any],
     ) -> Chains:
-        """Make chains of what :meth:`saved` gave of them."""
+        """Restore chains from what :meth:`saved` returned."""
         layout = self.potential.layout
         position = tensors["state.position"].to(layout.device)
         start = self.begin(numbers, seed, layout.unflatten(position))
@@ -432,12 +434,12 @@ class VectorizedKernel(MCMCKernel):
     def record(self, chains: Chains, steps: Sequence[int]) -> tuple[Chains, Draws]:
         """Take steps and record the states after some of them.
 
-        The states are those that :meth:`advance` would come to, to the last bit, at the cost of a
-        call for many of them.
+        The states equal those that :meth:`advance` would reach, to the last bit, but a single call
+        makes many of them.
 
         :param Chains chains: the chains.
-        :param Sequence steps: increasing numbers, after how many steps in all of the chains a state
-            is recorded.
+        :param Sequence steps: increasing numbers of steps, counted from the start of the chains,
+            after which a state is recorded.
         :returns: the chains after the last of these steps, and the draws.
         :raises ValueError: for numbers that do not increase.
 
@@ -497,11 +499,11 @@ class VectorizedKernel(MCMCKernel):
         )
 
     def statistics(self, chains: Chains | Draws) -> dict[str, Tensor]:
-        """Statistics of the last step of each chain, or of the steps before draws.
+        """Statistics of the last step of each chain, or of the step before each draw.
 
         :param chains: the chains, or draws of them.
-        :returns: ``lp``, the negative potential that the step saw, and what the sampler adds.
-            **Shape:** ``(num_chains,)`` each, of draws ``(num_draws, num_chains)``.
+        :returns: ``lp``, which is the negative potential at the step, and what the sampler adds.
+            **Shape:** ``(num_chains,)`` each, or ``(num_draws, num_chains)`` for draws.
         """
         return {"lp": -chains.potential_energy, **self._statistics(chains.state)}
 
@@ -517,7 +519,8 @@ class VectorizedKernel(MCMCKernel):
     def samples(self, positions: Tensor) -> dict[str, Tensor]:
         """Constrained values of the sites, and deterministic sites, at unconstrained positions.
 
-        Deterministic sites in a plate that subsamples are left out: a draw sees a part of them.
+        Deterministic sites inside a subsampled plate are left out, since a draw sees only part of
+        them.
 
         :param Tensor positions: **Shape:** ``(num_rows, size)``.
         :returns: by site. **Shape:** ``(num_rows, *event)`` each.
@@ -561,7 +564,7 @@ class VectorizedKernel(MCMCKernel):
         self._chains = self.advance(self._chains, self.steps_per_sample)
         if not torch.isfinite(self._chains.position).all():
             raise RuntimeError(
-                f"the chain diverged by step {self._chains.step}: take a smaller step_size"
+                f"the chain diverged by step {self._chains.step}: use a smaller step_size"
             )
         draw = self._chains.step // self.steps_per_sample - self._num_warmup - 1
         diverging = self._statistics(self._chains.state).get("diverging")
@@ -574,7 +577,7 @@ class VectorizedKernel(MCMCKernel):
         return OrderedDict() if self._chains is None else self.describe(self._chains)
 
     def diagnostics(self) -> dict[str, Any]:
-        """Numbers of the draws of one chain that come after a divergence, for Pyro's driver."""
+        """Numbers of one chain's draws that follow a divergence, for Pyro's driver."""
         return {"divergences": list(self._divergences)}
 
     def cleanup(self) -> None:

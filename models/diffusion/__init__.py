@@ -1,4 +1,4 @@
-"""Diffusion models of images: what they clean, what they are sped up by, and what they unlearn."""
+"""Diffusion models of images: purification, faster sampling, and the erasure of concepts."""
 
 from pyro_ext.models.diffusion.digit_transformer import digit_transformer_pipeline
 from pyro_ext.models.diffusion.digits import WORDS, digit_images, digit_judge, digit_pipeline

@@ -1,4 +1,4 @@
-"""A small diffusion transformer of handwritten digits, in a real pipeline, learned in minutes."""
+"""A small diffusion transformer of handwritten digits, in a real pipeline, trained in minutes."""
 
 from functools import partial
 from inspect import getsource
@@ -25,19 +25,19 @@ _LEARNING_RATE = 2e-3
 def digit_transformer_pipeline(
     num_steps: int = 1250, *, seed: int = 0, progress: bool = True
 ) -> Any:
-    """A ``DiTPipeline`` of diffusers that draws digits of 8 x 8 pixels from their classes.
+    """Make a ``DiTPipeline`` of diffusers that draws digits of 8 x 8 pixels from their classes.
 
     The transformer has eight blocks of width 64 and patches of 2 x 2 pixels; the scheduler is DDIM
     with linear betas, and the autoencoder is the identity. The transformer is trained on the images
-    of :func:`digit_images`, of which 10 % have no class. That takes some minutes, once on a
-    machine; then it is read from ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` where that is
-    not set), from a file named by a digest of data, settings, versions and code.
+    of :func:`digit_images`, 10% of them without a class. This takes some minutes, once on each
+    machine. Afterwards it is read from ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` if that
+    is not set), from a file named by a digest of data, settings, versions and code.
 
-    :param int num_steps: of the training; none leave the network at random.
-    :param int seed: of first weights, minibatches, classes that are left out, and noise.
+    :param int num_steps: number of training steps; with zero, the network stays random.
+    :param int seed: seed of initial weights, minibatches, classes that are left out, and noise.
     :param bool progress: whether to show the progress of the training.
-    :returns: a new pipeline, in evaluation mode. It knows classes 0 to 9, and 1000 for none.
-    :raises ImportError: without diffusers; names the extra.
+    :returns: a new pipeline, in evaluation mode. Its classes are 0 to 9, and 1000 for none.
+    :raises ImportError: if diffusers is not installed; the message names the extra to install.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""A small Stable Diffusion of handwritten digits: all parts are real, and it learns in minutes."""
+"""A small but real Stable Diffusion of handwritten digits, trained in minutes."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -29,21 +29,22 @@ _LEARNING_RATE = 3e-3
 
 
 def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = True) -> Any:
-    """A ``StableDiffusionPipeline`` of diffusers that draws digits of 8 x 8 pixels from words.
+    """Make a ``StableDiffusionPipeline`` that draws digits of 8 x 8 pixels from words.
 
-    Tokenizer, text encoder, U-Net with cross-attention and DDIM scheduler are those of the real
-    one, but small; the autoencoder is the identity. Text encoder and U-Net are trained together on
-    the images of :func:`digit_images` with their words for captions, 20 % of them ``"odd"`` or
-    ``"even"`` and 10 % empty. That takes some minutes, once on a machine; then they are read from
-    ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` where that is not set), from a file named
-    by a digest of data, settings, versions and code.
+    Tokenizer, text encoder, U-Net with cross-attention and DDIM scheduler are small versions of the
+    real ones; the autoencoder is the identity. Text encoder and U-Net are trained together on the
+    images of :func:`digit_images`, captioned with their words; 20% of the captions are ``"odd"`` or
+    ``"even"``, and 10% are empty. This takes some minutes, once on each machine. Afterwards they
+    are read from ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` if that is not set), from a
+    file named by a digest of data, settings, versions and code.
 
-    :param int num_steps: of the training; none leave the networks at random.
-    :param int seed: of first weights, minibatches, captions and noise.
+    :param int num_steps: number of training steps; with zero, the networks stay random.
+    :param int seed: seed of initial weights, minibatches, captions and noise.
     :param bool progress: whether to show the progress of the training.
-    :returns: a new pipeline, in evaluation mode. Prompts are of lower case letters and at most six
-        tokens: each of :data:`WORDS` is one, as are ``"odd"`` and ``"even"``.
-    :raises ImportError: without diffusers or transformers; names the extra.
+    :returns: a new pipeline, in evaluation mode. Prompts consist of lower-case letters and have at
+        most six tokens; each of :data:`WORDS` is one token, as are ``"odd"`` and ``"even"``.
+    :raises ImportError: if diffusers or transformers are not installed; the message names the extra
+        to install.
 
     Example::
 
@@ -74,11 +75,11 @@ def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = Tru
 
 
 def digit_images() -> tuple[Tensor, Tensor]:
-    """The 1,797 images of digits of scikit-learn, and which digits they are.
+    """Load the 1,797 images of digits from scikit-learn, and the digits that they show.
 
     :returns: pixels from -1 to 1, and digits from 0 to 9. **Shape:** ``(1797, 1, 8, 8)`` and
         ``(1797,)``.
-    :raises ImportError: without scikit-learn; names the extra.
+    :raises ImportError: if scikit-learn is not installed; the message names the extra to install.
 
     Example::
 
@@ -94,13 +95,13 @@ def digit_images() -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def digit_judge() -> Callable[[Tensor], Tensor]:
-    """A support vector machine that says which digits images show.
+    """Make a support vector machine that tells which digits images show.
 
-    It is fitted to all of :func:`digit_images`; 99 % of held-out ones it reads right.
+    It is fitted to all of :func:`digit_images`; it classifies 99% of held-out images correctly.
 
-    :returns: a function of images, with pixels from -1 to 1 and **shape** ``(num, 1, 8, 8)``, that
-        returns digits, of **shape** ``(num,)``.
-    :raises ImportError: without scikit-learn; names the extra.
+    :returns: a function from images, with pixels from -1 to 1 and **shape** ``(num, 1, 8, 8)``, to
+        digits, of **shape** ``(num,)``.
+    :raises ImportError: if scikit-learn is not installed; the message names the extra to install.
 
     Example::
 

@@ -1,13 +1,13 @@
 r"""Early exit: diffusion transformers that run fewer blocks where there is more noise.
 
-Near pure noise a few blocks predict the noise as well as all of them. By a fixed schedule the first
-:math:`n(t)` of :math:`L` blocks run at timestep :math:`t`, and the final layer, the only one, takes
+Near pure noise, a few blocks predict the noise as well as all of them. With a fixed schedule, the
+first :math:`n(t)` of :math:`L` blocks run at timestep :math:`t`, and the single final layer takes
 what they return [1]:
 
 .. math:: \epsilon^{(n)} = F(B_n(\dots B_1(h_0)), c)
 
-Solvers and pipelines stay as they are. Schedules save what they promise at once; to lose nothing
-by it, a model has to be tuned under its schedule, with
+Solvers and pipelines stay as they are. A schedule saves time at once, but to lose no quality, the
+model must be tuned under its schedule, with
 :class:`~pyro_ext.models.diffusion.AdaptiveScoreFineTuner`.
 
 [1] T. Moon, M. Choi, E. Yun, J. Yoon, G. Lee, J. Cho, J. Lee (2024), A simple early exiting
@@ -36,38 +36,38 @@ _Schedule = Callable[[Tensor], Tensor]
 class EarlyExit:
     r"""Changes a module so that its blocks run by a schedule, until :meth:`EarlyExit.remove`.
 
-    :meth:`wrap` does the same to a copy. The module stays of its class, with the same parameters by
-    the same names: it stands in pipelines, is trained and is saved as before. Schedules are not
-    saved with it. With all blocks in the schedule its output is what it was, bit for bit.
+    :meth:`wrap` does the same to a copy. The module keeps its class and its parameters, with the
+    same names: it works in pipelines, and is trained and saved as before. Schedules are not saved
+    with it. With all blocks in the schedule, its output is the same as before, bit for bit.
 
     Samples of one batch may have different timesteps, and each leaves after its own number of
-    blocks. A block runs for all samples or, where nobody needs it any more, not at all. Three kinds
-    of blocks are known:
+    blocks. A block runs for all samples or, if none needs it any more, not at all. Three kinds of
+    blocks are supported:
 
-    - Those of a transformer, each of which is given what the one before returned, one tensor or
+    - Those of a transformer, each of which receives what the previous one returned, one tensor or
       several.
     - Those of a U-ViT, where blocks of the second half merge the state with an earlier one by their
       ``skip_linear`` [1], which they do even if they do not run. The first half always runs, and
       schedules must not ask for less.
-    - The analog in a U-Net of diffusers, with ``blocks="up_blocks"``: pairs of a residual block and
-      an attention are the blocks. Of a pair that does not run there remains the convolution that
-      merges channels. The first residual block of each up block always runs, as does the rest of
-      the network.
+    - The analog in a U-Net of diffusers, with ``blocks="up_blocks"``: each pair of a residual block
+      and an attention is a block. If a pair does not run, only the convolution that merges channels
+      remains. The first residual block of each up block always runs, as does the rest of the
+      network.
 
-    :param module: such as ``pipeline.transformer``. Exits that it has are replaced.
-    :param schedule: an :class:`ExitSchedule`, or any function of timesteps, a tensor, that returns
-        as many integers.
-    :param blocks: the attribute with the list of blocks; or several, in the order in which they
-        run, such as ``("transformer_blocks", "single_transformer_blocks")`` for Flux.
-    :param str timestep: the argument of ``module.forward`` that is the timestep: a number, or one
-        for each sample.
+    :param module: for example ``pipeline.transformer``. Existing exits are replaced.
+    :param schedule: an :class:`ExitSchedule`, or any function from a tensor of timesteps to as many
+        integers.
+    :param blocks: the attribute with the list of blocks; or several attributes, in the order in
+        which they run, such as ``("transformer_blocks", "single_transformer_blocks")`` for Flux.
+    :param str timestep: name of the timestep argument of ``module.forward``: a number, or one for
+        each sample.
     :ivar schedule: the schedule.
     :ivar int num_blocks: number of blocks.
-    :ivar int num_block_calls: number of blocks that have run so far; set it to zero as you like. A
-        call for a batch is one.
+    :ivar int num_block_calls: number of blocks that have run so far, which you may reset to zero. A
+        call for a batch counts once.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for blocks or arguments that the module does not have, or a schedule that
-        asks for more blocks or fewer than there can be.
+    :raises ValueError: for blocks or arguments that the module does not have, or a schedule with
+        too few or too many blocks.
 
     [1] F. Bao, S. Nie, K. Xue, Y. Cao, C. Li, H. Su, J. Zhu (2023), All are worth words: a ViT
     backbone for diffusion models.
@@ -124,12 +124,12 @@ class EarlyExit:
         *,
         timestep: str = "timestep",
     ) -> _Module:
-        """A copy of a module, with exits in its attribute ``early_exit``.
+        """Copy a module, with exits in the attribute ``early_exit`` of the copy.
 
-        :param module: it stays as it is.
-        :param schedule: as of the class, as all else is.
+        :param module: the module, which is not changed.
+        :param schedule: as for the class, like the other arguments.
         :param blocks: the attribute with the list of blocks, or several.
-        :param str timestep: the argument that is the timestep.
+        :param str timestep: name of the timestep argument.
 
         Example::
 
@@ -147,7 +147,7 @@ class EarlyExit:
         return module
 
     def remove(self) -> None:
-        """Give the module back as it was."""
+        """Restore the module."""
         for module, forward in self._forwards:
             if module.__dict__.get("forward") is forward:
                 del module.__dict__["forward"]

@@ -1,4 +1,4 @@
-"""Fine-tuning of diffusion models under their schedule of exits."""
+"""Fine-tuning of diffusion models under a schedule of exits."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,32 +18,30 @@ _ADAMW = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0)
 
 
 class AdaptiveScoreFineTuner:
-    r"""Tunes a copy of a diffusion model to predict noise from where its schedule lets it exit.
+    r"""Tunes a copy of a diffusion model to predict noise at the exits of its schedule.
 
     .. math:: \frac1B \sum_i \Bigl(\frac{L}{n(t_i)}\Bigr)^p \frac1d
         \Vert \epsilon_i - \epsilon^{(n(t_i))}(x_{t_i}, t_i, y_i) \Vert^2,
         \qquad t_i \sim \mathrm{Uniform}
 
-    What embeds the timestep stays as it is, and the result is an average over the steps [1]. Only
-    the prediction of the noise is tuned: channels for a variance that the model has learned have no
-    loss. Modes and dropout are those of the module: for classifier-free guidance leave out some of
-    the classes or prompts in what :meth:`step` gets, or let the module do it in training mode.
+    The embedding of the timestep is not trained, and the result is an average over the steps [1].
+    Only the prediction of the noise is tuned: channels for a learned variance have no loss. Modes
+    and dropout are those of the module. For classifier-free guidance, leave out some of the classes
+    or prompts in the arguments of :meth:`step`, or let the module do it in training mode.
 
-    :param module: such as ``pipeline.transformer``; it stays as it is.
-    :param scheduler: one of diffusers, with ``alphas_cumprod``.
-    :param schedule: as of :class:`EarlyExit`, as ``blocks`` and ``timestep`` are.
+    :param module: for example ``pipeline.transformer``; it is not changed.
+    :param scheduler: a scheduler of diffusers, with ``alphas_cumprod``.
+    :param schedule: as for :class:`EarlyExit`, like ``blocks`` and ``timestep``.
     :param blocks: the attribute with the list of blocks, or several.
-    :param float weight_power: :math:`p`; above zero, timesteps with fewer blocks count for more.
-    :param Sequence freeze: names of submodules, wherever they are in the module, that stay as they
-        are.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`, as ``seed`` is.
-    :param float ema_decay: of the average. It remembers some ``1 / (1 - ema_decay)`` steps: after
-        fewer, the average is hardly tuned.
-    :param int seed: of timesteps, noise and minibatches.
-    :param str timestep: the argument of ``module.forward`` that is the timestep.
+    :param float weight_power: :math:`p`; above zero, timesteps with fewer blocks have more weight.
+    :param Sequence freeze: names of submodules, anywhere in the module, that are not trained.
+    :param optimizer: as for :class:`~pyro_ext.inference.Trainer`, like ``seed``.
+    :param float ema_decay: decay of the average. It remembers about ``1 / (1 - ema_decay)`` steps;
+        after fewer steps, the average is hardly tuned.
+    :param int seed: seed of timesteps, noise and minibatches.
+    :param str timestep: name of the timestep argument of ``module.forward``.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: as :class:`EarlyExit`, and where nothing has the name of what is to be
-        frozen.
+    :raises ValueError: as for :class:`EarlyExit`, or if a name in ``freeze`` does not exist.
 
     [1] T. Moon, M. Choi, E. Yun, J. Yoon, G. Lee, J. Cho, J. Lee (2024), A simple early exiting
     framework for accelerated sampling in diffusion models.
@@ -101,18 +99,18 @@ class AdaptiveScoreFineTuner:
 
     @property
     def average(self) -> Any:
-        """The tuned module: the average over the steps, with exits of its own."""
+        """The tuned module: the average over the steps, with its own exits."""
         return self.trainer.average
 
     def step(self, x: Tensor, *conditions: Any, **named: Any) -> float:
         """Take one step.
 
         :param Tensor x: data, images or latents. **Shape:** ``(batch, *event)``.
-        :param conditions: what else the module is given, such as classes, in the order of its
+        :param conditions: further arguments of the module, such as classes, in the order of its
             arguments without data and timestep.
-        :param named: likewise, by name.
+        :param named: further arguments by name.
         :returns: the loss before the step.
-        :raises TrainingDiverged: where something is not finite.
+        :raises TrainingDiverged: if something is not finite.
         """
         return self.trainer.step(partial(self.loss, **named), x, *conditions)
 
@@ -121,22 +119,22 @@ class AdaptiveScoreFineTuner:
     ) -> list[float]:
         """Take steps until ``num_steps`` have been taken in total.
 
-        :param ShuffledBatches batches: of data and conditions, see :meth:`step`.
-        :param int num_steps: their number.
+        :param ShuffledBatches batches: minibatches of data and conditions, see :meth:`step`.
+        :param int num_steps: total number of steps.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the losses of all steps.
-        :raises TrainingDiverged: as :meth:`step`.
+        :raises TrainingDiverged: as for :meth:`step`.
         """
         checks.instance("batches", batches, ShuffledBatches, "ShuffledBatches")
         description = "Fine-tuning"
         return self.trainer.run(self.loss, num_steps, batches, description=description, **training)
 
     def loss(self, x: Tensor, *conditions: Any, **named: Any) -> Tensor:
-        """The loss at random timesteps, with a gradient.
+        """Compute the loss at random timesteps, with a gradient.
 
-        :param Tensor x: data, as of :meth:`step`.
-        :param conditions: as of :meth:`step`.
-        :param named: as of :meth:`step`.
+        :param Tensor x: data, as for :meth:`step`.
+        :param conditions: as for :meth:`step`.
+        :param named: as for :meth:`step`.
         """
         checks.instance("x", x, Tensor, "a tensor")
         if not (x.is_floating_point() and x.dim() > 1 and x.numel()):

@@ -1,4 +1,4 @@
-"""Taking concepts out of a text-to-image diffusion model, by the model itself."""
+"""Erasure of concepts from a text-to-image diffusion model, by the model itself."""
 
 import copy
 import math
@@ -46,14 +46,14 @@ _ADAMW = partial(torch.optim.AdamW, lr=1e-5, weight_decay=1e-4)
 
 @dataclass(frozen=True)
 class ConceptOrder:
-    """Order in which steps remove several concepts, with the prompts that draw their latents.
+    """The order in which steps remove several concepts, and the prompts that draw their latents.
 
-    :param str order: ``"iterative"``, the next concept; ``"random"``; ``"composite"``, all, as one
-        prompt with commas; ``"sequential"``, one after the other, each in an equal part of the
-        steps of :meth:`ConceptErasure.run`.
-    :param str generate_with: the prompt of latents, unless the order is ``"composite"``:
-        ``"composite"``, all concepts; ``"removed"``, that of the step; ``"single"``, that of the
-        step, and all concepts are removed.
+    :param str order: ``"iterative"`` removes the next concept at each step; ``"random"`` a random
+        one; ``"composite"`` all, as one prompt with commas; ``"sequential"`` one after the other,
+        each in an equal part of the steps of :meth:`ConceptErasure.run`.
+    :param str generate_with: the prompt for latents, unless the order is ``"composite"``:
+        ``"composite"`` has all concepts; ``"removed"`` has that of the step; ``"single"`` has that
+        of the step, and all concepts are removed.
     """
 
     order: str = "iterative"
@@ -72,41 +72,43 @@ _IN_TURN = ConceptOrder()
 class ConceptErasure(ABC):
     r"""Fine-tunes a diffusion model until the prompt of a concept asks for nothing in particular.
 
-    At each step latents :math:`z_t` are drawn by going part of the way from noise to an image of
-    the concept. There the prediction of the trained network, the student, for the concept's prompt
+    At each step, latents :math:`z_t` are drawn by going part of the way from noise to an image of
+    the concept. There, the prediction of the trained network, the student, for the concept's prompt
     :math:`c_s` is pulled to a target, which a subclass defines:
 
     .. math:: L = \frac1d \Vert \epsilon_\theta(z_t, t, c_s) - \text{target} \Vert^2
 
-    No images are needed. The network of the user is copied, not changed.
+    No images are needed. The given network is copied, not changed.
 
     :param unet: a network of diffusers that takes ``encoder_hidden_states``, such as a
-        ``UNet2DConditionModel``, also with adapters of peft. Its ``config`` has the shape of
+        ``UNet2DConditionModel``, also with adapters of peft. Its ``config`` holds the shape of
         latents, as ``sample_size`` and ``in_channels``.
-    :param scheduler: one of diffusers that takes latents as they are, such as a ``DDIMScheduler``.
+    :param scheduler: a scheduler of diffusers that does not scale latents, such as a
+        ``DDIMScheduler``.
     :param Callable encode: maps a list of prompts to their conditioning. **Shape:** ``(num_prompts,
         length, width)``.
-    :param Sequence concepts: what is to be erased: prompts, or conditioning as ``encode`` returns
+    :param Sequence concepts: the concepts to erase: prompts, or conditioning as ``encode`` returns
         it, of **shape** ``(length, width)``.
-    :param params: which parameters are trained: ``"xattn"``, those of the cross-attention;
-        ``"selfattn"``; ``"full"``, all; ``"notime"``, all but those of the time embedding and of
-        the last convolution; ``"noxattn"``, these without cross-attention; or a function of a
-        parameter's name that returns whether it is trained.
-    :param float guidance: scale of the guidance that latents are drawn with.
+    :param params: which parameters are trained: ``"xattn"`` for the cross-attention; ``"selfattn"``
+        for the self-attention; ``"full"`` for all; ``"notime"`` for all except the time embedding
+        and the last convolution; ``"noxattn"`` for those of ``"notime"`` without cross-attention;
+        or a function from a parameter's name to whether it is trained.
+    :param float guidance: guidance scale for drawing latents.
     :param ConceptOrder concept_order: which of several concepts is removed at a step.
-    :param int num_inference_steps: of the scheduler, from noise to an image.
-    :param torch.distributions.Distribution timesteps: of :math:`t` as a fraction of all training
-        timesteps.
-    :param int batch_size: number of latents at a step, which have one :math:`t`.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`. Gradients are clipped to a norm of
-        one.
-    :param int seed: the same.
+    :param int num_inference_steps: number of steps of the scheduler, from noise to an image.
+    :param torch.distributions.Distribution timesteps: distribution of :math:`t`, as a fraction of
+        all training timesteps.
+    :param int batch_size: number of latents at a step, which share one :math:`t`.
+    :param optimizer: as for :class:`~pyro_ext.inference.Trainer`. Gradients are clipped to a norm
+        of one.
+    :param int seed: as for :class:`~pyro_ext.inference.Trainer`.
     :ivar student: the network that is trained.
-    :ivar teacher: the one that learns from it or that it learns from.
-    :ivar decay: of the average of students that the teacher is; None leaves it as it was.
+    :ivar teacher: the network that learns from the student, or that the student learns from.
+    :ivar decay: decay of the average of students that is the teacher; ``None`` does not change the
+        teacher.
     :raises TypeError: for arguments of a wrong type, such as a scheduler without the needed fields.
-    :raises ValueError: for numbers out of range, where ``params`` chooses no parameter, as
-        ``"xattn"`` does in a network without cross-attention, and for shapes that do not fit.
+    :raises ValueError: for numbers out of range, for shapes that do not fit, or if ``params``
+        selects no parameter, as ``"xattn"`` does in a network without cross-attention.
     """
 
     decay: float | None = None
@@ -190,10 +192,10 @@ class ConceptErasure(ABC):
     def from_pipeline(cls, pipeline: Any, concepts: Sequence[str | Tensor], **options: Any) -> Self:
         """Erase concepts from a text-to-image pipeline, which is read and not changed.
 
-        :param pipeline: a ``StableDiffusionPipeline`` of diffusers or one like it. Its scheduler is
-            taken as a ``DDIMScheduler``.
+        :param pipeline: a ``StableDiffusionPipeline`` of diffusers, or a similar one. Its scheduler
+            is used as a ``DDIMScheduler``.
         :param Sequence concepts: prompts, or conditioning.
-        :param options: those of the class.
+        :param options: options of the class.
         :raises TypeError: for a pipeline without the needed parts.
         :raises ValueError: for prompts that are too long, or that the tokenizer does not know.
         """
@@ -214,7 +216,7 @@ class ConceptErasure(ABC):
     @property
     @abstractmethod
     def erased(self) -> nn.Module:
-        """The network without the concepts, as it is now, which also draws the latents."""
+        """The current network without the concepts, which also draws the latents."""
 
     @abstractmethod
     def target(self, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:
@@ -236,9 +238,9 @@ class ConceptErasure(ABC):
     def step(self) -> float:
         """Take one step.
 
-        :returns: the loss before it.
-        :raises TrainingDiverged: where a loss or gradient is not finite.
-        :raises ValueError: where the order is ``"sequential"``, which needs a number of steps.
+        :returns: the loss before the step.
+        :raises TrainingDiverged: if a loss or gradient is not finite.
+        :raises ValueError: if the order is ``"sequential"``, which requires a number of steps.
         """
         if self.concept_order.order == "sequential":
             raise ValueError(
@@ -254,8 +256,8 @@ class ConceptErasure(ABC):
             ``"sequential"`` divides it among the concepts; another number changes the division.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the object itself.
-        :raises TrainingDiverged: where a loss or gradient is not finite; networks are as they were
-            when both last were.
+        :raises TrainingDiverged: if a loss or gradient is not finite; networks are left as they
+            were when both last were.
         """
         self._trainer.run(
             partial(self._loss, num_steps),
@@ -266,20 +268,22 @@ class ConceptErasure(ABC):
         return self
 
     def loss(self, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:
-        """The loss at given latents.
+        """Compute the loss at given latents.
 
         :param Tensor noisy: latents. **Shape:** ``(batch_size, *latent_shape)``.
         :param Tensor timestep: an integer.
-        :param Tensor concept: conditioning of what is removed. **Shape:** ``(length, width)``.
+        :param Tensor concept: conditioning of the concept to remove. **Shape:**
+            ``(length, width)``.
         :returns: a scalar.
         """
         target = self.target(noisy, timestep, concept).detach()
         return mse_loss(_predict(self.student, noisy, timestep, concept), target)
 
     def latents(self, timestep: int, prompt: Tensor) -> Tensor:
-        """Latents on the way to images of a prompt, by the network that is :attr:`erased` so far.
+        """Draw latents on the way to images of a prompt, by the :attr:`erased` network so far.
 
-        :param int timestep: of training. The scheduler stops at the step that it belongs to.
+        :param int timestep: a timestep of training. The scheduler stops at the step to which it
+            belongs.
         :param Tensor prompt: conditioning. **Shape:** ``(length, width)``.
         :returns: **Shape:** ``(batch_size, *latent_shape)``.
         """
@@ -289,12 +293,12 @@ class ConceptErasure(ABC):
         return denoise(predict, self.scheduler, noise, self.num_inference_steps, stop=stop)
 
     def steps_before(self, timestep: int) -> int:
-        r"""Number of steps of the scheduler that lead from noise to a timestep.
+        r"""Number of scheduler steps that lead from noise to a timestep.
 
-        With :math:`N` steps and :math:`T` timesteps, after :math:`j` steps come those from
-        :math:`(1 - (j + 1)/N) T` to below :math:`(1 - j/N) T`, rounded.
+        With :math:`N` steps and :math:`T` timesteps, the timesteps after :math:`j` steps are those
+        from :math:`(1 - (j + 1)/N) T` to below :math:`(1 - j/N) T`, rounded.
 
-        :param int timestep: of training.
+        :param int timestep: a timestep of training.
         """
         timestep = checks.integer("timestep", timestep, 0)
         num_steps, total = self.num_inference_steps, self._num_timesteps
@@ -307,15 +311,15 @@ class ConceptErasure(ABC):
         return min(math.floor(total * float(self.timesteps.sample())), total - 1)
 
     def erased_pipeline(self, pipeline: Any) -> Any:
-        """A copy of a pipeline that has the erased network, to use or to save as any other.
+        """Copy a pipeline, with the erased network in it, to use or save like any other.
 
-        What ``save_pretrained`` writes of one with adapters of peft, diffusers does not read: merge
-        them first, or save the adapters.
+        If the network has adapters of peft, diffusers cannot read what ``save_pretrained`` writes:
+        merge the adapters first, or save them separately.
 
-        :param pipeline: one whose ``unet`` is the network that concepts were erased from. The copy
-            has the same tokenizer, text encoder and autoencoder.
+        :param pipeline: a pipeline whose ``unet`` is the network from which concepts were erased.
+            The copy shares its tokenizer, text encoder and autoencoder.
         :returns: a pipeline of the same class.
-        :raises ValueError: where its network is another one, or has changed since.
+        :raises ValueError: if its network is another one, or has changed since.
         """
         own = getattr(pipeline, "unet", None)
         checks.instance("pipeline", own, nn.Module, "a pipeline of diffusers with a unet")
@@ -416,14 +420,14 @@ class SafeSelfDistillation(ConceptErasure):
     prompt, without its gradient. Latents are drawn by the teacher, an exponential moving average of
     students, so that they change as the concept is forgotten; the teacher is also the result.
 
-    The defaults are those for Stable Diffusion, with 1,500 steps. For fewer steps take a smaller
-    ``ema``: after :math:`n` steps the teacher is still the original to a part :math:`m^n`. A
+    The defaults are for Stable Diffusion with 1,500 steps. For fewer steps, use a smaller ``ema``,
+    :math:`m`: after :math:`n` steps, a fraction :math:`m^n` of the teacher is still the original. A
     learning rate that is too high makes all prompts alike. The content of a concept may remain
     under other words.
 
-    The other arguments are those of :class:`ConceptErasure`.
+    The other arguments are as for :class:`ConceptErasure`.
 
-    :param float ema: decay of the average; one leaves the teacher as it was.
+    :param float ema: decay of the average; one does not change the teacher.
 
     [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2023), Towards safe self-distillation of
     internet-scale text-to-image diffusion models, arXiv 2307.05977.
@@ -461,25 +465,25 @@ class SafeSelfDistillation(ConceptErasure):
 
     @torch.no_grad()
     def target(self, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:
-        """The student's prediction for the empty prompt.
+        """Return the student's prediction for the empty prompt.
 
         :param Tensor noisy: latents.
         :param Tensor timestep: an integer.
-        :param Tensor concept: is not used.
+        :param Tensor concept: unused.
         """
         return _predict(self.student, noisy, timestep, self._empty)
 
 
 class ESD(ConceptErasure):
-    r"""Erases concepts by pushing their predictions away from what they were [1].
+    r"""Erases concepts by pushing their predictions away from the original ones [1].
 
     The target is :math:`\epsilon^*(z_t, t, c_0) - s_s (\epsilon^*(z_t, t, c_s) - \epsilon^*(z_t, t,
-    c_0))` by the original network :math:`\epsilon^*`, which is ``teacher`` here and stays as it
-    was. Latents are drawn by the student, which is also the result. More steps erase more than the
-    concept.
+    c_0))`, with the original network :math:`\epsilon^*`, which is the ``teacher`` and does not
+    change. Latents are drawn by the student, which is also the result. More steps erase more than
+    the concept.
 
-    The other arguments are those of :class:`ConceptErasure`. With ``"xattn"`` it
-    is the ESD-x of the paper, with ``"noxattn"`` ESD-u; the number of steps is 1,000 there.
+    The other arguments are as for :class:`ConceptErasure`. With ``"xattn"``, this is the paper's
+    ESD-x, with ``"noxattn"`` its ESD-u; the paper uses 1,000 steps.
 
     :param float negative_guidance: :math:`s_s`.
 

@@ -1,4 +1,4 @@
-"""Schedules of exits: how many blocks of a diffusion model run at which timestep."""
+"""Schedules of exits: the number of blocks of a diffusion model that run at each timestep."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -14,13 +14,13 @@ class ExitSchedule:
 
     .. math:: n(t) = N_{\lfloor K t / T \rfloor}
 
-    with the last bin for :math:`t = T`, where the schedulers of flows begin. Time zero is that of
-    data.
+    with the last bin for :math:`t = T`, where schedulers of flow matching begin. Time zero
+    corresponds to data.
 
     :param Sequence depths: :math:`N_0, \dots, N_{K-1}`, from data to noise: integers of at least
         one that do not increase.
-    :param float num_train_timesteps: :math:`T`; one for a network whose timesteps go from 0 to 1,
-        as those of Flux.
+    :param float num_train_timesteps: :math:`T`; one for a network with timesteps from 0 to 1,
+        such as Flux.
     :raises ValueError: for depths that increase or are not positive.
 
     The example is that of the paper for DiT-XL/2.
@@ -46,10 +46,10 @@ class ExitSchedule:
 
     @classmethod
     def linear(cls, num_blocks: int, least: int) -> Self:
-        """From all blocks at data down to a few at noise, in ten steps as equal as integers can be.
+        """Go from all blocks at data down to a few at noise, in ten steps as equal as possible.
 
-        :param int num_blocks: in the first bin.
-        :param int least: in the last bin.
+        :param int num_blocks: number of blocks in the first bin.
+        :param int least: number of blocks in the last bin.
 
         Example::
 
@@ -63,9 +63,9 @@ class ExitSchedule:
 
     @classmethod
     def uniform(cls, depth: int) -> Self:
-        """The same number of blocks at all times.
+        """Use the same number of blocks at all times.
 
-        :param int depth: the number.
+        :param int depth: number of blocks.
         """
         return cls([checks.integer("depth", depth, 1)])
 

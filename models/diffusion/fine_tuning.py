@@ -30,31 +30,32 @@ def fine_tune(
     seed: int | None = None,
     progress: bool = True,
 ) -> list[float]:
-    """Train in place what requires a gradient of a network, to predict the noise in images.
+    """Train the parameters of a network that require a gradient to predict the noise in images.
 
-    Of a network without adapters that may be everything; of :attr:`ModularLoRA.module
-    <pyro_ext.models.diffusion.ModularLoRA>`, inside of ``only``, it is one adapter. Timesteps are
-    uniform.
+    The network is changed in place. Without adapters, all of it may be trained; with
+    :attr:`ModularLoRA.module <pyro_ext.models.diffusion.ModularLoRA>`, inside of ``only``, a single
+    adapter is. Timesteps are uniform.
 
-    :param torch.nn.Module unet: of diffusers, with ``encoder_hidden_states``. It stays in the mode
-        that it is in.
-    :param scheduler: of diffusers, by whose ``alphas_cumprod`` images are noised; it is not
-        changed.
-    :param Callable encode: maps prompts to conditioning, as ``partial(encode_prompts,
-        pipe.tokenizer, pipe.text_encoder)``. Each distinct caption is encoded once.
+    :param torch.nn.Module unet: a network of diffusers that takes ``encoder_hidden_states``. Its
+        mode (training or evaluation) is not changed.
+    :param scheduler: a scheduler of diffusers, whose ``alphas_cumprod`` determine the noise in
+        images; it is not changed.
+    :param Callable encode: maps prompts to conditioning, for example
+        ``partial(encode_prompts, pipe.tokenizer, pipe.text_encoder)``. Each distinct caption is
+        encoded once.
     :param Tensor images: images or latents. **Shape:** ``(num_images, channels, height, width)``.
     :param Sequence captions: one string for each image.
     :param int num_steps: number of steps.
-    :param int batch_size: images of a step, by default 32, or all if there are fewer.
-    :param optimizer: makes an optimizer of tensors.
-    :param float caption_dropout: probability with which a caption is left out, so that guidance
-        has an unconditional prediction.
-    :param int seed: of minibatches, timesteps, noise and captions left out.
+    :param int batch_size: number of images of a step, by default 32, or all if there are fewer.
+    :param optimizer: makes an optimizer from a list of tensors.
+    :param float caption_dropout: probability of leaving out a caption, so that guidance has an
+        unconditional prediction.
+    :param int seed: seed of minibatches, timesteps, noise and left-out captions.
     :param bool progress: whether to show a progress bar.
     :returns: the loss of each step.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for images and captions that do not fit, or where nothing can be trained.
-    :raises TrainingDiverged: where a loss is not finite; what is trained is as it last was finite.
+    :raises ValueError: for images and captions that do not fit, or if nothing can be trained.
+    :raises TrainingDiverged: if a loss is not finite; parameters are left as they last were finite.
 
     Example::
 

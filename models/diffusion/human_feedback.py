@@ -1,4 +1,4 @@
-"""Taking out of a text-to-image model what people object to, and for which it has no word."""
+"""Erasure of what people object to, without a word for it, from a text-to-image model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ _MOST_AT_ONCE = 100  # images that are drawn or encoded as one batch
 class ErasedByFeedback(NamedTuple):
     """Result of :meth:`HumanFeedbackInversion.run`.
 
-    :param pipeline: the pipeline without what people object to. It knows the token.
-    :param SoftToken token: the token that stands for what they object to.
+    :param pipeline: the pipeline without the erased content. It knows the token.
+    :param SoftToken token: the token that stands for the erased content.
     :param RewardModel reward: the reward learned from human feedback.
     """
 
@@ -37,9 +37,9 @@ class ErasedByFeedback(NamedTuple):
 class HumanFeedbackInversion:
     r"""Erases from a text-to-image model what people object to in its images [1].
 
-    Words say too much or too little of it. The model draws images of a concept, people judge them,
-    and a reward learns from that. A new token is trained to stand for the images with the largest
-    rewards, and the token is erased in place of the word:
+    Words describe it too broadly or too narrowly. Therefore the model draws images of a concept,
+    people judge them, and a reward is learned from their feedback. A new token is trained to stand
+    for the images with the largest rewards, and this token is erased instead of the word:
 
     1. draw images for the prompt of the concept;
     2. ask for feedback, and fit a :class:`RewardModel`;
@@ -48,32 +48,32 @@ class HumanFeedbackInversion:
     4. erase the token by :class:`SafeSelfDistillation`, at timesteps :math:`t / T \sim
        \text{Beta}(3, 3)`.
 
-    The pipeline is not changed. Judge the result by something else than the reward, which the token
-    was made for; and note that what people did not see in the images of one prompt may remain.
+    The pipeline is not changed. Judge the result by something other than the reward, which the
+    token was trained on. Content that people did not see in the images of the prompt may remain.
 
-    :param pipeline: a ``StableDiffusionPipeline`` of diffusers or one like it.
-    :param str concept: a prompt, of which the images show what is objected to.
-    :param Callable feedback: is given the images, with pixels from -1 to 1 and **shape**
-        ``(num_images, channels, height, width)``. It returns a label of each, one where an image is
-        objected to and else zero; or a dict of labels by index, where not all were rated; or
-        rankings, lists of indices of images from the worst to the best.
-    :param RewardModel reward: learns from feedback. The default sees pixels, which is enough for
-        small images only.
-    :param str token: its name.
-    :param int num_images: to ask about.
-    :param int num_kept: images with the largest rewards, which the token stands for.
-    :param float guidance_scale: of the images.
-    :param int num_inference_steps: of the images.
+    :param pipeline: a ``StableDiffusionPipeline`` of diffusers, or a similar one.
+    :param str concept: a prompt whose images show the objectionable content.
+    :param Callable feedback: receives the images, with pixels from -1 to 1 and **shape**
+        ``(num_images, channels, height, width)``. It returns a label for each image, one if it is
+        objectionable and zero otherwise; or a dict of labels by index, if not all images were
+        rated; or rankings, lists of indices of images from the worst to the best.
+    :param RewardModel reward: the model that learns from feedback. The default uses pixels, which
+        suffices only for small images.
+    :param str token: name of the token.
+    :param int num_images: number of images to ask about.
+    :param int num_kept: number of images with the largest rewards that the token stands for.
+    :param float guidance_scale: guidance scale of the images.
+    :param int num_inference_steps: number of scheduler steps for the images.
     :param Mapping inversion: options of :class:`RewardWeightedInversion`.
     :param Mapping erasure: options of :class:`SafeSelfDistillation`.
-    :param int seed: of all that is drawn.
-    :ivar images: those that were asked about, once :meth:`draw_images` or :meth:`run` was called.
-    :ivar reward_fit: how well the reward predicts feedback that was held out.
+    :param int seed: seed of all draws.
+    :ivar images: the images shown for feedback, after :meth:`draw_images` or :meth:`run`.
+    :ivar reward_fit: how well the reward predicts held-out feedback.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or prompts that the tokenizer does not know.
 
-    A person is asked by the page that ``pyro-ext rate FOLDER`` writes; what
-    :func:`pyro_ext.ratings.read_ratings` reads then is the feedback of
+    To ask a person, use the page that ``pyro-ext rate FOLDER`` writes. What
+    :func:`pyro_ext.ratings.read_ratings` then reads is the feedback; see
     :doc:`/how_to/rating_images`.
 
     [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
@@ -143,7 +143,7 @@ class HumanFeedbackInversion:
         self.reward_fit: RewardFit | None = None
 
     def draw_images(self) -> Tensor:
-        """Draw the images that feedback is asked for, or return those that were drawn.
+        """Draw the images to ask about, or return them if they have been drawn.
 
         :returns: **Shape:** ``(num_images, channels, height, width)``, pixels from -1 to 1.
         """
@@ -165,16 +165,15 @@ class HumanFeedbackInversion:
     ) -> ErasedByFeedback:
         """Draw images, ask for feedback, learn reward and token, and erase the token.
 
-        Ctrl-C ends the training that is under way, with what it has come to, and goes on to the
-        next.
+        Ctrl-C ends the current training, keeps its result, and continues with the next one.
 
-        :param int num_inversion_steps: of the token.
-        :param int num_erasing_steps: of the model.
+        :param int num_inversion_steps: number of training steps of the token.
+        :param int num_erasing_steps: number of training steps of the model.
         :param bool progress: whether to show progress bars.
         :returns: the pipeline without the concept, the token and the reward.
-        :raises ValueError: for feedback that nothing can be learned from, such as labels of one
+        :raises ValueError: for feedback from which nothing can be learned, such as labels of one
             class, before anything is trained.
-        :raises TrainingDiverged: where something is not finite.
+        :raises TrainingDiverged: if something is not finite.
         """
         checks.integer("num_inversion_steps", num_inversion_steps, 0)
         checks.integer("num_erasing_steps", num_erasing_steps, 0)

@@ -1,8 +1,8 @@
-r"""Adapters that are trained apart and added up when they are used [1].
+r"""Adapters that are trained separately and added when they are used [1].
 
-A network from which a concept was erased learns it again from harmless images, since what it is
-trained for afterwards partly undoes the erasing. Adapters that were each trained beside the
-original weights, and not on top of each other, do not: :math:`W_0 + \Delta_\text{safe} +
+A network from which a concept was erased relearns it even from harmless images, because further
+training partly undoes the erasure. Adapters that are each trained on the original weights alone,
+not on top of each other, avoid this: :math:`W_0 + \Delta_\text{safe} +
 \Delta_\text{task}`, where :math:`\Delta_\text{task}` has never seen :math:`\Delta_\text{safe}`.
 
 [1] S. Kim, M. Choi, J. Shin, J. Lee (2024), Safety alignment backfires: preventing the re-emergence
@@ -45,26 +45,26 @@ _METADATA = "lora_adapter_metadata"
 
 
 class ModularLoRA:
-    r"""Low-rank adapters with names on a copy of a network, each switched on and off by itself.
+    r"""Named low-rank adapters on a copy of a network, each switched on and off separately.
 
     A layer of the network computes :math:`W_0 + \sum_i w_i \frac{\alpha_i}{r_i} B_i A_i`, over the
-    adapters that have a weight :math:`w_i` other than zero. Weights :math:`W_0` never change, an
-    adapter only changes inside of :meth:`only`, and as :math:`B` starts at zero a new one changes
-    no output. Adapters add up in the order of their names, so that it does not matter in which
-    order they came.
+    adapters with a nonzero weight :math:`w_i`. Weights :math:`W_0` never change, and an adapter
+    only changes inside of :meth:`only`. Since :math:`B` starts at zero, a new adapter changes no
+    output. Adapters are added in the order of their names, so that the order of their creation does
+    not matter.
 
-    The layers are those of the package ``peft``: ``module`` takes the place of the network in a
-    pipeline of ``diffusers`` or in one's own code. For one adapter of linear layers,
-    :func:`pyro_ext.nn.add_lora` needs no other package; it knows singular value decompositions, and
-    clients who train together use it. Its files are those of models of ``peft``, and the files here
-    are those of pipelines.
+    The layers are those of the package ``peft``: ``module`` replaces the network in a pipeline of
+    ``diffusers`` or in your own code. For a single adapter of linear layers,
+    :func:`pyro_ext.nn.add_lora` needs no other package; it supports singular value decompositions,
+    and federated training uses it. Its files have the format of ``peft`` models, whereas the files
+    here have that of pipelines.
 
     :param torch.nn.Module module: the network, such as ``pipe.unet`` or ``pipe.transformer``. It is
-        copied, and the copy frozen; it must have no adapters yet.
-    :ivar torch.nn.Module module: the copy, with whatever adapters have been added.
-    :ivar dict layers: names of the layers that each adapter is on, by names of adapters.
+        copied, and the copy is frozen; it must not have adapters yet.
+    :ivar torch.nn.Module module: the copy, with all added adapters.
+    :ivar dict layers: names of each adapter's layers, by name of the adapter.
     :raises TypeError: if ``module`` is not a module.
-    :raises ValueError: for a module that has adapters, or has no layers that can take them.
+    :raises ValueError: for a module that has adapters, or that has no layers that can take them.
 
     [1] S. Kim et al. (2024), Safety alignment backfires, arXiv 2412.00357.
 
@@ -115,17 +115,17 @@ class ModularLoRA:
         *,
         seed: int | None = None,
     ) -> None:
-        r"""Add an adapter, with the weight zero.
+        r"""Add an adapter with weight zero.
 
-        :param str name: its name, without a dot.
+        :param str name: name of the adapter, without a dot.
         :param int rank: :math:`r`.
         :param float alpha: :math:`\alpha`, by default :math:`r`.
-        :param Sequence targets: names of linear layers and convolutions, or the ends of such names
-            as ``"attn2.to_q"``, or shell-style patterns as ``"*.attn?.to_q"``; by default all
-            linear layers. Layers that :class:`torch.nn.MultiheadAttention` or
-            :class:`torch.nn.TransformerEncoderLayer` hold take no adapters: these read weights
-            without calling the layer.
-        :param int seed: of :math:`A`; by default it is drawn from PyTorch's generator.
+        :param Sequence targets: names of linear layers and convolutions, or ends of such names,
+            such as ``"attn2.to_q"``, or shell-style patterns, such as ``"*.attn?.to_q"``; by
+            default all linear layers. Layers inside :class:`torch.nn.MultiheadAttention` or
+            :class:`torch.nn.TransformerEncoderLayer` cannot have adapters, because these modules
+            read weights without calling the layer.
+        :param int seed: seed of :math:`A`; by default drawn from PyTorch's generator.
         :raises ValueError: for a name that is taken, numbers out of range, or targets that match no
             layer; the message lists the layers.
 
@@ -146,12 +146,12 @@ class ModularLoRA:
         )
 
     def copy_from(self, name: str, module: nn.Module) -> None:
-        """Take the factors that an adapter has in a copy of ``module``.
+        """Take over the factors of an adapter from a copy of ``module``.
 
-        This is how a method that trains and returns a copy, as
-        :class:`~pyro_ext.models.diffusion.SafeSelfDistillation` does, is used for an adapter.
+        This makes it possible to train an adapter with a method that trains and returns a copy,
+        such as :class:`~pyro_ext.models.diffusion.SafeSelfDistillation`.
 
-        :param str name: the adapter.
+        :param str name: name of the adapter.
         :param torch.nn.Module module: the copy.
         :raises ValueError: for a module without this adapter.
         """
@@ -171,7 +171,7 @@ class ModularLoRA:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weights of all adapters by name; those left out when it is set get zero."""
+        """Weights of all adapters by name. Setting it sets those left out to zero."""
         return dict(self._weights)
 
     @weights.setter
@@ -182,15 +182,15 @@ class ModularLoRA:
     def only(
         self, name: str, *, beside: Mapping[str, float] | None = None
     ) -> Iterator[list[nn.Parameter]]:
-        """Switch on one adapter alone, which can be trained until the context ends.
+        """Switch on a single adapter, which can be trained until the context ends.
 
-        Then weights are what they were before, and the adapter is frozen. All others are off, so
-        that it does not depend on them what this one learns.
+        Afterwards, weights are restored, and the adapter is frozen. All other adapters are off, so
+        that what this one learns does not depend on them.
 
-        :param str name: the adapter.
-        :param Mapping beside: weights of others that are on as well, and stay frozen. To train on
-            top of another adapter is what modular training avoids; its rivals do so.
-        :returns: the factors, to make an optimizer of.
+        :param str name: name of the adapter.
+        :param Mapping beside: weights of other adapters that are also on, but frozen. Training on
+            top of another adapter is what modular training avoids; it is available for comparisons.
+        :returns: the factors, to pass to an optimizer.
 
         Example::
 
@@ -212,11 +212,11 @@ class ModularLoRA:
 
     @torch.no_grad()
     def merge(self, weights: Mapping[str, float] | None = None) -> nn.Module:
-        """Copy the network with adapters added to its weights, and ordinary layers.
+        """Copy the network with adapters added to its weights, and with ordinary layers.
 
         A negative weight subtracts what an adapter has learned.
 
-        :param Mapping weights: of adapters by name, zero for those left out; by default
+        :param Mapping weights: weights of adapters by name, zero for those left out; by default
             :attr:`weights`.
         :returns: the copy, whose parameters require gradients.
 
@@ -250,26 +250,26 @@ class ModularLoRA:
     def deltas(self, name: str) -> dict[str, Tensor]:
         r"""Return an adapter's weight updates, :math:`\frac{\alpha}{r} B A`, by layer name.
 
-        :param str name: the adapter.
+        :param str name: name of the adapter.
         """
         return {layer: _delta(one, name) for layer, one in self._adapted(name).items()}
 
     def norm(self, name: str) -> float:
-        """The Frobenius norm of what an adapter adds, over all its layers.
+        """Compute the Frobenius norm of an adapter's weight updates, over all its layers.
 
-        :param str name: the adapter.
+        :param str name: name of the adapter.
         """
         return math.sqrt(self._inner(name, name, self.layers.get(name, ())))
 
     def cosine(self, first: str, second: str) -> float:
-        """The cosine of the angle between what two adapters add, over the layers of both.
+        """Compute the cosine between the weight updates of two adapters, over the layers of both.
 
-        It is negative where one undoes a part of the other [1], and zero where one of them adds
+        It is negative if one adapter partly undoes the other [1], and zero if one of them adds
         nothing.
 
-        :param str first: an adapter.
-        :param str second: another one.
-        :raises ValueError: where they have no layer in common.
+        :param str first: name of an adapter.
+        :param str second: name of another adapter.
+        :raises ValueError: if they have no layer in common.
         """
         for argument, name in (("first", first), ("second", second)):
             self._check_name(argument, name)
@@ -286,14 +286,14 @@ class ModularLoRA:
     # Files ---------------------------------------------------------------------------------------
 
     def save(self, name: str, folder: str | Path, component: str = "unet") -> None:
-        """Write an adapter to a folder, for ``pipe.load_lora_weights`` or :meth:`load`.
+        """Save an adapter to a folder, for ``pipe.load_lora_weights`` or :meth:`load`.
 
         The file is ``pytorch_lora_weights.safetensors``, with rank and alpha in its metadata.
 
-        :param str name: the adapter.
-        :param folder: made if it is missing; its parent has to be there.
-        :param str component: what the network is called in the pipeline.
-        :raises CheckpointError: where the file cannot be written.
+        :param str name: name of the adapter.
+        :param folder: the folder, created if missing; its parent must exist.
+        :param str component: name of the network in the pipeline.
+        :raises CheckpointError: if the file cannot be written.
         """
         adapted = self._adapted(name)
         _check_component(component)
@@ -317,12 +317,12 @@ class ModularLoRA:
     def load(self, name: str, folder: str | Path, component: str = "unet") -> None:
         """Add an adapter that :meth:`save` or ``save_lora_weights`` of a pipeline has written.
 
-        Nothing in the file is executed. Without metadata alpha is the rank, as pipelines take it.
+        Loading executes no code. Without metadata, alpha is the rank, as in pipelines.
 
-        :param str name: what the adapter is to be called.
+        :param str name: name for the adapter.
         :param folder: the folder, with ``pytorch_lora_weights.safetensors``.
-        :param str component: what the network is called in the pipeline.
-        :raises CheckpointError: where the file is missing or damaged, or does not fit the network.
+        :param str component: name of the network in the pipeline.
+        :raises CheckpointError: if the file is missing or damaged, or does not fit the network.
 
         Example::
 
@@ -414,7 +414,7 @@ class ModularLoRA:
         if targets is None:
             linear = [n for n, layer in self._adaptable.items() if isinstance(layer, nn.Linear)]
             if not linear:
-                raise ValueError("targets must be given where no layer is linear, got None")
+                raise ValueError("targets must be given if no layer is linear, got None")
             return linear
         targets = checks.sequence("targets", targets, "a list of names or patterns", 1, str)
         found: set[str] = set()

@@ -1,9 +1,7 @@
-r"""Purification: images go up a score before a classifier sees them [1].
+r"""Purification: images follow a score before a classifier sees them [1].
 
-Adaptive attacks that were found later break most of it: against them the paper's classifiers of
-CIFAR-10 are right about 33 times in 100 [2]. It removes noise and weak attacks, and secures
-nothing.
-
+Later adaptive attacks break most of it: against them, the paper's classifiers of CIFAR-10 are right
+about 33 times in 100 [2]. Purification removes noise and weak attacks, but provides no security.
 [1] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative
 models.
 
@@ -27,9 +25,9 @@ Score = Callable[[Tensor], Tensor]
 class Purification(NamedTuple):
     """Record of a purification, step by step.
 
-    :param Tensor images: those with noise, and those after each step.
+    :param Tensor images: images with noise, and images after each step.
         **Shape:** ``(num_steps + 1, n, *event)``.
-    :param Tensor step_sizes: zero for images that were finished. **Shape:** ``(num_steps, n)``.
+    :param Tensor step_sizes: step sizes; zero for finished images. **Shape:** ``(num_steps, n)``.
     """
 
     images: Tensor
@@ -37,44 +35,43 @@ class Purification(NamedTuple):
 
 
 class AdaptiveScorePurifier:
-    r"""Purifies images: noise that drowns an attack, and then a few steps up the score [1].
+    r"""Purifies images by noise that drowns an attack, and then a few steps up the score [1].
 
     1. :math:`x \leftarrow \mathrm{clip}(x + \sigma \epsilon)`
     2. at most ``max_iter`` times :math:`x \leftarrow \mathrm{clip}(x + \alpha g)` along the score
-       :math:`g = s(x)`. With :math:`g' = s(x + \delta g)` it is
+       :math:`g = s(x)`. With :math:`g' = s(x + \delta g)`, the step size is
 
        .. math:: \alpha = \lambda \delta \,
            \frac{\lVert g \rVert^2}{\langle g,\, g - g' \rangle}
 
        between bounds: the fraction :math:`\lambda` of the way to where, by linear extrapolation,
-       the score is orthogonal to :math:`g`. For a Gaussian density with precision :math:`P` that is
-       an exact line search, :math:`\alpha = \lambda\, g^\top g / g^\top P g`. Where the density is
-       not concave along :math:`g`, the step is the smallest. An image whose :math:`\alpha` is at
-       most ``tau`` is finished.
+       the score is orthogonal to :math:`g`. For a Gaussian density with precision :math:`P`, this
+       is an exact line search, :math:`\alpha = \lambda\, g^\top g / g^\top P g`. If the density is
+       not concave along :math:`g`, the step is the smallest. An image is finished when its
+       :math:`\alpha` is at most ``tau``.
 
-    Images do not see each other. If the score is multiplied by a number, as it is at another level
-    of one network, :math:`\alpha` is divided by it: ``clamp`` and ``tau`` are in those units, and
-    ``delta`` too. If most step sizes of :meth:`trajectory` are at a bound, rescale the score.
+    Images do not affect each other. If the score is multiplied by a number, as it is at another
+    level of the same network, :math:`\alpha` is divided by it: ``clamp``, ``tau`` and ``delta`` are
+    in those units. If most step sizes of :meth:`trajectory` are at a bound, rescale the score.
 
-    It provides no security: **later adaptive attacks break most of it**, down to about
-    33 % of the images of CIFAR-10 [2].
+    It provides no security: **later adaptive attacks break most of it**, down to about 33% of the
+    images of CIFAR-10 [2].
 
-    :param Callable score: maps images to scores of the same shape, such as
+    :param Callable score: maps images to scores of the same shape, for example
         :meth:`NoiseConditionalScore.score()
         <pyro_ext.inference.diffusion.NoiseConditionalScore.score>` or a
-        :class:`~pyro_ext.inference.diffusion.DiffusersScore`. A network in it has to be in
+        :class:`~pyro_ext.inference.diffusion.DiffusersScore`. Its network must be in
         evaluation mode.
-    :param noise: :math:`\sigma`; or a function that maps images to standard deviations that
-        broadcast, such as ``lambda x: 0.1 + 0.01 * score(x).abs()`` for more where the score is
-        large.
+    :param noise: :math:`\sigma`; or a function from images to standard deviations that broadcast,
+        such as ``lambda x: 0.1 + 0.01 * score(x).abs()`` for more noise where the score is large.
     :param float step: fraction :math:`\lambda` of the way that a step takes. With the default, ten
-        steps are 40 % of the way.
+        steps cover 40% of the way.
     :param float delta: :math:`\delta`.
     :param int max_iter: largest number of steps.
     :param float tau: step size at which an image is finished.
-    :param tuple clamp: the smallest and the largest :math:`\alpha`, in units of the score.
+    :param tuple clamp: smallest and largest :math:`\alpha`, in units of the score.
     :param int num_runs: number of purified copies whose predictions are averaged.
-    :param tuple bounds: of pixels: ``(-1.0, 1.0)`` for models of ``diffusers``.
+    :param tuple bounds: bounds of pixels: ``(-1.0, 1.0)`` for models of ``diffusers``.
     :raises ValueError: for arguments out of range.
 
     [1] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative
@@ -132,7 +129,7 @@ class AdaptiveScorePurifier:
     def trajectory(self, x: Tensor, *, seed: int | None = None) -> Purification:
         """Purify images once, and keep images and step sizes along the way.
 
-        Arguments are those of a call.
+        Arguments are as for a call.
         """
         x = _as_images(x)
         with seeded(seed), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
@@ -167,7 +164,7 @@ class AdaptiveScorePurifier:
         :param Callable classifier: maps images to logits ``(n, num_classes)``.
         :param Tensor x: **Shape:** ``(n, *event)``.
         :param str reduce: what is averaged: ``"logits"``, ``"softmax"`` or ``"votes"``.
-        :param int seed: as of a call.
+        :param int seed: as for a call.
         :returns: mean logits, probabilities, or fractions of votes. **Shape:** ``(n,
             num_classes)``.
         """
@@ -186,10 +183,10 @@ class AdaptiveScorePurifier:
             return mean
 
     def detect(self, x: Tensor, threshold: float) -> Tensor:
-        """Say which images look attacked: those whose score is longer than a threshold.
+        """Tell which images look attacked: those whose score has a norm above a threshold.
 
         :param Tensor x: **Shape:** ``(n, *event)``.
-        :param float threshold: of the norm of the score.
+        :param float threshold: threshold for the norm of the score.
         :returns: booleans. **Shape:** ``(n,)``.
         """
         threshold = checks.number("threshold", threshold, least=0.0)

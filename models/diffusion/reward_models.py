@@ -1,9 +1,9 @@
 r"""Rewards of images, learned from human feedback: labels or rankings.
 
-A person says of each image whether it shows a concept, or sorts some images by how much they show
-of it [1]. The reward is a network on features that are given. It is trained until feedback that was
-held out is predicted worse, and then has a Gaussian posterior of its last layer, which measures
-its uncertainty.
+People label each image by whether it shows a concept, or rank some images by how much they show of
+it [1]. The reward is a network on given features. Training stops when held-out feedback is
+predicted worse. The last layer then gets a Gaussian posterior, which measures the uncertainty of
+the reward.
 
 [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
 models with human feedback inversion.
@@ -56,13 +56,13 @@ class _LastLayer(NamedTuple):
 class RewardFit(NamedTuple):
     """Quality of a reward on held-out feedback.
 
-    The same feedback decided when to stop, so that new feedback may be predicted slightly worse.
+    The same feedback decides when training stops, so new feedback may be predicted slightly worse.
 
-    :param float accuracy: fraction of labels that it gives, or of pairs that it puts in order.
-    :param float baseline: what the best constant reward has: the fraction of the larger class, or
-        one half.
-    :param int num_steps: of the training, up to the network that was kept.
-    :param losses: on feedback that was held out, before the training and at every tenth step.
+    :param float accuracy: fraction of labels predicted correctly, or of pairs ordered correctly.
+    :param float baseline: accuracy of the best constant reward: the fraction of the larger class,
+        or one half.
+    :param int num_steps: number of training steps up to the network that was kept.
+    :param losses: losses on held-out feedback, before training and at every tenth step.
     """
 
     accuracy: float
@@ -80,16 +80,16 @@ def is_ranking(feedback: Any) -> bool:
 
 
 def bradley_terry_loss(rewards: Tensor, rankings: Sequence[Sequence[int]]) -> Tensor:
-    r"""Loss of rewards under rankings, by the Bradley-Terry model of each pair [2].
+    r"""Loss of rewards given rankings, by the Bradley-Terry model of each pair [2].
 
     .. math:: -\frac1{M^2} \sum_{i \succ j} \log \operatorname{sigmoid}(r_i - r_j)
 
-    over all pairs of a ranking of :math:`M` images, and the mean over rankings.
+    over all pairs of a ranking of :math:`M` images, averaged over rankings.
 
     :param Tensor rewards: :math:`r`. **Shape:** ``(num_images,)``.
     :param rankings: lists of indices, from the image that shows most to the one that shows least.
     :returns: a scalar.
-    :raises ValueError: for indices that are not known, or come twice in a ranking.
+    :raises ValueError: for unknown indices, or indices that occur twice in a ranking.
 
     [2] R. A. Bradley, M. E. Terry (1952), Rank analysis of incomplete block designs.
 
@@ -105,18 +105,18 @@ def bradley_terry_loss(rewards: Tensor, rankings: Sequence[Sequence[int]]) -> Te
 class RewardModel:
     r"""Reward of images, :math:`r(x) = w^\top h(f(x)) + b`, with a posterior of the last layer.
 
-    Features are standardized as they are in the images of the feedback. The network is made for
-    them when it is first trained.
+    Features are standardized by the images of the feedback. The network is created when it is first
+    trained.
 
-    :param features: maps images to features, which stay as they are: the image tower of CLIP, the
-        last but one layer of a classifier, principal components.
-        **Shape:** ``(num_images, *event)`` to ``(num_images, num_features)``.
+    :param features: maps images to features and is not trained, for example the image tower of
+        CLIP, the penultimate layer of a classifier, or principal components. **Shape:**
+        ``(num_images, *event)`` to ``(num_images, num_features)``.
     :param hidden: widths of the layers :math:`h`; none make a linear model.
     :param float held_out: fraction of the feedback that is held out.
-    :param int num_steps: of the training, at most.
-    :param int patience: steps without a better loss on what is held out, after which the training
-        ends with the best network so far; there is a warning where none is better than a constant.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+    :param int num_steps: largest number of training steps.
+    :param int patience: number of steps without a better held-out loss after which training ends.
+        The best network so far is kept; there is a warning if none is better than a constant.
+    :param optimizer: as for :class:`~pyro_ext.inference.Trainer`.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range.
 
@@ -161,12 +161,12 @@ class RewardModel:
         r"""Learn from labels, by their squared error :math:`(r(x) - y)^2`.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param labels: one where an image shows the concept, else zero; of each class some are held
-            out. **Shape:** ``(num_images,)``.
-        :param int seed: of the network and of what is held out.
+        :param labels: one if an image shows the concept, and zero otherwise; some of each class are
+            held out. **Shape:** ``(num_images,)``.
+        :param int seed: seed of the network and of what is held out.
         :param bool progress: whether to show a progress bar.
         :raises ValueError: for labels of one class only, or other labels than zero and one.
-        :raises TrainingDiverged: where something is not finite.
+        :raises TrainingDiverged: if something is not finite.
         """
         images = _as_images(images)
         labels = _as_labels(labels, images)
@@ -197,18 +197,18 @@ class RewardModel:
         """Learn from rankings, by :func:`bradley_terry_loss`; only differences of rewards matter.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param rankings: lists of indices of two images at least, from the one that shows most of
+        :param rankings: lists of at least two indices of images, from the one that shows most of
             the concept to the one that shows least; some lists are held out.
-        :param int seed: of the network and of what is held out.
+        :param int seed: seed of the network and of what is held out.
         :param bool progress: whether to show a progress bar.
-        :raises ValueError: for fewer than two rankings, or indices that are not known.
-        :raises TrainingDiverged: where something is not finite.
+        :raises ValueError: for fewer than two rankings, or unknown indices.
+        :raises TrainingDiverged: if something is not finite.
         """
         images = _as_images(images)
         as_pairs = partial(_as_pairs, num_images=len(images), device=images.device)
         pairs, rankings = as_pairs(rankings), list(rankings)
         if len(rankings) < 2:
-            raise ValueError(f"rankings must be two at least, one to be held out, got {rankings}")
+            raise ValueError(f"rankings must be at least two, one to be held out, got {rankings}")
         with seeded(seed):
             parts = _split(torch.arange(len(rankings)), self.held_out)
         kept, out = (as_pairs([rankings[row] for row in part]) for part in parts)
@@ -234,17 +234,17 @@ class RewardModel:
         return rewards
 
     def last_layer(self, images: Tensor, feedback: Any) -> Callable[[], None]:
-        """Pyro model of feedback, in which only the last layer of the network is unknown.
+        """Make a Pyro model of feedback in which only the last layer of the network is unknown.
 
-        Its sites are ``weight``, of the units of the last hidden layer minus their means, and
-        ``bias`` with labels, whose noise is normal, as large as that of labels that were held out.
-        What is observed are ``label``, or ``preference`` of each pair of a ranking, which is one.
-        Run any kernel or guide on it.
+        Its sites are ``weight``, for the units of the last hidden layer minus their means, and with
+        labels ``bias``. The noise of labels is normal, and as large as the errors on held-out
+        labels. The observed site is ``label`` or, for each pair of a ranking, ``preference``, which
+        is one. Run any kernel or guide on it.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param feedback: on these images, labels or rankings as the network was trained by.
+        :param feedback: labels or rankings of these images, of the kind that trained the network.
         :returns: the model, a function without arguments, in double precision.
-        :raises ValueError: before the network was trained.
+        :raises ValueError: before the network is trained.
         """
         units, last = self._units(images)
         if is_ranking(feedback) != (last.noise is None):
@@ -255,14 +255,13 @@ class RewardModel:
         return _last_layer(units, _as_labels(feedback, units), last.noise)
 
     def predictive(self, images: Tensor) -> dist.Normal:
-        """Rewards under the posterior of the last layer, a Gaussian at its mode.
+        """Predict rewards under the posterior of the last layer, a Gaussian at its mode.
 
-        After :meth:`fit_ranking` they are differences from the mean reward of the images that were
-        rated.
+        After :meth:`fit_ranking`, they are differences from the mean reward of the rated images.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
         :returns: a normal distribution for each image, without the noise of labels.
-        :raises ValueError: before the network was trained.
+        :raises ValueError: before the network is trained.
         """
         units, last = self._units(images)
         if last.noise is not None:
@@ -404,7 +403,7 @@ def _as_labels(labels: Any, images: Tensor) -> Tensor:
     number = int(found.sum())
     if min(number, len(found) - number) < 2:
         raise ValueError(
-            "labels must hold two images of each class at least, one to be held out, got "
+            "labels must hold at least two images of each class, one to be held out, got "
             f"{number} with 1 and {len(found) - number} with 0"
         )
     return found.to(torch.get_default_dtype())

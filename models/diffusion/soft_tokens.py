@@ -1,4 +1,4 @@
-"""Words that a text-to-image pipeline does not have, learned from images and their rewards."""
+"""New words for a text-to-image pipeline, learned from images and their rewards."""
 
 import copy
 import inspect
@@ -22,10 +22,10 @@ _ADAMW = partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.0)
 
 
 class WeightedImages(NamedTuple):
-    """Images that are learned from, and how much each counts.
+    """Images to learn from, and their weights.
 
-    :param Tensor indices: of images among all. **Shape:** ``(num_kept,)``.
-    :param Tensor weights: at least zero, with a mean of one. **Shape:** ``(num_kept,)``.
+    :param Tensor indices: indices of the images. **Shape:** ``(num_kept,)``.
+    :param Tensor weights: weights of at least zero, with mean one. **Shape:** ``(num_kept,)``.
     """
 
     indices: Tensor
@@ -33,12 +33,12 @@ class WeightedImages(NamedTuple):
 
 
 def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
-    r"""The images with the largest rewards, weighted by :math:`r_i - \min_j r_j`.
+    r"""Select the images with the largest rewards, weighted by :math:`r_i - \min_j r_j`.
 
-    Rewards are known up to a constant at best, and those that were fitted to labels may be
-    negative; weights must not be. Where all rewards are equal, so are the weights.
+    Rewards are known at best up to a constant, and those fitted to labels may be negative; weights
+    must not be. If all rewards are equal, so are the weights.
 
-    :param Tensor rewards: of all images. **Shape:** ``(num_images,)``.
+    :param Tensor rewards: rewards of all images. **Shape:** ``(num_images,)``.
     :param int num_kept: number of images to keep.
     :raises ValueError: for more images to keep than there are.
 
@@ -57,17 +57,17 @@ def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
 
 
 class SoftToken:
-    r"""A new token of a tokenizer, with an embedding :math:`v` of its own that can be trained.
+    r"""A new token of a tokenizer, with its own trainable embedding :math:`v`.
 
-    Tokenizer and text encoder are copied. In the copies nothing changes but that there is one more
-    token, and one more row in the table of embeddings.
+    Tokenizer and text encoder are copied. The copies only differ by one more token, and one more
+    row in the table of embeddings.
 
-    :param tokenizer: of a pipeline of diffusers.
-    :param text_encoder: of the pipeline, a model of transformers.
-    :param str init: prompt whose embedding it starts with, the mean over its tokens.
-    :param str token: its name in prompts.
+    :param tokenizer: tokenizer of a pipeline of diffusers.
+    :param text_encoder: text encoder of the pipeline, a model of transformers.
+    :param str init: prompt whose embedding, averaged over its tokens, is the initial value.
+    :param str token: name of the token in prompts.
     :ivar vector: :math:`v`, a parameter. **Shape:** ``(width,)``.
-    :raises ValueError: for a name that is a word to the tokenizer already, and an initial prompt
+    :raises ValueError: for a name that the tokenizer already knows as a word, or an initial prompt
         that it does not know.
 
     Example::
@@ -114,7 +114,7 @@ class SoftToken:
 
     @property
     def text_encoder(self) -> Any:
-        """The text encoder, with the present embedding in its table."""
+        """The text encoder, with the current embedding in its table."""
         with torch.no_grad():
             self._encoder.get_input_embeddings().weight[self.row] = self.vector
         return self._encoder
@@ -122,15 +122,15 @@ class SoftToken:
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Encode prompts, with a gradient in the embedding.
 
-        :param prompts: strings, in which the name of the token may stand.
+        :param prompts: strings, which may contain the name of the token.
         :returns: **Shape:** ``(num_prompts, length, width)``.
-        :raises ValueError: as :func:`~pyro_ext.inference.diffusion.encode_prompts`.
+        :raises ValueError: as for :func:`~pyro_ext.inference.diffusion.encode_prompts`.
         """
         with self._inserted():
             return encode_prompts(self.tokenizer, self._encoder, prompts)
 
     def prompt(self, prompt: str | None = None) -> str:
-        """The token alone, or a prompt, once it is seen to be one with the token in it.
+        """Return a prompt after checking that it contains the token; by default the token alone.
 
         :param str prompt: a prompt.
         :raises ValueError: for a prompt without the token, or one that cannot be encoded.
@@ -157,9 +157,9 @@ class SoftToken:
             handle.remove()
 
     def pipeline(self, pipeline: Any) -> Any:
-        """A copy of a pipeline that knows the token; all else is shared with the original.
+        """Copy a pipeline so that it knows the token; everything else is shared with the original.
 
-        :param pipeline: the one whose tokenizer and text encoder were given.
+        :param pipeline: the pipeline whose tokenizer and text encoder were given.
         :returns: a pipeline of the same class.
         """
         if not (hasattr(pipeline, "tokenizer") and hasattr(pipeline, "text_encoder")):
@@ -171,12 +171,12 @@ class SoftToken:
         return new
 
     def save(self, path: str | Path) -> None:
-        """Write the embedding as a file of textual inversion.
+        """Save the embedding as a textual inversion file.
 
-        ``pipeline.load_textual_inversion(path)`` of diffusers reads it.
+        Load it with ``pipeline.load_textual_inversion(path)`` of diffusers.
 
-        :param path: of the file, whose ending should be ``.safetensors``.
-        :raises CheckpointError: where it cannot be written.
+        :param path: path of the file, which should end in ``.safetensors``.
+        :raises CheckpointError: if it cannot be written.
         """
         from safetensors.torch import save
 
@@ -187,25 +187,26 @@ class SoftToken:
 
 
 class RewardWeightedInversion:
-    r"""Textual inversion [1] of images that count by their rewards [2].
+    r"""Textual inversion [1] of images weighted by their rewards [2].
 
     .. math:: L(v) = \frac1K \sum_i w_i \, \mathbb{E}_{t, \epsilon}
         \Vert \epsilon - \epsilon_\theta(x_{i,t}, t, c(v)) \Vert^2
 
-    in the embedding :math:`v` of a token, with weights of mean one and :math:`t` uniform. Without
-    weights this is textual inversion. No network changes.
+    in the embedding :math:`v` of a token, with weights of mean one and uniform :math:`t`. Without
+    weights, this is textual inversion. No network changes.
 
     :param torch.nn.Module unet: a network of diffusers; it is copied.
-    :param scheduler: one of diffusers, with ``alphas_cumprod``.
-    :param SoftToken token: is trained.
-    :param Tensor latents: :math:`x`, images as ``unet`` takes them. **Shape:** ``(K, *event)``.
-    :param Tensor weights: :math:`w`, numbers of at least zero, which are scaled to a mean of one.
+    :param scheduler: a scheduler of diffusers, with ``alphas_cumprod``.
+    :param SoftToken token: the token to train.
+    :param Tensor latents: :math:`x`, images in the form that ``unet`` takes. **Shape:**
+        ``(K, *event)``.
+    :param Tensor weights: :math:`w`, numbers of at least zero, which are scaled to mean one.
         Images with weight zero are left out. **Shape:** ``(K,)``.
-    :param str prompt: in which the token stands, by default the token alone.
-    :param int batch_size: images of a step.
-    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`. Decay of weights would draw the
+    :param str prompt: prompt that contains the token, by default the token alone.
+    :param int batch_size: number of images of a step.
+    :param optimizer: as for :class:`~pyro_ext.inference.Trainer`. Weight decay would pull the
         embedding to zero.
-    :param int seed: the same.
+    :param int seed: as for :class:`~pyro_ext.inference.Trainer`.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for negative weights, or shapes that do not fit.
 
@@ -271,7 +272,7 @@ class RewardWeightedInversion:
     def loss(
         self, x: Tensor, timesteps: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """The loss at given noise.
+        """Compute the loss at given noise.
 
         :param Tensor x: latents. **Shape:** ``(batch, *event)``.
         :param Tensor timesteps: integers. **Shape:** ``(batch,)``.
@@ -293,19 +294,19 @@ class RewardWeightedInversion:
     def step(self) -> float:
         """Take one step.
 
-        :returns: the loss before it.
-        :raises TrainingDiverged: where a loss or gradient is not finite.
+        :returns: the loss before the step.
+        :raises TrainingDiverged: if a loss or gradient is not finite.
         """
         return self.run(self._trainer.num_steps + 1, progress=False)[-1]
 
     def run(self, num_steps: int, **training: Unpack[TrainingOptions]) -> list[float]:
         """Take steps up to a total of ``num_steps``; Ctrl-C stops after the current one.
 
-        :param int num_steps: number of steps in all, those of earlier calls included.
+        :param int num_steps: total number of steps, including those of earlier calls.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of each step.
-        :raises TrainingDiverged: where a loss or gradient is not finite; the embedding is as it was
-            when both last were.
+        :raises TrainingDiverged: if a loss or gradient is not finite; the embedding is left as it
+            was when both last were.
         """
         return self._trainer.run(
             self._loss, num_steps, self._batches, description="inversion", **training

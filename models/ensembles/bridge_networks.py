@@ -1,4 +1,4 @@
-"""Bridge networks: small heads that predict what the network between two others would say."""
+"""Bridge networks: small heads that predict the output of the network between two others."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -16,24 +16,25 @@ Features = str | Callable[[nn.Module, Tensor], Tensor]
 
 
 class BridgeNetwork(nn.Module):
-    r"""A head on features of one end or both ends of a path that predicts what its middle does [1].
+    r"""A head on features of one or both ends of a path that predicts the output of its middle [1].
 
     The middle of a :class:`~pyro_ext.inference.averaging.BezierPath` is a good member of an
-    ensemble with the ends, and costs as much as one of them. The bridge costs the head only, since
+    ensemble with the ends, but costs as much as one of them. The bridge only costs the head, since
     the ends have computed the features anyway. It is trained on
-    :math:`\text{KL}(p_\text{middle} \,\|\, p_\text{bridge})`, and without labels.
+    :math:`\text{KL}(p_\text{middle} \,\|\, p_\text{bridge})`, without labels.
 
     Only its ``head`` is trained; its ``ends`` and its ``target``, the network in the middle, are
     frozen copies in evaluation mode.
 
-    :param BezierPath path: a path that has been trained.
-    :param features: name of the submodule of the ends whose output the head takes; or, where there
-        is no such submodule, a function of an end and inputs, which is run beside the end.
-    :param torch.nn.Module head: maps features to logits; of type II those of both ends, joined
-        along dimension 1.
-    :param int kind: 1, type I, with features of the end at :math:`r = 0`; or 2, type II, of both.
-    :param float r: the position on the path of the network that the bridge stands for.
-    :param batches: minibatches of inputs for the statistics of batch normalization there, as of
+    :param BezierPath path: a trained path.
+    :param features: name of the submodule of the ends whose output the head takes; or, if there is
+        no such submodule, a function of an end and inputs, which is run in addition to the end.
+    :param torch.nn.Module head: maps features to logits; for type II, features of both ends are
+        joined along dimension 1.
+    :param int kind: 1 for type I, with features of the end at :math:`r = 0`; or 2 for type II, with
+        features of both.
+    :param float r: position on the path of the network that the bridge predicts.
+    :param batches: minibatches of inputs for the batch normalization statistics there, as for
         :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`.
     :raises ValueError: for a submodule that the ends lack, or another kind.
 
@@ -89,9 +90,9 @@ class BridgeNetwork(nn.Module):
         return self
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Log probabilities by features that have been computed already.
+        """Compute log probabilities from existing features.
 
-        :param Tensor features: of the ends, one tensor for type I and two for type II.
+        :param Tensor features: features of the ends, one tensor for type I and two for type II.
         :returns: **Shape:** ``(n, classes)``.
         """
         if len(features) != len(self.ends):
@@ -100,7 +101,7 @@ class BridgeNetwork(nn.Module):
         return logits.log_softmax(-1)
 
     def log_prob(self, inputs: Tensor) -> Tensor:
-        """Log probabilities of the classes.
+        """Compute log probabilities of the classes.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(n, classes)``.
@@ -110,14 +111,14 @@ class BridgeNetwork(nn.Module):
         return log_prob
 
     def loss(self, inputs: Tensor, mixup_alpha: float = 0.4, repulsion: float = 0.0) -> Tensor:
-        r"""Divergence of the bridge from the target, at pairs of inputs that are mixed.
+        r"""Compute the divergence of the bridge from the target, at mixed pairs of inputs.
 
-        Each input is mixed with another one of the minibatch, by a weight from
-        :math:`\text{Beta}(\alpha, \alpha)` of its own: there the target differs more from the ends.
+        Each input is mixed with another one of the minibatch, with its own weight from
+        :math:`\text{Beta}(\alpha, \alpha)`: the target differs more from the ends there.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param float mixup_alpha: :math:`\alpha`; 0 mixes nothing.
-        :param float repulsion: :math:`\gamma` of the term
+        :param float repulsion: :math:`\gamma` in the term
             :math:`-\gamma\, \text{KL}(p_\text{end} \,\|\, p_\text{bridge})`, averaged over the
             ends, which drives the bridge away from them.
         :returns: a scalar.
@@ -139,13 +140,14 @@ class BridgeNetwork(nn.Module):
 
 
 class BridgeEnsemble(nn.Module):
-    """The average of bridges and of all ends that they stand on.
+    """The average of bridges and of all of their ends.
 
-    Bridges of type I from one network make it an ensemble at little more than its own cost; one of
-    type II joins the ensemble of two. Each end is run once, whatever the number of its bridges.
+    Bridges of type I from one network turn it into an ensemble at little more than its own cost; a
+    bridge of type II joins the ensemble of two networks. Each end is run once, however many bridges
+    it has.
 
     :param Sequence bridges: :class:`BridgeNetwork` s with the same ``features``.
-    :raises ValueError: where ``features`` differ.
+    :raises ValueError: if ``features`` differ.
     """
 
     def __init__(self, bridges: Iterable[BridgeNetwork]) -> None:
@@ -175,10 +177,10 @@ class BridgeEnsemble(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Probabilities of each member, first of the ends; the ensemble's are their mean.
+        """Compute probabilities of each member, ends first; the ensemble predicts their mean.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :returns: as metrics take them. **Shape:** ``(num_members, n, classes)``.
+        :returns: probabilities in the form for metrics. **Shape:** ``(num_members, n, classes)``.
         """
         inputs = _as_inputs(inputs, self)
         features, logits = _run(self.ends, self.features, inputs)
@@ -188,9 +190,9 @@ class BridgeEnsemble(nn.Module):
         return torch.stack(members)
 
     def relative_cost(self, inputs: Tensor) -> float:
-        """Floating-point operations of the ensemble over those of one end.
+        """Floating-point operations of the ensemble divided by those of one end.
 
-        Products of matrices and convolutions are counted, as :mod:`torch.utils.flop_counter` does.
+        Matrix products and convolutions are counted, as in :mod:`torch.utils.flop_counter`.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         """

@@ -72,8 +72,8 @@ class BridgeSchedule:
             **Shape:** ``(*batch,)``.
         :param Tensor x0: point at time zero. **Shape:** ``(*batch, size)``.
         :param Tensor x1: point at time one. **Shape:** ``(*batch, size)``.
-        :returns: a normal distribution, or a :class:`pyro.distributions.Delta` where there is no
-            noise. With a tensor of steps those without noise have draws and no density.
+        :returns: a normal distribution, or a :class:`pyro.distributions.Delta` if there is no
+            noise. With a tensor of steps, those without noise have draws but no density.
         """
         x0, x1 = _points(x0=x0, x1=x1)
         (variance,) = self._at(n, 0, 0)
@@ -86,14 +86,14 @@ class BridgeSchedule:
         .. math:: N\left(\frac{a}{\sigma^2_n} x_0 + \frac{\sigma^2_{n-1}}{\sigma^2_n} x_n,
             \frac{\sigma^2_{n-1} a}{\sigma^2_n}\right), \qquad a = \sigma^2_n - \sigma^2_{n-1}
 
-        It is exact: with the true point at time zero, it takes one marginal to the one before. (The
-        authors' code has the variance :math:`a`, which does not.)
+        It is exact: given the true point at time zero, it takes one marginal to the previous one.
+        (The authors' code has the variance :math:`a`, which does not.)
 
         :param n: number of the step, from 1 to ``num_steps``, or a tensor of them.
             **Shape:** ``(*batch,)``.
         :param Tensor x0: point at time zero. **Shape:** ``(*batch, size)``.
         :param Tensor xn: point after ``n`` steps. **Shape:** ``(*batch, size)``.
-        :returns: as of :meth:`marginal`; the last step, ``n=1``, has no noise.
+        :returns: as for :meth:`marginal`; the last step, ``n=1``, has no noise.
         """
         x0, xn = _points(x0=x0, xn=xn)
         variance, before = self._at(n, 1, 0, -1)

@@ -19,24 +19,24 @@ def as_input(x: Any, network: nn.Module) -> Tensor:
 
 
 class BridgeSource(nn.Module):
-    """A trained network that gives its logits and the output of a layer in one pass.
+    """A trained network that returns its logits and the output of a layer in one pass.
 
     It keeps a copy of the network, which is frozen and stays in evaluation mode, so that neither
-    training nor its batch statistics change.
+    parameters nor batch statistics change.
 
-    Without a name it takes the first residual or other block of layers. Where there is none, it
-    takes the first activation (a module without parameters after one with parameters), or, where
-    activations are not modules, the first layer. A layer that returns the logits does not count.
+    Without a name, it uses the first residual or other block of layers. If there is none, it uses
+    the first activation (a module without parameters after one with parameters) or, if activations
+    are not modules, the first layer. A layer that returns the logits does not count.
 
     :param torch.nn.Module network: maps inputs to logits of classes, **Shape:** ``(batch,
         num_classes)``.
-    :param Tensor x: a few inputs to try it with. **Shape:** ``(batch, *input)``.
+    :param Tensor x: a few inputs for a trial run. **Shape:** ``(batch, *input)``.
     :param feature: name of a layer, as in ``network.named_modules()``, whose output is a tensor; or
         a function of the inputs that returns features instead. **Shape:** ``(batch, *feature)``.
     :ivar feature: name of the layer, or the function.
     :ivar int num_classes: number of classes.
     :ivar torch.Size feature_shape: shape of the features of an input.
-    :raises ValueError: where the network gives no logits or has no such layer.
+    :raises ValueError: if the network returns no logits or has no such layer.
 
     Example::
 

@@ -33,7 +33,7 @@ _SLOW_ADAM = partial(torch.optim.Adam, lr=1e-4)
 
 
 def ensemble_logits(logits: Tensor) -> Tensor:
-    r"""Logits of the mean of members' probabilities, whose mean over classes is zero [1].
+    r"""Logits of the members' mean probabilities, normalized to mean zero over classes [1].
 
     :param Tensor logits: **Shape:** ``(num_members, *batch, num_classes)``.
     :returns: **Shape:** ``(*batch, num_classes)``.
@@ -58,20 +58,20 @@ def ensemble_logits(logits: Tensor) -> Tensor:
 
 
 class DiffusionBridgeNetwork(PyroModule):
-    r"""Logits of an ensemble, drawn by a few cheap steps from those of one of its networks [1].
+    r"""Logits of an ensemble, drawn in a few cheap steps from those of one of its networks [1].
 
     As a Pyro program, ``network(x)`` has sites ``"l_5"``, ..., ``"l_0"`` of logits for five steps,
-    a Markov chain, and ``"obs"``, the class. The first, the source's logits divided by a
-    temperature, and the last are deterministic given what comes before.
+    which form a Markov chain, and ``"obs"``, the class. The first site, which is the source's
+    logits divided by a temperature, and the last are deterministic given the previous ones.
 
-    While it learns, the temperature is :math:`a + c B` with a beta variable :math:`B` that is drawn
+    During training, the temperature is :math:`a + c B` with a beta variable :math:`B` that is drawn
     for each minibatch; otherwise it is the mean.
 
-    :param BridgeSource source: the network to start from; bridges may have it in common.
-    :param BridgeSchedule schedule: steps and noise; five steps and 0.01 at both ends by default.
-    :param torch.nn.Module score: maps logits, features and time, as of :class:`ScoreMLP`, to the
+    :param BridgeSource source: the network to start from; several bridges may share it.
+    :param BridgeSchedule schedule: steps and noise; by default five steps and 0.01 at both ends.
+    :param torch.nn.Module score: maps logits, features and time, like :class:`ScoreMLP`, to the
         difference between the logits and those at time zero. By default a :class:`ScoreConvNet` for
-        maps of features, and otherwise a :class:`ScoreMLP`.
+        feature maps, and otherwise a :class:`ScoreMLP`.
     :param Sequence annealing: :math:`a`, :math:`c` and the two concentrations of :math:`B`.
 
     [1] H. Kim, J. Yoon, J. Lee (2024),
@@ -128,7 +128,7 @@ class DiffusionBridgeNetwork(PyroModule):
     # Draws ---------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The Pyro program.
+        """Run the Pyro program.
 
         :param Tensor x: inputs. **Shape:** ``(batch, *input)``.
         :param Tensor y: classes, or ``None`` to draw them. **Shape:** ``(batch,)``.
@@ -147,8 +147,8 @@ class DiffusionBridgeNetwork(PyroModule):
         """Draw logits of the ensemble.
 
         :param Tensor x: inputs. **Shape:** ``(batch, *input)``.
-        :param int num_samples: number of draws for each; the source runs once.
-        :param int seed: of the noise; ``None`` draws it from PyTorch's generator.
+        :param int num_samples: number of draws for each input; the source runs once.
+        :param int seed: seed of the noise; ``None`` uses PyTorch's global generator.
         :returns: **Shape:** ``(num_samples, batch, num_classes)``.
         """
         checks.integer("num_samples", num_samples, 1)
@@ -156,18 +156,18 @@ class DiffusionBridgeNetwork(PyroModule):
             return self._draw(*self._start(x), num_samples)
 
     def probs(self, x: Tensor, num_samples: int = 1, *, seed: int | None = None) -> Tensor:
-        """Mean of the probabilities of draws; arguments are as of :meth:`sample`.
+        """Average the probabilities over draws; arguments are as for :meth:`sample`.
 
         :returns: **Shape:** ``(batch, num_classes)``.
         """
         return self.sample(x, num_samples, seed=seed).softmax(-1).mean(0)
 
     def estimate(self, logits: Tensor, feature: Tensor, n: int | Tensor) -> Tensor:
-        """Guess the logits at time zero.
+        """Estimate the logits at time zero.
 
         :param Tensor logits: the bridge after some steps. **Shape:** ``(*sample, batch, K)``.
-        :param Tensor feature: of the source. **Shape:** ``(batch, *feature)``.
-        :param n: number of the step, or one for each of the batch.
+        :param Tensor feature: features of the source. **Shape:** ``(batch, *feature)``.
+        :param n: number of the step, or one number for each element of the batch.
         :returns: **Shape:** as the logits.
         """
         outer = logits.shape[:-1]
@@ -213,18 +213,18 @@ class DiffusionBridgeNetwork(PyroModule):
         teacher: "DiffusionBridgeNetwork | None" = None,
         alpha: float = 0.5,
     ) -> Tensor:
-        r"""Denoising loss at a random step of each bridge.
+        r"""Compute the denoising loss at a random step of each bridge.
 
         .. math:: E \frac{S}{\sigma^2_n} \|\hat l_0(l_n, z, t_n) - l_0\|^2
 
-        That is the paper's squared error of scores, times the constant :math:`S`. Steps, noise and
+        This is the paper's squared error of scores, times the constant :math:`S`. Steps, noise and
         the temperature are drawn from PyTorch's generator.
 
         :param Tensor x: inputs. **Shape:** ``(batch, *input)``.
         :param Sequence members: networks of the ensemble, from inputs to logits.
-        :param DiffusionBridgeNetwork teacher: a bridge whose draws are targets, too.
-        :param float alpha: weight of the squared error from them; that of the ensemble has the
-            rest.
+        :param DiffusionBridgeNetwork teacher: a bridge whose draws are also targets.
+        :param float alpha: weight of the squared error from the teacher; that from the ensemble has
+            the remaining weight.
         """
         self._check_targets(members, teacher, alpha)
         x = as_input(x, self.source)
@@ -257,29 +257,29 @@ class DiffusionBridgeNetwork(PyroModule):
         seed: int | None = None,
         **training: Unpack[TrainingOptions],
     ) -> list[float]:
-        """Learn the score; members and source stay as they are.
+        """Train the score; members and source do not change.
 
-        Members agree on what they were trained on. The bridge learns where they differ from inputs
-        that are augmented and mixed, for which no labels are needed. The learning rate falls to
-        zero along a cosine. In the end the score is the average of the weights along the way.
+        Members agree on their training data. To learn where they differ, the bridge uses augmented
+        and mixed inputs, which need no labels. The learning rate falls to zero along a cosine. The
+        final score is the average of the weights during training.
 
         :param Tensor x: inputs. **Shape:** ``(n, *input)``.
-        :param Sequence members: networks of the ensemble, from inputs to logits; the source counts
-            only where it is among them. Modules are used in evaluation mode.
-        :param int num_steps: number of steps of the optimizer.
-        :param int batch_size: inputs of a step.
+        :param Sequence members: networks of the ensemble, from inputs to logits; the source only
+            counts if it is one of them. Modules are used in evaluation mode.
+        :param int num_steps: number of optimizer steps.
+        :param int batch_size: number of inputs of a step.
         :param Callable augment: changes a minibatch at random.
         :param float mixup: concentration of the beta variable, one for each minibatch, by which
             inputs are mixed in pairs; zero does not mix.
         :param DiffusionBridgeNetwork teacher: see :meth:`loss`.
         :param float alpha: see :meth:`loss`.
-        :param Callable optimizer: makes an optimizer of a list of parameters.
-        :param float ema_decay: of the average. The paper's 0.9999 is for 300,000 steps.
-        :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
-            otherwise one from PyTorch's generator.
+        :param Callable optimizer: makes an optimizer from a list of parameters.
+        :param float ema_decay: decay of the average. The paper's 0.9999 is for 300,000 steps.
+        :param int seed: seed of all draws; ``None`` takes the seed of the checkpoint if it exists,
+            and otherwise one from PyTorch's generator.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of each step.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         x = as_input(x, self.source)
         self._check_targets(members, teacher, alpha)
@@ -329,14 +329,15 @@ class DiffusionBridgeNetwork(PyroModule):
         optimizer: Optimizer = _SLOW_ADAM,
         **options: Any,
     ) -> "DiffusionBridgeNetwork":
-        """Make a bridge of one step, which learns from this one and from the ensemble.
+        """Make a one-step bridge, trained on this one and on the ensemble.
 
-        :param Tensor x: as of :meth:`fit`.
-        :param Sequence members: as of :meth:`fit`.
-        :param int num_steps: number of steps of the optimizer.
-        :param Callable optimizer: as of :meth:`fit`.
+        :param Tensor x: as for :meth:`fit`.
+        :param Sequence members: as for :meth:`fit`.
+        :param int num_steps: number of optimizer steps.
+        :param Callable optimizer: as for :meth:`fit`.
         :param options: further arguments of :meth:`fit`.
-        :returns: the new one, with the same source. Its score begins with the weights of this one.
+        :returns: the new bridge, with the same source. Its score starts with the weights of this
+            one.
         """
         schedule = BridgeSchedule(self.schedule.b1, self.schedule.b2, 1, self.schedule.kind)
         score = copy.deepcopy(self.score)
@@ -372,14 +373,14 @@ def average_bridges(
     *,
     seed: int | None = None,
 ) -> Tensor:
-    """Mean of the probabilities of several bridges from one source, which runs once.
+    """Average the probabilities of several bridges from one source, which runs once.
 
-    Each stands for an ensemble of its own, as of the source and two other networks.
+    Each bridge represents its own ensemble, for example of the source and two other networks.
 
-    :param Sequence bridges: made with the same :class:`BridgeSource` and annealing.
+    :param Sequence bridges: bridges with the same :class:`BridgeSource` and annealing.
     :param Tensor x: inputs. **Shape:** ``(batch, *input)``.
     :param int num_samples: number of draws of each bridge.
-    :param int seed: of the noise; ``None`` draws it from PyTorch's generator.
+    :param int seed: seed of the noise; ``None`` uses PyTorch's global generator.
     :returns: **Shape:** ``(batch, num_classes)``.
 
     Example::

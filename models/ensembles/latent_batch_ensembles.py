@@ -31,29 +31,29 @@ class BatchEnsembleDistiller:
               \theta \rVert^2 + \tfrac{1}{2 M} \sum_m \lVert 1 - r_m \rVert^2 + \lVert 1 - s_m
               \rVert^2 \Bigr)
 
-    with :math:`\operatorname{CE}` the cross-entropy of the labels, :math:`L` that of the teachers'
-    probabilities, with all logits divided by :math:`\tau`, :math:`\theta` all parameters but
-    factors, and :math:`r_m, s_m` the factors. These see one :math:`M`-th of the rows each, so that
-    their gradient is multiplied by :math:`M`: else they would move that much more slowly than the
-    weights. It is why the loss returns gradients with its value, which a
-    :class:`~pyro_ext.inference.Trainer` takes. The weight decay is within: use an
-    optimizer that has none.
+    where :math:`\operatorname{CE}` is the cross-entropy of the labels, :math:`L` that of the
+    teachers' probabilities, with all logits divided by :math:`\tau`, :math:`\theta` are all
+    parameters except the factors, and :math:`r_m, s_m` are the factors. The factors of a member see
+    only one :math:`M`-th of the rows, so their gradient is multiplied by :math:`M`; otherwise they
+    would move that much more slowly than the weights. This is why the loss also returns gradients,
+    for :class:`~pyro_ext.inference.Trainer`. The loss includes the weight decay: use an optimizer
+    without it.
 
-    Inputs may be moved first toward where the teachers disagree, by
-    :func:`~pyro_ext.models.ensembles.diversify`. What is drawn for that comes from PyTorch's
-    generators, and so from the seed of the trainer.
+    Before, inputs may be moved to where the teachers disagree, by
+    :func:`~pyro_ext.models.ensembles.diversify`. Its draws come from PyTorch's generators, and are
+    thus determined by the seed of the trainer.
 
-    :param torch.nn.Module network: any with linear layers and convolutions, as
-        :class:`~pyro_ext.nn.BatchEnsemble` takes it; a copy is trained, from its weights.
+    :param torch.nn.Module network: a network with linear layers and convolutions, as for
+        :class:`~pyro_ext.nn.BatchEnsemble`; a copy is trained, from its weights.
     :param teachers: modules that map inputs to logits, ``(n, classes)``; copies of them are used,
         in evaluation mode.
     :param float tau: :math:`\tau`, the temperature of the distillation.
     :param float alpha: :math:`\alpha \in [0, 1]`; with one, labels are not used.
     :param float weight_decay: :math:`\lambda`.
-    :param str perturbation: as of :func:`~pyro_ext.models.ensembles.diversify`; ``None`` for inputs
-        as they are.
+    :param str perturbation: as for :func:`~pyro_ext.models.ensembles.diversify`; ``None`` does not
+        change inputs.
     :param float eta: root mean square of the perturbation, in units of the inputs.
-    :param bounds: to which perturbed inputs are clipped, or ``None``, as of ``diversify``.
+    :param bounds: bounds to which perturbed inputs are clipped, or ``None``, as for ``diversify``.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, a network without layers that take factors, or
         fewer teachers than the perturbation needs.
@@ -102,10 +102,10 @@ class BatchEnsembleDistiller:
     def loss(
         self, inputs: Tensor, labels: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """The loss of a minibatch, and its gradients with those of factors multiplied.
+        """Compute the loss of a minibatch, and its gradients, with those of factors multiplied.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :param Tensor labels: classes; ``alpha`` of one does without. **Shape:** ``(n,)``.
+        :param Tensor labels: classes; not needed if ``alpha`` is one. **Shape:** ``(n,)``.
         :returns: a scalar, and gradients by name of the student's parameters.
         """
         like = next(self.student.parameters())
@@ -160,7 +160,7 @@ class BatchEnsembleDistiller:
         return value.detach(), scaled
 
     def merge(self) -> Any:
-        """The student as one network of the class that was given, in evaluation mode.
+        """Return the student as one network of the original class, in evaluation mode.
 
         :returns: the network with the averages of the members' factors.
         """

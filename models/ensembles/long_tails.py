@@ -1,4 +1,4 @@
-"""Classes with few and with many examples: profiles, balanced minibatches, balanced classifiers."""
+"""Classes with few and many examples: profiles, balanced minibatches, balanced classifiers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from pyro_ext.random import spawn_seed
 
 
 def exponential_profile(num_first: int, num_classes: int, imbalance: float) -> Tensor:
-    r"""Numbers of examples that fall by a constant factor from class to class [1].
+    r"""Numbers of examples that decrease by a constant factor from class to class [1].
 
     .. math:: n_k = \lfloor n_1 \rho^{-(k - 1) / (K - 1)} \rfloor
 
@@ -20,7 +20,7 @@ def exponential_profile(num_first: int, num_classes: int, imbalance: float) -> T
     :param int num_classes: :math:`K`, at least two.
     :param float imbalance: :math:`\rho = n_1 / n_K`.
     :returns: integers. **Shape:** ``(num_classes,)``.
-    :raises ValueError: where a class is left without an example.
+    :raises ValueError: if a class is left without an example.
 
     [1] Y. Cui, M. Jia, T. Lin, Y. Song, S. Belongie (2019),
     Class-balanced loss based on effective number of samples.
@@ -43,12 +43,12 @@ def exponential_profile(num_first: int, num_classes: int, imbalance: float) -> T
 
 
 class BalancedBatches(ShuffledBatches):
-    """Minibatches in which each class is as likely, whatever its number of examples.
+    """Minibatches in which all classes are equally likely, however many examples they have.
 
-    Examples are drawn with replacement, so that those of rare classes come again and again. A
+    Examples are drawn with replacement, so that those of rare classes recur. A
     :class:`~pyro_ext.inference.Trainer` takes these like any
-    :class:`~pyro_ext.inference.training.ShuffledBatches`; ``len`` is that of an epoch of as many
-    examples as there are.
+    :class:`~pyro_ext.inference.training.ShuffledBatches`; ``len`` is the number of minibatches in
+    an epoch with as many examples as there are.
 
     :param Tensor inputs: **Shape:** ``(n, *event)``.
     :param Tensor labels: classes from zero on, of at least two kinds. **Shape:** ``(n,)``.
@@ -78,10 +78,10 @@ class BalancedBatches(ShuffledBatches):
         self._weights = counts.double().reciprocal()[labels].cpu()
 
     def batch(self, step: int, seed: int) -> tuple[Tensor, ...]:
-        """The minibatch of a step.
+        """Return the minibatch of a step.
 
         :param int step: the number of the step, from zero.
-        :param int seed: of all of them.
+        :param int seed: seed of all minibatches.
         :returns: inputs and labels.
         """
         step = checks.integer("step", step, 0)
@@ -94,11 +94,11 @@ class BalancedBatches(ShuffledBatches):
 
 
 class LearnableScales(nn.Module):
-    r"""A classifier that is kept, with a learned factor for each class: LWS of [2].
+    r"""A fixed classifier with a learned factor for each class: LWS of [2].
 
     .. math:: \text{logit}_k = s_k \, (W_k^\top z + b_k) , \quad s_k = 1 \text{ at first}
 
-    :param torch.nn.Linear classifier: the last layer of a network; it is copied and stays.
+    :param torch.nn.Linear classifier: the last layer of a network; a copy of it is kept fixed.
 
     [2] B. Kang et al. (2020), Decoupling representation and classifier for long-tailed recognition.
 
@@ -118,7 +118,7 @@ class LearnableScales(nn.Module):
         self.scales = nn.Parameter(torch.ones_like(self.classifier.weight[:, 0]))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits of each class.
+        """Compute logits of each class.
 
         :param Tensor features: **Shape:** ``(*batch, num_features)``.
         :returns: **Shape:** ``(*batch, num_classes)``.
@@ -128,12 +128,12 @@ class LearnableScales(nn.Module):
 
 
 def tau_normalized(classifier: nn.Linear, tau: float = 1.0) -> nn.Linear:
-    r"""A copy of a classifier with rows :math:`W_k / \|W_k\|^\tau`, and its biases as they are [2].
+    r"""Copy a classifier, with rows :math:`W_k / \|W_k\|^\tau` and unchanged biases [2].
 
     Rows of frequent classes are longer; nothing is trained.
 
     :param torch.nn.Linear classifier: the last layer of a network.
-    :param float tau: 0 for no change to 1 for equal lengths, to be chosen on validation data.
+    :param float tau: from 0 for no change to 1 for equal lengths; choose it on validation data.
 
     Example::
 
@@ -148,9 +148,9 @@ def tau_normalized(classifier: nn.Linear, tau: float = 1.0) -> nn.Linear:
 
 
 def logit_adjusted(classifier: nn.Linear, counts: Tensor) -> nn.Linear:
-    r"""A copy of a classifier with logits less :math:`\log (n_k / n)` [3].
+    r"""Copy a classifier, with :math:`\log (n_k / n)` subtracted from its logits [3].
 
-    In training, the same is to add the logarithm to the logits in the loss.
+    In training, the equivalent is to add the logarithm to the logits in the loss.
 
     :param torch.nn.Linear classifier: the last layer of a network.
     :param Tensor counts: numbers of training examples :math:`n_k`. **Shape:** ``(num_classes,)``.
@@ -177,14 +177,15 @@ def logit_adjusted(classifier: nn.Linear, counts: Tensor) -> nn.Linear:
 
 
 def accuracy_by_count(probabilities: Tensor, labels: Tensor, counts: Tensor) -> dict[str, float]:
-    """Accuracy by how many training examples a class has, each class with the same weight.
+    """Compute accuracy by the number of training examples, with equal weights for classes.
 
-    :param Tensor probabilities: of the test data, or logits. **Shape:** ``(n, num_classes)``.
-    :param Tensor labels: their classes. **Shape:** ``(n,)``.
+    :param Tensor probabilities: probabilities or logits of the test data. **Shape:**
+        ``(n, num_classes)``.
+    :param Tensor labels: classes of the test data. **Shape:** ``(n,)``.
     :param Tensor counts: numbers of training examples. **Shape:** ``(num_classes,)``.
-    :returns: mean accuracies of ``"all"`` classes, of those with ``"few"`` examples, fewer than 20,
-        with ``"many"``, more than 100, and of the rest, ``"medium"``; NaN for a group without test
-        data.
+    :returns: mean accuracies of ``"all"`` classes, of those with ``"few"`` examples (fewer than
+        20), with ``"many"`` (more than 100), and of the rest, ``"medium"``; NaN for a group without
+        test data.
 
     Example::
 

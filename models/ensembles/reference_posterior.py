@@ -1,4 +1,4 @@
-"""Predictions of small Bayesian networks under their exact posterior, by long runs of HMC."""
+"""Predictions of small Bayesian networks under their exact posterior, from long runs of HMC."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,29 +18,30 @@ NAMES = ("digits", "wine")
 
 @dataclass(frozen=True, eq=False)
 class ReferencePosterior:
-    r"""Predictive probabilities of a Bayesian network under its posterior, and how sure they are.
+    r"""Predictive probabilities of a Bayesian network under its posterior, and their precision.
 
-    The network is a :class:`~pyro_ext.nn.MLP` with SiLU and independent normal priors; the data are
-    the training part of a data set's default split, all of it at each step, in double precision.
-    Each chain of HMC began at a draw of its own from the prior, and has trajectories of length
-    :math:`\pi / 2` times the prior's standard deviation, as in [1]. Its weights do not converge, as
-    hidden units can be exchanged; what it predicts does, and the diagnostics are of that.
+    The network is a :class:`~pyro_ext.nn.MLP` with SiLU activations and independent normal priors.
+    The data are the training part of a data set's default split, all of it at each step, in double
+    precision. Each chain of HMC started at its own draw from the prior, and has trajectories of
+    length :math:`\pi / 2` times the prior's standard deviation, as in [1]. Its weights do not
+    converge, because hidden units can be exchanged; its predictions do, and the diagnostics refer
+    to them.
 
-    :param str name: of the data set.
+    :param str name: name of the data set.
     :param Tensor chain_probabilities: probabilities at the test inputs, averaged over the draws of
         each chain. **Shape:** ``(num_chains, n_test, classes)``.
     :param Tensor r_hat: rank-normalized split R-hat of the probabilities at each test input, the
-        largest of its classes. **Shape:** ``(n_test,)``.
-    :param Tensor ess: their bulk effective sample size over all chains, the smallest of the
-        classes. **Shape:** ``(n_test,)``.
+        largest over classes. **Shape:** ``(n_test,)``.
+    :param Tensor ess: their bulk effective sample size over all chains, the smallest over classes.
+        **Shape:** ``(n_test,)``.
     :param tuple hidden_features: width of each hidden layer.
     :param float prior_scale: standard deviation of the prior of each weight and bias.
-    :param int num_draws: draws of each chain, without warm-up.
-    :param int warmup_steps: those before, which adapt the step size.
+    :param int num_draws: number of draws of each chain, without warm-up.
+    :param int warmup_steps: number of warm-up steps, which adapt the step size.
     :param float trajectory_length: step size times number of steps.
     :param float acceptance_rate: fraction of trajectories that were accepted.
-    :param int num_divergences: trajectories whose energy went astray.
-    :param int seed: of the run.
+    :param int num_divergences: number of trajectories whose energy diverged.
+    :param int seed: seed of the run.
     :param float nll: negative log likelihood of the test labels under ``probabilities``, per point.
 
     [1] P. Izmailov, S. Vikram, M. D. Hoffman, A. G. Wilson (2021),
@@ -76,10 +77,10 @@ class ReferencePosterior:
 
     @property
     def chain_total_variation(self) -> float:
-        """Total variation distance of a chain's probabilities from those of all others, on average.
+        """Mean total variation distance between a chain's probabilities and those of all others.
 
         The reference itself is more precise by about the square root of the number of chains. A
-        sampler that is closer to it than that cannot be distinguished from the posterior.
+        sampler that is closer to it than this distance cannot be distinguished from the posterior.
         """
         chains = self.chain_probabilities.double()
         others = (chains.sum(0) - chains) / (len(chains) - 1)
@@ -88,13 +89,13 @@ class ReferencePosterior:
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
-        """The data set with its default split; it takes the extra ``data``."""
+        """The data set with its default split; requires the extra ``data``."""
         return datasets.load(self.name)
 
     def model(self, batch_size: int | None = None) -> BayesianClassifier:
-        """Make the Pyro model, of inputs and labels.
+        """Make the Pyro model of inputs and labels.
 
-        :param int batch_size: size of its minibatches; all of the data where it is ``None``.
+        :param int batch_size: size of its minibatches; ``None`` uses all of the data.
         :returns: a new model; ``model(dataset.train_inputs, dataset.train_targets)`` runs it.
         """
         return classifier(self.name, self.hidden_features, self.prior_scale, batch_size)
@@ -108,14 +109,14 @@ class ReferencePosterior:
 
 
 def load_reference_posterior(name: str, folder: str | Path | None = None) -> ReferencePosterior:
-    """Load a reference posterior, to measure how near a sampler comes to it.
+    """Load a reference posterior, to measure how close a sampler comes to it.
 
-    :param str name: ``"digits"``, a network 64-8-10 on 600 images of digits, or ``"wine"``, one of
-        13-8-3 on 142 wines.
-    :param folder: where ``python -m tools.make_reference_posterior`` wrote one
-        of your own; by default what comes with the package.
+    :param str name: ``"digits"`` for a 64-8-10 network on 600 images of digits, or ``"wine"`` for a
+        13-8-3 network on 142 wines.
+    :param folder: folder to which ``python -m tools.make_reference_posterior`` wrote your own
+        posterior; by default the one that comes with the package.
     :returns: the posterior.
-    :raises CheckpointError: where the file is missing, cut or changed.
+    :raises CheckpointError: if the file is missing, truncated or changed.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Networks that guess where a noisy bridge of logits came from, from logits, features and time."""
+"""Networks that estimate the origin of a noisy bridge of logits from logits, features and time."""
 
 import math
 from collections.abc import Sequence
@@ -51,13 +51,13 @@ class ScoreMLP(nn.Module):
 
 
 class ScoreConvNet(nn.Module):
-    """A small network of inverted residual blocks [2] over a map of features.
+    """A small network of inverted residual blocks [2] over a feature map.
 
-    That of [1] is of the same kind and larger. Logits and time are added to each channel after the
-    first convolution, and logits are seen again by the last layer.
+    The network of [1] is of the same kind, but larger. Logits and time are added to each channel
+    after the first convolution, and the last layer sees the logits again.
 
     :param int num_classes: number of logits.
-    :param int in_channels: channels of the map.
+    :param int in_channels: number of channels of the feature map.
 
     [1] H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with diffusion Schrödinger bridge.
 
@@ -82,7 +82,7 @@ class ScoreConvNet(nn.Module):
         self.head = nn.Linear(64 + num_classes, num_classes)
 
     def forward(self, logits: Tensor, feature: Tensor, time: Tensor) -> Tensor:
-        """Run the network; arguments and result are as of :class:`ScoreMLP`.
+        """Run the network; arguments and result are as for :class:`ScoreMLP`.
 
         :param Tensor logits: **Shape:** ``(batch, num_classes)``.
         :param Tensor feature: **Shape:** ``(batch, in_channels, height, width)``.

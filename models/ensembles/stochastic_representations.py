@@ -1,11 +1,11 @@
-r"""Classifiers that learn from the representations of several networks along a trajectory.
+r"""Classifiers trained on the representations of several networks along a trajectory.
 
 The method section of the paper was not available. According to the rest of it, the average of
 weights (SWA) is the extractor, draws from the trajectory's normal distribution (SWAG) give
 each example several representations, and the classifier is trained by self-distillation from
 its predictions on them, whose spread counts as uncertainty. The rest is reconstructed: the form of
-the loss, the weights of its parts, the temperature, and the number of draws. The loss therefore
-can be replaced.
+the loss, the weights of its parts, the temperature, and the number of draws. The loss can therefore
+be replaced.
 """
 
 import copy
@@ -39,10 +39,10 @@ _SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True)
 
 
 def distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    r"""Cross entropy to the mean prediction, :math:`-\tau^2 \sum_k \bar p_k \log q_k` [1].
+    r"""Cross-entropy to the mean prediction, :math:`-\tau^2 \sum_k \bar p_k \log q_k` [1].
 
-    :param Tensor student: its logits. **Shape:** ``(*batch, num_classes)``.
-    :param Tensor teachers: logits of each; no gradient goes through them.
+    :param Tensor student: logits of the student. **Shape:** ``(*batch, num_classes)``.
+    :param Tensor teachers: logits of each teacher; no gradient flows through them.
         **Shape:** ``(M, *batch, num_classes)``.
     :param float temperature: :math:`\tau`, by which all logits are divided.
     :returns: **Shape:** ``(*batch)``.
@@ -60,10 +60,10 @@ def distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tenso
 
 
 def weighted_distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    r""":func:`distillation` with weights :math:`e^{-\mathrm{MI}}`, scaled to a mean of one.
+    r""":func:`distillation` with weights :math:`e^{-\mathrm{MI}}`, scaled to mean one.
 
-    The mutual information :math:`H(\bar p) - \tfrac1M \sum_m H(p_m)` is how much teachers differ:
-    examples on which they agree count for more. Arguments and shapes are those of
+    The mutual information :math:`H(\bar p) - \tfrac1M \sum_m H(p_m)` measures how much teachers
+    differ: examples on which they agree have more weight. Arguments and shapes are as for
     :func:`distillation`, with one dimension of examples.
 
     Example::
@@ -80,15 +80,16 @@ def weighted_distillation(student: Tensor, teachers: Tensor, temperature: float)
 
 
 def dirichlet_distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    r"""Distance to a Dirichlet distribution of which the teachers' predictions might be draws [2].
+    r"""Divergence from a Dirichlet distribution with the teachers' predictions as draws [2].
 
-    With the concentration :math:`\beta = 1 + s \bar p`, where the precision :math:`s` falls as
-    teachers differ, and that of the student, :math:`\alpha = 1 + e^{f / \tau}`, it is
+    The concentration of this distribution is :math:`\beta = 1 + s \bar p`, where the precision
+    :math:`s` falls as teachers differ, and that of the student is
+    :math:`\alpha = 1 + e^{f / \tau}`. The loss is
 
     .. math:: -\sum_k \bar p_k \bigl(\psi(\alpha_k) - \psi(\alpha_0)\bigr)
               + \mathrm{KL}\bigl(\text{Dir}(\alpha) \,\|\, \text{Dir}(1)\bigr) / \beta_0
 
-    where an index of zero is a sum. Arguments and shapes are those of :func:`distillation`.
+    where an index of zero denotes a sum. Arguments and shapes are as for :func:`distillation`.
 
     [2] M. Ryabinin, A. Malinin, M. Gales (2021),
     Scaling ensemble distribution distillation to many classes with proxy targets.
@@ -135,38 +136,39 @@ _DISTILLATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor] | None] = {
 
 
 class StochasticRepresentations(nn.Module):
-    r"""A classifier that is trained on several representations of each example [3].
+    r"""A classifier trained on several representations of each example [3].
 
     The average of a trajectory is the extractor, with the representation :math:`z_0`; draws from
     its normal distribution give :math:`z_1, \dots, z_M`. All are frozen. With the logits
-    :math:`g_m` of the classifier at :math:`z_m` the loss is
+    :math:`g_m` of the classifier at :math:`z_m`, the loss is
 
     .. math:: (1 - a) \, \tfrac12 \bigl(\mathrm{CE}(y, g_0)
               + \tfrac1M \sum_m \mathrm{CE}(y, g_m)\bigr) + a \, D(g_0; g_1, \dots, g_M)
 
-    with one of several distillation losses :math:`D`, through whose teachers :math:`g_1, \dots,
-    g_M` goes no gradient. For prediction :math:`z_0` alone is needed. Without ``swag`` the
-    classifier is retrained on the extractor as it is, which with balanced minibatches is cRT for a
-    new linear layer, and LWS for :class:`LearnableScales`.
+    with one of several distillation losses :math:`D`; no gradient flows through its teachers
+    :math:`g_1, \dots, g_M`. Prediction only uses :math:`z_0`. Without ``swag``, the classifier is
+    retrained on the extractor itself. With balanced minibatches, this is cRT for a new linear
+    layer, and LWS for :class:`LearnableScales`.
 
     The loss, :math:`a`, :math:`\tau` and :math:`M` are reconstructed from the abstract and from
-    related code: they need not be the authors'.
+    related code, and may differ from the authors'.
 
-    :param torch.nn.Module extractor: maps inputs to representations; it is copied. Split a network
-        for it, such as one whose last layer was replaced by a :class:`torch.nn.Identity`.
-    :param swag: what collected the extractor, and nothing else, along its training; or ``None``.
-    :param torch.nn.Module head: the classifier, from representations to logits; a copy of it is
-        trained, those parameters that require a gradient.
+    :param torch.nn.Module extractor: maps inputs to representations; it is copied. To make one,
+        split a network, for example by replacing its last layer by a :class:`torch.nn.Identity`.
+    :param swag: the object that collected the extractor, and nothing else, during its training; or
+        ``None``.
+    :param torch.nn.Module head: the classifier, from representations to logits. A copy is trained,
+        of which only parameters that require a gradient change.
     :param int num_samples: :math:`M`.
     :param float alpha: :math:`a`.
     :param float tau: temperature of teachers and student.
     :param str variant: ``"kd"`` for :func:`distillation`, ``"kd_weighted"`` or ``"dirichlet"``;
-        ``"none"`` is without distillation, whatever ``alpha``.
-    :param float scale: of the draws, as of :class:`~pyro_ext.inference.averaging.SWAG`.
-    :param batches: minibatches of inputs for statistics of batch normalization, of each draw; an
-        extractor with batch normalization needs them.
-    :param int seed: of the draws.
-    :raises ValueError: for numbers out of range, or what was collected from another module.
+        ``"none"`` disables distillation, whatever ``alpha`` is.
+    :param float scale: scale of the draws, as for :class:`~pyro_ext.inference.averaging.SWAG`.
+    :param batches: minibatches of inputs for the batch normalization statistics of each draw;
+        required for an extractor with batch normalization.
+    :param int seed: seed of the draws.
+    :raises ValueError: for numbers out of range, or a ``swag`` that collected another module.
 
     [3] G. Nam, S. Jang, J. Lee (2023),
     Decoupled training for long-tailed classification with stochastic representations.
@@ -226,21 +228,21 @@ class StochasticRepresentations(nn.Module):
         self.head = copy.deepcopy(head)
 
     def train(self, mode: bool = True) -> "StochasticRepresentations":
-        """Put the head into training or evaluation; extractors stay in evaluation."""
+        """Set the mode of the head; extractors stay in evaluation mode."""
         super().train(mode)
         self.extractors.eval()
         return self
 
     @torch.no_grad()
     def representations(self, inputs: Tensor) -> Tensor:
-        r""":math:`z_0, \dots, z_M`. **Shape:** ``(1 + M, n, *event)``.
+        r"""Compute :math:`z_0, \dots, z_M`. **Shape:** ``(1 + M, n, *event)``.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         """
         return torch.stack([extractor(inputs) for extractor in self.extractors])
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a minibatch.
+        """Compute the loss of a minibatch.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param Tensor labels: classes. **Shape:** ``(n,)``.
@@ -274,15 +276,17 @@ class StochasticRepresentations(nn.Module):
     ) -> list[float]:
         """Train the head.
 
-        :param ShuffledBatches batches: inputs and labels, such as :class:`BalancedBatches`.
+        :param ShuffledBatches batches: minibatches of inputs and labels, such as
+            :class:`BalancedBatches`.
         :param int num_steps: number of steps.
-        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
-        :param scheduler: the same.
-        :param augment: changes the inputs of a minibatch at random, since rare ones come again.
-        :param int seed: of minibatches and all that is drawn.
+        :param optimizer: as for :class:`~pyro_ext.inference.Trainer`.
+        :param scheduler: as for :class:`~pyro_ext.inference.Trainer`.
+        :param augment: changes the inputs of a minibatch at random; useful because rare examples
+            recur.
+        :param int seed: seed of minibatches and all draws.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of each step.
-        :raises TrainingDiverged: where something is not finite.
+        :raises TrainingDiverged: if something is not finite.
         """
         checks.instance("batches", batches, ShuffledBatches, "minibatches of inputs and labels")
         checks.optional(checks.function, "augment", augment)
@@ -306,7 +310,7 @@ class StochasticRepresentations(nn.Module):
             self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, from the extractor with average weights.
+        """Compute logits, from the extractor with average weights.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(n, num_classes)``.
@@ -317,7 +321,7 @@ class StochasticRepresentations(nn.Module):
         return logits
 
     def predictive(self, inputs: Tensor) -> dist.Categorical:
-        """Distribution of the labels.
+        """Return the distribution of the labels.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         """

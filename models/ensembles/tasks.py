@@ -1,4 +1,4 @@
-"""Tasks on which samplers of Bayesian networks are trained and compared."""
+"""Tasks on which samplers for Bayesian networks are trained and compared."""
 
 from collections.abc import Sequence
 
@@ -24,16 +24,17 @@ def classification_task(
 ) -> Task:
     r"""Make a task of a Bayesian multilayer perceptron on labeled data.
 
-    The first rows are there to learn from, the rest is held out. Features are standardized by the
-    former and cut at three standard deviations. Minibatches are of 64 rows.
+    The first rows are training data, and the rest is held out. Features are standardized by the
+    training rows and clipped at three standard deviations. Minibatches have 64 rows.
 
     :param Tensor inputs: **Shape:** ``(n, num_features)``.
     :param Tensor labels: classes from zero on. **Shape:** ``(n,)``.
-    :param int num_training: number of rows :math:`N` to learn from.
+    :param int num_training: number of training rows, :math:`N`.
     :param Sequence hidden_features: width of each hidden layer.
-    :param float prior_scale: standard deviation of the weights; by default :math:`1 / \sqrt{N
-        \lambda}`, the one of a weight decay :math:`\lambda = 5 \cdot 10^{-4}` on the mean loss.
-    :param str name: what it is called in messages.
+    :param float prior_scale: standard deviation of the weights; by default
+        :math:`1 / \sqrt{N \lambda}`, which corresponds to a weight decay of
+        :math:`\lambda = 5 \cdot 10^{-4}` on the mean loss.
+    :param str name: name of the task in messages.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Federated training of low-rank adapters, with privacy: FedSVD [1] and what it is compared with.
+"""Federated training of low-rank adapters with privacy: FedSVD [1] and the methods it improves on.
 
 [1] S. Lee, S. Park, D. B. Lee, D. Wagner, H. Seong, T. Bocklet, J. Lee, S. J. Hwang (2025), FedSVD:
 adaptive orthogonalization for private federated learning with LoRA.

@@ -1,4 +1,4 @@
-r"""A server, and clients that train adapters on data that stay with them."""
+r"""A server, and clients that train adapters on data that never leave them."""
 
 import copy
 import math
@@ -47,8 +47,8 @@ class FederatedRound(NamedTuple):
     """Participants of a round, and their losses.
 
     :param list clients: numbers of the clients.
-    :param list weights: their weights in the average, which sum to one.
-    :param list losses: mean loss of each over its steps.
+    :param list weights: weights of the clients in the average, which sum to one.
+    :param list losses: mean loss of each client over its steps.
     """
 
     clients: list[int]
@@ -57,52 +57,52 @@ class FederatedRound(NamedTuple):
 
 
 class FederatedServer:
-    r"""Adapters of a frozen network, trained by clients that show no data to each other [1].
+    r"""Adapters of a frozen network, trained by clients that do not share their data [1].
 
-    In each round some clients take a few steps on their own data, from the server's adapters, and
-    the server aggregates theirs, with weights :math:`w_k \propto n_k`:
+    In each round, some of the clients take a few steps on their own data, starting from the
+    server's adapters, and the server aggregates the results, with weights :math:`w_k \propto n_k`:
 
     ==============  =============  ================================================================
     strategy        clients train  the server
     ==============  =============  ================================================================
     ``"fedavg"``    A and B        averages each factor
-    ``"ffa"``       B              averages B; A stays as it was drawn [2]
-    ``"flora"``     A and B        adds the average product to the weight, and starts anew [3]
-    ``"fedex"``     A and B        averages each; the weight gets what their product lacks [4]
-    ``"fedsvd"``    B              averages B, and makes A right singular vectors of the product
+    ``"ffa"``       B              averages B; A keeps its initial value [2]
+    ``"flora"``     A and B        adds the average product to the weight, and restarts both [3]
+    ``"fedex"``     A and B        averages each; adds what their product lacks to the weight [4]
+    ``"fedsvd"``    B              averages B; sets A to right singular vectors of the product
     ``"ffa_orth"``  B              as ``"ffa"``, with orthonormal rows in A from the start
     ==============  =============  ================================================================
 
-    FedSVD takes the row space of :math:`A` that it was given and never leaves it, since the right
-    singular vectors of :math:`B A` lie in it. For steps that do not depend on the coordinates, as
-    those of SGD with clipped norms and Gaussian noise, the rotation in that space changes nothing:
-    from a start with orthonormal rows ``"fedsvd"`` and ``"ffa_orth"`` make the same products. That
-    is our derivation, not in [1]. Optimizers of a step size per coordinate, as Adam, differ.
+    FedSVD keeps the initial row space of :math:`A` and never leaves it, since the right singular
+    vectors of :math:`B A` lie in it. The rotation within that space has no effect if steps do not
+    depend on the coordinates, as with SGD, clipped norms and Gaussian noise: from a start with
+    orthonormal rows, ``"fedsvd"`` and ``"ffa_orth"`` make the same products. This is our
+    derivation, not in [1]. Optimizers with a step size for each coordinate, such as Adam, differ.
 
-    With ``noise_multiplier`` clients take steps of DP-SGD on Poisson samples, and :meth:`epsilon`
-    bounds the privacy loss of a client's example; the average on the server does not protect it
-    any further. The loss grows with the fraction of a client's rows that a minibatch holds: if
-    clients are small, take a small ``batch_size``. Without, they take ordinary minibatches, with
-    the norm of the gradient clipped. Clients without rows are skipped.
+    With ``noise_multiplier``, clients take DP-SGD steps on Poisson samples, and :meth:`epsilon`
+    bounds the privacy loss of a client's example; averaging on the server gives no further
+    protection. The loss grows with the fraction of a client's rows in a minibatch: for small
+    clients, use a small ``batch_size``. Without it, clients take ordinary minibatches and clip the
+    norm of the gradient. Clients without rows are skipped.
 
-    :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied, with its
-        adapters; where it has none, with those of :func:`pyro_ext.nn.add_lora`.
-    :param strategy: one of the table, or a :class:`Strategy`, which also says when there are
-        decompositions.
+    :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied with its
+        adapters; if it has none, :func:`pyro_ext.nn.add_lora` adds them.
+    :param strategy: a name from the table, or a :class:`Strategy`, which also sets when
+        decompositions are made.
     :param Callable loss: maps outputs and targets to a scalar.
     :param float fraction: fraction of the clients in a round, rounded up.
-    :param int num_local_steps: steps of a client in a round.
-    :param int batch_size: of a client's minibatches, with noise their expected size; a client with
-        fewer rows takes all of them.
+    :param int num_local_steps: number of steps of a client in a round.
+    :param int batch_size: size of a client's minibatches, or with noise their expected size; a
+        client with fewer rows uses all of them.
     :param Callable optimizer: makes a client's optimizer in each round.
-    :param float max_norm: to which gradients are clipped: of a minibatch, or with noise of each
-        example. In all layers together.
-    :param float noise_multiplier: standard deviation of the noise over ``max_norm``; ``None`` for
-        training without privacy.
-    :param int chunk_size: as of :class:`~pyro_ext.inference.privacy.PrivateLoss`.
-    :param int seed: of new adapters, clients and their steps.
-    :raises ValueError: for numbers out of range, a network without linear layers, and with noise
-        for one with batch norm in training mode, which has no gradients of single examples.
+    :param float max_norm: norm to which gradients are clipped, over all layers together: the
+        gradient of a minibatch, or with noise that of each example.
+    :param float noise_multiplier: standard deviation of the noise divided by ``max_norm``; ``None``
+        trains without privacy.
+    :param int chunk_size: as for :class:`~pyro_ext.inference.privacy.PrivateLoss`.
+    :param int seed: seed of new adapters, the choice of clients, and their steps.
+    :raises ValueError: for numbers out of range, a network without linear layers, or, with noise, a
+        network with batch norm in training mode, which has no gradients of single examples.
 
     [1] S. Lee et al. (2025), FedSVD: adaptive orthogonalization for private federated learning with
     LoRA, algorithm 1.
@@ -185,7 +185,7 @@ class FederatedServer:
 
     @property
     def adapters(self) -> dict[str, LoRALinear]:
-        """Layers with an adapter by name."""
+        """Layers with an adapter, by name."""
         return lora_layers(self.module)
 
     # Rounds --------------------------------------------------------------------------------------
@@ -193,11 +193,11 @@ class FederatedServer:
     def round(self, clients: Clients) -> FederatedRound:
         r"""Let some clients train, and aggregate their adapters.
 
-        :param Sequence clients: inputs **(n, \*event)** and targets **(n, ...)** of each, always
-            the same clients. Those without rows are skipped.
-        :returns: who took part; also the last of :attr:`rounds`.
-        :raises TrainingDiverged: where a client's loss or gradient is not finite; the adapters stay
-            as they were.
+        :param Sequence clients: inputs **(n, \*event)** and targets **(n, ...)** of each client;
+            always pass the same clients. Those without rows are skipped.
+        :returns: who took part, which is also the last of :attr:`rounds`.
+        :raises TrainingDiverged: if a client's loss or gradient is not finite; the adapters stay as
+            they were.
         """
         clients = self._check_clients(clients)
         number = len(self.rounds)
@@ -230,16 +230,16 @@ class FederatedServer:
     ) -> list[FederatedRound]:
         """Run rounds until ``num_rounds`` have been run in total.
 
-        :param Sequence clients: as of :meth:`round`.
-        :param int num_rounds: number of rounds in all, those of earlier calls and of the checkpoint
-            included.
-        :param checkpoint: a file in which the server is saved along the way and at the end, and
-            from which it goes on, with the same results, where the file exists.
-        :param int save_every: rounds from one time that it is saved to the next.
+        :param Sequence clients: as for :meth:`round`.
+        :param int num_rounds: total number of rounds, including those of earlier calls and of the
+            checkpoint.
+        :param checkpoint: a file in which the server is saved along the way and at the end. If it
+            exists, the run resumes from it, with the same results.
+        :param int save_every: number of rounds between saves.
         :param bool progress: whether to show a progress bar.
         :returns: all rounds.
-        :raises CheckpointError: where the file is damaged, or of a server with other settings, such
-            as another seed, or of other clients, or where another process writes it.
+        :raises CheckpointError: if the file is damaged, belongs to a server with other settings,
+            such as another seed, or to other clients, or if another process is writing it.
         """
         clients = self._check_clients(clients)
         num_rounds = checks.integer("num_rounds", num_rounds, 0)
@@ -284,12 +284,13 @@ class FederatedServer:
     def epsilon(self, delta: float = 1e-5) -> list[float]:
         r"""Compute the privacy loss of an example of each client, over its steps so far.
 
-        It is :math:`\varepsilon` of :func:`~pyro_ext.inference.privacy.pld_epsilon`, infinite
-        without noise and zero for clients that never took part. Sizes of clients and who took part
-        are public.
+        It is the :math:`\varepsilon` of :func:`~pyro_ext.inference.privacy.pld_epsilon`: infinite
+        without noise, and zero for clients that never took part. Sizes of clients and their
+        participation are public.
 
         :param float delta: :math:`\delta`.
-        :raises ImportError: without ``dp-accounting``; names the extra.
+        :raises ImportError: if ``dp-accounting`` is not installed; the message names the extra to
+            install.
         """
         checks.number("delta", delta, above=0.0, below=1.0)
         spent = []
@@ -301,7 +302,7 @@ class FederatedServer:
         return spent
 
     def sampling_rate(self, size: int) -> float:
-        """Probability that a row is in a minibatch of a client with this many rows.
+        """Probability that a row is in a minibatch of a client with ``size`` rows.
 
         :param int size: number of rows.
         """
@@ -389,7 +390,7 @@ class FederatedServer:
                     if not bool(tensor.isfinite().all()):
                         raise TrainingDiverged(
                             f"{one} of layer {name!r} is not finite after round {number}, which is "
-                            "undone. Take a smaller learning rate, or clip gradients"
+                            "undone. Use a smaller learning rate, or clip gradients"
                         )
                 if refactorize:
                     layer.refactorize()

@@ -12,15 +12,15 @@ def dirichlet_split(
 ) -> list[Tensor]:
     """Divide rows among clients that see the classes in different proportions [1].
 
-    For each class the clients' parts follow a symmetric Dirichlet distribution.
+    The clients' shares of each class follow a symmetric Dirichlet distribution.
 
     :param Tensor labels: integers. **Shape:** ``(n,)``.
-    :param int num_clients: how many; some may get no rows.
-    :param float concentration: of the Dirichlet distribution; with a small one most of a class is
-        at one client.
-    :param int seed: of the split.
+    :param int num_clients: number of clients; some may get no rows.
+    :param float concentration: concentration of the Dirichlet distribution; with a small one, most
+        of a class goes to one client.
+    :param int seed: seed of the split.
     :returns: row numbers of each client, in order.
-    :raises ValueError: for labels of one class only.
+    :raises ValueError: for labels of a single class.
 
     [1] T.-M. H. Hsu, H. Qi, M. Brown (2019), Measuring the effects of non-identical data
     distribution for federated visual classification.
@@ -36,7 +36,7 @@ def dirichlet_split(
     checks.number("concentration", concentration, above=0.0)
     classes = labels.unique()
     if len(classes) < 2:
-        raise ValueError(f"labels must have two classes at least, got {classes.tolist()} alone")
+        raise ValueError(f"labels must have at least two classes, got {classes.tolist()} alone")
     parts: list[list[Tensor]] = [[] for _ in range(num_clients)]
     with seeded(fresh_seed(seed)):
         prior = torch.distributions.Dirichlet(torch.full((num_clients,), float(concentration)))

@@ -1,4 +1,4 @@
-r"""Strategies by which a server aggregates the adapters that its clients have trained.
+r"""Strategies by which a server aggregates the adapters that clients trained.
 
 [1] S. Lee et al. (2025), FedSVD: adaptive orthogonalization for private federated learning with
 LoRA.
@@ -27,17 +27,17 @@ Aggregate = Callable[[LoRALinear, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Strategy:
-    """Training on the clients, and aggregation on the server.
+    """What clients train, and how the server aggregates it.
 
-    :param bool train_A: whether clients train both factors; otherwise ``B`` alone.
+    :param bool train_A: whether clients train both factors; otherwise only ``B``.
     :param Callable aggregate: changes a layer in place, given its
         :class:`~pyro_ext.nn.LoRALinear`, the clients' factors ``A`` **(k, rank, in_features)** and
         ``B`` **(k, out_features, rank)**, and their weights **(k,)**, which sum to one. Draws come
         from PyTorch's generator, which is seeded.
     :param bool orthonormal_start: whether ``A`` gets orthonormal rows before the first round.
-    :param int svd_period: rounds from one time to the next that the factors become those of a
-        singular value decomposition of their product; ``None`` for never.
-    :param int svd_warmup: rounds before the first.
+    :param int svd_period: number of rounds between singular value decompositions, which replace the
+        factors by those of their product; ``None`` for never.
+    :param int svd_warmup: number of rounds before the first decomposition.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Graphs as padded tensors, and the eigenvectors of their Laplacians."""
+"""Graphs as padded tensors, and eigenvectors of their Laplacians."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -15,16 +15,16 @@ Sign = Literal["cubes", "random"]
 def pad_graphs(
     graphs: Sequence[Any], num_nodes: int | None = None, *, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Adjacency matrices of graphs of networkx, in one tensor, and which nodes there are.
+    """Convert networkx graphs to adjacency matrices in one tensor, and a mask of their nodes.
 
-    :param Sequence graphs: undirected, without weights and self-loops. Nodes come in the order in
-        which a graph lists them.
-    :param int num_nodes: to which all are padded; by default the largest number.
-    :param torch.dtype dtype: of the matrices; by default PyTorch's own.
+    :param Sequence graphs: undirected graphs without weights and self-loops. Nodes keep the order
+        in which a graph lists them.
+    :param int num_nodes: number of nodes to which all graphs are padded; by default the largest.
+    :param torch.dtype dtype: type of the matrices; by default PyTorch's own.
     :returns: adjacency matrices and a mask, true for nodes. **Shape:** ``(num_graphs, num_nodes,
         num_nodes)`` and ``(num_graphs, num_nodes)``.
     :raises ValueError: for a graph that is directed, weighted or a multigraph, has self-loops, or
-        too many nodes.
+        has too many nodes.
 
     Example::
 
@@ -61,18 +61,18 @@ def pad_graphs(
 def spectral_embedding(
     adjacency: Tensor, mask: Tensor | None = None, dim: int = 4, *, sign: Sign = "cubes"
 ) -> Tensor:
-    r"""Eigenvectors of the Laplacian :math:`D - A` for its smallest eigenvalues but the first.
+    r"""Eigenvectors of the Laplacian :math:`D - A` for its smallest eigenvalues, except the first.
 
-    The constant vector is left out; columns have a mean square of one over the nodes. Columns that
-    a graph of few nodes does not have are zero. Relabeled nodes have the same embedding where
-    eigenvalues are distinct and no column is symmetric, as those of paths, stars and grids are.
+    The constant vector is left out, and columns have a mean square of one over the nodes. If a
+    graph has too few nodes, the missing columns are zero. Relabeled nodes have the same embedding
+    if eigenvalues are distinct and no column is symmetric, as in paths, stars and grids.
 
     :param Tensor adjacency: **Shape:** ``(*batch, num_nodes, num_nodes)``.
-    :param Tensor mask: bool, true for nodes and false for padding, whose embedding is zero.
+    :param Tensor mask: booleans, true for nodes and false for padding, whose embedding is zero.
         **Shape:** ``(*batch, num_nodes)``.
     :param int dim: number of columns.
-    :param str sign: of each column: such that the sum of ``"cubes"`` is positive, or
-        ``"random"``, as in training that is to see both.
+    :param str sign: sign of each column: ``"cubes"`` makes the sum of cubes positive; ``"random"``
+        draws it, so that training sees both signs.
     :returns: **Shape:** ``(*batch, num_nodes, dim)``.
 
     Example::

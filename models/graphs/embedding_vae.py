@@ -31,27 +31,28 @@ _LEAST_RATE = 1e-4  # without which an edge may be impossible
 class GraphEmbeddingVAE(PyroModule):
     r"""Graphs of any size from independent normal latent variables of their nodes [1].
 
-    A flow :math:`f` that is equivariant maps the embedding :math:`x` of the nodes to standard
-    normal variables, and a network of sets maps it to the features of a graph's distribution:
+    An equivariant flow :math:`f` maps the embedding :math:`x` of the nodes to standard normal
+    variables, and a set network maps it to the features of a graph's distribution:
 
     .. math:: f(x)_i \sim \mathcal{N}(0, I), \qquad
               A \mid x \sim \text{BernoulliExponentialGraph}(r(x)).
 
     The guide is fixed: the spectral embedding of the graph with a little noise, :math:`q(x \mid A)
-    = \mathcal{N}(e(A), s^2)`. All of it sees the order of nodes as little as the embedding does, so
-    that bounds of the likelihood are those of the graph and no matching is needed. The flow and the
-    decoder have no parameter in common and add up in the bound.
+    = \mathcal{N}(e(A), s^2)`. Model and guide depend on the order of nodes no more than the
+    embedding does, so that bounds of the likelihood are those of the graph, without matching nodes.
+    Flow and decoder share no parameters, and their terms add up in the bound.
 
-    :param int dim: number of features of an embedding, which is even.
-    :param int num_layers: of the flow; without any the embedding is normal, its mean near zero.
+    :param int dim: number of features of an embedding, which must be even.
+    :param int num_layers: number of layers of the flow; with zero, the embedding is normal with a
+        mean near zero.
     :param str link: ``"bernoulli_exponential"``, or ``"logit"`` as in the code of [1].
-    :param float noise: :math:`s`; columns of the embedding have a mean square of one. Bounds of
-        different noise do not compare.
-    :param int width: of the decoder, a multiple of 4.
-    :param int num_blocks: blocks of attention of the decoder.
-    :param int flow_width: of the networks of the flow.
-    :param int num_bins: bins of the splines of the flow.
-    :param str sign: of the columns in training, as of
+    :param float noise: :math:`s`; columns of the embedding have a mean square of one. Bounds with
+        different noise are not comparable.
+    :param int width: width of the decoder, a multiple of 4.
+    :param int num_blocks: number of attention blocks of the decoder.
+    :param int flow_width: width of the networks of the flow.
+    :param int num_bins: number of bins of the splines of the flow.
+    :param str sign: sign of the columns in training, as for
         :func:`~pyro_ext.models.graphs.spectral_embedding`.
     :raises ValueError: for arguments out of range.
 
@@ -106,8 +107,8 @@ class GraphEmbeddingVAE(PyroModule):
 
         :param Tensor adjacency: graphs, or ``None`` to draw them.
             **Shape:** ``(num_graphs, num_nodes, num_nodes)``.
-        :param Tensor mask: bool, true for nodes and false for padding; without graphs it sets how
-            many nodes there are. **Shape:** ``(num_graphs, num_nodes)``.
+        :param Tensor mask: booleans, true for nodes and false for padding; without graphs, it sets
+            the numbers of nodes. **Shape:** ``(num_graphs, num_nodes)``.
         :returns: the embedding. **Shape:** ``(num_graphs, num_nodes, dim)``.
         """
         if adjacency is None:
@@ -121,7 +122,7 @@ class GraphEmbeddingVAE(PyroModule):
 
     @pyro_method
     def guide(self, adjacency: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The guide, which has no parameters; arguments and result as of :meth:`model`."""
+        """The guide, which has no parameters; arguments and result as for :meth:`model`."""
         adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         loc = spectral_embedding(adjacency, mask, self.dim, sign=self.sign)
         normal = dist.Normal(loc, self.noise).mask(mask[..., None]).to_event(2)
@@ -132,8 +133,8 @@ class GraphEmbeddingVAE(PyroModule):
     def prior(self, mask: Tensor) -> Any:
         """Distribution of embeddings.
 
-        :param Tensor mask: bool, true for nodes. **Shape:** ``(*batch, num_nodes)``.
-        :returns: a distribution of the batch shape ``(*batch)`` and the event shape ``(num_nodes,
+        :param Tensor mask: booleans, true for nodes. **Shape:** ``(*batch, num_nodes)``.
+        :returns: a distribution with batch shape ``(*batch)`` and event shape ``(num_nodes,
             dim)``.
         """
         mask = checks.as_tensor("mask", mask, "(*batch, num_nodes)", kind="booleans")
@@ -147,7 +148,7 @@ class GraphEmbeddingVAE(PyroModule):
         """Distribution of graphs given embeddings of their nodes.
 
         :param Tensor embedding: **Shape:** ``(*batch, num_nodes, dim)``.
-        :param Tensor mask: bool, true for nodes. **Shape:** ``(*batch, num_nodes)``.
+        :param Tensor mask: booleans, true for nodes. **Shape:** ``(*batch, num_nodes)``.
         """
         shape = f"(*batch, num_nodes, {self.dim})"
         embedding = checks.as_tensor("embedding", embedding, shape, like=self.bias, finite=True)
@@ -161,9 +162,9 @@ class GraphEmbeddingVAE(PyroModule):
         return BernoulliExponentialGraph(softplus(features + self.bias) + _LEAST_RATE, mask)
 
     def loss(self, adjacency: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The negative bound of a pair of nodes in nats, a mean over graphs.
+        """Compute the negative bound per pair of nodes in nats, averaged over graphs.
 
-        It is Pyro's :class:`~pyro.infer.Trace_ELBO`; arguments as of :meth:`model`.
+        It is Pyro's :class:`~pyro.infer.Trace_ELBO`; arguments as for :meth:`model`.
         """
         adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         number = mask.sum(-1)
@@ -183,17 +184,18 @@ class GraphEmbeddingVAE(PyroModule):
         seed: int | None = None,
         **training: Unpack[TrainingOptions],
     ) -> list[float]:
-        """Train by Adam, with a learning rate that falls to zero along a cosine.
+        """Train with Adam, with a learning rate that falls to zero along a cosine.
 
         :param Tensor adjacency: **Shape:** ``(num_graphs, num_nodes, num_nodes)``.
-        :param Tensor mask: bool, true for nodes. **Shape:** ``(num_graphs, num_nodes)``.
+        :param Tensor mask: booleans, true for nodes. **Shape:** ``(num_graphs, num_nodes)``.
         :param int num_steps: number of steps.
-        :param int batch_size: graphs of a step; those that do not fill one wait for the next epoch.
-        :param float learning_rate: of the first step.
-        :param int seed: of minibatches and noise.
+        :param int batch_size: number of graphs of a step; those that do not fill a minibatch are
+            left out of the epoch.
+        :param float learning_rate: learning rate of the first step.
+        :param int seed: seed of minibatches and noise.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of every step.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         checks.integer("num_steps", num_steps, 0)
@@ -217,18 +219,18 @@ class GraphEmbeddingVAE(PyroModule):
         *,
         seed: int | None = None,
     ) -> Tensor:
-        r"""A lower bound of the log likelihood of each graph, by importance weighting.
+        r"""Compute a lower bound of the log likelihood of each graph by importance weighting.
 
         .. math:: \log \frac1K \sum_k \frac{p(x_k) p(A \mid x_k)}{q(x_k \mid A)}
 
-        Of one particle it is the evidence lower bound; it is Pyro's
+        With one particle, it is the evidence lower bound. It is Pyro's
         :class:`~pyro.infer.RenyiELBO` of order zero.
 
         :param Tensor adjacency: **Shape:** ``(num_graphs, num_nodes, num_nodes)``.
-        :param Tensor mask: bool, true for nodes. **Shape:** ``(num_graphs, num_nodes)``.
+        :param Tensor mask: booleans, true for nodes. **Shape:** ``(num_graphs, num_nodes)``.
         :param int num_particles: :math:`K`.
-        :param int seed: of the draws; by default they come from PyTorch's generator.
-        :returns: in nats. **Shape:** ``(num_graphs,)``.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
+        :returns: the bound in nats. **Shape:** ``(num_graphs,)``.
         """
         adjacency, mask = check_graphs(adjacency, mask, _SHAPE, self.bias)
         checks.integer("num_particles", num_particles, 1)
@@ -245,11 +247,11 @@ class GraphEmbeddingVAE(PyroModule):
 
     @torch.no_grad()
     def sample(self, sizes: Sequence[int], *, seed: int | None = None) -> list[Any]:
-        """Draw graphs, with the link of exponentials in time linear in nodes and edges.
+        """Draw graphs; with the Bernoulli-exponential link, in time linear in nodes and edges.
 
         :param Sequence sizes: number of nodes of each graph.
-        :param int seed: of the draws; by default they come from PyTorch's generator.
-        :returns: graphs of networkx.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
+        :returns: networkx graphs.
         """
         networkx = optional_module("networkx", "sample", "networkx", "graphs")
         sizes = [

@@ -1,4 +1,4 @@
-"""Bijections of sets of nodes that see neither their order nor padding, as transforms of Pyro."""
+"""Bijections of sets of nodes that ignore their order and padding, as Pyro transforms."""
 
 import math
 from abc import abstractmethod
@@ -274,15 +274,15 @@ class NodeSplineCoupling(NodeLayer):
 
 
 class EquivariantSplineFlow(NodeLayer):
-    r"""Layers of scales, rotations and spline couplings, and scales again at the end [1].
+    r"""Layers of scales, rotations and spline couplings, with a final layer of scales [1].
 
-    :param int dim: number of features of a node, which is even.
-    :param int num_layers: how many of each; without any there is only the scale at the end.
-    :param float mean_scale: of the first layer, the scale of the mean over the nodes at the start.
-    :param int num_bins: bins of each rational-quadratic spline.
-    :param float bound: :math:`T`; outside of :math:`[-T, T]` splines are the identity.
-    :param int width: of the networks.
-    :param int num_blocks: blocks of attention of each.
+    :param int dim: number of features of a node, which must be even.
+    :param int num_layers: number of layers of each kind; with zero, only the final scale remains.
+    :param float mean_scale: initial scale of the mean over the nodes in the first layer.
+    :param int num_bins: number of bins of each rational-quadratic spline.
+    :param float bound: :math:`T`; outside of :math:`[-T, T]`, splines are the identity.
+    :param int width: width of the networks.
+    :param int num_blocks: number of attention blocks of each network.
 
     [1] T. Duan, J. Lee (2019),
     Graph embedding VAE: a permutation invariant model of graph structure.
@@ -319,7 +319,7 @@ class EquivariantSplineFlow(NodeLayer):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and log determinants."""
+        """Return values and log determinants."""
         total = x.new_zeros(())
         for layer in self.layers:
             x, log_det = layer(x, mask)

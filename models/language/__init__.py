@@ -1,4 +1,4 @@
-"""Small language models: of the letters of words."""
+"""Small language models of words, letter by letter."""
 
 from pyro_ext.models.language.words import (
     BigramModel,

@@ -1,4 +1,4 @@
-"""Models of words letter by letter: how letters follow each other, and what a network adds."""
+"""Models of words letter by letter: a Markov chain, and a network added to it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,9 +11,9 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 def encode_words(words: Iterable[str]) -> list[Tensor]:
-    """Words as integers, 0 for a to 25 for z.
+    """Convert words to integers, from 0 for a to 25 for z.
 
-    :param words: words of the letters from a to z.
+    :param words: words with letters from a to z.
     :raises ValueError: for other letters.
 
     Example::
@@ -29,7 +29,7 @@ def encode_words(words: Iterable[str]) -> list[Tensor]:
 
 
 def decode_words(tokens: Tensor) -> list[str]:
-    """Rows of integers as words, the inverse of :func:`encode_words`.
+    """Convert rows of integers to words, the inverse of :func:`encode_words`.
 
     :param Tensor tokens: integers from 0 to 25. **Shape:** ``(num_words, length)``.
 
@@ -48,7 +48,7 @@ class BigramModel(nn.Module):
     r"""A Markov chain of tokens, with nothing to train.
 
     :param Tensor init: probabilities of the first token. **Shape:** ``(vocabulary_size,)``.
-    :param Tensor trans: probabilities of the next token, a row for each last one. **Shape:**
+    :param Tensor trans: probabilities of the next token, one row for each last token. **Shape:**
         ``(vocabulary_size, vocabulary_size)``.
 
     Example::
@@ -75,10 +75,10 @@ class BigramModel(nn.Module):
 
     @classmethod
     def from_words(cls, words: Sequence[str], smoothing: float = 0.05) -> "BigramModel":
-        """Count the first letters of words, and which letters follow which.
+        """Estimate the probabilities by counting first letters and pairs of letters.
 
-        :param Sequence words: words of the letters from a to z.
-        :param float smoothing: is added to each count.
+        :param Sequence words: words with letters from a to z.
+        :param float smoothing: number added to each count.
         """
         words = checks.sequence("words", words, "a list of words", 1, str)
         smoothing = checks.number("smoothing", smoothing, above=0)
@@ -98,7 +98,7 @@ class BigramModel(nn.Module):
         return len(self.log_init)
 
     def forward(self, prefix: Tensor) -> Tensor:
-        """Log probabilities of each next token.
+        """Compute log probabilities of each next token.
 
         :param Tensor prefix: tokens. **Shape:** ``(num_rows, num_tokens)``.
         :returns: **Shape:** ``(num_rows, vocabulary_size)``.
@@ -108,7 +108,7 @@ class BigramModel(nn.Module):
         return self.log_trans[prefix[:, -1]]
 
     def all_log_probs(self, tokens: Tensor, num_prompt: int = 0) -> Tensor:
-        """Log probabilities at all steps after the prompt.
+        """Compute log probabilities at all steps after the prompt.
 
         :param Tensor tokens: prompts followed by sequences. **Shape:** ``(num_rows, num_tokens)``.
         :param int num_prompt: number of tokens of the prompt.
@@ -121,7 +121,7 @@ class BigramModel(nn.Module):
 class ResidualLanguageModel(nn.Module):
     r"""A recurrent network whose logits are added to the log probabilities of a fixed model.
 
-    It starts as the fixed model and cannot easily lose its support.
+    It starts out as the fixed model, and cannot easily lose its support.
 
     :param BigramModel fixed: the fixed model.
     :param int hidden_size: number of units of the recurrent network.
@@ -148,7 +148,7 @@ class ResidualLanguageModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, prefix: Tensor) -> Tensor:
-        """Log probabilities of each next token.
+        """Compute log probabilities of each next token.
 
         :param Tensor prefix: tokens. **Shape:** ``(num_rows, num_tokens)``.
         :returns: **Shape:** ``(num_rows, vocabulary_size)``.
@@ -156,21 +156,21 @@ class ResidualLanguageModel(nn.Module):
         return self.begin(prefix)[0]
 
     def begin(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
+        """See :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         hidden, last = self.recurrence(self.embedding(self._shifted(prompt)))
         return self._outputs(self.fixed(prompt), hidden[:, -1]), last[0]
 
     def advance(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
+        """See :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         _, last = self.recurrence(self.embedding(tokens[:, None]), state[None])
         return self._outputs(self.fixed(tokens[:, None]), last[0]), last[0]
 
     def select(self, state: Tensor, index: Tensor) -> Tensor:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
+        """See :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         return state[index]
 
     def all_log_probs(self, tokens: Tensor, num_prompt: int = 0) -> Tensor:
-        """As of :meth:`BigramModel.all_log_probs`."""
+        """See :meth:`BigramModel.all_log_probs`."""
         hidden, _ = self.recurrence(self.embedding(self._shifted(tokens[:, :-1])))
         fixed = self.fixed.all_log_probs(tokens, num_prompt)
         return self._outputs(fixed, hidden[:, num_prompt:])

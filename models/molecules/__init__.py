@@ -1,4 +1,4 @@
-"""Interatomic potentials that know how sure they are of energies and forces.
+"""Interatomic potentials that quantify the uncertainty of their energies and forces.
 
 :class:`RACE` predicts energies and forces with their variances, :class:`EnergyForceModel` makes
 them observations of a Pyro model, and :class:`RACECalculator` runs molecular dynamics in ase, which

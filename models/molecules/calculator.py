@@ -1,4 +1,4 @@
-"""A trained potential as a calculator of ase."""
+"""A trained potential as an ase calculator."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from pyro_ext.models.molecules.uncertainty import predictive_moments
 
 
 class RACECalculator(Calculator):
-    """A trained potential, or an ensemble of some, as a calculator of ase.
+    """A trained potential, or an ensemble of them, as an ase calculator.
 
-    Energy, forces and, where the cell repeats in all directions, stress are means over the members,
-    so that forces are still minus the gradient of the energy and dynamics conserves it. ``results``
+    Energy, forces and, if the cell repeats in all directions, stress are means over the members, so
+    that forces are still the negative gradient of the energy, and dynamics conserve it. ``results``
     also holds ``"energy_uncertainty"``, a standard deviation in eV, ``"force_covariance"``, of
-    **Shape:** ``(num_atoms, 3, 3)``, ``"force_uncertainty"``, roots of its diagonal, and
-    ``"stress_uncertainty"``, the standard deviation over the members. These are of the mixture of
-    the members: what each is unsure of, and what they do not agree on. A calculator that holds
-    fixed results, such as ``SinglePointCalculator`` of ase, takes those of
-    ``implemented_properties`` alone.
+    **Shape:** ``(num_atoms, 3, 3)``, ``"force_uncertainty"``, the roots of its diagonal, and
+    ``"stress_uncertainty"``, the standard deviation over the members. Uncertainties of energy and
+    forces are those of the mixture of the members: they include the uncertainty of each member and
+    the disagreement between members. A calculator with fixed results, such as ase's
+    ``SinglePointCalculator``, only takes the ``implemented_properties``.
 
     :param networks: one :class:`~pyro_ext.models.molecules.RACE`, or several of the same form.
     :raises TypeError: for arguments of a wrong type.
@@ -54,13 +54,12 @@ class RACECalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Fill ``results``, as ase asks for it.
+        """Fill ``results``, as ase requires.
 
         :param Atoms atoms: the structure.
-        :param properties: what is wanted; all is calculated.
+        :param properties: the requested properties; all are calculated.
         :param system_changes: what has changed since the last calculation.
-        :raises ValueError: for elements that a network does not know, or atoms on top of each
-            other.
+        :raises ValueError: for elements that a network does not know, or coinciding atoms.
         """
         super().calculate(  # type: ignore[no-untyped-call]
             atoms, properties, system_changes

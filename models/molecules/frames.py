@@ -1,4 +1,4 @@
-"""Molecules that move, with energies and forces of quantum chemistry as labels."""
+"""Frames of moving molecules, with energies and forces from quantum chemistry as labels."""
 
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ class MoleculeFrames(NamedTuple):
     """Structures of a molecule, in float64.
 
     :param Tensor species: atomic numbers. **Shape:** ``(num_atoms,)``.
-    :param Tensor positions: in Angstrom. **Shape:** ``(n, num_atoms, 3)``.
-    :param Tensor energies: in eV. **Shape:** ``(n,)``.
-    :param Tensor forces: in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+    :param Tensor positions: positions in Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+    :param Tensor energies: energies in eV. **Shape:** ``(n,)``.
+    :param Tensor forces: forces in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
     """
 
     species: Tensor
@@ -39,20 +39,20 @@ def molecule_frames(
     friction: float = 0.02,
     seed: int = 0,
 ) -> MoleculeFrames:
-    """Frames of Langevin dynamics of a molecule, with labels of GFN2-xTB [2].
+    """Simulate frames of a molecule by Langevin dynamics, with labels from GFN2-xTB [2].
 
-    They are made once on a machine, some 30 ms a frame of methanol, and then read from the cache.
-    Set ``OMP_NUM_THREADS=1``, without which the labels of small molecules take a hundred times as
-    long.
+    Frames are made once on each machine, in about 30 ms per frame of methanol, and then read from
+    the cache. Set ``OMP_NUM_THREADS=1``; otherwise, the labels of small molecules take a hundred
+    times as long.
 
-    :param str name: of a molecule that ``ase.build.molecule`` knows.
-    :param int num_frames: how many, after 500 steps that are not kept.
-    :param float temperature: in Kelvin.
-    :param int every: steps from one frame to the next.
-    :param float time_step: in femtoseconds.
-    :param float friction: in inverse femtoseconds.
-    :param int seed: of the momenta and of the noise.
-    :raises ValueError: for numbers out of range, or a molecule that is not known.
+    :param str name: name of a molecule that ``ase.build.molecule`` knows.
+    :param int num_frames: number of frames, after 500 discarded steps.
+    :param float temperature: temperature in Kelvin.
+    :param int every: number of steps between frames.
+    :param float time_step: time step in femtoseconds.
+    :param float friction: friction in inverse femtoseconds.
+    :param int seed: seed of the momenta and of the noise.
+    :raises ValueError: for numbers out of range, or an unknown molecule.
     :raises ImportError: without ase or tblite.
 
     [2] C. Bannwarth, S. Ehlert, S. Grimme (2019), GFN2-xTB: an accurate and broadly parametrized

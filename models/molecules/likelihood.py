@@ -1,4 +1,4 @@
-"""Energies and forces as observations of a network: losses, a Pyro model, ensembles."""
+"""Energies and forces as observations of a network: losses, a Pyro model, and ensembles."""
 
 import warnings
 from collections.abc import Sequence
@@ -38,29 +38,30 @@ def potential_loss(
     force_weight: float | None = None,
     densities: bool = True,
 ) -> Tensor:
-    r"""Loss of predicted energies and forces.
+    r"""Compute the loss of predicted energies and forces.
 
     .. math:: \lambda_E \Bigl(\frac{(y_E - \mu_E)^2}{\sigma_E^2} + \log \sigma_E^2\Bigr)
               + \frac{\lambda_F}{N} \sum_i \bigl((y_i - F_i)^\top \Sigma_i^{-1} (y_i - F_i)
               + \log |\Sigma_i|\bigr)
 
-    averaged over the structures, :math:`N` the number of atoms. By default :math:`\lambda_F = N`,
-    and the loss is minus twice the log likelihood, but for a constant. This is ``"joint"``; in
-    ``"energy"`` all :math:`\Sigma_i` are :math:`I`, and in ``"mse"`` :math:`\sigma_E^2` is one as
-    well. The paper [1] shows, and its page here does again, that ``"energy"`` lets the energies
-    drown the forces.
+    averaged over structures, where :math:`N` is the number of atoms. By default
+    :math:`\lambda_F = N`, and the loss is minus twice the log likelihood, up to a constant. This is
+    ``"joint"``; in ``"energy"``, all :math:`\Sigma_i` are :math:`I`, and in ``"mse"``,
+    :math:`\sigma_E^2` is also one. The paper [1] shows, and its page here confirms, that with
+    ``"energy"`` the energies dominate the forces.
 
-    The paper has :math:`\lambda_F = 1`, with which forces are learned less well, and weights that
-    scale the squares but not the log determinants, ``densities=False``. Such weights other than one
-    make variances too large by as much.
+    The paper uses :math:`\lambda_F = 1`, with which forces are learned less well, and weights that
+    scale the squares but not the log determinants, ``densities=False``. Such weights, unless they
+    are one, make variances too large by the same factor.
 
-    :param Prediction prediction: of structures. **Shape:** ``(n,)`` and ``(n, num_atoms, 3)``.
-    :param Tensor energies: relative to the reference, in eV. **Shape:** ``(n,)``.
-    :param Tensor forces: in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+    :param Prediction prediction: predictions for structures. **Shape:** ``(n,)`` and
+        ``(n, num_atoms, 3)``.
+    :param Tensor energies: energies relative to the reference, in eV. **Shape:** ``(n,)``.
+    :param Tensor forces: forces in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
     :param str kind: ``"joint"``, ``"energy"`` or ``"mse"``.
     :param float energy_weight: :math:`\lambda_E`.
     :param float force_weight: :math:`\lambda_F`, by default the number of atoms.
-    :param bool densities: whether the weights scale the log determinants, too.
+    :param bool densities: whether the weights also scale the log determinants.
     :returns: a scalar.
     :raises ValueError: for shapes that do not fit, or numbers out of range.
 
@@ -99,27 +100,27 @@ def potential_loss(
 
 
 class EnergyForceModel(nn.Module):
-    r"""Energies and forces that a network predicts, with its variances, as a Pyro model.
+    r"""A Pyro model of energies and forces, with means and variances from a network.
 
     Sites are ``"energy"``, relative to the reference energies, and ``"forces"``, both in the plate
-    ``"structures"``, and the weights where the network is a
-    :class:`~pyro_ext.nn.BayesianModule`; otherwise these are parameters.
+    ``"structures"``. If the network is a :class:`~pyro_ext.nn.BayesianModule`, its weights are
+    sites, too; otherwise they are parameters.
 
-    By default this is the likelihood. Weights of the two sites scale their whole log densities, by
-    ``energy_weight`` and by ``force_weight`` over the number of atoms. Minus twice the log density
-    is the joint loss of :func:`potential_loss` with the same weights times the number of
-    structures, and a constant.
+    By default this is the likelihood. The weights scale the whole log densities of the two sites,
+    by ``energy_weight`` and by ``force_weight`` divided by the number of atoms. Minus twice the log
+    density is then the joint loss of :func:`potential_loss` with the same weights, times the number
+    of structures, up to a constant.
 
-    A network that has not been centered is, by :meth:`RACE.center`, at the first energies and
-    forces that the model sees.
+    A network that has not been centered is centered by :meth:`RACE.center`, at the first energies
+    and forces that the model sees.
 
     :param network: a :class:`~pyro_ext.models.molecules.RACE`, or a
         :class:`~pyro_ext.nn.BayesianModule` of one.
     :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
-    :param Neighbors neighbors: who sees whom; by default all atoms see all others.
+    :param Neighbors neighbors: neighbors of each atom; by default all other atoms.
     :param float energy_weight: :math:`\lambda_E`.
     :param float force_weight: :math:`\lambda_F`, by default the number of atoms.
-    :param int batch_size: structures of a minibatch; all where it is ``None``.
+    :param int batch_size: number of structures of a minibatch; ``None`` uses all.
     :raises TypeError: for a network of another kind.
 
     Example::
@@ -161,10 +162,11 @@ class EnergyForceModel(nn.Module):
     def forward(self, positions: Any, energies: Any = None, forces: Any = None) -> Prediction:
         """Run the model.
 
-        :param Tensor positions: in Angstrom. **Shape:** ``(n, num_atoms, 3)``.
-        :param Tensor energies: observed, in eV, with the reference. **Shape:** ``(n,)``.
-        :param Tensor forces: observed, in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
-        :returns: what the network predicts of the minibatch.
+        :param Tensor positions: positions in Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+        :param Tensor energies: observed energies in eV, including the reference. **Shape:**
+            ``(n,)``.
+        :param Tensor forces: observed forces in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+        :returns: what the network predicts for the minibatch.
         """
         count, race = len(self.species), _race(self.network)
         positions = checks.as_tensor("positions", positions, f"(n, {count}, 3)", finite=True)
@@ -213,7 +215,7 @@ def _warn_of_reference(mean: Tensor, energies: Tensor, forces: Tensor) -> None:
         warnings.warn(
             f"energies are {offset:.3g} eV from those of the network on average, where they and "
             f"forces vary by {size:.3g}: call network.center(species, energies, forces) before "
-            "training, and take network.relative(species, energies)",
+            "training, and use network.relative(species, energies)",
             stacklevel=3,
         )
 
@@ -221,15 +223,15 @@ def _warn_of_reference(mean: Tensor, energies: Tensor, forces: Tensor) -> None:
 def ensemble_prediction(
     networks: Sequence[RACE], positions: Any, species: Any, neighbors: Neighbors | None = None
 ) -> Prediction:
-    """Predictions of several networks of the same form at once, without gradients in weights.
+    """Predict with several networks of the same form at once, without gradients in weights.
 
-    Where members count energies from references of their own, all count from the mean of these.
+    If members have different reference energies, all energies are relative to the mean of these.
 
     :param networks: the members, made with the same arguments.
-    :param Tensor positions: in Angstrom. **Shape:** ``(*batch, num_atoms, 3)``.
+    :param Tensor positions: positions in Angstrom. **Shape:** ``(*batch, num_atoms, 3)``.
     :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
-    :param Neighbors neighbors: who sees whom; by default all atoms see all others.
-    :returns: with a first dimension of members.
+    :param Neighbors neighbors: neighbors of each atom; by default all other atoms.
+    :returns: predictions with a leading member dimension.
     :raises ValueError: for networks of different forms, or wrong structures.
 
     Example::

@@ -1,4 +1,4 @@
-"""An interatomic potential by message passing that also says how sure it is."""
+"""An interatomic potential by message passing that also predicts its uncertainty."""
 
 import math
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ _FLOOR = 1e-6
 class Prediction(NamedTuple):
     """Predictions of a :class:`RACE` for structures, in eV and Angstrom.
 
-    :param Tensor energy: relative to the sum of reference energies. **Shape:** ``batch``.
-    :param Tensor forces: minus the gradient of the energy. **Shape:** ``(*batch, num_atoms, 3)``.
+    :param Tensor energy: energy relative to the sum of reference energies. **Shape:** ``batch``.
+    :param Tensor forces: negative gradient of the energy. **Shape:** ``(*batch, num_atoms, 3)``.
     :param Tensor log_variance: logarithm of the variance of the energy. **Shape:** ``batch``.
-    :param Tensor l6: of each force, as of :class:`~pyro_ext.distributions.ForceNormal`.
-        **Shape:** ``(*batch, num_atoms, 6)``.
+    :param Tensor l6: covariance of each force, in the form of
+        :class:`~pyro_ext.distributions.ForceNormal`. **Shape:** ``(*batch, num_atoms, 6)``.
     :param Tensor virial: gradient of the energy in a strain, which is the stress times the volume.
         **Shape:** ``(*batch, 3, 3)``.
     """
@@ -118,33 +118,33 @@ class _Edges(NamedTuple):
 class RACE(nn.Module):
     r"""Energy and forces of atoms, with the variance of the energy and covariances of forces [1].
 
-    Features of an atom are scalars and vectors. Each layer sums messages over the neighbors, of
-    their features times harmonics of the direction up to the second order, weighted by functions of
-    the distance, multiplies by the species of the atom, and adds one term to its energy, so that
-    layer :math:`\eta` speaks of :math:`\eta + 1` atoms at a time. The energy is invariant under
-    rotations, reflections and translations, and under permutations of atoms of a species; forces
-    are minus its gradient.
+    Features of an atom are scalars and vectors. Each layer sums messages over the neighbors: their
+    features times harmonics of the direction up to second order, weighted by functions of the
+    distance. It then multiplies by the species of the atom and adds one term to its energy, so that
+    layer :math:`\eta` describes interactions of :math:`\eta + 1` atoms. The energy is invariant
+    under rotations, reflections and translations, and under permutations of atoms of the same
+    species; forces are its negative gradient.
 
-    Six more outputs of each atom are the covariance of the force. From scalars, as in the paper,
-    they do not turn with the molecule. With ``covariance="equivariant"`` the covariance is
-    :math:`s I + \sum_k v_k v_k^\top` with vectors of the network, and does. The logarithm of the
-    variance of the energy is the mean over the atoms, which knows nothing of the size of a
-    molecule; with ``extensive=True`` the variance is a sum over the atoms.
+    Six further outputs of each atom define the covariance of its force. In the paper, they are
+    computed from scalars and do not rotate with the molecule. With ``covariance="equivariant"``,
+    the covariance is :math:`s I + \sum_k v_k v_k^\top` with vectors of the network, and does. The
+    logarithm of the variance of the energy is a mean over the atoms, which does not depend on the
+    size of a molecule; with ``extensive=True``, the variance is a sum over the atoms.
 
-    Harmonics of third order, and features of atoms beyond vectors, which the paper has too, are
-    left out: all is in Cartesian coordinates.
+    Harmonics of third order, and atom features beyond vectors, which the paper also has, are left
+    out: all computations are in Cartesian coordinates.
 
-    :param species: atomic numbers, or symbols, that it knows.
+    :param species: atomic numbers or symbols that the network knows.
     :param float cutoff: :math:`r_c`, in Angstrom.
-    :param int channels: scalars, and vectors, of an atom.
-    :param int num_layers: how many layers.
-    :param int num_radial: Bessel functions of a distance.
-    :param int radial_hidden: width of the two hidden layers of networks of a distance.
-    :param float num_neighbors: by which sums over neighbors are divided.
+    :param int channels: number of scalars, and of vectors, of an atom.
+    :param int num_layers: number of layers.
+    :param int num_radial: number of Bessel functions of a distance.
+    :param int radial_hidden: width of the two hidden layers of the radial networks.
+    :param float num_neighbors: number by which sums over neighbors are divided.
     :param str covariance: ``"invariant"`` or ``"equivariant"``.
     :param bool extensive: whether the variance of the energy is a sum over atoms.
     :ivar Tensor reference: reference energy of each species, which :meth:`center` sets.
-    :ivar Tensor scale: by which the energy is multiplied, likewise.
+    :ivar Tensor scale: factor of the energy, which :meth:`center` sets.
     :raises ValueError: for numbers out of range, or unknown elements.
 
     [1] S. Y. Willow and others (2025), Bayesian E(3)-equivariant interatomic potential with
@@ -210,15 +210,15 @@ class RACE(nn.Module):
     def forward(
         self, positions: Tensor, species: Any, neighbors: Neighbors | None = None
     ) -> Prediction:
-        """Energies, forces and what their uncertainty is, of structures of the same atoms.
+        """Predict energies, forces and their uncertainties for structures of the same atoms.
 
         It also runs under :func:`torch.vmap` over parameters and structures.
 
-        :param Tensor positions: in Angstrom. **Shape:** ``(*batch, num_atoms, 3)``.
+        :param Tensor positions: positions in Angstrom. **Shape:** ``(*batch, num_atoms, 3)``.
         :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
-        :param Neighbors neighbors: who sees whom; by default all atoms see all others.
-        :raises ValueError: for elements that it does not know, atoms on top of each other,
-            positions that are not finite, or shapes that do not fit.
+        :param Neighbors neighbors: neighbors of each atom; by default all other atoms.
+        :raises ValueError: for unknown elements, coinciding atoms, positions that are not finite,
+            or shapes that do not fit.
         """
         places = self.places(species)
         flat, vectors, index, mask = self._geometry(positions, len(places), neighbors)
@@ -246,7 +246,7 @@ class RACE(nn.Module):
     def check_structures(
         self, positions: Any, species: Any, neighbors: Neighbors | None = None
     ) -> None:
-        """Raise the errors of a call, which a call under :func:`torch.vmap` can't raise."""
+        """Raise the errors of a call, which a call under :func:`torch.vmap` cannot raise."""
         places = self.places(species)
         _check_apart(self._geometry(positions, len(places), neighbors)[1])
 
@@ -262,11 +262,11 @@ class RACE(nn.Module):
         return torch.tensor(places, device=self.embedding.device)
 
     def center(self, species: Any, energies: Any, forces: Any) -> None:
-        """Let energies count from their mean, in units of the root mean square of forces.
+        """Measure energies from their mean, in units of the root mean square of forces.
 
         :param species: atomic numbers or symbols. **Shape:** ``(num_atoms,)``.
-        :param energies: of structures of these atoms, in eV. **Shape:** ``(n,)``.
-        :param forces: in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
+        :param energies: energies of structures of these atoms, in eV. **Shape:** ``(n,)``.
+        :param forces: forces in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
         :raises ValueError: for shapes that do not fit, or forces that are all zero.
         """
         places = self.places(species)
@@ -288,11 +288,11 @@ class RACE(nn.Module):
         return bool(self.reference.any()) or float(self.scale) != 1.0
 
     def reference_energy(self, species: Any) -> float:
-        """Sum of the reference energies of atoms, which :attr:`Prediction.energy` does not hold."""
+        """Sum of the atoms' reference energies, which :attr:`Prediction.energy` leaves out."""
         return float(self.reference[self.places(species)].double().sum())
 
     def relative(self, species: Any, energies: Any) -> Tensor:
-        """Energies less the reference, in the type of the network."""
+        """Subtract the reference energy, and convert to the type of the network."""
         energies = checks.as_tensor("energies", energies, "(n,)", finite=True, dtype=torch.float64)
         found: Tensor = (energies - self.reference_energy(species)).to(self.embedding)
         return found

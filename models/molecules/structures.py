@@ -1,4 +1,4 @@
-"""Neighbor lists: for isolated molecules, and for periodic cells."""
+"""Neighbor lists for isolated molecules and for periodic cells."""
 
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ LEAST_DISTANCE = 0.1
 
 
 class Neighbors(NamedTuple):
-    """The atoms that each atom sees, padded to as many for each.
+    """The neighbors of each atom, padded to the same number.
 
-    :param Tensor others: numbers of the atoms that are seen. **Shape:** ``(num_atoms, k)``.
-    :param Tensor shifts: where their images are, relative to the atoms themselves, in Angstrom.
+    :param Tensor others: indices of the neighbors. **Shape:** ``(num_atoms, k)``.
+    :param Tensor shifts: positions of their images relative to the atoms themselves, in Angstrom.
         **Shape:** ``(num_atoms, k, 3)``.
-    :param Tensor mask: true where there is an atom. **Shape:** ``(num_atoms, k)``.
+    :param Tensor mask: true for neighbors, false for padding. **Shape:** ``(num_atoms, k)``.
     """
 
     others: Tensor
@@ -29,7 +29,7 @@ class Neighbors(NamedTuple):
 
 
 def atomic_numbers(species: Any) -> tuple[int, ...]:
-    """Atomic numbers of symbols or numbers.
+    """Convert symbols or numbers to atomic numbers.
 
     :param species: atomic numbers, as a tensor, an array or a list, or symbols such as ``["C",
         "O"]``, which need the package ase. **Shape:** ``(num_atoms,)``.
@@ -56,11 +56,11 @@ def atomic_numbers(species: Any) -> tuple[int, ...]:
 
 
 def all_pairs(num_atoms: int) -> Neighbors:
-    """Neighbors in a molecule that is alone in space: each atom sees all others.
+    """Make neighbors for an isolated molecule: each atom sees all others.
 
-    What lies beyond the cutoff is left out by the network.
+    The network ignores neighbors beyond its cutoff.
 
-    :param int num_atoms: how many atoms.
+    :param int num_atoms: number of atoms.
 
     Example::
 
@@ -79,14 +79,14 @@ def all_pairs(num_atoms: int) -> Neighbors:
 def periodic_neighbors(positions: Any, cell: Any, cutoff: float, pbc: Any = True) -> Neighbors:
     """Find the neighbors within a cutoff, including images in repeated cells.
 
-    They hold for these positions only; recompute them when atoms move.
+    The result holds for these positions only; recompute it when atoms move.
 
-    :param positions: in Angstrom. **Shape:** ``(num_atoms, 3)``.
-    :param cell: vectors of the cell in rows, in Angstrom; those of directions that do not repeat
-        may be zero. **Shape:** ``(3, 3)``.
-    :param float cutoff: in Angstrom.
+    :param positions: positions in Angstrom. **Shape:** ``(num_atoms, 3)``.
+    :param cell: vectors of the cell in rows, in Angstrom; they may be zero in directions that do
+        not repeat. **Shape:** ``(3, 3)``.
+    :param float cutoff: cutoff in Angstrom.
     :param pbc: whether the cell repeats, in each direction or in all.
-    :raises ValueError: for other shapes, or vectors that repeat and depend on each other.
+    :raises ValueError: for other shapes, or repeating vectors that are linearly dependent.
     :raises ImportError: without ase.
 
     Example::

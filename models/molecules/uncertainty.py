@@ -26,9 +26,9 @@ class PredictiveMoments(NamedTuple):
 
 
 def predictive_moments(prediction: Prediction) -> PredictiveMoments:
-    """Mean and variance of the mixture of members, of energies and of forces.
+    """Compute mean and variance of the mixture of members, for energies and forces.
 
-    :param Prediction prediction: with a first dimension of members, as of
+    :param Prediction prediction: predictions with a leading member dimension, as from
         :func:`~pyro_ext.models.molecules.ensemble_prediction`.
 
     Example::

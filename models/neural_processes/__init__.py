@@ -1,6 +1,6 @@
-"""Neural processes: networks that learn from many functions to predict others from few points.
+"""Neural processes: networks trained on many functions to predict new ones from a few points.
 
-Those of [1] to [4], and martingale posterior neural processes [5].
+These are the processes of [1] to [4], and martingale posterior neural processes [5].
 
 [1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
 D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.

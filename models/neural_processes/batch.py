@@ -1,4 +1,4 @@
-"""Tasks of neural processes: points of functions, some of which are given and some asked for."""
+"""Tasks of neural processes: points of functions, given and to predict."""
 
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
@@ -15,8 +15,8 @@ class Points(NamedTuple):
 
     :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
     :param Tensor outputs: **Shape:** ``(num_tasks, n, y_dim)``.
-    :param Tensor mask: bool, true for points that are there and false for padding; ``None`` where
-        there is no padding. **Shape:** ``(num_tasks, n)``.
+    :param Tensor mask: booleans, true for points and false for padding; ``None`` without padding.
+        **Shape:** ``(num_tasks, n)``.
     """
 
     inputs: Tensor
@@ -33,13 +33,13 @@ class Points(NamedTuple):
         return Points(inputs, outputs, mask)
 
     def presence(self) -> Tensor:
-        """The mask, also where there is no padding."""
+        """The mask, which is all true without padding."""
         if self.mask is not None:
             return self.mask
         return torch.ones(self.inputs.shape[:-1], dtype=torch.bool, device=self.inputs.device)
 
     def filled(self) -> "Points":
-        """The points with zeros for padding, so that not even a NaN in it reaches a gradient."""
+        """The points, with zeros for padding, so that no NaN in it reaches a gradient."""
         if self.mask is None:
             return self
         inputs, outputs = (part.masked_fill(~self.mask[..., None], 0) for part in self[:2])
@@ -48,7 +48,7 @@ class Points(NamedTuple):
     def check(self, name: str, x_dim: int, y_dim: int) -> Self:
         """Check shapes and types.
 
-        :param str name: what the arguments begin with, such as ``"context"``.
+        :param str name: prefix of the arguments' names, such as ``"context"``.
         :param int x_dim: number of features of an input.
         :param int y_dim: number of features of an output.
         :returns: the points.
@@ -68,9 +68,9 @@ class Points(NamedTuple):
         return self
 
     def check_finite(self, name: str) -> None:
-        """Check that all numbers but those of padding are finite; an error names task and rows.
+        """Check that all numbers except padding are finite; an error names task and rows.
 
-        :param str name: what the arguments begin with, such as ``"context"``.
+        :param str name: prefix of the arguments' names, such as ``"context"``.
         """
         filled = self.filled()
         for argument, part in (("inputs", filled.inputs), ("outputs", filled.outputs)):
@@ -81,14 +81,14 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Tasks: for each function, points that are given and points that are asked for.
+    """Tasks: given points (context) and points to predict (targets) of several functions.
 
     :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``.
     :param Tensor context_outputs: **Shape:** ``(num_tasks, num_context, y_dim)``.
     :param Tensor target_inputs: **Shape:** ``(num_tasks, num_target, x_dim)``.
     :param Tensor target_outputs: **Shape:** ``(num_tasks, num_target, y_dim)``.
-    :param Tensor context_mask: bool, false for padding, whose values have no influence. **Shape:**
-        ``(num_tasks, num_context)``.
+    :param Tensor context_mask: booleans, false for padding, whose values have no influence.
+        **Shape:** ``(num_tasks, num_context)``.
     :param Tensor target_mask: the same for the targets.
 
     Example::
@@ -132,26 +132,26 @@ class Batch:
 
     @property
     def context(self) -> Points:
-        """The points that are given, with zeros for padding."""
+        """The given points, with zeros for padding."""
         return Points(self.context_inputs, self.context_outputs, self.context_mask).filled()
 
     @property
     def target(self) -> Points:
-        """The points that are asked for, with zeros for padding."""
+        """The points to predict, with zeros for padding."""
         return Points(self.target_inputs, self.target_outputs, self.target_mask).filled()
 
     @property
     def points(self) -> Points:
-        """All points, those of the context first, with zeros for padding."""
+        """All points, context first, with zeros for padding."""
         return self.context + self.target
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Batch":
-        """Move to a device and to a floating type.
+        """Move to a device and to a floating-point type.
 
-        :param device: the device; by default the present one.
-        :param torch.dtype dtype: the type of inputs and outputs; by default the present one.
+        :param device: the device; by default the current one.
+        :param torch.dtype dtype: the type of inputs and outputs; by default the current one.
         """
 
         def moved(part: Tensor | None) -> Any:

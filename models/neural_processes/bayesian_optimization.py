@@ -1,4 +1,4 @@
-"""Optimization with a neural process as the surrogate, by expected improvement."""
+"""Optimization by expected improvement, with a neural process as the surrogate."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from pyro_ext.random import fresh_seed
 class Optimization(NamedTuple):
     """The course of several minimizations side by side.
 
-    :param Tensor inputs: that were evaluated, in order. **Shape:** ``(num_tasks, n, x_dim)``.
-    :param Tensor outputs: what they gave. **Shape:** ``(num_tasks, n)``.
+    :param Tensor inputs: the evaluated inputs, in order. **Shape:** ``(num_tasks, n, x_dim)``.
+    :param Tensor outputs: values of the functions there. **Shape:** ``(num_tasks, n)``.
     """
 
     inputs: Tensor
@@ -26,17 +26,17 @@ class Optimization(NamedTuple):
 
     @property
     def best(self) -> Tensor:
-        """The least output so far. **Shape:** ``(num_tasks, n)``."""
+        """The smallest output so far. **Shape:** ``(num_tasks, n)``."""
         return self.outputs.cummin(-1).values
 
 
 def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
-    r"""Expected improvement on the least output so far, :math:`E \max(y^* - y, 0)` [1].
+    r"""Expected improvement on the smallest output so far, :math:`E \max(y^* - y, 0)` [1].
 
     For an equal mixture of normal distributions, it is the mean over the components.
 
-    :param torch.distributions.Normal prediction: the components first. **Shape:**
-        ``(num_samples, *shape)``.
+    :param torch.distributions.Normal prediction: normal distributions, with a leading component
+        dimension. **Shape:** ``(num_samples, *shape)``.
     :param Tensor best: :math:`y^*`, which broadcasts against ``shape``.
     :returns: **Shape:** ``shape``.
 
@@ -69,21 +69,21 @@ def minimize(
     num_samples: int = 50,
     seed: int | None = None,
 ) -> Optimization:
-    """Minimize functions over a finite set of inputs, evaluating each at one more input a step.
+    """Minimize functions over a finite set of inputs, evaluating each at one more input per step.
 
-    The first inputs are drawn at random, without replacement. The next is the one of the largest
-    expected improvement under the process's predictions given all evaluations so far, among those
-    not evaluated yet.
+    The first inputs are drawn at random, without replacement. Each further input has the largest
+    expected improvement among those not evaluated yet, under the process's predictions given all
+    evaluations so far.
 
-    :param NeuralProcess process: with one output.
-    :param Callable objective: maps numbers of candidates ``(num_tasks,)`` to the functions' values
+    :param NeuralProcess process: a process with one output.
+    :param Callable objective: maps indices of candidates ``(num_tasks,)`` to the functions' values
         there ``(num_tasks,)``.
     :param Tensor candidates: **Shape:** ``(num_tasks, num_candidates, x_dim)``.
-    :param int num_initial: number of inputs at the start.
-    :param int num_steps: number of inputs after these.
-    :param int num_samples: functions drawn from the process at each step.
-    :param int seed: of everything that is random; ``None`` takes one from PyTorch's generator.
-    :returns: inputs and outputs in the order of their evaluation.
+    :param int num_initial: number of initial inputs.
+    :param int num_steps: number of further inputs.
+    :param int num_samples: number of functions drawn from the process at each step.
+    :param int seed: seed of everything that is random; ``None`` takes one from PyTorch's generator.
+    :returns: inputs and outputs in the order of evaluation.
 
     Example::
 

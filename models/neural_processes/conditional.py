@@ -1,6 +1,6 @@
-"""Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts.
+"""Conditional and bootstrapping neural processes: deterministic, or with resampled contexts.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import pyro
@@ -25,12 +25,12 @@ from pyro_ext.models.neural_processes.process import (
 
 
 class ConditionalProcess(NeuralProcess):
-    r"""A conditional neural process of an encoder and a decoder.
+    r"""A conditional neural process made of an encoder and a decoder.
 
-    The loss is the mean over points of :math:`-\log p(y_i \mid x_i, \text{context})`, over those of
-    the context too.
+    The loss is the mean of :math:`-\log p(y_i \mid x_i, \text{context})` over points, including
+    those of the context.
 
-    :param SetEncoder encoder: of the context.
+    :param SetEncoder encoder: encoder of the context.
     :param int width: width of the decoder.
     """
 
@@ -43,7 +43,7 @@ class ConditionalProcess(NeuralProcess):
     def loss(
         self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Mean negative log likelihood, as :meth:`NeuralProcess.loss`; nothing is random."""
+        """Compute the mean negative log likelihood, see :meth:`NeuralProcess.loss`."""
         checks.integer("num_samples", num_samples, 1)
         checks.instance("batch", batch, Batch, "a Batch")
         points = batch.points
@@ -57,9 +57,9 @@ class ConditionalProcess(NeuralProcess):
 
 
 class CNP(ConditionalProcess):
-    """A conditional neural process [1], with two encoders that pool, as in [4].
+    """A conditional neural process [1], with two pooling encoders, as in [4].
 
-    All functions that it predicts are the same.
+    It is deterministic: all functions that it predicts are the same.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -80,9 +80,9 @@ class CNP(ConditionalProcess):
 
 
 class CANP(CNP):
-    """A conditional neural process with attention [3]: targets look at the context.
+    """A conditional neural process with attention [3]: targets attend to the context.
 
-    Arguments are those of :class:`CNP`, with a ``width`` that is a multiple of the 8 heads.
+    Arguments are as for :class:`CNP`, but ``width`` must be a multiple of the 8 heads.
 
     Example::
 
@@ -96,16 +96,16 @@ class CANP(CNP):
 
 
 class BootstrapProcess(NeuralProcess):
-    r"""A bootstrapping neural process of an encoder and a decoder.
+    r"""A bootstrapping neural process made of an encoder and a decoder.
 
-    Points of the context are drawn with replacement and encoded; standardized residuals of the
-    context under that encoding are drawn with replacement and centered; and predictions plus these
+    Points of the context are drawn with replacement and encoded. Standardized residuals of the
+    context under that encoding are drawn with replacement and centered. Predictions plus these
     residuals are new outputs :math:`y^*` at the context's own inputs. The loss is
 
     .. math:: -\frac1n \sum_i \log p(y_i \mid x_i, \text{context})
         -\frac1n \sum_i \log \frac1K \sum_{k=1}^{K} p(y_i \mid x_i, \text{context}, y^*_k).
 
-    :param SetEncoder encoder: of the context.
+    :param SetEncoder encoder: encoder of the context.
     :param int width: width of the decoder.
     """
 
@@ -118,7 +118,7 @@ class BootstrapProcess(NeuralProcess):
     def loss(
         self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Loss without and with bootstrapped contexts, as :meth:`NeuralProcess.loss`."""
+        """Compute the loss with and without bootstraps, see :meth:`NeuralProcess.loss`."""
         checks.integer("num_samples", num_samples, 1)
         context, points = batch.context, batch.points
         base = self._encode(context, context.outputs, points.inputs)
@@ -196,7 +196,7 @@ class BNP(BootstrapProcess):
 class BANP(BNP):
     """A bootstrapping neural process with attention [4].
 
-    Arguments are those of :class:`BNP`, with a ``width`` that is a multiple of the 8 heads.
+    Arguments are as for :class:`BNP`, but ``width`` must be a multiple of the 8 heads.
 
     Example::
 

@@ -1,6 +1,6 @@
 """Latent neural processes: a normal latent variable for each function.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import pyro
@@ -29,22 +29,22 @@ _LEAST_SCALE = 0.1
 
 
 class LatentProcess(NeuralProcess):
-    r"""A latent neural process of two encoders and a decoder.
+    r"""A latent neural process made of two encoders and a decoder.
 
     The second encoder gives the distribution of the latent variable, :math:`q(z \mid \cdot) =
     \mathcal{N}(\mu, \sigma^2)` with :math:`\sigma = 0.1 + 0.9\, \mathrm{sigmoid}(s)`. Given the
-    context it is the prior, given all points the posterior, and the loss is the bound of importance
-    weighting
+    context it is the prior, and given all points the posterior. The loss is the importance-weighted
+    bound
 
     .. math:: -\frac{1}{n} \log \frac{1}{K} \sum_{k=1}^{K}
         \frac{p(y \mid x, z_k)\, q(z_k \mid \text{context})}{q(z_k \mid \text{all})}, \qquad
         z_k \sim q(\cdot \mid \text{all}).
 
-    With one draw its mean is that of the usual bound with the divergence of the two distributions.
+    With one draw, its mean is the usual bound with the divergence between the two distributions.
 
-    :param SetEncoder encoder: of the context.
-    :param PoolingEncoder latent_encoder: of context and all points; its representation is
-        :math:`(\mu, s)`.
+    :param SetEncoder encoder: encoder of the context.
+    :param PoolingEncoder latent_encoder: encoder of the context and of all points; its
+        representation is :math:`(\mu, s)`.
     :param int width: width of the decoder.
     """
 
@@ -71,10 +71,10 @@ class LatentProcess(NeuralProcess):
         context_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
     ) -> Tensor:
-        """The guide that goes with the Pyro model: the site ``"z"``, given all points.
+        """The guide for the Pyro model: the site ``"z"``, given all points.
 
-        Arguments are those of :meth:`NeuralProcess.forward`. Without target outputs it is given
-        the context alone, which makes it the prior.
+        Arguments are as for :meth:`NeuralProcess.forward`. Without target outputs, it is given only
+        the context, which makes it the prior.
 
         :returns: values of ``"z"``. **Shape:** ``(num_tasks, 1, latent_features)``.
         """
@@ -87,7 +87,7 @@ class LatentProcess(NeuralProcess):
     def loss(
         self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The bound of importance weighting, as :meth:`NeuralProcess.loss`."""
+        """Compute the importance-weighted bound, see :meth:`NeuralProcess.loss`."""
         checks.integer("num_samples", num_samples, 1)
         points = batch.points
         prior, posterior = self._latent(batch.context), self._latent(points)

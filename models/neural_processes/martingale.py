@@ -1,6 +1,6 @@
-"""Martingale posterior neural processes: functions are uncertain as the unseen points are.
+"""Martingale posterior neural processes: functions are as uncertain as the unseen points.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,17 +30,17 @@ from pyro_ext.nn import InducedSetAttention
 class RepresentationGenerator(nn.Module):
     r"""Generates the features of pseudo points directly [5].
 
-    Noise :math:`E` attends to itself by way of the features :math:`R` of the context,
+    Noise :math:`E` attends to itself through the features :math:`R` of the context,
 
     .. math:: H = \mathrm{MAB}(R, E), \qquad R' = \mathrm{MAB}(E, H),
 
     which is :class:`~pyro_ext.nn.InducedSetAttention`. All features of a point come from the same
-    attention, so that keys and values of an encoder that attends go together. Its blocks do not
-    normalize: at first normalized rows are large beside those of a context, and networks then learn
-    to ignore what they cannot rely on.
+    attention, so that keys and values for an attentive encoder match. The blocks do not normalize:
+    normalized rows are initially large compared to those of a context, and networks then learn to
+    ignore them.
 
-    :param SetEncoder encoder: whose features are generated.
-    :param int num_heads: heads of the attention.
+    :param SetEncoder encoder: the encoder whose features are generated.
+    :param int num_heads: number of attention heads.
 
     Example::
 
@@ -59,14 +59,14 @@ class RepresentationGenerator(nn.Module):
         self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=False)
 
     def forward(self, noise: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Generate.
+        """Generate features of pseudo points.
 
         The pseudo points are exchangeable given the context: permuted noise gives permuted points,
         and the order of the context does not matter.
 
         :param Tensor noise: standard normal. **Shape:** ``(*batch, num_pseudo, num_features)``.
-        :param Tensor features: of the context. **Shape:** ``(*batch, n, num_features)``.
-        :param Tensor mask: bool, false for padding of the context. **Shape:** ``(*batch, n)``.
+        :param Tensor features: features of the context. **Shape:** ``(*batch, n, num_features)``.
+        :param Tensor mask: booleans, false for padding of the context. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** as the noise.
         """
         generated: Tensor = self.attention(noise, features, inducing_mask=mask)
@@ -74,12 +74,12 @@ class RepresentationGenerator(nn.Module):
 
 
 class MartingalePosteriorProcess(NeuralProcess):
-    r"""A martingale posterior neural process of an encoder, a decoder and a generator.
+    r"""A martingale posterior neural process made of an encoder, a decoder and a generator.
 
-    The generator turns noise into the features of :math:`N'` pseudo points given the context
-    :math:`Z_c`. With those of the context they are encoded to :math:`\theta(Z_c \cup Z')`, one
-    function for each draw of noise. The loss is the mean over tasks of :math:`w_1
-    L_\text{marg} + w_2 L_\text{amort} + w_3 L_\text{pseudo}`, with
+    Given the context :math:`Z_c`, the generator turns noise into the features of :math:`N'` pseudo
+    points. Together with the features of the context, they are encoded to
+    :math:`\theta(Z_c \cup Z')`, one function for each draw of noise. The loss is the mean over
+    tasks of :math:`w_1 L_\text{marg} + w_2 L_\text{amort} + w_3 L_\text{pseudo}`, with
 
     .. math::
         L_\text{marg} &= -\tfrac1n \log \tfrac1K \textstyle\sum_k
@@ -88,14 +88,14 @@ class MartingalePosteriorProcess(NeuralProcess):
         L_\text{pseudo} &= -\tfrac1{nK} \textstyle\sum_k \sum_i
             \log p(y_i \mid x_i, \theta(Z'_k)),
 
-    over all points, those of the context too. Without pseudo points there is no
+    over all points, including those of the context. Without pseudo points there is no
     :math:`L_\text{pseudo}`.
 
-    :param SetEncoder encoder: of the context.
+    :param SetEncoder encoder: encoder of the context.
     :param int width: width of the decoder.
-    :param int num_pseudo: :math:`N'`; best the same for training and predictions.
+    :param int num_pseudo: :math:`N'`; use the same number for training and predictions.
     :param Sequence weights: :math:`w_1, w_2, w_3`.
-    :param Callable generator: makes the generator, given the encoder.
+    :param Callable generator: makes the generator from the encoder.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class MartingalePosteriorProcess(NeuralProcess):
     def loss(
         self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Weighted sum of the three losses, as :meth:`NeuralProcess.loss`."""
+        """Compute the weighted sum of the three losses, see :meth:`NeuralProcess.loss`."""
         parts = self.losses(batch, num_samples, generator=generator)
         terms = [weight * part for weight, part in zip(self.weights, parts, strict=True) if weight]
         return torch.stack(terms).sum(0) if terms else torch.zeros_like(parts[0])
@@ -132,11 +132,11 @@ class MartingalePosteriorProcess(NeuralProcess):
     def losses(
         self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The losses one by one; those of weight zero are zero.
+        r"""Compute the losses one by one; those of weight zero are zero.
 
         :param Batch batch: the tasks.
         :param int num_samples: :math:`K`.
-        :param torch.Generator generator: of the noise; by default PyTorch's own.
+        :param torch.Generator generator: generator for the noise; by default PyTorch's own.
         :returns: :math:`L_\text{marg}`, :math:`L_\text{amort}` and :math:`L_\text{pseudo}`,
             scalars.
         """
@@ -199,11 +199,12 @@ class MPNP(MartingalePosteriorProcess):
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of 4, since there are 8 heads for the features
-        of two encoders.
-    :param int num_pseudo: number of pseudo points; best the same for training and predictions.
-    :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`. After a
-        short training ``(1, 0.1, 0.1)`` is better.
+    :param int width: width of all layers, a multiple of 4, because 8 heads share the features of
+        two encoders.
+    :param int num_pseudo: number of pseudo points; use the same number for training and
+        predictions.
+    :param Sequence weights: weights of the three losses, see :class:`MartingalePosteriorProcess`.
+        For short training, ``(1, 0.1, 0.1)`` is better.
 
     Example::
 
@@ -234,9 +235,9 @@ class MPNP(MartingalePosteriorProcess):
 class MPANP(MPNP):
     """A martingale posterior neural process with attention [5], with the encoders of :class:`CANP`.
 
-    Pseudo points have keys and values that targets look at, and features that are pooled.
+    Pseudo points have keys and values for the targets' attention, and features that are pooled.
 
-    Arguments are those of :class:`MPNP`, with a ``width`` that is a multiple of the 8 heads.
+    Arguments are as for :class:`MPNP`, but ``width`` must be a multiple of the 8 heads.
 
     Example::
 

@@ -1,6 +1,6 @@
 """Encoders of contexts, and the decoder that turns a representation into a normal distribution.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from pyro_ext.nn import MAB, MLP, SAB
 
 
 class SetEncoder(nn.Module, ABC):
-    """An encoder in two parts, between which pseudo points can be added to a context.
+    """Base class of encoders in two parts; pseudo points can join a context between them.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -35,11 +35,11 @@ class SetEncoder(nn.Module, ABC):
 
     @abstractmethod
     def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of each point.
+        """Compute features of each point.
 
         :param Tensor inputs: **Shape:** ``(*batch, n, x_dim)``.
         :param Tensor outputs: **Shape:** ``(*batch, n, y_dim)``.
-        :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, n)``.
+        :param Tensor mask: booleans, false for padding. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, n, num_features)``.
         """
 
@@ -50,22 +50,21 @@ class SetEncoder(nn.Module, ABC):
         """Summarize points with these features for the decoder.
 
         :param Tensor features: **Shape:** ``(*batch, n, num_features)``.
-        :param Tensor target_inputs: where predictions are to be made. **Shape:** ``(*batch,
-            num_target, x_dim)``.
-        :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, n)``.
+        :param Tensor target_inputs: where to predict. **Shape:** ``(*batch, num_target, x_dim)``.
+        :param Tensor mask: booleans, false for padding. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, num_target, width)``, or one row instead of ``num_target``
-            where it is the same for all.
+            if it is the same for all.
         """
 
     def forward(
         self, inputs: Tensor, outputs: Tensor, target_inputs: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Encode: :meth:`summarize` of the :meth:`features`, with their shapes."""
+        """Apply :meth:`features` and then :meth:`summarize`, with their shapes."""
         return self.summarize(self.features(inputs, outputs, mask), target_inputs, mask)
 
 
 class PoolingEncoder(SetEncoder):
-    r"""A network for each point, the mean over points, and a network for that [1].
+    r"""A network for each point, the mean over points, and a network applied to the mean [1].
 
     The mean of no points is zero.
 
@@ -73,9 +72,9 @@ class PoolingEncoder(SetEncoder):
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
     :param int out_features: number of features of the representation; by default ``width``.
-    :param bool self_attention: whether points look at each other in place of the last two of the
+    :param bool self_attention: whether self-attention between points replaces the last two of the
         first network's four layers.
-    :param int num_heads: heads of that attention.
+    :param int num_heads: number of heads of that attention.
 
     Example::
 
@@ -103,28 +102,27 @@ class PoolingEncoder(SetEncoder):
         self.after = _network(width, width, self.width, 2)
 
     def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of each point, as :meth:`SetEncoder.features`."""
+        """Compute features of each point, see :meth:`SetEncoder.features`."""
         found: Tensor = self.before(torch.cat([inputs, outputs], -1))
         return found if self.attention is None else self.attention(found, mask)
 
     def summarize(
         self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """One row for all targets, as :meth:`SetEncoder.summarize`."""
+        """Compute one row for all targets, see :meth:`SetEncoder.summarize`."""
         summary: Tensor = self.after(_mean(features, mask))
         return summary
 
 
 class CrossAttentionEncoder(SetEncoder):
-    r"""Attention of targets to points: keys see inputs only, values see outputs too [3].
+    r"""Attention of targets to points; keys depend on inputs, values also on outputs [3].
 
-    Values look at each other. The features of a point are those of its key, then those of its
-    value.
+    Values attend to each other. The features of a point are its key followed by its value.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-    :param int num_heads: heads of the attention.
+    :param int num_heads: number of attention heads.
 
     Example::
 
@@ -142,23 +140,23 @@ class CrossAttentionEncoder(SetEncoder):
         self.cross_attention = MAB(width, width, width, num_heads)
 
     def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Key and value of each point, as :meth:`SetEncoder.features`."""
+        """Compute key and value of each point, see :meth:`SetEncoder.features`."""
         values = self.self_attention(self.values(torch.cat([inputs, outputs], -1)), mask)
         return torch.cat([self.keys(inputs), values], -1)
 
     def summarize(
         self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """A row for each target, as :meth:`SetEncoder.summarize`."""
+        """Compute a row for each target, see :meth:`SetEncoder.summarize`."""
         keys, values = features.chunk(2, -1)
         summary: Tensor = self.cross_attention(self.keys(target_inputs), keys, values, mask)
         return summary
 
 
 class JointEncoder(SetEncoder):
-    """Several encoders side by side, with the features of all and the representations of all.
+    """Several encoders side by side, whose features and representations are concatenated.
 
-    :param Sequence encoders: of the same inputs and outputs.
+    :param Sequence encoders: encoders of the same inputs and outputs.
 
     Example::
 
@@ -178,13 +176,13 @@ class JointEncoder(SetEncoder):
         self._sizes = sizes
 
     def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Features of each point, as :meth:`SetEncoder.features`."""
+        """Compute features of each point, see :meth:`SetEncoder.features`."""
         return torch.cat([part.features(inputs, outputs, mask) for part in self.parts], -1)
 
     def summarize(
         self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """The rows side by side, as :meth:`SetEncoder.summarize`."""
+        """Concatenate the rows of all encoders, see :meth:`SetEncoder.summarize`."""
         pairs = zip(self.parts, features.split(self._sizes, -1), strict=True)
         return side_by_side([part.summarize(own, target_inputs, mask) for part, own in pairs])
 
@@ -228,7 +226,7 @@ _LEAST_SCALE = 0.1
 class Decoder(nn.Module):
     r"""A network of three layers from representation and input to a normal distribution.
 
-    With outputs :math:`(\mu, s)` of the network it has the mean :math:`\mu` and the standard
+    With outputs :math:`(\mu, s)` of the network, it has mean :math:`\mu` and standard
     deviation :math:`\sigma = 0.1 + 0.9\, \mathrm{softplus}(s)`.
 
     :param int representation_features: number of features of a representation.
@@ -236,8 +234,8 @@ class Decoder(nn.Module):
     :param int y_dim: number of features of an output.
     :param int width: width of the hidden layers.
     :param bool with_addition: whether there is a second representation, which enters the first
-        layer without a bias, as the bootstrapped one of
-        :class:`~pyro_ext.models.neural_processes.BNP` does.
+        layer without a bias, such as the bootstrapped one of
+        :class:`~pyro_ext.models.neural_processes.BNP`.
 
     Example::
 
@@ -273,7 +271,7 @@ class Decoder(nn.Module):
         """Predict at inputs. Leading dimensions broadcast.
 
         :param Tensor representation: **Shape:** ``(*batch, n, representation_features)``, or one
-            row instead of ``n`` where it is the same for all.
+            row instead of ``n`` if it is the same for all.
         :param Tensor inputs: **Shape:** ``(*batch, n, x_dim)``.
         :param Tensor addition: the second representation. **Shape:** as the first.
         :returns: **Shape:** ``(*batch, n, y_dim)``.

@@ -13,12 +13,12 @@ from pyro_ext.random import fresh_seed
 
 
 class NeuralProcess(PyroModule):
-    """A network that maps a context to a distribution of functions.
+    """Base class of networks that map a context to a distribution of functions.
 
     Predictions outside the range of the training data are meaningless, and cause a warning.
 
     Subclasses define the latent variables: ``_draw`` draws them for a context, and ``_condition``
-    returns the predictions of a context and draws. Those that are trained have a ``loss``.
+    returns predictions from a context and draws. Trainable subclasses have a ``loss``.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -50,11 +50,12 @@ class NeuralProcess(PyroModule):
         :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``.
         :param Tensor context_outputs: **Shape:** ``(num_tasks, num_context, y_dim)``.
         :param Tensor target_inputs: **Shape:** ``(num_tasks, num_target, x_dim)``.
-        :param Tensor target_outputs: what ``"y"`` is observed to be, if it is. **Shape:**
+        :param Tensor target_outputs: observed values of ``"y"``, if any. **Shape:**
             ``(num_tasks, num_target, y_dim)``.
-        :param Tensor context_mask: bool, false for padding. **Shape:** ``(num_tasks,
+        :param Tensor context_mask: booleans, false for padding. **Shape:** ``(num_tasks,
             num_context)``.
-        :param Tensor target_mask: bool, false for padding. **Shape:** ``(num_tasks, num_target)``.
+        :param Tensor target_mask: booleans, false for padding. **Shape:**
+            ``(num_tasks, num_target)``.
         :returns: values of ``"y"``.
         """
         context = self._points("context", context_inputs, context_outputs, context_mask)
@@ -74,11 +75,11 @@ class NeuralProcess(PyroModule):
     def loss(
         self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Loss of tasks for training, a mean over tasks.
+        """Compute the training loss, averaged over tasks.
 
         :param Batch batch: the tasks.
-        :param int num_samples: draws of what is random.
-        :param torch.Generator generator: of the draws; by default PyTorch's own.
+        :param int num_samples: number of draws of random quantities.
+        :param torch.Generator generator: generator for the draws; by default PyTorch's own.
         :returns: a scalar.
         """
         raise NotImplementedError(f"{type(self).__name__} has no loss: it cannot be trained")
@@ -97,14 +98,14 @@ class NeuralProcess(PyroModule):
         """Predict at inputs: a normal distribution at every point for each drawn function.
 
         :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``. The context
-            may be empty; what comes out then has a meaning if training had empty contexts too.
+            may be empty; predictions are then meaningful if training also had empty contexts.
         :param Tensor context_outputs: **Shape:** ``(num_tasks, num_context, y_dim)``.
         :param Tensor target_inputs: **Shape:** ``(num_tasks, num_target, x_dim)``.
         :param int num_samples: number of functions.
-        :param Tensor context_mask: bool, false for padding. **Shape:** ``(num_tasks,
+        :param Tensor context_mask: booleans, false for padding. **Shape:** ``(num_tasks,
             num_context)``.
-        :param torch.Generator generator: of the draws; by default PyTorch's own.
-        :param int seed: of the draws, instead of a generator.
+        :param torch.Generator generator: generator for the draws; by default PyTorch's own.
+        :param int seed: seed of the draws, instead of a generator.
         :returns: **Shape:** ``(num_samples, num_tasks, num_target, y_dim)``.
         """
         like = next(self.parameters(), None)
@@ -128,7 +129,7 @@ class NeuralProcess(PyroModule):
 
     @torch.no_grad()
     def note_range(self, batch: Batch) -> None:
-        """Take in between which inputs and outputs the tasks of a training step lie."""
+        """Record the range of inputs and outputs in the tasks of a training step."""
         points = batch.points
         mask = points.presence()
         for ends, values in (
@@ -158,12 +159,12 @@ class NeuralProcess(PyroModule):
         context_mask: Tensor | None = None,
         seed: int | None = None,
     ) -> MixtureSameFamily:
-        """The predictive distribution at each point: an equal mixture of :meth:`predict`'s.
+        """The predictive distribution at each point, an equal mixture over :meth:`predict`.
 
-        Arguments are those of :meth:`predict`.
+        Arguments are as for :meth:`predict`.
 
-        :returns: **Shape:** ``batch_shape`` ``(num_tasks, num_target)`` and ``event_shape``
-            ``(y_dim,)``.
+        :returns: a distribution with ``batch_shape`` ``(num_tasks, num_target)`` and
+            ``event_shape`` ``(y_dim,)``.
         """
         prediction = self.predict(
             context_inputs,

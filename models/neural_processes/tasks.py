@@ -1,6 +1,6 @@
-"""Generators of tasks: Gaussian processes, images, populations of predators and prey.
+"""Generators of tasks: Gaussian processes, images, and populations of predators and prey.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -25,31 +25,32 @@ _STUDENT_DEGREES = 2.1
 
 @dataclass(frozen=True)
 class GPTasks:
-    r"""Functions from Gaussian processes whose kernels are random too, as in [4].
+    r"""Functions from Gaussian processes with random kernels, as in [4].
 
     Each task has its own length scale :math:`\ell`, amplitude :math:`a` and period :math:`p`, drawn
-    uniformly, the latter two from (0.1, 1) and (0.1, 0.5); inputs are from -2 to 2. The kernels of
-    GPyTorch are, with the distance :math:`d`,
+    uniformly, the latter two from (0.1, 1) and (0.1, 0.5); inputs are between -2 and 2. The
+    kernels, from GPyTorch, are with the distance :math:`d`
 
     - ``"rbf"``: :math:`a^2 \exp(-d^2 / 2 \ell^2)`,
     - ``"matern"``: the Matern kernel of smoothness 5/2,
     - ``"periodic"``: :math:`a^2 \exp(-2 \sum_k \sin^2(\pi d_k / p) / \ell^2)`, with the distance
       :math:`d_k` in each feature.
 
-    Outputs have normal noise, and on top of it Student's t noise of 2.1 degrees of freedom, whose
-    scale is drawn uniformly for each point. A batch has between 3 and 46 points of context, and
-    targets that make at most 50 with them; all numbers are drawn uniformly.
+    Outputs have normal noise plus Student t noise with 2.1 degrees of freedom, whose scale is drawn
+    uniformly for each point. A batch has between 3 and 46 context points, and targets such that the
+    total is at most 50; all numbers are drawn uniformly.
 
     :param str kernel: ``"rbf"``, ``"matern"`` or ``"periodic"``.
     :param int num_tasks: number of functions in a batch.
     :param int x_dim: number of features of an input.
-    :param int num_context: number of points that are given; by default it is drawn.
-    :param int num_target: number of points that are asked for; by default it is drawn.
-    :param int max_points: number of all points, at most, where that of targets is drawn.
+    :param int num_context: number of given points; by default drawn.
+    :param int num_target: number of points to predict; by default drawn.
+    :param int max_points: largest total number of points, if the number of targets is drawn.
     :param tuple lengthscale: range of :math:`\ell`.
     :param float noise: standard deviation of the normal noise.
-    :param float student_noise: the largest scale of Student's t noise.
-    :raises ImportError: without GPyTorch, when tasks are drawn; names the extra.
+    :param float student_noise: largest scale of the Student t noise.
+    :raises ImportError: if GPyTorch is not installed when tasks are drawn; the message names the
+        extra to install.
 
     Example::
 
@@ -105,10 +106,10 @@ class GPTasks:
         return split_batch(inputs.float(), outputs.float(), num_context)
 
     def functions(self, inputs: Tensor, seed: int | None = None) -> Tensor:
-        """Draw functions at the inputs given, with noise.
+        """Draw functions at given inputs, with noise.
 
         :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
-        :param int seed: the same seed gives the same functions.
+        :param int seed: seed of the draws; the same seed gives the same functions.
         :returns: **Shape:** ``(num_tasks, n, 1)``.
         """
         generator = np.random.default_rng(fresh_seed(seed))
@@ -118,12 +119,12 @@ class GPTasks:
     def covariance(
         self, inputs: Tensor, lengthscale: Tensor, amplitude: Tensor, period: Tensor
     ) -> Tensor:
-        """The covariance of functions without noise.
+        """Compute the covariance of functions without noise.
 
         :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
         :param Tensor lengthscale: **Shape:** ``(num_tasks,)``.
         :param Tensor amplitude: **Shape:** ``(num_tasks,)``.
-        :param Tensor period: of the periodic kernel. **Shape:** ``(num_tasks,)``.
+        :param Tensor period: period of the periodic kernel. **Shape:** ``(num_tasks,)``.
         :returns: **Shape:** ``(num_tasks, n, n)``.
         """
         kernels = optional_module("gpytorch.kernels", "GPTasks", "GPyTorch", "gp")
@@ -160,17 +161,17 @@ class GPTasks:
 
 @dataclass(frozen=True)
 class ImageTasks:
-    """Images of which some pixels are given and others are asked for.
+    """Images with some pixels given and others to predict.
 
-    Inputs are the positions of pixels, rows and columns from -1 to 1; outputs are the images' own
-    numbers. Pixels and images are drawn without replacement, as long as there are enough images.
+    Inputs are the positions of pixels, with rows and columns from -1 to 1; outputs are the pixel
+    values. Pixels and images are drawn without replacement, as long as there are enough images.
 
     :param Tensor images: **Shape:** ``(num_images, height, width)``, or with a last dimension of
         channels.
     :param int num_tasks: number of images in a batch.
-    :param tuple num_context: the least and the largest number of pixels that are given; the number
-        is drawn uniformly for each batch.
-    :param int num_target: number of pixels that are asked for; by default all others.
+    :param tuple num_context: smallest and largest number of given pixels; the number is drawn
+        uniformly for each batch.
+    :param int num_target: number of pixels to predict; by default all others.
 
     Example::
 
@@ -240,12 +241,12 @@ class ImageTasks:
         return self.batch(torch.from_numpy(chosen), order, num_context)
 
     def batch(self, chosen: Tensor, pixels: Tensor, num_context: int) -> Batch:
-        """Make the tasks of certain images and pixels.
+        """Make tasks from given images and pixels.
 
-        :param Tensor chosen: numbers of images. **Shape:** ``(num_tasks,)``.
-        :param Tensor pixels: numbers of pixels, those of the context first. **Shape:**
+        :param Tensor chosen: indices of images. **Shape:** ``(num_tasks,)``.
+        :param Tensor pixels: indices of pixels, those of the context first. **Shape:**
             ``(num_tasks, n)``.
-        :param int num_context: number of pixels that are given.
+        :param int num_context: number of given pixels.
         """
         device = self.images.device
         chosen, pixels = chosen.to(device), pixels.to(device)
@@ -264,21 +265,19 @@ _TIME_SCALE, _POPULATION_SCALE = 0.1, 0.01
 
 @dataclass(frozen=True)
 class PredatorPreyTasks:
-    r"""Courses of the Lotka-Volterra process, which is simulated exactly [6], as in [4].
+    r"""Courses of the Lotka-Volterra process, simulated exactly [6], as in [4].
 
-    With :math:`X` predators and :math:`Y` prey, events are births and deaths of predators with the
-    rates :math:`0.01 XY` and :math:`0.5 X`, and of prey with :math:`Y` and :math:`0.01 XY`. Inputs
-    are times / 10, outputs are both populations / 100, predators first, of which there are about 50
-    and 100 at the start. Points are events drawn uniformly
-    out of a course. Courses on which a population dies out are drawn again.
+    With :math:`X` predators and :math:`Y` prey, events are births and deaths of predators, at rates
+    :math:`0.01 XY` and :math:`0.5 X`, and of prey, at rates :math:`Y` and :math:`0.01 XY`. Inputs
+    are times divided by 10, and outputs are both populations divided by 100, predators first; they
+    start at about 50 and 100. Points are events drawn uniformly from a course. Courses on which a
+    population dies out are drawn again.
 
     :param int num_tasks: number of courses in a batch.
     :param int num_events: length of a course.
-    :param int num_context: number of points that are given; by default drawn uniformly, at least
-        15.
-    :param int num_target: number of points that are asked for; by default drawn uniformly, at least
-        15.
-    :param int max_points: number of all points, at most.
+    :param int num_context: number of given points; by default drawn uniformly, at least 15.
+    :param int num_target: number of points to predict; by default drawn uniformly, at least 15.
+    :param int max_points: largest total number of points.
 
     [6] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
 
@@ -324,10 +323,11 @@ class PredatorPreyTasks:
         )
 
     def course(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
-        """Simulate one course, until a population dies out at the latest.
+        """Simulate one course, at most until a population dies out.
 
-        :param numpy.random.Generator generator: of the draws.
+        :param numpy.random.Generator generator: generator for the draws.
         :returns: times of the events, and predators and prey after them. **Shape:**
+            ``(num_events,)`` and ``(num_events, 2)``.
             ``(num_events,)`` and ``(num_events, 2)``.
         """
         from pyro_ext.models.neural_processes._predator_prey_loops import simulate
@@ -353,5 +353,5 @@ class PredatorPreyTasks:
                 return times[chosen], populations[chosen]
         raise ValueError(
             f"num_events must be at least the {number} points of a task, and such that both "
-            f"populations live so long, got {self.num_events}; none of {_MAX_TRIALS} courses was so"
+            f"populations live so long, got {self.num_events}; none of {_MAX_TRIALS} courses did"
         )

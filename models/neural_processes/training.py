@@ -1,4 +1,4 @@
-"""Training of neural processes on new random tasks at every step, and their evaluation."""
+"""Training of neural processes on new random tasks in every step, and their evaluation."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -31,25 +31,25 @@ def fit(
     seed: int | None = None,
     **training: Unpack[TrainingOptions],
 ) -> list[float]:
-    """Train by Adam, with a learning rate that falls to zero along a cosine.
+    """Train with Adam, with a learning rate that falls to zero along a cosine.
 
     Ctrl-C keeps whole steps.
 
-    :param NeuralProcess process: changed in place.
-    :param Callable tasks: tasks for a seed, such as
+    :param NeuralProcess process: the process, which is changed in place.
+    :param Callable tasks: returns tasks for a seed, for example
         :class:`~pyro_ext.models.neural_processes.GPTasks`. They are moved to the device and the
-        floating type of the process.
-    :param int num_steps: number of steps, each on new tasks; with a checkpoint, as many as the
-        training was begun with.
-    :param int num_samples: draws in the loss; by default that of the process's own
+        floating-point type of the process.
+    :param int num_steps: number of steps, each on new tasks; with a checkpoint, the number with
+        which training started.
+    :param int num_samples: number of draws in the loss; by default that of the process's own
         :meth:`~NeuralProcess.loss`.
-    :param float learning_rate: of the first step.
-    :param int seed: of tasks and draws; ``None`` takes that of the checkpoint where it exists, and
-        otherwise one from PyTorch's generator.
+    :param float learning_rate: learning rate of the first step.
+    :param int seed: seed of tasks and draws; ``None`` takes the seed of the checkpoint if it
+        exists, and otherwise one from PyTorch's generator.
     :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
     :returns: the loss of every step.
-    :raises TrainingDiverged: where loss or gradient are not finite.
-    :raises CheckpointError: where the checkpoint is damaged or of another training.
+    :raises TrainingDiverged: if loss or gradient are not finite.
+    :raises CheckpointError: if the checkpoint is damaged or belongs to another training.
 
     Example::
 
@@ -92,8 +92,8 @@ def fit(
 class LogLikelihoods(NamedTuple):
     """Mean log likelihood of a point.
 
-    :param float context: over points that were given.
-    :param float target: over points that were not.
+    :param float context: mean over given points.
+    :param float target: mean over points to predict.
     """
 
     context: float
@@ -104,18 +104,18 @@ class LogLikelihoods(NamedTuple):
 def log_likelihoods(
     process: NeuralProcess, batches: Iterable[Batch], num_samples: int = 50, seed: int | None = 0
 ) -> LogLikelihoods:
-    r"""Mean over tasks and points of :math:`\log \frac1K \sum_k \mathcal{N}(y; \mu_k, \sigma_k)`.
+    r"""Average :math:`\log \frac1K \sum_k \mathcal{N}(y; \mu_k, \sigma_k)` over tasks and points.
 
-    The mean over draws is taken for each point on its own, other than in a training loss. A task
-    counts once, however many points it has; one without points counts as zero.
+    The mean over draws is taken separately for each point, unlike in a training loss. Each task
+    counts once, however many points it has; a task without points counts as zero.
 
     :param NeuralProcess process: the process.
-    :param Iterable batches: tasks. They are moved to the device and the floating type of the
+    :param Iterable batches: tasks. They are moved to the device and the floating-point type of the
         process.
     :param int num_samples: :math:`K`, the number of functions drawn for each task.
-    :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
+    :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
     :returns: means for points of the context and for targets.
-    :raises ValueError: where there are no tasks.
+    :raises ValueError: if there are no tasks.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Models with any number of clusters, mixtures and sizes of clusters alone; and of graphs.
+"""Models with any number of clusters, of points or of cluster sizes alone, and models of graphs.
 
 [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
 

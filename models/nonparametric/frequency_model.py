@@ -1,11 +1,11 @@
 """Models of cluster sizes alone, by their frequency counts, and priors on their measures.
 
-A prior is a Pyro model of no arguments that returns a random probability measure, for
-:class:`FrequencyModel` and whatever else takes a prior over partitions. A common scale of all
-weights has no effect once they are normalized, so that cutoff, rate and tilt of the measures are
+A prior is a Pyro model without arguments that returns a random probability measure, for
+:class:`FrequencyModel` and anything else that takes a prior over partitions. A common scale of all
+weights has no effect once they are normalized, so cutoff, rate and tilt of the measures are set to
 one.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,10 +42,10 @@ from pyro_ext.random_measures.cluster_counts import as_table
 def generalized_bfry_prior() -> NormalizedRandomMeasure:
     r"""Prior of a normalized generalized BFRY process, with two power laws [2].
 
-    The index at infinity exceeds the discount: it is ``discount + excess``. The sites are
-    ``"mass"``, :math:`\eta`, log-normal with median 150 and a factor of :math:`e^3`;
+    The index at infinity exceeds the discount: it is ``discount + excess``. As in [2], the sites
+    are ``"mass"``, :math:`\eta`, log-normal with median 150 and a factor of :math:`e^3`;
     ``"discount"``, :math:`\sigma`, uniform; and ``"excess"``, :math:`\tau - \sigma`, log-normal
-    with median 1 and a factor of :math:`e`, as in [2].
+    with median 1 and a factor of :math:`e`.
 
     Example::
 
@@ -59,7 +59,7 @@ def generalized_bfry_prior() -> NormalizedRandomMeasure:
 def beta_prime_prior() -> NormalizedRandomMeasure:
     """Prior of a normalized beta prime process, with two power laws [2].
 
-    The sites are those of :func:`generalized_bfry_prior`.
+    The sites are as in :func:`generalized_bfry_prior`.
 
     Example::
 
@@ -71,10 +71,10 @@ def beta_prime_prior() -> NormalizedRandomMeasure:
 
 
 def pareto_mixture_prior() -> NormalizedRandomMeasure:
-    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [2].
+    r"""Prior of a normalized generalized gamma process with additional Pareto weights [2].
 
-    The sites are those of :func:`generalized_bfry_prior`, ``"pareto_mass"``, :math:`\beta`, with
-    the distribution of the mass, and ``"pareto_scale"``, :math:`w_0`, with that of the excess.
+    The sites are those of :func:`generalized_bfry_prior`, plus ``"pareto_mass"``, :math:`\beta`,
+    distributed as the mass, and ``"pareto_scale"``, :math:`w_0`, distributed as the excess.
 
     Example::
 
@@ -90,7 +90,7 @@ def pareto_mixture_prior() -> NormalizedRandomMeasure:
 def generalized_gamma_prior() -> NormalizedRandomMeasure:
     """Prior of a normalized generalized gamma process, with one power law.
 
-    The sites are ``"mass"`` and ``"discount"``, as of :func:`generalized_bfry_prior`.
+    The sites are ``"mass"`` and ``"discount"``, as in :func:`generalized_bfry_prior`.
 
     Example::
 
@@ -104,8 +104,8 @@ def generalized_gamma_prior() -> NormalizedRandomMeasure:
 def pitman_yor_prior() -> PitmanYor:
     r"""Prior of a Pitman-Yor process, with one power law.
 
-    The sites are ``"concentration"``, :math:`\theta`, with the distribution of a mass, and
-    ``"discount"``, as of :func:`generalized_bfry_prior`.
+    The sites are ``"concentration"``, :math:`\theta`, distributed as a mass, and
+    ``"discount"``, as in :func:`generalized_bfry_prior`.
 
     Example::
 
@@ -128,21 +128,21 @@ _NUM_NEWTON_STEPS = 2
 
 
 class FrequencyModel:
-    r"""Sizes of the clusters of samples of a normalized random measure [2].
+    r"""Sizes of the clusters in samples of a normalized random measure [2].
 
-    It comes in two forms, each of which is a Pyro model, with the same posterior of the sites of
+    It comes in two forms. Each is a Pyro model, and both have the same posterior of the sites of
     the prior:
 
-    * the model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
-      normalized measure is an integral over an auxiliary variable, by quadrature: it is for small
-      data, for draws of data and for calibration.
-    * :meth:`with_scaled_tilt` has the auxiliary variable as a site, in units that go with the
-      measure. It is some hundred times faster, and the one to sample:
+    * The model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
+      normalized measure is an integral over an auxiliary variable, computed by quadrature. Use it
+      for small data, to draw data, and for calibration.
+    * :meth:`with_scaled_tilt` has the auxiliary variable as a site, in units that depend on the
+      measure. It is about a hundred times faster; use it for sampling:
       ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
 
-    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
-        arguments that returns one; its sample sites are the hyperparameters.
-    :raises TypeError: where it is neither.
+    :param prior: a normalized measure, a Pitman-Yor process, a Dirichlet process, or a Pyro model
+        without arguments that returns one of these; its sample sites are the hyperparameters.
+    :raises TypeError: if the prior is none of these.
 
     Example::
 
@@ -181,15 +181,16 @@ class FrequencyModel:
         return value
 
     def with_scaled_tilt(self, table: Tensor) -> None:
-        r"""Run the model on data, with the auxiliary variable in units that go with the measure.
+        r"""Run the model on data, with the auxiliary variable in units that depend on the measure.
 
-        The site is ``"scaled_tilt"``, :math:`r = u / u_0`, where :math:`u_0` is about the tilt at
-        which as many clusters are expected as there are. It depends little on the hyperparameters,
-        while :math:`u` spans many powers of ten with them; ``"tilt"`` is a deterministic site. A
-        Pitman-Yor process has neither, and its likelihood is a closed form.
+        The site is ``"scaled_tilt"``, :math:`r = u / u_0`, where :math:`u_0` is approximately the
+        tilt at which the expected number of clusters is the observed one. It depends little on the
+        hyperparameters, whereas :math:`u` varies over many powers of ten with them. ``"tilt"`` is a
+        deterministic site. A Pitman-Yor process has neither site, because its likelihood has a
+        closed form.
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
-        :raises TypeError: where the prior returns something else than it should.
+        :raises TypeError: if the prior returns something else.
         """
         table = _check_table(table)
         process, (sizes, numbers) = process_of(self.prior), table.unbind(-1)
@@ -202,11 +203,11 @@ class FrequencyModel:
         return _count(table, log_density, process)
 
     def process(self, values: Mapping[str, Tensor] | None = None) -> Process:
-        """Process of a partition, at given hyperparameters or at draws of them.
+        """Return the process of a partition, at given hyperparameters or at draws of them.
 
-        :param dict values: of the sites of the prior by name, each a scalar; others are not looked
-            at.
-        :raises TypeError: where the prior returns something else than it should.
+        :param dict values: values of the sites of the prior by name, each a scalar; others are
+            ignored.
+        :raises TypeError: if the prior returns something else.
 
         Example::
 
@@ -226,15 +227,16 @@ class FrequencyModel:
         num_replicates: int = 1,
         seed: int | None = None,
     ) -> list[Tensor]:
-        """Draw the tables of new partitions, of other samples of a new random measure.
+        """Draw the tables of new partitions, of other samples from a new random measure.
 
         :param dict samples: draws of the sites of the prior. **Shape:** ``(num_draws,)`` each;
-            others are not looked at.
-        :param int num_samples: how many samples a new partition is of.
-        :param int num_replicates: new partitions for each draw; more of one draw take little time.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        :returns: ``num_draws * num_replicates`` tables, those of a draw together.
-        :raises ValueError: where a site is missing, or not of that shape.
+            others are ignored.
+        :param int num_samples: number of samples in a new partition.
+        :param int num_replicates: number of new partitions for each draw; several from one draw
+            take little time.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
+        :returns: ``num_draws * num_replicates`` tables, with those of a draw together.
+        :raises ValueError: if a site is missing, or has another shape.
 
         Example::
 

@@ -1,6 +1,6 @@
-"""Variational inference for models of graphs, with gamma approximations, and where it starts.
+"""Variational inference for graph models with gamma approximations, and its initialization.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from contextlib import ExitStack
@@ -35,17 +35,17 @@ _OWN_PROPORTION = 0.9  # of a node in the community where it starts
 
 
 def spectral_memberships(graph: SimpleGraph, num_communities: int, *, seed: int = 0) -> Tensor:
-    r"""Memberships from regularized spectral clustering [4].
+    r"""Find memberships by regularized spectral clustering [4].
 
     Nodes are clustered by the directions of their rows in the largest eigenvectors of
-    :math:`D_\tau^{-1/2} A D_\tau^{-1/2}`, with the mean degree added to each degree in
-    :math:`D_\tau`, so that neither large nor small degrees decide.
+    :math:`D_\tau^{-1/2} A D_\tau^{-1/2}`. In :math:`D_\tau`, the mean degree is added to each
+    degree, so that neither large nor small degrees dominate.
 
     :param SimpleGraph graph: the graph.
-    :param int num_communities: two at least, and fewer than there are nodes.
-    :param int seed: of the start of eigenvectors and clusters.
+    :param int num_communities: at least two, and fewer than there are nodes.
+    :param int seed: seed of the initial eigenvectors and clusters.
     :returns: **Shape:** ``(num_nodes, num_communities)``.
-    :raises ImportError: without scikit-learn; names the extra.
+    :raises ImportError: if scikit-learn is not installed; the message names the extra to install.
 
     Example::
 
@@ -92,24 +92,24 @@ _LAST_RATE = 0.05
 class GraphGuide(PyroModule):
     r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [3].
 
-    Weights are gamma variables, rectified at the end of the prior's support where it has one.
-    Hyperparameters are points, as in [3]. Memberships are Dirichlet, which are normalized gamma
-    variables, and rates of communities are gamma variables.
+    Weights are gamma variables, clipped at the upper end of the prior's support, if there is one.
+    Hyperparameters are point estimates, as in [3]. Memberships are Dirichlet variables, which are
+    normalized gamma variables, and rates of communities are gamma variables.
 
-    It draws once at a time: :class:`~pyro.infer.Trace_ELBO` takes several particles, but not with
-    ``vectorize_particles``.
+    The guide draws one sample at a time: :class:`~pyro.infer.Trace_ELBO` can use several particles,
+    but not with ``vectorize_particles``.
 
-    The guide starts at the degrees :math:`D_i`, at weights
-    :math:`\text{Gamma}(D_i + \tfrac12, 1)`, near which the posterior is where edges are rare.
+    The guide starts from the degrees :math:`D_i`, at weights
+    :math:`\text{Gamma}(D_i + \tfrac12, 1)`, which are close to the posterior if edges are rare.
 
     :param GraphModel model: the model.
     :param SimpleGraph graph: the graph.
-    :param Tensor memberships: where memberships start, rows that sum to one, such as
-        :func:`spectral_memberships` finds them; by default at random, which seldom ends well.
-        **Shape:** ``(num_nodes, num_communities)``.
-    :param int seed: of that start and of the draws of :meth:`fit`.
-    :raises TypeError: where model or graph are something else.
-    :raises ValueError: for memberships that do not fit, and a model for graphs of another size.
+    :param Tensor memberships: initial memberships, rows that sum to one, for example from
+        :func:`spectral_memberships`. The default, random memberships, seldom ends well. **Shape:**
+        ``(num_nodes, num_communities)``.
+    :param int seed: seed of the initialization and of the draws of :meth:`fit`.
+    :raises TypeError: if model or graph are something else.
+    :raises ValueError: for memberships that do not fit, or a model for graphs of another size.
 
     Example::
 
@@ -163,7 +163,7 @@ class GraphGuide(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw the sites of the model.
 
-        :param args: arguments of the model, which nothing depends on.
+        :param args: arguments of the model, which are ignored.
         :param kwargs: keyword arguments of the model.
         :returns: values by name.
         :raises ValueError: under vectorized particles.
@@ -201,17 +201,18 @@ class GraphGuide(PyroModule):
         num_pairs: int | None = None,
         progress: bool = True,
     ) -> "GraphGuide":
-        """Maximize the evidence lower bound with Adam, at a rate that falls to its twentieth.
+        """Maximize the evidence lower bound with Adam; the learning rate falls to a twentieth.
 
-        It goes on from where the guide is, with new random numbers. Ctrl-C keeps whole steps.
+        It continues from the current state of the guide, with new random numbers. Ctrl-C keeps
+        whole steps.
 
         :param int num_steps: number of steps.
-        :param float learning_rate: of the first step.
-        :param int num_edges: edges of a minibatch; by default all.
-        :param int num_pairs: random pairs of a minibatch; by default all pairs.
+        :param float learning_rate: learning rate of the first step.
+        :param int num_edges: number of edges of a minibatch; by default all.
+        :param int num_pairs: number of random pairs of a minibatch; by default all pairs.
         :param bool progress: whether to show a progress bar.
         :returns: the guide, with the loss of each step in ``losses``.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         checks.integer("num_steps", num_steps, 1)
         checks.number("learning_rate", learning_rate, above=0)
@@ -237,7 +238,7 @@ class GraphGuide(PyroModule):
         """Draw from the guide.
 
         :param int num_samples: number of draws.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
         :returns: the sites of the model by name. **Shape:** ``(num_samples, *event)`` each.
         """
         checks.integer("num_samples", num_samples, 1)
@@ -249,7 +250,7 @@ class GraphGuide(PyroModule):
         """Draw odds of edges from the guide.
 
         :param int num_samples: number of draws.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
         """
         samples = self.sample(num_samples, seed=seed)
         communities = self.model.communities
@@ -261,11 +262,11 @@ class GraphGuide(PyroModule):
     def elbo(
         self, num_samples: int = 25, *, num_pairs: int | None = None, seed: int | None = None
     ) -> float:
-        """Evidence lower bound, the average over draws from the guide.
+        """Estimate the evidence lower bound by an average over draws from the guide.
 
         :param int num_samples: number of draws.
-        :param int num_pairs: random pairs of each draw; by default all pairs.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :param int num_pairs: number of random pairs for each draw; by default all pairs.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
         """
         checks.integer("num_samples", num_samples, 1)
         local = _local_parameters()

@@ -1,6 +1,6 @@
 """Random simple graphs: odds of edges, priors on weights, communities, and the Pyro model.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from collections.abc import Callable
@@ -38,16 +38,16 @@ _TINY = 1e-30
 class EdgeOdds:
     r"""The odds of an edge between any two nodes [3].
 
-    They are :math:`r_{ij} = w_i w_j / L` with positive weights :math:`w_i` and their sum :math:`L`.
-    With memberships :math:`V_i`, the proportions of a node in communities, and rates :math:`\Phi`
-    of communities they are :math:`r_{ij} = V_i^\top \Phi V_j \, w_i w_j / L`.
+    They are :math:`r_{ij} = w_i w_j / L`, with positive weights :math:`w_i` and their sum
+    :math:`L`. With memberships :math:`V_i`, the proportions of a node in communities, and rates
+    :math:`\Phi` of communities, they are :math:`r_{ij} = V_i^\top \Phi V_j \, w_i w_j / L`.
 
-    :param Tensor weights: positive; those that underflow to zero count as 1e-30. **Shape:**
+    :param Tensor weights: positive weights; those that underflow to zero count as 1e-30. **Shape:**
         ``(num_nodes,)``.
     :param Tensor memberships: rows that sum to one. **Shape:** ``(num_nodes, num_communities)``.
     :param Tensor rates: symmetric and positive. **Shape:** ``(num_communities, num_communities)``.
-    :raises ValueError: for shapes that do not fit, and where arguments are validated for numbers
-        that do not.
+    :raises ValueError: for shapes that do not fit and, if arguments are validated, for invalid
+        numbers.
 
     Example::
 
@@ -78,7 +78,7 @@ class EdgeOdds:
             _check_values(parts)
 
     def log(self, first: Tensor, second: Tensor) -> Tensor:
-        """Log odds of edges.
+        """Compute log odds of edges.
 
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
@@ -92,7 +92,7 @@ class EdgeOdds:
         return base if self.memberships is None else base + self.log_affinity(first, second)
 
     def log_affinity(self, first: Tensor, second: Tensor) -> Tensor:
-        r"""The part of the communities, :math:`\log V_i^\top \Phi V_j`.
+        r"""Compute the contribution of the communities, :math:`\log V_i^\top \Phi V_j`.
 
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
@@ -141,11 +141,11 @@ def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
 
 
 def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
-    r"""Log probability of the observed pairs of a graph.
+    r"""Compute the log probability of the observed pairs of a graph.
 
     .. math:: \sum_{i < j} x_{ij} \log r_{ij} - \log(1 + r_{ij})
 
-    :param EdgeOdds odds: of edges.
+    :param EdgeOdds odds: odds of edges.
     :param SimpleGraph graph: the graph.
 
     Example::
@@ -187,11 +187,11 @@ def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
 
 
 def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
-    r"""Draw a graph, in time that is linear in the sum of the weights or the number of pairs.
+    r"""Draw a graph, in time linear in the sum of the weights or in the number of pairs.
 
-    :param EdgeOdds odds: of edges.
-    :param int seed: of the draw; by default one from PyTorch's generator.
-    :raises ValueError: where it would take more than a billion of either.
+    :param EdgeOdds odds: odds of edges.
+    :param int seed: seed of the draw; by default drawn from PyTorch's generator.
+    :raises ValueError: if both exceed a billion.
 
     Example::
 
@@ -255,11 +255,11 @@ _MOST_DISCOUNT = 1.0 - 1e-6
 def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
     r"""Prior of weights with a power law, truncated at :math:`C = N^\beta` [3].
 
-    Weights are truncated BFRY variables. Numbers of nodes whose degree exceeds :math:`d` then fall
-    as :math:`d^{-\alpha}`, for degrees well below :math:`C`.
+    Weights are truncated BFRY variables. The number of nodes with a degree above :math:`d` then
+    falls as :math:`d^{-\alpha}`, for degrees well below :math:`C`.
 
     :param int num_nodes: :math:`N`, the number of nodes of the graph.
-    :param float truncation: :math:`\beta > 0`; with it the graph becomes denser.
+    :param float truncation: :math:`\beta > 0`; a larger value makes the graph denser.
     :returns: a Pyro model with the site ``"discount"``, which is :math:`\alpha`, uniform up to
         :math:`\min(1, 1 / \beta)`. It returns the distribution of a weight.
 
@@ -316,13 +316,13 @@ def check_num_nodes(prior: WeightPrior, graph: SimpleGraph) -> None:
 
 
 class MixedMembership:
-    r"""Prior of communities, each of which a node belongs to in a proportion [3].
+    r"""Prior of communities, to each of which a node belongs in some proportion [3].
 
     Memberships are :math:`V_i \sim \text{Dirichlet}(\gamma)` and rates :math:`\Phi_{kl} =
-    \Phi_{lk} \sim \text{Gamma}(a, a)`, of mean one. The paper says that its model extends to
+    \Phi_{lk} \sim \text{Gamma}(a, a)`, with mean one. The paper says that its model extends to
     communities; this form of it is ours.
 
-    :param int num_communities: two at least.
+    :param int num_communities: number of communities, at least two.
     :param float concentration: :math:`\gamma > 0`, the same for all communities.
     :param float rate_concentration: :math:`a > 0`.
 
@@ -356,7 +356,7 @@ class MixedMembership:
         return memberships, self.matrix(rates)
 
     def matrix(self, rates: Tensor) -> Tensor:
-        """The symmetric matrix of rates from its upper triangle.
+        """Make the symmetric matrix of rates from its upper triangle.
 
         :param Tensor rates: **Shape:** ``(num_rates,)``.
         """
@@ -370,16 +370,16 @@ class MixedMembership:
 class GraphModel:
     r"""A simple graph with independent edges of odds :math:`r_{ij} = w_i w_j / L` [3].
 
-    The weights :math:`w_i` are those of the prior, and :math:`L` is their sum. A node has about
-    :math:`w_i` edges where its weight is small against :math:`\sqrt L`. Pairs that are held out
-    count for nothing.
+    The weights :math:`w_i` are drawn from the prior, and :math:`L` is their sum. A node has about
+    :math:`w_i` edges if its weight is small compared to :math:`\sqrt L`. Pairs that are held out do
+    not count.
 
-    It is a Pyro model of a graph, with the site ``"weights"`` beside those of the prior. Over all
-    pairs it takes time that is quadratic in the number of nodes, and linear memory. With
-    ``num_pairs``, which is for SVI alone, the pairs are a random sample and with ``num_edges`` the
-    edges are, and the log density is an estimate without bias.
+    This is a Pyro model of a graph, with the site ``"weights"`` and the sites of the prior. Over
+    all pairs, it takes time quadratic in the number of nodes, and linear memory. With ``num_pairs``
+    and ``num_edges``, which are for SVI only, pairs and edges are random samples, and the log
+    density is an unbiased estimate.
 
-    :param prior: a Pyro model of no arguments that returns the distribution of a weight.
+    :param prior: a Pyro model without arguments that returns the distribution of a weight.
     :param MixedMembership communities: prior over communities; by default there are none.
     :raises TypeError: if ``communities`` has another type.
 
@@ -431,7 +431,7 @@ class GraphModel:
         return odds
 
     def odds(self, num_nodes: int) -> EdgeOdds:
-        """Sample what the odds of edges depend on, without a graph.
+        """Sample everything on which the odds of edges depend, without a graph.
 
         :param int num_nodes: number of nodes.
         """

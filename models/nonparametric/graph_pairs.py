@@ -1,4 +1,4 @@
-"""Simple graphs of which some pairs of nodes are not observed, and random pairs of their nodes."""
+"""Simple graphs with unobserved pairs of nodes, and random pairs of their nodes."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,8 +21,8 @@ class HeldOutPairs:
 
     :param float fraction: the probability of each pair, in [0, 1).
     :param int seed: determines the pairs.
-    :param HeldOutPairs others: another such set, whose pairs are held out as well.
-    :raises ValueError: for numbers out of range, and the seed of another set.
+    :param HeldOutPairs others: another such set, whose pairs are also held out.
+    :raises ValueError: for numbers out of range, or the seed of another set.
 
     Example::
 
@@ -49,16 +49,16 @@ class HeldOutPairs:
 
     @property
     def probability(self) -> float:
-        """The probability that a pair is held out, by this set or by others."""
+        """Probability that a pair is held out, by this set or by others."""
         others = 0.0 if self.others is None else self.others.probability
         return self.fraction + (1.0 - self.fraction) * others
 
     def contains(self, first: Tensor, second: Tensor) -> Tensor:
-        """Tell whether the set holds pairs, whichever of its nodes comes first.
+        """Tell whether the set contains pairs, in either order of their nodes.
 
         :param Tensor first: nodes, integers.
         :param Tensor second: other nodes; both broadcast against each other.
-        :returns: **Shape:** that of both.
+        :returns: **Shape:** the broadcast shape.
         """
         first, second = torch.broadcast_tensors(first, second)
         key = chain_keys(self.seed, [0], first.device)[0]
@@ -90,8 +90,8 @@ class UnseenPairs(NamedTuple):
     :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
     :param Tensor second: other nodes. **Shape:** ``(num_pairs,)``.
     :param Tensor is_edge: whether there is an edge. **Shape:** ``(num_pairs,)``.
-    :param Tensor weight: how many pairs each stands for; more than one where only a sample of the
-        pairs without an edge is here. **Shape:** ``(num_pairs,)``.
+    :param Tensor weight: number of pairs that each stands for; more than one if only a sample of
+        the pairs without an edge is included. **Shape:** ``(num_pairs,)``.
     """
 
     first: Tensor
@@ -102,10 +102,10 @@ class UnseenPairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SimpleGraph:
-    """An undirected graph without loops, in memory that is linear in the number of edges.
+    """An undirected graph without loops, in memory linear in the number of edges.
 
-    :param int num_nodes: number of nodes, which are numbered from zero; two at least.
-    :param Tensor edges: pairs of different nodes, in any order; those that come twice count once.
+    :param int num_nodes: number of nodes, which are numbered from zero; at least two.
+    :param Tensor edges: pairs of different nodes, in any order; duplicates count once.
         **Shape:** ``(num_edges, 2)``.
     :param HeldOutPairs held_out: pairs that are not observed; none of them may be an edge.
     :raises TypeError: for edges that are not integers.
@@ -153,7 +153,7 @@ class SimpleGraph:
 
     @property
     def num_edges(self) -> int:
-        """Number of edges that are observed."""
+        """Number of observed edges."""
         return len(self.edges)
 
     @property
@@ -163,7 +163,7 @@ class SimpleGraph:
 
     @property
     def observed_fraction(self) -> float:
-        """The fraction of the pairs that is observed, on average over seeds."""
+        """Expected fraction of the pairs that is observed, over seeds."""
         return 1.0 if self.held_out is None else 1.0 - self.held_out.probability
 
     @property
@@ -172,7 +172,7 @@ class SimpleGraph:
         return self.edges.flatten().bincount(minlength=self.num_nodes)
 
     def is_observed(self, first: Tensor, second: Tensor) -> Tensor:
-        """Tell whether two nodes differ and the pair of them is not held out.
+        """Tell whether two nodes differ and their pair is not held out.
 
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
@@ -181,7 +181,7 @@ class SimpleGraph:
         return differ if self.held_out is None else differ & ~self.held_out.contains(first, second)
 
     def has_edge(self, first: Tensor, second: Tensor) -> Tensor:
-        """Tell whether there is an edge between nodes, by bisection.
+        """Tell whether there are edges between nodes, by bisection.
 
         :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
         :param Tensor second: nodes. **Shape:** ``(num_pairs,)``.
@@ -194,10 +194,10 @@ class SimpleGraph:
         return codes[index] == wanted
 
     def row_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All pairs of nodes, as blocks of some nodes with those that follow the first of them.
+        """Iterate over all pairs of nodes: blocks of nodes with those from the first of them on.
 
-        Each pair comes once with the smaller node first; those whose first node is not smaller do
-        not count.
+        Each pair occurs once with the smaller node first; ignore pairs whose first node is not
+        smaller.
 
         :returns: nodes of shapes ``(num_rows, 1)`` and ``(1, num_nodes)``, block after block.
         """
@@ -207,14 +207,14 @@ class SimpleGraph:
             yield nodes[start : start + rows, None], nodes[None, start:]
 
     def sample_pairs(self, num_pairs: int) -> PairSample:
-        r"""Draw pairs for estimates of sums over all pairs that are observed.
+        r"""Draw pairs for estimates of sums over all observed pairs.
 
-        Both nodes of a pair come independently from probabilities :math:`q_i \propto D_i + 1`, with
-        the degrees :math:`D_i`, so that pairs come often where an edge is likely. The estimate
+        Both nodes of a pair are drawn independently with probabilities :math:`q_i \propto D_i + 1`,
+        where :math:`D_i` are the degrees, so that likely edges are drawn often. The estimate
 
         .. math:: \sum_{i < j} f_{ij} \approx \frac{1}{n} \sum_{(i, j)} \frac{f_{ij}}{2 q_i q_j}
 
-        has no bias. The draws come from PyTorch's generator.
+        is unbiased. The draws come from PyTorch's generator.
 
         :param int num_pairs: :math:`n`.
         """
@@ -228,15 +228,15 @@ class SimpleGraph:
     def hold_out(
         self, fraction: float, *, seed: int, max_non_edges: int | None = None
     ) -> tuple["SimpleGraph", UnseenPairs]:
-        """Hold out a fraction of all pairs that are observed, edges and non-edges alike.
+        """Hold out a fraction of all observed pairs, edges and non-edges alike.
 
-        :param float fraction: the probability that a pair is held out.
-        :param int seed: determines the pairs; use another seed if some are held out already.
-        :param int max_non_edges: how many pairs without an edge the test pairs hold at most; where
-            there are more, they are a random sample. By default all, whose number is quadratic in
-            that of the nodes.
+        :param float fraction: probability that a pair is held out.
+        :param int seed: determines the pairs; use another seed if some are already held out.
+        :param int max_non_edges: largest number of test pairs without an edge; if there are more,
+            the test pairs contain a random sample of them. By default all, whose number is
+            quadratic in the number of nodes.
         :returns: the graph without those pairs, and the pairs.
-        :raises ValueError: for numbers out of range, and a seed that was used already.
+        :raises ValueError: for numbers out of range, or a seed that was used already.
 
         Example::
 

@@ -1,6 +1,6 @@
 """Prediction of edges: scores of pairs, simulated graphs, and the choice of a truncation.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -29,9 +29,9 @@ _PAIRS_AT_ONCE = 2**18
 class LinkScores(NamedTuple):
     """Quality of the predictions of held-out pairs.
 
-    :param float log_likelihood: sum of the log probabilities of what they are.
-    :param float auc: the probability that an edge is ranked above a pair without one.
-    :param float average_precision: area under the curve of precision over recall.
+    :param float log_likelihood: sum of the log probabilities of the held-out pairs.
+    :param float auc: probability that an edge is ranked above a pair without one.
+    :param float average_precision: area under the precision-recall curve.
     """
 
     log_likelihood: float
@@ -42,12 +42,12 @@ class LinkScores(NamedTuple):
 def log_link_probabilities(
     odds: Sequence[EdgeOdds], first: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log probabilities of an edge and of none, as averages over draws of the odds.
+    """Compute log probabilities of an edge and of no edge, averaged over draws of the odds.
 
-    :param odds: draws, such as from :meth:`GraphGuide.odds`, one at least.
+    :param odds: at least one draw, for example from :meth:`GraphGuide.odds`.
     :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
     :param Tensor second: other nodes. **Shape:** ``(num_pairs,)``.
-    :returns: both. **Shape:** ``(num_pairs,)`` each.
+    :returns: both log probabilities. **Shape:** ``(num_pairs,)`` each.
     :raises ValueError: without a draw.
 
     Example::
@@ -74,10 +74,10 @@ def log_link_probabilities(
 def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
     """Score the predictions of pairs that were held out.
 
-    :param odds: draws of the odds of edges, one at least.
-    :param UnseenPairs test: from :meth:`SimpleGraph.hold_out`, with edges and pairs without one.
-    :raises ValueError: without a draw, and where the pairs are of one kind.
-    :raises ImportError: without scikit-learn; names the extra.
+    :param odds: at least one draw of the odds of edges.
+    :param UnseenPairs test: pairs from :meth:`SimpleGraph.hold_out`, with and without edges.
+    :raises ValueError: without a draw, or if the pairs are of one kind only.
+    :raises ImportError: if scikit-learn is not installed; the message names the extra to install.
 
     Example::
 
@@ -102,9 +102,9 @@ def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
 
 
 def erdos_renyi_odds(graph: SimpleGraph) -> EdgeOdds:
-    """Odds of a graph all of whose edges have the same probability, the observed fraction.
+    """Odds of a graph whose edges all have the same probability, the observed fraction.
 
-    :param SimpleGraph graph: the graph; the fraction is of edges and half an edge more.
+    :param SimpleGraph graph: the graph. Half an edge is added to the number of its edges.
 
     Example::
 
@@ -120,9 +120,9 @@ def erdos_renyi_odds(graph: SimpleGraph) -> EdgeOdds:
 
 
 def degree_odds(graph: SimpleGraph) -> EdgeOdds:
-    """Odds with the degrees for weights, corrected for pairs that are held out, and no prior.
+    """Odds with the degrees as weights, corrected for held-out pairs, without a prior.
 
-    Half an edge more keeps nodes without observed edges from having none with certainty.
+    Half an edge is added to each degree, so that nodes without observed edges may still have edges.
 
     :param SimpleGraph graph: the graph.
 
@@ -139,14 +139,15 @@ def degree_odds(graph: SimpleGraph) -> EdgeOdds:
 def simulate_graphs(
     guide: GraphGuide, num_graphs: int, *, seed: int | None = None
 ) -> Iterator[SimpleGraph]:
-    """Draw new graphs of new nodes, at draws of all that nodes share from the guide.
+    """Draw new graphs with new nodes, given draws of everything that nodes share from the guide.
 
-    Those are the hyperparameters and the rates of communities. Weights and memberships are new.
+    The shared quantities are the hyperparameters and the rates of communities. Weights and
+    memberships are new.
 
-    :param GraphGuide guide: of the model.
-    :param int num_graphs: how many.
-    :param int seed: of the draws; by default PyTorch's generator goes on.
-    :returns: graphs of as many nodes as that of the guide, one after the other.
+    :param GraphGuide guide: guide of the model.
+    :param int num_graphs: number of graphs.
+    :param int seed: seed of the draws; by default they come from PyTorch's generator.
+    :returns: an iterator over graphs with as many nodes as the graph of the guide.
     """
     checks.instance("guide", guide, GraphGuide, "a GraphGuide")
     checks.integer("num_graphs", num_graphs, 1)

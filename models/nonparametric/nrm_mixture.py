@@ -1,6 +1,6 @@
-"""Mixtures of conjugate clusters over the random partitions of normalized random measures.
+"""Mixtures of conjugate clusters over random partitions of normalized random measures.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -28,21 +28,21 @@ _DRAWS_AT_ONCE = 50
 
 
 class NRMMixture:
-    r"""Mixture with a random partition, and the parameters of its clusters integrated out [1].
+    r"""Mixture over a random partition, with the parameters of its clusters integrated out [1].
 
     .. math:: \text{assignment} \sim \text{process} , \quad
               p(x | \text{assignment}) = \prod_c \int \prod_{i \in c} p(x_i | \theta) \, dP(\theta)
 
-    It is a Pyro model with the sites of ``prior`` and ``cluster``, ``"assignment"``, which is a
-    label vector, and ``"x"``. Given the same ``prior`` and ``cluster``, the kernels
+    This is a Pyro model with the sites of ``prior`` and ``cluster``, ``"assignment"``, which is a
+    label vector, and ``"x"``. With the same ``prior`` and ``cluster``, the kernels
     :class:`~pyro_ext.inference.partitions.MarginalGibbs`,
     :class:`~pyro_ext.inference.partitions.SplitMerge` and
     :class:`~pyro_ext.inference.partitions.TreeGuided` draw from its posterior.
 
-    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
-        arguments that returns one; its sample sites are the hyperparameters.
-    :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one.
-    :raises TypeError: where an argument is neither.
+    :param prior: a normalized measure, a Pitman-Yor process, a Dirichlet process, or a Pyro model
+        without arguments that returns one of these; its sample sites are the hyperparameters.
+    :param cluster: a conjugate cluster, or a Pyro model without arguments that returns one.
+    :raises TypeError: for arguments of another type.
 
     Example::
 
@@ -100,13 +100,13 @@ class NRMMixture:
     def log_joint(
         self, x: Tensor, assignment: Tensor, hyperparameters: Sites | None = None
     ) -> Tensor:
-        """Log density of data, a partition and hyperparameters, those in their own space.
+        """Compute the log density of data, a partition and constrained hyperparameters.
 
-        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
+        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` if ``d`` is one.
         :param Tensor assignment: labels, any integers. **Shape:** ``(n,)``.
         :param dict hyperparameters: values of the sites of prior and cluster by name.
         :returns: a scalar.
-        :raises ValueError: where data or labels do not fit, or a site is missing.
+        :raises ValueError: if data or labels do not fit, or a site is missing.
 
         Example::
 
@@ -131,22 +131,22 @@ class NRMMixture:
     def predictive_log_prob(
         self, x_new: Tensor, x: Tensor, samples: Sites, *, by_draw: bool = False
     ) -> Tensor:
-        r"""Log density of each of some new points given data, averaged over posterior draws.
+        r"""Compute the log density of each new point given data, averaged over posterior draws.
 
-        Given a draw, a new point joins each cluster or a new one with the probabilities of
-        ``predictive`` of the process, :math:`w_c`, with its auxiliary variable integrated out:
+        Given a draw, a new point joins each cluster or a new one with the probabilities
+        :math:`w_c` of ``predictive`` of the process, with its auxiliary variable integrated out:
 
         .. math:: p(x_* | x, \text{draw}) = \sum_c w_c \, p(x_* | x_c) + w_\text{new} \, p(x_*) .
 
-        :param Tensor x_new: points. **Shape:** ``(num_new, d)``, or ``(num_new,)`` where ``d`` is
+        :param Tensor x_new: points. **Shape:** ``(num_new, d)``, or ``(num_new,)`` if ``d`` is
             one.
         :param Tensor x: the data of the posterior. **Shape:** ``(n, d)``, or ``(n,)``.
-        :param dict samples: draws, ``"assignment"`` of shape ``(num_draws, n)`` and the sites of
-            prior and cluster, as ``get_samples`` of MCMC gives them; others are not looked at.
-        :param bool by_draw: whether not to average.
-        :returns: log of the mean density, so that the sum is a predictive log-likelihood.
-            **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
-        :raises ValueError: where points or labels do not fit, or a site is missing.
+        :param dict samples: draws as from ``get_samples`` of MCMC: ``"assignment"`` of shape
+            ``(num_draws, n)`` and the sites of prior and cluster; others are ignored.
+        :param bool by_draw: whether to return each draw instead of the average.
+        :returns: log of the mean density, so that the sum is a predictive log likelihood.
+            **Shape:** ``(num_new,)``, or ``(num_draws, num_new)`` with ``by_draw``.
+        :raises ValueError: if points or labels do not fit, or a site is missing.
 
         Example::
 
@@ -163,22 +163,22 @@ class NRMMixture:
         return values if by_draw else values.logsumexp(0) - math.log(len(values))
 
     def predict_clusters(self, x_new: Tensor, x: Tensor, samples: Sites, labels: Tensor) -> Tensor:
-        r"""Probabilities that new points lie in the clusters of one partition of the data.
+        r"""Compute probabilities that new points lie in the clusters of a partition of the data.
 
-        Given a draw of the posterior, a new point joins each of the draw's clusters or a new one,
-        and lies in the same cluster of the given partition as a random point of those it joined:
+        Given a posterior draw, a new point joins each of the draw's clusters or a new one. It then
+        lies in the same cluster of the given partition as a random point of the cluster it joined:
 
         .. math:: P(x_* \in k) = \text{mean over draws of}
                   \sum_c P(x_* \text{ joins } c) \, |c \cap k| / |c| .
 
         :param Tensor x_new: points. **Shape:** ``(num_new, d)``, or ``(num_new,)``.
         :param Tensor x: the data of the posterior. **Shape:** ``(n, d)``, or ``(n,)``.
-        :param dict samples: draws as of :meth:`predictive_log_prob`.
-        :param Tensor labels: the partition, for example that of
+        :param dict samples: draws as for :meth:`predictive_log_prob`.
+        :param Tensor labels: the partition, for example from
             :func:`~pyro_ext.diagnostics.partitions.point_estimate`. **Shape:** ``(n,)``.
-        :returns: probabilities of its clusters in the order of first occurrence, and, last, of none
-            of them; they add to one. **Shape:** ``(num_new, num_clusters + 1)``.
-        :raises ValueError: where points or labels do not fit, or a site is missing.
+        :returns: probabilities of its clusters in the order of first occurrence and, last, of none
+            of them; they sum to one. **Shape:** ``(num_new, num_clusters + 1)``.
+        :raises ValueError: if points or labels do not fit, or a site is missing.
 
         Example::
 

@@ -1,6 +1,6 @@
-r"""Mixtures over random partitions whose clusters are any Pyro model.
+r"""Mixtures over random partitions with any Pyro model for clusters.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -32,23 +32,24 @@ Samples = Mapping[str, Tensor]
 
 
 class NRMModelMixture:
-    r"""Mixture with a random partition, each cluster with latent sites of a Pyro model [1].
+    r"""Mixture over a random partition; each cluster has the latent sites of a Pyro model [1].
 
     .. math:: \text{assignment} \sim \text{process} , \quad \theta_c \sim P , \quad
               x_i \sim p(x | \theta_{\text{assignment}_i})
 
-    It is a Pyro model: the sites of ``prior``, ``"assignment"``, the sites in ``shared``, and the
-    other sites of ``cluster`` once for each cluster, with its number behind their names, as in
-    ``"loc_0"``. ``pyro.poutine.uncondition`` of it draws data. Its posterior is drawn by
-    :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs` of the same three arguments. Where the
-    clusters are conjugate, :class:`NRMMixture` has kernels that mix faster.
+    This is a Pyro model. Its sites are those of ``prior``, ``"assignment"``, the sites in
+    ``shared``, and the other sites of ``cluster`` once for each cluster, with the cluster's number
+    appended to the name, as in ``"loc_0"``. Apply ``pyro.poutine.uncondition`` to draw data. An
+    :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs` kernel with the same three arguments
+    samples its posterior. If the clusters are conjugate, :class:`NRMMixture` has kernels that mix
+    faster.
 
-    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
-        arguments that returns one; its sample sites are the hyperparameters.
+    :param prior: a normalized measure, a Pitman-Yor process, a Dirichlet process, or a Pyro model
+        without arguments that returns one of these; its sample sites are the hyperparameters.
     :param cluster: a Pyro model of the points of one cluster: latent sites outside a plate,
-        observed ones in the plate of the points.
+        observed sites in the plate of the points.
     :param shared: names of latent sites of ``cluster`` whose values all clusters share.
-    :raises TypeError: where an argument is something else.
+    :raises TypeError: for arguments of another type.
 
     Example::
 
@@ -118,25 +119,25 @@ class NRMModelMixture:
         by_draw: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        r"""Log density of each of some new points, averaged over posterior draws.
+        r"""Compute the log density of each new point, averaged over posterior draws.
 
-        Given a draw, a new point joins each cluster or a new one with the probabilities of
-        ``predictive`` of the process, :math:`w_c`; the density of a new cluster is averaged over
+        Given a draw, a new point joins each cluster or a new one with the probabilities
+        :math:`w_c` of ``predictive`` of the process. The density of a new cluster is averaged over
         draws from its prior:
 
         .. math:: p(x_* | \text{draw}) = \sum_c w_c \, p(x_* | \theta_c)
                   + w_\text{new} \, \frac{1}{S} \sum_s p(x_* | \theta_s) .
 
         :param dict samples: draws of :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs`, as
-            ``get_samples`` of MCMC gives them.
+            ``get_samples`` of MCMC returns them.
         :param args: arguments of ``cluster`` for the new points.
-        :param int num_prior_draws: :math:`S`. With ``shared`` sites, of which the prior of a
-            cluster may depend, that number is divided among the posterior draws.
-        :param bool by_draw: whether not to average.
-        :param kwargs: arguments of ``cluster`` by keyword.
-        :returns: log of the mean density, so that the sum is a predictive log-likelihood.
-            **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
-        :raises ValueError: where a site is missing in the draws, or shapes do not fit.
+        :param int num_prior_draws: :math:`S`. With ``shared`` sites, on which the prior of a
+            cluster may depend, this number is divided among the posterior draws.
+        :param bool by_draw: whether to return each draw instead of the average.
+        :param kwargs: keyword arguments of ``cluster``.
+        :returns: log of the mean density, so that the sum is a predictive log likelihood.
+            **Shape:** ``(num_new,)``, or ``(num_draws, num_new)`` with ``by_draw``.
+        :raises ValueError: if a site is missing in the draws, or shapes do not fit.
         """
         samples = checks.tensors("samples", samples)
         checks.integer("num_prior_draws", num_prior_draws, 1)

@@ -1,4 +1,4 @@
-"""Extrapolation of scaling curves: a prior, laws with few parameters, a network that has learned.
+"""Extrapolation of scaling curves: a prior, laws with few parameters, and a pretrained network.
 
 D. Lee, D. B. Lee, S. Adriaensen, J. Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. B. Lee (2025),
 Bayesian neural scaling law extrapolation with prior-data fitted networks.

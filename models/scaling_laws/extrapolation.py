@@ -1,4 +1,4 @@
-"""Extrapolation of a measured scaling curve by a network that has learned the prior."""
+"""Extrapolation of a measured scaling curve by a network that learned the prior."""
 
 import csv
 import io
@@ -32,12 +32,12 @@ _COLOR = "#2a6f97"
 class Extrapolation:
     """Prediction of a curve at larger sizes.
 
-    :param Tensor x: the sizes that were given, rising. **Shape:** ``(n,)``.
+    :param Tensor x: the given sizes, increasing. **Shape:** ``(n,)``.
     :param Tensor y: the values there. **Shape:** ``(n,)``.
-    :param Tensor query: the sizes that were asked for. **Shape:** ``(num_queries,)``.
-    :param BarDistribution prediction: of the values there, in units of ``scale``.
-    :param float scale: what values are divided by for the network.
-    :param float horizon: the size that stands at the end of the network's inputs.
+    :param Tensor query: the sizes to predict at. **Shape:** ``(num_queries,)``.
+    :param BarDistribution prediction: distributions of the values there, in units of ``scale``.
+    :param float scale: number by which values are divided for the network.
+    :param float horizon: the size at the end of the network's inputs.
 
     Example::
 
@@ -61,7 +61,7 @@ class Extrapolation:
         return self.quantile(0.5)
 
     def quantile(self, prob: float) -> Tensor:
-        """Quantiles, not below zero.
+        """Quantiles, clipped at zero.
 
         :param float prob: a probability.
         :returns: **Shape:** ``(num_queries,)``.
@@ -73,13 +73,13 @@ class Extrapolation:
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Lower and upper ends of central intervals.
 
-        :param float level: their probability.
+        :param float level: probability of the intervals.
         """
         level = checks.number("level", level, above=0, below=1)
         return self.quantile(0.5 - level / 2.0), self.quantile(0.5 + level / 2.0)
 
     def log_prob(self, y: Any) -> Tensor:
-        """Log densities of values that were measured at the queries.
+        """Log densities of values measured at the queries.
 
         :param Tensor y: **Shape:** ``(num_queries,)``.
         """
@@ -89,7 +89,7 @@ class Extrapolation:
         return self.prediction.log_prob(values / self.scale) - torch.tensor(self.scale).log()
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Plot points, medians, and central intervals of 50 and 90 percent.
+        """Plot points, medians, and central 50% and 90% intervals.
 
         :param Axes ax: where to plot; by default a new figure.
         :returns: the axes.
@@ -109,10 +109,10 @@ class Extrapolation:
 
 
 def pretrained_network() -> PriorDataFittedNetwork:
-    """The network that ships with the package.
+    """Load the network that ships with the package.
 
-    ``python -m tools.pretrain_scaling_laws`` trains it, on draws of
-    :func:`scaling_curve_prior` alone.
+    ``python -m tools.pretrain_scaling_laws`` trains it, only on draws of
+    :func:`scaling_curve_prior`.
 
     Example::
 
@@ -134,26 +134,26 @@ def extrapolate(
 ) -> Extrapolation:
     r"""Predict a curve of error or loss at larger sizes, without training [1].
 
-    The network has learned from curves of :func:`scaling_curve_prior`, and answers for such curves
-    only: those that fall, perhaps with breaks and a rise in between. Sizes from the smallest that
-    is given to the horizon are mapped to the network's inputs, from 0.01 to 1, so that it matters
-    how far one means to look. Of more points than it was trained on those are taken whose ranks are
-    evenly spaced.
+    The network has learned from curves of :func:`scaling_curve_prior`, and is valid only for such
+    curves: those that fall, perhaps with breaks or a rise in between. Sizes from the smallest given
+    one to the horizon are mapped to the network's inputs, from 0.01 to 1, so that the choice of the
+    horizon matters. If there are more points than in training, points with evenly spaced ranks are
+    used.
 
-    :param Tensor x: sizes, of data or of a model, positive; at least four that differ.
+    :param Tensor x: positive sizes, of data or of a model; at least four different ones.
         **Shape:** ``(n,)``.
-    :param Tensor y: error or loss at these sizes, not negative. **Shape:** ``(n,)``.
-    :param Tensor query: sizes to predict at, none below the smallest; by default 25 from the
-        largest on, up to the horizon. **Shape:** ``(num_queries,)``.
-    :param float horizon: the largest size that matters; by default the largest query, but 1.25
-        times the largest size that is given at least, or ten times that without queries.
-    :param float scale: what values are divided by. By default one where the largest is between 0.2
-        and 1.2, as of an error rate, and otherwise the largest.
+    :param Tensor y: nonnegative errors or losses at these sizes. **Shape:** ``(n,)``.
+    :param Tensor query: sizes to predict at, none below the smallest; by default 25 sizes from the
+        largest to the horizon. **Shape:** ``(num_queries,)``.
+    :param float horizon: the largest size that matters. By default the largest query, but at least
+        1.25 times the largest given size; without queries, ten times that size.
+    :param float scale: number by which values are divided. By default one if the largest value is
+        between 0.2 and 1.2, as for an error rate, and otherwise the largest value.
     :param PriorDataFittedNetwork network: by default the one that ships with the package.
     :returns: the prediction.
-    :raises ValueError: for a curve that the network cannot answer for: too few points, sizes that
-        are not positive, values that are negative, rise, or lie outside of what it was trained on,
-        queries that are too far away.
+    :raises ValueError: for a curve outside of what the network was trained on: too few points,
+        sizes that are not positive, values that are negative, rise, or are too large, or queries
+        that are too far away.
 
     [1] D. Lee et al. (2025), Bayesian neural scaling law extrapolation with prior-data fitted
     networks.
@@ -204,7 +204,7 @@ def _checked_curve(x: Any, y: Any) -> tuple[Tensor, Tensor]:
         raise ValueError(f"x must be sizes > 0, got {float(sizes.min()):g}")
     if len(sizes.unique()) < _LEAST_POINTS:
         raise ValueError(
-            f"x must be {_LEAST_POINTS} sizes at least that differ, got {len(sizes.unique())}: "
+            f"x must be at least {_LEAST_POINTS} different sizes, got {len(sizes.unique())}: "
             "fewer say too little of a curve"
         )
     if not bool((values >= 0).all()):
@@ -268,10 +268,10 @@ def read_curve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read a curve from a file of comma-separated values.
 
-    :param path: the file, with a line of names or without.
+    :param path: the file, with or without a line of names.
     :param x: name or number of the column of sizes.
     :param y: name or number of the column of values.
-    :returns: sizes and values ``(n,)``, and the sizes of rows without a value, to be predicted.
+    :returns: sizes and values ``(n,)``, and the sizes of rows without a value, to predict.
     :raises ValueError: if the file lacks a column, or holds anything but numbers.
     """
     checks.instance("path", path, (str, Path), "a path")

@@ -1,4 +1,4 @@
-"""Scaling laws with few parameters: least squares, and the same laws as Pyro models."""
+"""Scaling laws with few parameters, fitted by least squares, and as Pyro models."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -102,9 +102,9 @@ class ScalingLaw:
       broken law with one break [2]
 
     where :math:`0 \le \epsilon_\infty \le \min y` and :math:`\epsilon_0 \ge \max y`. All of them
-    are fitted by least squares of logarithms, by the Levenberg-Marquardt method from many starts,
-    and :attr:`model` is the same law with Gaussian noise as a Pyro model. Many curves with as many
-    points each are fitted at once.
+    are fitted by least squares on logarithms, with the Levenberg-Marquardt method from many starts.
+    :attr:`model` is the same law with Gaussian noise as a Pyro model. Several curves with the same
+    number of points are fitted at once.
 
     :param str name: one of :data:`LAWS`.
     :raises ValueError: for another name.
@@ -140,15 +140,13 @@ class ScalingLaw:
     def fit(
         self, x: Any, y: Any, *, num_starts: int = 16, num_steps: int = 100, seed: int = 0
     ) -> Self:
-        """Fit by least squares of logarithms.
+        """Fit by least squares on logarithms.
 
         :param Tensor x: sizes, positive. **Shape:** ``(*batch, n)``.
         :param Tensor y: errors or losses, positive. **Shape:** ``(*batch, n)``.
         :param int num_starts: number of starts, drawn from the prior of :attr:`model`.
-        :param int num_steps: number of steps from each.
-        :param int seed: of the starts.
-        :returns: the law itself.
-        :raises ValueError: for numbers that are not positive, or too few of them.
+        :param int num_steps: number of steps from each start.
+        :param int seed: seed of the starts.
         """
         self.x, self.y = x, y = _checked_curve(x, y)
         num_starts = checks.integer("num_starts", num_starts, 1)
@@ -173,7 +171,7 @@ class ScalingLaw:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the fit by name, in units of the data. **Shape:** ``(*batch,)`` each."""
+        """Fitted parameters by name, in units of the data. **Shape:** ``(*batch,)`` each."""
         self._check_fitted()
         x_unit, y_unit = self.x[..., -1], self.y.amax(-1)
         theta, least = self.theta, self.y.amin(-1)
@@ -193,7 +191,7 @@ class ScalingLaw:
         return dict(zip(self._law.names, values, strict=True))
 
     def predict(self, x: Any) -> Tensor:
-        """Values of the fit at other sizes.
+        """Compute values of the fit at other sizes.
 
         :param Tensor x: sizes, positive. **Shape:** ``(*batch, n)``, or ``(n,)`` for all curves.
         :returns: **Shape:** ``(*batch, n)``.
@@ -202,14 +200,14 @@ class ScalingLaw:
         return self._at(self.theta, x)
 
     def predictive(self, x: Any, samples: Mapping[str, Tensor] | None = None) -> Any:
-        """Distributions of values at other sizes.
+        """Compute distributions of values at other sizes.
 
         :param Tensor x: sizes, positive. **Shape:** ``(*batch, n)``, or ``(n,)`` for all curves.
-        :param Mapping samples: draws of the posterior of :attr:`model`, as ``get_samples()``
-            returns them. Without them the distribution is normal around the fit, with the standard
-            deviation of the residuals, whose sum of squares is divided by the number of points
-            without that of parameters, if any are left.
-        :returns: a normal distribution, or with samples a mixture of them, of the batch shape
+        :param Mapping samples: posterior draws of :attr:`model`, as ``get_samples()`` returns them.
+            Without them, the distribution is normal around the fit, with the standard deviation of
+            the residuals. Their sum of squares is divided by the number of points minus the number
+            of parameters, if this is positive.
+        :returns: a normal distribution, or with samples a mixture of normals, with batch shape
             ``(*batch, n)``.
         """
         self._check_fitted()
@@ -228,10 +226,10 @@ class ScalingLaw:
         return dist.MixtureSameFamily(dist.Categorical(logits=weights), normal)
 
     def model(self) -> None:
-        r"""The law with Gaussian noise, given the curves that it was fitted to, as a Pyro model.
+        r"""The law with Gaussian noise, given the fitted curves, as a Pyro model.
 
-        Sites are ``theta``, parameters on the real line, whose prior is normal and wide in units of
-        the largest value and the last size; ``noise``, the standard deviation in units of the
+        Sites are ``theta``, parameters on the real line, with a normal prior that is wide in units
+        of the largest value and the last size; ``noise``, the standard deviation in units of the
         largest value, whose logarithm is normal with mean -4 and standard deviation 1; and ``y``.
 
         Example::
@@ -287,7 +285,7 @@ def _checked_curve(x: Any, y: Any) -> tuple[Tensor, Tensor]:
             f"y must have one value for each size of x, got {checks.shown(y)} for {checks.shown(x)}"
         )
     if values.shape[-1] < 2:
-        raise ValueError(f"x must be two sizes at least, got {values.shape[-1]}")
+        raise ValueError(f"x must be at least two sizes, got {values.shape[-1]}")
     for name, tensor in (("x", sizes), ("y", values)):
         if not bool((tensor > 0).all()):
             raise ValueError(f"{name} must be positive, got {tensor.min().item():g}")

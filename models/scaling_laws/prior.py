@@ -1,7 +1,7 @@
-r"""A prior of scaling curves: error or loss against the size of data or model.
+r"""A prior for scaling curves: error or loss against the size of data or model.
 
-Curves fall as power laws with offsets and inflections, some with breaks between laws, some with a
-rise in between, as in double descent. All of them carry noise.
+Curves fall as power laws with offsets and inflections. Some have breaks between laws, and some rise
+in between, as in double descent. All of them are noisy.
 
 D. Lee, D. B. Lee, S. Adriaensen, J. Lee, S. J. Hwang, F. Hutter, S. J. Kim, H. B. Lee (2025),
 Bayesian neural scaling law extrapolation with prior-data fitted networks.
@@ -250,25 +250,26 @@ def scaling_curve_prior(
 
     A curve falls by one law (with probability 0.7), by two or three with breaks between them (0.2),
     or rises in between (0.1). A law is :math:`\beta (1/x + \gamma)^c`, or the root :math:`w` of
-    :math:`w = \beta x^{-c} (1 - w)^\alpha`, either stretched to a first value that is uniform on
-    (0.2, 1.2) and to a last one that is uniform below. All breaks but the end of a rise come before
-    the cut between context and what is to be predicted. A curve with a negative value, or one that
-    rises above its first value, is drawn again, with all of its sites but the family; the densities
-    at the sites are those before. What is drawn after a site that is given, as by
-    :func:`pyro.condition`, follows from its value, and is drawn again in the same way, up to 100
-    times, since the given values may allow nothing.
+    :math:`w = \beta x^{-c} (1 - w)^\alpha`. Either is stretched to a first value that is uniform on
+    (0.2, 1.2) and to a last value that is uniform below it. All breaks, except the end of a rise,
+    come before the cut between context and prediction. A curve with a negative value, or one that
+    rises above its first value, is drawn again, with all of its sites except the family; the
+    densities of the sites do not account for this. If sites are given, for example by
+    :func:`pyro.condition`, the sites drawn after them follow from their values. They are also drawn
+    again, up to 100 times, since given values may allow no valid curve.
 
     Sites are ``family``; ``two_breaks``, ``breaks``, ``rise``, ``rise_power``; ``inflected_k``,
     ``params_k``, ``first_k`` and ``fraction_k`` of the pieces 0 to 2; ``curve``; ``noise``, its
-    standard deviation; and ``y``, the values. Those that a curve lacks count nothing.
+    standard deviation; and ``y``, the values. Sites that a curve does not have add nothing to the
+    density.
 
-    :param Tensor x: sizes, rising, between 0 and 1. **Shape:** ``(n,)``.
-    :param str family: one of :data:`FAMILIES`; by default one at random.
+    :param Tensor x: sizes between 0 and 1, increasing. **Shape:** ``(n,)``.
+    :param str family: one of :data:`FAMILIES`; by default random.
     :param int num_context: number of points before the cut; by default half of them.
-    :param bool full_rise: whether a rise ends level with its piece. In the official code, which is
-        the default, it is cut short, since it is drawn out over sizes from zero on.
+    :param bool full_rise: whether a rise ends level with its piece. In the official code, and by
+        default, it is cut short, because it extends over sizes from zero on.
     :returns: values of the curve. **Shape:** ``(n,)``.
-    :raises ValueError: for sizes that do not rise or are not in (0, 1].
+    :raises ValueError: for sizes that do not increase or are not in (0, 1].
 
     [1] D. Lee et al. (2025), Bayesian neural scaling law extrapolation with prior-data fitted
     networks, section 4.
@@ -297,11 +298,11 @@ def sample_scaling_curves(
     full_rise: bool = False,
     seed: int | None = None,
 ) -> Tensor:
-    """Many curves of :func:`scaling_curve_prior` at once.
+    """Draw many curves of :func:`scaling_curve_prior` at once.
 
     :param Tensor x: sizes of each curve. **Shape:** ``(num_curves, n)``.
-    :param str family: as there, like all else.
-    :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+    :param str family: as for :func:`scaling_curve_prior`, like the other arguments.
+    :param int seed: seed of the draws; ``None`` uses PyTorch's global generator.
     :returns: values of the curves. **Shape:** ``(num_curves, n)``.
 
     Example::
@@ -360,13 +361,13 @@ def _proposals(x: Tensor, num_context: int, families: Tensor, full_rise: bool) -
 def scaling_grid(
     num_curves: int, num_points: int, *, spacing: str = "uniform", seed: int | None = None
 ) -> Tensor:
-    """Random sizes of curves, each from 0.01 to 1 and rising.
+    """Draw random sizes for curves, increasing from 0.01 to 1.
 
     :param int num_curves: number of curves.
-    :param int num_points: number of points of each, two at least.
+    :param int num_points: number of points of each, at least two.
     :param str spacing: how points between the ends are drawn: ``"uniform"``, as in the paper,
         ``"log"``, uniformly on a logarithmic scale, or ``"mixed"``, half of the curves each.
-    :param int seed: of the draws; ``None`` draws from PyTorch's generator as it is.
+    :param int seed: seed of the draws; ``None`` uses PyTorch's global generator.
     :returns: **Shape:** ``(num_curves, num_points)``.
 
     Example::
@@ -396,7 +397,7 @@ def _checked(
         x = x.to(torch.get_default_dtype())
     is_right = (x > 0).all() & (x <= 1).all() & (x.diff(dim=-1) >= 0).all()
     if x.shape[-1] < 3 or not bool(is_right & (x[..., -1] > x[..., 0]).all()):
-        raise ValueError(f"x must be three sizes at least, in (0, 1] and rising, got {x!r:.80}")
+        raise ValueError(f"x must be at least three sizes, in (0, 1] and rising, got {x!r:.80}")
     if num_context is None:
         num_context = x.shape[-1] // 2
     num_context = checks.integer("num_context", num_context, 1)

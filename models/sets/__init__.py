@@ -1,4 +1,4 @@
-"""Bags with one label [1], autoencoders of points [2], networks of sets [3, 4], clustering [5].
+"""Bags with one label [1], autoencoders of sets [2], set networks [3, 4], and clustering [5].
 
 [1] S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple regularization for
 WSI classification.

@@ -1,4 +1,4 @@
-"""Clustering by a network that takes one cluster after the other out of a set.
+"""Clustering by a network that removes one cluster after the other from a set.
 
 [1] J. Lee, Y. Lee, Y. W. Teh (2019), Deep amortized clustering.
 """
@@ -32,16 +32,16 @@ _ADAM = partial(torch.optim.Adam, lr=5e-4)
 class Clustering(NamedTuple):
     """Clusters of sets.
 
-    :param Tensor labels: in the order of first occurrence, -1 for padding. **Shape:**
-        ``(*batch, n)``.
-    :param Tensor parameters: of the densities of clusters, of points less ``loc`` over ``scale``,
-        in the order of labels, zeros where a set has fewer; ``None`` without a density. **Shape:**
-        ``(*batch, K, num_parameters)``.
-    :param Tensor log_likelihood: mean over points of their log density in the mixture of the
-        clusters, weighted by size; ``None`` without a density. **Shape:** ``(*batch,)``.
-    :param Tensor num_passes: of the network. **Shape:** ``(*batch,)``.
-    :param Tensor failed: whether a pass found no point or points were left after the last, so
-        that some have labels that the network did not give. **Shape:** ``(*batch,)``.
+    :param Tensor labels: clusters of the points, in the order of first occurrence, -1 for padding.
+        **Shape:** ``(*batch, n)``.
+    :param Tensor parameters: parameters of the densities of clusters, for points minus ``loc``
+        divided by ``scale``, in the order of labels, zero for clusters that a set does not have;
+        ``None`` without a density. **Shape:** ``(*batch, K, num_parameters)``.
+    :param Tensor log_likelihood: log density of a point in the mixture of the clusters, weighted by
+        size, averaged over points; ``None`` without a density. **Shape:** ``(*batch,)``.
+    :param Tensor num_passes: number of passes of the network. **Shape:** ``(*batch,)``.
+    :param Tensor failed: whether a pass found no point, or points remained after the last pass, so
+        that the network did not determine some of the labels. **Shape:** ``(*batch,)``.
     """
 
     labels: Tensor
@@ -54,15 +54,16 @@ class Clustering(NamedTuple):
 
 
 class AmortizedClusterer:
-    """Clusters sets by passes of a filtering network, each of which takes one cluster out [1].
+    """Clusters sets by passes of a filtering network, each of which removes one cluster [1].
 
     The number of clusters need not be known, and may be larger than in training. Each set is
-    centered and scaled to a standard deviation of one over all features, in training as in use, so
-    that clusters do not depend on units. Features in different units should be brought to one.
+    centered and scaled to a standard deviation of one over all features, in training and in use, so
+    that clusters do not depend on the scale. Convert features in different units to a common unit
+    first.
 
     :param FilteringNetwork network: the network, which :meth:`fit` changes.
-    :param bool standardize: whether sets are centered and scaled. Without it the network is for
-        points in the units of its training alone.
+    :param bool standardize: whether to center and scale sets. Without it, the network only works
+        for points in the units of its training.
 
     Example::
 
@@ -92,22 +93,22 @@ class AmortizedClusterer:
         seed: int | None = None,
         **training: Unpack[TrainingOptions],
     ) -> list[float]:
-        """Learn to cluster from sets whose clusters are known.
+        """Train on sets with known clusters.
 
         The learning rate falls to zero along a cosine. Ctrl-C keeps whole steps.
 
         :param Callable generator: draws sets from PyTorch's or Pyro's generator and returns their
-            points and labels, **Shape:** ``(num_sets, n, in_features)`` and ``(num_sets, n)``; a
-            Pyro model such as a partial :func:`gaussian_mixtures`.
+            points and labels, **Shape:** ``(num_sets, n, in_features)`` and ``(num_sets, n)``, for
+            example a Pyro model such as a partial :func:`gaussian_mixtures`.
         :param int num_steps: number of steps, each on new sets.
-        :param Callable optimizer: makes an optimizer of a list of parameters.
-        :param float max_norm: to which the norm of the gradient is clipped.
-        :param float density_weight: of densities in the loss.
-        :param int seed: of sets and anchors; ``None`` takes that of the checkpoint where it exists,
-            and otherwise one from PyTorch's generator.
+        :param Callable optimizer: makes an optimizer from a list of parameters.
+        :param float max_norm: norm to which the gradient is clipped.
+        :param float density_weight: weight of densities in the loss.
+        :param int seed: seed of sets and anchors; ``None`` takes the seed of the checkpoint if it
+            exists, and otherwise one from PyTorch's generator.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the loss of every step.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         checks.function("generator", generator, "a function that returns points and labels")
         checks.integer("num_steps", num_steps, 0)
@@ -149,16 +150,17 @@ class AmortizedClusterer:
     ) -> Clustering:
         """Cluster sets.
 
-        A pass takes the points with positive logits among those that are left, and with an anchor,
-        drawn from these, the anchor itself. Where there are none it takes the point with the
-        largest logit, and the last pass takes all, so that the passes always come to an end.
+        A pass takes those of the remaining points that have positive logits. An anchored network
+        draws an anchor from the remaining points, and the pass also takes the anchor. If no logit
+        is positive, it takes the point with the largest logit, and the last pass takes all points,
+        so that the passes always end.
 
         :param Tensor x: the points. **Shape:** ``(*batch, n, in_features)``.
-        :param Tensor mask: bool, true for points that are there and false for padding of sets of
-            different sizes. **Shape:** ``(*batch, n)``.
+        :param Tensor mask: booleans, true for points and false for padding of sets of different
+            sizes. **Shape:** ``(*batch, n)``.
         :param int max_passes: largest number of passes, and hence of clusters.
-        :param int seed: of anchors; ``None`` draws from PyTorch's generator as it is.
-        :returns: labels, parameters of clusters, and how it went.
+        :param int seed: seed of anchors; ``None`` uses PyTorch's global generator.
+        :returns: labels, parameters of clusters, and information about the passes.
         :raises ValueError: names the argument, what it got and what it wants, such as finite
             numbers and at least one point in each set.
         """

@@ -1,4 +1,4 @@
-"""Networks that take one cluster at a time out of a set of points, and their losses.
+"""Networks that find one cluster at a time in a set of points, and their losses.
 
 [1] J. Lee, Y. Lee, Y. W. Teh (2019), Deep amortized clustering.
 """
@@ -36,7 +36,7 @@ class DiagonalNormal(nn.Module):
         self.num_parameters = 2 * checks.integer("num_features", num_features, 1)
 
     def forward(self, parameters: Tensor) -> dist.TorchDistribution:
-        """Distributions whose means and, before a softplus, standard deviations these are.
+        """Return distributions with these means and, before a softplus, standard deviations.
 
         :param Tensor parameters: **Shape:** ``(*batch, num_parameters)``.
         """
@@ -62,7 +62,7 @@ class RankOneNormal(nn.Module):
         self.num_parameters = 2 * num_features + 1
 
     def forward(self, parameters: Tensor) -> dist.TorchDistribution:
-        """Distributions whose mean, vector and, before a softplus, variance these are.
+        """Return distributions with this mean, vector and, before a softplus, variance.
 
         :param Tensor parameters: **Shape:** ``(*batch, num_parameters)``.
         """
@@ -81,8 +81,8 @@ _DENSITIES: dict[str, Callable[[int], nn.Module]] = {
 class FilterOutput(NamedTuple):
     """Output of a :class:`FilteringNetwork` for one cluster of each set.
 
-    :param Tensor logits: of each point to be in the cluster. **Shape:** ``(*batch, n)``.
-    :param Tensor parameters: of the cluster's density; ``None`` without one. **Shape:**
+    :param Tensor logits: logit of each point to be in the cluster. **Shape:** ``(*batch, n)``.
+    :param Tensor parameters: parameters of the cluster's density; ``None`` without one. **Shape:**
         ``(*batch, num_parameters)``.
     :param Tensor log_prob: log density of each point in the cluster; ``None`` without a density.
         **Shape:** ``(*batch, n)``.
@@ -94,9 +94,9 @@ class FilterOutput(NamedTuple):
 
 
 class FilteringNetwork(nn.Module):
-    r"""Set Transformer that looks at a set and returns one of its clusters [1].
+    r"""Set Transformer that returns one of the clusters of a set [1].
 
-    With stacks of induced set attention, the cluster is pooled from the set, and then shown to each
+    Stacks of induced set attention pool the cluster from the set, and then present it to each
     point:
 
     .. math::
@@ -104,20 +104,18 @@ class FilteringNetwork(nn.Module):
         \text{parameters} = \mathrm{linear}(h), \quad
         \text{logits} = \mathrm{linear}(\mathrm{ISAB}_L(\mathrm{MAB}(H, h))).
 
-    An anchored network finds the cluster of a given point :math:`x_a`: it has
-    :math:`\mathrm{MAB}(X, x_a)` in place of :math:`X`. Points that are masked are not seen by
-    others.
+    An anchored network finds the cluster of a given point :math:`x_a`: it uses
+    :math:`\mathrm{MAB}(X, x_a)` in place of :math:`X`. Masked points are invisible to the others.
 
     :param int in_features: number of features of a point.
-    :param density: of the points of a cluster: ``"diagonal"`` (:class:`DiagonalNormal`),
-        ``"rank_one"`` (:class:`RankOneNormal`), a module
-        like these, or ``None`` for logits alone.
-    :param bool anchored: whether the cluster is that of a given point.
-    :param int width: number of features in between, a multiple of ``num_heads``.
-    :param int num_blocks: :math:`L`, with weights of their own, which the code of [1] shares.
+    :param density: density of the points of a cluster: ``"diagonal"`` (:class:`DiagonalNormal`),
+        ``"rank_one"`` (:class:`RankOneNormal`), a module like these, or ``None`` for logits alone.
+    :param bool anchored: whether to find the cluster of a given point.
+    :param int width: number of hidden features, a multiple of ``num_heads``.
+    :param int num_blocks: :math:`L`. Blocks have separate weights, which the code of [1] shares.
     :param int num_inducing: number of inducing points.
     :param int num_heads: number of heads.
-    :param embedding: a module that maps a point to ``width`` features before all else.
+    :param embedding: a module that first maps a point to ``width`` features.
 
     Example::
 
@@ -181,10 +179,10 @@ class FilteringNetwork(nn.Module):
         """Find one cluster of each set.
 
         :param Tensor x: the points. **Shape:** ``(*batch, n, in_features)``.
-        :param Tensor mask: bool, true for points that are there, false for padding and for points
-            of clusters that have been found, whose logits mean nothing. **Shape:** ``(*batch, n)``.
-        :param Tensor anchor: which point's cluster to find, for an anchored network. **Shape:**
-            ``(*batch,)``.
+        :param Tensor mask: booleans, true for points, false for padding and for points of clusters
+            that have been found, whose logits are meaningless. **Shape:** ``(*batch, n)``.
+        :param Tensor anchor: index of the point whose cluster to find, for an anchored network.
+            **Shape:** ``(*batch,)``.
         :returns: logits, parameters, and log densities.
         :raises ValueError: names the argument, what it got and what it wants.
         """
@@ -222,17 +220,18 @@ class FilteringNetwork(nn.Module):
 def minimum_filtering_loss(
     output: FilterOutput, labels: Tensor, density_weight: float = 1.0
 ) -> Tensor:
-    r"""Loss of the cluster that is nearest to what a network has found [1].
+    r"""Loss of the cluster that is closest to what a network found [1].
 
-    Of cluster :math:`k`, with :math:`y_{ik}` for whether point :math:`i` is in it, the loss is
+    With :math:`y_{ik}` for whether point :math:`i` is in cluster :math:`k`, the loss of cluster
+    :math:`k` is
 
     .. math:: \mathcal{L}_k = \frac1n \sum_i \mathrm{BCE}(\text{logit}_i, y_{ik})
         - \lambda \frac{\sum_i y_{ik} \log p(x_i)}{\sum_i y_{ik}}.
 
-    :param FilterOutput output: of the network.
+    :param FilterOutput output: output of the network.
     :param Tensor labels: integers >= 0. **Shape:** ``(*batch, n)``.
     :param float density_weight: :math:`\lambda`.
-    :returns: the mean over sets of the least loss of a cluster.
+    :returns: the smallest loss over clusters, averaged over sets.
     :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
@@ -250,11 +249,11 @@ def anchored_filtering_loss(
 ) -> Tensor:
     r"""Loss of the cluster of the anchor, :math:`\mathcal{L}_k` of :func:`minimum_filtering_loss`.
 
-    :param FilterOutput output: of the network.
+    :param FilterOutput output: output of the network.
     :param Tensor labels: integers >= 0. **Shape:** ``(*batch, n)``.
     :param Tensor anchor: indices of the anchors. **Shape:** ``(*batch,)``.
     :param float density_weight: :math:`\lambda`.
-    :returns: the mean over sets.
+    :returns: the loss, averaged over sets.
     :raises ValueError: names the argument, what it got and what it wants.
 
     Example::

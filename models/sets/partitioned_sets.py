@@ -1,4 +1,4 @@
-"""Sets of points whose clusters are known, as Pyro models: what clustering is learned from.
+"""Sets of points with known clusters, as Pyro models: training data for clustering.
 
 [1] J. Lee, Y. Lee, Y. W. Teh (2019), Deep amortized clustering.
 """
@@ -20,16 +20,16 @@ _MEAN_SCALE, _LOG_DEVIATION, _DEVIATION_SCALE = 3.0, math.log(0.25), 0.1
 def random_partitions(
     num_sets: int, num_points: Size, max_clusters: int = 4, concentration: float = 1.0
 ) -> Tensor:
-    r"""Pyro model of labels, in some of at most so many clusters [1].
+    r"""Pyro model of labels in at most ``max_clusters`` clusters [1].
 
-    Weights are from a symmetric Dirichlet distribution; each cluster but the first is left out with
+    Weights have a symmetric Dirichlet distribution; each cluster except the first is left out with
     probability one half.
 
     :param int num_sets: number of sets.
-    :param num_points: of each set, or bounds between which it is drawn.
+    :param num_points: number of points of each set, or bounds between which it is drawn.
     :param int max_clusters: largest number of clusters.
-    :param float concentration: of the Dirichlet distribution; smaller ones make clusters whose
-        sizes differ more.
+    :param float concentration: concentration of the Dirichlet distribution; smaller values make the
+        sizes of clusters differ more.
     :returns: labels. **Shape:** ``(num_sets, num_points)``.
 
     Example::
@@ -49,10 +49,10 @@ def gaussian_mixtures(
 ) -> tuple[Tensor, Tensor]:
     r"""Pyro model of mixtures of Gaussians with independent features [1].
 
-    Means are from :math:`\mathcal{N}(0, 3^2)`, standard deviations from
+    Means are drawn from :math:`\mathcal{N}(0, 3^2)`, and standard deviations from
     :math:`\mathrm{LogNormal}(\log 0.25, 0.1)`.
 
-    :param num_sets: this and the next three as of :func:`random_partitions`.
+    :param num_sets: as for :func:`random_partitions`, like the next three.
     :param num_points: as above.
     :param max_clusters: as above.
     :param concentration: as above.
@@ -89,9 +89,9 @@ def labeled_mixtures(
 ) -> tuple[Tensor, Tensor]:
     """Pyro model of sets whose clusters are classes of a labeled data set [1].
 
-    :param Tensor points: of the data set. **Shape:** ``(n, num_features)``.
+    :param Tensor points: points of the data set. **Shape:** ``(n, num_features)``.
     :param Tensor classes: integers, of at least ``max_clusters`` classes. **Shape:** ``(n,)``.
-    :param num_sets: this and the next three as of :func:`random_partitions`.
+    :param num_sets: as for :func:`random_partitions`, like the next three.
     :param num_points: as above.
     :param max_clusters: as above.
     :param concentration: as above.

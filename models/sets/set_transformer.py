@@ -1,6 +1,6 @@
-"""The Set Transformer and Deep Sets: from a set to one output or several.
+"""The Set Transformer and Deep Sets: from a set to one or several outputs.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 from functools import partial
@@ -19,30 +19,32 @@ AnyPooling = Literal["pma", "mean", "sum", "max"]
 
 
 class SetTransformer(nn.Module):
-    r"""Network from a set to one output or several, by attention between its elements [3].
+    r"""Network from a set to one or several outputs, by attention between its elements [3].
 
     .. math:: \text{output} = W\, \mathrm{SAB}(\mathrm{SAB}(\mathrm{PMA}_k(
         \mathrm{ISAB}_m(\mathrm{ISAB}_m(X))))) + b
 
-    The order of elements does not matter, and an empty set has an output, too. Blocks are those of
-    the code of [3]: with biases, without layer norms. ``encoder`` and ``pooling`` are also what [3]
-    compares with: with ``"rff"`` and ``"mean"`` it is a :class:`DeepSet`.
+    The order of elements does not matter, and an empty set also has an output. Blocks are those of
+    the code of [3]: with biases, without layer norms. ``encoder`` and ``pooling`` also provide the
+    baselines of [3]: with ``"rff"`` and ``"mean"``, the network is a :class:`DeepSet`.
 
     :param int input_size: number of features of an element.
     :param int num_outputs: number of outputs of a set, :math:`k`.
     :param int output_size: number of features of an output.
     :param int hidden_size: width of all blocks, a multiple of ``num_heads``.
-    :param int num_heads: heads of each attention.
-    :param int num_inducing: inducing points of each block of ``"isab"``.
-    :param str encoder: ``"isab"``, attention by way of inducing points in linear time; ``"sab"``,
-        attention of all to all in quadratic time; or ``"rff"``, a network of each element alone.
-    :param str pooling: ``"pma"``, attention of learned seeds, ``"mean"``, ``"sum"`` or ``"max"``.
-    :param int num_encoder_blocks: blocks before the pooling; two layers each where there is no
-        attention.
-    :param int num_decoder_blocks: blocks of :class:`~pyro_ext.nn.SAB` after ``"pma"``, by default 2
-        as in the code of [3], or none for a single output, which has no other to look at; after
-        another pooling half of the layers, by default 4.
-    :param options: ``layer_norm``, ``bias``, ``dropout`` and the others of
+    :param int num_heads: number of heads of each attention.
+    :param int num_inducing: number of inducing points of each ``"isab"`` block.
+    :param str encoder: ``"isab"`` for attention through inducing points, in linear time; ``"sab"``
+        for attention between all elements, in quadratic time; or ``"rff"`` for a network of each
+        element alone.
+    :param str pooling: ``"pma"`` for attention of learned seeds, ``"mean"``, ``"sum"`` or
+        ``"max"``.
+    :param int num_encoder_blocks: number of blocks before the pooling; without attention, each has
+        two layers.
+    :param int num_decoder_blocks: after ``"pma"``, the number of :class:`~pyro_ext.nn.SAB` blocks:
+        by default 2, as in the code of [3], or none for a single output, which has no other output
+        to attend to. After another pooling, half the number of layers, by default 4 layers.
+    :param options: ``layer_norm``, ``bias``, ``dropout`` and other options of
         :class:`~pyro_ext.nn.MAB`.
     :raises ValueError: for arguments out of range.
 
@@ -108,11 +110,11 @@ class SetTransformer(nn.Module):
         """Map sets to outputs.
 
         :param Tensor x: the elements. **Shape:** ``(*batch, n, input_size)``.
-        :param Tensor mask: bool, true for elements that are there and false for padding, which has
-            no influence. **Shape:** ``(*batch, n)``.
+        :param Tensor mask: booleans, true for elements and false for padding, which has no
+            influence. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, num_outputs, output_size)``.
         :raises TypeError: for anything but a tensor, such as a list of sets of different sizes.
-        :raises ValueError: for tensors of another shape, and elements that are not finite.
+        :raises ValueError: for tensors of another shape, or elements that are not finite.
         """
         own = next(self.parameters())
         hidden = checks.as_tensor(
@@ -131,12 +133,12 @@ class SetTransformer(nn.Module):
 
 
 class DeepSet(SetTransformer):
-    r"""Network from a set to one output or several, by pooling of its elements [4].
+    r"""Network from a set to one or several outputs, by pooling of its elements [4].
 
     .. math:: \text{output} = \rho\Bigl(\textstyle\sum_{x \in X} \phi(x)\Bigr)
 
-    or with the mean or maximum for the sum; :math:`\phi` and :math:`\rho` have four layers each, as
-    in the code of [3]. The pool of an empty set is zero.
+    or with the mean or maximum instead of the sum; :math:`\phi` and :math:`\rho` have four layers
+    each, as in the code of [3]. The pool of an empty set is zero.
 
     :param int input_size: number of features of an element.
     :param int num_outputs: number of outputs of a set.

@@ -14,21 +14,22 @@ _ATTENTION_SIZE = 64  # of the rivals
 
 
 class SlotMIL(nn.Module):
-    r"""Multiple-instance learning by way of slots, a fixed number for bags of any size [1].
+    r"""Multiple-instance learning through slots, whose number is fixed for bags of any size [1].
 
-    Learned queries :math:`I` look at the instances :math:`X` of a bag, and a classifier looks at
-    the slots that result,
+    Learned queries :math:`I` attend to the instances :math:`X` of a bag, and a classifier attends
+    to the resulting slots,
 
     .. math::
         Z = \mathrm{PMA}_S(X) = \mathrm{MAB}(I, X), \qquad
         \text{logits} = W\, \mathrm{PMA}_1(\mathrm{SAB}(Z)) + b.
 
-    The order of instances does not matter, and neither do copies if a bag has as many of each. As
-    the queries are common to all bags, slot :math:`i` of one corresponds to slot :math:`i` of
-    another, so that they can be mixed: :func:`slot_mixup`. The paper's code is not public; layout
-    and defaults are a reconstruction. A bag without instances has the slots of the queries alone.
+    The order of instances does not matter, nor do copies if each instance has the same number of
+    them. Since all bags share the queries, slot :math:`i` of one bag corresponds to slot :math:`i`
+    of another, so that they can be mixed: see :func:`slot_mixup`. The paper's code is not public;
+    layout and defaults are a reconstruction. A bag without instances has the slots of the queries
+    alone.
 
-    It is the likelihood of a Pyro model as any network is:
+    Like any network, it can be the likelihood of a Pyro model:
     ``pyro.sample("y", dist.Categorical(logits=network(x, mask)), obs=y)``.
 
     :param int input_size: number of features of an instance.
@@ -36,9 +37,10 @@ class SlotMIL(nn.Module):
     :param int num_slots: :math:`S`.
     :param int hidden_size: number of features of a slot, a multiple of ``num_heads``.
     :param int num_heads: number of heads of all attention.
-    :param options: ``scaling``, here by default that of a ``"head"``, ``layer_norm``, ``bias``,
-        ``dropout`` and the others of :class:`~pyro_ext.nn.MAB`. With ``normalize="queries"`` slots
-        compete for instances, as in slot attention; the classifier's attention stays over keys.
+    :param options: ``scaling``, by default that of a ``"head"``, ``layer_norm``, ``bias``,
+        ``dropout`` and other options of :class:`~pyro_ext.nn.MAB`. With ``normalize="queries"``,
+        slots compete for instances, as in slot attention; the classifier's attention is still
+        normalized over keys.
 
     [1] S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple regularization
     for WSI classification.
@@ -74,17 +76,17 @@ class SlotMIL(nn.Module):
         self.output = nn.Linear(hidden_size, num_classes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of bags, ``classify(slots(x, mask))``.
+        """Compute logits of bags, ``classify(slots(x, mask))``.
 
         :param Tensor x: instances. **Shape:** ``(*batch, num_instances, input_size)``.
-        :param Tensor mask: bool, true for instances that are present and false for padding.
+        :param Tensor mask: booleans, true for instances and false for padding.
             **Shape:** ``(*batch, num_instances)``.
         :returns: **Shape:** ``(*batch, num_classes)``.
         """
         return self.classify(self.slots(x, mask))
 
     def slots(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Slots of bags; arguments as of :meth:`forward`.
+        """Compute slots of bags; arguments as for :meth:`forward`.
 
         :returns: **Shape:** ``(*batch, num_slots, hidden_size)``.
         """
@@ -92,7 +94,7 @@ class SlotMIL(nn.Module):
         return slots
 
     def classify(self, slots: Tensor) -> Tensor:
-        """Logits of slots.
+        """Compute logits from slots.
 
         :param Tensor slots: **Shape:** ``(*batch, num_slots, hidden_size)``.
         :returns: **Shape:** ``(*batch, num_classes)``.
@@ -115,7 +117,7 @@ class SlotMIL(nn.Module):
 
 
 class ABMIL(nn.Module):
-    r"""Attention-based pooling of a bag, the usual rival [1].
+    r"""Attention-based pooling of a bag, the usual alternative to slots [1].
 
     .. math::
         h_i = \mathrm{relu}(W x_i + b), \qquad
@@ -149,15 +151,15 @@ class ABMIL(nn.Module):
         self.output = nn.Linear(hidden_size, num_classes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits of bags; arguments and result as of :meth:`SlotMIL.forward`."""
+        """Compute logits of bags; arguments and result as for :meth:`SlotMIL.forward`."""
         hidden, weights = self._attend(x, mask)
         logits: Tensor = self.output((weights[..., None, :] @ hidden).squeeze(-2))
         return logits
 
     def attention(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Weights of instances; arguments as of :meth:`SlotMIL.forward`.
+        """Compute weights of instances; arguments as for :meth:`SlotMIL.forward`.
 
-        :returns: they sum to one over the instances of a bag, and are zero for padding. **Shape:**
+        :returns: weights that sum to one over the instances of a bag, zero for padding. **Shape:**
             ``(*batch, num_instances)``.
         """
         return self._attend(x, mask)[1]
@@ -178,11 +180,11 @@ class ABMIL(nn.Module):
 
 
 class GatedABMIL(ABMIL):
-    r"""Gated attention-based pooling, :class:`ABMIL` with another score [1].
+    r"""Gated attention-based pooling, an :class:`ABMIL` with another score [1].
 
     .. math:: a_i \propto \exp\bigl(w^\top (\tanh(V h_i) \odot \sigma(U h_i))\bigr).
 
-    :param int input_size: as of :class:`ABMIL`, as are the others.
+    :param int input_size: as for :class:`ABMIL`, like the other parameters.
 
     [1] See :class:`ABMIL`.
 
@@ -207,7 +209,7 @@ class MixedSlots(NamedTuple):
 
     :param Tensor slots: mixed slots. **Shape:** ``(num_bags, num_slots, hidden_size)``.
     :param Tensor labels: labels of a bag and of its partner. **Shape:** ``(num_bags, 2)``.
-    :param Tensor weights: of both, which sum to one. **Shape:** ``(num_bags, 2)``.
+    :param Tensor weights: weights of both labels, which sum to one. **Shape:** ``(num_bags, 2)``.
     """
 
     slots: Tensor
@@ -215,9 +217,9 @@ class MixedSlots(NamedTuple):
     weights: Tensor
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        r""":math:`\lambda \mathrm{CE}(y_1) + (1 - \lambda) \mathrm{CE}(y_2)`, the mean over bags.
+        r"""Return :math:`\lambda \mathrm{CE}(y_1) + (1 - \lambda) \mathrm{CE}(y_2)`, averaged.
 
-        :param Tensor logits: of the mixed slots. **Shape:** ``(num_bags, num_classes)``.
+        :param Tensor logits: logits of the mixed slots. **Shape:** ``(num_bags, num_classes)``.
         """
         log_probs = logits.log_softmax(-1).gather(-1, self.labels)
         return -(self.weights * log_probs).sum(-1).mean()
@@ -231,14 +233,14 @@ def slot_mixup(
     .. math:: \tilde Z = \lambda Z_1 + (1 - \lambda) Z_2, \qquad
         \lambda \sim \mathrm{Beta}(\alpha, \alpha).
 
-    A permutation of the bags says who is whose partner; a bag can be its own. Each pair has its
-    own :math:`\lambda`.
+    A permutation of the bags determines the partners; a bag can be its own partner. Each pair has
+    its own :math:`\lambda`.
 
     :param Tensor slots: slots that correspond to each other. **Shape:**
         ``(num_bags, num_slots, hidden_size)``.
     :param Tensor labels: integer classes. **Shape:** ``(num_bags,)``.
     :param float alpha: :math:`\alpha > 0`; small values hardly mix.
-    :param generator: which partners and weights are drawn from, by default PyTorch's global one.
+    :param generator: generator for partners and weights; by default PyTorch's global one.
     :returns: mixed slots, and both labels of each with their weights.
     :raises ValueError: for shapes that do not fit, or a number out of range.
 
@@ -276,15 +278,15 @@ def subsample_bags(
 ) -> tuple[Tensor, Tensor]:
     """Keep a random part of the instances of each bag [1].
 
-    Of a bag of size ``n`` it keeps ``max(1, round(rate * n))`` instances, drawn without
-    replacement. The handler :func:`~pyro_ext.handlers.subsample_instances` does the same to a plate
-    of a Pyro model.
+    From a bag of size ``n``, it keeps ``max(1, round(rate * n))`` instances, drawn without
+    replacement. The handler :func:`~pyro_ext.handlers.subsample_instances` does the same for a
+    plate of a Pyro model.
 
     :param Tensor x: instances. **Shape:** ``(*batch, num_instances, input_size)``.
-    :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, num_instances)``.
-    :param float rate: fraction of instances that are kept, in ``(0, 1]``.
-    :param generator: which they are drawn from, by default PyTorch's global one.
-    :returns: the instances that are kept, in random order, and their mask; padding comes last.
+    :param Tensor mask: booleans, false for padding. **Shape:** ``(*batch, num_instances)``.
+    :param float rate: fraction of instances to keep, in ``(0, 1]``.
+    :param generator: generator for the draws; by default PyTorch's global one.
+    :returns: the kept instances, in random order, and their mask; padding comes last.
         **Shape:** ``(*batch, num_kept, input_size)`` and ``(*batch, num_kept)``.
     :raises ValueError: for shapes that do not fit, an empty bag, or a rate out of range.
 
@@ -321,19 +323,19 @@ def submix_loss(
     alpha: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Cross-entropy of bags that are subsampled, then mixed by their slots [1].
+    """Cross-entropy of bags that are subsampled and then mixed by their slots [1].
 
-    Both are for training: to predict, call the network with all instances. Mixing from the first
-    step on fits too little; [1] begins with it late.
+    Use it in training only: to predict, call the network with all instances. Mixing from the first
+    step on underfits; [1] starts it late.
 
-    :param network: gives logits, ``network(x, mask)``; to be mixed, it has ``slots`` and
-        ``classify``, as :class:`SlotMIL`.
+    :param network: returns logits, ``network(x, mask)``; to be mixed, it must have ``slots`` and
+        ``classify``, as :class:`SlotMIL` does.
     :param Tensor x: instances. **Shape:** ``(num_bags, num_instances, input_size)``.
     :param Tensor labels: integer classes. **Shape:** ``(num_bags,)``.
-    :param Tensor mask: bool, false for padding. **Shape:** ``(num_bags, num_instances)``.
-    :param float rate: of :func:`subsample_bags`; 1 keeps all instances.
-    :param float alpha: of :func:`slot_mixup`, or ``None`` for no mixup.
-    :param generator: which subsets and mixtures are drawn from, by default PyTorch's global one.
+    :param Tensor mask: booleans, false for padding. **Shape:** ``(num_bags, num_instances)``.
+    :param float rate: rate of :func:`subsample_bags`; 1 keeps all instances.
+    :param float alpha: parameter of :func:`slot_mixup`, or ``None`` for no mixup.
+    :param generator: generator for subsets and mixtures; by default PyTorch's global one.
     :returns: the mean over bags, a scalar.
     :raises TypeError: for a network that cannot be mixed.
     :raises ValueError: for labels that are not classes of the network, shapes that do not fit, an
@@ -371,14 +373,14 @@ def submix_loss(
 
 
 def attention_concentration(weights: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Sum of the largest weights of a bag: how few instances attention looks at [1].
+    """Sum of the largest weights of a bag: on how few instances attention concentrates [1].
 
-    Of a bag of size ``n`` it counts ``max(1, round(n / 10))`` weights. Even ones give a tenth, and
-    attention to so many instances at most gives one.
+    For a bag of size ``n``, it sums ``max(1, round(n / 10))`` weights. Uniform weights give a
+    tenth; attention to no more instances than that gives one.
 
-    :param Tensor weights: of the instances of bags, which sum to one. **Shape:**
+    :param Tensor weights: weights of the instances of bags, which sum to one. **Shape:**
         ``(*batch, num_instances)``.
-    :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, num_instances)``.
+    :param Tensor mask: booleans, false for padding. **Shape:** ``(*batch, num_instances)``.
     :returns: **Shape:** ``(*batch,)``.
     :raises ValueError: for weights that are not finite or shapes that do not fit.
 

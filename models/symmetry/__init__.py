@@ -1,4 +1,4 @@
-"""Symmetries that are learned from data, and networks that hold as many as the data support."""
+"""Symmetries learned from data, and networks with as much symmetry as the data support."""
 
 from pyro_ext.models.symmetry.axial_pde import XMPP, XCViT
 from pyro_ext.models.symmetry.equations import (

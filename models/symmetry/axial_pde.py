@@ -1,7 +1,8 @@
 r"""Solvers of partial differential equations in any number of dimensions, by axial networks [1].
 
-Small versions of the two networks that [1] converts: X-MPP, the axial form of multiple physics
-pretraining, and X-CViT, that of a vision transformer that is queried at any point.
+They are small versions of the two networks that [1] converts: X-MPP, the axial form of multiple
+physics pretraining, and X-CViT, the axial form of a vision transformer that is queried at any
+point.
 
 [1] H. Kim, J. Park, J. Bruna, H. Yang, J. Lee (2025),
 Axial neural networks for dimension-free foundation models. arXiv 2510.13665.
@@ -27,22 +28,22 @@ _FREQUENCIES = 4  # of a coordinate, along the unit torus
 
 
 class XMPP(nn.Module):
-    r"""The next state of a field from the last ones, in any number of dimensions: X-MPP in small.
+    r"""The next state of a field from its last ones, in any number of dimensions: a small X-MPP.
 
-    Pairs of axes are cut into patches by an :class:`~pyro_ext.nn.axial.AxialLift` of three
-    convolutions, so that there is a feature for each axis. Blocks attend over time, then along each
-    axis of each feature, and end with a perceptron. An
-    :class:`~pyro_ext.nn.axial.AxialGraphConv` undoes the patches. Histories are standardized, and
-    the output is added to the last state.
+    An :class:`~pyro_ext.nn.axial.AxialLift` of three convolutions cuts pairs of axes into patches,
+    which gives a feature for each axis. Blocks attend over time, then along each axis of each
+    feature, and end with a perceptron. An :class:`~pyro_ext.nn.axial.AxialGraphConv` undoes the
+    patches. Histories are standardized, and the output is added to the last state.
 
-    Unlike in [1] nothing breaks the equivariance: the bias for distances is the same for each axis.
+    Unlike in [1], nothing breaks the equivariance: the bias for distances is the same for each
+    axis.
 
     :param int in_channels: number of channels of a state.
     :param int channels: width of all layers.
     :param int num_blocks: number of blocks.
-    :param int num_heads: number of heads of attention, which divides ``channels``.
-    :param int patch_size: size of a patch, which divides that of each axis.
-    :param int max_distance: as of :class:`~pyro_ext.nn.axial.AxialSelfAttention`, in patches.
+    :param int num_heads: number of attention heads; it must divide ``channels``.
+    :param int patch_size: size of a patch; it must divide the size of each axis.
+    :param int max_distance: as for :class:`~pyro_ext.nn.axial.AxialSelfAttention`, in patches.
     :param str padding_mode: ``"zeros"``, or ``"circular"`` for periodic fields.
     :raises ValueError: for numbers out of range.
 
@@ -104,26 +105,26 @@ class XMPP(nn.Module):
 
 
 class XCViT(nn.Module):
-    r"""A field at any points, from its last states on a grid: X-CViT in small.
+    r"""A field at any points, from its last states on a grid: a small X-CViT.
 
     The states are channels of one field, which is lifted to features of patches as in :class:`XMPP`
-    (with the mean over pairs of axes); blocks attend along each axis of each feature; the features
-    of the axes are averaged. A point is decoded by attention along each axis in turn, to keys that
-    know the position and the mean of the features there.
+    (with the mean over pairs of axes). Blocks attend along each axis of each feature, and the
+    features of the axes are averaged. A point is decoded by attention along each axis in turn, with
+    keys that contain the position and the mean of the features there.
 
-    In [1] a point attends along each axis by itself, and the maximum over all lines is taken,
-    so that it is not known where the lines were. Here the weights of the axes are multiplied, which
+    In [1], a point attends along each axis separately, and the maximum over all lines is taken, so
+    that the positions of the lines are lost. Here the weights of the axes are multiplied, which
     does not depend on their order either.
 
     :param int num_steps: number of states.
     :param int in_channels: number of channels of a state.
     :param int channels: width of all layers.
     :param int num_blocks: number of blocks.
-    :param int num_heads: number of heads of attention, which divides ``channels``.
-    :param int patch_size: size of a patch, which divides that of each axis.
-    :param int max_distance: as of :class:`~pyro_ext.nn.axial.AxialSelfAttention`, in patches.
-    :param str agg: how attention is aggregated over axes. [1] has ``"sum"``, which grows with their
-        number.
+    :param int num_heads: number of attention heads; it must divide ``channels``.
+    :param int patch_size: size of a patch; it must divide the size of each axis.
+    :param int max_distance: as for :class:`~pyro_ext.nn.axial.AxialSelfAttention`, in patches.
+    :param str agg: how attention is aggregated over axes. [1] uses ``"sum"``, which grows with the
+        number of axes.
     :param str padding_mode: ``"zeros"``, or ``"circular"`` for periodic fields.
     :raises ValueError: for numbers out of range.
 
@@ -171,8 +172,8 @@ class XCViT(nn.Module):
 
         :param Tensor history: the last states.
             **Shape:** ``(batch, num_steps, *spatial, in_channels)``.
-        :param Tensor points: coordinates, where 0 and 1 are the ends of each axis and the middle of
-            cell :math:`i` of :math:`n` is :math:`(i + 1/2) / n`. **Shape:** ``(num_points, K)``.
+        :param Tensor points: coordinates. 0 and 1 are the ends of each axis, and the middle of cell
+            :math:`i` of :math:`n` is :math:`(i + 1/2) / n`. **Shape:** ``(num_points, K)``.
         :returns: **Shape:** ``(batch, num_points, in_channels)``.
         """
         _check_history(history, self.in_channels, self.patch_size, self.num_steps)

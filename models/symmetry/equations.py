@@ -1,4 +1,4 @@
-"""Partial differential equations: residuals of moved points, known symmetries, simulated data [1].
+"""Partial differential equations: residuals at moved points, known symmetries, simulated data [1].
 
 Solutions are graphs: points ``(x, t, u)`` in a tensor ``(*batch, num_t, num_x, 3)``, with ``x``
 periodic. A transformation moves the points off the rectangular grid.
@@ -109,17 +109,17 @@ def simulate(
     substeps: int = 10,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Solutions from random sines :math:`\sum A \sin(2\pi l x / L + \phi)`, by Fourier series.
+    r"""Simulate solutions, from random sines :math:`\sum A \sin(2\pi l x / L + \phi)`.
 
-    The linear part is exact, the other by steps of Runge and Kutta's method in its frame, without
-    the upper third of frequencies.
+    The linear part is solved exactly in Fourier space, the rest by Runge-Kutta steps, without the
+    upper third of frequencies.
 
     :param str equation: a name in ``EQUATIONS``.
     :param int num_solutions: number of solutions.
-    :param int num_x: points of the circle, more than three for each wave at the start.
-    :param int num_t: times, from zero to the equation's duration.
-    :param int substeps: steps between two times.
-    :param int seed: of the starts; ``None`` draws from PyTorch's generator.
+    :param int num_x: number of points on the circle, more than three for each initial wave.
+    :param int num_t: number of times, from zero to the equation's duration.
+    :param int substeps: number of steps between two times.
+    :param int seed: seed of the initial states; ``None`` uses PyTorch's global generator.
     :returns: points ``(x, t, u)`` in float64. **Shape:** ``(num_solutions, num_t, num_x, 3)``.
     :raises ValueError: for steps that are too long for the equation, or numbers out of range.
 
@@ -267,7 +267,7 @@ def _stencil_terms(place: Tensor, u: Tensor, k: int, spacing: list[Tensor]) -> T
 
 
 def validity_pde(equation: str, points: Tensor) -> Tensor:
-    r"""Mean of :math:`\log \max(|\Delta|, 10^{-4})` of the residual of moved points [1].
+    r"""Mean of :math:`\log \max(|\Delta|, 10^{-4})` for the residual of moved points [1].
 
     :param str equation: a name in ``EQUATIONS``.
     :param Tensor points: ``(x, t, u)``, in the units of the equation.
@@ -292,10 +292,10 @@ def validity_pde(equation: str, points: Tensor) -> Tensor:
 
 
 def lie_generators(equation: str) -> FunctionField:
-    """Known symmetries of an equation, three fields on points ``(x, t, u)``.
+    """Known symmetries of an equation: three fields on points ``(x, t, u)``.
 
-    They are a shift in ``x``, one in ``t`` (in its own way where coefficients depend on time) and
-    Galilei's. The shift in ``t`` of ``"ckdv"`` is an approximate one only.
+    They are a shift in ``x``, a shift in ``t`` (in a modified form if coefficients depend on time)
+    and the Galilean one. The shift in ``t`` of ``"ckdv"`` is only approximate.
 
     :param str equation: a name in ``EQUATIONS``.
 

@@ -43,14 +43,14 @@ _MARGIN = 1e-6  # between a cosine and one, where the angle has no gradient
 
 
 def ortho_loss(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    r"""Penalize fields that are not orthogonal; only the later of two fields gets a gradient [1].
+    r"""Penalize fields that are not orthogonal; of two fields, only the later gets a gradient [1].
 
     .. math:: \sum_{a<b} \frac{\pi}{2} - \arccos |\langle \tilde V_a, \tilde V_b \rangle|
 
     No gradient goes through :math:`\tilde V_a`. Cosines are at most :math:`1 - 10^{-6}`.
 
     :param Tensor values: fields at points. **Shape:** ``(n, *grid, dim)``.
-    :param Tensor weights: of the points, see :func:`~pyro_ext.nn.inner_products`.
+    :param Tensor weights: weights of the points, see :func:`~pyro_ext.nn.inner_products`.
         **Shape:** ``(*grid)``.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
@@ -88,18 +88,17 @@ def lipschitz_loss(
     points: Tensor | None = None,
     grid_dim: int | None = None,
 ) -> Tensor:
-    r"""By how much fields differ between neighbors of a grid, beyond a threshold [1].
+    r"""Penalize differences between neighbors on a grid that exceed a threshold [1].
 
     .. math:: \sum_{i \sim j} \max(0, \|V(z_i) - V(z_j)\| - \tau)
 
     :param Tensor values: fields on a grid. **Shape:** ``(n, *grid, dim)``.
     :param float threshold: :math:`\tau`.
-    :param Tensor points: where the grid's points are. With them differences are divided by
+    :param Tensor points: positions of the grid's points. If given, differences are divided by
         distances, and each direction of the grid counts by its mean instead of its sum; neighbors
-        at one place do not count.
-        **Shape:** ``(*grid, dim)``.
-    :param int grid_dim: number of axes that are the grid's, before the last; others are a batch. By
-        default all but the first.
+        at the same place do not count. **Shape:** ``(*grid, dim)``.
+    :param int grid_dim: number of axes before the last that belong to the grid; others are batch
+        axes. By default all except the first.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -132,11 +131,11 @@ def lipschitz_loss(
 
 
 def sobolev_loss(values: Tensor) -> Tensor:
-    r"""Logarithm of how much fields vary along a periodic axis [1].
+    r"""Penalize the variation of fields along a periodic axis, on a logarithmic scale [1].
 
     .. math:: \log \frac{1}{K} \sum_k ((1 + k^2)^2 - 1) |\hat V_k|^2, \text{ mean over the rest}
 
-    :param Tensor values: fields on a grid whose last axis is the periodic one.
+    :param Tensor values: fields on a grid whose last axis is periodic.
         **Shape:** ``(n, *grid, dim)``.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
@@ -160,10 +159,10 @@ def sobolev_loss(values: Tensor) -> Tensor:
 
 
 def warp_images(images: Tensor, grid: Tensor) -> Tensor:
-    """Sample images at other coordinates, all of them at each grid; outside they are zero.
+    """Sample all images at the coordinates of each grid; outside of the images, values are zero.
 
     :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
-    :param Tensor grid: coordinates, as of :func:`~pyro_ext.nn.image_grid`.
+    :param Tensor grid: coordinates, as from :func:`~pyro_ext.nn.image_grid`.
         **Shape:** ``(*sample, rows, columns, 2)``.
     :returns: **Shape:** ``(*sample, batch, channels, rows, columns)``.
 
@@ -185,16 +184,16 @@ def warp_images(images: Tensor, grid: Tensor) -> Tensor:
 
 
 def validity_images(features: Features, images: Tensor, grid: Tensor) -> Tensor:
-    r"""Mean angle between features of images before and after, the smaller the better [1].
+    r"""Mean angle between features of images before and after a warp; smaller is better [1].
 
     .. math:: S = E \arccos \cos(H(\phi(x)), H(x))
 
-    :param Callable features: :math:`H`, such as all but the last layer of a classifier in
-        evaluation mode, trained *without* augmentation, which would hide what is to be learned.
-        From images to the shape ``(batch, num_features)``.
+    :param Callable features: :math:`H`, for example all but the last layer of a classifier in
+        evaluation mode. Train it *without* augmentation, which would hide the symmetries to be
+        learned. It maps images to the shape ``(batch, num_features)``.
     :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
     :param Tensor grid: sampling coordinates of each field. **Shape:** ``(n, height, width, 2)``.
-    :returns: in radians. **Shape:** ``(n,)``.
+    :returns: angles in radians. **Shape:** ``(n,)``.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -219,14 +218,14 @@ def validity_images(features: Features, images: Tensor, grid: Tensor) -> Tensor:
 
 
 def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor) -> Tensor:
-    r"""Logarithm of how fast unit features change along fields: without a flow [1].
+    r"""Logarithm of how fast unit features change along fields, without a flow [1].
 
-    It is the paper's infinitesimal variant of :func:`validity_images`, for ``flow_steps=0`` of
+    This is the paper's infinitesimal variant of :func:`validity_images`, for ``flow_steps=0`` in
     :func:`train_generators`.
 
-    :param Callable features: see :func:`validity_images`; it needs forward derivatives.
+    :param Callable features: see :func:`validity_images`; must support forward-mode derivatives.
     :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
-    :param Tensor velocity: of the pixels. **Shape:** ``(n, height, width, 2)``.
+    :param Tensor velocity: velocity of the pixels. **Shape:** ``(n, height, width, 2)``.
     :returns: :math:`\log E \|\partial H / \|H\|\|^2`. **Shape:** ``(n,)``.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
@@ -273,18 +272,18 @@ def feature_weights(
 ) -> Tensor:
     """Weight pixels by how much features of images change if the image is shifted there [1].
 
-    Images are shifted in a random direction within Gaussian windows at random places; the weight
-    of a pixel is the mean squared change of the features, weighted by the windows' height there.
-    Where nothing is to be seen it is near zero, and fields are free.
+    Images are shifted in a random direction within Gaussian windows at random places. The weight of
+    a pixel is the mean squared change of the features, weighted by the windows' height there. It is
+    near zero where images are empty, and fields are unconstrained there.
 
     :param Callable features: see :func:`validity_images_tangent`.
     :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
-    :param int num_windows: number of windows, each on an image drawn at random.
+    :param int num_windows: number of windows, each on a random image.
     :param float width: standard deviation of a window, in the coordinates of
         :func:`~pyro_ext.nn.image_grid`.
-    :param int batch_size: windows at a time.
-    :param int seed: of all draws; ``None`` draws from PyTorch's generator.
-    :returns: weights with a mean of one. **Shape:** ``(height, width)``.
+    :param int batch_size: number of windows at a time.
+    :param int seed: seed of all draws; ``None`` uses PyTorch's global generator.
+    :returns: weights with mean one. **Shape:** ``(height, width)``.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -357,16 +356,16 @@ def _image_slopes(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GeneratorLoss:
-    """The flows of :func:`train_generators`, and weights of what fields pay besides.
+    """The flows of :func:`train_generators`, and the weights of its penalties.
 
-    :param float sigma: the longest time of a flow.
-    :param int flow_steps: steps of the solver; with 0 the validity is given the normalized fields
-        at the points, in place of moved points, and there is no flow.
+    :param float sigma: longest time of a flow.
+    :param int flow_steps: number of steps of the solver. With 0 there is no flow, and the validity
+        receives the normalized fields at the points instead of moved points.
     :param float ortho: weight of :func:`ortho_loss`.
-    :param float lipschitz: weight of :func:`lipschitz_loss`. Points next to each other along the
-        grid have to be near each other; scattered points need zero. For points of a minibatch
-        differences are divided by distances, and by the number of pairs.
-    :param float threshold: of :func:`lipschitz_loss`.
+    :param float lipschitz: weight of :func:`lipschitz_loss`. Neighboring points of the grid must be
+        close to each other; scattered points require zero. For points from a minibatch, differences
+        are divided by distances, and by the number of pairs.
+    :param float threshold: threshold of :func:`lipschitz_loss`.
     :param float sobolev: weight of :func:`sobolev_loss`, for grids whose last axis is periodic.
     """
 
@@ -403,36 +402,37 @@ def train_generators(
     seed: int | None = None,
     **training: Unpack[TrainingOptions],
 ) -> list[float]:
-    r"""Learn fields whose flows leave something as valid as it was [1].
+    r"""Learn fields whose flows preserve the validity of something [1].
 
     .. math:: \sum_a S(\phi^a_s) + w_1 L_\text{ortho} + w_2 L_\text{Lipschitz}
         + w_3 L_\text{Sobolev}
 
-    for a time :math:`s` whose size is drawn from :math:`\mathrm{Uniform}(0, \sigma)` at each
-    step, with a sign for each field. Fields are normalized over the points first, once for all of a
-    flow, so that it is a one-parameter group. (The paper's code normalizes images' fields again at
+    for a time :math:`s` whose size is drawn from :math:`\mathrm{Uniform}(0, \sigma)` at each step,
+    with a sign for each field. Fields are first normalized over the points, once for a whole flow,
+    so that it is a one-parameter group. (For images, the paper's code normalizes fields again at
     each step of the solver.) Later fields give way to earlier ones, so that those with the lowest
-    scores come first; they are determined up to sign, and up to mixing among similar scores.
+    scores come first. Fields are determined up to sign, and up to mixing among similar scores.
 
-    :param VectorField field: what is trained, such as a :class:`~pyro_ext.nn.GeneratorField`.
-    :param Callable validity: :math:`S` of each field, ``(n,)``: a function of moved points ``(n,
-        *grid, dim)`` and then of the tensors of a minibatch. Where it has a method ``identity``,
-        whose result is plain, a checkpoint compares that. It should be as large for one field
-        as for another that is as bad, such as an angle or a logarithm.
-    :param int num_steps: number of steps of the optimizer.
-    :param ShuffledBatches batches: what the validity is given besides.
-    :param Tensor points: what is moved, such as :func:`~pyro_ext.nn.image_grid`; by default the
-        first tensor of a minibatch. **Shape:** ``(*grid, dim)``.
-    :param Tensor weights: of the points, such as :func:`feature_weights`. **Shape:** ``(*grid)``.
+    :param VectorField field: the fields to train, such as a :class:`~pyro_ext.nn.GeneratorField`.
+    :param Callable validity: :math:`S` of each field, ``(n,)``: a function of moved points
+        ``(n, *grid, dim)`` and then of the tensors of a minibatch. If it has a method ``identity``
+        that returns plain values, a checkpoint compares these. Fields that are equally bad should
+        get equal values; use an angle or a logarithm, for example.
+    :param int num_steps: number of optimizer steps.
+    :param ShuffledBatches batches: further arguments of the validity.
+    :param Tensor points: the points to move, such as :func:`~pyro_ext.nn.image_grid`; by default
+        the first tensor of a minibatch. **Shape:** ``(*grid, dim)``.
+    :param Tensor weights: weights of the points, such as :func:`feature_weights`. **Shape:**
+        ``(*grid)``.
     :param GeneratorLoss loss: :math:`\sigma` and :math:`w`.
-    :param Callable optimizer: makes an optimizer of a list of parameters.
-    :param Callable scheduler: as of :class:`~pyro_ext.inference.Trainer`.
-    :param float max_norm: to which the norm of the gradient is clipped.
-    :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
+    :param Callable optimizer: makes an optimizer from a list of parameters.
+    :param Callable scheduler: as for :class:`~pyro_ext.inference.Trainer`.
+    :param float max_norm: norm to which the gradient is clipped.
+    :param int seed: seed of all draws; ``None`` takes the seed of the checkpoint if it exists, and
         otherwise one from PyTorch's generator.
     :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
     :returns: the loss of each step.
-    :raises TrainingDiverged: where loss or gradient are not finite.
+    :raises TrainingDiverged: if loss or gradient are not finite.
 
     [1] G. Ko, H. Kim, J. Lee (2024),
     Learning infinitesimal generators of continuous symmetries from data.
@@ -458,7 +458,7 @@ def train_generators(
     )
     points = None if points is None else as_floating(points)
     if points is None and batches is None:
-        raise ValueError("points must be given where there are no batches, got None")
+        raise ValueError("points must be given if there are no batches, got None")
     if weights is not None:
         shape = None if points is None else str(tuple(points.shape[:-1]))
         weights = checks.as_tensor("weights", weights, shape, finite=True)
@@ -535,13 +535,13 @@ def validity_scores(
     r"""Mean validity of normalized fields, at times from :math:`-\sigma` to :math:`\sigma`.
 
     :param VectorField field: the fields.
-    :param Callable validity: as of :func:`train_generators`.
-    :param Tensor points: what is moved. **Shape:** ``(*grid, dim)``.
-    :param Tensor batch: what the validity is given besides.
-    :param Tensor weights: of the points. **Shape:** ``(*grid)``.
+    :param Callable validity: as for :func:`train_generators`.
+    :param Tensor points: the points to move. **Shape:** ``(*grid, dim)``.
+    :param Tensor batch: further arguments of the validity.
+    :param Tensor weights: weights of the points. **Shape:** ``(*grid)``.
     :param float sigma: the longest time.
-    :param int num_times: number of times, with equal distances, in the middle of as many intervals.
-    :param int flow_steps: steps of the solver.
+    :param int num_times: number of times; they are the midpoints of as many equal intervals.
+    :param int flow_steps: number of steps of the solver.
     :returns: **Shape:** ``(n,)``.
 
     Example::

@@ -27,8 +27,8 @@ class LieSymmetries(NamedTuple):
     """Result of :func:`learn_lie_symmetries`.
 
     :ivar GeneratorField field: fields on points in units of ``units``.
-    :ivar Tensor units: of ``x``, ``t`` and ``u``: how far a solution's size carries in its
-        duration, the duration, and the size.
+    :ivar Tensor units: units of ``x``, ``t`` and ``u``: the distance that the size of a solution
+        carries in its duration, the duration, and the size.
     :ivar list losses: the loss of each step.
     """
 
@@ -67,27 +67,27 @@ def learn_lie_symmetries(
     seed: int | None = None,
     **training: Unpack[TrainingOptions],
 ) -> LieSymmetries:
-    r"""Learn fields along which solutions of an equation stay solutions [1].
+    r"""Learn fields along which solutions of an equation remain solutions [1].
 
-    Weights of the loss are the paper's. Points are in units in which known symmetries are of the
-    order of one. (The paper takes the length of the circle for ``x``, in which Galilei's one is
-    hard to tell from a shift of ``u``.) Residuals are those of small patches of solutions, each
-    point of which is moved; the paper takes patches of 64 x 64, which are slower and tell as much
-    for each point. The learning rate falls to zero along a cosine.
+    Weights of the loss are those of the paper. Points are in units in which known symmetries are of
+    order one. (The paper uses the length of the circle for ``x``, which makes the Galilean symmetry
+    hard to distinguish from a shift of ``u``.) Residuals are computed on small patches of
+    solutions, of which each point is moved; the paper uses patches of 64 x 64, which are slower and
+    no more informative per point. The learning rate falls to zero along a cosine.
 
     :param str equation: a name in ``EQUATIONS``.
-    :param Tensor solutions: points ``(x, t, u)``, such as :func:`simulate` gives, at equal
-        distances in ``x`` around the circle. **Shape:** ``(num_solutions, num_t, num_x, 3)``.
-    :param int num_steps: number of steps of the optimizer.
+    :param Tensor solutions: points ``(x, t, u)``, as from :func:`simulate`, equally spaced in ``x``
+        around the circle. **Shape:** ``(num_solutions, num_t, num_x, 3)``.
+    :param int num_steps: number of optimizer steps.
     :param int n: number of fields.
-    :param tuple patch: times and points in ``x`` of a patch, at least 3 and 5.
-    :param int batch_size: patches of a step.
-    :param int num_patches: number of patches in all.
+    :param tuple patch: number of times and of points in ``x`` of a patch, at least 3 and 5.
+    :param int batch_size: number of patches of a step.
+    :param int num_patches: total number of patches.
     :param int trunk: width of the network.
     :param float sigma: the longest time of a flow.
-    :param int flow_steps: steps of the solver.
-    :param Callable optimizer: makes an optimizer of a list of parameters.
-    :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
+    :param int flow_steps: number of steps of the solver.
+    :param Callable optimizer: makes an optimizer from a list of parameters.
+    :param int seed: seed of all draws; ``None`` takes the seed of the checkpoint if it exists, and
         otherwise one from PyTorch's generator.
     :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
 

@@ -1,7 +1,7 @@
-r"""Networks that find out by themselves which of several groups are symmetries of the data.
+r"""Networks that discover which of several groups are symmetries of the data.
 
 [1] H. Kim, H. Lee, H. Yang, J. Lee (2023),
-Regularizing towards soft equivariance under mixed symmetries.
+Regularizing toward soft equivariance under mixed symmetries.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,21 @@ _LARGEST_SIZE = 128  # of the tensors by which groups are compared
 
 
 class EquivarianceTuner:
-    r"""Sets the strength of each group by how well the weights keep its symmetry [1].
+    r"""Sets the strength of each group by how well the weights satisfy its symmetry [1].
 
     While the network trains with the initial strengths, :meth:`update` receives the residuals from
-    time to time, and keeps those of the last time when one of them was below its kept value.
-    Then :meth:`adjust` divides, :math:`\lambda_g \leftarrow \lambda_g / (r_g / \min_{g'}
-    r_{g'})^p`, with the minimum over groups whose strength is not zero. The group that is kept best
-    keeps its strength, and others get much less.
+    time to time, and keeps them whenever one of them is below its kept value. Then :meth:`adjust`
+    divides, :math:`\lambda_g \leftarrow \lambda_g / (r_g / \min_{g'} r_{g'})^p`, with the minimum
+    over groups whose strength is not zero. The group that is satisfied best keeps its strength, and
+    the others get much less.
 
-    The first group of a list that holds all others should have strength zero: where it is enforced,
-    nothing can be learned about the others.
+    If the first group of the list contains all others, its strength should be zero: while it is
+    enforced, nothing can be learned about the others.
 
-    :param strengths: at first, :math:`\lambda_g \ge 0`. **Shape:** ``(num_groups,)``.
-    :ivar Tensor strengths: as they are now.
-    :ivar Tensor residuals: those that are kept, or ``None``.
-    :raises ValueError: for strengths below zero, or all of them zero.
+    :param strengths: initial strengths, :math:`\lambda_g \ge 0`. **Shape:** ``(num_groups,)``.
+    :ivar Tensor strengths: current strengths.
+    :ivar Tensor residuals: the kept residuals, or ``None``.
+    :raises ValueError: for negative strengths, or if all of them are zero.
 
     Example::
 
@@ -63,9 +63,9 @@ class EquivarianceTuner:
         self.residuals: Tensor | None = None
 
     def update(self, residuals: Any) -> None:
-        """Keep residuals, if any of them is smaller than the one that was kept.
+        """Keep residuals if any of them is smaller than its kept value.
 
-        :param residuals: of all groups at one time. **Shape:** ``(num_groups,)``.
+        :param residuals: residuals of all groups at one time. **Shape:** ``(num_groups,)``.
         :raises ValueError: for residuals that are negative or not finite.
         """
         found = checks.as_tensor("residuals", residuals, f"({len(self._first)})", like=self._first)
@@ -77,7 +77,7 @@ class EquivarianceTuner:
             self.residuals = found
 
     def adjust(self, power: float = 2.0) -> Tensor:
-        r"""Set the strengths, from the first ones whatever they are now.
+        r"""Set the strengths, starting from the initial ones.
 
         :param float power: :math:`p`.
         :returns: the strengths. **Shape:** ``(num_groups,)``.
@@ -96,8 +96,8 @@ class SoftEMLPFit(NamedTuple):
     """Result of training.
 
     :param list losses: mean squared error and penalty of each step.
-    :param Tensor strengths: with which it ended. **Shape:** ``(num_groups,)``.
-    :param Tensor residuals: from which they were set. **Shape:** ``(num_groups,)``.
+    :param Tensor strengths: final strengths. **Shape:** ``(num_groups,)``.
+    :param Tensor residuals: residuals from which they were set. **Shape:** ``(num_groups,)``.
     """
 
     losses: list[float]
@@ -106,25 +106,24 @@ class SoftEMLPFit(NamedTuple):
 
 
 class SoftEMLP(nn.Module):
-    r"""A network between tensors that may break a symmetry, and pays for it [1].
+    r"""A network between tensors that may break symmetries, at a penalty [1].
 
-    Each block is a :class:`~pyro_ext.nn.SoftEquivariantLinear`, a tenth of an
-    :class:`~pyro_ext.nn.EquivariantBilinear` and a
-    :class:`~pyro_ext.nn.GatedNonlinearity`; a linear layer makes the outputs. Weights
-    are free, and only their residuals distinguish groups. With ``soft_gates=False`` and projected
-    weights, the network is equivariant up to rounding.
+    Each block is a :class:`~pyro_ext.nn.SoftEquivariantLinear`, plus a tenth of an
+    :class:`~pyro_ext.nn.EquivariantBilinear`, and a :class:`~pyro_ext.nn.GatedNonlinearity`; a
+    linear layer makes the outputs. Weights are free, and only their residuals distinguish groups.
+    With ``soft_gates=False`` and projected weights, the network is equivariant up to rounding.
 
-    In [1] products are those of tensors of the input read as maps; those here are all products of
+    In [1], products are those of tensors of the input, read as maps. Here they are all products of
     two tensors, summed over axes in pairs.
 
     :param TensorRep rep_in: type of the inputs.
     :param TensorRep rep_out: type of the outputs.
-    :param Sequence groups: candidates, the one that holds the others first.
+    :param Sequence groups: candidate groups, first the one that contains the others.
     :param hidden: type of the features of a block, or their number, which is shared among tensors
         of rank zero to two.
     :param int num_blocks: number of blocks.
     :param bool soft_gates: whether gates have the term that breaks symmetries.
-    :raises ValueError: for groups that do not act on the representations, by their place.
+    :raises ValueError: for groups that do not act on the representations; names their positions.
 
     Example::
 
@@ -189,34 +188,36 @@ class SoftEMLP(nn.Module):
         seed: int = 0,
         progress: bool = True,
     ) -> SoftEMLPFit:
-        r"""Train by Adam, with strengths that are set once on the way by an ``EquivarianceTuner``.
+        r"""Train with Adam; an :class:`EquivarianceTuner` sets the strengths once during training.
 
-        The loss is the mean squared error over rows and outputs and :math:`\sum_g \lambda_g r_g`,
-        with residuals summed over layers, so that it takes smaller strengths for larger networks.
-        The learning rate falls to zero as a cosine.
+        The loss is the mean squared error over rows and outputs plus :math:`\sum_g \lambda_g r_g`.
+        Residuals are summed over layers, so larger networks need smaller strengths. The learning
+        rate falls to zero along a cosine.
 
-        Compare the result with a network without penalties. Where targets keep one of the groups
-        only, residuals may differ little when the strengths are set, and false groups keep most of
-        theirs: for :math:`a_x b_x + a_y b_y + 2 a_z b_z + \sin a_z` of 200 pairs of vectors 61 to
-        64 % with the defaults, and four times the test error of an ordinary network. With
-        ``hidden=30``, a tenth of the strength reduced the error but hardly separated the groups any
-        better (two seeds); neither did setting the strengths later (one seed).
+        Compare the result with a network without penalties. If targets respect only one of the
+        groups, residuals may differ little when the strengths are set, and false groups then keep
+        most of theirs: for :math:`a_x b_x + a_y b_y + 2 a_z b_z + \sin a_z` of 200 pairs of
+        vectors, they kept 61 to 64% with the defaults, and the test error was four times that of an
+        ordinary network. With ``hidden=30``, a tenth of the strength reduced the error but hardly
+        separated the groups any better (two seeds); neither did setting the strengths later (one
+        seed).
 
         :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
         :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
-        :param strengths: at first; by default zero for the first group and the mean variance of the
-            targets for the others, or for a single one. **Shape:** ``(num_groups,)``.
-        :param int num_steps: of the optimizer. The strengths are set after a quarter of them, by
-            residuals from the half before that.
-        :param float power: of the tuner; zero leaves the strengths as they are.
-        :param int batch_size: of minibatches.
-        :param float learning_rate: of the first step.
-        :param float weight_decay: times half the squared weights of linear layers. Those of
+        :param strengths: initial strengths; by default zero for the first group and the mean
+            variance of the targets for the others, or for a single group. **Shape:**
+            ``(num_groups,)``.
+        :param int num_steps: number of optimizer steps. The strengths are set after a quarter of
+            them, from residuals of the second half of that quarter.
+        :param float power: power of the tuner; zero leaves the strengths as they are.
+        :param int batch_size: size of minibatches.
+        :param float learning_rate: learning rate of the first step.
+        :param float weight_decay: factor of half the squared weights of linear layers. Those of
             soft gates count once.
-        :param int seed: of minibatches.
-        :param bool progress: whether there is a progress bar.
+        :param int seed: seed of minibatches.
+        :param bool progress: whether to show a progress bar.
         :returns: losses, strengths and residuals.
-        :raises ValueError: without strengths, where the first group does not hold the others.
+        :raises ValueError: without strengths, if the first group does not contain the others.
         """
         dim = self.groups[0].dim
         like = self.output.weight

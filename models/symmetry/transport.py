@@ -1,4 +1,4 @@
-r"""Fields of any number of axes whose truth is known: transport equations, Gaussian processes.
+r"""Fields with any number of axes and a known truth: transport equations, Gaussian processes.
 
 Fields have the shape ``(num_fields, *spatial, 1)``, as :mod:`pyro_ext.nn.axial` takes them.
 """
@@ -18,16 +18,16 @@ def transport_step(
     velocity: Tensor | float = 0.0,
     time: float = 1.0,
 ) -> Tensor:
-    r"""Solve the heat and advection equation on the unit torus, exactly by Fourier multipliers.
+    r"""Solve the heat and advection equation on the unit torus exactly, by Fourier multipliers.
 
     .. math::
         \partial_t u = \kappa \Delta u - c \sum_i \partial_i u, \qquad
         \hat u_k(t) = e^{-(\kappa |2 \pi k|^2 + 2 \pi i\, c \sum_j k_j) t}\, \hat u_k(0)
 
-    The speed is the same along each axis, so that the solution commutes with permutations of them.
-    It is that of the trigonometric polynomial through the field. On an axis of even size a wave
-    from each point to the next has no sine at the points: as it moves it is lost in part, and two
-    steps are one only for fields without such waves.
+    The speed is the same along each axis, so that the solution commutes with permutations of axes.
+    It is the solution for the trigonometric polynomial through the field. On an axis of even size,
+    the wave that alternates from point to point has no sine at the points: it is partly lost as it
+    moves, and two steps equal one step of double length only for fields without such waves.
 
     :param Tensor field: **Shape:** ``(batch, *spatial, channels)``.
     :param diffusivity: :math:`\kappa \ge 0`, a number, or one for each field.
@@ -87,16 +87,16 @@ def transport_fields(
     r"""Draw histories of fields under the heat or the advection equation, each at its own rate.
 
     A field starts as Gaussian noise with the spectrum :math:`e^{-|k|^2 / m^2}`, standardized.
-    In a step its modes with :math:`|k| = 1` decay by a factor :math:`e^{-r}` under the heat
+    In each step, its modes with :math:`|k| = 1` decay by a factor :math:`e^{-r}` under the heat
     equation, with :math:`r` between 0.05 and 0.3, or it moves by 0.02 to 0.08 of each axis.
 
     :param int num_fields: number of histories.
     :param int num_axes: number of axes.
-    :param int size: of each axis.
+    :param int size: size of each axis.
     :param int num_steps: number of times in a history.
     :param str equation: ``"heat"`` or ``"advection"``.
-    :param float max_mode: :math:`m`, from which on modes are small, at least 0.5.
-    :param int seed: of the draws.
+    :param float max_mode: :math:`m`, above which modes are small, at least 0.5.
+    :param int seed: seed of the draws.
     :returns: **Shape:** ``(num_fields, num_steps, *spatial, 1)``.
     :raises ValueError: for numbers out of range.
 
@@ -122,17 +122,17 @@ def transport_fields(
 def kernel_fields(
     num_fields: int, num_axes: int, size: int = 16, *, seed: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Draw fields of Gaussian processes with one of two kernels, to be classified.
+    r"""Draw fields from Gaussian processes with one of two kernels, for classification.
 
-    They are on a grid in :math:`[-2, 2]^K`. Every other field has the RBF kernel, label 1, and the
-    rest have the periodic one [1]; both are products over axes, and so draws are exact, axis by
-    axis. The length scale is uniform in :math:`[0.1, 0.6]`, the period in :math:`[0.1, 0.5]`.
+    They are on a grid in :math:`[-2, 2]^K`. Every other field has the RBF kernel, with label 1, and
+    the rest have the periodic kernel [1]. Both are products over axes, so draws are exact, axis by
+    axis. The length scale is uniform in :math:`[0.1, 0.6]`, and the period in :math:`[0.1, 0.5]`.
     Fields are standardized.
 
     :param int num_fields: number of fields.
     :param int num_axes: :math:`K`.
-    :param int size: of each axis.
-    :param int seed: of the draws.
+    :param int size: size of each axis.
+    :param int seed: seed of the draws.
     :returns: fields and labels. **Shape:** ``(num_fields, *spatial, 1)`` and ``(num_fields,)``.
     :raises ValueError: for numbers out of range.
 

@@ -1,4 +1,4 @@
-"""Link prediction on streams of events, attacks on it and defenses."""
+"""Link prediction on streams of events, attacks on it, and defenses."""
 
 from pyro_ext.models.temporal_graphs.attacks import StructuralAttack, TSpear, spread_pairs
 from pyro_ext.models.temporal_graphs.defenses import (

@@ -23,15 +23,16 @@ _STRUCTURAL = ("random", "preference", "jaccard", "degree", "pagerank")
 
 
 def spread_pairs(costs: Any, num_pairs: int, *, extra_rounds: int = 0) -> tuple[Tensor, Tensor]:
-    """Cheap pairs of rows and columns, spread over both.
+    """Choose cheap pairs of rows and columns, spread over both.
 
-    Rounds of the assignment problem choose pairs one to one, each among those that no round before
-    has chosen, until there are enough; the cheapest of them are taken. Where all pairs have been
-    chosen, all may be so again.
+    Rounds of the assignment problem choose one-to-one pairs among those that no earlier round has
+    chosen, until there are enough; the cheapest are returned. When all pairs have been chosen, all
+    become available again.
 
-    :param Tensor costs: infinite where a pair is not allowed. **Shape:** ``(m, k)``.
+    :param Tensor costs: costs of pairs, infinite for pairs that are not allowed. **Shape:**
+        ``(m, k)``.
     :param int num_pairs: number of pairs.
-    :param int extra_rounds: rounds after there are enough, for a cheaper and less spread choice.
+    :param int extra_rounds: number of further rounds, for a cheaper and less spread choice.
     :returns: rows and columns, the cheapest pair first. **Shape:** ``(num_pairs,)`` each.
 
     Example::
@@ -190,27 +191,28 @@ class _Attack:
 
 
 class TSpear(_Attack):
-    r"""T-SPEAR: events that a network finds implausible, and that are hard to notice otherwise [1].
+    r"""T-SPEAR: events that a network finds implausible, but that are otherwise hard to notice [1].
 
-    * In each batch but the first there are ``budget`` times as many fake events as real ones.
-    * Their times are drawn from a kernel density estimate of those of the batch, and their features
-      from one of those of the batch before, with a normal kernel whose standard deviation is a
-      tenth of the features' own.
-    * Like real ones, they are multiples of the largest step that divides all real ones, such as
-      whole seconds: times are rounded down to a multiple, features to the nearest.
-    * Their nodes occur in the batch before.
-    * They are spread over nodes by :func:`spread_pairs`, at the logits of the surrogate before the
-      batch. The surrogate remembers real events only.
+    * Each batch except the first gets ``budget`` times as many fake events as it has real ones.
+    * Their times are drawn from a kernel density estimate of the times of the batch, and their
+      features from one of the features of the previous batch, with a normal kernel whose standard
+      deviation is a tenth of the features' own.
+    * Like those of real events, they are multiples of the largest step that divides all real ones,
+      such as whole seconds: times are rounded down to a multiple, and features to the nearest
+      multiple.
+    * Their nodes occur in the previous batch.
+    * :func:`spread_pairs` spreads them over nodes, with the logits of the surrogate before the
+      batch as costs. The surrogate remembers only real events.
 
-    :param TemporalGraphNetwork surrogate: trained by the attacker, such as by :func:`fit_links` on
-        the same stream; it is not changed.
-    :param float budget: fake events for each real one.
-    :param int batch_size: events of a batch.
-    :param float resolution: unit that times are rounded down to; by default the largest of which
-        the gaps between real ones are multiples.
+    :param TemporalGraphNetwork surrogate: a network trained by the attacker, for example by
+        :func:`fit_links` on the same stream; it is not changed.
+    :param float budget: number of fake events for each real one.
+    :param int batch_size: number of events of a batch.
+    :param float resolution: unit to which times are rounded down; by default the largest unit of
+        which the gaps between real events are multiples.
     :param float bandwidth: standard deviation of the kernel of times, in their unit; by default a
-        tenth of the standard deviation of those of the batch.
-    :param int extra_rounds: as of :func:`spread_pairs`.
+        tenth of the standard deviation of the times of the batch.
+    :param int extra_rounds: as for :func:`spread_pairs`.
 
     [1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods
     for model-based link prediction on continuous-time dynamic graphs.
@@ -258,20 +260,20 @@ class TSpear(_Attack):
 
 
 class StructuralAttack(_Attack):
-    """Rivals of :class:`TSpear`, whose costs come from the graph of all real events so far.
+    """Baselines for :class:`TSpear`, whose costs come from the graph of all real events so far.
 
     Nodes, times and features are chosen in the same way.
 
-    :param str kind: the cost of a pair: ``"random"``, which is uniform; ``"preference"``, the
-        product of degrees; ``"jaccard"``, the fraction of neighbors in common; ``"degree"`` or
-        ``"pagerank"``, sums over both nodes. An edge between two nodes counts once.
-    :param float budget: fake events for each real one.
-    :param int batch_size: events of a batch.
-    :param float resolution: unit that times are rounded down to; by default the largest of which
-        the gaps between real ones are multiples.
+    :param str kind: cost of a pair: ``"random"``, which is uniform; ``"preference"``, the product
+        of degrees; ``"jaccard"``, the fraction of common neighbors; ``"degree"`` or ``"pagerank"``,
+        sums over both nodes. An edge between two nodes counts once.
+    :param float budget: number of fake events for each real one.
+    :param int batch_size: number of events of a batch.
+    :param float resolution: unit to which times are rounded down; by default the largest unit of
+        which the gaps between real events are multiples.
     :param float bandwidth: standard deviation of the kernel of times, in their unit; by default a
-        tenth of the standard deviation of those of the batch.
-    :param int extra_rounds: as of :func:`spread_pairs`.
+        tenth of the standard deviation of the times of the batch.
+    :param int extra_rounds: as for :func:`spread_pairs`.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Training that a poisoned stream of events does less harm to.
+"""Defenses that make training robust to a poisoned stream of events.
 
 [1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods for
 model-based link prediction on continuous-time dynamic graphs.
@@ -19,11 +19,11 @@ _SMALLEST_WEIGHT = 1e-3
 
 
 class Defense:
-    """Defense of training against events that an attack may have inserted; this one does nothing.
+    """Base class of defenses against events that an attack may have inserted; it does nothing.
 
     :ivar bool filters: whether :meth:`keep` leaves events out.
     :ivar float eta: weight of :func:`temporal_smoothness` in the loss.
-    :ivar float theta: its decay, per unit of time.
+    :ivar float theta: decay of the smoothness per unit of time.
 
     Example::
 
@@ -39,48 +39,49 @@ class Defense:
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
         """Return a mask of the events of a batch to keep.
 
-        :param Tensor logits: of the events. **Shape:** ``(n,)``.
-        :param Tensor embeddings: of their sources and destinations. **Shape:** ``(2, n, size)``.
-        :param float progress: what fraction of the epochs is over; one after the training.
+        :param Tensor logits: logits of the events. **Shape:** ``(n,)``.
+        :param Tensor embeddings: embeddings of their sources and destinations. **Shape:**
+            ``(2, n, size)``.
+        :param float progress: completed fraction of the epochs; one after training.
         :returns: **Shape:** ``(n,)``, booleans.
         """
         logits, _ = _checked(logits, embeddings, progress)
         return torch.ones_like(logits, dtype=torch.bool)
 
     def weights(self, stream: EventStream) -> Tensor | None:
-        """Positive weights of the events in the loss, or none.
+        """Return positive weights of the events in the loss, or ``None``.
 
-        :param EventStream stream: all that is trained on.
+        :param EventStream stream: all events of the training.
         :returns: **Shape:** ``(n,)``.
         """
         return None
 
 
 class TShield(Defense):
-    r"""T-SHIELD: leaves out what the network itself finds implausible, and keeps nodes steady [1].
+    r"""T-SHIELD: leaves out events that the network finds implausible, and keeps nodes steady [1].
 
-    In epoch :math:`e` of :math:`E` an event is kept where its probability is not below
+    In epoch :math:`e` of :math:`E`, an event is kept if its probability is at least
 
     .. math:: \tau_e = \tau_s + \tfrac12 (1 - \cos(\pi e / E)) (\tau_E - \tau_s),
 
-    which starts low, since a network that knows nothing yet finds everything implausible. An event
-    that is left out is in no memory and nobody's neighbor for the rest of the epoch. The loss has
-    ``eta`` times :func:`temporal_smoothness` besides.
+    which starts low, since an untrained network finds everything implausible. An event that is left
+    out enters no memory and is nobody's neighbor for the rest of the epoch. The loss also includes
+    ``eta`` times :func:`temporal_smoothness`.
 
-    A threshold that is too high runs away: once much is left out, mostly negatives are learned,
-    which lowers all probabilities. So at least the fraction ``min_kept`` of each batch is kept, the
-    most plausible ones, which the paper has not.
+    A threshold that is too high runs away: when many events are left out, the network mostly learns
+    negatives, which lowers all probabilities. Therefore at least a fraction ``min_kept`` of each
+    batch is kept, the most plausible events, unlike in the paper.
 
-    The paper's code has thresholds from 0.6 to 0.9 by default, for networks that are trained for
-    100 epochs; those here are for short trainings.
+    The default thresholds of the paper's code, from 0.6 to 0.9, are for networks trained for 100
+    epochs; those here are for short training.
 
     :param float tau_start: :math:`\tau_s`, from 0 to 1.
-    :param float tau_end: :math:`\tau_E`, from 0 to 1, also the threshold after the training.
-    :param float eta: weight of the smoothness; without it this is the filter alone.
-    :param float theta: its decay, per unit of time.
+    :param float tau_end: :math:`\tau_E`, from 0 to 1, which is also the threshold after training.
+    :param float eta: weight of the smoothness; with zero, only the filter remains.
+    :param float theta: decay of the smoothness per unit of time.
     :param str schedule: ``"cosine"``, ``"linear"`` or ``"fixed"``, which is :math:`\tau_E`
         throughout.
-    :param float min_kept: from 0 to 1.
+    :param float min_kept: smallest fraction of a batch to keep, from 0 to 1.
 
     [1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods
     for model-based link prediction on continuous-time dynamic graphs.
@@ -129,7 +130,7 @@ class TShield(Defense):
         return self.tau_start + fraction * (self.tau_end - self.tau_start)
 
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
-        """Keep events whose probability is not below the threshold; see :meth:`Defense.keep`."""
+        """Keep events whose probability reaches the threshold; see :meth:`Defense.keep`."""
         probabilities = _checked(logits, embeddings, progress)[0].sigmoid()
         threshold = self.threshold(progress)
         if num_kept := math.ceil(self.min_kept * len(probabilities)):
@@ -138,12 +139,12 @@ class TShield(Defense):
 
 
 class CosineFilter(Defense):
-    """A rival of :class:`TShield`: leaves out events between nodes with unlike embeddings.
+    """A baseline for :class:`TShield`: leaves out events between nodes with dissimilar embeddings.
 
     It has no schedule.
 
-    :param float threshold: an event is kept where the cosine of the embeddings of its nodes is not
-        below it; from -1 to 1.
+    :param float threshold: an event is kept if the cosine between the embeddings of its nodes is at
+        least this, from -1 to 1.
 
     Reference: A. Zhang, J. Ma (2020), Defending graph neural networks against adversarial attacks
     by cosine similarity, as D. Lee, J. Lee, K. Shin (2024) use it.
@@ -161,18 +162,18 @@ class CosineFilter(Defense):
         self.threshold = checks.number("threshold", threshold, least=-1, most=1)
 
     def keep(self, logits: Tensor, embeddings: Tensor, progress: float = 1.0) -> Tensor:
-        """Keep events between nodes that are alike; see :meth:`Defense.keep`."""
+        """Keep events between similar nodes; see :meth:`Defense.keep`."""
         sources, destinations = _checked(logits, embeddings, progress)[1]
         return cosine_similarity(sources, destinations, dim=-1) >= self.threshold
 
 
 class LowRankWeights(Defense):
-    """A rival of :class:`TShield`: weights events by a low-rank approximation of the graph.
+    """A baseline for :class:`TShield`: weights events by a low-rank approximation of the graph.
 
-    The matrix says which pairs of nodes have an event at all. Weights are its approximation at the
-    pair of each event, not below 0.001, with a mean of one.
+    The matrix records which pairs of nodes have any event. The weight of an event is the
+    approximation at its pair of nodes, at least 0.001; weights have mean one.
 
-    :param int rank: number of singular values that are kept.
+    :param int rank: number of singular values to keep.
 
     Reference: N. Entezari, S. Al-Sayouri, A. Darvishzadeh, E. Papalexakis (2020), All you need is
     low (rank), as D. Lee, J. Lee, K. Shin (2024) use it, with a rank of 50.
@@ -189,7 +190,7 @@ class LowRankWeights(Defense):
         self.rank = checks.integer("rank", rank, 1)
 
     def weights(self, stream: EventStream) -> Tensor:
-        """See :meth:`Defense.weights`; raises where there are no more nodes than the rank."""
+        """See :meth:`Defense.weights`; raises unless there are more nodes than the rank."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.linalg import svds
 
@@ -217,16 +218,16 @@ class LowRankWeights(Defense):
 def temporal_smoothness(
     embeddings: Tensor, previous: Tensor, lapse: Tensor, theta: float = 1e-3
 ) -> Tensor:
-    r"""Minus the mean cosine between embeddings of nodes and the previous ones [1].
+    r"""Negative mean cosine between embeddings of nodes and their previous embeddings [1].
 
     .. math:: -\frac1m \sum_i e^{-\theta \Delta_i} \cos(h_i, h_i')
 
     :param Tensor embeddings: :math:`h`. **Shape:** ``(n, size)``.
     :param Tensor previous: :math:`h'`, which gets no gradient. **Shape:** ``(n, size)``.
-    :param Tensor lapse: :math:`\Delta`, the time since, NaN for nodes that occur for the first
-        time and count nothing. **Shape:** ``(n,)``.
+    :param Tensor lapse: :math:`\Delta`, the time since the previous embedding; NaN for nodes that
+        occur for the first time, which do not count. **Shape:** ``(n,)``.
     :param float theta: :math:`\theta`, per unit of time.
-    :returns: a number from -1 to 1, zero where all nodes are new.
+    :returns: a number from -1 to 1; zero if all nodes are new.
 
     [1] D. Lee, J. Lee, K. Shin (2024), Spear and shield: adversarial attacks and defense methods
     for model-based link prediction on continuous-time dynamic graphs.

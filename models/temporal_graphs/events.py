@@ -1,4 +1,4 @@
-"""Events between nodes of a graph, in the order of time."""
+"""Events between nodes of a graph, in order of time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,21 +10,21 @@ from pyro_ext._lib import checks
 
 
 class EventStream:
-    """Events between two nodes each, sorted by time, with features; a temporal graph.
+    """A temporal graph: events with features, each between two nodes, sorted by time.
 
-    Events that are not in order are sorted; those of one time stay in the order they came in. Times
-    are held in double precision, in which seconds since 1970 are exact.
+    Events that are not in order are sorted; simultaneous events keep their order. Times are in
+    double precision, which represents seconds since 1970 exactly.
 
     :param Tensor sources: the first node of each event, from zero. **Shape:** ``(n,)``.
-    :param Tensor destinations: the second one. **Shape:** ``(n,)``.
-    :param Tensor times: in any unit, finite. **Shape:** ``(n,)``.
-    :param Tensor features: of the events, finite; none by default. **Shape:**
+    :param Tensor destinations: the second node of each event. **Shape:** ``(n,)``.
+    :param Tensor times: times in any unit, finite. **Shape:** ``(n,)``.
+    :param Tensor features: features of the events, finite; none by default. **Shape:**
         ``(n, num_features)``.
     :param int num_nodes: number of nodes; by default one more than the largest that occurs.
-    :param Tensor fake: marks events that an attack has put in. Networks and defenses never look at
-        it, metrics do. **Shape:** ``(n,)``, booleans.
-    :param bool bipartite: whether sources and destinations are of two kinds, as users and pages.
-        Then only destinations are drawn as negatives; otherwise all nodes.
+    :param Tensor fake: marks events that an attack has inserted. Networks and defenses never use
+        it; metrics do. **Shape:** ``(n,)``, booleans.
+    :param bool bipartite: whether sources and destinations are of two kinds, such as users and
+        pages. Negatives are then drawn from destinations only; otherwise from all nodes.
     :raises ValueError: for shapes, nodes or times that do not fit.
 
     Example::
@@ -70,7 +70,7 @@ class EventStream:
             raise ValueError(f"num_nodes must be more than the node {largest}, got {num_nodes}")
         if checks.boolean("bipartite", bipartite) and bool(torch.isin(sources, destinations).any()):
             raise ValueError(
-                "bipartite must be False where a node is both a source and a destination, got True"
+                "bipartite must be False if a node is both a source and a destination, got True"
             )
         order = times.argsort(stable=True)
         self.sources: Tensor = sources[order]
@@ -117,22 +117,22 @@ class EventStream:
 
     @property
     def real(self) -> "EventStream":
-        """The events that no attack has put in."""
+        """The events that no attack has inserted."""
         return self[~self.fake]
 
     def batches(self, batch_size: int) -> list["EventStream"]:
-        """Events in batches, one after the other.
+        """Divide events into successive batches.
 
-        :param int batch_size: events of each; the last one may have fewer.
+        :param int batch_size: number of events of each batch; the last one may have fewer.
         """
         checks.integer("batch_size", batch_size, 1)
         return [self[k : k + batch_size] for k in range(0, len(self), batch_size)]
 
     def split(self, *fractions: float) -> tuple["EventStream", ...]:
-        """Cut the stream at fractions of its events, the earlier ones first.
+        """Split the stream at fractions of its events, earlier parts first.
 
-        :param fractions: of all events, of each part but the last, which has the rest.
-        :returns: one part more than there are fractions, none of them empty.
+        :param fractions: fraction of all events in each part except the last, which has the rest.
+        :returns: one more part than there are fractions; none is empty.
         """
         for number, fraction in enumerate(fractions):
             checks.number(f"fractions[{number}]", fraction, above=0, below=1)
@@ -146,12 +146,12 @@ class EventStream:
         return tuple(self[low:high] for low, high in parts)
 
     def negatives(self, num_negatives: int, pool: Tensor | None = None) -> Tensor:
-        """Draw nodes that might have been the destinations, from PyTorch's generator.
+        """Draw other nodes that might have been the destinations, from PyTorch's generator.
 
         They are uniform over the pool without the true destination.
 
-        :param int num_negatives: number for each event.
-        :param Tensor pool: nodes to draw from, two at least; by default the destinations
+        :param int num_negatives: number of nodes for each event.
+        :param Tensor pool: nodes to draw from, at least two; by default the destinations
             of a bipartite stream, and otherwise all nodes. **Shape:** ``(m,)``.
         :returns: **Shape:** ``(num_negatives, n)``.
         """
@@ -163,7 +163,7 @@ class EventStream:
         pool = torch.unique(pool)
         if len(pool) < 2 or not 0 <= int(pool[0]) <= int(pool[-1]) < self.num_nodes:
             raise ValueError(
-                f"pool must have two nodes at least, from 0 to {self.num_nodes - 1}, got "
+                f"pool must have at least two nodes, from 0 to {self.num_nodes - 1}, got "
                 f"{pool.tolist()!r:.80}"
             )
         # A step around the circle of the pool from the true destination, or from anywhere.
@@ -174,7 +174,7 @@ class EventStream:
         return pool[(place + within + steps.long()) % len(pool)]
 
     def pool(self) -> Tensor:
-        """Nodes that negatives are drawn from. **Shape:** ``(m,)``."""
+        """Nodes from which negatives are drawn. **Shape:** ``(m,)``."""
         nodes: Tensor = torch.arange(self.num_nodes, device=self.sources.device)
         return self.destinations.unique() if self.bipartite else nodes
 
@@ -192,7 +192,7 @@ def check_pool(argument: str, pool: Tensor) -> None:
     """Check that a stream has nodes to draw negatives from."""
     if len(pool) < 2:
         raise ValueError(
-            f"{argument} must have two nodes at least that events go to, for one that is not the "
+            f"{argument} must have at least two nodes that events go to, for one that is not the "
             f"destination, got {pool.tolist()}"
         )
 

@@ -1,4 +1,4 @@
-"""Training of temporal graph networks, and how well they tell where the next event goes."""
+"""Training of temporal graph networks, and evaluation of their predictions of the next events."""
 
 import warnings
 from collections.abc import Callable
@@ -31,11 +31,11 @@ _ADAM = partial(torch.optim.Adam, lr=4e-3)
 
 @dataclass(frozen=True, eq=False)
 class LinkFit:
-    """Result of training besides the network.
+    """What training returns besides the network.
 
-    :ivar list losses: of each step.
-    :ivar Tensor probabilities: that the network gave each event when it came to it, in each epoch;
-        NaN where Ctrl-C came before. **Shape:** ``(num_epochs, n)``.
+    :ivar list losses: loss of each step.
+    :ivar Tensor probabilities: probability that the network gave each event when it reached it, in
+        each epoch; NaN for events after Ctrl-C. **Shape:** ``(num_epochs, n)``.
     :ivar Tensor kept: which events the defense kept. **Shape:** ``(num_epochs, n)``.
     """
 
@@ -45,10 +45,10 @@ class LinkFit:
 
 
 class LinkScores(NamedTuple):
-    """Logits of real events and of the same sources with other destinations.
+    """Logits of real events, and of the same sources with other destinations.
 
-    :ivar Tensor events: **Shape:** ``(n,)``.
-    :ivar Tensor negatives: **Shape:** ``(n, num_negatives)``.
+    :ivar Tensor events: logits of the events. **Shape:** ``(n,)``.
+    :ivar Tensor negatives: logits of the other destinations. **Shape:** ``(n, num_negatives)``.
     """
 
     events: Tensor
@@ -75,23 +75,23 @@ def fit_links(
     seed: int | None = None,
     progress: bool = True,
 ) -> LinkFit:
-    """Train a network to tell events from pairs of nodes that have none.
+    """Train a network to distinguish events from pairs of nodes without one.
 
-    An epoch walks through the stream once, from an empty state. Each event comes with one negative
+    An epoch goes through the stream once, from an empty state. Each event comes with one negative
     destination, which is drawn anew. The learning rate falls to zero along a cosine. Ctrl-C ends
     the training after a step, with a warning.
 
-    :param TemporalGraphNetwork network: is changed in place.
-    :param EventStream stream: what happens, by whoever.
-    :param int num_epochs: number of walks.
-    :param int batch_size: events of a step.
-    :param Defense defense: what is done about events that an attack has put in, such as
-        :class:`TShield`; nothing by default.
-    :param Callable optimizer: makes an optimizer of a list of parameters.
-    :param int seed: of all draws; ``None`` draws from PyTorch's generator.
+    :param TemporalGraphNetwork network: the network, which is changed in place.
+    :param EventStream stream: the events, real and fake.
+    :param int num_epochs: number of passes through the stream.
+    :param int batch_size: number of events of a step.
+    :param Defense defense: defense against inserted events, such as :class:`TShield`; none by
+        default.
+    :param Callable optimizer: makes an optimizer from a list of parameters.
+    :param int seed: seed of all draws; ``None`` uses PyTorch's global generator.
     :param bool progress: whether to show a progress bar.
-    :returns: losses, and what the network and the defense thought of each event.
-    :raises TrainingDiverged: where loss or gradient are not finite.
+    :returns: losses, and how the network and the defense judged each event.
+    :raises TrainingDiverged: if loss or gradient are not finite.
 
     Example::
 
@@ -137,20 +137,19 @@ def evaluate_links(
     defense: Defense | None = None,
     seed: int | None = None,
 ) -> LinkScores:
-    """Score the real events of a stream, each batch given all that was before.
+    """Score the real events of a stream, each batch given all earlier events.
 
     All events of a batch are scored before the network is updated with them, except for those that
     the defense leaves out; the defense does not know which are fake. Negatives depend only on the
     seed and the real events.
 
-    :param TemporalGraphNetwork network: as it has been trained.
+    :param TemporalGraphNetwork network: the trained network.
     :param EventStream history: earlier events, which update the network without being scored.
     :param EventStream stream: the events to score.
     :param int batch_size: number of events that are scored before the network is updated with them.
-    :param int num_negatives: number of other destinations that each event is compared with.
-    :param Defense defense: as of :func:`fit_links`, at the end of its schedule.
-    :param int seed: of the negatives; ``None`` draws from PyTorch's generator.
-    :returns: logits.
+    :param int num_negatives: number of other destinations with which each event is compared.
+    :param Defense defense: as for :func:`fit_links`, at the end of its schedule.
+    :param int seed: seed of the negatives; ``None`` uses PyTorch's global generator.
 
     Example::
 
@@ -306,7 +305,7 @@ def _warn_of_units(network: TemporalGraphNetwork, stream: EventStream) -> None:
     if 0.0 < span < least:
         warnings.warn(
             f"stream lasts for {span:.3g} units of time, of which the network's encoding hardly "
-            f"tells what differs by less than {least:.3g}: give times in a smaller unit",
+            f"distinguishes times that differ by less than {least:.3g}: use a smaller unit of time",
             stacklevel=3,
         )
 

@@ -22,18 +22,18 @@ _MOST_PRODUCTS = 1 << 25  # of nodes and memories at a time
 class GraphState(NamedTuple):
     """Memory of a :class:`TemporalGraphNetwork`.
 
-    :ivar Tensor memory: of each node. **Shape:** ``(num_nodes, hidden_size)``.
-    :ivar Tensor memory_time: of the last event that updated it, or NaN. **Shape:**
+    :ivar Tensor memory: memory of each node. **Shape:** ``(num_nodes, hidden_size)``.
+    :ivar Tensor memory_time: time of the last event that updated it, or NaN. **Shape:**
         ``(num_nodes,)``.
-    :ivar Tensor mail: of the last event of each node, for the next update. **Shape:**
+    :ivar Tensor mail: mail from the last event of each node, for the next update. **Shape:**
         ``(num_nodes, 2 * hidden_size + num_features)``.
-    :ivar Tensor mail_time: of that event, or NaN. **Shape:** ``(num_nodes,)``.
+    :ivar Tensor mail_time: time of that event, or NaN. **Shape:** ``(num_nodes,)``.
     :ivar Tensor neighbors: the other nodes of the most recent events, in no order. **Shape:**
         ``(num_nodes, num_neighbors)``.
-    :ivar Tensor neighbor_times: of these events. **Shape:** ``(num_nodes, num_neighbors)``.
-    :ivar Tensor neighbor_features: of these events. **Shape:**
+    :ivar Tensor neighbor_times: times of these events. **Shape:** ``(num_nodes, num_neighbors)``.
+    :ivar Tensor neighbor_features: features of these events. **Shape:**
         ``(num_nodes, num_neighbors, num_features)``.
-    :ivar Tensor num_events: how many events each node has had. **Shape:** ``(num_nodes,)``.
+    :ivar Tensor num_events: number of events that each node has had. **Shape:** ``(num_nodes,)``.
     """
 
     memory: Tensor
@@ -47,9 +47,9 @@ class GraphState(NamedTuple):
 
 
 class TemporalGraphNetwork(nn.Module):
-    r"""Predicts events between nodes from those before [1], as a Pyro program.
+    r"""Predicts events between nodes from earlier events [1], as a Pyro program.
 
-    A node has a memory :math:`s_v`, which a GRU brings up to date with one mail at a time: both
+    A node has a memory :math:`s_v`, which a GRU updates with one mail at a time. A mail holds both
     memories of the node's last event and the event's features. The embedding :math:`h_v(t)` is one
     layer of attention to the most recent neighbors,
 
@@ -60,20 +60,19 @@ class TemporalGraphNetwork(nn.Module):
     from seconds to years, for times in seconds. The logit of an event is
     :math:`w^\top \mathrm{ReLU}(W_s h_u + W_d h_v)`.
 
-    Nothing is remembered in the module: :meth:`reset` makes a :class:`GraphState`, :meth:`embed`
-    and :meth:`score` read it, and :meth:`update` returns the next one. All events that a batch is
-    scored by are in earlier batches.
+    The module has no memory of its own: :meth:`reset` makes a :class:`GraphState`, :meth:`embed`
+    and :meth:`score` read it, and :meth:`update` returns the next one. A batch is scored only from
+    events in earlier batches.
 
     :param int num_nodes: number of nodes.
-    :param int hidden_size: of memories, embeddings and the encoding of time.
-    :param int num_features: of an event.
-    :param Tensor node_features: of nodes, such as numbers that identify them, in any unit: they
-        are scaled to unit size by a power of two, and added to memories through a linear map.
-        Without them a node is known by its events alone.
-        **Shape:** ``(num_nodes, num_node_features)``.
-    :param int num_neighbors: how many recent events are attended to.
-    :param int num_heads: of attention; divides the hidden size.
-    :param float dropout: of embeddings, in training; 0.2 in T-SPEAR's code.
+    :param int hidden_size: size of memories, embeddings and the encoding of time.
+    :param int num_features: number of features of an event.
+    :param Tensor node_features: features of nodes, such as numbers that identify them, in any unit:
+        a power of two scales them to unit size, and a linear map adds them to memories. Without
+        them, a node is known only by its events. **Shape:** ``(num_nodes, num_node_features)``.
+    :param int num_neighbors: number of recent events to attend to.
+    :param int num_heads: number of attention heads; it must divide the hidden size.
+    :param float dropout: dropout rate of embeddings in training; 0.2 in T-SPEAR's code.
 
     [1] E. Rossi, B. Chamberlain, F. Frasca, D. Eynard, F. Monti, M. Bronstein (2020),
     Temporal graph networks for deep learning on dynamic graphs.
@@ -156,15 +155,15 @@ class TemporalGraphNetwork(nn.Module):
     def update(
         self, state: GraphState, events: EventStream, keep: Tensor | None = None
     ) -> GraphState:
-        """Update the state with a batch of events, none of which sees another one.
+        """Update the state with a batch of events, none of which sees another.
 
         The memories of their nodes are updated, and the last event of each node is its new mail.
 
-        :param GraphState state: the state before them, which is not changed.
+        :param GraphState state: the previous state, which is not changed.
         :param EventStream events: the new events.
         :param Tensor keep: true for events that update the state; by default all do. **Shape:**
             ``(n,)``.
-        :returns: the state after them, without a gradient.
+        :returns: the new state, without a gradient.
         """
         self._check_state(state)
         self._check_events(events)
@@ -212,11 +211,11 @@ class TemporalGraphNetwork(nn.Module):
     # Scores --------------------------------------------------------------------------------------
 
     def embed(self, state: GraphState, nodes: Tensor, times: Tensor) -> Tensor:
-        """Embeddings of nodes.
+        """Compute embeddings of nodes.
 
-        :param GraphState state: all that is known.
+        :param GraphState state: state after all earlier events.
         :param Tensor nodes: **Shape:** ``(n,)``.
-        :param Tensor times: of each, none of them before the events in the state. **Shape:**
+        :param Tensor times: time for each node, none before the events in the state. **Shape:**
             ``(n,)``.
         :returns: **Shape:** ``(n, hidden_size)``.
         """
@@ -250,7 +249,7 @@ class TemporalGraphNetwork(nn.Module):
         return embeddings
 
     def decode(self, sources: Tensor, destinations: Tensor) -> Tensor:
-        """Logits of events between nodes with these embeddings, whose dimensions broadcast.
+        """Compute logits of events from embeddings of nodes, whose dimensions broadcast.
 
         :param Tensor sources: **Shape:** ``(*batch, hidden_size)``.
         :param Tensor destinations: **Shape:** ``(*batch, hidden_size)``.
@@ -265,11 +264,11 @@ class TemporalGraphNetwork(nn.Module):
     def score(
         self, state: GraphState, sources: Tensor, destinations: Tensor, times: Tensor
     ) -> Tensor:
-        """Logits of events.
+        """Compute logits of events.
 
-        :param GraphState state: all that is known.
+        :param GraphState state: state after all earlier events.
         :param Tensor sources: **Shape:** ``(n,)``.
-        :param Tensor destinations: of each source, one or several. **Shape:** ``(*m, n)``.
+        :param Tensor destinations: one or several for each source. **Shape:** ``(*m, n)``.
         :param Tensor times: **Shape:** ``(n,)``.
         :returns: **Shape:** ``(*m, n)``.
         """
@@ -296,16 +295,16 @@ class TemporalGraphNetwork(nn.Module):
         keep: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run the Pyro program, whose site ``"link"`` is whether pairs of nodes have events.
+        """Run the Pyro program, whose site ``"link"`` tells whether pairs of nodes have events.
 
-        Its log density is minus the sum of binary cross-entropies of events and of as many pairs
-        that have none, each a mean over the events that are kept.
+        Its log density is the negative sum of the binary cross-entropies of events and of as many
+        pairs without events, each averaged over the events that are kept.
 
-        :param GraphState state: all that is known.
-        :param EventStream events: what is observed.
+        :param GraphState state: state after all earlier events.
+        :param EventStream events: the observed events.
         :param Tensor negatives: a destination without an event for each source. **Shape:**
             ``(n,)``.
-        :param Tensor keep: true for events that count, and by default for all. **Shape:** ``(n,)``.
+        :param Tensor keep: true for events that count; by default all do. **Shape:** ``(n,)``.
         :param Tensor weights: positive factors of their log densities. **Shape:** ``(n,)``.
         :returns: logits, those of the events first, **Shape:** ``(2, n)``; and embeddings of
             sources, destinations and negatives, **Shape:** ``(3, n, hidden_size)``.

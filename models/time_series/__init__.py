@@ -1,4 +1,4 @@
-"""Models of time series with gaps, at times that need not be regular."""
+"""Models of time series with gaps, at regular or irregular times."""
 
 from pyro_ext.distributions import CauchyGP
 from pyro_ext.models.time_series.baselines import GRUD, FilledClassifier, fill_gaps

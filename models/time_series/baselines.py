@@ -1,4 +1,4 @@
-"""Classifiers of series with gaps that impute one value, or none: what others are compared with."""
+"""Baselines: classifiers of series with gaps that impute a single value, or none."""
 
 from functools import partial
 from typing import Any, Literal, Unpack, get_args
@@ -25,11 +25,11 @@ Fill = Literal["zero", "mean", "last"]
 def fill_gaps(x: Tensor, mask: Tensor, how: Fill = "mean") -> Tensor:
     """Fill gaps of series with one value each.
 
-    :param Tensor x: what stands in gaps has no influence. **Shape:** ``(*batch, num_steps,
+    :param Tensor x: values; those in gaps have no influence. **Shape:** ``(*batch, num_steps,
         num_channels)``.
-    :param Tensor mask: bool, true where a value is observed. **Shape:** as ``x``.
-    :param str how: ``"zero"``; ``"mean"`` of what is observed of the channel in the series; or the
-        ``"last"`` observed value. Where there is none it is zero.
+    :param Tensor mask: booleans, true for observed values. **Shape:** as ``x``.
+    :param str how: ``"zero"``; ``"mean"``, of the channel's observed values in the series; or
+        ``"last"``, the last observed value. Gaps without such a value get zero.
     :returns: **Shape:** as ``x``.
 
     Example::
@@ -141,15 +141,15 @@ class _Classifier(nn.Module):
 
 
 class FilledClassifier(_Classifier):
-    """The classifier of :class:`SupervisedNotMIWAE` on gaps that are filled with one value.
+    """The classifier of :class:`SupervisedNotMIWAE`, applied to gaps filled with a single value.
 
     :param int num_channels: number of channels.
     :param int num_classes: number of classes.
-    :param str fill: as of :func:`fill_gaps`.
-    :param bool see_mask: whether the mask is an input, too, as of a plain transformer of series
+    :param str fill: as ``how`` of :func:`fill_gaps`.
+    :param bool see_mask: whether the mask is also an input, as in a plain transformer for series
         with gaps.
-    :param int width: of the network, an even number, since attention has two heads.
-    :param int num_layers: of the transformer.
+    :param int width: width of the network, an even number, since attention has two heads.
+    :param int num_layers: number of layers of the transformer.
     :raises ValueError: for arguments out of range.
 
     Example::
@@ -191,16 +191,16 @@ class FilledClassifier(_Classifier):
 
 
 class GRUD(_Classifier):
-    r"""A recurrent network whose inputs and states decay in gaps, GRU-D [1].
+    r"""GRU-D, a recurrent network whose inputs and states decay in gaps [1].
 
-    With :math:`\delta` the time since the last observed value of each channel, inputs are these
-    values as they fade into the mean, zero, by :math:`\gamma_x = \exp(-\max(0, w \delta + |b|))`,
-    and the mask; the state of the step before is multiplied by :math:`\gamma_h = \exp(-\max(0,
-    W \delta + b))`.
+    Let :math:`\delta` be the time since the last observed value of each channel. Inputs are the
+    mask and these values, which decay toward the mean, zero, by the factor
+    :math:`\gamma_x = \exp(-\max(0, w \delta + |b|))`. The previous state is multiplied by
+    :math:`\gamma_h = \exp(-\max(0, W \delta + b))`.
 
     :param int num_channels: number of channels.
     :param int num_classes: number of classes.
-    :param int width: of the state.
+    :param int width: width of the state.
     :raises ValueError: for arguments out of range.
 
     [1] Z. Che, S. Purushotham, K. Cho, D. Sontag, Y. Liu (2018),

@@ -1,4 +1,4 @@
-"""Networks for series at irregular times, and what fills their gaps."""
+"""Networks for series at irregular times, and a module that fills their gaps."""
 
 import torch
 from pyro.nn import PyroModule
@@ -76,10 +76,11 @@ class SeriesTransformer(nn.Module):
 
 
 class DecayImputer(PyroModule):
-    r"""Fills gaps with the last value, which fades into a generated one [1, 2].
+    r"""Fills gaps with the last value, which decays toward a generated one [1, 2].
 
-    With :math:`s` the mask, :math:`\Delta` the time since the last observed value of the channel,
-    zero and at the time zero before the first, and :math:`\tilde x` the generated values,
+    Let :math:`s` be the mask, :math:`\Delta` the time since the last observed value of the channel
+    (before the first one, the value zero at time zero), and :math:`\tilde x` the generated values.
+    Then
 
     .. math:: x' = s\, x + (1 - s) \bigl(\gamma\, x_\text{last} + (1 - \gamma)\, \tilde x\bigr),
               \qquad \gamma = \exp(-\max(0, w \Delta + |b|)),
@@ -87,7 +88,7 @@ class DecayImputer(PyroModule):
     where :math:`w` and :math:`b` are learned for each channel.
 
     :param int num_channels: number of channels.
-    :param float bias: :math:`b` to begin with, while :math:`w` is zero.
+    :param float bias: initial value of :math:`b`; :math:`w` starts at zero.
 
     [1] Z. Che, S. Purushotham, K. Cho, D. Sontag, Y. Liu (2018),
     Recurrent neural networks for multivariate time series with missing values.
@@ -114,7 +115,7 @@ class DecayImputer(PyroModule):
         r"""Return the decay factor of the last observed value.
 
         :param Tensor elapsed: :math:`\Delta`. **Shape:** ``(*batch, num_channels)``.
-        :returns: **Shape:** as the times.
+        :returns: **Shape:** as ``elapsed``.
         """
         elapsed = checks.as_tensor(
             "elapsed", elapsed, f"(*batch, {self.num_channels})", like=self.weight
@@ -125,9 +126,9 @@ class DecayImputer(PyroModule):
         """Fill the gaps. Leading dimensions broadcast.
 
         :param Tensor x: **Shape:** ``(*batch, num_steps, num_channels)``.
-        :param Tensor mask: bool, true where ``x`` is to be used. **Shape:** as ``x``.
+        :param Tensor mask: booleans, true for values of ``x`` to use. **Shape:** as ``x``.
         :param Tensor generated: values for gaps. **Shape:** as ``x``.
-        :param Tensor times: of the steps, rising. **Shape:** ``(*batch, num_steps)``.
+        :param Tensor times: times of the steps, increasing. **Shape:** ``(*batch, num_steps)``.
         :returns: **Shape:** as ``x``.
         """
         shape = f"(*batch, num_steps, {self.num_channels})"

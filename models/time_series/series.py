@@ -1,4 +1,4 @@
-"""Time series with gaps, padded to one length, at times that need not be regular."""
+"""Time series with gaps, padded to one length, at regular or irregular times."""
 
 from typing import Any, NamedTuple
 
@@ -49,8 +49,8 @@ def as_series(
     shape = f"(num_series, num_steps, {num_channels})"
     if isinstance(x, list | tuple) and len({len(one) for one in x if hasattr(one, "__len__")}) > 1:
         raise ValueError(
-            f"x must have the shape {shape}, got series of different lengths: pad them by "
-            "torch.nn.utils.rnn.pad_sequence, and say how long they are by lengths"
+            f"x must have the shape {shape}, got series of different lengths: pad them with "
+            "torch.nn.utils.rnn.pad_sequence, and pass their numbers of steps as lengths"
         )
     x = checks.as_tensor("x", x, shape, like=like).to(like)
     num_series, num_steps = x.shape[:2]

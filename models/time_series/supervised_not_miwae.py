@@ -1,4 +1,4 @@
-"""Classification of series whose values are missing not at random, through what is imputed."""
+"""Classification of series with values missing not at random, through imputation."""
 
 from typing import Any, NamedTuple, Unpack
 
@@ -29,61 +29,60 @@ class SeriesPrediction(NamedTuple):
     """Predictions of :meth:`SupervisedNotMIWAE.predict` for series."""
 
     probs: Tensor
-    """Of the classes. **Shape:** ``(num_series, num_classes)``, online ``(num_series, num_steps,
-    num_classes)``."""
+    """Probabilities of the classes. **Shape:** ``(num_series, num_classes)``, online
+    ``(num_series, num_steps, num_classes)``."""
     loc: Tensor
     """Means of all cells, observed or not. **Shape:** ``(num_series, num_steps, num_channels)``."""
     scale: Tensor
     """Standard deviations of all cells, of the values themselves. **Shape:** as the means."""
     weights: Tensor
-    """Of the latent draws, which sum to one. **Shape:** ``(num_latents, num_series)``, online
-    ``(num_latents, num_series, num_steps)``."""
+    """Weights of the latent draws, which sum to one. **Shape:** ``(num_latents, num_series)``,
+    online ``(num_latents, num_series, num_steps)``."""
     ess: Tensor
     """Effective number of latent draws. **Shape:** as the weights without the first dimension."""
 
 
 class SupervisedNotMIWAE(PyroModule):
-    r"""A classifier of time series with gaps, which averages over what may stand in them [1].
+    r"""A classifier of time series with gaps that averages over what may stand in the gaps [1].
 
-    Latent series :math:`z` have a Gaussian process over steps as their prior, and networks map them
-    to values of all channels. Gaps are filled with draws of these, into which the last observed
-    value fades, and a classifier sees the result :math:`x'`, as does a model of which values are
-    missing, so that they may be missing because of what they are:
+    Latent series :math:`z` have a Gaussian process prior over steps, and networks map them to
+    values of all channels. Gaps are filled with draws of these values, toward which the last
+    observed value decays. A classifier sees the result :math:`x'`, and so does a model of the mask,
+    so that values may be missing because of what they are:
 
     .. math:: z \sim \mathcal{GP}, \quad x \mid z \sim \mathcal{N}(\mu(z), \sigma(z)^2), \quad
               s' \mid x' \sim \text{Bernoulli}(\pi(x')), \quad y \mid x' \sim p(y \mid x').
 
-    All of it is trained by one bound of :math:`K` latent draws from the guide :math:`q`,
+    Everything is trained by a single bound with :math:`K` latent draws from the guide :math:`q`,
 
     .. math:: \log \frac1K \sum_k p(y \mid x'_k)\, p(s'_k \mid x'_k)\,
               \frac{p(x_o \mid z_k)\, p(z_k)}{q(z_k \mid x_o)},
 
-    where :math:`x_o` are the observed values; the guide also sees where they are. In
-    training some of them are hidden from the classifier,
-    :func:`~pyro_ext.handlers.obs_dropout` at the site ``"seen"``, or it would learn to
-    do without the generated ones; :math:`s'` is the mask of what is left.
+    where :math:`x_o` are the observed values; the guide also sees where they are. In training, some
+    of them are hidden from the classifier by :func:`~pyro_ext.handlers.obs_dropout` at the site
+    ``"seen"``; otherwise it would learn to ignore the generated values. :math:`s'` is the mask of
+    the remaining values.
 
-    Missing values cost nothing: anything may stand in the cells where the mask is false. Series
-    should be standardized by their observed values.
+    Cells where the mask is false may hold anything. Series should be standardized by their observed
+    values.
 
     :param int num_channels: number of channels.
     :param int num_classes: number of classes.
-    :param int latent_size: channels of the latent series.
-    :param int width: of the networks, an even number, since attention has two heads.
-    :param int num_layers: of each of the three transformers.
-    :param prior: :class:`~pyro_ext.distributions.CauchyGP`, or whatever has a method ``covariance``
-        of the number of steps; ``None`` for independent standard normal variables.
-    :param bool missing_model: whether there is a model of the mask; without it this is the
-        supMIWAE of [1].
-    :param bool decay: whether the last value fades into the generated ones; otherwise they stand
-        alone in the gaps.
-    :param float dropout_rate: with which observed values are hidden in training.
-    :param bool online: whether each step has a label, predicted from what came before. All is
-        causal then, and there is a bound for each step, of which the loss is the mean.
+    :param int latent_size: number of channels of the latent series.
+    :param int width: width of the networks, an even number, since attention has two heads.
+    :param int num_layers: number of layers of each of the three transformers.
+    :param prior: :class:`~pyro_ext.distributions.CauchyGP`, or any object with a method
+        ``covariance`` of the number of steps; ``None`` for independent standard normal variables.
+    :param bool missing_model: whether to model the mask; without it, this is the supMIWAE of [1].
+    :param bool decay: whether the last value decays toward the generated ones; otherwise gaps hold
+        only generated values.
+    :param float dropout_rate: rate at which observed values are hidden in training.
+    :param bool online: whether each step has a label, predicted from earlier steps. Everything is
+        then causal, and the loss is the mean of one bound for each step.
     :param int num_static: number of features of a series that do not change.
-    :param float duration: unit of time, by which times are divided. By default that is the last
-        time of each series, as in [1]; online that is not known before its end, and a number has to
-        be given.
+    :param float duration: unit of time, by which times are divided. By default the last time of
+        each series, as in [1]. With ``online=True`` that is not known in advance, so a number is
+        required.
     :raises ValueError: for arguments out of range.
 
     [1] S. Kim, H. Kim, E. Yun, H. Lee, J. Lee, J. Lee (2023), Probabilistic imputation for
@@ -172,13 +171,13 @@ class SupervisedNotMIWAE(PyroModule):
         Its sites are ``"z"``, ``"x"``, ``"noise"`` of the values in the gaps, ``"mask"`` and
         ``"y"``; ``"seen"`` and ``"filled"`` are deterministic. With :meth:`guide`, Pyro's
         :class:`~pyro.infer.RenyiELBO` of order zero is the bound of :meth:`loss`, unless
-        ``online``; hide observed values by ``obs_dropout(["seen"], rate)(module.model)``.
+        ``online``. To hide observed values, use ``obs_dropout(["seen"], rate)(module.model)``.
 
         :param Tensor x: **Shape:** ``(num_series, num_steps, num_channels)``.
-        :param Tensor mask: bool, true where a value is observed; by default all are.
+        :param Tensor mask: booleans, true for observed values; by default all are observed.
             **Shape:** as ``x``.
-        :param Tensor times: of the steps, ``>= 0`` and rising, in any unit; by default they count
-            from zero. **Shape:** ``(num_series, num_steps)``.
+        :param Tensor times: times of the steps, ``>= 0`` and increasing, in any unit; by default
+            they count from zero. **Shape:** ``(num_series, num_steps)``.
         :param Tensor lengths: number of steps of each series without padding; by default all.
             **Shape:** ``(num_series,)``.
         :param Tensor static: **Shape:** ``(num_series, num_static)``.
@@ -217,7 +216,7 @@ class SupervisedNotMIWAE(PyroModule):
         static: Tensor | None = None,
         y: Tensor | None = None,
     ) -> None:
-        """The guide; arguments as of :meth:`model`."""
+        """The guide; arguments as for :meth:`model`."""
         series = self._series(x, mask, times, lengths, static)
         if y is not None:
             check_labels(y, series, self.num_classes, online=self.online)
@@ -241,18 +240,18 @@ class SupervisedNotMIWAE(PyroModule):
         num_draws: int = 1,
         dropout_rate: float | None = None,
     ) -> Tensor:
-        """The negative bound in nats, a mean over series, with draws from PyTorch's generator.
+        """Compute the negative bound in nats, averaged over series, with PyTorch's generator.
 
-        :param Tensor x: as of :meth:`model`, as are the next arguments.
+        :param Tensor x: as for :meth:`model`, like the next arguments.
         :param Tensor y: classes.
-        :param Tensor mask: where values are observed.
-        :param Tensor times: of the steps.
-        :param Tensor lengths: of the series.
+        :param Tensor mask: true for observed values.
+        :param Tensor times: times of the steps.
+        :param Tensor lengths: lengths of the series.
         :param Tensor static: features of series.
         :param int num_latents: number of latent draws.
         :param int num_draws: number of draws of the gaps for each of them, over which bounds are
             averaged.
-        :param float dropout_rate: in place of that of the model.
+        :param float dropout_rate: used instead of the model's own rate.
         """
         checks.integer("num_latents", num_latents, 1)
         checks.integer("num_draws", num_draws, 1)
@@ -327,18 +326,19 @@ class SupervisedNotMIWAE(PyroModule):
     ) -> SeriesPrediction:
         r"""Predict classes and values, with nothing hidden.
 
-        Latent draws have the weights :math:`p(x_o \mid z) p(z) / q(z \mid x_o)`, which know neither
-        labels nor the model of the mask; online, at each step, those of what came before.
+        Latent draws have the weights :math:`p(x_o \mid z) p(z) / q(z \mid x_o)`, which depend
+        neither on labels nor on the model of the mask; online, the weights at each step are those
+        of the earlier steps.
 
-        :param Tensor x: as of :meth:`model`, as are the next arguments.
-        :param Tensor mask: where values are observed.
-        :param Tensor times: of the steps.
-        :param Tensor lengths: of the series.
+        :param Tensor x: as for :meth:`model`, like the next arguments.
+        :param Tensor mask: true for observed values.
+        :param Tensor times: times of the steps.
+        :param Tensor lengths: lengths of the series.
         :param Tensor static: features of series.
         :param int num_latents: number of latent draws.
         :param int num_draws: number of draws of the gaps for each of them.
-        :param int batch_size: series at a time.
-        :param int seed: of the draws; by default they come from PyTorch's generator.
+        :param int batch_size: number of series at a time.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
         """
         checks.integer("num_latents", num_latents, 1)
         checks.integer("num_draws", num_draws, 1)
@@ -382,20 +382,20 @@ class SupervisedNotMIWAE(PyroModule):
         num_draws: int = 1,
         **training: Unpack[SeriesTraining],
     ) -> list[float]:
-        """Train by Adam, with a learning rate that falls to zero along a cosine.
+        """Train with Adam, with a learning rate that falls to zero along a cosine.
 
-        :param Tensor x: as of :meth:`model`, as are the next arguments.
+        :param Tensor x: as for :meth:`model`, like the next arguments.
         :param Tensor y: classes.
-        :param Tensor mask: where values are observed.
-        :param Tensor times: of the steps.
-        :param Tensor lengths: of the series.
+        :param Tensor mask: true for observed values.
+        :param Tensor times: times of the steps.
+        :param Tensor lengths: lengths of the series.
         :param Tensor static: features of series.
         :param int num_latents: number of latent draws.
         :param int num_draws: number of draws of the gaps for each of them.
         :param training: options of :class:`SeriesTraining`.
         :returns: the loss of every step.
-        :raises TrainingDiverged: where loss or gradient are not finite.
-        :raises CheckpointError: where the checkpoint is damaged or of another training.
+        :raises TrainingDiverged: if loss or gradient are not finite.
+        :raises CheckpointError: if the checkpoint is damaged or belongs to another training.
         """
         checks.integer("num_latents", num_latents, 1)
         checks.integer("num_draws", num_draws, 1)

@@ -1,4 +1,4 @@
-"""Training of classifiers of series: minibatches, and early stopping by labels held out."""
+"""Training of classifiers of series: minibatches, and early stopping by held-out labels."""
 
 import copy
 import math
@@ -39,18 +39,20 @@ class _Best:
 
 
 class SeriesTraining(TrainingOptions, total=False):
-    """Options of a training on labeled series, by Adam along a cosine.
+    """Options of training on labeled series, by Adam with a cosine schedule.
 
-    Those of :class:`~pyro_ext.inference.training.TrainingOptions` are among them.
+    They include those of :class:`~pyro_ext.inference.training.TrainingOptions`.
 
-    :param int num_epochs: passes through the series, at most; 60 by default.
-    :param int batch_size: series of a step; 32 by default.
-    :param float learning_rate: of the first step; 2e-3 by default. It falls to zero.
-    :param float max_norm: to which the norm of the gradient is clipped; 5 by default.
-    :param float validation_fraction: of the series, which are held out; 0.1 by default. The weights
-        in the end are those of the epoch that predicts their labels best; without any, the last.
-    :param int patience: epochs without a better one, after which the training stops; 20 by default.
-    :param int seed: of minibatches, series held out and draws.
+    :param int num_epochs: largest number of passes through the series; 60 by default.
+    :param int batch_size: number of series of a step; 32 by default.
+    :param float learning_rate: learning rate of the first step; 2e-3 by default. It falls to zero.
+    :param float max_norm: norm to which the gradient is clipped; 5 by default.
+    :param float validation_fraction: fraction of the series to hold out; 0.1 by default. The final
+        weights are those of the epoch that predicts their labels best; without held-out series,
+        those of the last epoch.
+    :param int patience: number of epochs without improvement after which training stops; 20 by
+        default.
+    :param int seed: seed of minibatches, held-out series and draws.
     """
 
     num_epochs: int

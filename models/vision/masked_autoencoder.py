@@ -1,4 +1,4 @@
-"""Masked autoencoders with mean teachers: transformers that fill in what is hidden of an image."""
+"""Masked autoencoders with mean teachers: transformers that fill in hidden parts of images."""
 
 import math
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
 
 
 class MaskedAutoencoderTerms(NamedTuple):
-    """Mean squared errors of predictions, over numbers and patches.
+    """Mean squared errors of predictions, averaged over numbers and patches.
 
-    :ivar Tensor reconstruction: from the image, of hidden patches. A scalar.
-    :ivar Tensor consistency: from the prediction of a teacher; zero without one. A scalar.
+    :ivar Tensor reconstruction: error from the image, in hidden patches. A scalar.
+    :ivar Tensor consistency: error from the prediction of a teacher; zero without one. A scalar.
     """
 
     reconstruction: Tensor
@@ -48,13 +48,13 @@ class MaskedAutoencoderTerms(NamedTuple):
 
 
 class MaskedAutoencoder(nn.Module):
-    r"""A transformer that sees a part of the patches of an image, and predicts the others [1].
+    r"""A transformer that sees some of the patches of an image and predicts the others [1].
 
-    The encoder sees visible patches only, with fixed positions and a class token; the decoder has a
-    mask token where a patch is hidden, and predicts all. As a Pyro model, :meth:`model`, hidden
-    patches are normal around the prediction, and what is hidden is sampled. With a mean teacher,
-    which predicts the same patches from the same visible ones, training is that of [2]. That is
-    :meth:`fit`, or by hand::
+    The encoder sees only visible patches, with fixed positions and a class token. The decoder has a
+    mask token in place of each hidden patch, and predicts all patches. In the Pyro model,
+    :meth:`model`, hidden patches are normal around the prediction, and the choice of hidden patches
+    is sampled. A mean teacher, which predicts the same patches from the same visible ones, gives
+    the training of [2]. Use :meth:`fit`, or train by hand::
 
         teacher = MeanTeacher(autoencoder, momentum=0.99, num_steps=1000)
         model = consistency(teacher.teacher.model, ["patches"])(autoencoder.model)
@@ -63,24 +63,24 @@ class MaskedAutoencoder(nn.Module):
             svi.step(images)
             teacher.update(step)
 
-    The teacher's weights are what [2] evaluates. Its gains over [1] are 0.2 to 0.6 points of
-    accuracy after fine-tuning; in short trainings there may be none.
+    The teacher's weights are those that [2] evaluates. Its gains over [1] are 0.2 to 0.6 points of
+    accuracy after fine-tuning; short training may show no gain.
 
-    Weights are drawn from PyTorch's generator, linear ones by Xavier's uniform rule.
+    Weights are drawn from PyTorch's generator; those of linear layers follow Xavier's uniform rule.
 
     :param Sequence image_shape: channels, height and width of an image.
-    :param int patch_size: of the side of a patch; it divides height and width.
-    :param int width: of the encoder; a multiple of 4 and of ``num_heads``, as is that of the
-        decoder.
+    :param int patch_size: side length of a patch; it must divide height and width.
+    :param int width: width of the encoder; like that of the decoder, a multiple of 4 and of the
+        number of heads.
     :param int depth: number of blocks of the encoder.
-    :param int num_heads: of attention in the encoder.
-    :param int decoder_width: of the decoder.
+    :param int num_heads: number of attention heads in the encoder.
+    :param int decoder_width: width of the decoder.
     :param int decoder_depth: number of blocks of the decoder.
-    :param int decoder_heads: of attention in the decoder.
-    :param float mask_ratio: the part of the patches that is hidden, in ``(0, 1)``.
+    :param int decoder_heads: number of attention heads in the decoder.
+    :param float mask_ratio: fraction of the patches that is hidden, in ``(0, 1)``.
     :param float scale: standard deviation of a number in a hidden patch, in :meth:`model`.
-    :param bool normalize: whether patches are predicted after they are centered and scaled, each by
-        its own mean and deviation. The paper does so; where much of an image is empty it is noise.
+    :param bool normalize: whether the predicted patches are centered and scaled, each by its own
+        mean and deviation, as in the paper. If much of an image is empty, this predicts noise.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for sizes out of range or that do not divide each other.
 
@@ -194,7 +194,7 @@ class MaskedAutoencoder(nn.Module):
         return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Put patches together again.
+        """Reassemble images from patches.
 
         :param Tensor patches: **Shape:** ``(n, num_patches, channels * patch_size**2)``.
         :returns: **Shape:** ``(n, channels, height, width)``.
@@ -206,9 +206,9 @@ class MaskedAutoencoder(nn.Module):
         return cut.permute(0, 5, 1, 3, 2, 4).reshape(-1, *self.image_shape)
 
     def targets(self, images: Tensor) -> Tensor:
-        """Patches as they are predicted, that is centered and scaled with ``normalize``.
+        """Return the patches to predict, which are centered and scaled with ``normalize``.
 
-        :param Tensor images: as of :meth:`patchify`, as are the returns.
+        :param Tensor images: as for :meth:`patchify`, like the result.
         """
         patches = self.patchify(images)
         if not self.normalize:
@@ -216,7 +216,7 @@ class MaskedAutoencoder(nn.Module):
         return (patches - patches.mean(-1, keepdim=True)) / _deviation(patches)
 
     def random_order(self, num_images: int, seed: int | None = None) -> Tensor:
-        """A random order of the patches of each image, of which the first are visible.
+        """Draw a random order of the patches of each image; the first ones are visible.
 
         :param int num_images: number of images.
         :param int seed: a number, or ``None`` for PyTorch's generator.
@@ -231,19 +231,19 @@ class MaskedAutoencoder(nn.Module):
         """Return a mask of the patches that an order leaves visible.
 
         :param Tensor order: **Shape:** ``(n, num_patches)``.
-        :returns: bool, true where a patch is visible. **Shape:** as the order.
+        :returns: booleans, true for visible patches. **Shape:** as the order.
         """
         return self._order(order).argsort(-1) < self.num_visible
 
     # The network ---------------------------------------------------------------------------------
 
     def encode(self, images: Tensor, order: Tensor | None = None) -> Tensor:
-        """Tokens of visible patches, after the last norm.
+        """Compute the tokens of visible patches, after the last norm.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
-        :param Tensor order: of the patches, or ``None`` where all are visible.
+        :param Tensor order: order of the patches, or ``None`` if all are visible.
             **Shape:** ``(n, num_patches)``.
-        :returns: the class token, and those of patches in their order.
+        :returns: the class token, and the tokens of patches in order.
             **Shape:** ``(n, 1 + num_visible, width)``.
         """
         tokens = self.embedding(self.patchify(images)) + self.encoder_positions[1:]
@@ -255,10 +255,10 @@ class MaskedAutoencoder(nn.Module):
         return encoded
 
     def forward(self, images: Tensor, order: Tensor) -> Tensor:
-        """Predict all patches from visible ones.
+        """Predict all patches from the visible ones.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
-        :param Tensor order: of the patches. **Shape:** ``(n, num_patches)``.
+        :param Tensor order: order of the patches. **Shape:** ``(n, num_patches)``.
         :returns: **Shape:** ``(n, num_patches, channels * patch_size**2)``.
         """
         order = self._order(order)
@@ -274,7 +274,7 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Means of the encoder's tokens of whole images, for a classifier.
+        """Average the encoder's tokens over whole images, for a classifier.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
         :returns: **Shape:** ``(n, width)``.
@@ -285,13 +285,14 @@ class MaskedAutoencoder(nn.Module):
     def reconstruct(
         self, images: Tensor, order: Tensor | None = None, *, seed: int | None = None
     ) -> Tensor:
-        """Images whose hidden patches are predicted; visible ones are as they were.
+        """Fill in hidden patches by their predictions; visible patches are unchanged.
 
-        With ``normalize`` predictions are scaled back by means and deviations of hidden patches.
+        With ``normalize``, predictions are scaled back with means and deviations of the hidden
+        patches.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
-        :param Tensor order: of the patches, by default a random one.
-        :param int seed: of a random order.
+        :param Tensor order: order of the patches; by default random.
+        :param int seed: seed of a random order.
         :returns: **Shape:** as the images.
         """
         checks.optional(checks.integer, "seed", seed, 0)
@@ -315,10 +316,11 @@ class MaskedAutoencoder(nn.Module):
         """Compute the errors against the image and a teacher that sees the same patches.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
-        :param Tensor order: of the patches, for the teacher, too. **Shape:** ``(n, num_patches)``.
+        :param Tensor order: order of the patches, also for the teacher. **Shape:**
+            ``(n, num_patches)``.
         :param teacher: a network like this one or a :class:`~pyro_ext.nn.MeanTeacher`; it gets no
             gradient.
-        :param str patches: where the teacher is followed, in ``"masked"`` patches or ``"all"``.
+        :param str patches: where to follow the teacher: in ``"masked"`` patches or in ``"all"``.
         :returns: a :class:`MaskedAutoencoderTerms`.
         """
         checks.choice("patches", patches, get_args(Patches))
@@ -349,26 +351,26 @@ class MaskedAutoencoder(nn.Module):
     ) -> "MaskedAutoencoder":
         """Train on images, with a mean teacher.
 
-        The learning rate rises over the first 5 % of the steps, then falls to zero along a cosine.
+        The learning rate rises over the first 5% of the steps, then falls to zero along a cosine.
 
-        :param Tensor images: best standardized, which learns faster than values between 0 and 1.
-            **Shape:** ``(n, channels, height, width)``.
-        :param int num_steps: number of steps. The first hundreds, on images without much structure
-            a thousand, may predict no more than the mean of each pixel.
-        :param int batch_size: images of a step.
+        :param Tensor images: images, preferably standardized, which learns faster than values
+            between 0 and 1. **Shape:** ``(n, channels, height, width)``.
+        :param int num_steps: number of steps. For the first few hundred, or for a thousand on
+            images without much structure, it may predict no more than the mean of each pixel.
+        :param int batch_size: number of images of a step.
         :param float consistency: weight of the error from the teacher; zero trains as in [1] of the
             class, with the same minibatches and masks.
         :param str patches: see :meth:`terms`.
-        :param float momentum: of the teacher, which rises to one along a cosine. By default the
-            paper's .996, and in less than 10,000 steps so much less that the teacher remembers a
-            fortieth of the training: where it remembers more, it holds the student back.
-        :param Callable optimizer: makes an optimizer of a list of parameters.
-        :param int seed: of minibatches and masks; ``None`` takes that of the checkpoint where it
-            exists, and otherwise one from PyTorch's generator.
+        :param float momentum: momentum of the teacher, which rises to one along a cosine. By
+            default the paper's .996; with fewer than 10,000 steps less, so that the teacher
+            remembers a fortieth of the training. A longer memory would hold the student back.
+        :param Callable optimizer: makes an optimizer from a list of parameters.
+        :param int seed: seed of minibatches and masks; ``None`` takes the seed of the checkpoint if
+            it exists, and otherwise one from PyTorch's generator.
         :param training: options of :class:`~pyro_ext.inference.training.TrainingOptions`.
         :returns: the teacher, a copy of this network with averaged weights. :attr:`losses` holds
             the loss of each step.
-        :raises TrainingDiverged: where loss or gradient are not finite.
+        :raises TrainingDiverged: if loss or gradient are not finite.
         """
         images = self._images(images)
         num_steps = checks.integer("num_steps", num_steps, 0)
@@ -419,17 +421,17 @@ class MaskedAutoencoder(nn.Module):
     def model(
         self, images: Tensor, subsample_size: int | None = None, *, predict: bool = False
     ) -> Tensor:
-        r"""Hidden patches are normal around their prediction from visible ones.
+        r"""The Pyro model: hidden patches are normal around their prediction from visible ones.
 
-        The site ``noise`` orders the patches of each image and so decides which are visible, and
-        ``patches`` holds the hidden ones. Up to a constant the negative log density is
-        :meth:`terms`'s error, times the number of hidden numbers over :math:`2 \sigma^2`.
+        The site ``noise`` orders the patches of each image and so determines which are visible, and
+        ``patches`` holds the hidden ones. Up to a constant, the negative log density is the error
+        of :meth:`terms` times the number of hidden numbers over :math:`2 \sigma^2`.
 
         :param Tensor images: **Shape:** ``(n, channels, height, width)``.
-        :param int subsample_size: of a random part of the images that stands for all.
+        :param int subsample_size: size of a random subset of the images that represents all.
         :param bool predict: whether ``patches`` is drawn rather than observed, as in
             ``Predictive(autoencoder.model, num_samples=8)(images, predict=True)``; visible patches
-            are as they were.
+            are unchanged.
         :returns: the predictions. **Shape:** ``(n, num_patches, channels * patch_size**2)``.
         """
         checks.boolean("predict", predict)
@@ -451,7 +453,7 @@ class MaskedAutoencoder(nn.Module):
     ) -> None:
         """Sample the masks as in the model; there is nothing else to infer.
 
-        :param Tensor images: as of :meth:`model`, as are the others.
+        :param Tensor images: as for :meth:`model`, like the other arguments.
         """
         checks.boolean("predict", predict)
         images = self._images(images)

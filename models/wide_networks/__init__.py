@@ -1,7 +1,7 @@
-"""Networks so wide that their limits are known: mixtures of Gaussian processes, and their training.
+"""Networks so wide that their limits are known: Gaussian process mixtures, and their training.
 
-Networks whose weights depend on each other [1], as Pyro models and in the limit; and networks with
-unequal scales of nodes [2], trained by gradients.
+The networks have dependent weights [1], as Pyro models and in the limit; or unequal scales of nodes
+[2], trained by gradients.
 
 [1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
 weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.

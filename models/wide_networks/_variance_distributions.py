@@ -182,7 +182,7 @@ def _refuse(support: _UnresolvedSupport) -> NoReturn:
     raise ValueError(
         "variances must have at most 1% of their mass below the least number of their type, for "
         "samplers and guides that move them in other coordinates, got "
-        f"{support.fraction:.0%}; take a narrower layer, float64, or jumps with a positive index "
+        f"{support.fraction:.0%}; use a narrower layer, float64, or jumps with a positive index "
         "at zero, such as those of horseshoe_variances()"
     )
 

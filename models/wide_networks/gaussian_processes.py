@@ -1,6 +1,6 @@
 r"""Kernels of infinitely wide networks for GPyTorch.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -24,10 +24,10 @@ def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: f
     The parameters ``raw_weight_variance`` and, with biases, ``raw_bias_variance`` can be fitted.
 
     :param int num_hidden: number of hidden layers.
-    :param float weight_scale: :math:`\sigma_v`, where it starts.
-    :param float bias_scale: :math:`\sigma_b`, where it starts; with zero there are no biases.
+    :param float weight_scale: initial value of :math:`\sigma_v`.
+    :param float bias_scale: initial value of :math:`\sigma_b`; with zero, there are no biases.
     :returns: a ``gpytorch.kernels.Kernel``.
-    :raises ImportError: without GPyTorch; names the extra.
+    :raises ImportError: if GPyTorch is not installed; the message names the extra to install.
 
     Example::
 
@@ -58,18 +58,18 @@ def mixture_kernel(
               + \sum_j \lambda_j \phi(\zeta_j(x)) \phi(\zeta_j(x')) \Bigr\} , \quad
               \zeta_j(x) = w_j^\top x + b_j ,
 
-    with the arc-cosine kernel :math:`k`. Here nodes are known at all inputs, for more layers
-    :func:`sample_covariances` knows them at given ones.
+    with the arc-cosine kernel :math:`k`. Here, nodes are known at all inputs. For more layers, use
+    :func:`sample_covariances`, which evaluates them at given inputs.
 
     :param int in_features: number of inputs :math:`d`.
     :param variances: distribution of the variances of the nodes.
-    :param int num_samples: how many kernels.
-    :param int num_jumps: how many jumps are drawn; the mass of the others is added to :math:`a`.
+    :param int num_samples: number of kernels.
+    :param int num_jumps: number of jumps to draw; the mass of the others is added to :math:`a`.
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`.
-    :param int seed: of the draws; by default PyTorch's generator gives one.
-    :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
-    :raises ImportError: without GPyTorch; names the extra.
+    :param int seed: seed of the draws; by default drawn from PyTorch's generator.
+    :returns: a ``gpytorch.kernels.Kernel`` with batch shape ``(num_samples,)``.
+    :raises ImportError: if GPyTorch is not installed; the message names the extra to install.
 
     Example::
 

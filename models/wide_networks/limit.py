@@ -1,6 +1,6 @@
-r"""Covariances through layers of infinite width, random ones at any width, and pruning.
+r"""Covariances through layers of infinite width, random covariances at any width, and pruning.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -20,10 +20,10 @@ def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
               \{\sin\theta + (\pi - \theta) \cos\theta\} , \quad
               \cos\theta = \frac{k_{12}}{\sqrt{k_1 k_2}} .
 
-    :param Tensor cross: covariance :math:`k_{12}` of two Gaussians of mean zero.
+    :param Tensor cross: covariance :math:`k_{12}` of two Gaussians with mean zero.
     :param Tensor left: variance :math:`k_1` of the first.
     :param Tensor right: variance :math:`k_2` of the second; all three broadcast.
-    :returns: **Shape:** that of the three together.
+    :returns: **Shape:** the broadcast shape of the three.
 
     Example::
 
@@ -46,10 +46,10 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
     .. math:: P(z_1 > 0, z_2 > 0) = \frac{\pi - \theta}{2 \pi} , \quad
               \cos\theta = \frac{k_{12}}{\sqrt{k_1 k_2}} .
 
-    :param Tensor cross: covariance of two Gaussians of mean zero.
+    :param Tensor cross: covariance of two Gaussians with mean zero.
     :param Tensor left: variance of the first.
     :param Tensor right: variance of the second.
-    :returns: **Shape:** that of the three together.
+    :returns: **Shape:** the broadcast shape of the three.
 
     Example::
 
@@ -100,27 +100,26 @@ def sample_covariances(
     r"""Draw the random covariance of the outputs of a ReLU network [1].
 
     Given the nodes of the last hidden layer, outputs are independent and Gaussian. In an infinitely
-    wide network their covariance is
+    wide network, their covariance is
 
     .. math:: K^{(l)} = \sigma_b^2 + \sigma_v^2 \Bigl\{ a \, E \, \phi(\zeta) \phi(\zeta)^\top
               + \sum_j \lambda_j \phi(\zeta_j) \phi(\zeta_j)^\top \Bigr\} , \quad
               \zeta, \zeta_j \sim \text{Normal}(0, K^{(l-1)}) ,
 
     where the :math:`\lambda_j` are the jumps of the limit. The first ``num_jumps`` of a series are
-    drawn, and the expected mass of all others is added to :math:`a`, which keeps the mean of the
-    covariance. In a network of finite width the :math:`\lambda_j` are the variances of its nodes,
-    :math:`a = 0`, and nothing is approximated.
+    drawn, and the expected mass of all others is added to :math:`a`, which preserves the mean of
+    the covariance. In a network of finite width, the :math:`\lambda_j` are the variances of its
+    nodes, :math:`a = 0`, and nothing is approximated.
 
     :param Tensor inputs: **Shape:** ``(n, d)``.
     :param variances: distribution of the variances of the nodes.
-    :param int num_samples: how many covariances.
-    :param int width: of the hidden layers; by default infinite.
+    :param int num_samples: number of covariances.
+    :param int width: width of the hidden layers; by default infinite.
     :param int num_hidden: number of hidden layers.
-    :param int num_jumps: how many jumps are drawn for each layer of infinite width.
+    :param int num_jumps: number of jumps to draw for each layer of infinite width.
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`.
-    :param int seed: of the draws; by default PyTorch's generator gives one.
-    :returns: **Shape:** ``(num_samples, n, n)``.
+    :param int seed: seed of the draws; by default drawn from PyTorch's generator.
 
     Example::
 
@@ -159,8 +158,8 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
     r"""Draw outputs of networks, independent Gaussian processes given their covariance.
 
     :param Tensor covariances: **Shape:** ``(*batch, n, n)``.
-    :param int num_outputs: how many for each covariance.
-    :param int seed: of the draws; by default PyTorch's generator gives one.
+    :param int num_outputs: number of outputs for each covariance.
+    :param int seed: seed of the draws; by default drawn from PyTorch's generator.
     :returns: **Shape:** ``(*batch, num_outputs, n)``.
 
     Example::
@@ -178,22 +177,22 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
 def pruning_error(
     variances: NodeVariances, threshold: Tensor, second_moment: float, weight_scale: float = 1.0
 ) -> Tensor:
-    r"""Mean square of what an output loses as nodes of small variance are pruned [1].
+    r"""Mean squared error of an output when nodes of small variance are pruned [1].
 
-    For one hidden layer of infinite width of which the nodes with :math:`\lambda_j \leq \epsilon`
+    In one hidden layer of infinite width, if the nodes with :math:`\lambda_j \leq \epsilon`
     are pruned,
 
     .. math:: E (Z - Z^\epsilon)^2 = \sigma_v^2 \, E \phi(\zeta)^2
               \Bigl\{ a + \int_0^\epsilon w \rho(w) dw \Bigr\} .
 
-    It vanishes with :math:`\epsilon` only where :math:`a = 0`, then as
-    :math:`\epsilon^{1 - \sigma}` with the index :math:`\sigma` of the jumps at zero.
+    It vanishes with :math:`\epsilon` only if :math:`a = 0`, and then as
+    :math:`\epsilon^{1 - \sigma}`, with the index :math:`\sigma` of the jumps at zero.
 
     :param variances: distribution of the variances of the nodes.
     :param Tensor threshold: :math:`\epsilon`.
     :param float second_moment: :math:`E \phi(\zeta)^2` of a node.
     :param float weight_scale: :math:`\sigma_v`.
-    :returns: **Shape:** that of the threshold.
+    :returns: **Shape:** as the threshold.
 
     Example::
 
@@ -213,19 +212,19 @@ def pruning_error(
 def square_correlation(
     variances: NodeVariances, second_moment: float, fourth_moment: float
 ) -> Tensor:
-    r"""Correlation of the squares of two outputs of a network with one hidden layer [1].
+    r"""Correlation between the squares of two outputs of a network with one hidden layer [1].
 
     .. math:: \operatorname{corr}(y_1^2, y_2^2) = \frac{v}{3 v + 2 s^2} , \quad
               s = \Bigl(a + \int w \rho(w) dw\Bigr) E \phi(\zeta)^2 , \quad
               v = \int w^2 \rho(w) dw \; E \phi(\zeta)^4 ,
 
-    in the limit of infinite width and without biases. Outputs are uncorrelated all the same.
+    in the limit of infinite width and without biases. The outputs themselves are uncorrelated.
 
     :param variances: distribution of the variances of the nodes; the sum must have a variance.
     :param float second_moment: :math:`E \phi(\zeta)^2` of a node.
     :param float fourth_moment: :math:`E \phi(\zeta)^4`.
     :returns: a scalar.
-    :raises ValueError: where the sum of the variances has no variance.
+    :raises ValueError: if the sum of the variances has no variance.
 
     Example::
 

@@ -1,6 +1,6 @@
 """Networks with dependent weights, as Pyro models, and with fixed, unequal scales of nodes.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -30,20 +30,20 @@ class DependentWeightNetwork(BayesianModule):
         Z^{(l+1)}_k(x) &= \sum_j \sqrt{\lambda_j} \, V_{kj} \, \phi(Z^{(l)}_j(x)) + B_k , \quad
         V_{kj} \sim \text{Normal}(0, \sigma_v^2) .
 
-    It is called like a network, inside a Pyro model, and :class:`~pyro_ext.nn.BayesianClassifier`
-    takes it. Sites are the parameters of ``module``, by their names there: ``"1.weight"`` and
-    ``"1.bias"`` of the first layer, and for each hidden layer ``"3.variances"`` of its nodes and
-    ``"4.weight"``, ``"4.bias"`` of the layer behind it. Variances that are all the same are no
-    site. Samplers that follow gradients refuse some distributions; see :class:`NodeVariances`.
-    :func:`~pyro_ext.nn.init_to_module` makes chains start at normal weights and at variances of one
-    over the width.
+    Call it like a network, inside a Pyro model, or pass it to
+    :class:`~pyro_ext.nn.BayesianClassifier`. Sites are the parameters of ``module``, with their
+    names there: ``"1.weight"`` and ``"1.bias"`` of the first layer, and for each hidden layer
+    ``"3.variances"`` of its nodes and ``"4.weight"``, ``"4.bias"`` of the next layer. Variances
+    that are all the same are not a site. Gradient-based samplers reject some distributions; see
+    :class:`NodeVariances`. :func:`~pyro_ext.nn.init_to_module` starts chains at normal weights and
+    at variances of one over the width.
 
     :param int in_features: number of inputs :math:`d`.
     :param hidden_features: width of each hidden layer, at least one layer.
     :param int out_features: number of outputs.
     :param variances: distribution of the variances of the nodes of all hidden layers.
     :param float weight_scale: :math:`\sigma_v`.
-    :param float bias_scale: :math:`\sigma_b`; with zero there are no biases.
+    :param float bias_scale: :math:`\sigma_b`; with zero, there are no biases.
     :param activation: makes the module :math:`\phi`.
 
     Example::
@@ -100,7 +100,7 @@ class DependentWeightNetwork(BayesianModule):
         """Sample variances and weights, and run the network with them.
 
         :param args: arguments of the network.
-        :param kwargs: the same by keyword.
+        :param kwargs: keyword arguments of the network.
         :returns: what the network returns.
         """
         with _SiteDistributions(self.variance_distributions):
@@ -130,21 +130,21 @@ class _StandardLinear(nn.Linear):
 
 
 class AsymmetricNetwork(nn.Module):
-    r"""A ReLU network with one hidden layer that learns through its hidden nodes alone [2].
+    r"""A ReLU network with one hidden layer, of which only the hidden weights are trained [2].
 
     .. math:: f(x) = \sum_{j=1}^m \sqrt{\lambda_j} \, a_j \, \phi(w_j^\top x / \sqrt{d}) , \quad
               a_j \in \{-1, 1\} , \; w_j \sim \text{Normal}(0, \sigma_w^2 I) .
 
-    The variances :math:`\lambda_j` and the signs, one vector for each output, stay as they are. The
-    one parameter that learns is ``hidden.weight``. With the same seed a wider network begins with
-    the nodes of a narrower one.
+    The variances :math:`\lambda_j` and the signs, one vector for each output, stay fixed. The only
+    trained parameter is ``hidden.weight``. With the same seed, a wider network starts with the
+    nodes of a narrower one.
 
     :param int in_features: number of inputs :math:`d`.
     :param int out_features: number of outputs.
     :param Tensor variances: :math:`\lambda_j`, such as those of
         :func:`~pyro_ext.nn.asymmetric_variances`. **Shape:** ``(num_nodes,)``.
     :param float weight_scale: :math:`\sigma_w`.
-    :param int seed: of the start; by default PyTorch's generator gives one.
+    :param int seed: seed of the initial weights; by default drawn from PyTorch's generator.
 
     Example::
 
@@ -186,10 +186,10 @@ class AsymmetricNetwork(nn.Module):
         return self.scale.variances
 
     def features(self, inputs: Tensor, number: int | None = None) -> Tensor:
-        """Hidden nodes without their scales, those of largest variance first.
+        """Compute hidden nodes without their scales, those of largest variance first.
 
         :param Tensor inputs: **Shape:** ``(n, in_features)``.
-        :param int number: how many; by default all.
+        :param int number: number of nodes; by default all.
         :returns: **Shape:** ``(n, number)``.
         """
         checks.optional(checks.integer, "number", number, 1)
@@ -210,9 +210,9 @@ class AsymmetricNetwork(nn.Module):
         return outputs
 
     def prune(self, fraction: float) -> None:
-        """Take the nodes of smallest variance out, for good.
+        """Remove the nodes of smallest variance permanently.
 
-        :param float fraction: fraction of the nodes that go.
+        :param float fraction: fraction of the nodes to remove.
         """
         self.scale.prune(fraction)
 
@@ -236,7 +236,7 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
     .. math:: \Theta_{ii'} = \frac{\langle x_i, x_{i'} \rangle}{d}
               \sum_j \lambda_j 1\{w_j^\top x_i > 0\} 1\{w_j^\top x_{i'} > 0\} .
 
-    Under gradient flow of half the sum of squares the outputs follow
+    Under gradient flow on half the sum of squares, the outputs follow
     :math:`\dot f = -\Theta (f - y)`.
 
     :param AsymmetricNetwork network: the network.
@@ -257,13 +257,14 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
 
 
 def mean_tangent_gram(inputs: Tensor) -> Tensor:
-    r"""Mean of :func:`tangent_gram` over starts, whatever the variances, which sum to one [2].
+    r"""Mean of :func:`tangent_gram` over initial weights, for any variances that sum to one [2].
 
     .. math:: \Theta^*_{ii'} = \frac{\langle x_i, x_{i'} \rangle}{d} \,
               \frac{\pi - \arccos \rho_{ii'}}{2 \pi}
 
-    with the cosine :math:`\rho_{ii'}` of two inputs. Its smallest eigenvalue :math:`\kappa_n`,
-    times the symmetric fraction of the variances, bounds from below how fast the loss falls.
+    with the cosine :math:`\rho_{ii'}` between two inputs. Its smallest eigenvalue :math:`\kappa_n`,
+    times the symmetric fraction of the variances, is a lower bound of the rate at which the loss
+    falls.
 
     :param Tensor inputs: **Shape:** ``(n, d)``.
     :returns: **Shape:** ``(n, n)``.

@@ -1,6 +1,6 @@
-"""Variances of nodes, and what their sum becomes in a layer of infinite width.
+"""Variances of nodes, and the limit of their sum in a layer of infinite width.
 
-Numbers in brackets are those of the papers in the docstring of the package.
+Numbers in brackets refer to the papers in the docstring of the package.
 """
 
 import math
@@ -32,10 +32,10 @@ from pyro_ext.random_measures.arrivals import check_family
 
 
 class EqualJumps:
-    r"""Poisson process of jumps of one size, :math:`\rho = r \delta_s`.
+    r"""Poisson process of jumps of a single size, :math:`\rho = r \delta_s`.
 
-    It has no Lévy density, but knows what limits of networks ask of a completely random measure, by
-    the same names.
+    It has no Lévy density, but provides what limits of networks need of a completely random
+    measure, under the same names.
 
     :param float rate: :math:`r > 0`, the mean number of jumps.
     :param float size: :math:`s > 0`.
@@ -81,8 +81,8 @@ class EqualJumps:
     def lost_mass(self, num_jumps: Any, method: Any = "inverse_levy") -> Tensor:
         """Expected mass after the first jumps.
 
-        :param Tensor num_jumps: their mean number.
-        :param method: of no effect, since jumps are alike.
+        :param Tensor num_jumps: mean number of the first jumps.
+        :param method: unused, since all jumps are equal.
         """
         return self.size * (self.rate - torch.as_tensor(num_jumps)).clamp(min=0.0)
 
@@ -96,12 +96,12 @@ class EqualJumps:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw the first jumps.
 
-        :param int num_jumps: how many at most.
-        :param method: of no effect, since jumps are alike.
-        :param int seed: of the draws; by default PyTorch's generator gives one.
-        :param sample_shape: how many times.
-        :returns: ``(weights, arrivals, lost_mass)``: jumps, with zeros behind the last; their
-            arrival times; and the expected mass of all that arrive later. **Shape:**
+        :param int num_jumps: largest number of jumps.
+        :param method: unused, since all jumps are equal.
+        :param int seed: seed of the draws; by default drawn from PyTorch's generator.
+        :param sample_shape: shape of the draws.
+        :returns: ``(weights, arrivals, lost_mass)``: jumps, with zeros after the last; their
+            arrival times; and the expected mass of all later jumps. **Shape:**
             ``(*sample_shape, num_jumps)``, the same, and without the last axis.
         """
         checks.integer("num_jumps", num_jumps, 1)
@@ -115,26 +115,26 @@ class EqualJumps:
 
 @dataclass(frozen=True, eq=False)
 class NodeVariances:
-    r"""Distribution of the variances of the nodes of a layer, for all widths, and its limit [1].
+    r"""Distribution of the variances of the nodes of a layer at every width, and its limit [1].
 
-    In a layer of width :math:`p` the nodes have independent variances :math:`\lambda_{p,j}`. Their
-    sum converges in distribution as :math:`p` grows, to an infinitely divisible variable: a number
-    :math:`a \geq 0`, and jumps that are a Poisson process with a Lévy density :math:`\rho`. Without
-    jumps the infinitely wide network is a Gaussian process, with them a mixture of such.
+    In a layer of width :math:`p`, the nodes have independent variances :math:`\lambda_{p,j}`. As
+    :math:`p` grows, their sum converges in distribution to an infinitely divisible variable: a
+    number :math:`a \geq 0`, plus jumps of a Poisson process with Lévy density :math:`\rho`. Without
+    jumps, the infinitely wide network is a Gaussian process; with jumps, a mixture of Gaussian
+    processes.
 
-    The functions beside this class make the distributions of [1].
+    The functions next to this class make the distributions of [1].
 
-    Where the jumps have the index zero, most variances of a wide layer are below all numbers there
-    are: with :func:`beta_variances` at a width of 400, 90% of them in float32 and 41% in float64.
-    Draws put them at the least number; samplers that follow gradients, which would have a wrong
-    posterior, refuse a distribution that has more than 1% of its mass there.
+    If the jumps have index zero, most variances of a wide layer are smaller than any floating-point
+    number: with :func:`beta_variances` at a width of 400, 90% of them in float32 and 41% in
+    float64. Draws set them to the smallest number. Gradient-based samplers, which would have a
+    wrong posterior, reject a distribution with more than 1% of its mass there.
 
-    :param finite: maps a width to the distribution of a node's variance. Where the variances are
-        sent to other processes it has to be a function of a module, or a ``functools.partial`` of
-        one.
+    :param finite: maps a width to the distribution of a node's variance. To send the variances to
+        other processes, it must be a module-level function, or a ``functools.partial`` of one.
     :param float drift: :math:`a`.
     :param jumps: :math:`\rho`, a completely random measure or :class:`EqualJumps`.
-    :param str series_method: by which ``series`` of the jumps draws them.
+    :param str series_method: method by which ``series`` of the jumps draws them.
 
     Example::
 
@@ -164,8 +164,8 @@ class NodeVariances:
         """Distribution of the variance of a node in a layer of finite width.
 
         :param int width: number of nodes of the layer.
-        :returns: a distribution without batch shape. Where more than 1% of its mass is below the
-            least number, its support has no bijection, which gradients need.
+        :returns: a distribution without batch shape. If more than 1% of its mass is below the
+            smallest number, its support has no bijection, which gradients need.
         """
         return resolved(self.finite(checks.integer("width", width, 1)))
 
@@ -215,10 +215,10 @@ class NodeVariances:
     ) -> tuple[Tensor, Tensor]:
         """Draw the first jumps of the limit.
 
-        :param int num_samples: how many times.
-        :param int num_jumps: how many jumps.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        :returns: the jumps, and the drift with the expected mass of all later jumps. **Shape:**
+        :param int num_samples: number of samples.
+        :param int num_jumps: number of jumps in each.
+        :param int seed: seed of the draws; by default they come from PyTorch's generator.
+        :returns: the jumps, and the drift plus the expected mass of all later jumps. **Shape:**
             ``(num_samples, num_jumps)`` and ``(num_samples,)``.
         """
         checks.integer("num_samples", num_samples, 1)
@@ -231,7 +231,7 @@ class NodeVariances:
 
 
 def equal_variances() -> NodeVariances:
-    r"""All variances the same, :math:`\lambda_{p,j} = 1/p`: the limit is a Gaussian process.
+    r"""Equal variances, :math:`\lambda_{p,j} = 1/p`: the limit is a Gaussian process.
 
     Example::
 
@@ -242,7 +242,7 @@ def equal_variances() -> NodeVariances:
 
 
 def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
-    r"""Inverse gamma variances of mean :math:`1/p`, for weights with Student's distribution.
+    r"""Inverse gamma variances with mean :math:`1/p`, which give weights Student t distributions.
 
     The limit is the Gaussian process of :func:`equal_variances`.
 
@@ -258,12 +258,12 @@ def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
 
 
 def scaled_variances(base: TorchDistribution) -> NodeVariances:
-    r"""Variances :math:`Y_j / p` for any :math:`Y_j` that has a mean, as of group lasso.
+    r"""Variances :math:`Y_j / p` for any :math:`Y_j` with a mean, as in the group lasso.
 
-    By the law of large numbers the limit is a Gaussian process, whatever the distribution.
+    By the law of large numbers, the limit is a Gaussian process for every such distribution.
 
     :param base: distribution of :math:`Y_j \geq 0`, continuous and without batch shape.
-    :raises ValueError: where the mean is not finite and positive.
+    :raises ValueError: if the mean is not finite and positive.
 
     Example::
 
@@ -279,10 +279,10 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
 def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
     r"""Variances of zero or one, :math:`\lambda_{p,j} \sim \text{Bernoulli}(r / p)`.
 
-    In the limit a Poisson number of nodes is there. Samplers that follow gradients do not take it.
+    In the limit, the number of active nodes is Poisson. Gradient-based samplers do not support it.
 
-    :param float rate: :math:`r`, the mean number of nodes that are there.
-    :raises ValueError: where it is not positive, or a width is less.
+    :param float rate: :math:`r`, the mean number of active nodes.
+    :raises ValueError: if it is not positive, or exceeds a width.
 
     Example::
 
@@ -297,9 +297,9 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
     r"""Variances :math:`\lambda_{p,j} \sim \text{Beta}(\eta c / p, c)`.
 
     The limit has the jumps of a beta process, :math:`\rho(w) = \eta c w^{-1} (1 - w)^{c - 1}`.
-    Their index is zero, so that samplers that follow gradients refuse the distribution but where
-    layers are narrow. Stable beta processes, under :func:`measure_variances`, are like it and have
-    a positive index.
+    Their index is zero, so that gradient-based samplers reject the distribution unless layers are
+    narrow. Stable beta processes, through :func:`measure_variances`, are similar and have a
+    positive index.
 
     :param float mass: :math:`\eta`, the mean of the sum.
     :param float concentration: :math:`c`.
@@ -339,7 +339,7 @@ def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
 
 
 def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> NodeVariances:
-    r"""Variances of the horseshoe that are bounded, :math:`\lambda = S / (1 + S / b)` [5].
+    r"""Bounded variances of the horseshoe, :math:`\lambda = S / (1 + S / b)` [5].
 
     Here :math:`S = (s C / p)^2` as in :func:`horseshoe_variances`. The limit has the jumps of a
     stable beta process, :math:`\rho(w) = (s / \pi) w^{-3/2} (1 - w / b)^{-1/2}` for
@@ -364,15 +364,15 @@ def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> No
 def measure_variances(
     measure: CompletelyRandomMeasure, drift: float = 0.0, series_method: str = "size_biased"
 ) -> NodeVariances:
-    r"""Variances whose sum becomes any infinitely divisible variable.
+    r"""Variances whose sum converges to any infinitely divisible variable.
 
-    They are the weights of the finite approximation of a completely random measure, and
+    They are the weights of the finite approximation of a completely random measure, plus
     :math:`a / p`. Generalized gamma, generalized BFRY and beta prime processes have closed forms.
 
-    :param measure: of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)`` has
-        mean one.
+    :param measure: measure of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)``
+        has mean one.
     :param float drift: :math:`a`.
-    :param str series_method: by which ``series`` of the measure draws jumps of the limit;
+    :param str series_method: method by which ``series`` of the measure draws jumps of the limit;
         ``"scaled"`` is fast for generalized BFRY processes.
     :raises ValueError: for a measure with a batch shape, or a drift out of range.
 

@@ -168,7 +168,7 @@ def test_batch_normalization_is_taken_anew():
         nn.init.normal_(other[0].weight)
     with pytest.raises(ValueError, match="batches must be minibatches of inputs"):
         ModelFusion(network, others, evaluate, BOTH)
-    with pytest.raises(TypeError, match="batches must be minibatches that can be gone through"):
+    with pytest.raises(TypeError, match="batches must be minibatches that can be iterated over"):
         ModelFusion(network, others, evaluate, BOTH, batches=iter([X]))
     fused = ModelFusion(network, others, evaluate, BOTH, batches=[X]).fuse(torch.ones(3))
     hidden = fused[0](X)
@@ -312,7 +312,9 @@ def test_what_is_wrong_is_named(trained):
         ModelFusion(network, weights, evaluate, {"f1": "maximize"}).run(progress=False)
     for value in (torch.nan, torch.inf):
         fusion = ModelFusion(network, weights, lambda _, v=value: {"f1": v}, {"f1": "maximize"})
-        with pytest.raises(ValueError, match="finite numbers for one .* first {'f1': (nan|inf)}"):
+        with pytest.raises(
+            ValueError, match="finite numbers for at least one .* first {'f1': (nan|inf)}"
+        ):
             fusion.run(progress=False)
     fusion = ModelFusion(network, weights, evaluate, BOTH)
     with pytest.raises(RuntimeError, match="single checkpoints must be evaluated before"):

@@ -59,7 +59,7 @@ def test_coefficients_are_learned(float64):
 def test_what_is_refused(subtests):
     one = {"w": torch.ones(2)}
     for call, error, message in [
-        (lambda: greedy_soup({"a": torch.ones(2), "b": torch.ones(3)}, len), ValueError, "as many"),
+        (lambda: greedy_soup({"a": torch.ones(2), "b": torch.ones(3)}, len), ValueError, "equally"),
         (lambda: greedy_soup(one, lambda w: torch.nan), ValueError, "got NaN for each"),
         (
             lambda: greedy_soup(one, lambda w: torch.ones(2)),

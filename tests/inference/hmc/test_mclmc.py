@@ -126,7 +126,7 @@ def test_warnings_and_refusals() -> None:
     def one() -> None:
         pyro.sample("x", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="two unknowns at least for MCLMC.*got 1; take NUTS"):
+    with pytest.raises(ValueError, match="at least two unknowns for MCLMC.*got 1; use NUTS"):
         MCLMC(one).setup(10)
     with pytest.raises(ValueError, match="warmup_steps must be >= 1 for MCLMC"):
         MCLMC(wide).setup(0)

@@ -108,5 +108,5 @@ def test_one_unknown() -> None:
     def model() -> None:
         pyro.sample("x", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="two unknowns at least for MAMS.*got 1; take NUTS"):
+    with pytest.raises(ValueError, match="at least two unknowns for MAMS.*got 1; use NUTS"):
         MAMS(model).setup(10)

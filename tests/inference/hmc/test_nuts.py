@@ -466,5 +466,5 @@ def test_errors(kernel_type: Any, wrong: Any, message: str) -> None:
 
 def test_no_warmup() -> None:
     for options in ({}, {"step_size": 0.1}):
-        with pytest.raises(ValueError, match="warmup_steps must be >= 1 for NUTS, .*got 0: give"):
+        with pytest.raises(ValueError, match="warmup_steps must be >= 1 for NUTS, .*got 0: pass"):
             NUTS(skewed, **options).setup(0)

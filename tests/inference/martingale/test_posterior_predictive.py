@@ -201,7 +201,7 @@ def test_models_and_draws_that_do_not_fit(subtests):
         (unobserved, {}, "must have observed sites, got none"),
         (model, {}, r"draws of the latent sites \['loc'\], got \[\]"),
         (model, {"loc": torch.zeros(5, 3)}, r"draws of the shape \(\) of the site 'loc', got \(3,"),
-        (model, {"loc": torch.zeros(0)}, "as many draws of each site, and some"),
+        (model, {"loc": torch.zeros(0)}, "the same number of draws of each site"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             posterior(PosteriorPredictive(predicted, draws), 5, 10).run(data())

@@ -103,7 +103,7 @@ def test_errors():
         print(TwistedSMCFilter(HiddenMarkov()).log_Z)
     for values, kind, message in (
         (0.0, ValueError, "twist must return a tensor of the shape .100,., got 0"),
-        (torch.full((100,), torch.nan), ValueError, "model and twist must have .* that are no NaN"),
+        (torch.full((100,), torch.nan), ValueError, "model and twist must have .* not NaN"),
         (torch.full((100,), -torch.inf), SMCFailed, "no particle has a positive density"),
     ):
         with pytest.raises(kind, match=message):

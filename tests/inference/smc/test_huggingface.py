@@ -107,7 +107,7 @@ def test_models_that_are_refused(monkeypatch):
         CausalLM(T5ForConditionalGeneration(config))
     with pytest.raises(ValueError, match="model must be a causal .* got GPT2Model"):
         CausalLM(GPT2Model(gpt2().config))
-    with pytest.raises(ValueError, match="prompt must have one token at least where there is no"):
+    with pytest.raises(ValueError, match="prompt must have at least one token if there is no"):
         TwistedSMC(CausalLM(gpt2()), None, threes, length=2).run(seed=0)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"transformers.*pip install 'pyro-ext\[language\]'"):

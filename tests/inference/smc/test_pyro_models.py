@@ -246,7 +246,7 @@ def test_errors():
     with pytest.raises(ValueError, match="model must have a latent site"):
         MarkovSMC(nothing).run(y)
     with pyro.validation_enabled(False):
-        with pytest.raises(ValueError, match="model must have log densities that are no NaN"):
+        with pytest.raises(ValueError, match="model must have log densities that are not NaN"):
             MarkovSMC(not_a_number).run(y)
     with pytest.raises(ValueError, match="max_plate_nesting must be the number of batch dim"):
         MarkovSMC(deep).run(y)

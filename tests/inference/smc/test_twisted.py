@@ -106,7 +106,7 @@ def test_what_has_no_weight_is_not_drawn():
         result.sample(seed=0)
     several = sampler(rigid_twist()).run(num_runs=3, seed=0)
     several.log_weights[1] = -math.inf
-    with pytest.raises(ValueError, match="got 1 of 3 runs with none: take more particles"):
+    with pytest.raises(ValueError, match="got 1 of 3 runs with none: use more particles"):
         several.sample(seed=0)
     several.log_weights[1, 5] = 0.0  # one particle is enough
     drawn = several.sample(9, seed=0)[1]
@@ -301,7 +301,7 @@ def test_outputs_that_are_refused(subtests):
     cases = {
         "base must return log probabilities, whose exponentials": (wrong_base("logits"), None, len),
         "base must return log probabilities that are": (wrong_base("nan"), None, len),
-        "base must return log probabilities that are no NaN": (wrong_base("inf"), None, len),
+        "base must return log probabilities that are not NaN": (wrong_base("inf"), None, len),
         "base must return a tensor of the shape .16, voc": (lambda p: torch.zeros(3), None, len),
         "twist must return log twists that are": (coin, wrong_base("nan"), len),
         "twist must return values for 3 tokens": (coin, column, len),

@@ -64,7 +64,9 @@ def test_a_training_that_gets_worse():
     x = torch.ones(1, requires_grad=True)
     trainer = Trainer([x])
     trainer.run(lambda: x.sum(), 100, progress=False)
-    with pytest.warns(TrainingWarning, match="made nothing better.* a smaller learning") as caught:
+    with pytest.warns(
+        TrainingWarning, match="brought no improvement.* a smaller learning"
+    ) as caught:
         trainer.run(lambda: x.sum() + trainer.num_steps, 200, progress=False)
     assert caught[0].filename == __file__
 

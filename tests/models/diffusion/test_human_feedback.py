@@ -15,7 +15,7 @@ from pyro_ext.models.diffusion import (
 from pyro_ext.random import spawn_seed
 
 # Rewards are trained for so few steps that most are worse than a constant.
-pytestmark = pytest.mark.filterwarnings("ignore:training made nothing better")
+pytestmark = pytest.mark.filterwarnings("ignore:training brought no improvement")
 
 pytest.importorskip("diffusers")
 ERASURE = {"num_inference_steps": 4, "batch_size": 2, "seed": 5}

@@ -161,11 +161,11 @@ def test_feedback_is_told_apart():
 @pytest.mark.parametrize(
     ("feedback", "message"),
     [
-        ([0] * 10, "labels must hold two images of each class.* 0 with 1 and 10 with 0"),
-        ([1] * 9 + [0], "labels must hold two images of each class.* 9 with 1 and 1 with 0"),
+        ([0] * 10, "labels must hold at least two images.* 0 with 1 and 10 with 0"),
+        ([1] * 9 + [0], "labels must hold at least two images.* 9 with 1 and 1 with 0"),
         ([[0, 1], [2, 10]], "rankings must hold indices from 0 to 9, got .2, 10."),
         ([[0, 1], [2, 2]], "rankings must each order two or more different images"),
-        ([[0, 1, 2]], "rankings must be two at least"),
+        ([[0, 1, 2]], "rankings must be at least two"),
     ],
 )
 def test_feedback_that_says_nothing_is_refused_before_training(feedback, message):

@@ -113,7 +113,7 @@ class TestDistiller:
 
     def test_errors(self):
         with pytest.raises(
-            ValueError, match="teachers must be two at least for perturbation='tdiv"
+            ValueError, match="teachers must be at least two for perturbation='tdiv"
         ):
             BatchEnsembleDistiller(MLP(4, [5], 3), networks(1), perturbation="tdiv")
         with pytest.raises(TypeError, match="labels must be a tensor.* got None"):

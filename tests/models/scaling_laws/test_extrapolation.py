@@ -61,8 +61,8 @@ def test_more_points_than_training_has_seen():
 @pytest.mark.parametrize(
     ("x", "y", "options", "message"),
     [
-        (X[:3], Y[:3], {}, "x must be 4 sizes at least that differ, got 3"),
-        (X[[0, 0, 0, 1, 1]], Y[:5], {}, "x must be 4 sizes at least that differ, got 2"),
+        (X[:3], Y[:3], {}, "x must be at least 4 different sizes, got 3"),
+        (X[[0, 0, 0, 1, 1]], Y[:5], {}, "x must be at least 4 different sizes, got 2"),
         (-X, Y, {}, "x must be sizes > 0"),
         (X, -Y, {}, "y must be errors or losses >= 0"),
         (X, 0 * Y, {}, "y must not be zero everywhere"),

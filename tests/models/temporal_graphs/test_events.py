@@ -72,7 +72,7 @@ def test_negatives_of_bipartite_streams_are_destinations():
 def test_what_is_no_stream():
     with pytest.raises(ValueError, match=r"num_nodes must be more than the node 5, got 4"):
         EventStream([0], [5], [0.0], num_nodes=4)
-    with pytest.raises(ValueError, match=r"bipartite must be False where a node is both"):
+    with pytest.raises(ValueError, match=r"bipartite must be False if a node is both"):
         EventStream([0, 1], [1, 2], [0.0, 1.0], bipartite=True)
     with pytest.raises(ValueError, match=r"fractions must leave events to each part of 3"):
         EventStream([0, 1, 2], [1, 2, 0], [0.0, 1.0, 2.0]).split(0.1)

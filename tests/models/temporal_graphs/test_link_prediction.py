@@ -252,7 +252,7 @@ def test_what_was_done_before_ctrl_c_is_kept(presses):
 @pytest.mark.parametrize("defense", [None, TShield(), CosineFilter()])
 def test_training_that_diverges_says_so(defense, rate):
     too_far = lambda parameters: torch.optim.SGD(parameters, lr=rate)  # noqa: E731
-    with pytest.raises(TrainingDiverged, match=r"take a smaller learning rate"):
+    with pytest.raises(TrainingDiverged, match=r"use a smaller learning rate"):
         fitted(random_stream(), defense, optimizer=too_far)
 
 
@@ -271,9 +271,9 @@ def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(ValueError, match=r"stream must have the num_nodes of the network, 7"):
         fit_links(network, random_stream(num_nodes=8), 1)
     one = EventStream([0, 1, 3], [2, 2, 2], [0.0, 1.0, 2.0], num_nodes=7, bipartite=True)
-    with pytest.raises(ValueError, match=r"stream must have two nodes at least that events go to"):
+    with pytest.raises(ValueError, match=r"stream must have at least two nodes that events go to"):
         fit_links(network, one, 1)
-    with pytest.raises(ValueError, match=r"stream must have two nodes at least that events go to"):
+    with pytest.raises(ValueError, match=r"stream must have at least two nodes that events go to"):
         evaluate_links(network, one[:2], one[2:])
     with pytest.raises(ValueError, match=r"stream must not begin before the history ends"):
         evaluate_links(network, stream[30:], stream[:30])
@@ -282,5 +282,5 @@ def test_what_does_not_fit_is_refused_by_name():
 def test_times_that_all_look_alike_are_warned_of():
     stream = random_stream(30)
     stream.times = stream.times / 86_400.0 / 365.0
-    with pytest.warns(UserWarning, match="stream lasts for .* give times in a smaller unit"):
+    with pytest.warns(UserWarning, match="stream lasts for .* use a smaller unit of time"):
         fit_links(network_for(stream), stream, 0, progress=False)

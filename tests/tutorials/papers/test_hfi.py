@@ -9,7 +9,7 @@ PAGE = "hfi"
 pytestmark = [
     pytest.mark.slow,
     # Short runs judge images of a model that was not trained, in which there is nothing to learn.
-    pytest.mark.filterwarnings("ignore:training made nothing better"),
+    pytest.mark.filterwarnings("ignore:training brought no improvement"),
 ]
 
 
