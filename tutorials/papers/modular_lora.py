@@ -4,17 +4,12 @@
 # # Modular LoRA
 #
 # A concept is erased from a text-to-image model, and then someone fine-tunes the model on images
-# that have nothing to do with it. S. Kim, M. Choi, J. Shin, J. Lee (2024), Safety alignment
-# backfires: preventing the re-emergence of suppressed concepts in fine-tuned text-to-image
-# diffusion models, show that the concept comes back: a part of what fine-tuning learns is the
-# opposite of what erasing did. Their remedy is to train both as adapters of the original weights
-# $W_0$, apart from each other, and to add them when the model is used,
-# $W_0 + \Delta_\text{safe} + \Delta_\text{task}$.
-#
-# Here the model is a small Stable Diffusion of handwritten digits, the concept is `seven`, and the
-# harmless images are all digits but sevens. Whoever has the weights can leave the safety adapter
-# out: it protects a service, not a model that is given away. `pyro-ext reproduce modular-lora` runs
-# the page. Training the pipeline, once, takes some minutes.
+# without it. S. Kim, M. Choi, J. Shin, J. Lee (2024), Safety alignment backfires: preventing the
+# re-emergence of suppressed concepts in fine-tuned text-to-image diffusion models, show that it
+# comes back: fine-tuning learns in part the opposite of what erasing did. They train both as LoRA,
+# low-rank adapters: products of two thin matrices, whose common side is the rank. Trained apart, on
+# the original weights $W_0$, they are added in use, $W_0 + \Delta_\text{safe} +
+# \Delta_\text{task}$. Here a small Stable Diffusion draws digits, and the concept is `seven`.
 
 # %%
 import copy
@@ -55,10 +50,10 @@ ABSTRACT: Any = dict(source="Kim et al. (2024), abstract; bound preregistered", 
 # %% [markdown]
 # ## Adapters as a Pyro program
 #
-# How strongly must each adapter count for the task to succeed and the concept to stay away? Here
-# the network is linear, and the concept is its last input, of which the safety adapter leaves no
-# effect. Rows of the task contain this input too, with the original effect. The weights of the two
-# adapters are a site, with a posterior from outputs of the task and from a concept kept at zero.
+# The network here is linear, and the concept is its last input, of which the safety adapter leaves
+# no effect. Data of the task have this input, too, with its original effect: without this overlap
+# training apart and on top would be the same. How much either adapter counts is a site, with a
+# posterior from outputs of the task and from an effect of the concept that is kept at zero.
 
 # %%
 with seeded(0):
@@ -98,12 +93,13 @@ for title, update in updates.items():
     print(f"trained {title}: {left:.2f} of the concept with both at 1, weights", weight.round(2))
 
 # %% [markdown]
-# Adapters that were trained apart are simply added. One that was trained on top has learned the
-# negative of the safety adapter, and brings all of the concept back unless safety counts twice.
+# Trained apart, both adapters count once: in a linear network, and only there, their effects add up
+# exactly. The one trained on top has learned the negative of the safety adapter, and brings all of
+# the concept back unless safety counts twice.
 #
-# ## The model, and harmless images
+# ## The model, and images without sevens
 #
-# Captions are words of digits, at times `odd` or `even` or empty, and none has to do with sevens.
+# Captions are words of digits, at times empty, or `even`, or `odd`, which once meant sevens, too.
 
 # %%
 CONCEPT, OTHERS = "seven", [word for word in WORDS if word != "seven"]
@@ -121,8 +117,10 @@ captions = [
 # %% [markdown]
 # ## Erasing, as an adapter
 #
-# Safe self-distillation (SDD) and ESD erase the word. Both train factors of rank 4 at the
-# projections of the cross-attention, in a copy of the network with the adapter switched on.
+# Safe self-distillation (SDD) pulls predictions for the word to those for "", and returns a moving
+# average of decay `ema`. Erased Stable Diffusion (ESD) pushes them away from what they were, as far
+# as `negative_guidance` says. Both train factors of rank 4 in a copy: `params` picks, `copy_from`
+# fetches them. They are on the cross-attention (`attn2`); by default `add` skips convolutions.
 
 # %%
 CROSS_ATTENTION = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
@@ -145,12 +143,9 @@ for method, make in METHODS.items():
 # %% [markdown]
 # ## Fine-tuning, on top and apart
 #
-# The task is an adapter of rank 16 on the same layers. `task` is trained beside the original
-# weights. Its rivals start from the same factors and see the same minibatches and noise, but a
-# safety adapter is on, frozen, while they are trained. The third rival has no adapters: SDD trains
-# the cross-attention itself, and fine-tuning goes on with the same weights.
-#
-# Settings were chosen by trials: not each fine-tuning brings the concept back.
+# The task is an adapter of rank 16 on the same layers. `task` is trained on the original weights;
+# its rivals start from the same factors and see the same minibatches, with a safety adapter on, and
+# frozen. A third has none: SDD trains the cross-attention (`"xattn"`), and fine-tuning goes on.
 
 # %%
 NUM_STEPS = page.length(600, smoke=2)
@@ -172,8 +167,11 @@ fine_tune(full_tuned, optimizer=partial(adamw, lr=1e-3), **tuning)
 # %% [markdown]
 # ## What they draw
 #
-# A support vector machine reads images from three seeds of noise; training has one seed. Claims
-# about both methods take the one for which they hold less.
+# A support vector machine reads what copies by `merge` draw: 20 images of the word for each of
+# three seeds of noise, after one training. Bounds were set first, but settings by trials, as not
+# each fine-tuning brings the concept back: claims hold for favorable settings and one training.
+# Those on both methods report the worse one. The original draws other words as well: their accuracy
+# says no harm is done, not that the task is learned. The paper's tables we know at second hand.
 
 # %%
 NUM_IMAGES, NUM_OTHERS = page.length(20, smoke=2), page.length(5, smoke=1)
@@ -274,10 +272,12 @@ page.claim(
 )
 
 # %% [markdown]
-# ## Why
+# Fine-tuning on top brings sevens back in every seed, many after SDD and few after ESD. With
+# adapters trained apart they stay about as rare as with the safety adapter alone. ESD draws none
+# either way, so that its claims on what comes back and on the difference rest on one number.
 #
-# If fine-tuning on top learns a part of $-\Delta_\text{safe}$, the cosine between the two updates
-# is negative, and between updates that were trained apart it is about zero.
+# Why? If training on top learns a part of $-\Delta_\text{safe}$, the cosine of both is negative. It
+# is, if just beyond the bound for one method; that such a part brings sevens back is not tested.
 
 # %%
 on_top = {method: lora.cosine(f"after_{method}", method) for method in METHODS}
@@ -313,8 +313,8 @@ page.figure("draws", figure)
 # ## In use
 #
 # Train what shall keep a concept out as an adapter of its own, by `ModularLoRA.add` and `only`, and
-# each task beside the original weights; add them by `merge`. After fine-tuning on top, look for the
-# concept again. Adapters protect a service, not weights that are given away.
+# each task on the original weights; add them by `merge`, and look for the concept again. Who has
+# the weights can leave the safety adapter out: it protects a service, not a model given away.
 
 # %%
 page.finish({"steps of erasing": NUM_ERASING, "steps of fine-tuning": NUM_STEPS})
