@@ -130,8 +130,7 @@ class Claim:
     :param str source: the source of the claim and its bound: paper, and table, figure or section.
     :param str across: whether it is about ``"every seed"``, their ``"mean"``, or ``"one number"``.
     :param str reason: why the claim fails, if it is known to fail.
-    :param bool central: whether it tests the main claim of the paper's abstract. At most one claim
-        of a page does.
+    :param bool central: whether it tests the main claim of the abstract; at most one of a page.
 
     Example::
 
@@ -204,19 +203,16 @@ class Claim:
 class Report:
     """The claims of a paper's page, and the results.
 
-    :param str slug: short name of the page: lowercase letters and digits with hyphens between
-        words.
+    :param str slug: short name of the page: lowercase letters, digits and single hyphens.
     :param Sequence claims: the claims, at least one.
     :param str paper: the paper, as a reference.
     :param Mapping settings: the settings of the run, plain values that JSON can represent.
-    :param Mapping figures: the figures by name, objects with matplotlib's ``savefig`` method; those
-        of a loaded report are paths of pictures.
+    :param Mapping figures: figures of matplotlib by name; in a loaded report, paths of pictures.
     :param str reconstruction: parts of the paper that were not available and that we reconstructed.
     :param float seconds: how long the page ran.
     :param bool smoke: whether this was a short run, which only shows that the page works. Its
         numbers are shown but decide nothing.
-    :param Mapping versions: versions of the packages that the numbers depend on. Default: the
-        current ones.
+    :param Mapping versions: versions that the numbers depend on. Default: the current ones.
     :param str date: when the report was made. Default: now.
 
     Example::

@@ -72,16 +72,17 @@ def test_bias() -> None:
         assert noise < 0.6 * published
 
 
+@pytest.mark.slow
 def test_tuning() -> None:
     """Scales are those of the posterior, and errors of the energy what they shall be."""
     kernel = MCLMC(wide, backend="trace")
-    kernel.setup(600)
+    kernel.setup(400)
     chains = kernel.begin(range(3), 0)
     assert (chains.position / SCALE).abs().max() < 10.0  # from the optimizer's path
-    chains = kernel.advance(chains, 600)
+    chains = kernel.advance(chains, 400)
     state = chains.state.chains
     torch.testing.assert_close(state.scale, SCALE.expand(3, 30), rtol=0.2, atol=0.0)
-    _, draws = kernel.record(chains, range(601, 1201))
+    _, draws = kernel.record(chains, range(401, 801))
     error = draws.state.energy_error.square().mean(0) / 30.0
     assert ((error > 2e-4) & (error < 1.2e-3)).all(), error
     assert (draws.state.step_size == state.step_size).all()
