@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.optional import optional_module
 from pyro_ext.nn import BayesianModule
 from pyro_ext.posterior.modes import find_map, gradient_differences
 from pyro_ext.potential import Potential, bijection
@@ -106,14 +107,14 @@ class AutoLaplaceGGN(nn.Module):
     computed by laplace-torch (``pip install pyro-ext[laplace]``). Weights outside of
     ``subset_of_weights`` stay fixed. Use it as a guide of any model that calls the network, in
     :class:`~pyro.infer.Predictive`, :func:`~pyro_ext.diagnostics.to_arviz` and
-    :func:`~pyro_ext.diagnostics.psis`. If few data determine many weights, the network gives poor
-    outputs at draws of the weights; the predictions of the linearized network,
-    ``guide.laplace(inputs)``, stay accurate.
+    :func:`~pyro_ext.diagnostics.psis`. If few data determine many weights, the network predicts
+    poorly at draws of all weights; draws of the last layer, or the linearized network
+    ``guide.laplace(inputs)``, predict better. Compare with the trained network itself.
 
     :param BayesianModule network: wraps a trained network; its prior is that of the guide. It takes
         a batch of inputs as its only argument.
-    :param DataLoader loader: the training data, as pairs of inputs and targets, unshuffled and
-        complete. Targets are classes ``(n,)``, or numbers ``(n, outputs)``.
+    :param loader: a PyTorch ``DataLoader`` of the training data, as pairs of inputs and targets,
+        unshuffled and complete. Targets are classes ``(n,)``, or numbers ``(n, outputs)``.
     :param str likelihood: ``"classification"``, with the outputs as logits, or ``"regression"``.
     :param str subset_of_weights: ``"all"`` or ``"last_layer"``.
     :param str hessian_structure: ``"kron"``, Kronecker-factored by layer; ``"diag"``; or
@@ -160,7 +161,8 @@ class AutoLaplaceGGN(nn.Module):
         options = {"sigma_noise": checks.number("noise", noise, above=0)}
         super().__init__()
         module = copy.deepcopy(network.module).requires_grad_(True).eval()
-        self.laplace = laplace_of(
+        package = optional_module("laplace", type(self).__name__, "laplace-torch", "laplace")
+        self.laplace = package.Laplace(
             module,
             likelihood,
             subset_of_weights=subset_of_weights,
@@ -174,10 +176,17 @@ class AutoLaplaceGGN(nn.Module):
         own = {id(parameter) for parameter in part.parameters()}
         self._values = {name: value.detach() for name, value in module.named_parameters()}
         self.names = [name for name, value in whole.named_parameters() if id(value) in own]
+        sizes = torch.tensor([self._values[name].numel() for name in self.names])
         scales = torch.tensor([network.prior_scales[name] for name in self.names])
-        self.laplace.prior_precision = scales.to(self.laplace.mean).pow(-2.0)
-        means = [torch.full_like(self._values[name], name in network.gains) for name in self.names]
-        self.laplace.prior_mean = torch.cat([mean.flatten() for mean in means])
+        precision, means = (
+            scales.pow(-2.0),
+            torch.tensor([name in network.gains for name in self.names]),
+        )
+        # Kronecker factors take a number for each parameter, the others one for each weight.
+        if hessian_structure != "kron":
+            precision = precision.repeat_interleave(sizes)
+        self.laplace.prior_precision = precision.to(self.laplace.mean)
+        self.laplace.prior_mean = means.repeat_interleave(sizes).to(self.laplace.mean)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample all parameters of the network; the arguments are those of the model."""
@@ -190,17 +199,6 @@ class AutoLaplaceGGN(nn.Module):
             found = drawn.get(name, value).reshape(value.shape)
             values[name] = pyro.sample(name, dist.Delta(found, event_dim=value.dim()))
         return values
-
-
-def laplace_of(*args: Any, **options: Any) -> Any:
-    """Make an approximation of laplace-torch."""
-    try:
-        import laplace
-    except ImportError as error:
-        raise ImportError(
-            "AutoLaplaceGGN needs laplace-torch: pip install pyro-ext[laplace]"
-        ) from error
-    return laplace.Laplace(*args, **options)
 
 
 class _LaplaceNormal(TorchDistribution):

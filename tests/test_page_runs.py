@@ -202,5 +202,9 @@ def test_saved_runs_are_of_the_pages_as_they_are():
     """The site shows no numbers of another script; what only words have changed in is the same."""
     saved = {page.slug: kept_outcome(page, pages.SAVED) for page in pages.pages()}
     assert [slug for slug, run in saved.items() if run is None or not run.is_whole] == []
+    for slug, run in saved.items():
+        if run.report is not None:
+            pictures = {path.stem for path in (pages.SAVED / slug).glob("*.png")}
+            assert pictures == set(run.report.figures), slug
     older = {slug for slug, run in saved.items() if not run.is_current}
     assert older == OLDER_RUNS, "python -m tests.pages --again SLUG, then --save SLUG"

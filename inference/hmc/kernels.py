@@ -62,6 +62,27 @@ class HamiltonianOptions(SharedOptions, total=False):
     target_accept_prob: float
 
 
+def check_warmup(kernel: VectorizedKernel, warmup_steps: int, adapts: bool) -> int:
+    """Check the length of a warm-up, in which step sizes may have to be found."""
+    checks.integer("warmup_steps", warmup_steps, 0)
+    if adapts and not warmup_steps:
+        raise ValueError(
+            f"warmup_steps must be >= 1 for {type(kernel).__name__}, which finds its step size in "
+            "the warm-up, got 0: pass a few hundred, or a step_size that is known to work and "
+            "adapt_step_size=False"
+        )
+    return warmup_steps
+
+
+def check_directions(kernel: VectorizedKernel) -> None:
+    """Check that momenta have more than two directions."""
+    if kernel.layout.size < 2:
+        raise ValueError(
+            f"model must have at least two unknowns for {type(kernel).__name__}, whose momenta are "
+            f"directions, got {kernel.layout.size}; use NUTS"
+        )
+
+
 class _Hamiltonian(VectorizedKernel):
     """Base class of HMC and NUTS: adaptation, and the loop over transitions."""
 
@@ -107,13 +128,7 @@ class _Hamiltonian(VectorizedKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
-        self._warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
-        if self.adapt_step_size and not warmup_steps:
-            raise ValueError(
-                f"warmup_steps must be >= 1 for {type(self).__name__}, which finds its step size "
-                "in the warm-up, got 0: pass a few hundred, or a step_size that is known to work "
-                "and adapt_step_size=False"
-            )
+        self._warmup_steps = check_warmup(self, warmup_steps, self.adapt_step_size)
         super().setup(warmup_steps, *args, **kwargs)
         self._known_masses = (SharedMasses if self.share_mass_matrix else Masses)(
             self.full_mass,
@@ -438,11 +453,7 @@ class MAMS(_Hamiltonian):
         self.num_steps = checks.integer("num_steps", num_steps, 1)
 
     def _prepare(self) -> None:
-        if self.layout.size < 2:
-            raise ValueError(
-                f"model must have at least two unknowns for {type(self).__name__}, whose momenta "
-                f"are directions, got {self.layout.size}; use NUTS"
-            )
+        check_directions(self)
 
     def _trajectories(self) -> MicrocanonicalPaths:
         return MicrocanonicalPaths(self.num_steps)

@@ -20,7 +20,8 @@ from pyro_ext.inference.hmc.adaptation import (
     fisher_factor,
     new_moments,
 )
-from pyro_ext.inference.hmc.trajectories import kick, where
+from pyro_ext.inference.hmc.kernels import check_directions, check_warmup
+from pyro_ext.inference.hmc.trajectories import Point, steered, where
 from pyro_ext.inference.vectorized import (
     Chains,
     Draws,
@@ -190,13 +191,7 @@ class MCLMC(VectorizedKernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
-        checks.integer("warmup_steps", warmup_steps, 0)
-        if self.adapt_step_size and not warmup_steps:
-            raise ValueError(
-                "warmup_steps must be >= 1 for MCLMC, which finds its step size in the warm-up, "
-                "got 0: pass a few hundred, or a step_size that is known to work and "
-                "adapt_step_size=False"
-            )
+        check_warmup(self, warmup_steps, self.adapt_step_size)
         self._windows = [int(part * warmup_steps) for part in _ENDS_OF_WINDOWS]
         self._end_of_search = int(_END_OF_SEARCH * warmup_steps)
         self._warmup_steps = warmup_steps
@@ -216,11 +211,7 @@ class MCLMC(VectorizedKernel):
         return potential.layout.unflatten(rows)
 
     def _prepare(self) -> None:
-        if self.layout.size < 2:
-            raise ValueError(
-                "model must have at least two unknowns for MCLMC, whose momenta are directions, "
-                f"got {self.layout.size}; use NUTS"
-            )
+        check_directions(self)
 
     def _init(self, position: Tensor, keys: Tensor) -> MCLMCState:
         value, gradient = self.potential.gradient.over_any(position)
@@ -260,16 +251,14 @@ class MCLMC(VectorizedKernel):
         noise: Tensor,
         **schedules: Tensor,
     ) -> tuple[MicrocanonicalState, Info]:
-        size = noise.shape[-1]
-        step = state.step_size * math.sqrt(size)
-        renewal = torch.expm1(2.0 * state.step_size / state.length).div(size).sqrt()
+        renewal = torch.expm1(2.0 * state.step_size / state.length).div(noise.shape[-1]).sqrt()
         direction = state.direction + renewal[:, None] * noise
         direction = direction / direction.norm(dim=-1, keepdim=True)
-        direction, first = kick(direction, -state.scale * state.gradient, 0.5 * step)
-        position = state.position + step[:, None] * state.scale * direction
-        value, gradient = function(position)
-        direction, second = kick(direction, -state.scale * gradient, 0.5 * step)
-        error = first + second + value - state.value
+        before = Point(state.position, direction, state.gradient)
+        (position, direction, gradient), value, change = steered(
+            before, function, state.step_size, state.scale
+        )
+        error = change + value - state.value
         is_good = error.isfinite() & gradient.isfinite().all(-1)
         undone = state._replace(direction=noise / noise.norm(dim=-1, keepdim=True))
         moved = state._replace(position=position, direction=direction, gradient=gradient)
@@ -282,7 +271,7 @@ class MCLMC(VectorizedKernel):
         state: MCLMCState = chains.state
         tuning, inner = state.tuning, replace(chains, state=state.chains)
         parts: list[Draws] = []
-        ends = {*self._windows, self._end_of_search, self._warmup_steps, int(targets[-1])}
+        changes = {*self._windows, self._end_of_search, self._warmup_steps}
         while inner.step < targets[-1]:
             step = inner.step
             if step >= self._warmup_steps:
@@ -290,13 +279,14 @@ class MCLMC(VectorizedKernel):
                 parts.append(made)
                 continue
             ahead = step + _STEPS_PER_UPDATE - step % _STEPS_PER_UPDATE
-            end = min(ahead, *(each for each in ends if each > step))
+            end = min(ahead, int(targets[-1]), *(each for each in changes if each > step))
             every = np.arange(step, end) + 1
             inner, made = super()._record(inner, every)
             for number, row in enumerate(zip(*made.state, strict=True), step):
                 tuning = self._seen(tuning, MicrocanonicalState(*row), number)
-            settings, tuning = self._tuned(inner.state, tuning, end)
-            inner = replace(inner, state=settings)
+            if end == ahead or end in changes:  # and not where a run happens to stop
+                settings, tuning = self._tuned(inner.state, tuning, end)
+                inner = replace(inner, state=settings)
             is_wanted = np.isin(every, targets)
             rows = torch.from_numpy(is_wanted.nonzero()[0]).to(made.potential_energy.device)
             kept = MicrocanonicalState(*(part[rows] for part in made.state))
@@ -316,11 +306,14 @@ class MCLMC(VectorizedKernel):
             share = made.energy_error.square() / allowed + _LEAST_SHARE
             weight = torch.exp(-0.5 * (share.log() / _WIDTH).square())
             errors = _KEPT * tuning.errors + weight * share / made.step_size.pow(6)
-            seen = tuning._replace(errors=errors, weight=_KEPT * tuning.weight + weight)
             most = torch.minimum(tuning.most, _SMALLER * made.step_size)
-            tuning = where(is_good, seen, tuning._replace(most=most))
             pair = torch.cat([made.position, made.gradient], -1)
-            return tuning._replace(shape=add_draw(tuning.shape, pair, is_good))
+            return tuning._replace(
+                errors=torch.where(is_good, errors, tuning.errors),
+                weight=torch.where(is_good, _KEPT * tuning.weight + weight, tuning.weight),
+                most=torch.where(is_good, tuning.most, most),
+                shape=add_draw(tuning.shape, pair, is_good),
+            )
         batches, batch = tuning.batches, tuning.batch + made.position
         if (step + 1 - self._end_of_search) % self._batch_size == 0:
             batches = add_draw(batches, batch / self._batch_size)

@@ -451,6 +451,25 @@ def kick(direction: Tensor, slope: Tensor, step_size: Tensor) -> tuple[Tensor, T
     return turned, change
 
 
+def steered(
+    point: Point, function: ValueAndGradient, step_size: Tensor, factor: Tensor
+) -> tuple[Point, Tensor, Tensor]:
+    """Take a leapfrog step at constant speed of each chain.
+
+    :param Point point: where chains are, with unit vectors as momenta.
+    :param Tensor step_size: of each coordinate, in units of the masses. **Shape:**
+        ``(num_chains,)``.
+    :param Tensor factor: of the inverse mass matrices.
+    :returns: where they are then, the potential there, and the change of the kinetic energy.
+    """
+    size = step_size * math.sqrt(point.position.shape[-1])
+    direction, first = kick(point.momentum, -_scaled_back(factor, point.gradient), 0.5 * size)
+    position = point.position + size[:, None] * scaled(factor, direction)
+    value, gradient = function(position)
+    direction, second = kick(direction, -_scaled_back(factor, gradient), 0.5 * size)
+    return Point(position, direction, gradient), value, first + second
+
+
 class MicrocanonicalPath(NamedTuple):
     """A trajectory at constant speed of each chain, and where it is.
 
@@ -501,16 +520,10 @@ class MicrocanonicalPaths:
         """Take a leapfrog step of each trajectory. Shapes: uniforms (num_chains, 4)."""
         number = (uniforms[:, 1] * (2 * self.num_steps - 1)).ceil().clamp(min=1).to(torch.int64)
         length = torch.where(path.leaf == 0, number, path.length)
-        size = step_size * math.sqrt(path.point.position.shape[-1])
-        point = path.point
-        direction, first = kick(point.momentum, -_scaled_back(factor, point.gradient), 0.5 * size)
-        position = point.position + size[:, None] * scaled(factor, direction)
-        value, gradient = function(position)
-        direction, second = kick(direction, -_scaled_back(factor, gradient), 0.5 * size)
-        kinetic = path.kinetic + first + second
-        reached, leaf = Draw(position, gradient, value, value + kinetic), path.leaf + 1
+        point, value, change = steered(path.point, function, step_size, factor)
+        kinetic, leaf = path.kinetic + change, path.leaf + 1
+        reached = Draw(point.position, point.gradient, value, value + kinetic)
         outcome, symmetric = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
-        point = Point(position, direction, gradient)
         extended = MicrocanonicalPath(point, kinetic, path.origin, leaf, length)
         return extended, outcome.diverging | (leaf >= length), outcome, symmetric
 

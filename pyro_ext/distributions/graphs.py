@@ -173,7 +173,7 @@ class BernoulliExponentialGraph(_IndependentEdges):
 
     The sum of the rates over all pairs follows from cumulative sums over the nodes, so that
     :meth:`log_prob_edges` takes time that is linear in the numbers of nodes and edges. So does
-    :meth:`sample_edges`. :meth:`log_prob` and :meth:`sample` look at all pairs.
+    :meth:`sample_edges`. ``log_prob`` and ``sample`` look at all pairs.
 
     :param Tensor rates: :math:`r`. **Shape:** ``(*batch, num_nodes, num_features)``.
     :param Tensor node_mask: booleans, true for nodes that are present and false for padding, which

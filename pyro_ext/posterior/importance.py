@@ -22,7 +22,7 @@ class SmoothedWeights(NamedTuple):
     :param Tensor log_weights: logarithms of the weights, which sum to one. **Shape:** ``(n,)``.
     :param float k_hat: the shape of the Pareto distribution. Up to 0.7, you can trust weighted
         means. Above that, the draws are too far from the posterior to be weighted, and only useful
-        for starting chains.
+        for starting chains. It is minus infinity where all weights are the same.
     :param float effective_sample_size: the effective sample size of the weighted draws.
     """
 
@@ -59,7 +59,7 @@ def smoothed_weights(log_weights: Tensor) -> SmoothedWeights:
     number = min(math.ceil(min(0.2 * n, 3.0 * math.sqrt(n))), n - 1)
     cutoff = max(float(ordered[-number - 1]), math.log(torch.finfo(torch.float64).tiny))
     tail = ordered > cutoff
-    k_hat = math.inf
+    k_hat = -math.inf if bool(ordered[0] == ordered[-1]) else math.inf  # equal ones have no tail
     if int(tail.sum()) >= _FEWEST_IN_TAIL:
         excess = ordered[tail].exp() - math.exp(cutoff)
         k_hat, scale = fit_generalized_pareto(excess)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_ext.diagnostics import psis, to_arviz
 from pyro_ext.inference import AutoLaplaceGGN, laplace_posterior
-from pyro_ext.nn import BayesianModule
+from pyro_ext.nn import BayesianClassifier, BayesianModule
 from pyro_ext.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -88,12 +88,12 @@ def test_a_linear_network(structure):
     guide = AutoLaplaceGGN(network, loader, "regression", hessian_structure=structure, noise=NOISE)
     if structure == "diag":
         precision = precision.diag().diag()
-    draws = Predictive(model, guide=guide, num_samples=4000)(x)
+    draws = Predictive(model, guide=guide, num_samples=1500)(x)
     covariance = torch.linalg.inv(precision)
-    torch.testing.assert_close(draws["weight"].reshape(4000, 3).mean(0), mode, rtol=0.0, atol=0.03)
-    found = draws["weight"].reshape(4000, 3).mT.cov()
-    torch.testing.assert_close(found, covariance, rtol=0.1, atol=0.1 * float(covariance.max()))
-    assert draws["y"].shape == (4000, 30, 1)
+    torch.testing.assert_close(draws["weight"].reshape(1500, 3).mean(0), mode, rtol=0.0, atol=0.03)
+    found = draws["weight"].reshape(1500, 3).mT.cov()
+    torch.testing.assert_close(found, covariance, rtol=0.17, atol=0.1 * float(covariance.max()))
+    assert draws["y"].shape == (1500, 30, 1)
     ess = psis(guide, model, x, y, num_samples=200, seed=0).effective_sample_size
     assert ess > 199.0 if structure != "diag" else ess < 199.0
     if structure == "full":
@@ -103,29 +103,43 @@ def test_a_linear_network(structure):
         torch.testing.assert_close(guide.laplace.log_marginal_likelihood(), joint)
 
 
-def test_a_part_of_the_weights():
-    """The others stay, nothing of the user's changes, and normalization has a prior around one."""
+def normalized() -> tuple[nn.Module, BayesianModule, Tensor, DataLoader]:
     torch.manual_seed(0)
     trained = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2))
     x, labels = torch.randn(40, 3), torch.arange(40) % 2
-    network, loader = BayesianModule(trained), DataLoader(TensorDataset(x, labels), batch_size=10)
-    guide = AutoLaplaceGGN(network, loader, "classification", subset_of_weights="last_layer")
+    return trained, BayesianModule(trained), x, DataLoader(TensorDataset(x, labels), batch_size=10)
+
+
+@pytest.mark.parametrize("structure", ["full", "kron", "diag"])
+def test_a_part_of_the_weights(structure):
+    """The others stay, nothing of the user's changes, and the prior is that of the network."""
+    trained, network, x, loader = normalized()
+    guide = AutoLaplaceGGN(
+        network,
+        loader,
+        "classification",
+        subset_of_weights="last_layer",
+        hessian_structure=structure,
+    )
     assert guide.names == ["3.weight", "3.bias"]
     assert not any(value.requires_grad for value in network.module.parameters())
-
-    def model(x):
-        logits = network(x)
-        with pyro.plate("data", len(x)):
-            return pyro.sample("label", dist.Categorical(logits=logits))
-
-    draws = Predictive(model, guide=guide, num_samples=3)(x)
+    draws = Predictive(BayesianClassifier(network), guide=guide, num_samples=3)(x)
     for name, value in trained.named_parameters():
         is_drawn = name in guide.names
         assert bool((draws[name].squeeze(1) != value).any()) == is_drawn, name
+    if structure != "kron":
+        prior = guide.laplace.posterior_precision - guide.laplace.H
+        expected = torch.tensor([network.prior_scales["3.weight"] ** -2.0] * 8 + [1.0] * 2)
+        torch.testing.assert_close(prior, expected if structure == "diag" else expected.diag())
+
+
+def test_normalization_and_another_prior():
+    """Gains have a prior around one; draws follow a prior that laplace-torch has found."""
+    trained, network, x, loader = normalized()
     whole = AutoLaplaceGGN(network, loader, "classification", hessian_structure="diag")
     gains = dict(zip(whole.names, whole.laplace.prior_mean.split([12, 4, 4, 4, 8, 2]), strict=True))
     assert (gains["1.weight"] == 1.0).all() and (gains["0.weight"] == 0.0).all()
-    found = to_arviz(whole, model, x, num_samples=6, seed=0)
+    found = to_arviz(whole, BayesianClassifier(network), x, num_samples=6, seed=0)
     assert found.posterior["3.weight"].shape == (1, 6, 2, 4)
     # Another prior, as laplace-torch may find it, is that of later draws.
     whole.laplace.prior_precision = 1e8

@@ -230,6 +230,7 @@ def test_weights_are_those_of_arviz(variance, least, most):
 
 def test_draws_without_a_density_weigh_nothing():
     log_weights = torch.tensor([0.0, torch.nan, -torch.inf, 0.0])
+    assert smoothed_weights(torch.full((1000,), -3.0)).k_hat == -np.inf  # a perfect approximation
     found = smoothed_weights(log_weights)
     torch.testing.assert_close(found.log_weights.exp(), torch.tensor([0.5, 0.0, 0.0, 0.5]))
     assert found.effective_sample_size == pytest.approx(2.0) and found.k_hat == np.inf

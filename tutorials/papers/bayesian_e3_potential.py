@@ -164,7 +164,7 @@ page.claim(
     "<",
     1.0,
     source=TABLES,
-    reason="it is the same seed, by little",
+    reason="it is the same seed",
 )
 page.claim(
     "Forces are nearly as good as without uncertainty (ratio of RMSE at 300 K to that of squares).",

@@ -1,5 +1,7 @@
 """Steps without an accept step: published errors and biases, what tuning finds, undone steps."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference import MCLMC, MCMC
-from pyro_ext.inference.hmc.mclmc import MicrocanonicalState
+from pyro_ext.inference.hmc.adaptation import new_moments
+from pyro_ext.inference.hmc.mclmc import MicrocanonicalState, Tuning
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -90,12 +93,64 @@ def test_tuning() -> None:
     assert ((state.length > state.step_size) & (state.length < 10.0)).all(), state.length
 
 
+def test_length() -> None:
+    """Four tenths of what steps take to forget a position, (1 + a) / (1 - a) of them where each is
+    a times the one before plus noise: within 15 %, for the mean of 400 coordinates."""
+    kernel, kept = MCLMC(wide), 0.8
+    kernel._end_of_search, kernel._warmup_steps = 0, 4_000
+    state = state_at(torch.zeros(2, 400), 0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        moments = new_moments(state.position)
+        shape, zero = new_moments(state.position.repeat(1, 2)), torch.zeros_like(state.value)
+        tuning = Tuning(zero, zero, zero, shape, moments, moments, torch.zeros(2, 400))
+        position = torch.randn(2, 400)
+        for step in range(4_000):
+            position = kept * position + (1.0 - kept**2) ** 0.5 * torch.randn(2, 400)
+            tuning = kernel._seen(tuning, state._replace(position=position), step)
+    found = kernel._tuned(state, tuning, 4_000)[0].length
+    expected = 0.4 * 0.3 * (1.0 + kept) / (1.0 - kept)
+    torch.testing.assert_close(found, torch.full((2,), expected), rtol=0.15, atol=0.0)
+
+
+def test_directions_lose_their_memory() -> None:
+    """Without a slope their cosine after n steps is exp(-n * step size / length), in 1,000
+    dimensions within 4.5 standard errors of 2,000 chains."""
+    kernel = MCLMC(wide)
+
+    def flat(position: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(position)), torch.zeros_like(position)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = state_at(torch.zeros(2_000, 1_000), 0.2)
+        state = state._replace(gradient=torch.zeros(2_000, 1_000), length=torch.full((2_000,), 0.5))
+        first = state.direction
+        for _ in range(3):
+            state, _ = kernel._step(state, flat, torch.randn(2_000, 1_000))
+    cosine = (first * state.direction).sum(-1)
+    noise = 4.5 * float(cosine.std()) / len(cosine) ** 0.5
+    assert abs(float(cosine.mean()) - math.exp(-3 * 0.2 / 0.5)) < noise + 2e-3
+
+
+def test_a_warmup_that_stops() -> None:
+    """Settings do not depend on where a run stops between two of their updates."""
+    kernel, start = MCLMC(wide), {"x": SCALE.expand(2, 30)}
+    kernel.setup(40)
+    whole = kernel.advance(kernel.begin([0, 1], 0, start), 45)
+    chains = kernel.begin([0, 1], 0, start)
+    for step in (5, 13, 22, 29, 45):
+        chains = kernel.advance(chains, step - chains.step)
+    for name, value in whole.state.chains._asdict().items():
+        assert torch.equal(getattr(chains.state.chains, name), value), name
+
+
 def test_settings_that_are_given() -> None:
     options = {"adapt_step_size": False, "adapt_mass_matrix": False, "decoherence_length": 2.0}
-    kernel = MCLMC(wide, step_size=0.003, backend="eager", **options)
+    kernel = MCLMC(wide, step_size=0.003, **options)
     assert not kernel.adapts and MCLMC(wide).adapts
     kernel.setup(20)
-    state = kernel.advance(kernel.begin([4], 0), 25).state.chains
+    state = kernel.advance(kernel.begin([4], 0, {"x": SCALE[None]}), 25).state.chains
     assert float(state.step_size) == 0.003 and float(state.length) == 2.0
     assert (state.scale == 1.0).all()
 

@@ -1,5 +1,7 @@
 """The page on the Bayesian interatomic potential: its parts, and in full its claims."""
 
+from statistics import fmean
+
 import pytest
 import torch
 
@@ -92,15 +94,16 @@ def test_chosen_frames_are_of_the_pool_and_learned_from(names):
 def test_full_run_meets_its_claims_but_those_that_have_a_reason(full_run):
     """Some come so near to their bounds that rounding on other machines may pass them.
 
-    Of these the sign or the size is asked, with room for one seed of three to go otherwise.
+    Of these the mean of the seeds is asked, since one of three may go otherwise.
     """
     claims = full_run.report.claims
     forces, energies, of_squares, _, alone, *_, against_rivals = claims
     for claim in claims:
         assert claim.holds or claim.reason or claim is of_squares, claim
-    assert forces.measured < 0.9
-    assert energies.measured < 1.15
-    assert of_squares.measured < 1.8
-    assert alone.measured > -0.03
-    assert against_rivals.measured < 1.15
+
+    def mean(claim):
+        return fmean(claim.values.values())
+
+    assert mean(forces) < 0.75 and mean(energies) < 1.1 and mean(of_squares) < 1.6
+    assert mean(alone) > -0.03 and mean(against_rivals) < 1.15
     assert full_run.returncode == (0 if all(claim.holds for claim in claims) else 1)
