@@ -32,6 +32,7 @@ WORKFLOWS = (
     "minibatch-and-plates",
     "choosing-a-sampler",
     "hard-posteriors",
+    "evidence",
     "bayesian-networks",
     "diagnosing",
     "calibration",
