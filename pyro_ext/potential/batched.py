@@ -149,6 +149,17 @@ class BatchedFunction:
                     self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
             return _loop(graph, *batched)
 
+    def over_one(self, *batched: Tensor) -> Any:
+        """Run over a single chain as :meth:`over_any` does, but vectorize nothing.
+
+        To vectorize a graph costs more than a small graph itself. Results are equal up to rounding.
+        """
+        graph = None if self.given else self.single()
+        if graph is None:
+            return self.over_any(*batched)
+        with torch.no_grad(), self._threads(batched):
+            return _loop(graph, *batched)
+
     def interpreted(self, *batched: Tensor) -> Any:
         """Run over chains through the record for their number, whatever the backend."""
         graph = self.graph(len(batched[0])) or self.one_by_one

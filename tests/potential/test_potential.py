@@ -49,6 +49,19 @@ def test_model(name: str, float64: None) -> None:
     check_derived(name, potential, constrained)
 
 
+def test_one_chain_over_all_data_is_not_vectorized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search for a mode asks for hundreds of such values, of which that takes half the time."""
+    calls = []
+    vmap = torch.func.vmap
+    potential = build("logistic_regression", full=True)
+    potential.full_value_and_grad(potential.init(1, seed=0))
+    monkeypatch.setattr(torch.func, "vmap", lambda *a, **k: calls.append(1) or vmap(*a, **k))
+    potential.full_value_and_grad(potential.init(1, seed=1))
+    assert not calls
+    potential.full_value_and_grad(potential.init(2, seed=1))
+    assert calls
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_model_in_single_precision(name: str) -> None:
@@ -83,6 +96,9 @@ def check_whole_data(name: str, potential: Potential, params: dict[str, Tensor])
     expected = build(name, full=True, backend="eager").value_and_grad(params)
     actual = potential.full_value_and_grad(params)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    one = potential.full_value_and_grad({site: value[1:] for site, value in params.items()})
+    last = expected[0][1:], {site: value[1:] for site, value in expected[1].items()}
+    torch.testing.assert_close(one, last, rtol=1e-9, atol=1e-9)
 
 
 def check_derived(name: str, potential: Potential, samples: dict[str, Tensor]) -> None:
