@@ -163,6 +163,9 @@ def main(
     description = inspect.getmodule(cases).__doc__ or ""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds (default: %(default)s)")
+    parser.add_argument(
+        "--quick", action="store_const", const=1, dest="rounds", help="measure each side once"
+    )
     parser.add_argument("--smoke", action="store_true", help="run once over tiny sizes")
     parser.add_argument("--full", action="store_true", help="run over more sizes than the table's")
     if on_devices:

@@ -264,6 +264,40 @@ def test_hand_written_gradient_is_that_of_the_model(name, algorithm, monkeypatch
         np.testing.assert_allclose(moved, gradient.numpy(), atol=0.02 * scale)
 
 
+def test_known_answers_of_the_samplers_densities():
+    """Evidence of two modes by quadrature, moments by exact draws."""
+    import _sampler_densities as densities
+    import torch
+    from blackjax_samplers import moment_errors
+    from scipy.integrate import quad
+    from scipy.stats import norm
+
+    def integrand(x):
+        return norm.pdf(x, 0.0, densities.PRIOR_SCALE) * norm.pdf(x, densities.MODE, 0.5)
+
+    evidence = densities.NUM_MODE_DIMS * np.log(quad(integrand, -10.0, 10.0, points=[2.0])[0])
+    found = densities.tempering_errors([(evidence + 0.1, 0.7), (evidence - 0.1, 0.9)])
+    assert found == pytest.approx({"error_of_log_evidence": 0.01, "error_of_share": 0.02})
+
+    density = densities.normal()
+    sample = {"x": torch.zeros(2, 5, 100), "y": torch.ones(2, 5)}
+    assert densities.positions_of(sample).shape == (2, 5, 101)
+    draws = densities.SCALES * np.random.default_rng(0).normal(size=(4, 2500, 100))
+    errors = moment_errors(density, (draws, 0))
+    for name in ("error", "error_of_means", "error_of_squares"):
+        assert errors[name] == pytest.approx(1e-4, rel=0.5)  # of 10,000 independent draws
+    shifted = moment_errors(density, (draws + densities.SCALES, 0))
+    assert shifted["error_of_means"] == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("blackjax") is not None, reason="peers take minutes to compile")
+def test_tiny_run_of_samplers_without_peers():
+    for row in tiny("blackjax_samplers"):
+        assert row["median"]["pyro_ext"] > 0
+        assert "is not installed" in row["missing"]["BlackJAX"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("diffusers") is None, reason="the extra 'diffusion' is not installed")
 def test_tiny_run_of_erasing_has_the_losses_of_the_loop_by_hand():
