@@ -17,6 +17,7 @@ from pyro_ext.inference.hmc.loop import TransitionLoop
 from pyro_ext.inference.hmc.masses import (
     FullMass,
     HamiltonianState,
+    Lengths,
     Masses,
     SharedMasses,
     checked_full_mass,
@@ -43,6 +44,9 @@ _NUM_DOUBLINGS = 50
 _LENGTH = 1.5
 _JITTER = 0.1
 _FISHER_WARMUP = 400
+_NUM_STEPS = 8
+_ENDS_OF_LENGTHS = (0.05, 0.1, 0.2, 0.35, 0.55, 0.75, 0.92)
+_LEAST_WINDOW = 10
 
 
 class SharedOptions(VectorizedOptions, total=False):
@@ -112,6 +116,7 @@ class _Hamiltonian(VectorizedKernel):
         )
         self._warmup_steps = 0
         self._known_masses: Masses | None = None
+        self._ends_of_lengths: set[int] = set()
 
     @property
     def adapts(self) -> bool:
@@ -157,7 +162,8 @@ class _Hamiltonian(VectorizedKernel):
         counts = (none, none, none > 0)
         outcome = (position, gradient, value, value.clone(), zero, *counts, search.log_step.exp())
         window = position.new_zeros(len(position), 0, 2 * position.shape[-1])
-        adaptation = (search, factor, moments, moments, window)
+        lengths = Lengths.begun(zero, position)
+        adaptation = (search, factor, moments, moments, window, lengths)
         state = HamiltonianState(*outcome, keys, none.clone(), *adaptation)
         return self._with_first_step_size(state, 0)
 
@@ -201,6 +207,7 @@ class _Hamiltonian(VectorizedKernel):
         num_rows = loop.max_rows(*chains.position.shape)
         windows = self._masses.windows
         ends = {*windows.updates, *windows.switches, windows.first, windows.symmetric}
+        ends |= self._ends_of_lengths
         ends |= {self._warmup_steps, int(targets[-1])}
         parts: list[Outcome] = []
         state: HamiltonianState = chains.state
@@ -412,7 +419,8 @@ class MAMS(_Hamiltonian):
     :param model: a Pyro model that sees all of its data and has at least two unknowns, or ``None``
         with a ``potential_fn``.
     :param int num_steps: mean number of leapfrog steps of a trajectory; the number is uniform
-        between 1 and ``2 * num_steps - 1``.
+        between 1 and ``2 * num_steps - 1``. By default, each chain finds it in the warm-up, so
+        that a draw is uncorrelated with the one before it, up to 512.
     :param float target_accept_prob: acceptance rate to which step sizes adapt.
     :param bool share_mass_matrix: as for :class:`NUTS`.
     :param options: ``step_size``, ``full_mass`` and the other options of :class:`NUTS`, except
@@ -439,7 +447,7 @@ class MAMS(_Hamiltonian):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        num_steps: int = 8,
+        num_steps: int | None = None,
         share_mass_matrix: bool = False,
         target_accept_prob: float = 0.9,
         **options: Unpack[SharedOptions],
@@ -450,16 +458,53 @@ class MAMS(_Hamiltonian):
             target_accept_prob=target_accept_prob,
             **options,
         )
-        self.num_steps = checks.integer("num_steps", num_steps, 1)
+        self.num_steps = checks.optional(checks.integer, "num_steps", num_steps, 1)
+        self._settled = self._restart = 0
+
+    @property
+    def adapts(self) -> bool:
+        """Tell whether it needs a warm-up."""
+        return super().adapts or self.num_steps is None
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Build the potential of the model and its data, and plan the warm-up."""
+        if self.num_steps is None:
+            ends = [int(part * warmup_steps) for part in _ENDS_OF_LENGTHS]
+            starts = [0, *ends]
+            pairs = zip(starts, ends, strict=False)
+            self._ends_of_lengths = {b for a, b in pairs if b - a >= _LEAST_WINDOW}
+            self._settled, self._restart = ends[2], ends[-4]
+        super().setup(warmup_steps, *args, **kwargs)
 
     def _prepare(self) -> None:
         check_directions(self)
 
     def _trajectories(self) -> MicrocanonicalPaths:
-        return MicrocanonicalPaths(self.num_steps)
+        return MicrocanonicalPaths()
 
     def _evaluations_per_step(self) -> int:
-        return self.num_steps
+        return self.num_steps or _NUM_STEPS
+
+    def _init(self, position: Tensor, keys: Tensor) -> HamiltonianState:
+        state = super()._init(position, keys)
+        num_steps = torch.full_like(state.value, self.num_steps or _NUM_STEPS)
+        return state._replace(lengths=Lengths.begun(num_steps, position))
+
+    def _adapted(
+        self, state: HamiltonianState, before: Tensor, made: Outcome, step: int, end: int
+    ) -> HamiltonianState:
+        """Take the transitions of a part of the warm-up into account."""
+        lengths = state.lengths
+        if step < max(self._ends_of_lengths, default=0):
+            lengths = lengths.with_draws(before, made.position)
+        if end in self._ends_of_lengths:
+            lengths = lengths.adapted(keeps_draws=end > self._settled)
+            if end == self._restart:
+                # Draws are uncorrelated after more than a whole turn, too. From half of that
+                # length, the search ends at the shortest one.
+                halved = (0.5 * lengths.num_steps).clamp(min=1.0)
+                lengths = lengths._replace(num_steps=halved)
+        return super()._adapted(state._replace(lengths=lengths), before, made, step, end)
 
     def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:
         statistics = super()._statistics(state)

@@ -30,6 +30,57 @@ FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 _MOST_LOW_RANK = 50
 # A trajectory that diverged within so many leapfrogs chose a point that is hardly another one.
 _FEW_STEPS = 8
+# Limits of the change of a trajectory's length from one window to the next, and of the length.
+_CHANGES = 0.5, 4.0
+_MOST_STEPS = 512.0
+
+
+class Lengths(NamedTuple):
+    """Lengths of trajectories where the warm-up finds them, from the draws of a window.
+
+    :param Tensor num_steps: mean number of steps of the next trajectories. **Shape:**
+        ``(num_chains,)``, as ``num_moves``.
+    :param Moments draws: of the window.
+    :param Tensor jumps: sum of squared differences between draws and those before them.
+        **Shape:** ``(num_chains, size)``.
+    :param Tensor num_moves: how many draws are not those before them.
+    """
+
+    num_steps: Tensor
+    draws: Moments
+    jumps: Tensor
+    num_moves: Tensor
+
+    def with_draws(self, before: Tensor, draws: Tensor) -> "Lengths":
+        """Take in the next draws. Shapes: before (num_chains, size), draws (number, *before)."""
+        moments, jumps = self.draws, draws - torch.cat([before[None], draws[:-1]])
+        for draw in draws:
+            moments = add_draw(moments, draw)
+        return self._replace(
+            draws=moments,
+            jumps=self.jumps + jumps.square().sum(0),
+            num_moves=self.num_moves + (jumps != 0).any(-1).sum(0),
+        )
+
+    def adapted(self, keeps_draws: bool) -> "Lengths":
+        r"""End a window, with lengths at which draws were uncorrelated with those before them.
+
+        There, :math:`E (x' - x)^2 = 2 \sigma^2`; of trajectories that are short beside the
+        posterior, the root of the mean square is proportional to their length.
+        """
+        variance = self.draws.squares / (self.draws.number - 1.0)[:, None]
+        jump = self.jumps / self.num_moves[:, None]
+        share = (0.5 * jump / variance).nanmean(-1)
+        change = torch.minimum(share.rsqrt(), share.pow(-2.0)).nan_to_num(nan=1.0).clamp(*_CHANGES)
+        num_steps = (self.num_steps * change).clamp(1.0, _MOST_STEPS)
+        begun = Lengths.begun(num_steps, self.jumps)
+        return begun._replace(draws=self.draws) if keeps_draws else begun
+
+    @classmethod
+    def begun(cls, num_steps: Tensor, position: Tensor) -> "Lengths":
+        """Begin a window."""
+        zero = torch.zeros_like(position)
+        return cls(num_steps, new_moments(position), zero, torch.zeros_like(num_steps))
 
 
 class HamiltonianState(NamedTuple):
@@ -48,6 +99,7 @@ class HamiltonianState(NamedTuple):
     :param Moments new_moments: of those of this window.
     :param Tensor window: draws and their gradients since the window before, where masses take them
         all. **Shape:** ``(num_chains, num_draws, 2 * size)``.
+    :param Lengths lengths: of trajectories; zero where they are not found in the warm-up.
     """
 
     position: Tensor
@@ -66,6 +118,7 @@ class HamiltonianState(NamedTuple):
     moments: Moments
     new_moments: Moments
     window: Tensor
+    lengths: Lengths
 
     def outcome(self) -> Outcome:
         """The last transition."""

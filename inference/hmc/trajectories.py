@@ -51,6 +51,20 @@ class Draw(NamedTuple):
     energy: Tensor
 
 
+class Settings(NamedTuple):
+    """What trajectories are made with.
+
+    :param Tensor step_size: of leapfrog steps. **Shape:** ``(num_chains,)``.
+    :param Tensor factor: of the inverse mass matrices, as for :func:`scaled`.
+    :param Tensor num_steps: mean number of steps, where chains have one each. **Shape:**
+        ``(num_chains,)``.
+    """
+
+    step_size: Tensor
+    factor: Tensor
+    num_steps: Tensor
+
+
 class Outcome(NamedTuple):
     """Outcome of a trajectory: the next draw and statistics.
 
@@ -206,18 +220,20 @@ class Paths:
         path: Path,
         function: ValueAndGradient,
         uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
+        settings: Settings,
     ) -> Extended:
         """Take a step of each trajectory. Shapes: uniforms (num_chains, 4)."""
         if self.num_steps is None:
             assert self.length is not None
             jittered = self.length * (0.8 + 0.4 * uniforms[:, 1])
-            number = (jittered / step_size).ceil().clamp(1, _MAX_PATH_STEPS).to(torch.int64)
+            number = (
+                (jittered / settings.step_size).ceil().clamp(1, _MAX_PATH_STEPS).to(torch.int64)
+            )
         else:
             number = torch.full_like(path.leaf, self.num_steps)
         length = torch.where(path.leaf == 0, number, path.length)
-        point, value, energy = leapfrog(path.point, function, step_size, factor)
+        step_size = settings.step_size
+        point, value, energy = leapfrog(path.point, function, step_size, settings.factor)
         reached, leaf = Draw(point.position, point.gradient, value, energy), path.leaf + 1
         outcome, symmetric = end_of_path(path.origin, reached, uniforms[:, 0], leaf, step_size)
         path = path._replace(point=point, leaf=leaf, length=length)
@@ -309,8 +325,7 @@ class Trees:
         tree: Tree,
         function: ValueAndGradient,
         uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
+        settings: Settings,
     ) -> Extended:
         """Add a leaf to each tree. Shapes: uniforms (num_chains, 4)."""
         # The first leaf of a half says where it goes on.
@@ -320,8 +335,8 @@ class Trees:
         near = where(forward, tree.right, tree.left)
         far_momentum = where(forward, tree.left.momentum, tree.right.momentum)
         front = where(is_first, near, tree.last)
-        signed = torch.where(forward, step_size, -step_size)
-        point, value, energy = leapfrog(front, function, signed, factor)
+        signed = torch.where(forward, settings.step_size, -settings.step_size)
+        point, value, energy = leapfrog(front, function, signed, settings.factor)
         change = _energy_change(energy, tree.origin_energy)
         diverging = change > _MAX_ENERGY_CHANGE
 
@@ -405,7 +420,7 @@ class Trees:
             num_steps,
         )
         rate = sum_acceptance / num_steps
-        outcome = Outcome(*draw, rate, num_steps, depth, diverging, step_size)
+        outcome = Outcome(*draw, rate, num_steps, depth, diverging, settings.step_size)
         return extended, has_ended, outcome, sum_symmetric / num_steps
 
 
@@ -488,17 +503,12 @@ class MicrocanonicalPath(NamedTuple):
     length: Tensor
 
 
-@dataclass(frozen=True)
 class MicrocanonicalPaths:
     """Trajectories at constant speed, of numbers of steps that are uniform with a given mean.
 
     Step sizes are of each coordinate, in the units of the masses: a unit vector moves one by the
     root of the dimension less.
-
-    :param int num_steps: the mean.
     """
-
-    num_steps: int
 
     def start(
         self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
@@ -514,12 +524,12 @@ class MicrocanonicalPaths:
         path: MicrocanonicalPath,
         function: ValueAndGradient,
         uniforms: Tensor,
-        step_size: Tensor,
-        factor: Tensor,
+        settings: Settings,
     ) -> Extended:
         """Take a leapfrog step of each trajectory. Shapes: uniforms (num_chains, 4)."""
-        number = (uniforms[:, 1] * (2 * self.num_steps - 1)).ceil().clamp(min=1).to(torch.int64)
-        length = torch.where(path.leaf == 0, number, path.length)
+        step_size, factor, mean = settings
+        number = (uniforms[:, 1] * (2.0 * mean - 1.0)).ceil().clamp(1, _MAX_PATH_STEPS)
+        length = torch.where(path.leaf == 0, number.to(torch.int64), path.length)
         point, value, change = steered(path.point, function, step_size, factor)
         kinetic, leaf = path.kinetic + change, path.leaf + 1
         reached = Draw(point.position, point.gradient, value, value + kinetic)

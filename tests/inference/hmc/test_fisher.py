@@ -18,7 +18,7 @@ from pyro_ext.inference.hmc.adaptation import (
     low_rank_factor,
     new_moments,
 )
-from pyro_ext.inference.hmc.trajectories import Outcome, Paths, Point, leapfrog
+from pyro_ext.inference.hmc.trajectories import Outcome, Paths, Point, Settings, leapfrog
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -165,7 +165,7 @@ def test_symmetric_rates_are_as_large_on_average() -> None:
     value, gradient = function(position)
     paths, factor = Paths(None, 1), torch.ones(1, 20)
     path = paths.start(position, value, gradient, momentum)
-    _, _, outcome, symmetric = paths.extend(path, function, uniforms, size, factor)
+    _, _, outcome, symmetric = paths.extend(path, function, uniforms, Settings(size, factor, size))
     assert abs(float(outcome.acceptance_rate.mean() - symmetric.mean())) < 5e-3
     point = Point(position, momentum, gradient)
     _, _, energy = leapfrog(point, function, size, factor)

@@ -9,8 +9,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from pyro_ext.inference import MAMS
-from pyro_ext.inference.hmc.trajectories import MicrocanonicalPaths, kick
+from pyro_ext.inference import MAMS, MCMC
+from pyro_ext.inference.hmc.masses import Lengths
+from pyro_ext.inference.hmc.trajectories import MicrocanonicalPaths, Settings, kick
 from tests.inference.models import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -75,13 +76,13 @@ def test_ratios_have_mean_one(factor: Tensor) -> None:
     sign = 2.0 * torch.randint(2, (number, 4), generator=generator) - 1.0
     position = sign * (4.0 * size).pow(0.25)
     noise = torch.randn(number, 4, generator=generator)
-    paths = MicrocanonicalPaths(2)
+    paths = MicrocanonicalPaths()
     path = paths.start(position, *quartic(position), noise)
     # As many steps for all: with a mean of two, the largest number is three.
-    uniforms = torch.full((number, 4), 0.999)
+    uniforms, mean = torch.full((number, 4), 0.999), torch.full((number,), 2.0)
     for _ in range(steps):
         path, has_ended, outcome, _ = paths.extend(
-            path, quartic, uniforms, torch.full((number,), 0.45), factor
+            path, quartic, uniforms, Settings(torch.full((number,), 0.45), factor, mean)
         )
     assert has_ended.all() and (outcome.num_steps == steps).all()
     value = quartic(path.point.position)[0]
@@ -98,10 +99,44 @@ def test_lengths_are_uniform() -> None:
     """Numbers of steps from one to twice the mean less one."""
     uniforms = torch.linspace(0.001, 0.999, 7)[:, None].expand(7, 4)
     zeros = torch.zeros(7, 2)
-    paths = MicrocanonicalPaths(4)
+    paths = MicrocanonicalPaths()
     path = paths.start(zeros, zeros[:, 0], zeros, torch.ones(7, 2))
-    path, *_ = paths.extend(path, quartic, uniforms, torch.full((7,), 0.1), torch.ones(1, 2))
+    settings = Settings(torch.full((7,), 0.1), torch.ones(1, 2), torch.full((7,), 4.0))
+    path, *_ = paths.extend(path, quartic, uniforms, settings)
     assert path.length.tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_lengths_follow_from_jumps() -> None:
+    """Of an autoregressive sequence jumps are shorter by the root of one less its correlation."""
+    number, correlation = 20_000, torch.tensor([0.0, 0.75, -0.3])[:, None]
+    noise = torch.randn(number, 3, 2, generator=torch.Generator().manual_seed(0))
+    draws = noise.clone()
+    for step in range(1, number):
+        draws[step] = correlation * draws[step - 1] + (1 - correlation**2).sqrt() * noise[step]
+    draws = 5.0 + torch.tensor([0.01, 100.0]) * draws.repeat_interleave(2, 0)  # half are rejected
+    begun = Lengths.begun(torch.full((3,), 8.0), draws[0])
+    found = begun.with_draws(draws[0], draws[1:10_000]).with_draws(draws[9_999], draws[10_000:])
+    after = found.adapted(keeps_draws=True)
+    # Too long ones shrink by the square, since half a turn hardly tells itself from a whole one.
+    expected = torch.tensor([8.0, 8.0 / math.sqrt(0.25), 8.0 / 1.3**2])
+    torch.testing.assert_close(after.num_steps, expected, rtol=0.04, atol=0.0)
+    assert (after.jumps == 0).all() and (after.draws.number == 2 * number - 1).all()
+    assert (found.adapted(keeps_draws=False).draws.number == 0).all()
+
+
+@pytest.mark.parametrize(("correlation", "least", "most"), [(0.0, 0.7, 1.4), (0.9, 2.5, 25.0)])
+def test_warm_up_finds_the_length(correlation: float, least: float, most: float) -> None:
+    """A quarter of a period; more where an axis is 23 times longer than the masses know."""
+    size = 60
+    covariance = torch.full((size, size), correlation).fill_diagonal_(1.0)
+
+    def model() -> None:
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(size), covariance))
+
+    mcmc = MCMC(MAMS(model), 100, 400, num_chains=2, seed=0, progress=False).run()
+    found = mcmc.sample_statistics()
+    length = (found["n_steps"] * found["step_size"]).mean(-1)
+    assert ((length > least * math.pi / 2) & (length < most * math.pi / 2)).all(), length
 
 
 def test_one_unknown() -> None:
