@@ -9,6 +9,7 @@ import torch
 from pyro.infer.mcmc.util import summary
 from pyro.ops import stats
 from torch import Tensor
+from torch.nn.functional import pad
 
 _ROUNDING = 16.0
 
@@ -66,11 +67,16 @@ def rank_diagnostics(draws: Tensor) -> RankDiagnostics:
 def _normal_scores(draws: Tensor) -> Tensor:
     """Quantiles of the normal distribution at the ranks of all draws of an element."""
     rows = draws.flatten(0, 1).flatten(1).mT.contiguous() if draws.dim() > 2 else draws.flatten()
-    ordered = rows.sort(-1).values
-    low, high = (torch.searchsorted(ordered, rows, right=right) for right in (False, True))
+    ordered, order = rows.sort(-1)
     number = rows.shape[-1]
-    ranks = 0.5 * (low + high + 1).to(draws.dtype)
+    places, is_new = torch.arange(number, device=rows.device), ordered.diff(dim=-1) != 0
+    # Equal draws have the mean of the first and the last of their places.
+    first = torch.where(pad(is_new, (1, 0), value=True), places, 0).cummax(-1).values
+    last = torch.where(pad(is_new, (0, 1), value=True), places, number - 1)
+    last = last.flip(-1).cummin(-1).values.flip(-1)
+    ranks = 1.0 + 0.5 * (first + last).to(draws.dtype)
     scores = torch.special.ndtri((ranks - 0.375) / (number + 0.25))
+    scores = torch.empty_like(scores).scatter_(-1, order, scores)
     result: Tensor = (scores.mT if draws.dim() > 2 else scores).reshape(draws.shape)
     return result
 
