@@ -215,12 +215,12 @@ page.table(rows, title="Gaussian process", number_format=".2f")
 # %% [markdown]
 # ## Hundreds of parameters
 #
-# A linear regression with 300 weights, some well determined and some hardly, whose posterior is
-# known. `MAMS` and `ChEES` were made for many parameters: a trajectory of the former
-# has about eight steps by default, the latter learns one length for all of its chains.
+# A linear regression with 1,000 weights, some well determined and some hardly, whose posterior is
+# known. `MAMS` and `ChEES` were made for many parameters: each chain of the former learns how long
+# its trajectories should be, and the latter learns one length for all of its chains.
 
 # %%
-SIZE = page.length(300, smoke=20)
+SIZE = page.length(1000, smoke=20)
 generator = torch.Generator().manual_seed(0)
 scales = torch.logspace(-1.0, 1.0, SIZE)
 inputs = torch.randn(2 * SIZE, SIZE, generator=generator) * scales / SIZE**0.5

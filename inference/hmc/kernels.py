@@ -45,7 +45,7 @@ _LENGTH = 1.5
 _JITTER = 0.1
 _FISHER_WARMUP = 400
 _NUM_STEPS = 8
-_ENDS_OF_LENGTHS = (0.05, 0.1, 0.2, 0.35, 0.55, 0.75, 0.92)
+_WINDOWS_OF_LENGTHS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.92)
 _LEAST_WINDOW = 10
 
 
@@ -412,15 +412,15 @@ class MAMS(_Hamiltonian):
     they turn slowly. Each proposal is accepted or rejected by its energy error, so that draws are
     from the exact posterior. Step sizes and masses adapt in the warm-up as in :class:`NUTS`.
 
-    Use it for posteriors of a hundred parameters or more; with fewer, :class:`NUTS` does as well or
-    better. If scales vary within the posterior, as in a funnel, no single step size fits all of it,
-    with either sampler.
+    Use it for posteriors of a hundred parameters or more; with few, it takes more gradients than
+    :class:`NUTS`. If scales vary within the posterior, as in a funnel, no single step size fits all
+    of it, with either sampler.
 
     :param model: a Pyro model that sees all of its data and has at least two unknowns, or ``None``
         with a ``potential_fn``.
     :param int num_steps: mean number of leapfrog steps of a trajectory; the number is uniform
         between 1 and ``2 * num_steps - 1``. By default, each chain finds it in the warm-up, so
-        that a draw is uncorrelated with the one before it, up to 512.
+        that a draw is uncorrelated with the one before it, up to 256.
     :param float target_accept_prob: acceptance rate to which step sizes adapt.
     :param bool share_mass_matrix: as for :class:`NUTS`.
     :param options: ``step_size``, ``full_mass`` and the other options of :class:`NUTS`, except
@@ -459,7 +459,7 @@ class MAMS(_Hamiltonian):
             **options,
         )
         self.num_steps = checks.optional(checks.integer, "num_steps", num_steps, 1)
-        self._settled = self._restart = 0
+        self._start_of_lengths = self._late = 0
 
     @property
     def adapts(self) -> bool:
@@ -469,11 +469,10 @@ class MAMS(_Hamiltonian):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
         if self.num_steps is None:
-            ends = [int(part * warmup_steps) for part in _ENDS_OF_LENGTHS]
-            starts = [0, *ends]
-            pairs = zip(starts, ends, strict=False)
+            ends = [int(part * warmup_steps) for part in _WINDOWS_OF_LENGTHS]
+            pairs = zip(ends, ends[1:], strict=False)
             self._ends_of_lengths = {b for a, b in pairs if b - a >= _LEAST_WINDOW}
-            self._settled, self._restart = ends[2], ends[-4]
+            self._start_of_lengths, self._late = ends[0], ends[-3]
         super().setup(warmup_steps, *args, **kwargs)
 
     def _prepare(self) -> None:
@@ -495,15 +494,10 @@ class MAMS(_Hamiltonian):
     ) -> HamiltonianState:
         """Take the transitions of a part of the warm-up into account."""
         lengths = state.lengths
-        if step < max(self._ends_of_lengths, default=0):
+        if self._start_of_lengths <= step < max(self._ends_of_lengths, default=0):
             lengths = lengths.with_draws(before, made.position)
         if end in self._ends_of_lengths:
-            lengths = lengths.adapted(keeps_draws=end > self._settled)
-            if end == self._restart:
-                # Draws are uncorrelated after more than a whole turn, too. From half of that
-                # length, the search ends at the shortest one.
-                halved = (0.5 * lengths.num_steps).clamp(min=1.0)
-                lengths = lengths._replace(num_steps=halved)
+            lengths = lengths.adapted(is_late=end > self._late)
         return super()._adapted(state._replace(lengths=lengths), before, made, step, end)
 
     def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:

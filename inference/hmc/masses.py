@@ -30,9 +30,11 @@ FullMass = bool | Literal["low_rank"] | Sequence[Sequence[str]]
 _MOST_LOW_RANK = 50
 # A trajectory that diverged within so many leapfrogs chose a point that is hardly another one.
 _FEW_STEPS = 8
-# Limits of the change of a trajectory's length from one window to the next, and of the length.
-_CHANGES = 0.5, 4.0
-_MOST_STEPS = 512.0
+# Of trajectories that the warm-up chooses: limits of numbers of steps and of their growth, and how
+# much of the mean square between independent draws is enough.
+_MOST_STEPS = 256.0
+_MOST_CHANGE = 3.0
+_UNCORRELATED = 0.85
 
 
 class Lengths(NamedTuple):
@@ -62,19 +64,19 @@ class Lengths(NamedTuple):
             num_moves=self.num_moves + (jumps != 0).any(-1).sum(0),
         )
 
-    def adapted(self, keeps_draws: bool) -> "Lengths":
-        r"""End a window, with lengths at which draws were uncorrelated with those before them.
+    def adapted(self, is_late: bool) -> "Lengths":
+        r"""End a window, with lengths at which draws are uncorrelated with those before them.
 
         There, :math:`E (x' - x)^2 = 2 \sigma^2`; of trajectories that are short beside the
-        posterior, the root of the mean square is proportional to their length.
+        posterior, the root of the mean square is proportional to their length. Longer ones lead to
+        uncorrelated draws, too: until late, half of such a length is tried next.
         """
         variance = self.draws.squares / (self.draws.number - 1.0)[:, None]
-        jump = self.jumps / self.num_moves[:, None]
-        share = (0.5 * jump / variance).nanmean(-1)
-        change = torch.minimum(share.rsqrt(), share.pow(-2.0)).nan_to_num(nan=1.0).clamp(*_CHANGES)
-        num_steps = (self.num_steps * change).clamp(1.0, _MOST_STEPS)
-        begun = Lengths.begun(num_steps, self.jumps)
-        return begun._replace(draws=self.draws) if keeps_draws else begun
+        share = (0.5 * self.jumps / self.num_moves[:, None] / variance).nanmean(-1)
+        change = share.rsqrt().nan_to_num(nan=1.0).clamp(max=_MOST_CHANGE)
+        if not is_late:
+            change = torch.where(share > _UNCORRELATED, 0.5, change)
+        return Lengths.begun((self.num_steps * change).clamp(1.0, _MOST_STEPS), self.jumps)
 
     @classmethod
     def begun(cls, num_steps: Tensor, position: Tensor) -> "Lengths":

@@ -116,12 +116,13 @@ def test_lengths_follow_from_jumps() -> None:
     draws = 5.0 + torch.tensor([0.01, 100.0]) * draws.repeat_interleave(2, 0)  # half are rejected
     begun = Lengths.begun(torch.full((3,), 8.0), draws[0])
     found = begun.with_draws(draws[0], draws[1:10_000]).with_draws(draws[9_999], draws[10_000:])
-    after = found.adapted(keeps_draws=True)
-    # Too long ones shrink by the square, since half a turn hardly tells itself from a whole one.
-    expected = torch.tensor([8.0, 8.0 / math.sqrt(0.25), 8.0 / 1.3**2])
+    late, after = found.adapted(is_late=True), found.adapted(is_late=False)
+    expected = torch.tensor([8.0, 8.0 / math.sqrt(0.25), 8.0 / math.sqrt(1.3)])
+    torch.testing.assert_close(late.num_steps, expected, rtol=0.04, atol=0.0)
+    # Half of the lengths that may be too long, which draws of half a turn or more do not tell.
+    expected = torch.tensor([4.0, 8.0 / math.sqrt(0.25), 4.0])
     torch.testing.assert_close(after.num_steps, expected, rtol=0.04, atol=0.0)
-    assert (after.jumps == 0).all() and (after.draws.number == 2 * number - 1).all()
-    assert (found.adapted(keeps_draws=False).draws.number == 0).all()
+    assert (after.jumps == 0).all() and (after.draws.number == 0).all()
 
 
 @pytest.mark.parametrize(("correlation", "least", "most"), [(0.0, 0.7, 1.4), (0.9, 2.5, 25.0)])
