@@ -1,6 +1,7 @@
 """HMC and NUTS for many chains at once, adapted by gradients or as in Stan, as kernels."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isqrt
 from typing import Any, Unpack
@@ -32,14 +33,16 @@ from pyro_ext.inference.hmc.trajectories import (
     leapfrog,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, VectorizedOptions
-from pyro_ext.potential import InitStrategy
-from pyro_ext.random import normal, uniform
+from pyro_ext.posterior.paths import find_paths
+from pyro_ext.potential import InitStrategy, Potential
+from pyro_ext.random import normal, spawn_seed, uniform
 
 __all__ = ["HMC", "MAMS", "NUTS", "HamiltonianState"]
 
 _FIRST_STEP_SIZE = 1.0
 _STREAM_OF_TRIALS = 2
 _STREAM_OF_JITTER = 3
+_STREAM_OF_PATHS = 5
 _NUM_DOUBLINGS = 50
 _LENGTH = 1.5
 _JITTER = 0.1
@@ -85,6 +88,24 @@ def check_directions(kernel: VectorizedKernel) -> None:
             f"model must have at least two unknowns for {type(kernel).__name__}, whose momenta are "
             f"directions, got {kernel.layout.size}; use NUTS"
         )
+
+
+def starts_of_paths(
+    kernel: VectorizedKernel, params: Mapping[str, Tensor], numbers: Sequence[int], seed: int
+) -> dict[str, Tensor]:
+    """Draw starts along paths of an optimizer: at constant speed the way from afar is long.
+
+    Shapes: params (num_chains, *event) each, where a chain without such a path starts.
+    """
+    potential = kernel.potential
+    assert isinstance(potential, Potential)  # others have no starts
+    rows = potential.layout.flatten(params)
+    for row, number in enumerate(numbers):
+        own = spawn_seed(seed, number, _STREAM_OF_PATHS)
+        with contextlib.suppress(ValueError):  # no path has a normal approximation
+            paths = find_paths(potential, own, kernel.init_strategy, num_paths=1, num_samples=1)
+            rows[row] = paths.positions[0]
+    return potential.layout.unflatten(rows)
 
 
 class _Hamiltonian(VectorizedKernel):
@@ -423,6 +444,8 @@ class MAMS(_Hamiltonian):
         that a draw is uncorrelated with the one before it, up to 256.
     :param float target_accept_prob: acceptance rate to which step sizes adapt.
     :param bool share_mass_matrix: as for :class:`NUTS`.
+    :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`. From there, an
+        optimizer leads each chain to its start, a draw of :func:`~pyro_ext.posterior.pathfinder`.
     :param options: ``step_size``, ``full_mass`` and the other options of :class:`NUTS`, except
         ``max_tree_depth``.
     :raises ValueError: for numbers out of range, or a model that subsamples or has one unknown.
@@ -474,6 +497,9 @@ class MAMS(_Hamiltonian):
             self._ends_of_lengths = {b for a, b in pairs if b - a >= _LEAST_WINDOW}
             self._start_of_lengths, self._late = ends[0], ends[-3]
         super().setup(warmup_steps, *args, **kwargs)
+
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        return starts_of_paths(self, super()._starts(numbers, seed), numbers, seed)
 
     def _prepare(self) -> None:
         check_directions(self)

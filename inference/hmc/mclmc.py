@@ -1,6 +1,5 @@
 """Microcanonical Langevin Monte Carlo without an accept step, as a kernel."""
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from pyro_ext.inference.hmc.adaptation import (
     fisher_factor,
     new_moments,
 )
-from pyro_ext.inference.hmc.kernels import check_directions, check_warmup
+from pyro_ext.inference.hmc.kernels import check_directions, check_warmup, starts_of_paths
 from pyro_ext.inference.hmc.trajectories import Point, steered, where
 from pyro_ext.inference.vectorized import (
     Chains,
@@ -30,12 +29,10 @@ from pyro_ext.inference.vectorized import (
     VectorizedKernel,
     VectorizedOptions,
 )
-from pyro_ext.posterior.paths import find_paths
-from pyro_ext.potential import InitStrategy, Potential
-from pyro_ext.random import normal, spawn_seed
+from pyro_ext.potential import InitStrategy
+from pyro_ext.random import normal
 
 _STREAM_OF_STARTS = 3
-_STREAM_OF_PATHS = 5
 _FIRST_STEP_SIZE = 0.25
 _STEPS_PER_UPDATE = 8
 _ENDS_OF_WINDOWS = (0.05, 0.1, 0.2, 0.35, 0.6)
@@ -198,17 +195,7 @@ class MCLMC(VectorizedKernel):
         super().setup(warmup_steps, *args, **kwargs)
 
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
-        """Draws along paths of an optimizer: at constant speed the way from afar is long."""
-        params = super()._starts(numbers, seed)
-        potential = self.potential
-        assert isinstance(potential, Potential)  # others have no starts
-        rows = potential.layout.flatten(params)
-        for row, number in enumerate(numbers):
-            own = spawn_seed(seed, number, _STREAM_OF_PATHS)
-            with contextlib.suppress(ValueError):  # no path has a normal approximation
-                paths = find_paths(potential, own, self.init_strategy, num_paths=1, num_samples=1)
-                rows[row] = paths.positions[0]
-        return potential.layout.unflatten(rows)
+        return starts_of_paths(self, super()._starts(numbers, seed), numbers, seed)
 
     def _prepare(self) -> None:
         check_directions(self)
