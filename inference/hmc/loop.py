@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
     :param Tensor first: leapfrog steps of each chain before them. **Shape:** ``(num_chains,)``.
     :param Tensor noise: momenta of the transitions. **Shape:** ``(num_rows, num_chains, size)``.
     :param Tensor factor: of the inverse mass matrices.
-    :param Tensor num_steps: as of :class:`~pyro_ext.inference.hmc.trajectories.Settings`.
+    :param Tensor mean_steps: as of :class:`~pyro_ext.inference.hmc.trajectories.Settings`.
     :param Tensor jitter: of step sizes, by transition. **Shape:** ``(num_rows, num_chains)``.
     :param Tensor num_transitions: how many of them each chain makes, a number.
     :param Tensor adapting: zero where step sizes stay, one where they go by acceptance rates, two
@@ -67,7 +67,7 @@ class Inputs(NamedTuple):
     first: Tensor
     noise: Tensor
     factor: Tensor
-    num_steps: Tensor
+    mean_steps: Tensor
     jitter: Tensor
     num_transitions: Tensor
     adapting: Tensor
@@ -151,7 +151,7 @@ class TransitionLoop:
             uniforms = uniforms.reshape(len(ahead), num_chains, -1)
             limit = iteration + _ITERATIONS_PER_CALL
             first = num_leapfrogs.clone()
-            settings = state.factor, state.lengths.num_steps
+            settings = state.factor, state.lengths.mean_steps
             return Inputs(uniforms, first, noise, *settings, jitter, number, adapts, limit, given)
 
         carried = self._begin(state, number * num_chains, len(noise))
@@ -204,7 +204,7 @@ class TransitionLoop:
             return value, gradient
 
         trajectory, ended, outcome, symmetric = self._trajectories.extend(
-            carried.trajectory, at, uniforms, Settings(step_size, inputs.factor, inputs.num_steps)
+            carried.trajectory, at, uniforms, Settings(step_size, inputs.factor, inputs.mean_steps)
         )
         active = carried.num_done < inputs.num_transitions
         carried = carried._replace(

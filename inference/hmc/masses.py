@@ -40,7 +40,7 @@ _UNCORRELATED = 0.85
 class Lengths(NamedTuple):
     """Lengths of trajectories where the warm-up finds them, from the draws of a window.
 
-    :param Tensor num_steps: mean number of steps of the next trajectories. **Shape:**
+    :param Tensor mean_steps: mean number of steps of the next trajectories. **Shape:**
         ``(num_chains,)``, as ``num_moves``.
     :param Moments draws: of the window.
     :param Tensor jumps: sum of squared differences between draws and those before them.
@@ -48,7 +48,7 @@ class Lengths(NamedTuple):
     :param Tensor num_moves: how many draws are not those before them.
     """
 
-    num_steps: Tensor
+    mean_steps: Tensor
     draws: Moments
     jumps: Tensor
     num_moves: Tensor
@@ -76,13 +76,13 @@ class Lengths(NamedTuple):
         change = share.rsqrt().nan_to_num(nan=1.0).clamp(max=_MOST_CHANGE)
         if not is_late:
             change = torch.where(share > _UNCORRELATED, 0.5, change)
-        return Lengths.begun((self.num_steps * change).clamp(1.0, _MOST_STEPS), self.jumps)
+        return Lengths.begun((self.mean_steps * change).clamp(1.0, _MOST_STEPS), self.jumps)
 
     @classmethod
-    def begun(cls, num_steps: Tensor, position: Tensor) -> "Lengths":
+    def begun(cls, mean_steps: Tensor, position: Tensor) -> "Lengths":
         """Begin a window."""
         zero = torch.zeros_like(position)
-        return cls(num_steps, new_moments(position), zero, torch.zeros_like(num_steps))
+        return cls(mean_steps, new_moments(position), zero, torch.zeros_like(mean_steps))
 
 
 class HamiltonianState(NamedTuple):

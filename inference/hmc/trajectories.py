@@ -56,13 +56,13 @@ class Settings(NamedTuple):
 
     :param Tensor step_size: of leapfrog steps. **Shape:** ``(num_chains,)``.
     :param Tensor factor: of the inverse mass matrices, as for :func:`scaled`.
-    :param Tensor num_steps: mean number of steps, where chains have one each. **Shape:**
+    :param Tensor mean_steps: mean number of steps, where chains have one each. **Shape:**
         ``(num_chains,)``.
     """
 
     step_size: Tensor
     factor: Tensor
-    num_steps: Tensor
+    mean_steps: Tensor
 
 
 class Outcome(NamedTuple):

@@ -118,10 +118,10 @@ def test_lengths_follow_from_jumps() -> None:
     found = begun.with_draws(draws[0], draws[1:10_000]).with_draws(draws[9_999], draws[10_000:])
     late, after = found.adapted(is_late=True), found.adapted(is_late=False)
     expected = torch.tensor([8.0, 8.0 / math.sqrt(0.25), 8.0 / math.sqrt(1.3)])
-    torch.testing.assert_close(late.num_steps, expected, rtol=0.04, atol=0.0)
+    torch.testing.assert_close(late.mean_steps, expected, rtol=0.04, atol=0.0)
     # Half of the lengths that may be too long, which draws of half a turn or more do not tell.
     expected = torch.tensor([4.0, 8.0 / math.sqrt(0.25), 4.0])
-    torch.testing.assert_close(after.num_steps, expected, rtol=0.04, atol=0.0)
+    torch.testing.assert_close(after.mean_steps, expected, rtol=0.04, atol=0.0)
     assert (after.jumps == 0).all() and (after.draws.number == 0).all()
 
 
