@@ -13,7 +13,15 @@ from pyro.infer import config_enumerate
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from tests.zoo.examples import EXAMPLES, Example, counts, example, normals, uniforms
+from tests.zoo.examples import (
+    EXAMPLES,
+    Example,
+    counts,
+    example,
+    example_of,
+    normals,
+    uniforms,
+)
 
 __all__ = ["NAMES"]
 
@@ -22,59 +30,48 @@ _OTHERS = set(EXAMPLES)
 # Mixtures -----------------------------------------------------------------------------------------
 
 
-@example
-def gaussian_mixture() -> Example:
-    @config_enumerate
-    def model(number: int, y: Tensor | None) -> None:
-        weights = pyro.sample("weights", dist.Dirichlet(torch.full((2,), 0.5)))
-        scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 2.0))
-        with pyro.plate("component", 2):
-            loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
-        with pyro.plate("data", number):
-            kind = pyro.sample("kind", dist.Categorical(weights))
-            pyro.sample("y", dist.Normal(loc[kind], scale), obs=y)
-
-    return Example(model, (5, torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])), ("y",))
+@example_of(lambda: (5, torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])), "y")
+@config_enumerate
+def gaussian_mixture(number: int, y: Tensor | None) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.full((2,), 0.5)))
+    scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 2.0))
+    with pyro.plate("component", 2):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", number):
+        kind = pyro.sample("kind", dist.Categorical(weights))
+        pyro.sample("y", dist.Normal(loc[kind], scale), obs=y)
 
 
-@example
-def dirichlet_process_mixture() -> Example:
+@example_of(lambda: (8, normals(8, 2) + 3.0 * counts(2, 8, 1)), "y")
+@config_enumerate
+def dirichlet_process_mixture(number: int, y: Tensor | None) -> None:
     """Sticks broken a few times, and normal clusters in the plane."""
-
-    @config_enumerate
-    def model(number: int, y: Tensor | None) -> None:
-        concentration = pyro.sample("concentration", dist.Gamma(torch.tensor(2.0), 1.0))
-        with pyro.plate("stick", 3):
-            part = pyro.sample("part", dist.Beta(1.0, concentration))
-        with pyro.plate("cluster", 4):
-            loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-        rest = (1.0 - part).cumprod(-1)
-        ends = torch.ones(1)
-        weights = torch.cat([part, ends]) * torch.cat([ends, rest])
-        with pyro.plate("data", number):
-            kind = pyro.sample("kind", dist.Categorical(weights))
-            pyro.sample("y", dist.Normal(loc[kind], 1.0).to_event(1), obs=y)
-
-    return Example(model, (8, normals(8, 2) + 3.0 * counts(2, 8, 1)), ("y",))
+    concentration = pyro.sample("concentration", dist.Gamma(torch.tensor(2.0), 1.0))
+    with pyro.plate("stick", 3):
+        part = pyro.sample("part", dist.Beta(1.0, concentration))
+    with pyro.plate("cluster", 4):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    rest = (1.0 - part).cumprod(-1)
+    ends = torch.ones(1)
+    weights = torch.cat([part, ends]) * torch.cat([ends, rest])
+    with pyro.plate("data", number):
+        kind = pyro.sample("kind", dist.Categorical(weights))
+        pyro.sample("y", dist.Normal(loc[kind], 1.0).to_event(1), obs=y)
 
 
-@example
-def latent_dirichlet_allocation() -> Example:
+@example_of(lambda: ((5, 3), counts(4, 5, 3)), "words")
+@config_enumerate
+def latent_dirichlet_allocation(shape: tuple[int, int], words: Tensor | None) -> None:
     """Topics of words, documents along one plate and their words along another."""
-
-    @config_enumerate
-    def model(shape: tuple[int, int], words: Tensor | None) -> None:
-        with pyro.plate("topic", 2):
-            weight = pyro.sample("weight", dist.Gamma(torch.tensor(2.0), 1.0))
-            vocabulary = pyro.sample("vocabulary", dist.Dirichlet(torch.ones(4)))
-        with pyro.plate("document", shape[1]):
-            share = pyro.sample("share", dist.Dirichlet(weight))
-            with pyro.plate("position", shape[0]):
-                topic = pyro.sample("topic_of_word", dist.Categorical(share))
-                chances = Vindex(vocabulary)[topic]
-                pyro.sample("words", dist.Categorical(chances), obs=words)
-
-    return Example(model, ((5, 3), counts(4, 5, 3)), ("words",))
+    with pyro.plate("topic", 2):
+        weight = pyro.sample("weight", dist.Gamma(torch.tensor(2.0), 1.0))
+        vocabulary = pyro.sample("vocabulary", dist.Dirichlet(torch.ones(4)))
+    with pyro.plate("document", shape[1]):
+        share = pyro.sample("share", dist.Dirichlet(weight))
+        with pyro.plate("position", shape[0]):
+            topic = pyro.sample("topic_of_word", dist.Categorical(share))
+            chances = Vindex(vocabulary)[topic]
+            pyro.sample("words", dist.Categorical(chances), obs=words)
 
 
 # Hidden Markov models of music --------------------------------------------------------------------
@@ -103,113 +100,92 @@ def _observed(notes: Tensor | None, time: int) -> Tensor | None:
     return None if notes is None else notes[:, time]
 
 
-@example
-def hmm_model_0() -> Example:
+def _play(
+    tones: pyro.plate, chances: Tensor, state: tuple[Any, ...], time: int, notes: Tensor | None
+) -> Tensor:
+    """The tones of all sequences at a time, whose chances depend on a hidden state."""
+    with tones as tone:
+        fn = dist.Bernoulli(Vindex(chances)[(*state, tone)])
+        played: Tensor = pyro.sample(f"note_{time}", fn, obs=_observed(notes, time))
+        return played
+
+
+@example_of(lambda: (_LENGTHS.tolist(), _music()), "sequence_joint")
+def hmm_model_0(lengths: list[int], notes: Tensor | None) -> None:
     """Sequences of their own lengths, one after the other."""
-
-    def model(lengths: list[int], notes: Tensor | None) -> None:
-        move, play = _transitions("move", 3), _notes("play", 3, _TONES)
-        tones = pyro.plate("tone", _TONES, dim=-1)
-        for i in pyro.plate("sequence", len(lengths)):
-            state: Any = 0
-            for t in pyro.markov(range(lengths[i])):
-                state = pyro.sample(
-                    f"state_{i}_{t}", dist.Categorical(move[state]), infer={"enumerate": "parallel"}
-                )
-                with tones:
-                    chance = play[state.squeeze(-1)]
-                    note = None if notes is None else notes[i, t]
-                    pyro.sample(f"note_{i}_{t}", dist.Bernoulli(chance), obs=note)
-
-    return Example(model, (_LENGTHS.tolist(), _music()), ("sequence_joint",))
+    move, play = _transitions("move", 3), _notes("play", 3, _TONES)
+    tones = pyro.plate("tone", _TONES, dim=-1)
+    for i in pyro.plate("sequence", len(lengths)):
+        state: Any = 0
+        for t in pyro.markov(range(lengths[i])):
+            state = pyro.sample(
+                f"state_{i}_{t}", dist.Categorical(move[state]), infer={"enumerate": "parallel"}
+            )
+            with tones:
+                chance = play[state.squeeze(-1)]
+                note = None if notes is None else notes[i, t]
+                pyro.sample(f"note_{i}_{t}", dist.Bernoulli(chance), obs=note)
 
 
-@example
-def hmm_model_1() -> Example:
+@example_of(lambda: (_LENGTHS, _music()), "sequence_joint", num_masked=3**3)
+@config_enumerate
+def hmm_model_1(lengths: Tensor, notes: Tensor | None) -> None:
     """Tones that depend on a hidden state."""
-
-    @config_enumerate
-    def model(lengths: Tensor, notes: Tensor | None) -> None:
-        move, play = _transitions("move", 3), _notes("play", 3, _TONES)
-        tones = pyro.plate("tone", _TONES, dim=-1)
-        with pyro.plate("sequence", len(lengths), dim=-2):
-            state: Any = 0
-            for t in pyro.markov(range(int(lengths.max()))):
-                with poutine.mask(mask=(t < lengths)[:, None]):
-                    state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
-                    with tones as tone:
-                        chance = Vindex(play)[state, tone]
-                        pyro.sample(f"note_{t}", dist.Bernoulli(chance), obs=_observed(notes, t))
-
-    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
+    move, play = _transitions("move", 3), _notes("play", 3, _TONES)
+    tones = pyro.plate("tone", _TONES, dim=-1)
+    with pyro.plate("sequence", len(lengths), dim=-2):
+        state: Any = 0
+        for t in pyro.markov(range(int(lengths.max()))):
+            with poutine.mask(mask=(t < lengths)[:, None]):
+                state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
+                _play(tones, play, (state,), t, notes)
 
 
-@example
-def hmm_model_2() -> Example:
+@example_of(lambda: (_LENGTHS, _music()), "sequence_joint", num_masked=3**3)
+@config_enumerate
+def hmm_model_2(lengths: Tensor, notes: Tensor | None) -> None:
     """Tones that depend on a hidden state, and on whether they sounded before."""
-
-    @config_enumerate
-    def model(lengths: Tensor, notes: Tensor | None) -> None:
-        move, play = _transitions("move", 3), _notes("play", 3, 2, _TONES)
-        tones = pyro.plate("tone", _TONES, dim=-1)
-        with pyro.plate("sequence", len(lengths), dim=-2):
-            state: Any = 0
-            note: Any = 0
-            for t in pyro.markov(range(int(lengths.max()))):
-                with poutine.mask(mask=(t < lengths)[:, None]):
-                    state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
-                    with tones as tone:
-                        chance = Vindex(play)[state, note, tone]
-                        fn = dist.Bernoulli(chance)
-                        note = pyro.sample(f"note_{t}", fn, obs=_observed(notes, t)).long()
-
-    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
+    move, play = _transitions("move", 3), _notes("play", 3, 2, _TONES)
+    tones = pyro.plate("tone", _TONES, dim=-1)
+    with pyro.plate("sequence", len(lengths), dim=-2):
+        state = note = torch.tensor(0)
+        for t in pyro.markov(range(int(lengths.max()))):
+            with poutine.mask(mask=(t < lengths)[:, None]):
+                state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
+                note = _play(tones, play, (state, note), t, notes).long()
 
 
-@example
-def hmm_model_3() -> Example:
+@example_of(lambda: (_LENGTHS, _music()), "sequence_joint", num_masked=4**3)
+@config_enumerate
+def hmm_model_3(lengths: Tensor, notes: Tensor | None) -> None:
     """Tones that depend on two hidden states, each with a chain of its own."""
-
-    @config_enumerate
-    def model(lengths: Tensor, notes: Tensor | None) -> None:
-        first, second = _transitions("first", 2), _transitions("second", 2)
-        play = _notes("play", 2, 2, _TONES)
-        tones = pyro.plate("tone", _TONES, dim=-1)
-        with pyro.plate("sequence", len(lengths), dim=-2):
-            one: Any = 0
-            two: Any = 0
-            for t in pyro.markov(range(int(lengths.max()))):
-                with poutine.mask(mask=(t < lengths)[:, None]):
-                    one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
-                    two = pyro.sample(f"two_{t}", dist.Categorical(second[two]))
-                    with tones as tone:
-                        chance = Vindex(play)[one, two, tone]
-                        pyro.sample(f"note_{t}", dist.Bernoulli(chance), obs=_observed(notes, t))
-
-    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 4**3)
+    first, second = _transitions("first", 2), _transitions("second", 2)
+    play = _notes("play", 2, 2, _TONES)
+    tones = pyro.plate("tone", _TONES, dim=-1)
+    with pyro.plate("sequence", len(lengths), dim=-2):
+        one = two = torch.tensor(0)
+        for t in pyro.markov(range(int(lengths.max()))):
+            with poutine.mask(mask=(t < lengths)[:, None]):
+                one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
+                two = pyro.sample(f"two_{t}", dist.Categorical(second[two]))
+                _play(tones, play, (one, two), t, notes)
 
 
-@example
-def hmm_model_4() -> Example:
+@example_of(lambda: (_LENGTHS, _music()), "sequence_joint", num_masked=4**3)
+@config_enumerate
+def hmm_model_4(lengths: Tensor, notes: Tensor | None) -> None:
     """Tones that depend on two hidden states, of which one drives the other."""
-
-    @config_enumerate
-    def model(lengths: Tensor, notes: Tensor | None) -> None:
-        first = _transitions("first", 2)
-        prior = dist.Dirichlet(0.9 * torch.eye(2) + 0.1).expand_by([2]).to_event(2)
-        second, play = pyro.sample("second", prior), _notes("play", 2, 2, _TONES)
-        tones = pyro.plate("tone", _TONES, dim=-1)
-        with pyro.plate("sequence", len(lengths), dim=-2):
-            one = two = torch.tensor(0)
-            for t in pyro.markov(range(int(lengths.max()))):
-                with poutine.mask(mask=(t < lengths)[:, None]):
-                    one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
-                    two = pyro.sample(f"two_{t}", dist.Categorical(Vindex(second)[one, two]))
-                    with tones as tone:
-                        chance = Vindex(play)[one, two, tone]
-                        pyro.sample(f"note_{t}", dist.Bernoulli(chance), obs=_observed(notes, t))
-
-    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 4**3)
+    first = _transitions("first", 2)
+    prior = dist.Dirichlet(0.9 * torch.eye(2) + 0.1).expand_by([2]).to_event(2)
+    second, play = pyro.sample("second", prior), _notes("play", 2, 2, _TONES)
+    tones = pyro.plate("tone", _TONES, dim=-1)
+    with pyro.plate("sequence", len(lengths), dim=-2):
+        one = two = torch.tensor(0)
+        for t in pyro.markov(range(int(lengths.max()))):
+            with poutine.mask(mask=(t < lengths)[:, None]):
+                one = pyro.sample(f"one_{t}", dist.Categorical(first[one]))
+                two = pyro.sample(f"two_{t}", dist.Categorical(Vindex(second)[one, two]))
+                _play(tones, play, (one, two), t, notes)
 
 
 class _Tones(nn.Module):
@@ -251,30 +227,22 @@ def hmm_model_5() -> Example:
     return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
 
 
-@example
-def hmm_model_6() -> Example:
+@example_of(lambda: (_LENGTHS, _music()), "sequence_joint", num_masked=3**3)
+@config_enumerate
+def hmm_model_6(lengths: Tensor, notes: Tensor | None) -> None:
     """A hidden state that depends on the two before it, with a prior on its chances."""
-
-    @config_enumerate
-    def model(lengths: Tensor, notes: Tensor | None) -> None:
-        first, second = _transitions("first", 3), _transitions("second", 3)
-        part, play = (
-            pyro.sample("part", dist.Beta(torch.tensor(2.0), 2.0)),
-            _notes("play", 3, _TONES),
-        )
-        move = part * first + (1.0 - part) * second[:, None]
-        tones = pyro.plate("tone", _TONES, dim=-1)
-        with pyro.plate("sequence", len(lengths), dim=-2):
-            before = state = torch.tensor(0)
-            for t in pyro.markov(range(int(lengths.max())), history=2):
-                with poutine.mask(mask=(t < lengths)[:, None]):
-                    chances = Vindex(move)[before, state]
-                    before, state = state, pyro.sample(f"state_{t}", dist.Categorical(chances))
-                    with tones as tone:
-                        chance = Vindex(play)[state, tone]
-                        pyro.sample(f"note_{t}", dist.Bernoulli(chance), obs=_observed(notes, t))
-
-    return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
+    first, second = _transitions("first", 3), _transitions("second", 3)
+    part = pyro.sample("part", dist.Beta(torch.tensor(2.0), 2.0))
+    play = _notes("play", 3, _TONES)
+    move = part * first + (1.0 - part) * second[:, None]
+    tones = pyro.plate("tone", _TONES, dim=-1)
+    with pyro.plate("sequence", len(lengths), dim=-2):
+        before = state = torch.tensor(0)
+        for t in pyro.markov(range(int(lengths.max())), history=2):
+            with poutine.mask(mask=(t < lengths)[:, None]):
+                chances = Vindex(move)[before, state]
+                before, state = state, pyro.sample(f"state_{t}", dist.Categorical(chances))
+                _play(tones, play, (state,), t, notes)
 
 
 @example
@@ -338,24 +306,20 @@ def mixed_hmm() -> Example:
     return Example(model, (shown, steps), ("group_joint",), 2**4)
 
 
-@example
-def switching_autoregression() -> Example:
+@example_of(lambda: (5, normals(5)))
+@config_enumerate
+def switching_autoregression(number: int, y: Tensor | None) -> None:
     """A series whose coefficient of autoregression is that of a hidden state."""
-
-    @config_enumerate
-    def model(number: int, y: Tensor | None) -> None:
-        move = _transitions("move", 2)
-        with pyro.plate("regime", 2):
-            coefficient = pyro.sample("coefficient", dist.Normal(0.0, 1.0))
-        scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 0.5))
-        state: Any = 0
-        last: Any = torch.tensor(0.0)
-        for t in pyro.markov(range(number)):
-            state = pyro.sample(f"state_{t}", dist.Categorical(Vindex(move)[state]))
-            fn = dist.Normal(coefficient[state] * last, scale)
-            last = pyro.sample(f"y_{t}", fn, obs=None if y is None else y[t])
-
-    return Example(model, (5, normals(5)))
+    move = _transitions("move", 2)
+    with pyro.plate("regime", 2):
+        coefficient = pyro.sample("coefficient", dist.Normal(0.0, 1.0))
+    scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 0.5))
+    state: Any = 0
+    last: Any = torch.tensor(0.0)
+    for t in pyro.markov(range(number)):
+        state = pyro.sample(f"state_{t}", dist.Categorical(Vindex(move)[state]))
+        fn = dist.Normal(coefficient[state] * last, scale)
+        last = pyro.sample(f"y_{t}", fn, obs=None if y is None else y[t])
 
 
 # Ecology and annotation ---------------------------------------------------------------------------
@@ -493,24 +457,20 @@ def tracking_1d() -> Example:
 _DETECTIONS = torch.stack([normals(3, 2), torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])], -1)
 
 
-@example
-def multi_annotator_competence() -> Example:
+@example_of(lambda: ((4, 3), counts(3, 4, 3)), "item_joint")
+@config_enumerate
+def multi_annotator_competence(shape: tuple[int, int], labels: Tensor | None) -> None:
     """Annotators who know an item's class, or spam by habits of their own."""
-
-    @config_enumerate
-    def model(shape: tuple[int, int], labels: Tensor | None) -> None:
-        with pyro.plate("annotator", shape[1]):
-            habit = pyro.sample("habit", dist.Dirichlet(torch.full((3,), 10.0)))
-            trust = pyro.sample("trust", dist.Beta(torch.tensor(0.5), 0.5))
-        with pyro.plate("item", shape[0], dim=-2):
-            truth = pyro.sample("truth", dist.Categorical(torch.ones(3) / 3.0))
-            with pyro.plate("position", shape[1], dim=-1) as who:
-                spams = pyro.sample("spams", dist.Bernoulli(1.0 - trust[who]))
-                known = torch.eye(3).to(habit)[truth]
-                chances = torch.where(spams[..., None] == 1.0, habit[who], known)
-                pyro.sample("labels", dist.Categorical(chances), obs=labels)
-
-    return Example(model, ((4, 3), counts(3, 4, 3)), ("item_joint",))
+    with pyro.plate("annotator", shape[1]):
+        habit = pyro.sample("habit", dist.Dirichlet(torch.full((3,), 10.0)))
+        trust = pyro.sample("trust", dist.Beta(torch.tensor(0.5), 0.5))
+    with pyro.plate("item", shape[0], dim=-2):
+        truth = pyro.sample("truth", dist.Categorical(torch.ones(3) / 3.0))
+        with pyro.plate("position", shape[1], dim=-1) as who:
+            spams = pyro.sample("spams", dist.Bernoulli(1.0 - trust[who]))
+            known = torch.eye(3).to(habit)[truth]
+            chances = torch.where(spams[..., None] == 1.0, habit[who], known)
+            pyro.sample("labels", dist.Categorical(chances), obs=labels)
 
 
 NAMES = tuple(name for name in EXAMPLES if name not in _OTHERS)

@@ -27,7 +27,7 @@ from pyro.infer.reparam import (
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
-__all__ = ["EXAMPLES", "Example", "counts", "example", "normals", "uniforms"]
+__all__ = ["EXAMPLES", "Example", "counts", "example", "example_of", "normals", "uniforms"]
 
 
 class Example(NamedTuple):
@@ -56,6 +56,18 @@ def example(build: Callable[[], Example]) -> Callable[[], Example]:
     """Add a builder under its own name."""
     EXAMPLES[build.__name__] = build
     return build
+
+
+def example_of(
+    args: Callable[[], tuple[Any, ...]], *likelihoods: str, num_masked: float = 1.0
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add a model under its own name, whose arguments are made in the dtype of the time."""
+
+    def add(model: Callable[..., Any]) -> Callable[..., Any]:
+        EXAMPLES[model.__name__] = lambda: Example(model, args(), likelihoods, num_masked)
+        return model
+
+    return add
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
@@ -105,51 +117,39 @@ def _baseball_data() -> tuple[Tensor, Tensor]:
     return at_bats, torch.tensor([18.0, 14.0, 9.0, 10.0, 7.0])
 
 
-@example
-def baseball_partially_pooled() -> Example:
-    def model(at_bats: Tensor, hits: Tensor | None) -> None:
-        mean = pyro.sample("mean", dist.Uniform(torch.tensor(0.0), 1.0))
-        kappa = pyro.sample("kappa", dist.Pareto(torch.tensor(1.0), 1.5))
-        with pyro.plate("player", len(at_bats)):
-            chance = pyro.sample("chance", dist.Beta(mean * kappa, (1.0 - mean) * kappa))
-            pyro.sample("hits", dist.Binomial(at_bats, chance), obs=hits)
-
-    return Example(model, _baseball_data(), ("hits",))
+@example_of(_baseball_data, "hits")
+def baseball_partially_pooled(at_bats: Tensor, hits: Tensor | None) -> None:
+    mean = pyro.sample("mean", dist.Uniform(torch.tensor(0.0), 1.0))
+    kappa = pyro.sample("kappa", dist.Pareto(torch.tensor(1.0), 1.5))
+    with pyro.plate("player", len(at_bats)):
+        chance = pyro.sample("chance", dist.Beta(mean * kappa, (1.0 - mean) * kappa))
+        pyro.sample("hits", dist.Binomial(at_bats, chance), obs=hits)
 
 
-@example
-def baseball_pooled_in_log_odds() -> Example:
-    def model(at_bats: Tensor, hits: Tensor | None) -> None:
-        loc = pyro.sample("loc", dist.Normal(-1.0, 1.0))
-        scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(1.0)))
-        with pyro.plate("player", len(at_bats)):
-            logit = pyro.sample("logit", dist.Normal(loc, scale))
-            pyro.sample("hits", dist.Binomial(at_bats, logits=logit), obs=hits)
-
-    return Example(model, _baseball_data(), ("hits",))
+@example_of(_baseball_data, "hits")
+def baseball_pooled_in_log_odds(at_bats: Tensor, hits: Tensor | None) -> None:
+    loc = pyro.sample("loc", dist.Normal(-1.0, 1.0))
+    scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(1.0)))
+    with pyro.plate("player", len(at_bats)):
+        logit = pyro.sample("logit", dist.Normal(loc, scale))
+        pyro.sample("hits", dist.Binomial(at_bats, logits=logit), obs=hits)
 
 
-@example
-def baseball_not_pooled() -> Example:
-    def model(at_bats: Tensor, hits: Tensor | None) -> None:
-        with pyro.plate("player", len(at_bats)):
-            chance = pyro.sample("chance", dist.Uniform(torch.tensor(0.0), 1.0))
-            pyro.sample("hits", dist.Binomial(at_bats, chance), obs=hits)
-
-    return Example(model, _baseball_data(), ("hits",))
+@example_of(_baseball_data, "hits")
+def baseball_not_pooled(at_bats: Tensor, hits: Tensor | None) -> None:
+    with pyro.plate("player", len(at_bats)):
+        chance = pyro.sample("chance", dist.Uniform(torch.tensor(0.0), 1.0))
+        pyro.sample("hits", dist.Binomial(at_bats, chance), obs=hits)
 
 
-@example
-def lkj_covariance() -> Example:
-    def model(size: int, y: Tensor | None) -> None:
-        scale = pyro.sample("scale", dist.HalfCauchy(torch.ones(size)).to_event(1))
-        factor = pyro.sample("factor", dist.LKJCholesky(size, torch.tensor(1.0)))
-        scale_tril = scale.sqrt()[..., None] * factor
-        with pyro.plate("observation", 10):
-            normal = dist.MultivariateNormal(torch.zeros(size), scale_tril=scale_tril)
-            pyro.sample("y", normal, obs=y)
-
-    return Example(model, (3, normals(10, 3)), ("y",))
+@example_of(lambda: (3, normals(10, 3)), "y")
+def lkj_covariance(size: int, y: Tensor | None) -> None:
+    scale = pyro.sample("scale", dist.HalfCauchy(torch.ones(size)).to_event(1))
+    factor = pyro.sample("factor", dist.LKJCholesky(size, torch.tensor(1.0)))
+    scale_tril = scale.sqrt()[..., None] * factor
+    with pyro.plate("observation", 10):
+        normal = dist.MultivariateNormal(torch.zeros(size), scale_tril=scale_tril)
+        pyro.sample("y", normal, obs=y)
 
 
 # Regressions --------------------------------------------------------------------------------------
@@ -175,70 +175,53 @@ def linear_regression_of_a_module() -> Example:
     return Example(Regression(), (x, x @ torch.tensor([1.0, -0.5]) + normals(12, seed=1)), ("y",))
 
 
-@example
-def logistic_regression() -> Example:
-    def model(x: Tensor, y: Tensor | None) -> None:
-        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), torch.ones(3)))
-        intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Bernoulli(logits=x @ weight + intercept), obs=y)
-
+@example_of(lambda: (x := normals(15, 3), (x[:, 0] + normals(15, seed=1) > 0).to(x)), "y")
+def logistic_regression(x: Tensor, y: Tensor | None) -> None:
     # As in Pyro's example, a batch dimension of the weights is no plate.
-    x = normals(15, 3)
-    return Example(model, (x, (x[:, 0] + normals(15, seed=1) > 0).to(x)), ("y",))
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(3), torch.ones(3)))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=x @ weight + intercept), obs=y)
 
 
-@example
-def poisson_regression() -> Example:
-    def model(x: Tensor, y: Tensor | None) -> None:
-        weight = pyro.sample("weight", dist.Laplace(torch.zeros(2), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Poisson((x @ weight).exp()), obs=y)
-
-    x = normals(12, 2)
-    return Example(model, (x, counts(4, 12).to(x)), ("y",))
+@example_of(lambda: (x := normals(12, 2), counts(4, 12).to(x)), "y")
+def poisson_regression(x: Tensor, y: Tensor | None) -> None:
+    weight = pyro.sample("weight", dist.Laplace(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Poisson((x @ weight).exp()), obs=y)
 
 
-@example
-def robust_regression() -> Example:
-    def model(x: Tensor, y: Tensor | None) -> None:
-        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 5.0).to_event(1))
-        freedom = pyro.sample("freedom", dist.Gamma(torch.tensor(2.0), 0.1))
-        scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(2.5)))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.StudentT(freedom, x @ weight, scale), obs=y)
-
-    x = normals(12, 2)
-    return Example(model, (x, x.sum(1) + normals(12, seed=1) ** 3), ("y",))
+@example_of(lambda: (x := normals(12, 2), x.sum(1) + normals(12, seed=1) ** 3), "y")
+def robust_regression(x: Tensor, y: Tensor | None) -> None:
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+    freedom = pyro.sample("freedom", dist.Gamma(torch.tensor(2.0), 0.1))
+    scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(2.5)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.StudentT(freedom, x @ weight, scale), obs=y)
 
 
-@example
-def sparse_regression() -> Example:
+@example_of(lambda: (x := normals(20, 5), x[:, 0] * x[:, 1] + x[:, 2] + 0.3 * normals(20, seed=1)))
+def sparse_regression(x: Tensor, y: Tensor | None) -> None:
     """Pairwise interactions under horseshoe-like priors, integrated out by the kernel trick."""
-
-    def model(x: Tensor, y: Tensor | None) -> None:
-        number, size = x.shape
-        sigma = pyro.sample("sigma", dist.HalfNormal(torch.tensor(3.0)))
-        phi = 2.0 * sigma / (size - 2.0) / number**0.5
-        eta1 = pyro.sample("eta1", dist.HalfCauchy(phi))
-        inverse = pyro.sample("inverse", dist.InverseGamma(torch.tensor(3.0), 1.0))
-        other = pyro.sample("other", dist.InverseGamma(torch.tensor(3.0), 1.0))
-        with pyro.plate("dimension", size):
-            local = pyro.sample("local", dist.HalfCauchy(torch.ones(size)))
-        kappa = inverse.sqrt() * local / (inverse + (eta1 * local).square()).sqrt()
-        eta2 = eta1.square() * other.sqrt() / inverse
-        scaled = kappa * x
-        inner, squares = scaled @ scaled.mT, scaled.square() @ scaled.square().mT
-        covariance = (
-            0.5 * eta2.square() * ((1.0 + inner).square() - squares)
-            + (eta1.square() - eta2.square()) * inner
-            + (1.0 - 0.5 * eta2.square())
-            + sigma.square() * torch.eye(number)
-        )
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(number), covariance), obs=y)
-
-    x = normals(20, 5)
-    return Example(model, (x, x[:, 0] * x[:, 1] + x[:, 2] + 0.3 * normals(20, seed=1)))
+    number, size = x.shape
+    sigma = pyro.sample("sigma", dist.HalfNormal(torch.tensor(3.0)))
+    phi = 2.0 * sigma / (size - 2.0) / number**0.5
+    eta1 = pyro.sample("eta1", dist.HalfCauchy(phi))
+    inverse = pyro.sample("inverse", dist.InverseGamma(torch.tensor(3.0), 1.0))
+    other = pyro.sample("other", dist.InverseGamma(torch.tensor(3.0), 1.0))
+    with pyro.plate("dimension", size):
+        local = pyro.sample("local", dist.HalfCauchy(torch.ones(size)))
+    kappa = inverse.sqrt() * local / (inverse + (eta1 * local).square()).sqrt()
+    eta2 = eta1.square() * other.sqrt() / inverse
+    scaled = kappa * x
+    inner, squares = scaled @ scaled.mT, scaled.square() @ scaled.square().mT
+    covariance = (
+        0.5 * eta2.square() * ((1.0 + inner).square() - squares)
+        + (eta1.square() - eta2.square()) * inner
+        + (1.0 - 0.5 * eta2.square())
+        + sigma.square() * torch.eye(number)
+    )
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(number), covariance), obs=y)
 
 
 # Gaussian processes -------------------------------------------------------------------------------
@@ -265,18 +248,14 @@ def gp_regression() -> Example:
     return Example(model, (y,))
 
 
-@example
-def gp_with_three_hyperparameters() -> Example:
-    def model(x: Tensor, y: Tensor | None) -> None:
-        variance = pyro.sample("variance", dist.LogNormal(torch.tensor(0.0), 2.0))
-        length = pyro.sample("length", dist.LogNormal(torch.tensor(0.0), 2.0))
-        noise = pyro.sample("noise", dist.LogNormal(torch.tensor(0.0), 2.0))
-        kernel = variance * torch.exp(-0.5 * ((x[:, None] - x) / length).square())
-        covariance = kernel + (noise + 1e-6) * torch.eye(len(x))
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
-
-    x = torch.linspace(-1.0, 1.0, 8)
-    return Example(model, (x, x + 0.2 * x**3 + 0.3 * normals(8)))
+@example_of(lambda: (x := torch.linspace(-1.0, 1.0, 8), x + 0.2 * x**3 + 0.3 * normals(8)))
+def gp_with_three_hyperparameters(x: Tensor, y: Tensor | None) -> None:
+    variance = pyro.sample("variance", dist.LogNormal(torch.tensor(0.0), 2.0))
+    length = pyro.sample("length", dist.LogNormal(torch.tensor(0.0), 2.0))
+    noise = pyro.sample("noise", dist.LogNormal(torch.tensor(0.0), 2.0))
+    kernel = variance * torch.exp(-0.5 * ((x[:, None] - x) / length).square())
+    covariance = kernel + (noise + 1e-6) * torch.eye(len(x))
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
 
 
 @example
@@ -349,25 +328,21 @@ def latent_stable_walk() -> Example:
     return Example(model, (6, normals(6).cumsum(0)), ("y",))
 
 
-@example
-def gaussian_hmm() -> Example:
+@example_of(lambda: (8, normals(8, 1).cumsum(0)))
+def gaussian_hmm(number: int, y: Tensor | None) -> None:
     """A dynamic linear model, level and slope, whose states are integrated out."""
-
-    def model(number: int, y: Tensor | None) -> None:
-        level = pyro.sample("level", dist.LogNormal(torch.tensor(-1.0), 1.0))
-        slope = pyro.sample("slope", dist.LogNormal(torch.tensor(-2.0), 1.0))
-        noise = pyro.sample("noise", dist.LogNormal(torch.tensor(-1.0), 1.0))
-        hmm = dist.GaussianHMM(
-            dist.Normal(torch.zeros(2), 2.0).to_event(1),
-            torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
-            dist.Normal(torch.zeros(2), torch.stack([level, slope])).to_event(1),
-            torch.tensor([[1.0], [0.0]]),
-            dist.Normal(torch.zeros(1), noise[None]).to_event(1),
-            duration=number,
-        )
-        pyro.sample("y", hmm, obs=y)
-
-    return Example(model, (8, normals(8, 1).cumsum(0)))
+    level = pyro.sample("level", dist.LogNormal(torch.tensor(-1.0), 1.0))
+    slope = pyro.sample("slope", dist.LogNormal(torch.tensor(-2.0), 1.0))
+    noise = pyro.sample("noise", dist.LogNormal(torch.tensor(-1.0), 1.0))
+    hmm = dist.GaussianHMM(
+        dist.Normal(torch.zeros(2), 2.0).to_event(1),
+        torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+        dist.Normal(torch.zeros(2), torch.stack([level, slope])).to_event(1),
+        torch.tensor([[1.0], [0.0]]),
+        dist.Normal(torch.zeros(1), noise[None]).to_event(1),
+        duration=number,
+    )
+    pyro.sample("y", hmm, obs=y)
 
 
 @example
