@@ -1,5 +1,7 @@
-"""Processes that die in the middle of a run."""
+"""Functions that raise and processes that die in the middle of a run."""
 
+import functools
+import itertools
 import os
 import signal
 import threading
@@ -8,6 +10,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+class Killed(Exception):
+    """What no code catches, as if the process had ended."""
+
+
+def stopping(
+    function: Callable[..., Any], number: int, error: type[BaseException] = KeyboardInterrupt
+) -> Callable[..., Any]:
+    """The function, but for its call of that number from one, which raises."""
+    calls = itertools.count(1)
+
+    @functools.wraps(function)
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            raise error
+        return function(*args, **kwargs)
+
+    return stopped
 
 
 @contextmanager

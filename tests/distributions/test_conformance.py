@@ -203,24 +203,21 @@ MULTIVARIATE = [
 ]
 
 
-@pytest.mark.parametrize(
+each_row = pytest.mark.parametrize(
     "row",
     [
         pytest.param(row, id=str(row), marks=pytest.mark.slow if row.slow else ())
         for row in [*UNIVARIATE, *MULTIVARIATE]
     ],
 )
+
+
+@each_row
 def test_distribution(row):
     checks.check_distribution(row.make, row.tensors(), **row.options)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=str(row), marks=pytest.mark.slow if row.slow else ())
-        for row in [*UNIVARIATE, *MULTIVARIATE]
-    ],
-)
+@each_row
 def test_on_a_device(row, device):
     """Draws, densities, their gradients and moments stay there, and are those of the processor."""
 

@@ -8,6 +8,7 @@ import torch
 from pyro_ext.inference import laplace_posterior
 from pyro_ext.potential.potential import energy
 from pyro_ext.random import seeded
+from tests.killing import stopping
 
 
 def normal(x, subsample_size=None):
@@ -30,15 +31,7 @@ def whole(x):
 
 def interrupting(count):
     """A potential that is interrupted at its evaluation of that number."""
-    calls = {"number": 0}
-
-    def potential_fn(z):
-        calls["number"] += 1
-        if calls["number"] == count:
-            raise KeyboardInterrupt
-        return 0.5 * z["x"].square().sum()
-
-    return potential_fn
+    return stopping(lambda z: 0.5 * z["x"].square().sum(), count)
 
 
 def assert_same(one, other):

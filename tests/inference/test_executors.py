@@ -160,16 +160,7 @@ def main_thread_waits():
     return frame.f_code is threading.Condition.wait.__code__
 
 
-@pytest.fixture
-def ctrl_c_interrupts():
-    """Python ignores it where the tests were started in the background."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c(x, pool, tmp_path):
     """The interrupt reaches the driver alone; segments on their way are waited for."""
     options = {"num_samples": 100_000, "checkpoint": tmp_path}

@@ -31,6 +31,7 @@ from pyro_ext.random_measures import PitmanYor
 from pyro_ext.testing.kernels import check_segments
 from tests.inference.models import assert_same
 from tests.inference.partitions.enumeration import partitions
+from tests.killing import stopping
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -253,22 +254,12 @@ def test_values_that_a_mask_hides(is_read: bool) -> None:
 
 
 def test_runs_go_on_after_interruption_in_the_warm_up(tmp_path):
-    count = 0
-
-    def interrupted(values):
-        nonlocal count
-        count += 1
-        if count == 5:
-            raise KeyboardInterrupt
-        return draw_kinds(values)
-
     def run(update, **options):
         kernel = Gibbs([(NUTS(model), ["loc"]), (update, ["kind"])])
         return MCMC(kernel, 6, warmup_steps=10, seed=1, progress=False, **options).run(X)
 
-    interrupted.__qualname__ = draw_kinds.__qualname__
     expected = run(draw_kinds).get_samples()
-    first = run(interrupted, checkpoint=tmp_path / "run")
+    first = run(stopping(draw_kinds, 5), checkpoint=tmp_path / "run")
     assert first.interrupted and first.num_draws == 0
     found = run(draw_kinds, checkpoint=tmp_path / "run").get_samples()
     assert all(torch.equal(found[site], expected[site]) for site in expected)

@@ -16,6 +16,7 @@ from pyro_ext.inference import (
     single_draw_loss,
 )
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, ResidualKinetics
+from tests.killing import stopping
 
 
 def classes(num_points, seed):
@@ -175,14 +176,7 @@ def test_a_checkpoint_gives_the_seed(tmp_path):
 
 
 def test_ctrl_c_ends_it_after_whole_iterations():
-    calls = []
-
-    def interrupted(samples):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return log_likelihood(samples)
-
+    interrupted = stopping(log_likelihood, 3)
     with pytest.warns(UserWarning, match="stopped after 2 of 10 steps"):
         one = trainer([Task(network, (X, Y), interrupted)]).fit(10, progress=False)
     assert len(one.losses) == 2

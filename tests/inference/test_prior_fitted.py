@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.inference import PriorDataFittedNetwork, PriorFittedTransformer
 from pyro_ext.inference.amortized import prior_fitted
+from tests.killing import Killed, stopping
 
 LOC, NOISE = 1.0, 0.5
 
@@ -211,19 +212,9 @@ def test_checkpoints_go_on_with_the_same_prior_and_settings_alone(tmp_path):
     def longer(**options):
         return network(**options).fit(6, progress=False, checkpoint=path)
 
-    class Stopped(Exception):
-        """Raised in the middle of a training."""
-
     stopped = network()
-    losses, taken = stopped._loss, iter(range(4))
-
-    def loss(curves):
-        if next(taken) == 3:
-            raise Stopped
-        return losses(curves)
-
-    stopped._loss = loss
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+    stopped._loss = stopping(stopped._loss, 4, Killed)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         run = prior_fitted.Trainer.run
         patch.setattr(
             prior_fitted.Trainer, "run", lambda *a, **k: run(*a, **{**k, "save_every": 1})

@@ -26,6 +26,7 @@ from pyro_ext.inference import (
 from pyro_ext.inference.driver import tuning
 from pyro_ext.inference.driver.pilot_scores import common_scale, discrepancy, scores
 from pyro_ext.inference.vectorized import compiled_loop
+from tests.killing import stopping
 
 pytestmark = [
     # Searches of few steps find that these are few.
@@ -419,19 +420,10 @@ def test_a_diverged_candidate_is_infinitely_bad(x):
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 7])
 def test_after_an_interrupt_the_best_so_far_is_returned(calls, x, monkeypatch):
-    record = SGLD.record
-    made = []
-
-    def interrupted(kernel, chains, steps):
-        made.append(1)
-        if len(made) == calls:
-            raise KeyboardInterrupt
-        return record(kernel, chains, steps)
-
     grid = {"step_size": STEPS}
     whole = short(SGLD(model), x, grid=grid)
     assert not whole.interrupted
-    monkeypatch.setattr(SGLD, "record", interrupted)
+    monkeypatch.setattr(SGLD, "record", stopping(SGLD.record, calls))
     if calls <= len(STEPS):
         with pytest.raises(KeyboardInterrupt):
             short(SGLD(model), x, grid=grid)

@@ -12,6 +12,7 @@ from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.inference.averaging import MagnitudePruner, SparseWeightAveraging, sparse_averages
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
 from pyro_ext.random import spawn_seed
+from tests.killing import stopping
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3)
 IMP = dict(num_particles=1, swa_start=1.0, swa_lr=0.0)
@@ -229,14 +230,7 @@ def test_divergence_is_raised():
 
 def test_ctrl_c_ends_a_run(tmp_path):
     """What is done is returned, and the rest comes from the folder later."""
-    calls = []
-
-    def loss(output, target):
-        calls.append(0)
-        if len(calls) == 30:
-            raise KeyboardInterrupt
-        return cross_entropy(output, target)
-
+    loss = stopping(cross_entropy, 30)
     with pytest.warns(UserWarning, match="stopped after"):
         cycles = averaging(loss=loss).run(batches(), 3, checkpoint=tmp_path, progress=False)
     assert len(cycles) == 1

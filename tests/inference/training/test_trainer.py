@@ -280,15 +280,11 @@ def test_ctrl_c_keeps_whole_steps(kind, tmp_path):
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGINT)
 
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        path = tmp_path / "file"
-        done = 5 if kind == "signal" else 4
-        with pytest.warns(UserWarning, match=f"stopped after {done} of 23 steps"):
-            trainer = run(23, seed=4, hook=interrupted_at(5, action), checkpoint=path)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    path = tmp_path / "file"
+    done = 5 if kind == "signal" else 4
+    with pytest.warns(UserWarning, match=f"stopped after {done} of 23 steps"):
+        trainer = run(23, seed=4, hook=interrupted_at(5, action), checkpoint=path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     whole = run(23, seed=4)
     assert_same(run(23, seed=4, checkpoint=path), whole)
     assert_same(run(23, trainer=trainer), whole)
@@ -299,12 +295,8 @@ def test_a_second_ctrl_c_ends_the_step():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.warns(UserWarning, match="stopped after 4 of 23 steps"):
-            trainer = run(23, seed=4, hook=interrupted_at(5, twice))
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with pytest.warns(UserWarning, match="stopped after 4 of 23 steps"):
+        trainer = run(23, seed=4, hook=interrupted_at(5, twice))
     assert_same(run(23, trainer=trainer), run(23, seed=4))
 
 

@@ -17,6 +17,7 @@ from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.federated import STRATEGIES, FederatedServer, Strategy, dirichlet_split
 from pyro_ext.nn import MLP, LoRALinear, add_lora, lora_layers
 from pyro_ext.random import seeded
+from tests.killing import stopping
 
 RANK = 3
 
@@ -333,15 +334,7 @@ def test_ctrl_c_leaves_whole_rounds(monkeypatch):
     clients = clients_of(10, 20)
     one, expected = server(), server()
     expected.run(clients, 2, progress=False)
-    train = one._train
-    calls = iter([train, train, None])
-
-    def interrupted(*arguments):
-        if (call := next(calls)) is None:
-            raise KeyboardInterrupt
-        return call(*arguments)
-
-    monkeypatch.setattr(one, "_train", interrupted)
+    monkeypatch.setattr(one, "_train", stopping(one._train, 3))
     with pytest.warns(UserWarning, match="stopped after 2 of 9 rounds, which are kept"):
         one.run(clients, 9, progress=False)
     for name, delta in deltas(expected).items():

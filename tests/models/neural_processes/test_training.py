@@ -10,6 +10,7 @@ from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.neural_processes import CNP, MPNP, Batch, fit, log_likelihoods
 from pyro_ext.models.neural_processes.process import task_means
+from tests.killing import stopping
 from tests.models.neural_processes.helpers import make, padded, tasks
 
 
@@ -75,16 +76,8 @@ def test_numbers_that_are_not_finite_stop_it(where):
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     """The draws of the loss and the tasks go on where they were."""
     path = tmp_path / "training"
-    calls = []
-
-    def stopped(seed):
-        calls.append(seed)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return waves(seed)
-
     with pytest.warns(UserWarning, match="stopped after 4 of 8 steps"):
-        trained(8, tasks=stopped, checkpoint=path)
+        trained(8, tasks=stopping(waves, 5), checkpoint=path)
     process, losses = trained(8, checkpoint=path)
     whole, expected = trained(8)
     assert losses == expected

@@ -17,6 +17,7 @@ from pyro_ext.models.sets import (
     gaussian_mixtures,
 )
 from pyro_ext.random_measures.cluster_counts import canonical_labels
+from tests.killing import stopping
 
 
 class Oracle(FilteringNetwork):
@@ -240,15 +241,9 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     whole = AmortizedClusterer(small())
     losses = whole.fit(TASKS, 6, seed=0, progress=False)
 
-    def failing():
-        failing.calls += 1
-        if failing.calls > 4:
-            raise KeyboardInterrupt
-        return TASKS()
-
-    failing.calls = 0
     path = tmp_path / "training"
     with pytest.warns(UserWarning, match="stopped after 4 of 6 steps"):
+        failing = stopping(TASKS, 5)
         AmortizedClusterer(small()).fit(failing, 6, seed=0, checkpoint=path, progress=False)
     again = AmortizedClusterer(small())
     assert again.fit(TASKS, 6, checkpoint=path, progress=False) == losses

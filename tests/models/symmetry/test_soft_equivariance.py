@@ -113,14 +113,10 @@ def test_ctrl_c_stops_the_training(step, is_tuned):
             os.kill(os.getpid(), signal.SIGINT)
 
     network.register_forward_pre_hook(hook)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.warns(UserWarning, match=f"stopped after {step} of"):
-            strengths = [0.0, 1.0, 1.0]
-            data = torch.randn(5, 8), torch.randn(5, 9), strengths
-            fit = network.fit(*data, num_steps=80, progress=False)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with pytest.warns(UserWarning, match=f"stopped after {step} of"):
+        strengths = [0.0, 1.0, 1.0]
+        data = torch.randn(5, 8), torch.randn(5, 9), strengths
+        fit = network.fit(*data, num_steps=80, progress=False)
     assert len(fit.losses) == step and (fit.strengths.tolist() != strengths) == is_tuned
 
 

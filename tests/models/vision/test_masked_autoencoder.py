@@ -16,6 +16,7 @@ from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.vision import MaskedAutoencoder
 from pyro_ext.nn import MeanTeacher
 from pyro_ext.testing.nn import check_module
+from tests.killing import Killed, stopping
 
 small = partial(MaskedAutoencoder, (2, 6, 4), 2, width=8, depth=1, num_heads=2, decoder_width=8)
 
@@ -245,23 +246,15 @@ class TestFit:
         x, file = images(12), tmp_path / "training"
         whole, taught = self.trained(x=x)
 
-        class Stops(MaskedAutoencoder):
-            calls = 0
-
-            def terms(self, *args, **options):
-                Stops.calls += 1
-                if Stops.calls == 5:
-                    raise RuntimeError("stop")
-                return super().terms(*args, **options)
-
         torch.manual_seed(1)
-        stops = Stops((2, 6, 4), 2, width=8, depth=1, num_heads=2, decoder_width=8)
+        stops = small()
+        stops.terms = stopping(stops.terms, 5, Killed)
         with pytest.MonkeyPatch.context() as patch:
             from pyro_ext.inference.training import Trainer
 
             run = Trainer.run
             patch.setattr(Trainer, "run", lambda *a, **k: run(*a, **k, save_every=2))
-            with pytest.raises(RuntimeError, match="stop"):
+            with pytest.raises(Killed):
                 stops.fit(x, 6, batch_size=5, seed=0, checkpoint=file, progress=False)
             _, resumed = self.trained(x=x, seed=None, checkpoint=file)
         assert all(map(torch.equal, taught.parameters(), resumed.parameters()))

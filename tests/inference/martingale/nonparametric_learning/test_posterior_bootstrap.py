@@ -18,7 +18,7 @@ from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import BatchLBFGS, BatchOptimizer, ExecutorError, PosteriorBootstrap
 from pyro_ext.inference.martingale import BootstrapWeights, DirichletWeights, EmpiricalBase
-from tests.killing import first_process, killed_after_draws
+from tests.killing import Killed, first_process, killed_after_draws, stopping
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -298,16 +298,8 @@ def test_draws_that_are_not_finite_are_left_out() -> None:
 
 def test_interrupted_runs_keep_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = of_squares(10, batch_size=4)
-    search = posterior.optimizer.minimize
-    calls = 0
-
-    def minimize(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:  # after the fit with equal weights and two batches
-            raise KeyboardInterrupt
-        return search(*arguments)
-
+    # After the fit with equal weights and two batches.
+    minimize = stopping(posterior.optimizer.minimize, 4)
     monkeypatch.setattr(posterior.optimizer, "minimize", minimize)
     posterior.run(torch.tensor(Y))
     assert posterior.interrupted
@@ -318,18 +310,9 @@ def test_interrupted_runs_keep_whole_batches(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_checkpoint_goes_on(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, y = tmp_path / "run", torch.tensor(Y)
     first = of_squares(10, batch_size=4, checkpoint=folder)
-    search = first.optimizer.minimize
-    calls = 0
-
-    def minimize(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise RuntimeError("killed")
-        return search(*arguments)
-
+    minimize = stopping(first.optimizer.minimize, 3, Killed)
     monkeypatch.setattr(first.optimizer, "minimize", minimize)
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(Killed):
         first.run(y)
     assert len(list(folder.glob("draws-*"))) == 1
     kept = (folder / "draws-00000000-00000004.safetensors").read_bytes()
