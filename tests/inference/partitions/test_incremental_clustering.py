@@ -170,25 +170,6 @@ def test_each_point_goes_where_the_rules_say():
     assert 4 in {int(noisy.left[root]), int(noisy.right[root])}
 
 
-@EACH_PRIOR
-def test_seeds(prior):
-    """Equal ones give equal forests, and leave PyTorch's generator alone."""
-    points, _ = blobs(spread=1.5)
-    state = torch.get_rng_state()
-    first, second, other = (
-        ibhc(points, tight_cluster(), PROCESSES[prior], seed=seed) for seed in (4, 4, 5)
-    )
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.labels, second.labels) and first.log_joint == second.log_joint
-    assert first.log_joint != other.log_joint
-    torch.manual_seed(0)
-    first = ibhc(points, tight_cluster(), PROCESSES[prior])
-    second = ibhc(points, tight_cluster(), PROCESSES[prior])
-    assert first.log_joint != second.log_joint
-    torch.manual_seed(0)
-    assert ibhc(points, tight_cluster(), PROCESSES[prior]).log_joint == first.log_joint
-
-
 @BOTH_WAYS
 @EACH_PRIOR
 def test_few_points(prior, noisy):

