@@ -69,6 +69,11 @@ def posterior(cluster, points, log_prior):
     return every, weights / weights.sum()
 
 
+def posterior_under(process, cluster, points):
+    """Partitions and their exact probabilities, with those of a process before."""
+    return posterior(cluster, points, lambda sizes: process.log_eppf(torch.tensor(sizes)))
+
+
 def generalized_gamma_weights(number, mass=1.0, discount=0.5, tilt=1.0):
     """Factors of the paper's process with an auxiliary variable held fixed."""
     sizes = np.arange(1, number + 1)

@@ -10,7 +10,7 @@ from pyro.infer import MCMC as PyroMCMC
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, AuxiliaryGibbs
 from pyro_ext.random_measures import DirichletProcess
-from tests.inference.partitions.enumeration import CLOSED, PROCESSES, posterior
+from tests.inference.partitions.enumeration import CLOSED, PROCESSES, posterior_under
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -37,9 +37,7 @@ class Conjugate:
 
 def exact(process):
     """Probabilities of all partitions, and mean and variance of the location of each point."""
-    every, probabilities = posterior(
-        Conjugate(), X, lambda sizes: process.log_eppf(torch.tensor(sizes))
-    )
+    every, probabilities = posterior_under(process, Conjugate(), X)
     means = []
     for labels in every:
         labels = torch.tensor(labels)

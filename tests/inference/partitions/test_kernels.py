@@ -30,6 +30,7 @@ from tests.inference.partitions.enumeration import (
     gaussian_cluster,
     multinomial_cluster,
     posterior,
+    posterior_under,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -64,9 +65,7 @@ def test_posterior_of_five_points(make, name):
     More than 0.09 in less than one of 100,000 seeds.
     """
     process = PROCESSES[name]
-    every, exact = posterior(
-        gaussian_cluster(), FIVE, lambda sizes: process.log_eppf(torch.tensor(sizes))
-    )
+    every, exact = posterior_under(process, gaussian_cluster(), FIVE)
     kernel = make(process, gaussian_cluster())
     assert total_variation(kernel, FIVE, every, exact, 3000) < 0.09
 
@@ -83,9 +82,7 @@ def test_slices_that_take_too_many_weights():
 def test_slice_sampler(discount):
     """As above, of 2,000 steps with weights; total variation 0.03 to 0.05."""
     process = GeneralizedGammaProcess(torch.tensor(0.7), discount, 1.0).normalize()
-    every, exact = posterior(
-        gaussian_cluster(), FIVE, lambda sizes: process.log_eppf(torch.tensor(sizes))
-    )
+    every, exact = posterior_under(process, gaussian_cluster(), FIVE)
     kernel = SliceSampler(process, gaussian_cluster())
     assert total_variation(kernel, FIVE, every, exact, 2000) < 0.1
 
@@ -104,9 +101,7 @@ def test_slice_sampler_steps():
 def test_posterior_of_counts_under_a_measure_by_quadrature():
     """As above, for 400 steps under a stable beta process; 0.15 is out of reach of chance."""
     process = PROCESSES["stable beta"]
-    every, exact = posterior(
-        multinomial_cluster(), COUNTS, lambda sizes: process.log_eppf(torch.tensor(sizes))
-    )
+    every, exact = posterior_under(process, multinomial_cluster(), COUNTS)
     kernel = MarginalGibbs(process, multinomial_cluster())
     assert total_variation(kernel, COUNTS, every, exact, 400) < 0.15
 
@@ -164,7 +159,7 @@ def test_hyperparameter_of_the_cluster():
     logs = []
     for rate in grid:
         base = PoissonCluster(torch.full((1,), 2.0, dtype=torch.float64), rate)
-        every, _ = posterior(base, x, lambda sizes: process.log_eppf(torch.tensor(sizes)))
+        every, _ = posterior_under(process, base, x)
         terms = []
         for state in every:
             blocks = [x[torch.tensor(state) == k] for k in range(max(state) + 1)]
