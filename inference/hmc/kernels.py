@@ -433,9 +433,9 @@ class MAMS(_Hamiltonian):
     they turn slowly. Each proposal is accepted or rejected by its energy error, so that draws are
     from the exact posterior. Step sizes and masses adapt in the warm-up as in :class:`NUTS`.
 
-    Use it for posteriors of a hundred parameters or more; with few, it takes more gradients than
-    :class:`NUTS`. If scales vary within the posterior, as in a funnel, no single step size fits all
-    of it, with either sampler.
+    Use it for posteriors of a hundred parameters or more; with few, it takes about as many
+    gradients as :class:`NUTS`. If scales vary within the posterior, as in a funnel, no single step
+    size fits all of it, with either sampler.
 
     :param model: a Pyro model that sees all of its data and has at least two unknowns, or ``None``
         with a ``potential_fn``.
