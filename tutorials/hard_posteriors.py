@@ -89,8 +89,8 @@ page.table(rows, title="funnel", number_format=".2f")
 # ## A banana
 #
 # Two parameters, of which one follows the square of the other. The ends are far along a narrow
-# curve: trajectories must be long and steps short, and single chains seldom get there. `NUTS` and
-# `MAMS` warn of that. Many chains are nearer to the answer, at more cost.
+# curve: trajectories must be long and steps short, and single chains seldom get there. `NUTS` warns
+# of that. `MAMS` and many chains are nearer to the answer, at more cost.
 
 
 # %%
@@ -268,8 +268,8 @@ page.figure("funnels", figure, despine=True)
 # ## What to take
 #
 # - **A funnel**: another parameterization. A smaller step is not enough.
-# - **A curved posterior with one mode**: many chains, as under `ChEES`, or far longer runs of
-#   `NUTS`, whose warnings say when they are too short. Or sample the residual, `y - x**2`.
+# - **A curved posterior with one mode**: `MAMS`, or many chains, as under `ChEES`, or far longer
+#   runs of `NUTS`, whose warnings say when they are too short. Or sample the residual, `y - x**2`.
 # - **Several modes**: `TemperedSMC`. No warning of a chain can see a mode that no chain has seen.
 # - **A Gaussian process**: whiten it, and take `NUTS`; elliptical slices where gradients are dear.
 # - **Hundreds of parameters**: compare `NUTS` and `MAMS` in a short run; `ChEES` for many chains.
