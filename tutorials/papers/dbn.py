@@ -313,7 +313,7 @@ page.figure("cost", figure, despine=True)
 #
 # Five steps cost more than an equally good ensemble here; one step pays. But at this scale a bridge
 # is nearly a regression, and a student of the ensemble, which costs no more than the source, is
-# worth more on most seeds: try it first.
+# worth more on some seeds: try it first.
 
 # %%
 page.finish({"num_steps": NUM_STEPS, "noise": NOISE, "bridge_steps": 5})
