@@ -143,14 +143,15 @@ data = {seed: with_gaps(seed) for seed in SEEDS}
 # %% [markdown]
 # ## The models
 #
-# All have the same size and are trained for as many epochs: transformers of one layer and width 32.
-# What is compared is the classifier alone, on gaps that are filled with zero, the mean of all that
-# is observed, or with the mean of the channel in the series, or with the mask as a further input;
-# GRU-D; supMIWAE, without a model of what is missing; supnotMIWAE with one, and with ObsDropout,
-# which hides 40 % of the observed values. Epochs and learning rate suit the last one's imputations.
+# All have the same size, transformers of one layer and width 32. What is compared is the classifier
+# alone, on gaps filled with zero, the mean of all that is observed, or with the mean of the channel
+# in the series, or with the mask as a further input; GRU-D; supMIWAE, without a model of what is
+# missing; supnotMIWAE with one, and with ObsDropout, which hides 40 % of observed values. Epochs
+# were chosen with other gaps, on a third of the training series. The first four overfit after 28.
+# Models that impute are best after 120; earlier runs had 28 for all, and the same bounds.
 
 # %%
-NUM_EPOCHS = page.length(28, smoke=1)
+NUM_EPOCHS, NUM_EPOCHS_IMPUTED = page.length((28, 120), smoke=(1, 1))
 TRAINING: dict[str, Any] = {"num_epochs": NUM_EPOCHS, "batch_size": 16, "learning_rate": 3e-3}
 TRAINING |= {"validation_fraction": 0.0, "progress": False}
 filled = partial(FilledClassifier, NUM_CHANNELS, 9, num_layers=1)
@@ -182,7 +183,7 @@ def of_variant(name: str, seed: int) -> tuple[float, SeriesPrediction]:
     train, test = data[seed]
     torch.manual_seed(seed)
     model = SupervisedNotMIWAE(NUM_CHANNELS, 9, num_layers=1, **VARIANTS[name])
-    options = TRAINING | {"num_latents": 2, "seed": seed}
+    options = TRAINING | {"num_epochs": NUM_EPOCHS_IMPUTED, "num_latents": 2, "seed": seed}
     model.fit(train.x, train.labels, train.mask, None, train.lengths, **options)
     draws: dict[str, Any] = {"num_latents": 10, "num_draws": 2, "seed": seed}
     assert model.imputer is not None
@@ -229,8 +230,8 @@ def ratio(first: dict[int, float], second: dict[int, float]) -> dict[int, float]
 
 
 # %% [markdown]
-# Networks that see the mask are ahead. Among those that see values only, several imputations are
-# better than one as a rule.
+# SupnotMIWAE is ahead of all others, more so with ObsDropout; without a model of what is missing it
+# is not. After so many epochs $\gamma$ falls as far without ObsDropout, so that claim fails.
 
 # %%
 SOURCE = "Kim et al. (2023), abstract; bound preregistered"
@@ -262,6 +263,7 @@ page.claim(
     "<=",
     -0.05,
     source=SOURCE,
+    reason="after so many epochs the classifier relies on generated values without it, too",
 )
 page.claim(
     "It classifies better than on the means of channels in the series (ratio of NLL).",
@@ -269,7 +271,6 @@ page.claim(
     "<",
     1.0,
     source="control: one good imputation is not enough",
-    reason="it does with two seeds of three; seeds differ by as much as the methods do",
 )
 page.claim(
     "It classifies better than GRU-D (ratio of NLL, mean of seeds).",
@@ -279,8 +280,6 @@ page.claim(
     source="Kim et al. (2023), abstract: better than the baselines",
     across="mean",
     central=True,
-    reason="GRU-D sees the mask, which says much where large values are missing: as a further "
-    "input it halves the NLL of the classifier on zeros; supnotMIWAE classifies imputed values",
 )
 
 # %% [markdown]
@@ -310,10 +309,9 @@ page.figure("imputations", figure, despine=True)
 # %% [markdown]
 # ## In use
 #
-# Use `SupervisedNotMIWAE` where what is missing depends on its value, and several imputations are
-# wanted with the labels. For labels alone first try a network that sees the mask: what is missing
-# says what was there, and here such networks are ahead. Don't trust bands for values of which
-# hardly any was observed.
+# Use `SupervisedNotMIWAE` where what is missing depends on its value, and train it for long. For
+# less effort try a network that sees the mask: what is missing says what was there. Don't trust
+# bands for values of which hardly any was observed.
 
 # %%
-page.finish({"epochs": NUM_EPOCHS, "latent draws": 2})
+page.finish({"epochs": (NUM_EPOCHS, NUM_EPOCHS_IMPUTED), "latent draws": 2})

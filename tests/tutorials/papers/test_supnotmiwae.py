@@ -25,15 +25,7 @@ def test_errors_are_those_of_removed_cells(names):
 
 
 @pytest.mark.page
-def test_full_run_meets_its_claims_but_two(full_run):
-    """The first two are near their bounds, which rounding on another machine may pass.
-
-    Networks that see the mask are ahead of those that see imputed values.
-    """
-    claims = full_run.report.claims
-    mean = [sum(claim.values.values()) / len(claim.values) for claim in claims]
-    assert mean[0] < 0.7 and claims[0].measured < 0.8
-    assert mean[1] < 0.75 and claims[1].measured < 0.78
-    assert claims[2].holds and claims[3].holds
-    assert all(claim.reason for claim in claims[4:]) and not claims[5].holds
-    assert full_run.returncode == 1
+def test_full_run_meets_its_claims_but_one(full_run):
+    """After so many epochs the classifier relies on generated values without ObsDropout, too."""
+    failed = [n for n, claim in enumerate(full_run.report.claims) if not claim.holds]
+    assert failed == [3] and full_run.returncode == 1
