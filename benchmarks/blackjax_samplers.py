@@ -62,8 +62,7 @@ NUM_RUNS = 5
 class Sizes:
     """Lengths of the runs, the peers' such that both sides take about as many gradients.
 
-    :param int samples: draws a chain of MAMS; the peer, whose trajectories are shorter, takes four
-        times as many.
+    :param int samples: draws a chain of MAMS.
     :param int steps: of MCLMC; the peer's take two gradients each, and are half as many.
     :param int chees: draws a chain of ChEES.
     :param int runs: of tempering in a round.
@@ -71,7 +70,7 @@ class Sizes:
     :param int reference: draws of a chain of the reference.
     """
 
-    samples: int = 1000
+    samples: int = 4000
     steps: int = 20_000
     chees: int = 500
     runs: int = 6
@@ -192,7 +191,7 @@ def samplers(density: Density, sizes: Sizes) -> dict[str, dict[str, Callable[[],
     return {
         "MAMS": {
             OURS: lambda: mine(MAMS, sizes.samples, four, 1),
-            "BlackJAX": lambda: peers.adjusted(log_density, size, four, 4 * sizes.samples),
+            "BlackJAX": lambda: peers.adjusted(log_density, size, four, sizes.samples),
         },
         "MCLMC": {
             OURS: lambda: mine(MCLMC, sizes.steps // thinning, four, thinning),

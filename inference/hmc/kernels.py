@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import isqrt
 from typing import Any, Unpack
 
@@ -48,7 +49,7 @@ _LENGTH = 1.5
 _JITTER = 0.1
 _FISHER_WARMUP = 400
 _NUM_STEPS = 8
-_WINDOWS_OF_LENGTHS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.92)
+_EDGES_OF_LENGTHS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.92)
 _LEAST_WINDOW = 10
 
 
@@ -137,7 +138,7 @@ class _Hamiltonian(VectorizedKernel):
         )
         self._warmup_steps = 0
         self._known_masses: Masses | None = None
-        self._ends_of_lengths: set[int] = set()
+        self._edges_of_lengths: tuple[int, ...] = ()
 
     @property
     def adapts(self) -> bool:
@@ -228,7 +229,7 @@ class _Hamiltonian(VectorizedKernel):
         num_rows = loop.max_rows(*chains.position.shape)
         windows = self._masses.windows
         ends = {*windows.updates, *windows.switches, windows.first, windows.symmetric}
-        ends |= self._ends_of_lengths
+        ends |= {*self._edges_of_lengths}
         ends |= {self._warmup_steps, int(targets[-1])}
         parts: list[Outcome] = []
         state: HamiltonianState = chains.state
@@ -446,6 +447,7 @@ class MAMS(_Hamiltonian):
     :param bool share_mass_matrix: as for :class:`NUTS`.
     :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`. From there, an
         optimizer leads each chain to its start, a draw of :func:`~pyro_ext.posterior.pathfinder`.
+        All chains may thus start in one mode, and then R-hat says nothing of others.
     :param options: ``step_size``, ``full_mass`` and the other options of :class:`NUTS`, except
         ``max_tree_depth``.
     :raises ValueError: for numbers out of range, or a model that subsamples or has one unknown.
@@ -482,7 +484,6 @@ class MAMS(_Hamiltonian):
             **options,
         )
         self.num_steps = checks.optional(checks.integer, "num_steps", num_steps, 1)
-        self._start_of_lengths = self._late = 0
 
     @property
     def adapts(self) -> bool:
@@ -492,10 +493,9 @@ class MAMS(_Hamiltonian):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
         if self.num_steps is None:
-            ends = [int(part * warmup_steps) for part in _WINDOWS_OF_LENGTHS]
-            pairs = zip(ends, ends[1:], strict=False)
-            self._ends_of_lengths = {b for a, b in pairs if b - a >= _LEAST_WINDOW}
-            self._start_of_lengths, self._late = ends[0], ends[-3]
+            edges = [int(part * warmup_steps) for part in _EDGES_OF_LENGTHS]
+            ends = (end for start, end in pairwise(edges) if end - start >= _LEAST_WINDOW)
+            self._edges_of_lengths = (edges[0], *ends)
         super().setup(warmup_steps, *args, **kwargs)
 
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
@@ -520,10 +520,11 @@ class MAMS(_Hamiltonian):
     ) -> HamiltonianState:
         """Take the transitions of a part of the warm-up into account."""
         lengths = state.lengths
-        if self._start_of_lengths <= step < max(self._ends_of_lengths, default=0):
+        edges = self._edges_of_lengths
+        if edges and edges[0] <= step < edges[-1]:
             lengths = lengths.with_draws(before, made.position)
-        if end in self._ends_of_lengths:
-            lengths = lengths.adapted(is_late=end > self._late)
+        if end in edges[1:]:
+            lengths = lengths.adapted(is_late=end in edges[-2:])
         return super()._adapted(state._replace(lengths=lengths), before, made, step, end)
 
     def _statistics(self, state: HamiltonianState | Outcome) -> dict[str, Tensor]:

@@ -293,10 +293,10 @@ class Potential(ModelAtValues):
             num_blocks = len(tensors[0]) if tensors else 1
             rows = flat.repeat_interleave(num_blocks, 0)
             repeated = [tensor.repeat(num_chains, *[1] * (tensor.dim() - 1)) for tensor in tensors]
+            function = self._functions["whole"]
             if len(rows) == 1:  # as in a search for a mode
-                parts = self._functions["whole"].over_one(rows, *repeated)
+                parts = function.over_one(rows, *repeated)
             else:
-                function = self._functions["whole"]
                 parts = function.over_any(rows, *repeated, chunk_size=DRAWS_PER_CALL)
             value += parts[0].reshape(num_chains, num_blocks).sum(1)
             gradient += parts[1].reshape(num_chains, num_blocks, -1).sum(1)

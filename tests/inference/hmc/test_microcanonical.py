@@ -1,6 +1,7 @@
 """Dynamics of constant speed: against the differential equation, and exact identities."""
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from pyro_ext.inference import MAMS, MCMC
+from pyro_ext.inference import MAMS, MCLMC, MCMC
 from pyro_ext.inference.hmc.masses import Lengths
 from pyro_ext.inference.hmc.trajectories import MicrocanonicalPaths, Settings, kick
 from tests.inference.models import assert_mean
@@ -125,6 +126,7 @@ def test_lengths_follow_from_jumps() -> None:
     assert (after.jumps == 0).all() and (after.draws.number == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("correlation", "least", "most"), [(0.0, 0.7, 1.4), (0.9, 2.5, 25.0)])
 def test_warm_up_finds_the_length(correlation: float, least: float, most: float) -> None:
     """A quarter of a period; more where an axis is 23 times longer than the masses know."""
@@ -138,6 +140,19 @@ def test_warm_up_finds_the_length(correlation: float, least: float, most: float)
     found = mcmc.sample_statistics()
     length = (found["n_steps"] * found["step_size"]).mean(-1)
     assert ((length > least * math.pi / 2) & (length < most * math.pi / 2)).all(), length
+
+
+@pytest.mark.parametrize("kernel_type", [MAMS, MCLMC])
+def test_chains_start_in_the_posterior(kernel_type: Any) -> None:
+    """From where the strategy puts them, 3,000 standard deviations away, they would not arrive."""
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.full((3,), 300.0), 0.1).to_event(1))
+
+    kernel = kernel_type(model)
+    kernel.setup(10)
+    position = kernel.begin(range(2), 0).position
+    assert ((position - 300.0).abs() < 0.6).all() and not torch.equal(position[0], position[1])
 
 
 def test_one_unknown() -> None:
