@@ -137,8 +137,9 @@ class MCMC(Driver):
         At the end, the run gives a :class:`~pyro_ext.posterior.ConvergenceWarning` for each of
         these: divergences; trajectories that were cut off; and, with at least 40 draws, sites with
         a rank-normalized split R-hat above 1.01, sites with a bulk or tail effective sample size
-        below 100 per chain, and a BFMI below 0.3. It also warns if the draws of a
-        stochastic-gradient kernel are too wide or too narrow, as measured by
+        below 100 per chain, and a BFMI below 0.3. If chains diverge or are slow, it names the sites
+        to reparameterize. It also warns if the draws of a stochastic-gradient kernel are too
+        wide or too narrow, as measured by
         :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
 
         :param args: arguments of the model.
@@ -152,7 +153,8 @@ class MCMC(Driver):
         super().run(*args, **kwargs)
         if not self.interrupted:
             num_steps = max(state.step for state in self._states.values())
-            warn_at_end(self.kernel, self._readers(self._store), *self._choose(), num_steps)
+            readers = self._readers(self._store)
+            warn_at_end(self.kernel, readers, *self._choose(), num_steps, self.potential)
         return self
 
     @property

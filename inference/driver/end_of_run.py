@@ -48,6 +48,7 @@ def warn_at_end(
     numbers: Sequence[int],
     num_draws: int,
     num_steps: int,
+    potential: Potential | None,
 ) -> None:
     """Give a warning for each thing that is wrong with a run."""
     if not numbers or not num_draws or not _is_random(kernel):
@@ -57,9 +58,9 @@ def warn_at_end(
         if line is not None:
             warnings.warn(line, stacklevel=3)
     statistics = gather_chains(_statistics_of(groups), numbers, num_draws)[1]
+    slow = [_divergence_warning(statistics)]
     lines = [
         _bias_warning(kernel),
-        _divergence_warning(statistics),
         _depth_warning(statistics, getattr(kernel, "max_tree_depth", math.inf)),
     ]
     if num_draws >= _FEWEST_DRAWS:
@@ -68,15 +69,16 @@ def warn_at_end(
             site: rank_diagnostics(draws)
             for site, draws in _watched(groups, numbers, num_draws, partitions).items()
         }
-        lines += [
+        lines.append(
             _r_hat_warning(
                 {site: float(of.r_hat.max()) for site, of in found.items()},
                 sum(len(of.r_hat) for of in found.values()),
-            ),
-            _size_warning(found, len(numbers)),
-            _energy_warning(statistics, numbers),
-        ]
-    _warn(lines)
+            )
+        )
+        slow += [_size_warning(found, len(numbers)), _energy_warning(statistics, numbers)]
+    if any(slow) and potential is not None:
+        slow.append(_funnel_warning(potential.funnels()))
+    _warn([*lines, *slow])
 
 
 def _is_random(kernel: MCMCKernel) -> bool:
@@ -196,6 +198,23 @@ def _energy_warning(statistics: Mapping[str, Tensor], numbers: Sequence[int]) ->
         f"energies change slowly: BFMI is {_named(low)}, where at least {_LEAST_ENERGY} is right, "
         "so that chains are slow between the middle and the tails; reparameterize sites with heavy "
         "tails or whose scale is another site, or take a longer warm-up"
+    )
+
+
+def _funnel_warning(funnels: Mapping[str, Sequence[str]]) -> str | None:
+    """Say which sites to reparameterize where chains are slow or diverge."""
+    if not funnels:
+        return None
+    names = list(funnels)[:_MOST_NAMES]
+    several = ", ".join(
+        f"that of {site!r} on {', '.join(map(repr, funnels[site]))}" for site in names
+    )
+    config = ", ".join(f"{site!r}: LocScaleReparam(0.0)" for site in names)
+    return (
+        f"scales depend on other latent sites, {several}: where the data say little about a site, "
+        "it forms a funnel with its scale, which chains hardly enter. Run the kernel on "
+        f"pyro.poutine.reparam(model, config={{{config}}}), with LocScaleReparam of "
+        "pyro.infer.reparam"
     )
 
 

@@ -49,6 +49,14 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def bounds_of(fn: Any) -> list[Tensor]:
+    """Tensors that the support of a distribution is made of, none where it is always the same."""
+    support: Any = getattr(fn, "support", None)
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return [value for value in getattr(support, "__dict__", {}).values() if torch.is_tensor(value)]
+
+
 def may_validate(fn: Any) -> bool:
     """Tell whether a distribution was made without ``validate_args=False``.
 

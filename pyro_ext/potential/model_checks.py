@@ -1,11 +1,13 @@
-"""Checks of a model's records: where its gradient misses what numbers taken out of tensors do."""
+"""Checks of a model's records: gradients that numbers taken out of tensors miss, and funnels."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.distributions import Independent, constraints
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -57,7 +59,7 @@ def missed_gradients(run: Run, values: Mapping[str, Tensor]) -> list[tuple[str, 
         before = _densities(run(leaves))
     if not cuts.is_found:
         return []
-    reached = {site: _reached(density, leaves) for site, density in before.items()}
+    reached = {site: _gradients(density, leaves) for site, density in before.items()}
     found = []
     for name, value in values.items():
         moved = {**values, name: value + torch.randn_like(value)}
@@ -74,6 +76,30 @@ def missed_gradients(run: Run, values: Mapping[str, Tensor]) -> list[tuple[str, 
     return found
 
 
+def funnels(run: Run, values: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Find latent sites that ``LocScaleReparam`` takes and whose scale depends on other sites."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
+    with torch.enable_grad():
+        records = run(leaves)
+        scales = {name: _scale(each.fn) for name, each in records.items() if each.is_latent}
+    found = {}
+    for name, scale in scales.items():
+        gradients = _gradients(scale.sum(), leaves)
+        # Of a site that is reparameterized the gradient is zero.
+        if moving := [other for other, each in gradients.items() if bool(each.any())]:
+            found[name] = sorted(moving)
+    return found
+
+
+def _scale(fn: Any) -> Tensor:
+    """Scale of a distribution on the line that has a location and a scale, empty for others."""
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    is_taken = fn.support is constraints.real and {"loc", "scale"} <= fn.arg_constraints.keys()
+    scale: Tensor = fn.scale if is_taken else torch.zeros(0)
+    return scale
+
+
 @without_validation()
 def _densities(records: Mapping[str, Record]) -> dict[str, Tensor]:
     """Log density of each site in unconstrained space."""
@@ -84,11 +110,12 @@ def _densities(records: Mapping[str, Record]) -> dict[str, Tensor]:
     }
 
 
-def _reached(density: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:
-    """Names of the leaves that a density has a gradient in."""
-    if not density.requires_grad:
-        return set()
+def _gradients(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of a value in the leaves that it has been computed from, by name."""
+    if not value.requires_grad:
+        return {}
     gradients = torch.autograd.grad(
-        density, list(leaves.values()), retain_graph=True, allow_unused=True
+        value, list(leaves.values()), retain_graph=True, allow_unused=True
     )
-    return {name for name, each in zip(leaves, gradients, strict=True) if each is not None}
+    pairs = zip(leaves, gradients, strict=True)
+    return {name: each for name, each in pairs if each is not None}

@@ -1,6 +1,7 @@
 """The potential of a Pyro model, or of a plain function of parameters, over many chains."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyro_ext.potential.evaluation import CHANGES_DATA, Evaluation, from_unconst
 from pyro_ext.potential.graph_capture import Fallback, Gradient, PickedByNumber
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
+from pyro_ext.potential.model_checks import funnels
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
 from pyro_ext.potential.structure import Plate
 from pyro_ext.random import fresh_seed, spawn_seed
@@ -368,6 +370,27 @@ class Potential(ModelAtValues):
         else:
             rows = torch.stack([self._runner.unconstrain(row) for row in flat])
         return self.layout.unflatten(rows.reshape(*leading, self.layout.size))
+
+    def funnels(self) -> dict[str, list[str]]:
+        """Find latent sites whose scale depends on other latent sites.
+
+        Where the data say little about such a site, it and its scale form a funnel, which chains
+        hardly enter; ``pyro.infer.reparam.LocScaleReparam(0.0)`` removes it.
+
+        :returns: names of the sites that the scale depends on, by name of the site.
+
+        Example::
+
+            >>> def model():
+            ...     tau = pyro.sample("tau", dist.HalfNormal(1.0))
+            ...     pyro.sample("effect", dist.Normal(0.0, tau))
+            >>> Potential(model).funnels()
+            {'effect': ['tau']}
+        """
+        with torch.random.fork_rng():
+            by_plate = self._runner.by_plate(self._runner.random_indices())
+            values = self.layout.unflatten(self._start)
+            return funnels(partial(self._runner.run_at, by_plate), values)
 
     # Helpers --------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from pyro_ext.potential.evaluation import (
     Evaluation,
     Record,
     bijection,
+    bounds_of,
     factorization_errors,
     from_constrained,
     from_unconstrained,
@@ -333,10 +335,8 @@ class ModelRunner:
             if not math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-6):
                 raise ValueError(IS_RANDOM)
             by_plate = self.by_plate(indices)
-            if missed := missed_gradients(
-                lambda values: self._run(from_unconstrained(values, by_plate), by_plate),
-                self.unconstrained.unflatten(flat),
-            ):
+            values = self.unconstrained.unflatten(flat)
+            if missed := missed_gradients(partial(self.run_at, by_plate), values):
                 site, latent = missed[0]
                 raise ValueError(_NO_GRADIENT.format(site=site, latent=latent))
             if dist.is_validation_enabled():
@@ -437,8 +437,13 @@ class ModelRunner:
             return density, non_finite_sites(records, leaf) or list(self.structure.latents)
 
     def _run_unconstrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
-        by_plate = self.by_plate(indices)
-        return self._run(from_unconstrained(self.unconstrained.unflatten(flat), by_plate), by_plate)
+        return self.run_at(self.by_plate(indices), self.unconstrained.unflatten(flat))
+
+    def run_at(
+        self, by_plate: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    ) -> dict[str, Record]:
+        """Records at unconstrained values of the latent sites."""
+        return self._run(from_unconstrained(values, by_plate), by_plate)
 
     def _run_constrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
         by_plate = self.by_plate(indices)
@@ -506,14 +511,6 @@ def _initializing(
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def bounds_of(fn: Any) -> list[Tensor]:
-    """Tensors that the support of a distribution is made of, none where it is always the same."""
-    support: Any = getattr(fn, "support", None)
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return [value for value in getattr(support, "__dict__", {}).values() if torch.is_tensor(value)]
 
 
 def _validate_observed(name: str, record: Record) -> None:

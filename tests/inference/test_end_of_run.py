@@ -77,7 +77,12 @@ def said(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_at_end(
-            SimpleNamespace(**kernel), [(range(4), partial(iter, chunks))], range(4), length, 0
+            SimpleNamespace(**kernel),
+            [(range(4), partial(iter, chunks))],
+            range(4),
+            length,
+            0,
+            None,
         )
     assert {warning.category for warning in caught} <= {ConvergenceWarning}
     return [str(warning.message) for warning in caught]
@@ -180,8 +185,8 @@ def schools() -> None:
     ("model", "words"),
     [
         (half_line, ["diverged"]),
-        (schools, ["diverged"]),
-        (funnel, ["do not agree", "few effective", "BFMI"]),
+        (schools, ["diverged", "config={'effect': LocScaleReparam(0.0)}"]),
+        (funnel, ["do not agree", "few effective", "BFMI", "that of 'x' on 'scale'"]),
         (two_sites, []),
     ],
 )

@@ -3,8 +3,10 @@
 from itertools import combinations, product
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from pyro_ext.potential import Potential
@@ -197,3 +199,21 @@ def test_compiled(name: str) -> None:
             torch.testing.assert_close(
                 gradient[site], expected_gradient[site], rtol=1e-4, atol=1e-4
             )
+
+
+def test_funnels_are_the_sites_whose_scale_others_decide() -> None:
+    def model() -> None:
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 3):
+            local = pyro.sample("local", dist.HalfCauchy(1.0))
+            pyro.sample("weight", dist.StudentT(3.0, 0.0, tau * local))
+            pyro.sample("positive", dist.LogNormal(0.0, tau))
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), tau).to_event(1))
+        pyro.sample("masked", dist.Normal(0.0, tau).mask(True))
+        pyro.sample("loc", dist.Normal(x.sum(), 1.0))
+        pyro.sample("y", dist.Normal(0.0, tau), obs=torch.tensor(0.3))
+
+    found = Potential(model).funnels()
+    assert found == {"weight": ["local", "tau"], "x": ["tau"]}
+    names = {name: LocScaleReparam(0.0) for name in found}
+    assert Potential(pyro.poutine.reparam(model, names)).funnels() == {}
