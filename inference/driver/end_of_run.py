@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -37,7 +36,6 @@ _MOST_DRAWS = 400
 _FEWEST_FOR_TEMPERATURE = 40
 _FEWEST_OF_A_CHAIN = 4
 _STEPS_PER_DRAW = 10
-_DRAWS_PER_CALL = 50
 _MOST_RATIO = 1.5
 _LEAST_RATIO = 1e-4
 
@@ -382,7 +380,7 @@ def temperatures_at(kernel: SGMCMCKernel, draws: Tensor, number: int) -> dict[st
     flat = draws.flatten(0, 1)
     minibatches = Minibatches(potential.subsampled_plates, [number], 0)
     rows = [index[:, 0].to(flat.device) for index in minibatches(0, len(flat))]
-    gradient: BatchedGradient = partial(potential.gradient.over_any, chunk_size=_DRAWS_PER_CALL)
+    gradient: BatchedGradient = potential.gradient.over_any
     if rows:  # less noise, for one gradient over all of the data
         anchor = anchor_at(potential, flat.mean(0))
         if bool(anchor.gradient.isfinite().all()):

@@ -24,7 +24,7 @@ from pyro_ext.potential.batched import Backend, KernelBackend
 from pyro_ext.potential.enumeration import is_without_density
 from pyro_ext.potential.evaluation import Evaluation, factorization_errors, from_unconstrained
 from pyro_ext.potential.graph_capture import Gradient
-from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
+from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 _HALVINGS = 60
@@ -93,14 +93,14 @@ class TemperedPotential(Potential):
 
     def likelihoods(self, flat: Tensor) -> Tensor:
         """Log likelihood, zero density for NaN. **Shape:** ``(n, size)`` to ``(n,)``."""
-        values: Tensor = self._log_likelihood.over_any(flat, chunk_size=DRAWS_PER_CALL)
+        values: Tensor = self._log_likelihood.over_any(flat)
         return torch.where(values.isnan(), -torch.inf, values)
 
     def prior_draws(self, number: int, seed: int) -> Tensor:
         """Draws from the prior, unconstrained. **Shape:** ``(number, size)``."""
         drawn = self._drawn.prior(number, seed, sites=())
         values = self.values_layout.flatten({name: drawn[name] for name in self.sites})
-        flat: Tensor = self._from_constrained.over_any(values, chunk_size=DRAWS_PER_CALL)
+        flat: Tensor = self._from_constrained.over_any(values)
         return flat
 
     def _records(self, flat: Tensor) -> dict[str, Any]:

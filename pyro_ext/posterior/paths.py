@@ -29,7 +29,6 @@ from pyro_ext.random import fresh_seed, spawn_seed
 _NUM_PATHS, NUM_SAMPLES, _NUM_ELBO_DRAWS = 4, 1000, 25
 _MOST_CURVATURE = 1e12
 _NUMBERS_AT_ONCE = 1 << 21
-_POINTS_PER_CALL = 256
 _POINTS_PER_LOOK = 16
 # In the neck of a hierarchy the density has no bound: there a path would never end.
 _MOST_WORSE = 64
@@ -241,7 +240,7 @@ def _log_densities(potential: Potential, flat: Array) -> Array:
     if potential.subsampled_plates:
         energies = potential.full_value_and_grad(layout.unflatten(points))[0]
     else:
-        energies = potential.value.over_any(points, chunk_size=_POINTS_PER_CALL)
+        energies = potential.value.over_any(points)
     densities: Array = -energies.double().cpu().numpy()
     return np.where(np.isfinite(densities), densities, -np.inf)
 

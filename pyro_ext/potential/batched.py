@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_ext._lib.row_draws import rows_at_once
 from pyro_ext._lib.threads import threads_for
 from pyro_ext.potential._graph_passes import constants_of
 from pyro_ext.potential.compilation import compile_graph
@@ -130,10 +131,11 @@ class BatchedFunction:
         with torch.no_grad():
             return _loop(self.function, *batched, errors=errors)
 
-    def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
+    def over_any(self, *batched: Tensor) -> Any:
         """Run over any number of chains without making a record for that number.
 
-        With ``given`` values it is one that comes again, and has a record.
+        Of many chains it runs some at a time, so that little memory is in use. With ``given``
+        values the number is one that comes again, and has a record.
         """
         if self.given:
             return self.interpreted(*batched)
@@ -143,7 +145,7 @@ class BatchedFunction:
         with torch.no_grad(), self._threads(batched):
             if self._is_vectorizable:
                 try:
-                    return torch.func.vmap(graph, chunk_size=chunk_size)(*batched)
+                    return torch.func.vmap(graph, chunk_size=_chunk_size(graph))(*batched)
                 except RuntimeError as error:
                     self._is_vectorizable = False
                     self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
@@ -317,6 +319,14 @@ class BatchedFunction:
 
     def _changed(self) -> bool:
         return any(version_of(tensor) != version for tensor, version in self._frozen)
+
+
+def _chunk_size(graph: GraphModule) -> int:
+    """Number of chains whose largest tensors take little memory together."""
+    found = (node.meta.get("val") for node in graph.graph.nodes)
+    return rows_at_once(
+        max((each.numel() for each in found if isinstance(each, Tensor)), default=0)
+    )
 
 
 def version_of(tensor: Tensor) -> int:

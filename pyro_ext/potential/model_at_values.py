@@ -20,8 +20,6 @@ from pyro_ext.potential.runner import ModelRunner, draw_from_prior
 from pyro_ext.potential.structure import Plate, Site, Structure, assemble
 from pyro_ext.random import fresh_seed
 
-DRAWS_PER_CALL = 64
-
 
 class ModelAtValues:
     """A Pyro model at its data, evaluated at given values of its latent sites, discrete ones too.
@@ -257,7 +255,7 @@ class ModelAtValues:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             with contextlib.suppress(Exception):
-                return drawn_over_rows(drawn, flat, DRAWS_PER_CALL)
+                return drawn_over_rows(drawn, flat)
             # One by one where the model, or a distribution in it, asks values in Python.
             torch.manual_seed(seed)
             rows = [drawn(row) for row in flat]
@@ -306,7 +304,7 @@ class ModelAtValues:
                 block.indices[plate.name].expand(len(flat), -1) for plate in self.subsampled_plates
             ]
             with torch.no_grad():
-                part = function.over_any(flat, *indices, chunk_size=DRAWS_PER_CALL)
+                part = function.over_any(flat, *indices)
             assemble(whole, part, block, sites, event_dims)
             if not any(site.is_subsampled for site in sites.values()):
                 break

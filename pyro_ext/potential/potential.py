@@ -20,12 +20,13 @@ from pyro_ext.potential.batched import (
 from pyro_ext.potential.evaluation import CHANGES_DATA, Evaluation, from_unconstrained, log_density
 from pyro_ext.potential.graph_capture import Fallback, Gradient, PickedByNumber
 from pyro_ext.potential.layout import Layout
-from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
+from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.potential.model_checks import funnels
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
 from pyro_ext.potential.structure import Plate
 from pyro_ext.random import fresh_seed, spawn_seed
 
+_ROWS_PER_CALL = 64
 _ENUMERABLE = "take a kernel that sums it out, such as pyro_ext.inference.NUTS"
 _NOT_ENUMERABLE = (
     "draw it in a block of pyro_ext.inference.Gibbs, by PriorProposals; its values cannot be "
@@ -290,7 +291,7 @@ class Potential(ModelAtValues):
         num_chains = self.layout.check(params, "params")
         flat = self.layout.flatten(params).detach()
         value, gradient = flat.new_zeros(num_chains), torch.zeros_like(flat)
-        for tensors in self._block_rows(max(1, DRAWS_PER_CALL // num_chains)):
+        for tensors in self._block_rows(max(1, _ROWS_PER_CALL // num_chains)):
             # Blocks side by side: one at a time would cost as much for each small one.
             num_blocks = len(tensors[0]) if tensors else 1
             rows = flat.repeat_interleave(num_blocks, 0)
@@ -299,7 +300,7 @@ class Potential(ModelAtValues):
             if len(rows) == 1:  # as in a search for a mode
                 parts = function.over_one(rows, *repeated)
             else:
-                parts = function.over_any(rows, *repeated, chunk_size=DRAWS_PER_CALL)
+                parts = function.over_any(rows, *repeated)
             value += parts[0].reshape(num_chains, num_blocks).sum(1)
             gradient += parts[1].reshape(num_chains, num_blocks, -1).sum(1)
         return value, self.layout.unflatten(gradient)
