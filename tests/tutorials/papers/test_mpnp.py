@@ -14,7 +14,8 @@ pytestmark = pytest.mark.short_page
 
 def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(names):
     tasks = names["gp_tasks"][0]
-    assert tasks.cache_info().hits >= 2 * tasks.cache_info().misses > 0
+    # Three processes have as many steps, and another one three times as many.
+    assert tasks.cache_info().hits == tasks.cache_info().misses == 3 * names["NUM_STEPS"]
     training = {tuple(image.flatten().tolist()) for image in names["image_tasks"].images}
     held_out = {tuple(image.flatten().tolist()) for image in names["test_images"]}
     assert len(names["image_tasks"].images) == 1200 and len(held_out) > 500
@@ -48,7 +49,7 @@ def test_full_run_meets_its_claims_but_those_that_have_a_reason(full_run):
 
     The draws are the same with each run, but for rounding, which other machines do otherwise. Of
     both claims on periodic functions only the sign is asked, less 0.01 of the one beside CNP, and
-    of that beside CANP a factor of two. On functions like those of training NP is ahead.
+    of that beside CANP a factor of two.
     """
     claims = full_run.report.claims
     _, _, of_cnp, of_np, on_rbf, *_, of_canp, without_attention = claims
@@ -57,4 +58,4 @@ def test_full_run_meets_its_claims_but_those_that_have_a_reason(full_run):
     assert of_cnp.measured > -0.01
     assert of_np.measured > 0
     assert of_canp.measured < 2
-    assert not on_rbf.holds and not without_attention.holds
+    assert on_rbf.holds and not without_attention.holds
