@@ -45,6 +45,8 @@ PICTURE_WIDTH = 1400
 PICTURE_BYTES, PAGE_BYTES = 60_000, 200_000
 # CPU seconds of slow tests and pages that CI has time for, also on a machine three times slower.
 PART = 400.0
+LONGEST = 600.0
+"""CPU seconds above which a page is only run where it is named, or without a part."""
 
 
 @cache
@@ -72,9 +74,11 @@ def check_short_report(folder: Path, slug: str) -> None:
         assert set(report.figures or saved) == set(saved)
 
 
-def expected_seconds() -> dict[Script, float]:
+def expected_seconds(longest: float = LONGEST) -> dict[Script, float]:
+    """CPU seconds of the pages that take at most so many, by default of those that are in parts."""
     record = durations.load()["pages"]
-    return {page: record.get(page.slug, durations.UNKNOWN_PAGE) for page in pages()}
+    seconds = {page: record.get(page.slug, durations.UNKNOWN_PAGE) for page in pages()}
+    return {page: each for page, each in seconds.items() if each <= longest}
 
 
 def part_of_commit(number: int) -> str:
@@ -166,7 +170,8 @@ def main() -> None:
         print(part_of_commit(options.part_of_commit))
         return
     number, num_parts = options.part
-    chosen = durations.divide(expected_seconds(), num_parts)[number - 1]
+    seconds = expected_seconds(math.inf if num_parts == 1 else LONGEST)
+    chosen = durations.divide(seconds, num_parts)[number - 1]
     if options.slugs:
         chosen = choose(pages(), options.slugs)
     if options.save:

@@ -137,6 +137,11 @@ def test_a_part_or_named_pages_run(ran, monkeypatch, capsys):
     main(monkeypatch, capsys, "--part", "2/2")
     assert ran == ["page-5", "page-4", "page-3", "page-2", "page-1"]
     ran.clear()
+    durations.save("pages", {"page-5": 601.0})  # too long for a part
+    main(monkeypatch, capsys, "--part", "2/2")
+    assert ran == ["page-4", "page-3", "page-2", "page-1"]
+    durations.save("pages", {"page-5": 50.0})
+    ran.clear()
     main(monkeypatch, capsys, "page-3", "page_6", "--record-durations")
     assert ran == ["page-3", "page-6"]
     assert durations.load()["pages"] == {
