@@ -46,7 +46,7 @@ def warn_at_end(
     numbers: Sequence[int],
     num_draws: int,
     num_steps: int,
-    potential: Potential | None,
+    potential: Potential | None = None,
 ) -> None:
     """Give a warning for each thing that is wrong with a run."""
     if not numbers or not num_draws or not _is_random(kernel):
@@ -74,8 +74,8 @@ def warn_at_end(
             )
         )
         slow += [_size_warning(found, len(numbers)), _energy_warning(statistics, numbers)]
-    if any(slow) and potential is not None:
-        slow.append(_funnel_warning(potential.funnels()))
+    if any(slow):
+        slow.append(_funnel_warning(potential))
     _warn([*lines, *slow])
 
 
@@ -89,6 +89,7 @@ def warn_of_moments(
     r_hats_of: Mapping[str, Tensor],
     diverging: Tensor | None,
     num_draws: int,
+    potential: Potential | None,
 ) -> None:
     """Give the warnings of a run that kept no draws.
 
@@ -100,6 +101,8 @@ def warn_of_moments(
     finite = {name: r_hat[r_hat.isfinite()] for name, r_hat in r_hats_of.items()}
     worst = {name: float(r_hat.max()) for name, r_hat in finite.items() if len(r_hat)}
     lines = [] if diverging is None else [_divergence_warning({"diverging": diverging})]
+    if any(lines):
+        lines.append(_funnel_warning(potential))
     if num_draws >= _FEWEST_DRAWS:
         lines.append(_r_hat_warning(worst, sum(map(len, finite.values()))))
     _warn(lines)
@@ -199,18 +202,20 @@ def _energy_warning(statistics: Mapping[str, Tensor], numbers: Sequence[int]) ->
     )
 
 
-def _funnel_warning(funnels: Mapping[str, Sequence[str]]) -> str | None:
+def _funnel_warning(potential: Potential | None) -> str | None:
     """Say which sites to reparameterize where chains are slow or diverge."""
+    funnels = {} if potential is None else potential.funnels()
     if not funnels:
         return None
     names = list(funnels)[:_MOST_NAMES]
+    more = f" and {len(funnels) - len(names)} more" if len(funnels) > len(names) else ""
     several = ", ".join(
         f"that of {site!r} on {', '.join(map(repr, funnels[site]))}" for site in names
     )
     config = ", ".join(f"{site!r}: LocScaleReparam(0.0)" for site in names)
     return (
-        f"scales depend on other latent sites, {several}: where the data say little about a site, "
-        "it forms a funnel with its scale, which chains hardly enter. Run the kernel on "
+        f"scales depend on other latent sites, {several}{more}: where data say little about a "
+        "site, it forms a funnel with its scale, which chains hardly enter. Run the kernel on "
         f"pyro.poutine.reparam(model, config={{{config}}}), with LocScaleReparam of "
         "pyro.infer.reparam"
     )

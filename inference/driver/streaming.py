@@ -70,7 +70,8 @@ class StreamingMCMC(Driver):
         if not self.interrupted and any(self._moments.values()):
             moments = self._complete()
             number = int(next(iter(moments.values())).num_draws.min())
-            warn_of_moments(self.kernel, self._r_hats(moments), self._diverging(), number)
+            r_hats, diverging = self._r_hats(moments), self._diverging()
+            warn_of_moments(self.kernel, r_hats, diverging, number, self.potential)
         return self
 
     def get_statistics(self, group_by_chain: bool = False) -> dict[str, dict[str, Tensor]]:

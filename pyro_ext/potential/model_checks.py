@@ -95,8 +95,9 @@ def _scale(fn: Any) -> Tensor:
     """Scale of a distribution on the line that has a location and a scale, empty for others."""
     while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
-    is_taken = fn.support is constraints.real and {"loc", "scale"} <= fn.arg_constraints.keys()
-    scale: Tensor = fn.scale if is_taken else torch.zeros(0)
+    arguments = getattr(type(fn), "arg_constraints", None)  # of an instance it may raise
+    is_taken = isinstance(arguments, Mapping) and {"loc", "scale"} <= arguments.keys()
+    scale: Tensor = fn.scale if is_taken and fn.support is constraints.real else torch.zeros(0)
     return scale
 
 

@@ -62,7 +62,10 @@ def test_chains_that_do_not_agree_are_named_with_numbers() -> None:
 
 
 def said(
-    samples: dict[str, Tensor], statistics: dict[str, Tensor] | None = None, **kernel: Any
+    samples: dict[str, Tensor],
+    statistics: dict[str, Tensor] | None = None,
+    potential: Any = None,
+    **kernel: Any,
 ) -> list[str]:
     """What is said of a run with these draws, ``(num_chains, num_draws, *event)``, in two files."""
     length = len(next(iter(samples.values()))[0])
@@ -82,7 +85,7 @@ def said(
             range(4),
             length,
             0,
-            None,
+            potential,
         )
     assert {warning.category for warning in caught} <= {ConvergenceWarning}
     return [str(warning.message) for warning in caught]
@@ -111,6 +114,12 @@ def test_each_fault_has_its_own_warning(subtests: pytest.Subtests) -> None:
     with subtests.test("nothing"):
         quiet = {"diverging": flags, "tree_depth": 0 * few, "energy": x}
         assert said(GOOD, quiet, max_tree_depth=3) == []
+    with subtests.test("funnels"):
+        names = {f"x{n}": ["tau"] for n in range(5)}
+        potential = SimpleNamespace(funnels=lambda: names)
+        *_, line = said(GOOD, {"diverging": few}, potential)
+        assert "of 'x0' on 'tau'" in line and "2 more" in line and "'x2': LocScaleReparam" in line
+        assert said(GOOD, {"diverging": flags}, potential) == []
     with subtests.test("few draws"):
         assert said({"x": 9.0 * torch.arange(4.0)[:, None] + x[:, :30]}) == []
 

@@ -9,8 +9,9 @@ import torch
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from pyro_ext._lib.row_draws import drawn_over_rows
-from pyro_ext.potential import Potential, model_at_values
+from pyro_ext._lib import row_draws
+from pyro_ext._lib.row_draws import drawn_over_rows, rows_at_once
+from pyro_ext.potential import Potential, batched, model_at_values
 
 TINY = 1e-4
 
@@ -226,3 +227,27 @@ def test_draws_over_rows_are_those_of_the_rows(
         variance = (value.var(0) + found[1][name].var(0)) / len(value)
         gap = (value.mean(0) - found[1][name].mean(0)).abs()
         assert (gap <= 5.0 * variance.sqrt() + 1e-12).all(), name
+
+
+def test_rows_with_large_tensors_are_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a row takes is read from the graph, or seen in the first draws."""
+    sizes = []
+
+    def recorded(num_elements: int) -> int:
+        sizes.append(num_elements)
+        return rows_at_once(num_elements)
+
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            table = (loc + x)[:, None] * x  # of 300 times 300 numbers
+            pyro.sample("x", dist.Normal(table.mean(-1), 1.0), obs=x)
+
+    for module in (row_draws, batched):
+        monkeypatch.setattr(module, "rows_at_once", recorded)
+    potential = Potential(model, torch.randn(300))
+    prior = potential.prior(100, seed=0)
+    assert sizes == [90_000]
+    potential.log_likelihood(prior)
+    assert max(sizes[1:]) == 90_000
+    assert [rows_at_once(number) for number in (90_000, 1024, 1)] == [64, 256, 1 << 18]

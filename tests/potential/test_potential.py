@@ -1,6 +1,7 @@
 """Every model of the zoo against Pyro, finite differences, and itself on all backends."""
 
 from itertools import combinations, product
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -201,6 +202,21 @@ def test_compiled(name: str) -> None:
             )
 
 
+class Flat(dist.TorchDistribution):
+    """A user's distribution, which does not say what its parameters are."""
+
+    support = dist.constraints.real
+
+    def __init__(self) -> None:
+        super().__init__(validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.randn(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value)
+
+
 def test_funnels_are_the_sites_whose_scale_others_decide() -> None:
     def model() -> None:
         tau = pyro.sample("tau", dist.HalfNormal(1.0))
@@ -209,6 +225,7 @@ def test_funnels_are_the_sites_whose_scale_others_decide() -> None:
             pyro.sample("weight", dist.StudentT(3.0, 0.0, tau * local))
             pyro.sample("positive", dist.LogNormal(0.0, tau))
         x = pyro.sample("x", dist.Normal(torch.zeros(2), tau).to_event(1))
+        pyro.sample("flat", Flat())
         pyro.sample("masked", dist.Normal(0.0, tau).mask(True))
         pyro.sample("loc", dist.Normal(x.sum(), 1.0))
         pyro.sample("y", dist.Normal(0.0, tau), obs=torch.tensor(0.3))
