@@ -26,10 +26,10 @@ demo: .venv/.demo ## install what the demo needs and run it
 test: lint typecheck test-fast test-arviz1 ## style, types, the fast tests, both lines of ArviZ: some ten minutes on two cores
 
 test-fast: .venv/.test ## the tests of at most about a second, and a short run of one page of each room
-	$(BIN)/python -m pytest $(XDIST) -m "not slow and not page" --durations 10
+	$(BIN)/python -m pytest $(XDIST) -m "not slow and not page"
 
 test-slow: .venv/.test ## the slow tests; PART=2/5 runs the second of five parts
-	$(BIN)/python -m pytest $(XDIST) -m "slow and not page" --part $(PART) --durations 10
+	$(BIN)/python -m pytest $(XDIST) -m "slow and not page" --part $(PART)
 
 pages: .venv/.test ## run the pages in full, and the tests that read their reports; PART=2/5 as above
 	$(BIN)/python -m tests.pages --part $(PART)
@@ -42,11 +42,10 @@ durations: .venv/.test ## record what slow tests and pages take, by which CI div
 	$(BIN)/python -m pytest $(XDIST) -m "slow and not page" --record-durations
 
 # ArviZ 1 needs a newer Python than ArviZ 0.x has at its lower end, so it gets an environment of its own.
-# Without CI no test has a limit: all of these are measured where all the others are.
 test-arviz1: ## the tests of conversion and plots under ArviZ 1, where PYTHON_ARVIZ1 exists
 	@if $(PYTHON_ARVIZ1) -c 'import ensurepip, venv' 2>/dev/null; then \
 		$(MAKE) --no-print-directory .venv-arviz1/.test \
-		&& env -u CI $(BIN_ARVIZ1)/python -m pytest $(XDIST) $(TESTS_ARVIZ1); \
+		&& $(BIN_ARVIZ1)/python -m pytest $(XDIST) $(TESTS_ARVIZ1); \
 	else \
 		echo "No tests under ArviZ 1: $(PYTHON_ARVIZ1) or its venv module is missing."; \
 		echo "On Debian: apt-get install python3.13-venv. Elsewhere: make test-arviz1 PYTHON_ARVIZ1=<a Python of 3.12 or later>."; \
@@ -82,7 +81,7 @@ release-check: .venv/.test ## build wheel and sdist, check them, and use them in
 	tools/check_release.sh $(BIN)/python $(PYTHON) $(PYTHON_ARVIZ1)
 
 clean: ## delete environments, builds, caches and the demo's results
-	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo reports docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo reports docs/_build docs/gallery *.egg-info .test_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pyro_ext inference models tutorials tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:

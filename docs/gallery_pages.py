@@ -32,6 +32,7 @@ WORKFLOWS = (
     "minibatch-and-plates",
     "choosing-a-sampler",
     "hard-posteriors",
+    "many-chains",
     "evidence",
     "bayesian-networks",
     "diagnosing",

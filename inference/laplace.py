@@ -2,45 +2,119 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.data import DataLoader
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext._lib.optional import optional_module
 from pyro_ext.nn import BayesianModule
-from pyro_ext.posterior.modes import find_map, gradient_differences
-from pyro_ext.potential import Potential, bijection
+from pyro_ext.posterior.convergence import ConvergenceWarning
+from pyro_ext.posterior.importance import MOST_K_HAT, smoothed_weights
+from pyro_ext.posterior.independent_draws import IndependentDraws
+from pyro_ext.posterior.modes import gradient_differences, laplace_at, search
+from pyro_ext.posterior.paths import log_densities
+from pyro_ext.potential import InitStrategy, Potential, bijection, sum_out
+from pyro_ext.random import chain_keys, fresh_seed, normal
 
-_STEP = 1e-3
+_STEP = 1e-3  # in standard deviations, between gradients of which second derivatives are taken
+_NUM_STARTS = 4
+_NUM_WEIGHED = 250  # draws whose importance weights are computed: a density costs as much as a step
+_STREAM = 6
 
 
-class LaplacePosterior(NamedTuple):
-    """Gaussian approximation at the mode of a posterior, in unconstrained coordinates.
+class Gaussian(NamedTuple):
+    """Normal approximation at a mode, in unconstrained coordinates.
 
-    It is a guide of the model: pass it to :class:`~pyro.infer.Predictive`,
-    :func:`~pyro_ext.diagnostics.to_arviz` or :func:`~pyro_ext.diagnostics.psis`.
-
-    :param Tensor mode: where the posterior is largest. **Shape:** ``(size,)``.
+    :param Tensor mode: **Shape:** ``(size,)``.
     :param Tensor scale_tril: Cholesky factor of the covariance. **Shape:** ``(size, size)``.
-    :param Tensor log_evidence: logarithm of the integral of the joint density, approximately.
-    :param Potential potential: potential of the model.
+    :param float log_evidence: logarithm of the integral of the joint density, approximately.
     """
 
     mode: Tensor
     scale_tril: Tensor
-    log_evidence: Tensor
-    potential: Potential
+    log_evidence: float
+
+
+def gaussian_at_mode(potential: Potential, starts: Tensor) -> Gaussian:
+    """Find the highest mode from several starts, and the Gaussian there.
+
+    Shapes: starts (num_starts, size), in unconstrained coordinates.
+    """
+
+    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = potential.full_value_and_grad(potential.layout.unflatten(flat))
+        return value, potential.layout.flatten(gradient)
+
+    ends = torch.stack([search(potential, start)[0] for start in starts])
+    best = ends[value_and_gradient(ends)[0].nan_to_num(torch.inf).argmin()]
+    laplace = laplace_at(potential, best, "laplace_posterior")
+    mode, hessian = laplace.mode.position, laplace.hessian.double()
+    if mode.dtype == torch.float64:  # in single precision, rounding would hide such differences
+        distances = _STEP * hessian.diagonal().rsqrt()
+        hessian = gradient_differences(lambda z: value_and_gradient(z)[1], mode, distances)
+    unit = hessian.diagonal().rsqrt()
+    correlations = unit[:, None] * (0.5 * (hessian + hessian.mT)) * unit
+    if not float(torch.linalg.eigvalsh(correlations)[0]) > torch.finfo(mode.dtype).eps ** 0.5:
+        raise ValueError(
+            "laplace_posterior wants a mode of the posterior whose matrix of second derivatives "
+            "is positive definite, and found none: check whether the data determine all sites"
+        )
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlations))
+    scale_tril = torch.linalg.cholesky(unit[:, None] * inverse * unit)
+    log_volume = 0.5 * len(mode) * math.log(2.0 * math.pi) + scale_tril.diagonal().log().sum()
+    (energy,), _ = value_and_gradient(mode[None])
+    return Gaussian(mode, scale_tril.to(mode), float(log_volume - energy.double()))
+
+
+class LaplacePosterior(IndependentDraws):
+    """Gaussian approximation at the mode of a posterior, made by :func:`laplace_posterior`.
+
+    Pass it to :func:`~pyro_ext.diagnostics.to_arviz`, to ``MCMC`` as ``initial_params``, or to
+    :class:`~pyro.infer.Predictive` as a guide.
+
+    :ivar Tensor mode: where the posterior is largest, in unconstrained coordinates. **Shape:**
+        ``(size,)``.
+    :ivar Tensor scale_tril: Cholesky factor of the covariance there. **Shape:** ``(size, size)``.
+    :ivar float log_evidence: Laplace's approximation of the log marginal likelihood.
+    :ivar float k_hat: the shape of the tail of the importance weights of up to 250 draws. Above
+        0.7, the posterior is too far from a Gaussian.
+    :ivar float efficiency: the effective sample size of a draw weighted so, one at most.
+    :ivar model: the model, with ``args`` and ``kwargs``, and its ``potential``.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        potential: Potential,
+        found: Gaussian,
+        noise: Tensor,
+    ) -> None:
+        super().__init__()
+        self.model, self.args, self.kwargs, self.potential = model, args, kwargs, potential
+        self.mode, self.scale_tril, self.log_evidence = found
+        flat = self.mode + noise @ self.scale_tril.mT
+        self._samples = potential.samples(potential.layout.unflatten(flat))
+        weighed = flat[:_NUM_WEIGHED]
+        log_q = dist.MultivariateNormal(self.mode, scale_tril=self.scale_tril).log_prob(weighed)
+        weights = smoothed_weights(log_densities(potential, weighed) - log_q)
+        self.k_hat = weights.k_hat
+        self.efficiency = weights.effective_sample_size / len(weighed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample the latent sites; the arguments are those of the model."""
+        """Sample the latent sites, as a guide; the arguments are those of the model."""
         normal = dist.MultivariateNormal(self.mode, scale_tril=self.scale_tril)
         flat = pyro.sample("_laplace_latent", normal, infer={"is_auxiliary": True})
         params = self.potential.layout.unflatten(flat[None])
@@ -55,49 +129,77 @@ class LaplacePosterior(NamedTuple):
         return drawn
 
 
+@refuses_moved
 def laplace_posterior(
-    potential: Potential, starts: Sequence[Mapping[str, Tensor]]
+    model: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 1000,
+    num_starts: int = _NUM_STARTS,
+    init_strategy: InitStrategy = init_to_uniform,
+    seed: int | None = None,
+    **kwargs: Any,
 ) -> LaplacePosterior:
-    """Find the highest mode from several starts, and the Gaussian approximation there.
+    r"""Approximate a posterior by the Gaussian at its highest mode.
 
-    :param Potential potential: the potential of a model without minibatches, in float64.
-    :param starts: values of all sites, in constrained space; at least one.
-    :returns: the Gaussian. Its curvature is computed by finite differences of gradients.
-    :raises ValueError: without starts, or if the mode has no finite positive curvature.
+    L-BFGS over all of the data searches for modes from several starts. The Gaussian has the inverse
+    of the second derivatives there as its covariance, in unconstrained coordinates; these are
+    differences of gradients. It takes a few dozen gradients for each start, about six for each
+    parameter, and the densities of 250 draws. Posteriors of many observations and few parameters
+    are nearly Gaussian; ``k_hat`` tells, from importance weights of the draws. Above 0.7 there is a
+    warning: use :class:`~pyro_ext.inference.NUTS`.
+
+    :param model: a Pyro model; discrete sites are summed out. It may also be a
+        :class:`~pyro_ext.potential.Potential` of a model.
+    :param args: arguments of the model.
+    :param int num_samples: number of draws.
+    :param int num_starts: number of searches for a mode.
+    :param init_strategy: where these start, one of :mod:`pyro.infer.autoguide.initialization`.
+    :param int seed: seed of all random numbers; ``None`` takes one from PyTorch's generator.
+    :param kwargs: keyword arguments of the model.
+    :returns: the approximation, with draws.
+    :raises ValueError: if numbers are out of range, or no search ends at a mode with
+        positive-definite second derivatives.
 
     Example::
 
-        >>> def model():
-        ...     loc = pyro.sample("loc", dist.Normal(torch.tensor(1.0).double(), 2.0))
-        >>> start = {"loc": torch.tensor(0.0).double()}
-        >>> posterior = laplace_posterior(Potential(model), [start])
-        >>> round(float(posterior.scale_tril), 6)
-        2.0
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     scale = pyro.sample("scale", dist.HalfNormal(10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, scale), obs=x)
+        >>> posterior = laplace_posterior(model, torch.linspace(-1.0, 3.0, 200), seed=0)
+        >>> posterior.k_hat < 0.7, round(float(posterior.get_samples()["loc"].mean()), 1)
+        (True, 1.0)
     """
-    checks.instance("potential", potential, Potential, "a Potential")
-    starts = checks.sequence("starts", starts, "a list of dicts of tensors by site")
-    starts = [checks.tensors("starts", start, potential.sites) for start in starts]
-    layout = potential.layout
-    modes = torch.stack(
-        [
-            layout.flatten(potential.unconstrain(find_map(potential, dict(start))))
-            for start in starts
-        ]
-    )
-    values, _ = potential.gradient(modes)
-    best = int(values.nan_to_num(torch.inf).argmin())
-    mode, energy = modes[best], values[best]
-    distances = torch.full_like(mode, _STEP)
-    hessian = gradient_differences(lambda flat: potential.gradient(flat)[1], mode, distances)
-    precision, failed = torch.linalg.cholesky_ex(0.5 * (hessian + hessian.mT))
-    if bool(failed) or not bool(energy.isfinite()):
-        names = potential.constrain(layout.unflatten(mode))
-        raise ValueError(
-            f"starts lead to no maximum with a finite positive curvature, but to {names!s:.200}"
+    checks.function("model", model, "a Pyro model or a Potential")
+    checks.integer("num_samples", num_samples, 1)
+    checks.integer("num_starts", num_starts, 1)
+    checks.function("init_strategy", init_strategy)
+    seed = fresh_seed(seed)
+    if isinstance(model, Potential):
+        if args or kwargs:
+            raise ValueError("args must be empty with a Potential, which holds its own")
+        potential = model
+        model, args, kwargs = potential.model, potential.args, dict(potential.kwargs)
+    else:
+        potential = Potential(
+            sum_out(model, *args, **kwargs), *args, init_strategy=init_strategy, **kwargs
         )
-    scale_tril = torch.linalg.cholesky(torch.cholesky_inverse(precision))
-    log_volume = 0.5 * len(mode) * math.log(2.0 * math.pi) + scale_tril.diagonal().log().sum()
-    return LaplacePosterior(mode, scale_tril, log_volume - energy, potential)
+    layout = potential.layout
+    starts = layout.flatten(potential.init_chains(range(num_starts), seed, init_strategy))
+    found = gaussian_at_mode(potential, starts)
+    keys = chain_keys(seed, range(num_samples), layout.device)
+    step = torch.zeros((), dtype=torch.int64, device=layout.device)
+    noise = normal(keys, step, layout.size, stream=_STREAM, dtype=layout.dtype)
+    posterior = LaplacePosterior(model, args, kwargs, potential, found, noise)
+    if not posterior.k_hat <= MOST_K_HAT:
+        warnings.warn(
+            f"k_hat is {posterior.k_hat:.2g}, where at most {MOST_K_HAT} is right: the posterior "
+            "is too far from the Gaussian at its mode; run MCMC(NUTS(model), ...)",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return posterior
 
 
 class AutoLaplaceGGN(nn.Module):

@@ -35,10 +35,12 @@ class MCMC(Driver):
     :param int num_samples: number of draws to keep from each chain.
     :param int warmup_steps: number of steps before the first kept draw. By default, kernels that
         adapt take as many as ``num_samples``, and :class:`~pyro_ext.inference.NUTS` with default
-        options at most 400; other kernels take none.
+        options at most 400, :class:`~pyro_ext.inference.MEADS` and
+        :class:`~pyro_ext.inference.MCLMC` at least 1,000; other kernels take none.
     :param int num_chains: number of chains.
-    :param int thinning: keep every ``thinning``-th draw. With a cyclical schedule, only draws from
-        sampling stages are kept.
+    :param int thinning: keep every ``thinning``-th draw; by default every tenth of ``MEADS`` and
+        ``MCLMC``, whose steps take one gradient each, and every one of other kernels. With a
+        cyclical schedule, only draws from sampling stages are kept.
     :param initial_params: where the chains start; by default the kernel chooses. Values in
         constrained space, **Shape:** ``(num_chains, *event)`` each, where a single chain may omit
         the chain dimension; a guide, from which each chain's start is drawn; ``"laplace"``, for
@@ -97,7 +99,7 @@ class MCMC(Driver):
         num_samples: int,
         warmup_steps: int | None = None,
         num_chains: int = 1,
-        thinning: int = 1,
+        thinning: int | None = None,
         initial_params: Start | None = None,
         *,
         extra_fields: Sequence[str] = (),
@@ -137,7 +139,9 @@ class MCMC(Driver):
         At the end, the run gives a :class:`~pyro_ext.posterior.ConvergenceWarning` for each of
         these: divergences; trajectories that were cut off; and, with at least 40 draws, sites with
         a rank-normalized split R-hat above 1.01, sites with a bulk or tail effective sample size
-        below 100 per chain, and a BFMI below 0.3. If chains diverge or are slow, it names the sites
+        below 100 per chain or 400 in all, and a BFMI below 0.3. Runs of 16 chains or more are
+        judged from 10 draws on, and differences between their chains count in R-hat only if they
+        last from the first half to the second. If chains diverge or are slow, it names the sites
         to reparameterize. It also warns if the draws of a stochastic-gradient kernel are too
         wide or too narrow, as measured by
         :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.

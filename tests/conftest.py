@@ -6,12 +6,16 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's and SciPy's; see the threads of torch
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
+from tests import caches
+
+os.environ.update(caches.ENVIRONMENT)
 
 import hypothesis
 import pyro
@@ -19,9 +23,6 @@ import pytest
 import torch
 
 from tests import durations
-
-# Where Numba keeps machine code, for all workers and for later runs; read as it is imported.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parent.parent / ".numba_cache"))
 
 # Small tensors gain nothing from threads, several workers share few cores, and the order of a sum
 # should not depend on how many there are. That tests pass with more is tried by OMP_NUM_THREADS=2.
@@ -57,17 +58,15 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("devices"):
         import tests.simulated_device  # noqa: F401  # before the first gradient, or it has no queue
-    recorded = config.getoption("record_durations")
-    if recorded or os.environ.get("CI"):
-        config.pluginmanager.register(durations.CPUSeconds(limited=bool(os.environ.get("CI"))))
-    if recorded and not hasattr(config, "workerinput"):
+    config.pluginmanager.register(durations.CPUSeconds())
+    if config.getoption("record_durations") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(durations.Recorder())
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what is recorded to take long as slow."""
-    if item.nodeid in _RECORDED and not any(map(item.get_closest_marker, durations.LONGER)):
+    if item.nodeid in _RECORDED and not any(map(item.get_closest_marker, durations.TIERS)):
         item.add_marker("slow")
 
 

@@ -1,18 +1,14 @@
-"""CPU seconds of tests: measured, limited, recorded, and what CI divides the slow tests by."""
+"""CPU seconds of tests: measured, shown, recorded, and what CI divides the slow tests by."""
 
-import gc
 import json
 import os
 import re
 import time
-import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Generator, Hashable, Iterable, Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -22,25 +18,9 @@ FILE = Path(__file__).with_name("durations.json")
 UNKNOWN_TEST, UNKNOWN_PAGE = 5.0, 240.0  # CPU seconds of what has no record yet
 TOGETHER = 60.0  # tests of a file share fixtures, so a file that takes no longer stays whole
 
-LIMIT = 2.0  # CPU seconds of a test without one of these marks
-TOLERANCE = 1.5  # times the limit before a test fails, since the same test varies as much
-LONGER = ("slow", "page", "short_page")
-UNIT = 0.027  # CPU seconds of the loop in slowness() where the marks were set
-# What takes long to import is imported before the first test, which would be charged with it.
-HEAVY = (
-    "arviz",
-    "ase.md.verlet",
-    "diffusers.pipelines.stable_diffusion",
-    "gpytorch",
-    "hypothesis.extra.numpy",
-    "matplotlib.pyplot",
-    "numba",
-    "peft",
-    "scipy.stats",
-    "sklearn.datasets",
-    "tblite.ase",
-    "torch._dynamo",
-)
+FAST = 3.0  # CPU seconds that a test without a mark should not exceed
+TIERS = {"slow": 60.0, "short_page": 60.0, "page": 60.0}
+NUM_SHOWN, LEAST_SHOWN = 15, 1.0
 
 
 def load() -> dict[str, dict[str, float]]:
@@ -88,79 +68,48 @@ def choose(tests: Iterable[str], number: int, num_parts: int) -> list[str]:
 
 
 class CPUSeconds:
-    """Measure what tests take, note it in their reports, and fail unmarked ones above a limit.
+    """Note in the report of each test what it took, and print at the end which took longest.
 
     A test pays for its setup, fixtures of its module included if it is the first to ask for them,
-    and for processes that end before it does. The limit is neither on what Numba compiles nor on
-    the collection of garbage, which others left.
-
-    :param bool limited: whether there is a limit.
+    and for processes that end before it does. No test fails because of it.
     """
 
-    def __init__(self, limited: bool) -> None:
-        self.limited = limited
-        self.excluded: Any = None
-        self.slowness, self.start = 1.0, 0.0
-
-    def prepare(self) -> None:
-        """Before the first test, in the process that runs it."""
-        with warnings.catch_warnings(action="ignore"):
-            for name in HEAVY:
-                if find_spec(name.partition(".")[0]):
-                    import_module(name)
-        from numba.core import event
-
-        class Excluded(event.Listener):
-            """CPU seconds between starts and ends of what is no test's own."""
-
-            total = start = depth = 0
-
-            def on_start(self, _: Any) -> None:
-                if not self.depth:
-                    self.start = time.process_time()
-                self.depth += 1
-
-            def on_end(self, _: Any) -> None:
-                self.depth -= 1
-                if not self.depth:
-                    self.total += time.process_time() - self.start
-
-            def on_collection(self, phase: str, info: Any) -> None:
-                (self.on_start if phase == "start" else self.on_end)(info)
-
-        self.excluded = Excluded()
-        event.register("numba:compiler_lock", self.excluded)  # held to compile and to read caches
-        gc.callbacks.append(self.excluded.on_collection)
-        self.slowness = slowness()
+    def __init__(self) -> None:
+        self.start = 0.0
+        self.seconds: dict[str, tuple[float, float]] = {}  # of a test, and most of its tier
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
-        if self.excluded is None:
-            self.prepare()
-        self.start, self.excluded.total = used(), 0.0
+        self.start = used()
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        seconds = used() - self.start
-        own = seconds - self.excluded.total
-        unmarked = not any(map(item.get_closest_marker, LONGER))
         if report.when == "teardown":
-            report.user_properties.append(("cpu_seconds", seconds))
-        elif self.limited and report.when == "call" and report.passed and unmarked:
-            limit = LIMIT * TOLERANCE * self.slowness
-            if own > limit:
-                limit = LIMIT * TOLERANCE * max(self.slowness, slowness())
-            if own > limit:
-                report.outcome = "failed"
-                report.longrepr = (
-                    f"{item.nodeid} took {own:.1f} CPU seconds with its setup, of "
-                    f"{limit:.1f} allowed: mark it slow, or make it shorter."
-                )
+            report.user_properties.append(("cpu_seconds", used() - self.start))
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            most = next((TIERS[mark] for mark in TIERS if mark in report.keywords), FAST)
+            self.seconds[report.nodeid] = dict(report.user_properties)["cpu_seconds"], most
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        shown = [(test, taken) for test, taken in self.seconds.items() if taken[0] >= LEAST_SHOWN]
+        longest = sorted(shown, key=lambda item: item[1], reverse=True)
+        if not longest:
+            return
+        terminalreporter.section("CPU seconds of the longest tests, with their setup")
+        for test, (seconds, most) in longest[:NUM_SHOWN]:
+            mark = "*" if seconds > most else " "
+            terminalreporter.write_line(f"{seconds:6.1f} {mark} {test}")
+        if number := sum(seconds > most for _, (seconds, most) in longest):
+            terminalreporter.write_line(
+                f"{number} of {len(self.seconds)} tests are longer than their tier (*): {FAST:g} "
+                f"seconds without a mark, {TIERS['slow']:g} if slow. If that is so with warm "
+                "caches, too, mark them slow or make them shorter."
+            )
 
 
 class Recorder:
@@ -180,13 +129,3 @@ class Recorder:
 def used() -> float:
     """CPU seconds of this process, and of children that have ended."""
     return time.process_time() + sum(os.times()[2:4])
-
-
-def slowness() -> float:
-    """How much slower this machine is now than the one where the marks were set; at least one."""
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        sum(i * i for i in range(1_000_000))
-        times.append(time.process_time() - start)
-    return max(1.0, sorted(times)[2] / UNIT)

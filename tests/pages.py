@@ -34,7 +34,7 @@ from pyro_ext.reproduction.pages import (
     run_pages,
 )
 from pyro_ext.reproduction.scoreboard import write_scoreboard
-from tests import durations
+from tests import caches, durations
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -179,7 +179,7 @@ def main() -> None:
         return
     # A page gets one thread, since as many run at once as there are cores.
     libraries = ("MKL", "OMP", "OPENBLAS")
-    os.environ |= {f"{library}_NUM_THREADS": "1" for library in libraries}
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in libraries} | caches.ENVIRONMENT
     os.environ.pop("PYRO_EXT_SMOKE", None)
     seeds = range(MIN_SEEDS)
     if not options.again:

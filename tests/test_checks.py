@@ -1,12 +1,15 @@
 """Checks of arguments: what they take, and the messages that they write."""
 
+import importlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import MOVED
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), torch.ones(2)])
@@ -91,3 +94,20 @@ def test_what_a_graph_records_is_not_looked_at():
 
     graph = make_fx(function)(torch.ones(2))
     assert torch.equal(graph(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_arguments_that_moved_say_where(subtests):
+    """The table is that of the changelog, and all that it names refuse."""
+    changelog = Path(__file__).parents[1].joinpath("CHANGELOG.md").read_text("utf-8")
+    modules = [
+        importlib.import_module(f"pyro_ext.{name}")
+        for name in ("inference", "inference.smc", "models.diffusion", "models.ensembles")
+        + ("models.federated", "models.symmetry")
+    ]
+    for owner, moved in MOVED.items():
+        found = next(getattr(module, owner) for module in modules if hasattr(module, owner))
+        for name, now in moved.items():
+            with subtests.test(owner, name=name):
+                with pytest.raises(TypeError, match=f"{owner} no longer has the argument '{name}'"):
+                    found(**{name: 1.0})
+                assert name in changelog and now.partition("(")[0].partition("=")[0] in changelog

@@ -15,7 +15,7 @@ PAGES = sorted(
     for path in DOCS.rglob("*.md")
     if path.relative_to(DOCS).parts[0] not in ("_build", "gallery")
 )
-# Start processes, draw much, or compile loops.
+# Start processes, draw much, or compile.
 SLOW_PAGES = ("coming_from.md", "concepts.md") + tuple(
     f"how_to/{name}.md"
     for name in (
@@ -24,13 +24,16 @@ SLOW_PAGES = ("coming_from.md", "concepts.md") + tuple(
         "bayesian_networks",
         "calibration",
         "clustering",
+        "comparing_models",
         "control_variates",
         "elsewhere",
+        "evidence",
         "hierarchical_models",
         "martingale_posteriors",
         "pseudocoresets",
         "random_measures",
         "step_size",
+        "stopping_early",
     )
 )
 # Pages of runs with a warning: draws that are too wide or too narrow, atoms whose order is free.

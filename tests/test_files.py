@@ -44,7 +44,7 @@ from pyro_ext.reproduction.notebooks import write_notebooks
 from pyro_ext.reproduction.pages import kept_outcome, read_page, run_page
 from pyro_ext.reproduction.scoreboard import write_scoreboard
 
-SECONDS = 20.0  # that something may wait at a pipe, until it is found out
+SECONDS = 100.0  # that something may wait at a pipe, until it is found out
 
 X = torch.linspace(-1.0, 1.0, 20)
 CLIENTS = [(torch.randn(8, 4), torch.arange(8) % 3) for _ in range(2)]

@@ -9,6 +9,7 @@ from tools.make_graphs import make_graph
 EXPECTED = {  # nodes, edges, the two largest degrees, nodes with one edge
     "new_testament_names": (545, 1_965, [132, 88], 77),
     "python_packages": (4_370, 12_911, [505, 431], 1_150),
+    "us_airports": (305, 2_834, [173, 150], 46),
 }
 
 
@@ -50,6 +51,10 @@ SOURCES = {  # lines, and edges between names in alphabetical order
             "Depends: python3-a",
         ],
         [("python3-a", "python3-b"), ("python3-b", "python3-c")],
+    ),
+    "us_airports": (
+        ["origin,destination,count", "JFK,ATL,9", "ATL,JFK,8", "ATL,ATL,1", "BOS,JFK,2"],
+        [("ATL", "JFK"), ("BOS", "JFK")],
     ),
 }
 

@@ -42,7 +42,7 @@ def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch, capsys):
     page, reports = write(tmp_path, PAGE), tmp_path / "reports"
     assert last_outcome(page, reports) is None
     outcome = run_page(page, reports, range(3), quiet=True)
-    assert outcome.returncode == 1 and 0.01 < outcome.cpu_seconds < 60
+    assert outcome.returncode == 1 and outcome.cpu_seconds > 0
     assert (reports / "a-page" / "printed.txt").read_text().startswith("It begins.\n")
     assert capsys.readouterr().out == ""
     kept = last_outcome(page, reports)

@@ -34,7 +34,7 @@ class Person:
         return self.element(name).text
 
     def wait(self, condition):
-        return WebDriverWait(self.browser, 20, 0.02).until(lambda _: condition())
+        return WebDriverWait(self.browser, 120, 0.02).until(lambda _: condition())
 
     def see(self, words, name="said"):
         self.wait(lambda: words in self.text(name))

@@ -355,5 +355,5 @@ def check_search(browser, address):
     """It finds a known name, also without a server."""
     find = "return [...document.querySelectorAll('#search-results li a')].map((a) => a.textContent)"
     browser.get(address)
-    WebDriverWait(browser, 30, 0.1).until(lambda _: browser.execute_script(find))
+    WebDriverWait(browser, 120, 0.1).until(lambda _: browser.execute_script(find))
     assert any("pseudocoreset" in title.lower() for title in browser.execute_script(find))

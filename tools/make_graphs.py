@@ -6,12 +6,14 @@
   bible-kjv prints;
 * for ``python_packages``: the list of packages of a release of Debian, as
   ``/usr/lib/apt/apt-helper cat-file`` prints those of ``/var/lib/apt/lists`` whose names end in
-  ``_main_binary-amd64_Packages``.
+  ``_main_binary-amd64_Packages``;
+* for ``us_airports``: ``data/flights-airport.csv`` of the npm package vega-datasets.
 
 Only edges between numbers are kept, and neither names nor texts.
 """
 
 import argparse
+import csv
 import itertools
 import re
 from collections.abc import Callable, Iterable
@@ -25,7 +27,7 @@ from pyro_ext._lib import checks
 from pyro_ext.checkpoint.files import write_tensors
 from tools.package_fields import dependencies
 
-__all__ = ["edges_of_names", "edges_of_packages", "make_graph"]
+__all__ = ["edges_of_airports", "edges_of_names", "edges_of_packages", "make_graph"]
 
 Edges = set[tuple[str, str]]
 
@@ -84,6 +86,21 @@ def edges_of_packages(lines: Iterable[str]) -> Edges:
     }
 
 
+def edges_of_airports(lines: Iterable[str]) -> Edges:
+    """Join airports with a flight from one to the other.
+
+    :param lines: rows of an origin, a destination and a number of flights, below a header.
+
+    Example::
+
+        >>> lines = ["origin,destination,count", "JFK,ATL,9", "ATL,JFK,8", "ATL,ATL,1"]
+        >>> sorted(edges_of_airports(lines))
+        [('ATL', 'JFK')]
+    """
+    pairs = {(row["origin"], row["destination"]) for row in csv.DictReader(lines)}
+    return {(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}
+
+
 class _Source(NamedTuple):
     edges: Callable[[Iterable[str]], Edges]
     description: str
@@ -104,6 +121,13 @@ _SOURCES = {
         "List of packages of Debian 13.7, main, amd64, of 12 September 2026",
         "Free software licenses of the packages; only edges between numbers are here, which are "
         "facts",
+    ),
+    "us_airports": _Source(
+        edges_of_airports,
+        "Airports of the United States, with an edge where airlines flew from one to the other in "
+        "2008.",
+        "npm package vega-datasets 2.7.0, from the Bureau of Transportation Statistics",
+        "Public domain (a work of the government of the United States)",
     ),
 }
 

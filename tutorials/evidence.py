@@ -26,7 +26,6 @@ from torch import Tensor
 
 from pyro_ext.inference import MCMC, NUTS, TemperedSMC, laplace_posterior
 from pyro_ext.posterior import ConvergenceWarning, pathfinder
-from pyro_ext.potential import Potential
 from pyro_ext.reproduction import Page
 
 page = Page("evidence")
@@ -82,12 +81,11 @@ def log_mean(rate: Tensor, power: int) -> tuple[float, float]:
 
 
 pyro.set_rng_seed(FIRST)
-start = {"rate": counts + 0.5}
 ways: dict[str, Any] = {
     "TemperedSMC": lambda: of_run(tempered(rates, counts, seed=FIRST)),
     "draws from the prior": lambda: log_mean(prior.sample((page.length(500_000, smoke=500),)), 1),
     "harmonic mean": lambda: log_mean(chains(rates, counts, site="rate", seed=FIRST), -1),
-    "Laplace": lambda: (laplace_posterior(Potential(rates, counts), [start]).log_evidence,),
+    "Laplace": lambda: (laplace_posterior(rates, counts, seed=FIRST).log_evidence,),
     "pathfinder": lambda: (pathfinder(rates, counts, seed=FIRST).log_evidence,),
 }
 rows: dict[str, dict[str, Any]] = {}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext._lib.trained_range import warn_outside
 from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
 from pyro_ext.distributions import BarDistribution, bar_borders
@@ -41,6 +42,7 @@ class _Curves(NamedTuple):
     num_context: int
 
 
+@refuses_moved
 class PriorDataFittedNetwork:
     r"""Predicts with a network that has learned a prior from its draws [1].
 

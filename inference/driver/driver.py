@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import OF_DRIVERS, refuse
 from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference.driver.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference.driver.numbers import check_state_is_known, usual_warmup
+from pyro_ext.inference.driver.numbers import check_state_is_known, usual_thinning, usual_warmup
 from pyro_ext.inference.driver.pyro_kernels import PyroOptions, PyroRunner
 from pyro_ext.inference.driver.segments import (
     GroupState,
@@ -34,7 +35,6 @@ from pyro_ext.inference.driver.segments import (
 from pyro_ext.inference.driver.stores import FolderStore
 from pyro_ext.inference.driver.vectorized_kernels import VectorizedRunner
 from pyro_ext.inference.vectorized import VectorizedKernel
-from pyro_ext.inference.vectorized.words import OF_DRIVERS, refuse
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.identity import (
     Quantities,
@@ -91,7 +91,7 @@ class Driver(ABC):
         num_samples: int,
         warmup_steps: int | None,
         num_chains: int,
-        thinning: int,
+        thinning: int | None,
         initial_params: Start | None,
         extra_fields: Sequence[str],
         *,
@@ -117,6 +117,8 @@ class Driver(ABC):
             warmup_steps = usual_warmup(kernel, self.num_samples)
         self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
         self.num_chains = checks.integer("num_chains", num_chains, 1)
+        if thinning is None:
+            thinning = usual_thinning(kernel)
         self.thinning = checks.integer("thinning", thinning, 1)
         if group_size is not None:
             group_size = checks.integer("group_size", group_size, 1)

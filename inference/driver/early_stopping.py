@@ -36,11 +36,11 @@ class EarlyStopping:
         >>> def model():
         ...     pyro.sample("x", dist.Normal(0.0, 1.0))
         >>> mcmc = MCMC(
-        ...     SGLD(model, step_size=0.5), num_samples=100_000, num_chains=4, seed=0,
-        ...     early_stopping=EarlyStopping(effective_sample_size=200), progress=False,
+        ...     SGLD(model, step_size=0.5), num_samples=5_000, num_chains=4, seed=0,
+        ...     early_stopping=EarlyStopping(), progress=False,
         ... )
         >>> mcmc.run().num_draws
-        200
+        400
     """
 
     names: Sequence[str] = ("*",)

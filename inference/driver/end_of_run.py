@@ -18,6 +18,7 @@ from pyro_ext.posterior.convergence import (
     clusters_name,
     energy_fractions,
     is_constant,
+    lasting_r_hat,
     num_clusters,
     rank_diagnostics,
 )
@@ -26,8 +27,10 @@ from pyro_ext.potential.control_variates import BatchedGradient, anchor_at, cont
 
 _STATISTICS = ("diverging", "energy", "tree_depth")
 _FEWEST_DRAWS = 40
+_MANY_CHAINS, _FEWEST_OF_MANY = 16, 10
 _MOST_R_HAT = 1.01
 _LEAST_SIZE = 100
+_MOST_CHAINS_COUNTED = 4
 _LEAST_ENERGY = 0.3
 _MOST_ELEMENTS = 100  # whose draws are looked at
 _MOST_NAMES = 3
@@ -61,19 +64,25 @@ def warn_at_end(
         _bias_warning(kernel),
         _depth_warning(statistics, getattr(kernel, "max_tree_depth", math.inf)),
     ]
-    if num_draws >= _FEWEST_DRAWS:
+    are_many = len(numbers) >= _MANY_CHAINS
+    if num_draws >= (_FEWEST_OF_MANY if are_many else _FEWEST_DRAWS):
         partitions = tuple(getattr(kernel, "partitions", ()))
-        found = {
-            site: rank_diagnostics(draws)
-            for site, draws in _watched(groups, numbers, num_draws, partitions).items()
-        }
+        watched = _watched(groups, numbers, num_draws, partitions)
+        found = {site: rank_diagnostics(draws) for site, draws in watched.items()}
+        if are_many:
+            found = {
+                site: of._replace(r_hat=torch.minimum(of.r_hat, lasting_r_hat(watched[site])))
+                for site, of in found.items()
+            }
         lines.append(
             _r_hat_warning(
                 {site: float(of.r_hat.max()) for site, of in found.items()},
                 sum(len(of.r_hat) for of in found.values()),
             )
         )
-        slow += [_size_warning(found, len(numbers)), _energy_warning(statistics, numbers)]
+        slow.append(_size_warning(found, len(numbers)))
+        if num_draws >= _FEWEST_DRAWS:
+            slow.append(_energy_warning(statistics, numbers))
     if any(slow):
         slow.append(_funnel_warning(potential))
     _warn([*lines, *slow])
@@ -171,7 +180,7 @@ def _r_hat_warning(worst: Mapping[str, float], num_elements: int) -> str | None:
 
 def _size_warning(found: Mapping[str, RankDiagnostics], num_chains: int) -> str | None:
     """Say what to warn of where there are few effective draws."""
-    wanted = _LEAST_SIZE * num_chains
+    wanted = _LEAST_SIZE * min(num_chains, _MOST_CHAINS_COUNTED)
     small = {
         site: size
         for site, of in found.items()

@@ -4,7 +4,8 @@ For Pyro's HMC and NUTS it is read from their objects. A custom kernel either ha
 ``read_state`` and ``write_state``, or declares by the attribute ``keeps_no_state`` that it has no
 state except plain numbers set by its warm-up, whose names are in the attribute ``adapted``. The
 attribute ``has_known_state`` may tell whether all of that holds, ``adapts`` whether the kernel
-needs a warm-up, and ``most_warmup_steps`` the longest warm-up that it needs.
+needs a warm-up, ``most_warmup_steps`` and ``least_warmup_steps`` the longest and the shortest
+warm-up that it needs, and ``usual_thinning`` how many of its steps a draw is worth.
 """
 
 import random
@@ -46,8 +47,16 @@ def adapts(kernel: object) -> bool:
 
 def usual_warmup(kernel: object, num_samples: int) -> int:
     """Choose the steps of a warm-up: as many as samples, or as many as the kernel needs."""
+    if not adapts(kernel):
+        return 0
+    num_steps = max(num_samples, getattr(kernel, "least_warmup_steps", 0))
     most = getattr(kernel, "most_warmup_steps", None)
-    return (num_samples if most is None else min(num_samples, most)) if adapts(kernel) else 0
+    return num_steps if most is None else min(num_steps, most)
+
+
+def usual_thinning(kernel: object) -> int:
+    """Choose the steps between two draws: one, or as many as the kernel needs."""
+    return int(getattr(kernel, "usual_thinning", 1))
 
 
 def read_state(kernel: Any) -> State:

@@ -31,7 +31,7 @@ class StreamingMCMC(Driver):
     :param int warmup_steps: steps before the first of these, by default as for
         :class:`~pyro_ext.inference.MCMC`.
     :param int num_chains: number of chains.
-    :param int thinning: steps between two draws.
+    :param int thinning: steps between two draws, by default as for that driver.
     :param initial_params: as for :class:`~pyro_ext.inference.MCMC`.
     :param options: what else that driver takes, up to ``quantities``.
     :raises TypeError: if ``kernel`` is not an MCMC kernel.
@@ -54,7 +54,7 @@ class StreamingMCMC(Driver):
         num_samples: int,
         warmup_steps: int | None = None,
         num_chains: int = 1,
-        thinning: int = 1,
+        thinning: int | None = None,
         initial_params: Start | None = None,
         **options: Unpack[DriverOptions],
     ) -> None:

@@ -116,9 +116,9 @@ class MCLMC(VectorizedKernel):
     :class:`MAMS` has the same dynamics without a bias; if the bias matters, use it or
     :class:`~pyro_ext.inference.NUTS`. Each run ends with a warning that says so.
 
-    Neighboring draws are similar: pass a ``thinning`` of about ten steps to
-    :class:`~pyro_ext.inference.MCMC`. In the warm-up, each chain finds a step size and the standard
-    deviations of the posterior (from draws and their gradients, as in
+    Neighboring states are similar: by default :class:`~pyro_ext.inference.MCMC` keeps every tenth.
+    In the warm-up, of at least 1,000 steps by default, each chain finds a step size and the
+    standard deviations of the posterior (from draws and their gradients, as in
     :class:`~pyro_ext.inference.NUTS`), and in the last third the decoherence length.
 
     :param model: a Pyro model that sees all of its data and has at least two unknowns, or ``None``
@@ -148,7 +148,7 @@ class MCLMC(VectorizedKernel):
         >>> scale = torch.logspace(-1, 1, 20)
         >>> def model():
         ...     pyro.sample("x", dist.Normal(torch.zeros(20), scale).to_event(1))
-        >>> mcmc = MCMC(MCLMC(model), 500, 1000, num_chains=4, thinning=5, seed=0, progress=False)
+        >>> mcmc = MCMC(MCLMC(model), 250, num_chains=4, seed=0, progress=False)
         >>> with warnings.catch_warnings(action="ignore"):  # that draws are biased
         ...     draws = mcmc.run().get_samples()["x"]
         >>> bool(((draws / scale).std(0).log().abs() < 0.15).all())
@@ -156,6 +156,8 @@ class MCLMC(VectorizedKernel):
     """
 
     is_biased = True
+    least_warmup_steps = 1000
+    usual_thinning = 10
     _operations_per_evaluation = 100
 
     def __init__(

@@ -1,6 +1,7 @@
 """Hamiltonian Monte Carlo that many chains tune for each other, as a kernel."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -14,12 +15,14 @@ from pyro_ext.inference.vectorized import (
     VectorizedKernel,
     VectorizedOptions,
 )
-from pyro_ext.potential import InitStrategy
-from pyro_ext.random import normal, uniform
+from pyro_ext.posterior.paths import find_paths
+from pyro_ext.potential import InitStrategy, Potential
+from pyro_ext.random import normal, spawn_seed, uniform
 
 _NUM_FOLDS = 4
 _LEAST_CHAINS = 4 * _NUM_FOLDS
-_STREAM_OF_STARTS, _STREAM_OF_FOLDS = 3, 2
+_STREAM_OF_STARTS, _STREAM_OF_FOLDS, _STREAM_OF_PATHS = 3, 2, 5
+_NUM_PATHS = 8
 
 
 class MEADSState(NamedTuple):
@@ -58,16 +61,18 @@ class MEADS(VectorizedKernel):
     and each fold is tuned by the one before it. At each step one fold stands still, which makes the
     others' updates conditional, so that the tuning never has to end.
 
-    Use it with 64 chains or more, on a model that sees all of its data. Neighboring draws are
-    similar: pass a ``thinning`` of about ten steps to :class:`~pyro_ext.inference.MCMC`. All chains
-    must run together, and the draws of a chain depend on the others.
+    Use it with 64 chains or more, on a model that sees all of its data. Neighboring states are
+    similar: by default :class:`~pyro_ext.inference.MCMC` keeps every tenth, after a warm-up of at
+    least 1,000 steps. All chains must run together, and the draws of a chain depend on the others.
 
     :param model: a Pyro model, or ``None`` with a ``potential_fn``.
     :param float step_size: in units of the largest stable step size, which is estimated from
         gradients.
     :param float damping: at time ``t``, the number of steps times the step size, momenta are
         renewed at a rate of at least ``damping / t``. This matters only early in a run.
-    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
+    :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`. From there, an
+        optimizer follows eight paths, and chains start at draws from their normal approximations,
+        as of :func:`~pyro_ext.posterior.pathfinder`, the same number from each.
     :param options: ``potential_fn``, ``backend``, as for
         :class:`~pyro_ext.inference.VectorizedKernel`, and ``steps_per_sample``.
     :raises ValueError: for numbers out of range, fewer than 16 chains together, or a model that
@@ -81,10 +86,14 @@ class MEADS(VectorizedKernel):
         >>> from pyro_ext.inference import MCMC
         >>> def model():
         ...     pyro.sample("x", dist.Normal(torch.zeros(2), torch.tensor([1.0, 10.0])).to_event(1))
-        >>> mcmc = MCMC(MEADS(model), 20, 100, num_chains=64, thinning=10, seed=0, progress=False)
+        >>> mcmc = MCMC(MEADS(model), 20, num_chains=64, seed=0, progress=False)
         >>> [round(float(each)) for each in mcmc.run().get_samples()["x"].std(0)]
         [1, 10]
     """
+
+    adapts = True  # the chains' spread, from which settings follow, needs a warm-up
+    least_warmup_steps = 1000
+    usual_thinning = 10
 
     def __init__(
         self,
@@ -98,6 +107,23 @@ class MEADS(VectorizedKernel):
         super().__init__(model, init_strategy=init_strategy, **options)
         self.step_size = checks.number("step_size", step_size, above=0)
         self.damping = checks.number("damping", damping, above=0)
+
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        params, potential = super()._starts(numbers, seed), self.potential
+        assert isinstance(potential, Potential)  # others have no starts
+        rows = potential.layout.flatten(params)
+        # From afar, scales of far chains are those of the way and not of the posterior.
+        with contextlib.suppress(ValueError):  # no path has a normal approximation
+            paths = find_paths(
+                potential,
+                spawn_seed(seed, _STREAM_OF_PATHS),
+                self.init_strategy,
+                num_paths=_NUM_PATHS,
+                num_samples=-(-len(numbers) // _NUM_PATHS),
+            )
+            positions = paths.positions[paths.log_densities.isfinite()]
+            rows = positions[torch.linspace(0, len(positions) - 1, len(rows)).long()]
+        return potential.layout.unflatten(rows)
 
     def _init(self, position: Tensor, keys: Tensor) -> MEADSState:
         if len(position) < _LEAST_CHAINS:

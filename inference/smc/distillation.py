@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext.inference.smc.autoregressive import sequence_log_prob
 from pyro_ext.inference.smc.losses import CTLLoss, TwistLoss, weighted_cross_entropy
 from pyro_ext.inference.smc.twisted import TwistedSMC, twist_trainer
@@ -21,6 +22,7 @@ from pyro_ext.random import fresh_seed, spawn_seed
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
+@refuses_moved
 class SelfDistilledTwistedSMC:
     r"""Twisted SMC that learns its base model along with its twists [1].
 

@@ -8,6 +8,8 @@
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -15,10 +17,19 @@ from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext._lib.progress import progress_bar
+from pyro_ext.checkpoint.folder import StageFolder
 from pyro_ext.inference.hmc.transitions import hamiltonian_transition
 from pyro_ext.inference.smc.particles import draw_index, effective_sample_size
 from pyro_ext.inference.vectorized.backends import chosen_backend
 from pyro_ext.posterior.convergence import ConvergenceWarning, print_summary, rank_diagnostics
+from pyro_ext.posterior.fixed_points import model_at
+from pyro_ext.posterior.identity import (
+    continued,
+    data_identity,
+    density_identity,
+    model_identity,
+    versions,
+)
 from pyro_ext.potential import BatchedFunction, Potential, sum_out
 from pyro_ext.potential.batched import Backend, KernelBackend
 from pyro_ext.potential.enumeration import is_without_density
@@ -50,6 +61,20 @@ class TemperingSchedule(NamedTuple):
     temperatures: Tensor
     step_sizes: Tensor
     factors: Tensor
+
+
+class _State(NamedTuple):
+    """State after a stage: of the search for a schedule, or of the runs with it.
+
+    Shapes: particles (num_runs, num_particles, size), of which the search makes one run;
+    log_evidences (num_runs,).
+    """
+
+    particles: Tensor
+    log_evidences: Tensor
+    schedule: TemperingSchedule
+    is_chosen: bool
+    num_stages: int
 
 
 class TemperedPotential(Potential):
@@ -159,7 +184,10 @@ class TemperedSMC:
     :param int num_runs: number of independent runs for the estimate, at least two.
     :param float ess_threshold: fraction of effective particles that remain at each new power.
     :param str backend: as for :class:`~pyro_ext.inference.NUTS`.
-    :param int seed: seed of all random numbers; ``None`` takes one from PyTorch's generator.
+    :param checkpoint: a folder to which the state is written after each power, and from which the
+        same program continues after it was killed, with the same results.
+    :param int seed: seed of all random numbers; ``None`` takes that of the checkpoint, or one from
+        PyTorch's generator.
     :param bool progress: whether to show a progress bar.
     :ivar float log_evidence: logarithm of the estimated evidence; ``log_evidence_error`` is its
         standard error.
@@ -189,6 +217,7 @@ class TemperedSMC:
         num_runs: int = 5,
         ess_threshold: float = 0.5,
         backend: KernelBackend = "auto",
+        checkpoint: str | Path | None = None,
         seed: int | None = None,
         progress: bool = True,
     ) -> None:
@@ -204,6 +233,9 @@ class TemperedSMC:
                 f"num_particles must be a multiple of chain_length = {chain_length}, got "
                 f"{num_particles}"
             )
+        self.checkpoint = checks.optional(
+            checks.instance, "checkpoint", checkpoint, (str, Path), "a path or None"
+        )
         self.seed = checks.optional(checks.integer, "seed", seed, 0)
         self.progress = checks.boolean("progress", progress)
         self.args: tuple[Any, ...] = ()
@@ -220,10 +252,10 @@ class TemperedSMC:
         :param args: arguments of the model.
         :param TemperingSchedule schedule: the schedule of another run, instead of choosing one.
         :param kwargs: keyword arguments of the model.
+        :raises CheckpointError: if the checkpoint belongs to another run, or is damaged.
         """
         if schedule is not None:
             checks.instance("schedule", schedule, TemperingSchedule, "a TemperingSchedule")
-        seed = fresh_seed(self.seed)
         self.args, self.kwargs = args, kwargs
         backend: Backend = "eager" if self.backend == "eager" else "trace"
         self.potential = potential = TemperedPotential(self.model, *args, backend=backend, **kwargs)
@@ -242,16 +274,22 @@ class TemperedSMC:
             potential.layout.device,
             None,
         )
-        number = self.num_runs * self.num_particles
-        with progress_bar(desc="TemperedSMC", unit="move", disable=not self.progress) as bar:
-            if schedule is None:
-                flat = potential.prior_draws(number, spawn_seed(seed, 0, 0))
-                with seeded(spawn_seed(seed, 0, 1)):
-                    schedule = self._chosen(potential, flat, bar)
-            flat = potential.prior_draws(number, spawn_seed(seed, 1, 0))
-            with seeded(spawn_seed(seed, 1, 1)):
-                particles = flat.reshape(self.num_runs, self.num_particles, -1)
-                particles, log_evidences = self._estimated(potential, particles, schedule, bar)
+        folder = None if self.checkpoint is None else StageFolder(self.checkpoint)
+        with nullcontext() if folder is None else closing(folder):
+            seed, state = self._found(folder, schedule)
+            if state is None:
+                state = self._start(seed, schedule)
+            with progress_bar(desc="TemperedSMC", unit="move", disable=not self.progress) as bar:
+                while not (state.is_chosen and state.num_stages == len(state.schedule[0])):
+                    with seeded(spawn_seed(seed, int(state.is_chosen), 1 + state.num_stages)):
+                        state = (self._run_stage if state.is_chosen else self._choose_stage)(
+                            potential, state, bar
+                        )
+                    if not state.is_chosen and state.schedule.temperatures[-1] == 1.0:
+                        state = self._start(seed, state.schedule)
+                    if folder is not None:
+                        _save(folder, state)
+        particles, log_evidences, schedule, *_ = state
         self.schedule, self.log_evidences = schedule, log_evidences
         total = log_evidences.logsumexp(0) - math.log(self.num_runs)
         self.log_evidence = float(total)
@@ -291,63 +329,98 @@ class TemperedSMC:
         print_summary(self.get_samples(group_by_chain=True), prob=prob)
         print(f"log evidence {self.log_evidence:.2f} +- {self.log_evidence_error:.2f}")
 
-    def _chosen(self, potential: TemperedPotential, flat: Tensor, bar: Any) -> TemperingSchedule:
-        """Choose powers by a run of all particles together, with step sizes that adapt."""
-        temperature, log_step = 0.0, 0.0
-        chosen: list[tuple[float, float, Tensor]] = []
-        while temperature < 1.0:
-            likelihoods = potential.likelihoods(flat).double()
-            if not bool((likelihoods > -torch.inf).any()):
-                raise ValueError(
-                    f"the likelihood is zero at all of {len(flat)} particles of power "
-                    f"{temperature:.3g}: does the prior cover the data?"
-                )
-            before, temperature = temperature, self._next(likelihoods, temperature)
-            if len(chosen) == _MOST_STAGES or temperature == before:
-                raise ValueError(
-                    f"powers do not rise above {before:.3g}: the likelihood differs by more than "
-                    "numbers can hold from one particle to the next; check the scales of prior "
-                    "and data"
-                )
-            log_weights = (temperature - before) * likelihoods
-            factor = _factor(flat, log_weights)
-            index = _resampled(log_weights[None], len(flat) // self.chain_length)[0]
-            flat, log_step = self._moved(potential, flat[index], temperature, log_step, factor, bar)
-            chosen.append((temperature, math.exp(log_step), factor))
-        temperatures, step_sizes, factors = zip(*chosen, strict=True)
-        return TemperingSchedule(
-            torch.tensor(temperatures, dtype=torch.float64),
-            torch.tensor(step_sizes, dtype=torch.float64),
-            torch.stack(factors),
-        )
+    def _found(
+        self, folder: StageFolder | None, schedule: TemperingSchedule | None
+    ) -> tuple[int, _State | None]:
+        """Seed and state of the run in a folder, if there is one, or raise if it is of another."""
+        if folder is None:
+            return fresh_seed(self.seed), None
+        known = folder.description()
+        before = {} if known is None else known["identity"].get("run", {})
+        seed = fresh_seed(before.get("seed") if self.seed is None else self.seed)
+        densities, _ = density_identity(model_at(self.model, self.args, self.kwargs), {})
+        data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
+        identity = {
+            "driver": type(self).__name__,
+            "versions": versions(),
+            "run": {
+                "num_particles": self.num_particles,
+                "chain_length": self.chain_length,
+                "num_runs": self.num_runs,
+                "ess_threshold": self.ess_threshold,
+                "seed": seed,
+            },
+            "model": model_identity(self.model, self.potential) | {"log density": densities},
+            "data": data | data_identity(schedule, "schedule"),
+        }
+        folder.describe({"identity": continued(known, identity, folder.folder)})
+        found = folder.open()
+        if found is None:
+            return seed, None
+        tensors, content = found
+        powers = TemperingSchedule(*(tensors[name] for name in TemperingSchedule._fields))
+        return seed, _State(tensors["particles"], tensors["log_evidences"], powers, **content)
 
-    def _estimated(
-        self, potential: TemperedPotential, particles: Tensor, schedule: TemperingSchedule, bar: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Run at given powers, all runs side by side.
+    def _start(self, seed: int, schedule: TemperingSchedule | None) -> _State:
+        """Draw particles from the prior, for runs with a schedule or to choose one."""
+        assert self.potential is not None
+        layout = self.potential.layout
+        is_chosen, number = schedule is not None, self.num_runs * self.num_particles
+        flat = self.potential.prior_draws(number, spawn_seed(seed, int(is_chosen), 0))
+        none = torch.zeros(0, dtype=torch.float64, device=layout.device)
+        if schedule is None:
+            factors = none.new_zeros(0, layout.size, layout.size)
+            schedule = TemperingSchedule(none, none, factors)
+        particles = flat.reshape(self.num_runs if is_chosen else 1, -1, layout.size)
+        return _State(particles, none.new_zeros(self.num_runs), schedule, is_chosen, 0)
 
-        Shapes: particles (num_runs, num_particles, size); returns them, and (num_runs,).
-        """
-        num_runs, number, size = particles.shape
-        log_evidences = torch.zeros(num_runs, dtype=torch.float64, device=particles.device)
-        before = 0.0
-        for temperature, step_size, factor in zip(
-            schedule.temperatures.tolist(),
-            schedule.step_sizes.tolist(),
-            schedule.factors,
-            strict=True,
-        ):
-            likelihoods = potential.likelihoods(particles.flatten(0, 1)).double()
-            log_weights = (temperature - before) * likelihoods.reshape(num_runs, number)
-            log_evidences += log_weights.logsumexp(-1) - math.log(number)
-            index = _resampled(log_weights, number // self.chain_length)
-            chains = particles.gather(1, index[..., None].expand(-1, -1, size)).flatten(0, 1)
-            moved, _ = self._moved(
-                potential, chains, temperature, math.log(step_size), factor, bar, adapts=False
+    def _choose_stage(self, potential: TemperedPotential, state: _State, bar: Any) -> _State:
+        """Choose the next power by all particles together, with a step size that adapts."""
+        flat, schedule, number = state.particles[0], state.schedule, state.num_stages
+        before = float(schedule.temperatures[-1]) if number else 0.0
+        log_step = float(schedule.step_sizes[-1].log()) if number else 0.0
+        likelihoods = potential.likelihoods(flat).double()
+        if not bool((likelihoods > -torch.inf).any()):
+            raise ValueError(
+                f"the likelihood is zero at all of {len(flat)} particles of power "
+                f"{before:.3g}: does the prior cover the data?"
             )
-            particles = moved.reshape(num_runs, number, size)
-            before = temperature
-        return particles, log_evidences
+        temperature = self._next(likelihoods, before)
+        if number == _MOST_STAGES or temperature == before:
+            raise ValueError(
+                f"powers do not rise above {before:.3g}: the likelihood differs by more than "
+                "numbers can hold from one particle to the next; check the scales of prior "
+                "and data"
+            )
+        log_weights = (temperature - before) * likelihoods
+        factor = _factor(flat, log_weights)
+        index = _resampled(log_weights[None], len(flat) // self.chain_length)[0]
+        flat, log_step = self._moved(potential, flat[index], temperature, log_step, factor, bar)
+        new = flat.new_tensor([[temperature], [math.exp(log_step)]], dtype=torch.float64)
+        pairs = zip(schedule, (*new, factor[None]), strict=True)
+        longer = TemperingSchedule(*(torch.cat(pair) for pair in pairs))
+        return state._replace(particles=flat[None], schedule=longer, num_stages=number + 1)
+
+    def _run_stage(self, potential: TemperedPotential, state: _State, bar: Any) -> _State:
+        """Take all runs to the next power, side by side."""
+        num_runs, number, size = state.particles.shape
+        temperatures, step_sizes, factors = state.schedule
+        stage = state.num_stages
+        temperature = float(temperatures[stage])
+        likelihoods = potential.likelihoods(state.particles.flatten(0, 1)).double()
+        rise = temperature - (float(temperatures[stage - 1]) if stage else 0.0)
+        log_weights = rise * likelihoods.reshape(num_runs, number)
+        log_evidences = state.log_evidences + log_weights.logsumexp(-1) - math.log(number)
+        index = _resampled(log_weights, number // self.chain_length)
+        chains = state.particles.gather(1, index[..., None].expand(-1, -1, size)).flatten(0, 1)
+        log_step = float(step_sizes[stage].log())
+        moved, _ = self._moved(
+            potential, chains, temperature, log_step, factors[stage], bar, adapts=False
+        )
+        particles = moved.reshape(num_runs, number, size)
+        return state._replace(
+            particles=particles, log_evidences=log_evidences, num_stages=stage + 1
+        )
 
     def _next(self, likelihoods: Tensor, temperature: float) -> float:
         """Return the power up to which weights leave enough effective particles."""
@@ -425,6 +498,13 @@ class TemperedSMC:
                 ConvergenceWarning,
                 stacklevel=3,
             )
+
+
+def _save(folder: StageFolder, state: _State) -> None:
+    """Keep a state in place of the one before."""
+    names = ("particles", "log_evidences")
+    tensors = {name: getattr(state, name) for name in names} | state.schedule._asdict()
+    folder.save(tensors, {"is_chosen": state.is_chosen, "num_stages": state.num_stages})
 
 
 def _factor(flat: Tensor, log_weights: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import OF_KERNELS, keywords, refuse
 from pyro_ext._lib.threads import threads_for
 from pyro_ext.inference.vectorized.backends import chosen_backend
 from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, filled, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
-from pyro_ext.inference.vectorized.words import OF_KERNELS, keywords, refuse
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.modes import Laplace, laplace_at
 from pyro_ext.posterior.starts import Start, constrained_start, strategy_at, unconstrained_start

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import mse_loss
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext._lib.optional import optional_module
 from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.diffusion import (
@@ -413,6 +414,7 @@ class ConceptErasure(ABC):
         }
 
 
+@refuses_moved
 class SafeSelfDistillation(ConceptErasure):
     r"""Erases concepts by pulling their predictions to those of the empty prompt [1].
 
@@ -474,6 +476,7 @@ class SafeSelfDistillation(ConceptErasure):
         return _predict(self.student, noisy, timestep, self._empty)
 
 
+@refuses_moved
 class ESD(ConceptErasure):
     r"""Erases concepts by pushing their predictions away from the original ones [1].
 

@@ -25,7 +25,7 @@ from torch.nn.functional import logsigmoid, mse_loss
 from pyro_ext._lib import checks
 from pyro_ext._lib.progress import progress_bar
 from pyro_ext.inference import Trainer
-from pyro_ext.inference.laplace import LaplacePosterior, laplace_posterior
+from pyro_ext.inference.laplace import Gaussian, gaussian_at_mode
 from pyro_ext.inference.training.outcome import warn_of_validation
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.nn import MLP
@@ -50,7 +50,7 @@ class _LastLayer(NamedTuple):
 
     center: Tensor
     noise: float | None
-    posterior: LaplacePosterior
+    posterior: Gaussian
 
 
 class RewardFit(NamedTuple):
@@ -311,8 +311,8 @@ class RewardModel:
         units = self._trained()[:-1](self._features(images)).double()
         center = units.mean(0)
         potential = Potential(_last_layer(units - center, feedback, noise))
-        start = {name: center.new_zeros(site.shape) for name, site in potential.sites.items()}
-        self._last = _LastLayer(center, noise, laplace_posterior(potential, [start]))
+        start = center.new_zeros(1, potential.layout.size)
+        self._last = _LastLayer(center, noise, gaussian_at_mode(potential, start))
 
     def _trained(self) -> nn.Sequential:
         if self.network is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext.inference.training import Trainer, TrainingDiverged
 from pyro_ext.nn import MLP
 from pyro_ext.random import fresh_seed, seeded
@@ -110,6 +111,7 @@ def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> T
     return 1 - _nearness(pseudo_inputs, inputs, lengthscale).amax(1)
 
 
+@refuses_moved
 class PriorAugmentedELBO(ELBO):
     r"""An ELBO that also pulls predictions far from the data to a prior of the labels [1].
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, locked
 from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss, pld_epsilon
@@ -56,6 +57,7 @@ class FederatedRound(NamedTuple):
     losses: list[float]
 
 
+@refuses_moved
 class FederatedServer:
     r"""Adapters of a frozen network, trained by clients that do not share their data [1].
 

@@ -16,6 +16,7 @@ from torch.func import jvp
 from torch.nn import functional
 
 from pyro_ext._lib import checks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingOptions
 from pyro_ext.inference.training.checkpoints import seed_of
@@ -387,6 +388,7 @@ class GeneratorLoss:
 _LOSS = GeneratorLoss()
 
 
+@refuses_moved
 def train_generators(
     field: VectorField,
     validity: Validity,

@@ -225,6 +225,21 @@ class DrawFolder(RunFolder):
         self._files.append((_batch_name(members), tensors, {}), {}, {})
 
 
+class StageFolder(RunFolder):
+    """Holds the state after the last stage of a run."""
+
+    kind = "stages"
+
+    def open(self) -> Found | None:
+        """Return the state, if there is one; call it after the run has been described."""
+        self._files = DrawFiles(self.folder, self.run)
+        return self._files.open()
+
+    def save(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Replace the state by a later one."""
+        self._files.append(None, tensors, content)
+
+
 class SimulationFolder(RunFolder):
     """Holds outcomes of simulations, in files of those that ended within some seconds."""
 

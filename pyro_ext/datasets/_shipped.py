@@ -109,6 +109,7 @@ def load_graph(name: str) -> GraphData:
     * ``"new_testament_names"``: names, with an edge if they occur in the same verse.
     * ``"python_packages"``: Debian's packages of Python libraries, with an edge if one depends on
       the other.
+    * ``"us_airports"``: airports, with an edge if airlines flew from one to the other in 2008.
 
     ``python -m tools.make_graphs`` made the files from the sources.
 

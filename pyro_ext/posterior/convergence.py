@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _ROUNDING = 16.0
+_MOST_CORRELATION_BY_CHANCE = 4.0  # in standard errors of its Fisher transform
+_MOST_SHIFT_BY_CHANCE = 6.0  # in standard errors, of few degrees of freedom
+_FARTHEST_BY_CHANCE = 5.0  # median of both halves of a chain, in standard deviations over chains
 
 
 class ConvergenceWarning(UserWarning):
@@ -62,6 +65,55 @@ def rank_diagnostics(draws: Tensor) -> RankDiagnostics:
     return RankDiagnostics(
         torch.stack(r_hats).amax(0).nan_to_num(nan=torch.inf), effective_sample_size(scores), tail
     )
+
+
+def lasting_r_hat(draws: Tensor) -> Tensor:
+    r"""Rank-normalized R-hat of what lasts, for 16 chains or more, however short they are.
+
+    Means of chains of :math:`n` draws differ by :math:`\tau / n` in units of the variance, for an
+    autocorrelation time :math:`\tau`, so that R-hat of short chains is above 1.01 however many
+    there are and however well they mix. Here differences between chains count only if the means of
+    first halves are correlated with those of second halves, or both halves of a chain lie apart
+    from those of the others, and a shift from first to second halves counts only if it is beyond
+    chance.
+
+    Shapes: draws (num_chains, num_draws, *event); returns (*event).
+    """
+    draws = draws.detach().double()
+    half = draws.shape[1] // 2
+    halves = torch.cat([draws[:, :half], draws[:, -half:]])
+    median = halves.flatten(0, 1).quantile(0.5, 0)
+    values = (halves, (halves - median).abs())
+    scores = [_normal_scores(each) for each in values]
+    lasting = torch.stack([_lasting(each, len(draws)) for each in scores]).amax(0)
+    whole = torch.stack([_r_hat(each) for each in scores]).amax(0)
+    is_apart = _is_apart(halves, len(draws))
+    return torch.where(is_apart, torch.maximum(whole, lasting), lasting).nan_to_num(nan=torch.inf)
+
+
+def _is_apart(halves: Tensor, number: int) -> Tensor:
+    """Tell which elements have a chain with both halves far from those of the other chains."""
+    medians = halves.quantile(0.5, 1)
+    centered = medians - medians.quantile(0.5, 0)
+    deviation = torch.maximum(
+        1.4826 * centered.abs().quantile(0.5, 0),
+        (halves.var(1).quantile(0.5, 0) / halves.shape[1]).sqrt(),
+    )
+    far = (centered / deviation).split(number)
+    return (torch.minimum(far[0] * far[1].sign(), far[1].abs()) > _FARTHEST_BY_CHANCE).any(0)
+
+
+def _lasting(scores: Tensor, number: int) -> Tensor:
+    """R-hat of the scores of all first halves, and after them of all second halves."""
+    first, second = (part - part.mean(0) for part in scores.mean(1).split(number))
+    shift = scores[number:].mean((0, 1)) - scores[:number].mean((0, 1))
+    covariance = (first * second).sum(0) / (number - 1)
+    correlation = (covariance / (first.var(0) * second.var(0)).sqrt()).clamp(max=1.0)
+    is_lasting = correlation.atanh() * math.sqrt(number - 3) > _MOST_CORRELATION_BY_CHANCE
+    is_shift = shift.abs() > _MOST_SHIFT_BY_CHANCE * ((second - first).var(0) / number).sqrt()
+    lasting = torch.where(is_lasting, covariance, 0.0) + torch.where(is_shift, shift**2 / 2.0, 0.0)
+    r_hat: Tensor = (1.0 + lasting / scores.var(1).mean(0)).sqrt()
+    return r_hat
 
 
 def _normal_scores(draws: Tensor) -> Tensor:

@@ -110,7 +110,22 @@ def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str
 
 
 def minimum(potential: Potential | FunctionPotential, start: Tensor) -> Tensor:
-    """Find a minimum of a potential over all of the data.
+    """Find a minimum of a potential over all of the data, and warn if there is none.
+
+    Shapes: start, returns (size,).
+    """
+    position, result = search(potential, start)
+    if not _is_near_minimum(result):
+        warnings.warn(
+            f"the search for a posterior mode did not converge in {result.nit} iterations "
+            f"({result.message}); the potential there is {result.fun:.6g}",
+            stacklevel=2,
+        )
+    return position
+
+
+def search(potential: Potential | FunctionPotential, start: Tensor) -> tuple[Tensor, Any]:
+    """Search for a minimum of a potential; returns the point, and SciPy's result.
 
     Shapes: start, returns (size,).
     """
@@ -124,13 +139,7 @@ def minimum(potential: Potential | FunctionPotential, start: Tensor) -> Tensor:
         # In single precision a search gets stuck in rounding before smaller changes.
         options={"maxiter": _MOST_ITERATIONS, "ftol": _ROUNDING * torch.finfo(start.dtype).eps},
     )
-    if not _is_near_minimum(result):
-        warnings.warn(
-            f"the search for a posterior mode did not converge in {result.nit} iterations "
-            f"({result.message}); the potential there is {result.fun:.6g}",
-            stacklevel=2,
-        )
-    return torch.from_numpy(result.x).to(start)
+    return torch.from_numpy(result.x).to(start), result
 
 
 def follow(potential: Potential, start: Tensor, take: Callable[[Vector, Vector], bool]) -> None:
@@ -280,7 +289,7 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
             f"{argument} supports at most {_MOST_PARAMETERS} parameters, whose second derivatives "
             f"it needs, and the model has {layout.size}"
         )
-    mode = anchor_at(potential, minimum(potential, start))
+    mode = anchor_at(potential, search(potential, start)[0])  # whose curvature is checked below
     value_and_gradient = partial(_at_positions, potential)
     distances = 0.01 * mode.position.abs().clamp(min=1.0)
     for num_left in reversed(range(_MOST_NEWTON_STEPS + 1)):

@@ -233,16 +233,21 @@ class _Path:
         self._waiting = []
 
 
-def _log_densities(potential: Potential, flat: Array) -> Array:
-    """Log density over all of the data. **Shape:** ``(n, size)`` to ``(n,)``."""
-    layout = potential.layout
-    points = torch.from_numpy(flat).to(layout.device, layout.dtype)
+def log_densities(potential: Potential, flat: Tensor) -> Tensor:
+    """Log density over all of the data, as float64. **Shape:** ``(n, size)`` to ``(n,)``."""
     if potential.subsampled_plates:
-        energies = potential.full_value_and_grad(layout.unflatten(points))[0]
+        energies = potential.full_value_and_grad(potential.layout.unflatten(flat))[0]
     else:
-        energies = potential.value.over_any(points)
-    densities: Array = -energies.double().cpu().numpy()
-    return np.where(np.isfinite(densities), densities, -np.inf)
+        energies = potential.value.over_any(flat)
+    densities = -energies.double()
+    return torch.where(densities.isfinite(), densities, -torch.inf)
+
+
+def _log_densities(potential: Potential, flat: Array) -> Array:
+    """Return the same for arrays."""
+    points = torch.from_numpy(flat).to(potential.layout.device, potential.layout.dtype)
+    densities: Array = log_densities(potential, points).cpu().numpy()
+    return densities
 
 
 class PathfinderPosterior(IndependentDraws):

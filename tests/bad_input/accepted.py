@@ -360,7 +360,7 @@ _NAMES: dict[str, dict[str, str]] = {
         ),
         "models.scaling_laws": "Extrapolation",
         "diagnostics.metrics": "CalibrationBins",
-        "inference": "Trial TuningResult",
+        "inference": "LaplacePosterior Trial TuningResult",
         "inference.martingale": "ConditionalCopula",
         "inference.pseudocoresets": "CoresetModel CoresetScores ModelFunction",
         "inference.smc": "MarkovTwist TemperingSchedule",

@@ -166,8 +166,6 @@ def kernels() -> dict[str, Call]:
 
 
 def optimization() -> dict[str, Call]:
-    made = Potential(double)
-    start = {"loc": torch.tensor(0.0).double()}
     tasks = [Task(model, (X,), log_likelihood)]
     logs = torch.randn(2, 3, 4)
     trainer: dict[str, Any] = dict(
@@ -190,7 +188,7 @@ def optimization() -> dict[str, Call]:
         "BatchLBFGS": call(max_steps=5, tolerance=1e-5),
         "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
         "BatchOptimizer": call(optimizer=torch.optim.SGD),
-        "laplace_posterior": call(potential=made, starts=[start]),
+        "laplace_posterior": call({"x": X}, model=model, num_samples=200, num_starts=1, seed=0),
         "AutoLaplaceGGN": call(
             network=BayesianModule(torch.nn.Linear(2, 1)),
             loader=DataLoader(TensorDataset(torch.ones(3, 2), torch.ones(3, 1))),

@@ -32,7 +32,9 @@ from tests.test_docs import documented, packages, resolve
 TABLES: dict[str, Callable[[], dict[str, Call]]] = {}
 for path in sorted(Path(__file__).parent.glob("*.py")):
     if not path.name.startswith("test_"):
-        module = importlib.import_module(f"tests.bad_input.{path.stem}")
+        with torch.random.fork_rng(devices=()):  # the same networks in every collection
+            torch.manual_seed(0)
+            module = importlib.import_module(f"tests.bad_input.{path.stem}")
         TABLES |= getattr(module, "TABLES", {})
 SLOW = (  # what runs, or compiles, something with each value that it accepts
     "pyro_ext.diagnostics",

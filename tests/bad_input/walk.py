@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 REJECTED = ("clear", "unclear", "raw", "hanging")
-SECONDS = 5.0  # after which a call counts as one that does not return
+SECONDS = 60.0  # after which a call counts as one that does not return
 USUAL = {"seed": 0, "progress": False}  # where a call of what has these does not give them
 
 

@@ -49,6 +49,7 @@ def test_where_a_normal_number_never_is(dtype):
     assert slope == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_as_a_prior():
     def model():
         pyro.sample("x", TruncatedNormal(0.0, 1.0, low=0.5, high=3.0))

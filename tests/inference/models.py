@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pyro.infer
 import torch
 
-from pyro_ext.inference import laplace_posterior
+from pyro_ext.inference.laplace import gaussian_at_mode
 from pyro_ext.potential.potential import energy
 from pyro_ext.random import seeded
 from tests.killing import stopping
@@ -54,7 +54,8 @@ def data():
 
 def nuts_at_the_mode(potential, start, num_samples, *, warmup_steps=100, seed=0):
     """Draws by Pyro's NUTS in the coordinates of the Gaussian at the mode, which need few steps."""
-    laplace = laplace_posterior(potential, [start])
+    flat = potential.layout.flatten(potential.unconstrain(start))
+    laplace = gaussian_at_mode(potential, flat[None])
 
     def standardized(params):
         return energy(laplace.mode + laplace.scale_tril @ params["z"], potential)

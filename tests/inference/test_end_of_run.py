@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_ext import inference as ours
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.distributions import KnownVarianceGaussianCluster
-from pyro_ext.inference import MCMC, SGLD, EarlyStopping, MarginalGibbs
+from pyro_ext.inference import MCMC, SGLD, EarlyStopping, MarginalGibbs, StreamingMCMC
 from pyro_ext.inference.driver.end_of_run import moments_of_halves, r_hats, warn_at_end
 from pyro_ext.posterior import ConvergenceWarning
 from pyro_ext.posterior.convergence import (
@@ -122,6 +122,31 @@ def test_each_fault_has_its_own_warning(subtests: pytest.Subtests) -> None:
         assert said(GOOD, {"diverging": flags}, potential) == []
     with subtests.test("few draws"):
         assert said({"x": 9.0 * torch.arange(4.0)[:, None] + x[:, :30]}) == []
+
+
+@pytest.mark.parametrize("kernel", [ours.MEADS, ours.MCLMC])
+def test_steps_of_one_gradient_are_warmed_up_and_thinned(kernel: Any) -> None:
+    mcmc = MCMC(kernel(two_sites), 20)
+    assert (mcmc.warmup_steps, mcmc.thinning) == (1000, 10)
+    assert MCMC(kernel(two_sites), 2000).warmup_steps == 2000
+    mcmc = MCMC(kernel(two_sites), 20, 30, thinning=1)
+    assert (mcmc.warmup_steps, mcmc.thinning) == (30, 1)
+    assert StreamingMCMC(kernel(two_sites), 20).thinning == 10
+    assert MCMC(ours.NUTS(two_sites), 20).thinning == 1
+
+
+def test_many_short_chains_are_judged_by_what_lasts() -> None:
+    options: dict[str, Any] = {"num_chains": 64, "num_samples": 20}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        run(ours.MEADS(two_sites), **options)
+
+    def two_modes() -> None:
+        sides = dist.Normal(torch.tensor([-8.0, 8.0]), 1.0)
+        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), sides))
+
+    with pytest.warns(ConvergenceWarning, match="R-hat is .* at 'x'"):
+        run(ours.MEADS(two_modes), **options)
 
 
 def test_elements_that_do_not_change_are_no_false_alarm() -> None:

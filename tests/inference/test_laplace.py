@@ -6,11 +6,13 @@ import pytest
 import torch
 from pyro.infer import Predictive
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_ext.diagnostics import psis, to_arviz
 from pyro_ext.inference import AutoLaplaceGGN, laplace_posterior
 from pyro_ext.nn import BayesianClassifier, BayesianModule
+from pyro_ext.posterior import ConvergenceWarning
 from pyro_ext.potential import Potential
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -23,7 +25,7 @@ def test_laplace_is_exact_for_a_gaussian():
         z = pyro.sample("z", dist.MultivariateNormal(torch.tensor([1.0, -1.0]), covariance))
         pyro.sample("x", dist.Normal(z[0], 2.0), obs=torch.tensor(3.0))
 
-    found = laplace_posterior(Potential(model), [{"z": torch.zeros(2)}])
+    found = laplace_posterior(model, seed=0)
     gain = covariance[:, 0] / (covariance[0, 0] + 4.0)
     expected = covariance - torch.outer(gain, covariance[0])
     torch.testing.assert_close(found.scale_tril @ found.scale_tril.mT, expected)
@@ -31,7 +33,10 @@ def test_laplace_is_exact_for_a_gaussian():
         found.mode, torch.tensor([1.0, -1.0]) + 2.0 * gain, atol=1e-4, rtol=0
     )
     evidence = dist.Normal(1.0, 6.0**0.5).log_prob(torch.tensor(3.0))
-    torch.testing.assert_close(found.log_evidence, evidence)
+    assert found.log_evidence == pytest.approx(float(evidence))
+    assert found.efficiency > 0.999
+    draws = found.get_samples()["z"]
+    torch.testing.assert_close(draws.mT.cov(), expected, rtol=0.0, atol=0.3)
 
 
 def test_a_gaussian_is_a_guide():
@@ -41,13 +46,72 @@ def test_a_gaussian_is_a_guide():
         scale = pyro.sample("scale", dist.LogNormal(torch.tensor([0.5, -1.0]), 0.7).to_event(1))
         pyro.sample("loc", dist.Normal(3.0, scale.new_tensor(2.0)))
 
-    start = {"scale": torch.ones(2), "loc": torch.tensor(0.0)}
-    guide = laplace_posterior(Potential(model), [start])
+    guide = laplace_posterior(model, seed=0)
     found = psis(guide, model, num_samples=200, seed=0)
     assert found.effective_sample_size > 199.0
     draws = Predictive(model, guide=guide, num_samples=500)()
     assert draws["scale"].shape == (500, 2) and (draws["scale"] > 0).all()
     assert abs(float(draws["loc"].mean()) - 3.0) < 4.5 * 2.0 / 500**0.5
+
+
+def test_single_precision_units_and_rows():
+    """Of a regression on columns of sizes from 1e-3 to 1e3: within a percent."""
+    torch.set_default_dtype(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1e-3, 1.0, 1e3])
+    x = torch.randn(2000, 3, generator=generator) * scales
+    y = x @ (1.0 / scales) + torch.randn(2000, generator=generator)
+
+    def model(x, y):
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(3), 10.0 / scales).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ slopes, 1.0), obs=y)
+
+    found = laplace_posterior(model, x, y, seed=1)
+    exact = (x.mT.double() @ x.double() + (scales.double() / 10.0).square().diag()).inverse()
+    deviations = (found.scale_tril @ found.scale_tril.mT).diagonal().sqrt()
+    torch.testing.assert_close(deviations.double(), exact.diagonal().sqrt(), rtol=0.01, atol=0.0)
+    center = exact @ x.mT.double() @ y.double()
+    assert float(((found.mode - center) / exact.diagonal().sqrt()).abs().max()) < 0.05
+    assert found.k_hat < 0.7 and found.get_samples()["slopes"].shape == (1000, 3)
+
+
+def test_the_highest_mode_and_a_warning():
+    """Of two modes the one with more mass; the other is in no draw, which importance can't see."""
+
+    def model():
+        sides = dist.Normal(torch.tensor([-5.0, 5.0]), 1.0)
+        weights = dist.Categorical(torch.tensor([0.2, 0.8]))
+        pyro.sample("x", dist.MixtureSameFamily(weights, sides))
+
+    assert float(laplace_posterior(model, num_starts=8, seed=0).mode) > 4.0
+
+    def heavy():
+        pyro.sample("x", dist.StudentT(torch.tensor(1.5), 0.0, 1.0))
+
+    with pytest.warns(ConvergenceWarning, match="k_hat is .*, where at most 0.7 is right"):
+        laplace_posterior(heavy, seed=0)
+
+
+def test_a_potential_and_data_that_decide_nothing():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    x = torch.tensor(1.0)
+    one, other = laplace_posterior(model, x, seed=3), laplace_posterior(Potential(model, x), seed=3)
+    assert torch.equal(one.get_samples()["loc"], other.get_samples()["loc"])
+    found = to_arviz(other, x)
+    assert found.posterior["loc"].shape == (1, 1000) and "log_likelihood" in found.groups()
+    with pytest.raises(ValueError, match="args must be empty with a Potential"):
+        laplace_posterior(Potential(model, x), x)
+
+    def ridge():
+        z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+        pyro.factor("f", -((z[0] - z[1]) ** 2))
+
+    with pytest.raises(ValueError, match="laplace_posterior wants a mode of the posterior"):
+        laplace_posterior(ridge, seed=0)
 
 
 # Weights of networks -------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.posterior.convergence import energy_fractions, rank_diagnostics
+from pyro_ext.posterior.convergence import energy_fractions, lasting_r_hat, rank_diagnostics
 from tests.diagnostics.arviz_models import arviz
 
 
@@ -49,3 +49,33 @@ def test_energies_are_arvizs() -> None:
     energies = draws_of_kinds()["slow"]
     expected = torch.from_numpy(arviz().bfmi(energies.numpy()))
     torch.testing.assert_close(energy_fractions(energies), expected)
+
+
+def chains(number: int, length: int, decay: float) -> Tensor:
+    """Return stationary chains of 50 elements whose neighbors have that correlation."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(number, length, 50, generator=generator, dtype=torch.float64)
+    steps = [noise[:, 0]]
+    for step in range(1, length):
+        steps.append(decay * steps[-1] + (1.0 - decay**2) ** 0.5 * noise[:, step])
+    return torch.stack(steps, 1)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("number", [16, 256])
+def test_r_hat_of_many_short_chains_counts_what_lasts(number: int) -> None:
+    """A false alarm has a probability of 3e-5 for each of 200 tests of a run, by the threshold."""
+    good = chains(number, 20, 0.5)
+    assert (lasting_r_hat(good) == 1.0).all()
+    assert rank_diagnostics(good).r_hat.median() > 1.03  # which would be false alarms
+    faults = {
+        "a chain of its own": good + 9.0 * (torch.arange(number) == 3)[:, None, None],
+        "two modes": good + 5.0 * (torch.arange(number) % 2)[:, None, None],
+        "other scales": good * (1.0 + 9.0 * (torch.arange(number) % 2))[:, None, None],
+        "a warm-up too short": good + 9.0 * (torch.arange(20) < 5)[:, None],
+        "slow": chains(number, 20, 0.995),
+    }
+    for name, draws in faults.items():
+        assert (lasting_r_hat(draws) > 1.01).double().mean() > 0.95, name
+    stuck = torch.arange(float(number))[:, None, None].expand(number, 20, 1)
+    assert lasting_r_hat(stuck) > 1e3

@@ -210,6 +210,7 @@ def test_a_second_process_records_no_transitions(folder, monkeypatch):
         run(1)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_refuses_instructions_compiles_without(folder, monkeypatch):
     from torch._inductor.codecache import pick_vec_isa
     from torch._inductor.exc import CppCompileError

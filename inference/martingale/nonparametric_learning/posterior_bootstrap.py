@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_ext._lib import checks
 from pyro_ext._lib.executors import ExecutorError, run_tasks
+from pyro_ext._lib.hints import refuses_moved
 from pyro_ext._lib.progress import progress_bar
 from pyro_ext.checkpoint.folder import DrawFolder
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
@@ -71,6 +72,7 @@ class LossOptions(TypedDict, total=False):
     backend: Backend
 
 
+@refuses_moved
 class PosteriorBootstrap(IndependentDraws):
     r"""The posterior of the best fit of a model, under a Dirichlet process for the data [1].
 

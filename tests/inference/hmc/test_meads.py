@@ -109,7 +109,7 @@ def test_one_step() -> None:
     """A fold stands still; where a proposal is taken the height of the slice stays what it was."""
     kernel = MEADS(regression, step_size=1.0)
     kernel.setup(0, *data())
-    state = kernel.advance(kernel.begin(range(32), 0), 41).state
+    state = kernel.advance(kernel.begin(range(128), 0), 41).state
     number = torch.tensor(42)
     fold = _folds(state.keys, number, torch.float64)
     _, step_size, damping = kernel._tuned(state, fold, number)
@@ -117,7 +117,7 @@ def test_one_step() -> None:
     with torch.no_grad():
         after, _ = kernel._step(state, kernel.potential.gradient.over_any, noise)
     is_still = fold == 42 % 4
-    assert is_still.sum() == 8
+    assert is_still.sum() == 32
     for name in ("position", "momentum", "slice", "value"):
         same = getattr(after, name) == getattr(state, name)
         assert bool(same[is_still].all()) and not bool(same[~is_still].all()), name
@@ -129,7 +129,7 @@ def test_one_step() -> None:
         s.value + 0.5 * m.square().sum(-1) for s, m in ((state, momentum), (after, after.momentum))
     ]
     heights = [u.abs().log() - e for u, e in zip((before, after.slice), energies, strict=True)]
-    assert 8 < taken.sum() < 24
+    assert 32 < taken.sum() < 96
     torch.testing.assert_close(heights[1][taken], heights[0][taken])
     rejected = ~taken & ~is_still
     torch.testing.assert_close(after.momentum[rejected], -momentum[rejected])

@@ -9,10 +9,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import TemperedSMC
-from pyro_ext.inference.smc.tempered import TemperedPotential
+from pyro_ext.inference.smc import tempered
+from pyro_ext.inference.smc.tempered import TemperedPotential, hamiltonian_transition
 from pyro_ext.posterior import ConvergenceWarning
+from tests.killing import Killed, stopping
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -192,3 +195,34 @@ def test_what_is_said_and_refused():
         TemperedSMC(normal_means, 15)
     with pytest.raises(RuntimeError, match=r"call run\(...\) first"):
         TemperedSMC(normal_means).get_samples()
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 1.0])  # in the search for powers, and in the runs
+def test_a_killed_run_goes_on(fraction, tmp_path, monkeypatch):
+    options = {"chain_length": 5, "num_runs": 3, "seed": 7}
+    folder = tmp_path / "run"
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return hamiltonian_transition(*args, **kwargs)
+
+    monkeypatch.setattr(tempered, "hamiltonian_transition", counted)
+    whole = quiet(two_modes, 200, **options).run(Y)
+    call = int(fraction * (number := len(calls)))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stopped = stopping(hamiltonian_transition, call, Killed)
+        patch.setattr(tempered, "hamiltonian_transition", stopped)
+        quiet(two_modes, 200, checkpoint=folder, **options).run(Y)
+    calls.clear()
+    resumed = quiet(two_modes, 200, checkpoint=folder, **options | {"seed": None}).run(Y)
+    assert len(calls) <= number - call + 4  # with those of the stage that was not finished
+    assert torch.equal(resumed.log_evidences, whole.log_evidences)
+    assert torch.equal(resumed.get_samples()["x"], whole.get_samples()["x"])
+    calls.clear()
+    same = quiet(two_modes, 200, checkpoint=folder, **options).run(Y)
+    assert same.log_evidence == whole.log_evidence and not calls
+    with pytest.raises(CheckpointError, match=r"is of another run: run: num_particles is 200"):
+        quiet(two_modes, 100, checkpoint=folder, **options).run(Y)
+    with pytest.raises(CheckpointError, match=r"is of another run: .*args"):
+        quiet(two_modes, 200, checkpoint=folder, **options).run(Y + 1.0)

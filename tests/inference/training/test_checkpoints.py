@@ -71,7 +71,7 @@ def test_killed_at_any_moment(tmp_path):
         "PYTHONPATH": str(Path(__file__).parents[3]),
         "OMP_NUM_THREADS": threads,
     }
-    num_kills, seconds = 0, 0.15
+    num_kills, seconds = 0, 0.02
     while True:
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
             process.stdout.readline()  # it has begun

@@ -54,9 +54,9 @@ FAILED: dict[str, tuple[set[int], set[int]]] = {
     "set-transformer": (set(), set()),
     # Pooling is stronger, and larger sets are nearer, than where the bounds were set.
     "setvae": ({1, 2}, set()),
-    # Gated attention orders bags as well, and attention of slots does not concentrate at this
-    # scale.
-    "slot-mixup": ({5, 6}, set()),
+    # Where one instance decides, gated attention orders bags as well; and attention of slots does
+    # not concentrate at this scale. A transformer with subsampling is as good on one of the seeds.
+    "slot-mixup": ({5, 6}, {4}),
     "soft-equivariance": (set(), set()),
     # The derivative alone finds as good fields as the flow.
     "symmetry-generators": ({3}, set()),

@@ -12,18 +12,22 @@ pytestmark = pytest.mark.slow
 
 
 def test_bags_are_what_the_page_says(names):
-    """Nines in positive bags alone, as many as they should be, and images of the right half."""
+    """Digits in the bags that should have them, as many as they should be, of the right half."""
     images = names["images"]
     assert not set(images.train_indices.tolist()) & set(images.test_indices.tolist())
-    for number in (2, 4):
-        bags = names["draw_bags"](names["test_x"], images.test_targets, 50, number, seed=0)
-        nines = ((images.test_targets[bags.rows] == 9) & bags.mask).sum(1)
-        assert nines.tolist() == (bags.labels * number).tolist()
-        sizes = bags.mask.sum(1)
-        assert bags.labels.sum() == 25 and int(sizes.min()) >= 20 and int(sizes.max()) <= 60
-        assert torch.equal(bags.x, names["test_x"][bags.rows])
-        again = names["draw_bags"](names["test_x"], images.test_targets, 50, number, seed=0)
-        assert torch.equal(again.rows, bags.rows)
+    for digits, _ in names["SETTINGS"].values():
+        of = names["test_x"], images.test_targets, 60, digits
+        rows, x, mask, labels = names["draw_bags"](*of, seed=0)
+        assert torch.equal(names["draw_bags"](*of, seed=0)[0], rows)
+        assert torch.equal(x, names["test_x"][rows])
+        sizes = mask.sum(1)
+        assert labels.sum() == 30 and int(sizes.min()) >= 20 and int(sizes.max()) <= 60
+        shown = images.test_targets[rows].masked_fill(~mask, -1)
+        counts = torch.stack([(shown == digit).sum(1) for digit in digits], 1)
+        assert set(counts.flatten().tolist()) == {0, 4}
+        assert torch.equal((counts > 0).all(1).long(), labels)
+        kinds = {tuple(row) for row in (counts > 0).tolist()}
+        assert len(kinds) == 2 ** len(digits)
     pixels = images.train_inputs.flatten(1)
     left_over = (pixels - pixels.mean(0)).square().sum() - names["train_x"].square().sum()
     assert 0.0 < float(left_over / pixels.var(0).sum()) < 0.2 * len(pixels)
@@ -31,7 +35,7 @@ def test_bags_are_what_the_page_says(names):
 
 
 def test_training_is_reproducible(names):
-    bags = names["draw_bags"](names["train_x"], names["images"].train_targets, 40, 4, seed=0)
+    bags = names["draw_bags"](names["train_x"], names["images"].train_targets, 40, (9,), seed=0)
     method = names["METHODS"]["slots + sub + mix"]
     before = torch.get_rng_state()
     with torch.random.fork_rng():
@@ -40,7 +44,7 @@ def test_training_is_reproducible(names):
         pyro.set_rng_seed(2)
         second = names["train"](method, bags, 3, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-    given = bags.x, bags.mask
+    given = bags[1:3]
     assert torch.equal(first(*given), second(*given))
     other = names["train"]((*method[:2], None), bags, 3, seed=5)
     assert not torch.equal(first(*given), other(*given))

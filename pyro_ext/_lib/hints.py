@@ -1,8 +1,12 @@
 """Hints for arguments from other packages, and for ours in the wrong place."""
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 _OF_MCMC = dict.fromkeys(
     (
@@ -72,6 +76,67 @@ OF_DRIVERS = {
     "max_plate_nesting": "leave it out, plates are counted",
     **_OF_THE_KERNEL,
 }
+
+# Arguments that were in a release and moved, by the class or function that had them, with what to
+# write: the changelog lists these under "Changed names".
+_CONCEPT_ORDER = dict.fromkeys(
+    ("order", "generate_with"), "concept_order=ConceptOrder(order, generate_with)"
+)
+_STRATEGY = 'strategy=dataclasses.replace(STRATEGIES["fedsvd"], {}=...)'
+_IN_FIT = "fit(..., {}=...)"
+MOVED: dict[str, dict[str, str]] = {
+    "PosteriorBootstrap": {
+        name: f"weights=BootstrapWeights({name}=...)"
+        for name in (
+            "concentration",
+            "base_measure",
+            "truncation",
+            "num_blocks",
+            "block_concentration",
+        )
+    },
+    "SelfDistilledTwistedSMC": dict.fromkeys(
+        ("base", "twist_factory", "log_potential", "num_particles", "length"),
+        "SelfDistilledTwistedSMC(TwistedSMC(base, twist, ...))",
+    ),
+    "PriorDataFittedNetwork": {
+        **{name: _IN_FIT.format(name) for name in ("learning_rate", "warm_up")},
+        "num_features": "net=PriorFittedTransformer(num_bars, num_features)",
+    },
+    "SafeSelfDistillation": _CONCEPT_ORDER,
+    "ESD": _CONCEPT_ORDER,
+    "PriorAugmentedELBO": {
+        name: f"generator=PseudoInputGenerator(..., {name}=...)" for name in ("box", "box_slope")
+    },
+    "train_generators": {
+        name: f"loss=GeneratorLoss({name}=...)"
+        for name in ("sigma", "flow_steps", "ortho", "lipschitz", "threshold", "sobolev")
+    },
+    "FederatedServer": {name: _STRATEGY.format(name) for name in ("svd_period", "svd_warmup")},
+    "laplace_posterior": {
+        "potential": "laplace_posterior(model, *args), or with a Potential in place of the model",
+        "starts": "init_strategy=init_to_value(values=...)",
+    },
+}
+
+
+def refuses_moved(owner: T) -> T:
+    """Let a class or function refuse its arguments in ``MOVED``, and say what to write instead."""
+    moved = MOVED[owner.__name__]
+    function: Callable[..., Any] = vars(owner)["__init__"] if inspect.isclass(owner) else owner
+
+    @wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for name in moved.keys() & kwargs.keys():
+            raise TypeError(
+                f"{owner.__name__} no longer has the argument {name!r}: write {moved[name]}"
+            )
+        return function(*args, **kwargs)
+
+    if not inspect.isclass(owner):
+        return checked  # type: ignore[return-value]
+    owner.__init__ = checked  # type: ignore[method-assign]
+    return owner
 
 
 def refuse(owner: type, unknown: Collection[str], words: Mapping[str, str]) -> None:
