@@ -39,7 +39,9 @@ from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
 
 _HALVINGS = 60
-_MOST_LEAPFROGS = 7
+# A quarter of a turn of a normal distribution, after which its energy is independent, too; more
+# leapfrogs are for steps that are small since the covariance says little of the shape.
+_LENGTH, _MOST_LEAPFROGS, _USUAL_LEAPFROGS = math.pi / 2.0, 32, 3
 _TARGET = 0.8
 _GAIN = 0.3
 _EXPECTED_STAGES = 20
@@ -190,7 +192,8 @@ class TemperedSMC:
         PyTorch's generator.
     :param bool progress: whether to show a progress bar.
     :ivar float log_evidence: logarithm of the estimated evidence; ``log_evidence_error`` is its
-        standard error.
+        standard error, from the spread of the runs. For an interval, multiply it by a quantile of
+        Student's t with ``num_runs - 1`` degrees of freedom: by 2.8 for 95 % with five runs.
     :ivar Tensor log_evidences: estimates of the runs. **Shape:** ``(num_runs,)``.
     :ivar TemperingSchedule schedule: the schedule of the runs; pass it to another run to reuse it.
     :raises ValueError: for numbers out of range.
@@ -265,7 +268,7 @@ class TemperedSMC:
                 f"schedule must have factors of the shape (n, {size}, {size}), got "
                 f"{tuple(schedule.factors.shape)}"
             )
-        moves = (self.chain_length - 1) * (_MOST_LEAPFROGS + 1) // 2
+        moves = (self.chain_length - 1) * _USUAL_LEAPFROGS
         chosen_backend(
             self.backend,
             potential.tempered,
@@ -293,8 +296,7 @@ class TemperedSMC:
         self.schedule, self.log_evidences = schedule, log_evidences
         total = log_evidences.logsumexp(0) - math.log(self.num_runs)
         self.log_evidence = float(total)
-        ratios = (log_evidences - total).exp()
-        self.log_evidence_error = float(ratios.std()) / math.sqrt(self.num_runs)
+        self.log_evidence_error = _jackknife_error(log_evidences)
         self._samples = potential.samples(potential.layout.unflatten(particles))
         self._warn(particles)
         return self
@@ -471,7 +473,7 @@ class TemperedSMC:
                 function,
                 factor,
                 step_size=math.exp(log_step) * jitter,
-                num_steps=int(torch.randint(1, _MOST_LEAPFROGS + 1, ())),
+                num_steps=min(max(round(_LENGTH * math.exp(-log_step)), 1), _MOST_LEAPFROGS),
             )
             if adapts:
                 log_step += _GAIN * (float(is_taken.double().mean()) - _TARGET)
@@ -498,6 +500,21 @@ class TemperedSMC:
                 ConvergenceWarning,
                 stacklevel=3,
             )
+
+
+def _jackknife_error(log_evidences: Tensor) -> float:
+    """Return the standard error of the log of the mean evidence, by leaving each run out.
+
+    It is divided by the expected standard deviation of so few normal numbers of variance one.
+    """
+    number = len(log_evidences)
+    others = log_evidences.repeat(number, 1)
+    others.fill_diagonal_(-torch.inf)
+    left_out = others.logsumexp(-1)
+    expected = math.sqrt(2.0 / (number - 1)) * math.exp(
+        math.lgamma(number / 2.0) - math.lgamma((number - 1) / 2.0)
+    )
+    return float(left_out.std()) * (number - 1) / math.sqrt(number) / expected
 
 
 def _save(folder: StageFolder, state: _State) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 PAGE = "many-chains"
-pytestmark = pytest.mark.short_page
+pytestmark = pytest.mark.slow
 
 
 def test_moments_of_schools_are_those_of_importance_sampling(names):

@@ -71,6 +71,32 @@ def test_evidence_of_normal_means():
     assert ((draws.std(0) * 20**0.5) - 1.0).abs().max() < 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("size", [2, 20, 100])
+def test_errors_of_the_evidence_are_calibrated(size):
+    """The mean error that five runs report is within a tenth of the spread of such means.
+
+    Both come from the same 40 runs, so that their own spread cancels. The mean of the evidences is
+    within five of its errors of the exact one, which one seed in 100,000 would exceed.
+    """
+    scale = torch.linspace(0.05, 0.5, size)
+
+    def model(y):
+        x = pyro.sample("x", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+
+    y = torch.randn(size)
+    exact = float(dist.Normal(0.0, (1.0 + scale**2).sqrt()).log_prob(y).sum())
+    smc = quiet(model, num_runs=40, seed=1).run(y)
+    assert abs(smc.log_evidence - exact) < 5.0 * smc.log_evidence_error
+    groups = torch.stack([torch.randperm(40)[:5] for _ in range(2000)])
+    drawn = smc.log_evidences[torch.randint(40, (2000, 5))]
+    spread = float(drawn.logsumexp(-1).std())
+    reported = [tempered._jackknife_error(smc.log_evidences[group]) for group in groups]
+    assert np.mean(reported) == pytest.approx(spread, rel=0.1)
+
+
 @pytest.mark.statistical
 def test_modes_have_their_masses():
     evidence, mass = of_two_modes()
