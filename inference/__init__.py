@@ -1,4 +1,4 @@
-"""Whatever turns a model and data into a posterior."""
+"""Inference algorithms."""
 
 if __name__ == "inference":
     raise ImportError(

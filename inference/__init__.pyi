@@ -1,4 +1,4 @@
-"""Whatever turns a model and data into a posterior."""
+"""Inference algorithms."""
 
 from .active_learning import bald, best_by_turns, farthest_points, mixture_moments
 from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN

@@ -257,7 +257,7 @@ class TransitionLoop:
         return partial(self._run, graph)
 
     def _run(self, function: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:
-        # In Python what changes nothing is left out: most iterations begin and end no trajectory.
+        # In Python, skip updates without effect: most iterations begin and end no trajectory.
         limit, number = int(inputs.limit), inputs.num_transitions
         has_ended = True
         while int(carried.num_left) > 0 and int(carried.iteration) < limit:

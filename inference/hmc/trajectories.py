@@ -52,7 +52,7 @@ class Draw(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What trajectories are made with.
+    """Step size, mass matrix and mean length of a trajectory.
 
     :param Tensor step_size: of leapfrog steps. **Shape:** ``(num_chains,)``.
     :param Tensor factor: of the inverse mass matrices, as for :func:`scaled`.
@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     :param Tensor acceptance_rate: mean probability of its points to be taken for the first one.
     :param Tensor num_steps: number of leapfrog steps.
     :param Tensor tree_depth: number of doublings.
-    :param Tensor diverging: whether the energy went off.
+    :param Tensor diverging: whether the energy error exceeded 1,000.
     :param Tensor step_size: of its leapfrog steps.
     """
 

@@ -16,7 +16,7 @@ ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Info(NamedTuple):
-    """What a step observed.
+    """Observations of a step.
 
     :param Tensor potential_energy: the stochastic potential at the position where the step started.
     """

@@ -236,7 +236,7 @@ class VectorizedKernel(MCMCKernel):
     def _moved(self, state: Any, position: Tensor) -> Any:
         """State at positions where a driver has put the chains, or :class:`Gibbs`.
 
-        There the density is another one, too, since other blocks have moved.
+        The density has changed as well, since other blocks have moved.
         """
         return state._replace(position=position)
 

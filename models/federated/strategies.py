@@ -27,7 +27,7 @@ Aggregate = Callable[[LoRALinear, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Strategy:
-    """What clients train, and how the server aggregates it.
+    """Parameters that clients train, and their aggregation by the server.
 
     :param bool train_A: whether clients train both factors; otherwise only ``B``.
     :param Callable aggregate: changes a layer in place, given its

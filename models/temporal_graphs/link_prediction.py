@@ -31,7 +31,7 @@ _ADAM = partial(torch.optim.Adam, lr=4e-3)
 
 @dataclass(frozen=True, eq=False)
 class LinkFit:
-    """What training returns besides the network.
+    """Result of training, besides the network.
 
     :ivar list losses: loss of each step.
     :ivar Tensor probabilities: probability that the network gave each event when it reached it, in

@@ -21,7 +21,7 @@ def warn_outside(
     ranges = ", ".join(f"from {least:.4g} to {greatest:.4g}" for least, greatest in columns)
     warnings.warn(
         f"{what} must be {ranges}, where the network was trained, got "
-        f"{float(values[outside][0]):.4g}: what it predicts there means nothing. Bring data into "
+        f"{float(values[outside][0]):.4g}: predictions there are unreliable. Bring data into "
         "this range, or train on what covers them",
         stacklevel=stacklevel,
     )

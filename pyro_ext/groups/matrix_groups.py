@@ -285,6 +285,6 @@ def _algebra_action(matrix: Any, upper: int, lower: int) -> Any:
 
 
 def _null_space(condition: Any, basis: Any, least: float) -> Any:
-    """Those of the vectors that the basis spans on which a condition vanishes."""
+    """Return a basis of the vectors in the span of a basis at which a condition vanishes."""
     _, singular, right = np.linalg.svd(condition @ basis, full_matrices=True)
     return basis @ right[int((singular > least).sum()) :].T
