@@ -141,7 +141,7 @@ def test_what_lies_beyond_the_training_is_told():
         ((near, far, near), "context_outputs"),
         ((near, near, far), "target_inputs"),
     ):
-        with pytest.warns(UserWarning, match=f"{name} must be from .* got 40: .*means nothing"):
+        with pytest.warns(UserWarning, match=f"{name} must be from .* got 40: .*unreliable"):
             process.predict(*arguments)
     again = CNP(width=8)
     again.load_state_dict(process.state_dict())
